@@ -1,0 +1,21 @@
+"""One exception for everything a user can mend: it says what is wrong, where, and what to do about it."""
+
+from __future__ import annotations
+
+
+class KitError(Exception):
+    """A mistake the user can mend. Shown as a single line, in a terminal and in a notebook alike.
+
+    Args:
+        what: what is wrong and where, with the offending value.
+        remedy: what to do about it, as an instruction.
+    """
+
+    def __init__(self, what: str, remedy: str) -> None:
+        self.what = " ".join(what.split())
+        self.remedy = " ".join(remedy.split())
+        super().__init__(f"{self.what} -> {self.remedy}")
+
+    def _render_traceback_(self) -> list[str]:
+        """IPython calls this instead of printing ten levels of traceback."""
+        return [f"{type(self).__name__}: {self}"]

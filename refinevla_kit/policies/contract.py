@@ -1,0 +1,49 @@
+"""The policy contract: the same three verbs as SimplerEnv's own policy wrappers, so anyone's policy drops in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Action:
+    """One action, raw and processed.
+
+    Attributes:
+        processed: float32 (7,), what `Simulator.step` takes (metres, radians, absolute gripper +1 open / -1 closed; robot base frame).
+        normalised: float32 (7,), the same in the policy's own range [-1, 1].
+        tokens: int64 (T,), the action tokens as vocabulary ids; empty for a policy without tokens.
+        log_probability: float32 (T,), log-probability of each token under the policy.
+        rationale: the text the policy wrote before acting, "" when it wrote none.
+    """
+
+    processed: Array
+    normalised: Array
+    tokens: Array
+    log_probability: Array
+    rationale: str = ""
+
+
+class Policy(Protocol):
+    """Anything that acts. `name` and `checkpoint_hash` go into every evaluation record."""
+
+    name: str
+    checkpoint_hash: str
+
+    def reset(self, instruction: str) -> None:
+        """Start an episode with this instruction."""
+        ...
+
+    def act(self, image: Array) -> Action:
+        """image: uint8 (H, W, 3) RGB."""
+        ...
+
+    def act_batch(self, images: Array, instructions: Sequence[str]) -> list[Action]:
+        """images: uint8 (B, H, W, 3); one instruction an image. Stateless twin of `act`."""
+        ...

@@ -1,0 +1,123 @@
+"""The one contract every simulator backend fulfils: reset, step, masks, instruction.
+
+Frames and units: metres, radians, seconds. *World* frame: the simulator's, z up, the table or sink top near z = 0.87. *Robot base* frame: turned
+180 degrees about z against the world (a base-frame motion (dx, dy, dz) is (-dx, -dy, dz) in the world). Quaternions are (w, x, y, z).
+Image: row 0 is the top, column 0 the left. The WidowX camera looks at the table from above and behind the robot's shoulder.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refinevla_kit.tasks import Task
+
+Array = NDArray[Any]
+
+MASK_NAMES_ROBOT = ("gripper", "arm")  # masks() has these two beside the task's source and target
+
+PHASES = ("reach", "descend", "grasp", "lift", "carry", "lower", "release", "retreat")
+"""Sub-tasks of a pick-and-place episode, in order; `SceneState.phase` is an index into this."""
+
+
+@dataclass(frozen=True)
+class Pose:
+    """A continuous start configuration: where the source and the target lie.
+
+    Attributes:
+        source, target: float64 (7,), world position (m) and quaternion (w, x, y, z).
+    """
+
+    source: Array
+    target: Array
+
+
+@dataclass(frozen=True)
+class SceneState:
+    """Privileged simulator state of one frame; arrays, so that a trajectory of them is a table. World frame, metres.
+
+    Attributes:
+        source, target: float32 (7,) position and quaternion of the object to move and of where it goes.
+        tcp: float32 (7,) measured pose of the point between the fingertips (link ee_gripper_link).
+        tcp_target: float32 (7,) the pose the controller is steering to (actions are added to this one).
+        opening: float32 (), finger opening, 0 closed to 1 open.
+        grasped: bool (), the source is held between the fingers.
+        placed: bool (), the task's own success condition holds in this frame.
+        phase: int8 (), index into `PHASES`: the sub-task the demonstrator would carry out from this state.
+    """
+
+    source: Array
+    target: Array
+    tcp: Array
+    tcp_target: Array
+    opening: Array
+    grasped: Array
+    placed: Array
+    phase: Array
+
+    def to_arrays(self) -> dict[str, Array]:
+        """Field name -> array, for storing."""
+        return {field.name: np.asarray(getattr(self, field.name)) for field in fields(self)}
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one control step shows.
+
+    Attributes:
+        image: uint8 (H, W, 3) RGB of the camera SIMPLER's policies see, background overlay applied.
+        proprioception: float32 (8,): tool position in the robot base frame (3, m), quaternion (4), finger opening (1, 0 closed to 1 open).
+        state: privileged state, only when the simulator was made with `privileged=True`.
+    """
+
+    image: Array
+    proprioception: Array
+    state: SceneState | None = None
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What came of one control step.
+
+    Attributes:
+        observation: after the step.
+        success: the task's own condition holds now (SIMPLER scores the last step; "any step" is the max over steps).
+        grasped: the source object is held now.
+        done: the step budget is used up, or physics broke (`reason` says which).
+        reason: "" while running; "budget" or "physics" when done.
+    """
+
+    observation: Observation
+    success: bool
+    grasped: bool
+    done: bool
+    reason: str = ""
+
+
+class Simulator(Protocol):
+    """One task on one backend. Made once, reset many times."""
+
+    task: Task
+    instruction: str
+
+    def reset(self, episode: int | Pose, seed: int = 0) -> Observation:
+        """Start from grid configuration `episode` (0 .. task.grid - 1) or from a continuous `Pose`."""
+        ...
+
+    def step(self, action: Array) -> StepResult:
+        """Advance one control step.
+
+        Args:
+            action: float32 (7,): [0:3] metres added to the controller's target in the robot base frame; [3:6] extrinsic XYZ Euler rotation in
+                radians, base frame; [6] gripper, absolute, +1 open, -1 closed.
+        """
+        ...
+
+    def masks(self) -> dict[str, Array]:
+        """Visible pixels of each named thing now: {task.source, task.target, "gripper", "arm"} -> bool (H, W)."""
+        ...
+
+    def close(self) -> None: ...
