@@ -1,0 +1,53 @@
+"""Where the simulator's meshes and pictures come from: the kit's own generated pack, ManiSkill's downloads, or a directory."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from refinevla_kit.errors import KitError
+
+BRIDGE = Path("data/tasks/bridge_v2_real2sim_dataset")
+REQUIRED = (
+    BRIDGE / "custom/info_bridge_custom_v0.json",
+    BRIDGE / "custom/info_bridge_custom_baked_tex_v0.json",
+    BRIDGE / "real_inpainting/bridge_real_eval_1.png",
+    BRIDGE / "real_inpainting/bridge_sink.png",
+    BRIDGE / "stages/bridge_table_1_v1.glb",
+    BRIDGE / "stages/bridge_table_1_v2.glb",
+    Path("data/robots/widowx/wx250s.urdf"),
+)
+DOWNLOAD = "python -m mani_skill.utils.download_asset bridge_v2_real2sim widowx250s"
+
+
+def cache_directory() -> Path:
+    """Where the kit keeps what it can make again: $REFINEVLA_CACHE, else ~/.cache/refinevla_kit."""
+    return Path(os.environ.get("REFINEVLA_CACHE", "~/.cache/refinevla_kit")).expanduser()
+
+
+def resolve_assets(assets: str | Path) -> Path:
+    """The directory that holds `data/tasks/...` and `data/robots/...`; the embedded pack is generated on first use (seconds, about 1 MB).
+
+    Raises:
+        KitError: a file ManiSkill needs is missing, with the way to get it.
+    """
+    if str(assets) == "embedded":
+        from refinevla_kit.simulator.embedded.pack import PACK_VERSION, generate
+
+        directory = cache_directory() / f"embedded-{PACK_VERSION}"
+        if missing_files(directory):
+            generate(directory)
+        return directory
+    if str(assets) == "official":
+        directory, remedy = Path(os.environ.get("MS_ASSET_DIR", "~/.maniskill")).expanduser(), f"run: {DOWNLOAD}"
+    else:
+        directory, remedy = Path(assets).expanduser(), f'give the folder that holds data/tasks and data/robots, use assets="embedded", or run: {DOWNLOAD}'
+    missing = missing_files(directory)
+    if missing:
+        raise KitError(f"asset directory {directory} lacks {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else ""), remedy)
+    return directory.resolve()
+
+
+def missing_files(directory: Path) -> list[Path]:
+    """Files of `REQUIRED` that `directory` does not have."""
+    return [path for path in REQUIRED if not (directory / path).is_file()]

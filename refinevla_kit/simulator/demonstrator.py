@@ -1,0 +1,127 @@
+"""The scripted demonstrator: solves the four WidowX tasks from privileged state.
+
+The sub-task ("phase") follows from the state alone, so any state can be labelled with the action the demonstrator would take there: also states a
+policy has driven into. Commands steer the controller's *target* to the goal, per axis and clipped, so errors do not add up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from refinevla_kit.simulator.contract import PHASES, Array, SceneState
+from refinevla_kit.tasks import Task
+
+REACH, DESCEND, GRASP, LIFT, CARRY, LOWER, RELEASE, RETREAT = range(len(PHASES))
+HOVER = 0.08  # m above the object before descending
+SPEED = 0.04  # m a step and axis
+TURN = 0.3  # rad a step
+START_YAW = -np.pi / 2  # the tool's y axis, along which the fingers open, points to world -y at rest
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What differs between the tasks; metres and radians, heights relative to the object's origin unless said otherwise.
+
+    Attributes:
+        lift: height of the tool in the world (m) while carrying.
+        release: height of the source above the target when the fingers open.
+        tolerance: distance in the table plane at which the source counts as above the target.
+        grasp_height: tool height relative to the source's origin when the fingers close.
+        symmetry: angle after which the object looks the same to the fingers.
+    """
+
+    lift: float
+    release: float
+    tolerance: float = 0.02
+    grasp_height: float = 0.0
+    symmetry: float = np.pi
+
+
+RECIPES = {
+    "widowx_carrot_on_plate": Recipe(lift=0.98, release=0.030),
+    "widowx_spoon_on_towel": Recipe(lift=0.97, release=0.022),
+    "widowx_stack_cube": Recipe(lift=0.98, release=0.034, tolerance=0.006, symmetry=np.pi / 2),
+    "widowx_put_eggplant_in_basket": Recipe(lift=1.05, release=0.060, grasp_height=0.010),
+}
+
+
+class Demonstrator:
+    """Stateless expert of one task: `act(state)` is the action, `phase_of(task, state)` the sub-task it belongs to."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    def act(self, state: SceneState) -> Array:
+        """float32 (7,), as `Simulator.step` takes it."""
+        goal, yaw_error, gripper = _goal(self.task, state)
+        move = np.clip(goal - state.tcp_target[:3], -SPEED, SPEED)
+        action = [-move[0], -move[1], move[2], 0.0, 0.0, np.clip(yaw_error, -TURN, TURN), gripper]  # base frame: turned 180 degrees about z
+        return np.asarray(action, np.float32)
+
+
+def phase_of(task: Task, state: SceneState) -> int:
+    """Index into `PHASES` of the sub-task that `state` calls for."""
+    recipe = RECIPES[task.name]
+    source, target, tool = state.source[:3], state.target[:3], state.tcp[:3]
+    off_target = float(np.linalg.norm(source[:2] - target[:2]))
+    above = float(source[2] - target[2])
+    if state.grasped and state.opening > 0.03:  # fingers closed to their limit hold nothing, whatever the contacts say
+        low = above < recipe.release + 0.03
+        if off_target > recipe.tolerance * (2.0 if low else 1.0):
+            return CARRY if tool[2] > recipe.lift - 0.03 else LIFT
+        return LOWER if above > recipe.release + 0.01 else RELEASE
+    if off_target < 2.5 * recipe.tolerance + 0.01 and -0.01 < above < recipe.release + 0.05 and (state.placed or state.opening > 0.4):
+        return RELEASE if state.opening < 0.7 else RETREAT
+    off_source = float(np.linalg.norm(source[:2] - tool[:2]))
+    turn = abs(_yaw_error(recipe, state.source, state.tcp))
+    height = float(tool[2] - source[2] - recipe.grasp_height)
+    closing = height < 0.012 and off_source < 0.02
+    if off_source > (0.02 if height < 0.04 else 0.012) or turn > (0.3 if height < 0.04 else 0.15):
+        return REACH
+    return GRASP if closing else DESCEND
+
+
+def _goal(task: Task, state: SceneState) -> tuple[Array, float, float]:
+    """(tool position in the world float64 (3,), yaw still to turn in rad, gripper command) for the phase of `state`."""
+    recipe, phase = RECIPES[task.name], phase_of(task, state)
+    source, target, tool = (pose[:3].astype(np.float64) for pose in (state.source, state.target, state.tcp))
+    held_offset = tool - source  # keeps the object, not the tool, on its way
+    turn = _yaw_error(recipe, state.source, state.tcp_target)
+    if phase == REACH:
+        return np.array([source[0], source[1], source[2] + recipe.grasp_height + HOVER]), turn, 1.0
+    if phase == DESCEND:
+        return np.array([source[0], source[1], source[2] + recipe.grasp_height]), turn, 1.0
+    if phase == GRASP:
+        return np.array([source[0], source[1], source[2] + recipe.grasp_height]), 0.0, -1.0
+    if phase == LIFT:
+        return np.array([tool[0], tool[1], recipe.lift]), 0.0, -1.0
+    if phase == CARRY:
+        return np.array([target[0] + held_offset[0], target[1] + held_offset[1], recipe.lift]), 0.0, -1.0
+    if phase == LOWER:
+        return np.append(target[:2] + held_offset[:2], target[2] + recipe.release + held_offset[2]), 0.0, -1.0
+    if phase == RELEASE:
+        return state.tcp_target[:3].astype(np.float64), 0.0, 1.0
+    return np.array([state.tcp_target[0], state.tcp_target[1], recipe.lift]), 0.0, 1.0
+
+
+def _yaw_error(recipe: Recipe, source: Array, tool: Array) -> float:
+    """Angle (rad) the tool has still to turn so that the fingers close across the object's long axis, by the shorter way from the rest pose."""
+    long_axis = _rotate(source[3:], np.array([1.0, 0.0, 0.0]))
+    fingers = _rotate(tool[3:], np.array([0.0, 1.0, 0.0]))
+    wanted = _wrap(np.arctan2(long_axis[1], long_axis[0]) + np.pi / 2 - START_YAW, recipe.symmetry)
+    now = _wrap(np.arctan2(fingers[1], fingers[0]) - START_YAW, 2 * np.pi)
+    return float(wanted - now)
+
+
+def _wrap(angle: float, period: float) -> float:
+    """Into [-period/2 + 0.2, period/2 + 0.2): the seam lies off the grid's own angles, where noise would flip the sign."""
+    low = -period / 2 + 0.2
+    return float((angle - low) % period + low)
+
+
+def _rotate(quaternion: Array, vector: Array) -> Array:
+    """Rotate a vector (3,) by a quaternion (w, x, y, z)."""
+    w, xyz = float(quaternion[0]), np.asarray(quaternion[1:], np.float64)
+    return vector + 2.0 * np.cross(xyz, np.cross(xyz, vector) + w * vector)

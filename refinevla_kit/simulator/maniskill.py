@@ -1,0 +1,139 @@
+"""The default backend: ManiSkill 3's own WidowX digital twins, unchanged, on the CPU.
+
+ManiSkill's classes stay as they are; what is set from outside is where they look for assets, the camera's size, and the class-level containers that
+two environments in one process would otherwise share (the second one would show the first one's background, and things that should be hidden).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refinevla_kit.errors import KitError
+from refinevla_kit.simulator.assets import resolve_assets
+from refinevla_kit.simulator.contract import Array, Observation, Pose, SceneState, StepResult
+from refinevla_kit.simulator.demonstrator import phase_of
+from refinevla_kit.tasks import Task
+
+CAMERA = "3rd_view_camera"  # the one SIMPLER's policies see
+NATIVE_WIDTH, NATIVE_HEIGHT = 640, 480
+CLOSED, OPEN = 0.015, 0.037  # finger joint positions (m)
+GRIPPER_LINKS = ("gripper_link", "gripper_prop_link", "gripper_bar_link", "left_finger_link", "right_finger_link")
+FARTHEST = 2.0  # m from the robot: an object beyond it was thrown there by broken physics
+
+
+class ManiSkillSimulator:
+    """`Simulator` over one ManiSkill 3 environment (physx on the CPU, one scene)."""
+
+    def __init__(self, task: Task, assets: str | Path, width: int, height: int, privileged: bool) -> None:
+        self.task, self.instruction, self.privileged = task, task.instruction, privileged
+        self.width, self.height = width, height
+        self._env = _make_environment(task, resolve_assets(assets), width, height)
+        self._grid = (self._env.xyz_configs, self._env.quat_configs)  # as converted by the first reset
+        self._source, self._target = self._env.objs[self._env.source_obj_name], self._env.objs[self._env.target_obj_name]
+        self._links = self._env.agent.robot.links_map
+        self._ids = self._segmentation_ids()
+        self._steps = 0
+        self._segmentation: Array = np.zeros((height, width), np.int64)
+
+    def reset(self, episode: int | Pose, seed: int = 0) -> Observation:
+        """See `Simulator.reset`. Raises `KitError` for an episode outside the task's grid."""
+        import torch
+
+        if isinstance(episode, Pose):
+            poses = torch.as_tensor(np.stack([episode.source, episode.target]), dtype=torch.float32)  # 2 x 7
+            self._env.xyz_configs, self._env.quat_configs = poses[None, :, :3], poses[None, :, 3:]
+            index = 0
+        else:
+            if not 0 <= episode < self.task.grid:
+                raise KitError(f"episode {episode} is outside the grid of {self.task.name}", f"choose 0 to {self.task.grid - 1}")
+            self._env.xyz_configs, self._env.quat_configs = self._grid
+            index = int(episode)
+        raw, info = self._env.reset(seed=seed, options={"episode_id": torch.tensor([index])})
+        self._steps = 0
+        return self._observe(raw, bool(info.get("success", False)) if info else False, grasped=False)
+
+    def step(self, action: Array) -> StepResult:
+        """See `Simulator.step`."""
+        action = np.asarray(action, np.float32)
+        if action.shape != (7,) or not np.isfinite(action).all():
+            raise KitError(f"an action must be 7 finite numbers, got {action!r}", "check the policy's un-normalisation")
+        raw, _, _, _, info = self._env.step(action)
+        self._steps += 1
+        success, grasped = bool(info["success"]), bool(self._env.agent.is_grasping(self._source))
+        position = self._source.pose.p[0].numpy()
+        broken = not np.isfinite(position).all() or float(np.abs(position).max()) > FARTHEST
+        reason = "physics" if broken else "budget" if self._steps >= self.task.max_steps else ""
+        return StepResult(self._observe(raw, success, grasped), success and not broken, grasped, bool(reason), reason)
+
+    def masks(self) -> dict[str, Array]:
+        """See `Simulator.masks`."""
+        return {name: np.isin(self._segmentation, ids) for name, ids in self._ids.items()}
+
+    def close(self) -> None:
+        self._env.close()
+
+    def _observe(self, raw: dict[str, Any], placed: bool, grasped: bool) -> Observation:
+        camera = raw["sensor_data"][CAMERA]
+        self._segmentation = camera["segmentation"][0, :, :, 0].numpy()
+        image = np.ascontiguousarray(camera["rgb"][0].numpy().astype(np.uint8))
+        tool = self._links["ee_gripper_link"].pose
+        base = self._env.agent.robot.pose
+        opening = np.clip((self._env.agent.robot.get_qpos()[0, -2:].mean().item() - CLOSED) / (OPEN - CLOSED), 0.0, 1.0)
+        in_base = (base.inv() * tool).raw_pose[0].numpy()
+        proprioception = np.concatenate([in_base, [opening]]).astype(np.float32)
+        if not self.privileged:
+            return Observation(image, proprioception)
+        target = base * self._env.agent.controller.controllers["arm"]._target_pose
+        state = SceneState(
+            *(pose.raw_pose[0].numpy().astype(np.float32) for pose in (self._source.pose, self._target.pose, tool, target)),
+            opening=np.float32(opening), grasped=np.bool_(grasped), placed=np.bool_(placed), phase=np.int8(0),
+        )  # fmt: skip
+        return Observation(image, proprioception, SceneState(**(state.to_arrays() | {"phase": np.int8(phase_of(self.task, state))})))
+
+    def _segmentation_ids(self) -> dict[str, Array]:
+        def ids(*things: Any) -> Array:
+            return np.array([int(thing.per_scene_id[0]) for thing in things])
+
+        arm = [link for name, link in self._links.items() if name not in GRIPPER_LINKS]
+        gripper = [self._links[name] for name in GRIPPER_LINKS]
+        return {self.task.source: ids(self._source), self.task.target: ids(self._target), "gripper": ids(*gripper), "arm": ids(*arm)}
+
+
+def _make_environment(task: Task, assets: Path, width: int, height: int) -> Any:
+    """The unwrapped ManiSkill environment of `task`, reading its files from `assets`."""
+    os.environ.setdefault("MS_ASSET_DIR", str(assets))  # read once, when mani_skill is imported
+    os.environ.setdefault("MS_SKIP_ASSET_DOWNLOAD_PROMPT", "1")
+    try:
+        import gymnasium
+        import mani_skill.envs  # noqa: F401  (registers the environments)
+        from mani_skill.agents.robots.widowx.widowx import WidowX250S
+        from mani_skill.envs.tasks.digital_twins.base_env import BaseDigitalTwinEnv
+        from mani_skill.envs.tasks.digital_twins.bridge_dataset_eval import base_env
+    except ImportError as error:
+        raise KitError(f"ManiSkill 3 cannot be imported ({error})", "run `make setup`, then `refinevla doctor`") from error
+    logging.getLogger("mani_skill").setLevel(logging.ERROR)  # it warns, at every start, of what its own classes do
+    base_env.BRIDGE_DATASET_ASSET_PATH = assets / "data/tasks/bridge_v2_real2sim_dataset"
+    WidowX250S.urdf_path = str(assets / "data/robots/widowx/wx250s.urdf")
+    overlays: dict[str, Any] = {}
+    BaseDigitalTwinEnv._rgb_overlay_images = overlays
+    BaseDigitalTwinEnv._objects_to_remove_from_greenscreen = []
+    intrinsic = np.array([[623.588, 0, 319.501], [0, 623.588, 239.545], [0, 0, 1]])  # base_env.py: Logitech C920 at 640 x 480
+    intrinsic[0] *= width / NATIVE_WIDTH
+    intrinsic[1] *= height / NATIVE_HEIGHT
+    try:
+        made = gymnasium.make(
+            task.env_id, obs_mode="rgb+segmentation", num_envs=1, sim_backend="physx_cpu", render_backend="cpu",
+            sensor_configs={"width": width, "height": height, "intrinsic": intrinsic},
+        )  # fmt: skip
+    except RuntimeError as error:
+        if "device" in str(error).lower() or "vulkan" in str(error).lower():
+            raise KitError(f"no Vulkan device to render with ({error})", "run `make setup` (it installs Mesa's software driver) and `refinevla doctor`") from error
+        raise
+    environment: Any = made.unwrapped
+    environment._rgb_overlay_images = overlays
+    return environment

@@ -1,0 +1,44 @@
+"""Continuous start poses around the official grids, for demonstrations and dense evaluation."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from refinevla_kit.simulator.contract import Array, Pose
+from refinevla_kit.tasks import Task
+
+TABLE_CENTRE, TABLE_REACH = np.array([-0.16, 0.0]), 0.11  # the grid's corners lie at 0.075 (cubes 0.10): its range is drawn 1-3.5 cm beyond
+APART = 0.10  # m between the two objects, at least
+HEIGHTS = {  # start heights of source and target (m, world), put_on_in_scene.py
+    "widowx_spoon_on_towel": (0.88, 0.875),
+    "widowx_carrot_on_plate": (0.887529, 0.869532),
+    "widowx_stack_cube": (0.887529, 0.887529),
+}
+SINK_CENTRE, SINK_SPREAD, SINK_HEIGHT = np.array([-0.105, 0.206]), np.array([0.02, 0.025]), 0.933
+SINK_TARGET = np.array([-0.125, 0.025, 1.0, 1.0, 0.0, 0.0, 0.0])
+EGGPLANT_LYING = np.array([0.559342, 0.817133, -0.138906, -0.0116353])  # one of the eight resting rotations of put_on_in_scene.py
+
+
+def random_pose(task: Task, rng: np.random.Generator) -> Pose:
+    """Draw where the source and the target of `task` start; same generator state, same pose."""
+    if task.name == "widowx_put_eggplant_in_basket":
+        place = SINK_CENTRE + rng.uniform(-1, 1, 2) * SINK_SPREAD
+        turn = _about_z(rng.uniform(-np.pi, np.pi))
+        return Pose(np.concatenate([place, [SINK_HEIGHT], _multiply(turn, EGGPLANT_LYING)]), SINK_TARGET.copy())
+    source = TABLE_CENTRE + rng.uniform(-TABLE_REACH, TABLE_REACH, 2)
+    target = TABLE_CENTRE + rng.uniform(-TABLE_REACH, TABLE_REACH, 2)
+    while np.linalg.norm(source - target) < APART:
+        target = TABLE_CENTRE + rng.uniform(-TABLE_REACH, TABLE_REACH, 2)
+    yaw = rng.uniform(-np.pi / 8, np.pi / 8) if task.name == "widowx_stack_cube" else rng.uniform(-np.pi, np.pi)
+    z_source, z_target = HEIGHTS[task.name]
+    return Pose(np.concatenate([source, [z_source], _about_z(yaw)]), np.concatenate([target, [z_target], [1.0, 0.0, 0.0, 0.0]]))
+
+
+def _about_z(angle: float) -> Array:
+    return np.array([np.cos(angle / 2), 0.0, 0.0, np.sin(angle / 2)])
+
+
+def _multiply(a: Array, b: Array) -> Array:
+    """Hamilton product of two quaternions (w, x, y, z)."""
+    vector = a[0] * b[1:] + b[0] * a[1:] + np.cross(a[1:], b[1:])
+    return np.concatenate([[a[0] * b[0] - a[1:] @ b[1:]], vector])
