@@ -1,0 +1,203 @@
+"""One row an episode: what ran, what came of it, and with which versions.
+
+While a run is going on, rows are appended to a journal of JSON lines, each on the disk before the next episode starts, so that a run killed at any
+point has lost nothing. At the end the journal becomes a parquet file. A line the kill cut in half is dropped when the journal is opened again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from refinevla_kit import __version__
+from refinevla_kit.errors import KitError
+from refinevla_kit.files import replacing
+
+VERSIONED = ("mani_skill", "sapien", "torch", "transformers", "numpy")
+Key = tuple[str, str, str, str, str, int, int, int, int]
+
+
+@dataclass(frozen=True)
+class EpisodeRecord:
+    """What happened in one episode.
+
+    Attributes:
+        policy, checkpoint_hash: what acted; the hash tells two checkpoints of one name apart.
+        task, setting: task name (`tasks.TASKS`) and SIMPLER's setting ("visual_matching").
+        assets: "embedded", "official" or the asset directory.
+        episode_id: grid configuration the episode started from.
+        seed: of the run.
+        width, height: camera resolution in pixels.
+        success_any, success_last: the task's condition held after any step / after the last step (SIMPLER's evaluator scores the last).
+        grasped: the source object was held after any step.
+        steps: control steps taken.
+        reason: why it ended: "budget" (step budget used up) or "physics" (the simulation broke; never a success at the last step).
+        wall_time: seconds from the end of the reset to the last step, waiting for other workers included.
+        refinevla_kit ... numpy: versions of the packages that made the row ("" when not installed).
+    """
+
+    policy: str
+    checkpoint_hash: str
+    task: str
+    setting: str
+    assets: str
+    episode_id: int
+    seed: int
+    width: int
+    height: int
+    success_any: bool
+    success_last: bool
+    grasped: bool
+    steps: int
+    reason: str
+    wall_time: float
+    refinevla_kit: str
+    mani_skill: str
+    sapien: str
+    torch: str
+    transformers: str
+    numpy: str
+
+    @property
+    def key(self) -> Key:
+        """What makes two rows the same episode: a continued run skips keys it already has."""
+        return (self.policy, self.checkpoint_hash, self.task, self.setting, self.assets, self.episode_id, self.seed, self.width, self.height)
+
+
+COLUMNS = {field.name: {"str": str, "int": int, "bool": bool, "float": float}[str(field.type)] for field in fields(EpisodeRecord)}
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Version columns of a record, read from the installed packages' metadata (nothing is imported)."""
+    found = {"refinevla_kit": __version__}
+    for package in VERSIONED:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = ""
+    return found
+
+
+def parse_record(row: Any, where: str) -> EpisodeRecord:
+    """A record from a decoded row; raises `KitError` naming the column that is missing, unknown or of another type."""
+    if not isinstance(row, dict) or row.keys() != COLUMNS.keys():
+        wrong = sorted(row.keys() ^ COLUMNS.keys()) if isinstance(row, dict) else [type(row).__name__]
+        raise KitError(f"{where} is not an evaluation record of this version (columns that differ: {', '.join(map(str, wrong))})", "evaluate again into a new file")
+    for name, kind in COLUMNS.items():
+        if type(row[name]) is not kind:
+            raise KitError(f"{where}: column {name} is {row[name]!r}, not {kind.__name__}", "evaluate again into a new file")
+    return EpisodeRecord(**row)
+
+
+def load_records(path: str | Path) -> list[EpisodeRecord]:
+    """Records of a parquet file, or of the journal of a run that is still going on or was killed."""
+    path = Path(path)
+    journal = journal_path(path)
+    if not path.exists() and not journal.exists():
+        raise KitError(f"no evaluation records at {path}", "run notebook 03, or give the records.parquet of another run")
+    records = {} if path == journal or not path.exists() else {record.key: record for record in _load_parquet(path)}
+    if journal.exists():
+        records |= {record.key: record for record in _parse_journal(journal.read_bytes(), journal)[0]}
+    return list(records.values())
+
+
+def save_parquet(records: Iterable[EpisodeRecord], path: str | Path) -> Path:
+    """Write records as parquet, one row each, in the order given."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    types = {str: pa.string(), int: pa.int64(), bool: pa.bool_(), float: pa.float64()}
+    schema = pa.schema([(name, types[kind]) for name, kind in COLUMNS.items()])
+    with replacing(path) as part:
+        pq.write_table(pa.Table.from_pylist([asdict(record) for record in records], schema=schema), part)
+    return Path(path)
+
+
+def journal_path(path: Path) -> Path:
+    """Where the journal of `path` lies while a run is going on."""
+    return path.with_suffix(".jsonl")
+
+
+class Journal:
+    """Append-only JSON lines of one run, held by one process at a time. Opening it repairs a line cut in half.
+
+    Raises:
+        KitError: another run holds the file, or a line in its middle is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._file = path.open("a+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.close()
+            raise KitError(f"another run is writing to {path}", "wait for it, or choose another output") from error
+        try:
+            self._file.seek(0)
+            self.records, good = _parse_journal(self._file.read(), path)
+        except KitError:
+            self._file.close()
+            raise
+        self._file.truncate(good)
+
+    def append(self, record: EpisodeRecord) -> None:
+        """Put one row on the disk; it is there when this returns."""
+        line = json.dumps(asdict(record), allow_nan=False).encode() + b"\n"
+        before = self._file.seek(0, os.SEEK_END)
+        try:
+            self._file.write(line)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            os.truncate(self.path, before)
+            if error.errno == 28:  # ENOSPC
+                raise KitError(f"no space left on the disk while writing {self.path}", "free space and run again: finished episodes are kept") from error
+            raise
+        self.records.append(record)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._file.close()
+
+
+def _parse_journal(content: bytes, path: Path) -> tuple[list[EpisodeRecord], int]:
+    """(records, bytes that are whole lines). Only the last line may be damaged: that is what a kill leaves behind."""
+    records: list[EpisodeRecord] = []
+    good = 0
+    lines = content.splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            if not line.endswith(b"\n"):
+                break
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise KitError(f"{path}, line {number} is damaged", "remove that line and run again: its episode is repeated") from error
+        records.append(parse_record(row, f"{path}, line {number}"))
+        good += len(line)
+    return records, good
+
+
+def _load_parquet(path: Path) -> list[EpisodeRecord]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        rows = pq.read_table(path).to_pylist()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise KitError(f"{path} is not a readable parquet file ({error})", "give a records.parquet that evaluate() wrote") from error
+    return [parse_record(row, f"{path}, row {number}") for number, row in enumerate(rows)]
