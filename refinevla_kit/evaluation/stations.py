@@ -132,8 +132,10 @@ class ProcessStation:
 
 def _serve(connection: Connection, scene: Scene) -> None:
     """What a process station runs: carry out requests until None comes or the other end is gone."""
+    import os
     import traceback
 
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads of several workers would fight over the cores
     station = LocalStation(scene)
     try:
         while (message := connection.recv()) is not None:

@@ -1,0 +1,84 @@
+"""Records survive a kill: what was finished is read back, what was cut in half is dropped, what is foreign is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from refinevla_kit.errors import KitError
+from refinevla_kit.evaluation.records import COLUMNS, EpisodeRecord, Journal, journal_path, load_records, parse_record, save_parquet
+from tests.evaluation.rows import row
+
+KINDS = {str: st.text(st.characters(exclude_categories=["Cs"])), int: st.integers(-(2**63), 2**63 - 1), bool: st.booleans()}
+KINDS[float] = st.floats(allow_nan=False, allow_infinity=False)
+RECORDS = st.builds(EpisodeRecord, **{name: KINDS[kind] for name, kind in COLUMNS.items()})
+fast = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@fast
+@given(st.lists(RECORDS, max_size=4, unique_by=lambda record: record.key))
+def test_parquet_and_journal_give_back_what_was_written(tmp_path: Path, records: list[EpisodeRecord]) -> None:
+    assert load_records(save_parquet(records, tmp_path / "records.parquet")) == records
+    (tmp_path / "other.jsonl").unlink(missing_ok=True)
+    with Journal(tmp_path / "other.jsonl") as journal:
+        for record in records:
+            journal.append(record)
+    assert load_records(tmp_path / "other.jsonl") == records
+    assert load_records(tmp_path / "other.parquet") == records
+
+
+@fast
+@given(st.data())
+def test_a_journal_cut_anywhere_keeps_every_whole_line(tmp_path: Path, data: st.DataObject) -> None:
+    lines = [json.dumps(asdict(row("p", episode, success=True))).encode() + b"\n" for episode in range(3)]
+    cut = data.draw(st.integers(0, sum(map(len, lines))))
+    path = tmp_path / "records.jsonl"
+    path.write_bytes(b"".join(lines)[:cut])
+    whole = sum(cut >= sum(map(len, lines[: count + 1])) for count in range(3))
+    assert len(load_records(path)) == whole
+    with Journal(path) as journal:
+        assert [record.episode_id for record in journal.records] == list(range(whole))
+        journal.append(row("p", 9, success=False))
+    assert [record.episode_id for record in load_records(path)] == [*range(whole), 9]
+
+
+def test_damage_in_the_middle_is_named_by_line(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    good = json.dumps(asdict(row("p", 0, success=True)))
+    path.write_text(f"{good}\n{good[:40]}\n{good}\n")
+    with pytest.raises(KitError, match="line 2 is damaged"):
+        Journal(path)
+
+
+@pytest.mark.parametrize("change", [{"steps": "60"}, {"steps": None}, {"success_last": 1}, {"unknown": 1}])
+def test_rows_of_another_make_are_refused_by_column(change: dict[str, object]) -> None:
+    with pytest.raises(KitError, match=next(iter(change))):
+        parse_record(asdict(row("p", 0, success=True)) | change, "row 0")
+
+
+def test_two_runs_cannot_write_one_file(tmp_path: Path) -> None:
+    with Journal(tmp_path / "records.jsonl"), pytest.raises(KitError, match="another run"):
+        Journal(tmp_path / "records.jsonl")
+
+
+def test_the_journal_adds_to_the_finished_file(tmp_path: Path) -> None:
+    """The state between the rename of the parquet file and the removal of its journal, and that of a run continued later."""
+    first, second = row("p", 0, success=True), row("p", 1, success=False)
+    path = save_parquet([first], tmp_path / "records.parquet")
+    with Journal(journal_path(path)) as journal:
+        journal.append(replace(first, wall_time=2.0))
+        journal.append(second)
+    assert [record.episode_id for record in load_records(path)] == [0, 1]
+
+
+def test_what_is_not_there_or_not_parquet_is_said(tmp_path: Path) -> None:
+    with pytest.raises(KitError, match="no evaluation records"):
+        load_records(tmp_path / "records.parquet")
+    (tmp_path / "records.parquet").write_bytes(b"PAR1 but not really")
+    with pytest.raises(KitError, match="not a readable parquet"):
+        load_records(tmp_path / "records.parquet")
