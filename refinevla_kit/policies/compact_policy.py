@@ -1,0 +1,131 @@
+"""Acting with the compact VLA: greedy, key-value cached, batched, restricted to action tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from refinevla_kit.errors import KitError
+from refinevla_kit.policies.action_tokens import BINS
+from refinevla_kit.policies.compact_vla import CompactVLA, checkpoint_hash, load
+from refinevla_kit.policies.contract import Action, Array
+from refinevla_kit.policies.sequence import ORDERS, prefix_ids
+from refinevla_kit.policies.vocabulary import ACTION, EOS, RATIONALE, first_action_id
+
+LONGEST_RATIONALE = 160  # tokens
+
+
+class CompactPolicy:
+    """`Policy` over a `CompactVLA`.
+
+    Args:
+        vla: the model and its tokenizer.
+        name: what records call it.
+        checkpoint_hash: of the files it was read from, "" when it never was on disk.
+        order: "action_first" acts at once; "rationale_first" writes its rationale before every action.
+    """
+
+    def __init__(self, vla: CompactVLA, name: str, checkpoint_hash: str = "", order: str = "action_first") -> None:
+        if order not in ORDERS:
+            raise KitError(f"unknown order {order!r}", f"choose one of {', '.join(ORDERS)}")
+        self.vla, self.name, self.checkpoint_hash, self.order = vla, name, checkpoint_hash, order
+        self._first = first_action_id(vla.tokenizer)
+        self._instruction = ""
+
+    def reset(self, instruction: str) -> None:
+        """See `Policy.reset`."""
+        self._instruction = instruction
+
+    def act(self, image: Array) -> Action:
+        """See `Policy.act`."""
+        return self.act_batch(np.asarray(image)[None], [self._instruction])[0]
+
+    @torch.inference_mode()
+    def act_batch(self, images: Array, instructions: Sequence[str]) -> list[Action]:
+        """See `Policy.act_batch`. Rows with equally long prefixes are decoded together, so no padding enters a prefix."""
+        prefixes = [prefix_ids(self.vla.tokenizer, self.vla.image_tokens, text) for text in instructions]
+        groups: dict[int, list[int]] = {}
+        for row, prefix in enumerate(prefixes):  # rationales differ in length: those rows are decoded one by one
+            groups.setdefault(len(prefix) if self.order == "action_first" else -row, []).append(row)
+        actions: dict[int, Action] = {}
+        for rows in groups.values():
+            stacked = torch.tensor([prefixes[i] for i in rows], device=self.vla.model.device)
+            actions.update(zip(rows, self._decode(self.vla.pixel_values(np.asarray(images)[rows]), stacked), strict=True))
+        return [actions[row] for row in range(len(prefixes))]
+
+    @torch.inference_mode()
+    def explain(self, image: Array, instruction: str) -> str:
+        """The rationale the policy writes for one image (uint8 (H, W, 3)), greedily."""
+        prefix = torch.tensor([prefix_ids(self.vla.tokenizer, self.vla.image_tokens, instruction)], device=self.vla.model.device)
+        decoder = _Decoder(self.vla, self.vla.pixel_values(np.asarray(image)[None]), prefix)
+        if self.order == "action_first":
+            tokens, _ = self._action_tokens(decoder)
+            decoder.feed(tokens[:, -1:])
+        return self._text(decoder)
+
+    def _decode(self, pixels: Tensor, prefix: Tensor) -> list[Action]:
+        """pixels (B, 3, H, W), prefix (B, P) -> one action a row."""
+        decoder = _Decoder(self.vla, pixels, prefix)
+        text = self._text(decoder) if self.order == "rationale_first" else ""
+        tokens, log_probability = (x.cpu().numpy() for x in self._action_tokens(decoder))
+        bins = tokens - self._first  # B, A
+        normalised, processed = self.vla.bins.decode_normalised(bins), self.vla.bins.decode(bins)
+        return [Action(processed[i], normalised[i], tokens[i], log_probability[i], text) for i in range(len(prefix))]
+
+    def _action_tokens(self, decoder: _Decoder) -> tuple[Tensor, Tensor]:
+        """Greedy action tokens (B, A) and their log-probabilities among action tokens (B, A)."""
+        token = self._column(decoder.batch, ACTION)
+        tokens, scores = [], []
+        for _ in self.vla.bins.limits:
+            logits = decoder.feed(token)[:, self._first : self._first + BINS].float().log_softmax(-1)  # B, BINS
+            score, best = logits.max(-1)
+            token = (best + self._first)[:, None]
+            tokens.append(token[:, 0])
+            scores.append(score)
+        return torch.stack(tokens, 1), torch.stack(scores, 1)
+
+    def _text(self, decoder: _Decoder) -> str:
+        """Greedy text of a single row after the rationale marker, up to <eos> or <action>."""
+        stop = {int(self.vla.tokenizer.convert_tokens_to_ids(token)) for token in (EOS, ACTION)}
+        written: list[int] = []
+        logits = decoder.feed(self._column(1, RATIONALE))
+        while len(written) < LONGEST_RATIONALE:
+            token = logits.argmax(-1)[:, None]  # 1, 1
+            if int(token) in stop:
+                break
+            written.append(int(token))
+            logits = decoder.feed(token)
+        return str(self.vla.tokenizer.decode(written)).strip()
+
+    def _column(self, batch: int, token: str) -> Tensor:
+        return torch.full((batch, 1), int(self.vla.tokenizer.convert_tokens_to_ids(token)), device=self.vla.model.device)
+
+
+class _Decoder:
+    """One growing sequence a row: the first `feed` runs image and prefix too, later ones a token over the cache."""
+
+    def __init__(self, vla: CompactVLA, pixels: Tensor, prefix: Tensor) -> None:
+        self._model, self._pixels, self._prefix = vla.model, pixels, prefix
+        self._cache = DynamicCache(config=vla.model.config.get_text_config())
+        self.batch = len(prefix)
+
+    def feed(self, token: Tensor) -> Tensor:
+        """Append `token` (B, 1); logits (B, V) of what follows."""
+        if self._cache.get_seq_length() == 0:
+            ids = torch.cat([self._prefix, token], 1)
+            types = torch.cat([torch.zeros_like(self._prefix), torch.ones_like(token)], 1)  # prefix in both directions, answer causal
+            out = self._model(input_ids=ids, pixel_values=self._pixels, token_type_ids=types, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        else:
+            out = self._model(input_ids=token, token_type_ids=torch.ones_like(token), past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        return out.logits[:, -1]
+
+
+def load_policy(path: str | Path, name: str | None = None, order: str | None = None) -> CompactPolicy:
+    """Read a checkpoint as a policy. `name` defaults to the folder's, `order` to the one it was trained with."""
+    vla = load(path)
+    return CompactPolicy(vla, name or Path(path).name, checkpoint_hash(path), order or vla.provenance.get("order", "action_first"))

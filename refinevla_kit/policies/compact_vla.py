@@ -1,0 +1,134 @@
+"""The compact VLA: transformers' own PaliGemma (projector, Gemma 2 decoder) in a small configuration, around a convolutional tower.
+
+The same classes a 4-billion-parameter VLA runs, so freezing, adapters, cached decoding and attention are the same code. Two settings differ from
+PaliGemma's release, both because of the size: a larger initial range (with 0.02 the inputs drown behind the post-norms at this width), and an untied
+output head, so that "policy head trained, vocabulary frozen" can be said.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import Gemma2Config, PaliGemmaConfig, PaliGemmaForConditionalGeneration, PreTrainedTokenizerFast
+from transformers.utils import logging as hub_logging
+
+from refinevla_kit.errors import KitError
+from refinevla_kit.files import replacing, sha256, write_json
+from refinevla_kit.policies.action_tokens import UniformBins
+from refinevla_kit.policies.contract import Array
+from refinevla_kit.policies.vision_tower import ConvTowerConfig
+from refinevla_kit.policies.vocabulary import EOS, IMAGE, PAD, load_vocabulary
+
+STATISTICS = "dataset_statistics.json"
+FORMAT = "refinevla-compact-1"
+
+
+@dataclass(frozen=True)
+class CompactConfig:
+    """Size of a compact VLA. layers: of the language model; hidden, heads, feedforward: its widths; channels: of the tower's first stage."""
+
+    layers: int = 5
+    hidden: int = 192
+    heads: int = 4
+    feedforward: int = 512
+    channels: int = 48
+    height: int = 120
+    width: int = 160
+
+
+@dataclass(frozen=True)
+class CompactVLA:
+    """A policy's parts: the model, its tokenizer, its action bins, and where it came from.
+
+    Attributes:
+        provenance: what made it (data hash, steps, seed, base hash, ...); free form, saved with the checkpoint.
+    """
+
+    model: PaliGemmaForConditionalGeneration
+    tokenizer: PreTrainedTokenizerFast
+    bins: UniformBins
+    provenance: dict[str, Any]
+
+    @property
+    def image_tokens(self) -> int:
+        rows, columns = self.grid
+        return rows * columns
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of image patches; patch (r, c) covers 20 x 20 pixels of the resized picture."""
+        return self.model.config.vision_config.grid  # type: ignore[no-any-return]
+
+    def pixel_values(self, images: Array) -> Tensor:
+        """uint8 (B, H, W, 3) -> float32 (B, 3, height, width) in [-1, 1], area-resampled when the size differs."""
+        config = self.model.config.vision_config
+        x = torch.from_numpy(np.array(images)).to(self.model.device).permute(0, 3, 1, 2).float()  # B, 3, H, W
+        if x.shape[-2:] != (config.height, config.width):
+            x = torch.nn.functional.interpolate(x, size=(config.height, config.width), mode="area")
+        return x / 127.5 - 1.0
+
+
+def build(config: CompactConfig, tokenizer: PreTrainedTokenizerFast, bins: UniformBins, seed: int) -> CompactVLA:
+    """A freshly initialised compact VLA; same seed, same weights."""
+    text = Gemma2Config(
+        vocab_size=len(tokenizer), hidden_size=config.hidden, intermediate_size=config.feedforward, num_hidden_layers=config.layers,
+        num_attention_heads=config.heads, num_key_value_heads=config.heads, head_dim=config.hidden // config.heads,
+        query_pre_attn_scalar=config.hidden // config.heads, max_position_embeddings=1024, initializer_range=config.hidden**-0.5,
+        pad_token_id=tokenizer.convert_tokens_to_ids(PAD), eos_token_id=tokenizer.convert_tokens_to_ids(EOS), bos_token_id=None, tie_word_embeddings=False,
+    )  # fmt: skip
+    vision = ConvTowerConfig(config.height, config.width, config.channels, config.hidden, config.hidden)
+    full = PaliGemmaConfig(
+        vision_config=vision, text_config=text, image_token_index=tokenizer.convert_tokens_to_ids(IMAGE), projection_dim=config.hidden,
+        hidden_size=config.hidden, tie_word_embeddings=False,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = PaliGemmaForConditionalGeneration(full)
+        torch.nn.init.orthogonal_(model.model.multi_modal_projector.linear.weight)  # the tower's norm gives rms 1; keep it
+    return CompactVLA(model.eval(), tokenizer, bins, {})
+
+
+def save(vla: CompactVLA, path: str | Path, dtype: torch.dtype = torch.float32) -> Path:
+    """Write a checkpoint directory: safetensors, config, tokenizer, dataset statistics. Appears whole or not at all."""
+    with replacing(path) as part:
+        part.mkdir(parents=True)
+        hub_logging.disable_progress_bar()
+        state = {name: tensor.detach().to(dtype) for name, tensor in vla.model.state_dict().items()}
+        vla.model.save_pretrained(part, state_dict=state)
+        vla.tokenizer.save_pretrained(part)
+        write_json(part / STATISTICS, {"format": FORMAT, "action_tokens": vla.bins.to_dict(), "provenance": vla.provenance})
+    return Path(path)
+
+
+def load(path: str | Path) -> CompactVLA:
+    """Read a checkpoint directory, in float32.
+
+    Raises:
+        KitError: not a checkpoint, another format, or weights of another vocabulary.
+    """
+    directory = Path(path)
+    if not (directory / STATISTICS).is_file():
+        raise KitError(f"{directory} is no checkpoint of the compact VLA ({STATISTICS} is missing)", "give a folder written by notebook 02 or shipped in data/checkpoints")
+    statistics = json.loads((directory / STATISTICS).read_text(encoding="utf-8"))
+    if statistics.get("format") != FORMAT:
+        raise KitError(f"{directory} has format {statistics.get('format')!r}", f"this version reads {FORMAT!r}")
+    tokenizer = load_vocabulary(directory)
+    hub_logging.disable_progress_bar()  # a bar for a 20 MB file only flickers
+    model = PaliGemmaForConditionalGeneration.from_pretrained(str(directory), dtype=torch.float32, local_files_only=True, use_safetensors=True)
+    if model.config.text_config.vocab_size != len(tokenizer):
+        raise KitError(
+            f"the model in {directory} has {model.config.text_config.vocab_size} words, its tokenizer {len(tokenizer)}",
+            "the files are of two checkpoints: copy the whole folder again",
+        )
+    return CompactVLA(model.eval(), tokenizer, UniformBins.from_dict(statistics["action_tokens"]), statistics["provenance"])
+
+
+def checkpoint_hash(path: str | Path) -> str:
+    """First 12 hex digits of the SHA-256 over the checkpoint's files; goes into every evaluation record."""
+    return sha256(path)[:12]
