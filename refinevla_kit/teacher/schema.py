@@ -75,9 +75,10 @@ class Reply:
 
 
 class Teacher(Protocol):
-    """`name` and `version` are stored with every rationale."""
+    """`name`, `version` and `prompt_hash` (of the prompt, or of the grammar and its seed) are stored with every rationale."""
 
     name: str
     version: str
+    prompt_hash: str
 
     def annotate(self, request: Request) -> Reply: ...

@@ -1,0 +1,164 @@
+"""The oracle teacher: writes the four parts of a rationale from simulator state, offline and for nothing. Sentences come from a small seeded grammar:
+several wordings a slot, a small vocabulary, 45 to 75 words in all, because a policy with a few million parameters learns to write them. What is said is decided
+in `facts`; how it is said is decided here. For data without simulator state it refuses."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+
+import numpy as np
+
+from refinevla_kit.simulator.contract import PHASES
+from refinevla_kit.teacher.facts import Facts, scene_facts
+from refinevla_kit.teacher.schema import PARTS, Rationale, Refusal, Reply, Request
+
+GRAMMAR: dict[str, tuple[str, ...]] = {
+    "seen": ("the {name} is at the {zone}", "the {name} lies at the {zone}", "{name} at the {zone}"),
+    "hidden": ("the {name} is out of view", "{name} not in view"),
+    "gripper": ("the {name} is at the {zone}", "{name} at the {zone}"),
+    "observation": ("{source}, {target}, {gripper}.", "{target}, {source}, {gripper}.", "{gripper}, {source}, {target}."),
+    "held": ("the {source} is held", "the gripper holds the {source}"),
+    "not held": ("the {source} is not held", "the {source} is not gripped"),
+    "done": ("the task is done", "it is {on} the {target}"),
+    "not done": ("the task is not done", "the task is still open"),
+    "situation": ("time to {phase}: {held} and {done}.", "{held}, {done}; it is time to {phase}.", "now {phase}; {held} and {done}."),
+    "beside": ("{about} beside the {name}", "{about} away beside the {name}"),
+    "beside above": ("{about} beside and {height} cm above the {name}", "{height} cm above and {about} beside the {name}"),
+    "beside below": ("{about} beside and {height} cm below the {name}", "{height} cm below and {about} beside the {name}"),
+    "above": ("{height} cm straight above the {name}", "straight above the {name} by {height} cm"),
+    "below": ("{height} cm straight below the {name}", "straight below the {name} by {height} cm"),
+    "at": ("right at the {name}", "exactly at the {name}"),
+    "far": ("far away from the {name}", "very far from the {name}"),
+    "spatial": ("the {a} is {relation}{side}", "{a} {relation}{side}"),
+    "plan": ("{do}{motion}; then {next}.", "first {do}{motion}; then {next}.", "now {do}{motion}, after that {next}."),
+    "do reach": ("move over the {source}", "reach over the {source}"),
+    "do descend": ("descend to the {source}", "go down to the {source}"),
+    "do grasp": ("close the gripper on the {source}", "grasp the {source}"),
+    "do lift": ("lift the {source}", "raise the {source}"),
+    "do carry": ("carry the {source} to the {target}", "bring the {source} over to the {target}"),
+    "do lower": ("lower the {source} {onto} the {target}", "set the {source} down {onto} the {target}"),
+    "do release": ("release the {source}", "let go of the {source}"),
+    "do retreat": ("retreat from the {target}", "back away from the {target}"),
+    "then descend": ("descend",), "then grasp": ("grasp it",), "then lift": ("lift it", "raise it"),
+    "then carry": ("carry it over", "bring it over"), "then lower": ("lower it", "set it down"),
+    "then release": ("release it", "let go of it"),
+    "then retreat": ("retreat", "back away"), "then end": ("the task ends", "nothing is left"),
+}
+"""Slot -> wordings. "at the left", "left of" and "in view" speak of the picture; "beside" is a horizontal distance, "above" and "below" are heights;
+motion is in the robot's frame. `do <phase>` phrases are unique to their phase, so that a reader can tell the sub-task from the words."""
+
+WORD_BUDGET = (45, 75)
+NEXT_STEPS = 2
+
+
+class OracleTeacher:
+    """Writes true rationales from `Request.state` and `Request.masks`.
+
+    The same seed, dataset name, episode and start give the same words; another seed gives another wording of the same facts.
+
+    Attributes:
+        name, version: stored with each rationale. prompt_hash: first 16 hex digits of the SHA-256 of grammar and seed.
+    """
+
+    name = "oracle"
+    version = "1"
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+        self.prompt_hash = hashlib.sha256(json.dumps([GRAMMAR, WORD_BUDGET, NEXT_STEPS, seed]).encode()).hexdigest()[:16]
+
+    def annotate(self, request: Request) -> Reply:
+        """A `Rationale`, or a `Refusal`: "no_state" (not recorded in the simulator), "unknown_objects", "invalid_state"."""
+        state, masks = request.state, request.masks
+        if state is None or not masks:
+            return _refuse("no_state", "the frame has no simulator state and masks: this teacher only describes what the simulator knows")
+        names = sorted((name for name in masks if name in request.instruction), key=request.instruction.index)
+        if len(names) != 2:
+            return _refuse("unknown_objects", f"the instruction {request.instruction!r} names {len(names)} of the masked objects, two are needed")
+        if not all(np.isfinite(values).all() for values in state.to_arrays().values()) or not np.isfinite(request.actions).all():
+            return _refuse("invalid_state", "state or actions hold values that are not finite")
+        facts = scene_facts(names[0], names[1], state, masks, request.actions)
+        rng = np.random.default_rng([self.seed, zlib.crc32(request.dataset.encode()), request.episode, request.start])
+        rationale = _write(facts, "in" if " into " in request.instruction else "on", rng)
+        return Reply(rationale, rationale.text())
+
+
+def word_count(rationale: Rationale) -> int:
+    """Words of the four parts, labels not counted."""
+    return sum(len(getattr(rationale, part).split()) for part in PARTS)
+
+
+def _refuse(kind: str, reason: str) -> Reply:
+    return Reply(Refusal(kind, reason), "")
+
+
+def _write(facts: Facts, on: str, rng: np.random.Generator) -> Rationale:
+    """Draw wordings until the whole is within the budget; long names and full facts may need the brief form."""
+    for attempt in range(100):
+        brief = attempt >= 5
+        rationale = Rationale(_observation(facts, rng), _situation(facts, on, rng), _spatial(facts, rng, brief), _plan(facts, on, rng, brief))
+        if WORD_BUDGET[0] <= word_count(rationale) <= WORD_BUDGET[1]:
+            break
+    return rationale
+
+
+def _pick(rng: np.random.Generator, slot: str, **words: str) -> str:
+    choices = GRAMMAR[slot]
+    return choices[int(rng.integers(len(choices)))].format(**words)
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _observation(facts: Facts, rng: np.random.Generator) -> str:
+    def place(slot: str, name: str, zone: str | None) -> str:
+        return _pick(rng, slot, name=name, zone=zone) if zone else _pick(rng, "hidden", name=name)
+
+    gripper = f"gripper with the {facts.source}" if facts.grasped else f"{facts.grip} gripper" if facts.grip else "gripper"
+    return _sentence(_pick(rng, "observation", source=place("seen", facts.source, facts.source_zone), target=place("seen", facts.target, facts.target_zone),
+                           gripper=place("gripper", gripper, facts.gripper_zone)))
+
+
+def _situation(facts: Facts, on: str, rng: np.random.Generator) -> str:
+    held = _pick(rng, "held" if facts.grasped else "not held", source=facts.source)
+    done = _pick(rng, "done" if facts.placed else "not done", source=facts.source, target=facts.target, on=on)
+    return _sentence(_pick(rng, "situation", held=held, done=done, phase=facts.phase))
+
+
+def _relation(rng: np.random.Generator, beside: int | None, height: int | None, name: str) -> str:
+    """Where something is, relative to `name`: horizontal distance and height in cm, None for a metre and more."""
+    if beside is None or height is None:
+        return _pick(rng, "far", name=name)
+    vertical = "above" if height > 0 else "below" if height < 0 else ""
+    slot = f"{'beside' if beside else ''} {vertical}".strip() or "at"
+    return _pick(rng, slot, name=name, about=f"about {beside} cm", height=str(abs(height)))
+
+
+def _spatial(facts: Facts, rng: np.random.Generator, brief: bool) -> str:
+    """Source to target; before that, while the source is not held, gripper to source (then the height of the source over the target is left out)."""
+    height = facts.goal_height_cm
+    if not facts.grasped and facts.goal_cm and height is not None:
+        height = 0
+    goal = _pick(rng, "spatial", a=facts.source, relation=_relation(rng, facts.goal_cm, height, facts.target),
+                 side="" if brief and not facts.grasped else _side(facts.goal_side))
+    if facts.grasped:
+        return _sentence(f"{goal}.")
+    reach = _pick(rng, "spatial", a="gripper", relation=_relation(rng, facts.reach_cm, facts.reach_height_cm, facts.source), side=_side(facts.reach_side))
+    return _sentence(f"{reach}; {goal}.")
+
+
+def _side(words: str | None) -> str:
+    return f", {words}" if words else ""
+
+
+def _plan(facts: Facts, on: str, rng: np.random.Generator, brief: bool) -> str:
+    words = {"source": facts.source, "target": facts.target, "onto": f"{on}to"}
+    first = PHASES.index(facts.phase)
+    do = _pick(rng, f"do {facts.phase}", **words)
+    later = [_pick(rng, f"then {phase}", **words) for phase in (*PHASES, "end")[first + 1: first + 1 + (1 if brief else NEXT_STEPS)]]
+    motion = f", moving {facts.motion}" if facts.motion else ""
+    motion += f", {facts.fingers} the fingers" if facts.fingers and not brief and facts.phase not in ("grasp", "release") else ""
+    return _sentence(_pick(rng, "plan", do=do, motion=motion, next=" and ".join(later)))
