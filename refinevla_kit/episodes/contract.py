@@ -1,0 +1,54 @@
+"""What an episode is, in memory and in a listing. One frame is what the robot saw, with the action it took on seeing it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from refinevla_kit.simulator.contract import Array, SceneState
+
+ACTION_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")  # metres, radians, +1 open / -1 closed; `Simulator.step`
+STATE_NAMES = ("x", "y", "z", "qw", "qx", "qy", "qz", "gripper")  # `Observation.proprioception`
+CAMERA = "observation.images.image_0"  # the name the public Bridge conversion gives this view
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One recorded episode of T frames.
+
+    Attributes:
+        images: uint8 (T, H, W, 3) RGB; H and W even.
+        actions: float32 (T, A), the action taken on seeing the frame.
+        proprioception: float32 (T, P), the robot's own state in the frame.
+        instruction: the sentence the robot was given.
+        task: the kit's name of the task; "" when the episode comes from elsewhere.
+        success: the task's condition held at the last frame's end.
+        seed: what the start was drawn with.
+        start: "random", or "grid:7" for grid configuration 7.
+        states: privileged state of each frame, or None.
+        masks: name -> bool (T, H, W), visible pixels of each thing (no pixel belongs to two), or None.
+    """
+
+    images: Array
+    actions: Array
+    proprioception: Array
+    instruction: str
+    task: str = ""
+    success: bool = False
+    seed: int = 0
+    start: str = "random"
+    states: Sequence[SceneState] | None = None
+    masks: dict[str, Array] | None = None
+
+
+@dataclass(frozen=True)
+class EpisodeInfo:
+    """One line of a dataset's listing; `task` is "" and success, start and seed are None where the dataset does not say."""
+
+    index: int
+    length: int
+    instruction: str
+    task: str = ""
+    success: bool | None = None
+    start: str | None = None
+    seed: int | None = None

@@ -1,0 +1,101 @@
+"""Cuts a trajectory into segments a teacher can explain: at gripper events, and where the motion changes.
+
+Motion changes are found by least squares: the velocity is described as constant over each segment, and a cut is made where it explains at least
+`GAIN` of the trajectory's whole variation in velocity (exact, by dynamic programming). The threshold is relative, so one value serves a gripper's
+displacements at 5 Hz and a humanoid's joint angles at 30 Hz.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from refinevla_kit.simulator.contract import Array
+
+GAIN = 0.06  # at most 1 / GAIN cuts for motion; 4-8 segments in practice
+LEVER = 0.1  # m: a rotation counts as what it moves at this distance, about a finger's length
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Frames start .. end - 1 of an episode. `reason` says why it starts there: "start", "gripper closes", "gripper opens" or "motion"."""
+
+    start: int
+    end: int
+    reason: str
+
+
+def split_segments(actions: Array, deltas: bool, gripper: int | None, shortest: int | None = None) -> list[Segment]:
+    """Cut a trajectory into segments; the same actions give the same segments.
+
+    Args:
+        actions: float (T, A), T >= 1. With `deltas` and A = 7: [0:3] metres, [3:6] radians, a step.
+        deltas: actions are displacements; otherwise positions, whose differences are taken and smoothed over half a shortest segment.
+        gripper: index of the gripper's dimension (larger is more open), None where there is none.
+        shortest: least number of frames of a segment; None means T / 16, and at least 2. A shorter trajectory is one segment.
+
+    Returns:
+        Segments in order, covering [0, T) without gap or overlap.
+    """
+    length = len(actions)
+    least = max(shortest or max(2, length // 16), 1)
+    cuts = {0: "start"} | _gripper_events(actions, gripper, least)
+    velocity = _velocity(np.asarray(actions, np.float64), deltas, gripper, least)
+    whole = float(((velocity - velocity.mean(0)) ** 2).sum())
+    bounds = [*cuts, length]
+    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+        if whole > 1e-12:
+            cuts |= {start + cut: "motion" for cut in _change_points(velocity[start:end], GAIN * whole, least)}
+    starts = sorted(cuts)
+    return [Segment(start, end, cuts[start]) for start, end in zip(starts, [*starts[1:], length], strict=True)]
+
+
+def _gripper_events(actions: Array, gripper: int | None, least: int) -> dict[int, str]:
+    """Frames at which the gripper's command crosses the middle of its range, `least` frames apart from each other and from both ends."""
+    if gripper is None:
+        return {}
+    command = actions[:, gripper]
+    middle = (command.min() + command.max()) / 2
+    is_open = command > middle if command.max() - command.min() > 1e-6 else np.ones(len(command), bool)
+    events: dict[int, str] = {}
+    last = 0
+    for frame in (np.flatnonzero(is_open[1:] != is_open[:-1]) + 1).tolist():
+        if frame - last >= least and len(actions) - frame >= least:
+            events[frame] = "gripper opens" if is_open[frame] else "gripper closes"
+            last = frame
+    return events
+
+
+def _velocity(actions: Array, deltas: bool, gripper: int | None, least: int) -> Array:
+    """float64 (T, D): what changes a step, the gripper left out."""
+    moving = [i for i in range(actions.shape[1]) if gripper is None or i != gripper % actions.shape[1]]
+    if deltas:
+        scale = np.array([LEVER if actions.shape[1] == 7 and 3 <= i < 6 else 1.0 for i in moving])
+        return actions[:, moving] * scale
+    velocity = np.diff(actions[:, moving], axis=0, append=actions[-1:, moving])
+    width = max(least // 2, 1)
+    padded = np.pad(velocity, ((width // 2, width - 1 - width // 2), (0, 0)), mode="edge")
+    total = np.concatenate([np.zeros((1, len(moving))), np.cumsum(padded, axis=0)])
+    return (total[width:] - total[:-width]) / width
+
+
+def _change_points(velocity: Array, penalty: float, least: int) -> list[int]:
+    """Cuts of the piecewise constant fit of velocity (n, D) that minimises squared error + penalty * cuts; segments of at least `least` frames."""
+    n = len(velocity)
+    sums = np.concatenate([np.zeros((1, velocity.shape[1])), np.cumsum(velocity, axis=0)])
+    squares = np.concatenate([[0.0], np.cumsum((velocity**2).sum(1))])
+    best, previous = np.full(n + 1, np.inf), np.zeros(n + 1, np.int64)
+    best[0] = -penalty
+    for end in range(least, n + 1):
+        starts = np.arange(end - least + 1)
+        error = squares[end] - squares[starts] - ((sums[end] - sums[starts]) ** 2).sum(1) / (end - starts)
+        cost = best[starts] + error + penalty
+        previous[end] = int(cost.argmin())
+        best[end] = cost[previous[end]]
+    cuts: list[int] = []
+    end = n
+    while previous[end] > 0:
+        end = int(previous[end])
+        cuts.append(end)
+    return cuts[::-1]

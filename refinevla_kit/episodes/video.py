@@ -1,0 +1,120 @@
+"""Frames to and from mp4. Encoding gives the same bytes for the same frames; decoding finds a frame by its number, exactly.
+
+Colours: swscale's fast path rounds down (one grey level darker on average, each way), which a policy trained on video would see and a simulator
+would not show. The accurate path is used both ways: what remains at crf 14 is the chroma subsampling of yuv420p, about 1 level on average.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from refinevla_kit.errors import KitError
+from refinevla_kit.simulator.contract import Array
+
+CODEC, PIXELS = "libx264", "yuv420p"
+OPTIONS = {"crf": "14", "preset": "medium", "g": "10", "bf": "0", "forced-idr": "1"}
+SCALING = 0x4 | 0x2000 | 0x40000  # swscale's BICUBIC | FULL_CHR_H_INT | ACCURATE_RND
+SEEK_AFTER = 30  # frames; a nearer frame is reached sooner by decoding on than by seeking
+REMEDY = "the file is cut off or damaged: copy or download the dataset again"
+
+logging.getLogger("libav").setLevel(logging.CRITICAL)  # its complaints come as exceptions too
+
+
+class VideoWriter:
+    """Encodes frames into one mp4; each call of `write` starts with a key frame, so episodes can be cut out without re-encoding."""
+
+    def __init__(self, path: Path, fps: int, height: int, width: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path, self.frames = path, 0
+        self._container = av.open(str(path), "w")
+        stream: Any = self._container.add_stream(CODEC, rate=fps, options=OPTIONS)
+        stream.height, stream.width, stream.pix_fmt = height, width, PIXELS
+        stream.codec_context.thread_count = 1  # threads would change the bytes
+        stream.codec_context.time_base = Fraction(1, fps)
+        self._stream = stream
+
+    def write(self, images: Array) -> None:
+        """images: uint8 (T, H, W, 3)."""
+        for i, image in enumerate(images):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), "rgb24").reformat(format=PIXELS, interpolation=SCALING)
+            frame.pts = self.frames
+            frame.pict_type = av.video.frame.PictureType.I if i == 0 else av.video.frame.PictureType.NONE
+            self._container.mux(self._stream.encode(frame))
+            self.frames += 1
+
+    def close(self) -> None:
+        self._container.mux(self._stream.encode())
+        self._container.close()
+
+
+def count_frames(path: Path) -> int:
+    """Number of frames that the mp4's index lists, without decoding; raises `KitError` for a missing or damaged file."""
+    with _opened(path) as container:
+        return int(container.streams.video[0].frames)
+
+
+def read_frames(path: Path, wanted: Sequence[int], fps: float) -> Array:
+    """Decode frames by number.
+
+    Args:
+        path: a video in any codec FFmpeg knows (H.264, AV1, ...).
+        wanted: frame numbers within the file, in any order.
+        fps: frames a second, by which time stamps become numbers.
+
+    Returns:
+        uint8 (len(wanted), H, W, 3) RGB.
+
+    Raises:
+        KitError: missing or damaged file, or one that ends before a wanted frame.
+    """
+    order = sorted(set(wanted))
+    found: dict[int, Array] = {}
+    frames: Iterator[Any]
+    with _opened(path) as container:
+        stream = container.streams.video[0]
+        start, base = stream.start_time or 0, float(stream.time_base)
+        at, frames = -SEEK_AFTER - 1, iter(())  # number of the last decoded frame; none yet
+        for number in order:
+            if not at < number <= at + SEEK_AFTER:
+                container.seek(start + int((number + 0.5) / fps / base), stream=stream, backward=True, any_frame=False)
+                frames = container.decode(stream)
+            for frame in frames:
+                at = round((frame.pts - start) * base * fps)
+                if at >= number:
+                    break
+            if at != number:
+                raise KitError(f"{path} has no frame {number} (it ends at {max(at, 0)})", REMEDY)
+            found[number] = frame.to_ndarray(format="rgb24", interpolation=SCALING)
+        empty = np.zeros((0, stream.height, stream.width, 3), np.uint8)
+    return np.stack([found[number] for number in wanted]) if order else empty
+
+
+class _opened:
+    """`av.open` whose errors, on opening and on decoding, are one line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> Any:
+        if not self.path.is_file():
+            raise KitError(f"video {self.path} is missing", "copy or download the dataset again, videos included")
+        try:
+            self._container = av.open(str(self.path))
+        except av.error.FFmpegError as error:
+            raise KitError(f"video {self.path} cannot be read ({error.strerror})", REMEDY) from error
+        if not self._container.streams.video:
+            self._container.close()
+            raise KitError(f"{self.path} holds no video", REMEDY)
+        return self._container
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self._container.close()
+        if isinstance(error, av.error.FFmpegError):
+            raise KitError(f"video {self.path} cannot be decoded ({error.strerror})", REMEDY) from error

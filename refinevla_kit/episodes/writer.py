@@ -1,0 +1,229 @@
+"""Writes episodes as a LeRobot v3.0 dataset: tables and mp4 files that hold many episodes, complete meta, the simulator's knowledge beside it.
+
+Layout and columns are LeRobot's own (huggingface/lerobot v0.4.4, `lerobot/datasets`); what only this kit knows goes under "refinevla" in
+info.json and in `refinevla/...` columns of meta/episodes, where other readers leave it alone. Everything is written in a temporary folder, which
+takes the dataset's name when it is complete: there is no half-written dataset. The same episodes give the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from refinevla_kit.episodes import sidecar, statistics
+from refinevla_kit.episodes.contract import ACTION_NAMES, CAMERA, STATE_NAMES, Episode
+from refinevla_kit.episodes.video import PIXELS, VideoWriter
+from refinevla_kit.errors import KitError
+from refinevla_kit.files import replacing, write_json
+from refinevla_kit.simulator.contract import Array
+
+CHUNK, DATA_MEGABYTES, VIDEO_MEGABYTES = 1000, 100, 200  # LeRobot's defaults: files a folder, megabytes a file
+EPISODES_FILE = DATA_FILE = "chunk-000/file-000.parquet"  # tables are small: 100 MB would be 1.3 million frames
+VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+COLUMNS = {"timestamp": pa.float32(), "frame_index": pa.int64(), "episode_index": pa.int64(), "index": pa.int64(), "task_index": pa.int64()}
+
+
+class DatasetWriter:
+    """Adds episodes to a dataset that appears at `path` when closed without error; use as a context manager.
+
+    Args:
+        path: folder of the dataset; must not exist unless `overwrite`.
+        fps: frames a second.
+        robot_type: goes into info.json, e.g. "widowx".
+        camera: name of the one camera's feature.
+        action_names, state_names: name of each dimension.
+        deltas: actions are displacements (this kit's own), else absolute positions.
+        overwrite: replace what is at `path`, once the new dataset is complete.
+        video_megabytes: an mp4 that has reached this size takes no further episode.
+
+    Raises:
+        KitError: `path` exists; from `add`: an episode that does not fit the first one; on close: nothing was added, or no disk space.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        fps: int,
+        robot_type: str,
+        camera: str = CAMERA,
+        action_names: Sequence[str] = ACTION_NAMES,
+        state_names: Sequence[str] = STATE_NAMES,
+        deltas: bool = True,
+        overwrite: bool = False,
+        video_megabytes: float = VIDEO_MEGABYTES,
+    ) -> None:
+        self.path = Path(path)
+        if self.path.exists() and not overwrite:
+            raise KitError(f"{self.path} exists already", "choose another path, remove it, or pass overwrite=True")
+        self.fps, self.robot_type, self.camera, self.deltas = int(fps), robot_type, camera, deltas
+        self.names = {"observation.state": tuple(state_names), "action": tuple(action_names)}
+        self.video_megabytes = video_megabytes
+        self._exit = ExitStack()
+        self._root = self._exit.enter_context(replacing(self.path))
+        self._root.mkdir(parents=True)
+        self._video: VideoWriter | None = None
+        self._video_index = -1
+        self._size = (0, 0)
+        self._frames = 0
+        self._tasks: dict[str, int] = {}
+        self._tables: list[dict[str, Array]] = []
+        self._rows: list[dict[str, Any]] = []
+        self._levels = np.zeros((3, 256), np.int64)
+
+    def add(self, episode: Episode) -> None:
+        """Append one episode; its frames go straight into the video."""
+        self._check(episode)
+        index, length = len(self._rows), len(episode.images)
+        task = self._tasks.setdefault(episode.instruction, len(self._tasks))
+        frames = np.arange(length)
+        table = {
+            "observation.state": episode.proprioception,
+            "action": episode.actions,
+            "timestamp": (frames / self.fps).astype(np.float32),
+            "frame_index": frames,
+            "episode_index": np.full(length, index),
+            "index": self._frames + frames,
+            "task_index": np.full(length, task),
+        }
+        levels = statistics.pixel_levels(episode.images)
+        stats = {name: statistics.of_values(values) for name, values in table.items()}
+        stats[self.camera] = statistics.of_pixel_levels(levels, length)
+        row: dict[str, Any] = {"episode_index": index, "tasks": [episode.instruction], "length": length}
+        row |= {"data/chunk_index": 0, "data/file_index": 0, "dataset_from_index": self._frames, "dataset_to_index": self._frames + length}
+        row |= self._write_video(episode.images)
+        row |= {f"stats/{feature}/{name}": value for feature, entries in stats.items() for name, value in entries.items()}
+        row |= {"meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0}
+        row |= {f"refinevla/{name}": getattr(episode, name) for name in ("task", "success", "seed", "start")}
+        sidecar.write_sidecar(self._root, index, episode.states, episode.masks)
+        self._tables.append(table)
+        self._rows.append(row)
+        self._levels += levels
+        self._frames += length
+
+    def close(self) -> None:
+        """Write the tables and the meta and give the folder its name."""
+        with self._exit:  # an error in here removes the temporary folder
+            if not self._rows:
+                raise KitError(f"no episode was added to {self.path}", "record at least one episode")
+            self._close_video()
+            columns = {name: np.concatenate([table[name] for table in self._tables]) for name in self._tables[0]}
+            self._write_tables(columns)
+            stats = {name: statistics.of_values(values) for name, values in columns.items()}
+            stats[self.camera] = statistics.of_pixel_levels(self._levels, self._frames)
+            write_json(self._root / "meta/stats.json", stats)
+            write_json(self._root / "meta/info.json", self._info())
+            sidecar.write_description(self._root)
+
+    def __enter__(self) -> DatasetWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is None:
+            self.close()
+            return
+        with suppress(Exception):  # the first error is the one to be told
+            self._close_video()
+        self._exit.__exit__(kind, error, trace)
+
+    def _check(self, episode: Episode) -> None:
+        length, height, width = episode.images.shape[:3]
+        expected = {
+            "images": (np.uint8, (length, *(self._size if self._rows else (height, width)), 3)),
+            "actions": (np.float32, (length, len(self.names["action"]))),
+            "proprioception": (np.float32, (length, len(self.names["observation.state"]))),
+        }
+        for name, (dtype, shape) in expected.items():
+            array = getattr(episode, name)
+            if array.dtype != dtype or array.shape != shape:
+                raise KitError(f"episode {len(self._rows)}: {name} is {array.dtype} {array.shape}", f"this dataset takes {np.dtype(dtype)} {shape}")
+        if length == 0 or height % 2 or width % 2:
+            raise KitError(f"episode {len(self._rows)}: images are {episode.images.shape}", "record at least one frame, with even height and width (H.264)")
+        if episode.states is not None and len(episode.states) != length:
+            raise KitError(f"episode {len(self._rows)}: {len(episode.states)} states for {length} frames", "give one state a frame")
+        for name, mask in (episode.masks or {}).items():
+            if mask.shape != (length, height, width):
+                raise KitError(f"episode {len(self._rows)}: mask {name!r} is {mask.shape}", f"give one mask a frame: {(length, height, width)}")
+        self._size = (height, width)
+
+    def _write_video(self, images: Array) -> dict[str, Any]:
+        """Append to the current mp4, or to a new one; returns where the frames lie."""
+        if self._video is not None and self._video.path.stat().st_size >= self.video_megabytes * 2**20:
+            self._close_video()
+        if self._video is None:
+            self._video_index += 1
+        place = {"chunk_index": self._video_index // CHUNK, "file_index": self._video_index % CHUNK}
+        if self._video is None:
+            path = self._root / VIDEO_PATH.format(video_key=self.camera, **place)
+            self._video = VideoWriter(path, self.fps, *self._size)
+        start = self._video.frames
+        self._video.write(images)
+        times = {"from_timestamp": start / self.fps, "to_timestamp": self._video.frames / self.fps}
+        return {f"videos/{self.camera}/{name}": value for name, value in (place | times).items()}
+
+    def _close_video(self) -> None:
+        video, self._video = self._video, None
+        if video is not None:
+            video.close()
+
+    def _write_tables(self, columns: dict[str, Array]) -> None:
+        arrays = {name: pa.array(columns[name], type) for name, type in COLUMNS.items()}
+        for name in self.names:  # fixed-size lists, as LeRobot stores vectors
+            arrays[name] = pa.FixedSizeListArray.from_arrays(pa.array(columns[name].ravel()), columns[name].shape[1])
+        tasks = pa.table({"task_index": pa.array(range(len(self._tasks)), pa.int64()), "task": list(self._tasks)})
+        tables = {
+            f"data/{DATA_FILE}": pa.table({name: arrays[name] for name in columns}),
+            f"meta/episodes/{EPISODES_FILE}": pa.Table.from_pylist(self._rows),
+            "meta/tasks.parquet": tasks.replace_schema_metadata({"pandas": json.dumps(PANDAS_TASKS)}),
+        }
+        for name, table in tables.items():
+            (self._root / name).parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(table, self._root / name)
+
+    def _info(self) -> dict[str, Any]:
+        height, width = self._size
+        features: dict[str, Any] = {name: {"dtype": "float32", "shape": [len(names)], "names": list(names)} for name, names in self.names.items()}
+        about = {"height": height, "width": width, "codec": "h264", "pix_fmt": PIXELS, "is_depth_map": False, "fps": self.fps, "channels": 3}
+        features[self.camera] = {
+            "dtype": "video",
+            "shape": [height, width, 3],
+            "names": ["height", "width", "channels"],
+            "info": {f"video.{name}": value for name, value in about.items()} | {"has_audio": False},
+        }
+        features |= {name: {"dtype": str(type).replace("float", "float32"), "shape": [1], "names": None} for name, type in COLUMNS.items()}
+        return {
+            "codebase_version": "v3.0",
+            "robot_type": self.robot_type,
+            "total_episodes": len(self._rows),
+            "total_frames": self._frames,
+            "total_tasks": len(self._tasks),
+            "chunks_size": CHUNK,
+            "data_files_size_in_mb": DATA_MEGABYTES,
+            "video_files_size_in_mb": VIDEO_MEGABYTES,
+            "fps": self.fps,
+            "splits": {"train": f"0:{len(self._rows)}"},
+            "data_path": DATA_PATH,
+            "video_path": VIDEO_PATH,
+            "features": features,
+            "refinevla": {"deltas": self.deltas},
+        }
+
+
+# LeRobot reads tasks.parquet with pandas and takes the sentence from the index; pandas finds the index in this note.
+PANDAS_TASKS: dict[str, Any] = {
+    "index_columns": ["task"],
+    "column_indexes": [{"name": None, "field_name": None, "pandas_type": "unicode", "numpy_type": "object", "metadata": {"encoding": "UTF-8"}}],
+    "columns": [
+        {"name": "task_index", "field_name": "task_index", "pandas_type": "int64", "numpy_type": "int64", "metadata": None},
+        {"name": "task", "field_name": "task", "pandas_type": "unicode", "numpy_type": "object", "metadata": None},
+    ],
+    "pandas_version": "2.0.0",
+}
