@@ -16,6 +16,10 @@ class KitError(Exception):
         self.remedy = " ".join(remedy.split())
         super().__init__(f"{self.what} -> {self.remedy}")
 
+    def __reduce__(self) -> tuple[type[KitError], tuple[str, str]]:
+        """Pickled by its two parts, so that it comes through whole from another process."""
+        return type(self), (self.what, self.remedy)
+
     def _render_traceback_(self) -> list[str]:
         """IPython calls this instead of printing ten levels of traceback."""
         return [f"{type(self).__name__}: {self}"]
