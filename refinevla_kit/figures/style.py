@@ -1,0 +1,50 @@
+"""How every picture of the kit looks: one colour-blind safe palette (Okabe and Ito 2008), light grids, names and colours that stay the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from refinevla_kit.tasks import TASKS
+
+INK, MUTED, GRID = "#222222", "#6b6b6b", "#e3e3e3"
+BLUE, VERMILION, GREEN, ORANGE, SKY, PINK, GREY = "#0072b2", "#d55e00", "#009e73", "#e69f00", "#56b4e9", "#cc79a7", "#8a8a8a"
+KNOWN = {"action_only": BLUE, "with_reasoning": VERMILION, "demonstrator": GREY, "ReFineVLA": VERMILION, "SpatialVLA (fine-tuning)": BLUE}
+OTHERS = (GREEN, ORANGE, PINK, SKY)
+LABELS = {"action_only": "actions only", "with_reasoning": "with reasoning loss", "average": "average"}
+SHORT_TASKS = {
+    "widowx_spoon_on_towel": "spoon on towel", "widowx_carrot_on_plate": "carrot on plate", "widowx_stack_cube": "stack cubes",
+    "widowx_put_eggplant_in_basket": "eggplant in basket",
+}  # fmt: skip
+SETTINGS: dict[Any, Any] = {
+    "font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.labelcolor": MUTED, "axes.edgecolor": GRID,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.7,
+    "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelcolor": INK, "ytick.labelcolor": INK, "xtick.major.size": 0, "ytick.major.size": 0,
+    "text.color": INK, "lines.linewidth": 1.8, "figure.facecolor": "white", "legend.frameon": False,
+}  # fmt: skip
+
+
+@contextmanager
+def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **arguments: Any) -> Iterator[tuple[Figure, list[Axes]]]:
+    """A figure (inches) and its axes, row by row, in the kit's style; no pyplot, so nothing global is touched."""
+    with rc_context(SETTINGS):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure, list(figure.subplots(rows, columns, squeeze=False, **arguments).flat)
+
+
+def colours(names: Sequence[str]) -> dict[str, str]:
+    """A colour a name: the fixed one where the name is known, else the next free one of the palette."""
+    spare = iter(OTHERS * (1 + len(names) // len(OTHERS)))
+    return {name: KNOWN[name] if name in KNOWN else next(spare) for name in names}
+
+
+def label(name: str) -> str:
+    """What a policy or a task is called in pictures and tables."""
+    if name in TASKS:
+        return SHORT_TASKS.get(name, name.replace("_", " "))
+    return LABELS.get(name, name)

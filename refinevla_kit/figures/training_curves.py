@@ -1,0 +1,57 @@
+"""Training curves of several policies in one picture, with the two panels of the paper's Figure 4: L1 error and accuracy of the actions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from refinevla_kit.errors import KitError
+from refinevla_kit.figures.style import MUTED, canvas, colours, label
+
+PANELS = {"action_l1": "L1 error of the actions", "action_accuracy": "accuracy of the action tokens", "loss_action": "loss on action tokens",
+          "loss_reasoning": "loss on rationale tokens"}  # fmt: skip
+
+
+def load_history(path: str | Path) -> pd.DataFrame:
+    """A training history: one line a logged step, columns step, split and any of `PANELS`. Parquet, or JSON lines of a run still going on."""
+    path = Path(path)
+    if not path.is_file():
+        raise KitError(f"no training history at {path}", "run notebook 02, or give the history of another run")
+    try:
+        frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_json(path, lines=True)
+    except (ValueError, OSError) as error:
+        raise KitError(f"{path} is not a readable training history ({error})", "give the history that notebook 02 wrote") from error
+    if missing := {"step"} - set(frame.columns):
+        raise KitError(f"{path} has no column {', '.join(missing)}", "give the history that notebook 02 wrote")
+    return frame if "split" in frame else frame.assign(split="train")
+
+
+def training_curves(histories: Mapping[str, pd.DataFrame], panels: Mapping[str, str] | None = None) -> Figure:
+    """One panel a quantity, one line a policy, named where the line ends. Training thin, any other split (validation) strong.
+
+    Args:
+        histories: policy name -> table from `load_history`.
+        panels: column -> title; default those of `PANELS` that any history has.
+    """
+    panels = panels or {column: title for column, title in PANELS.items() if any(column in frame and frame[column].notna().any() for frame in histories.values())}
+    colour = colours(list(histories))
+    with canvas(3.4 * len(panels) + 0.4, 3.0, columns=len(panels)) as (figure, all_axes):
+        for axes, (column, title) in zip(all_axes, panels.items(), strict=True):
+            for policy, frame in histories.items():
+                if column not in frame:
+                    continue
+                for split, part in frame.dropna(subset=[column]).groupby("split"):
+                    alone = frame["split"].nunique() == 1
+                    thin = split == "train" and not alone
+                    axes.plot(part["step"], part[column], color=colour[policy], alpha=0.35 if thin else 1.0, linewidth=1.0 if thin else 1.9)
+            axes.set_title(title)
+            axes.set_xlabel("training step")
+            axes.set_ylim(bottom=0)
+        for index, policy in enumerate(histories):
+            figure.text(0.02 + index / max(3, len(histories)), 1.02, f"■ {label(policy)}", color=colour[policy], fontweight="bold", va="bottom")
+        if any(frame["split"].nunique() > 1 for frame in histories.values()):
+            figure.text(0.99, 1.02, "thin: training, strong: held-out episodes", color=MUTED, ha="right", va="bottom", fontsize=8)
+    return figure
