@@ -1,0 +1,58 @@
+"""Frames of real episodes: the demonstrator on ManiSkill's own tasks, with the state and masks of each frame."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from refinevla_kit.simulator.contract import SceneState
+from refinevla_kit.tasks import Task
+
+
+@dataclass(frozen=True)
+class Frames:
+    """One recorded episode; masks name -> bool (T, H, W), actions float32 (T, 7)."""
+
+    task: Task
+    images: np.ndarray
+    actions: np.ndarray
+    states: list[SceneState]
+    masks: dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="session")
+def frames() -> list[Frames]:
+    from refinevla_kit.simulator import make
+    from refinevla_kit.simulator.demonstrator import Demonstrator
+    from refinevla_kit.tasks import find_task
+
+    played = []
+    for name, episode in (("widowx_carrot_on_plate", 5), ("widowx_put_eggplant_in_basket", 11)):
+        task = find_task(name)
+        simulator, demonstrator = make(task, privileged=True), Demonstrator(task)
+        observation = simulator.reset(episode)
+        images, actions, states, masks = [], [], [], []
+        for _ in range(30):
+            images.append(observation.image)
+            states.append(observation.state)
+            masks.append(simulator.masks())
+            actions.append(demonstrator.act(observation.state))
+            observation = simulator.step(actions[-1]).observation
+        simulator.close()
+        played.append(Frames(task, np.stack(images), np.stack(actions), states, {key: np.stack([mask[key] for mask in masks]) for key in masks[0]}))
+    return played
+
+
+@pytest.fixture
+def dataset(frames: list[Frames], tmp_path):
+    """The same episodes as a LeRobot dataset on disk."""
+    from refinevla_kit.episodes import DatasetWriter, Episode, open_dataset
+
+    with DatasetWriter(tmp_path / "played", fps=5, robot_type="widowx") as writer:
+        for one in frames:
+            proprioception = np.zeros((len(one.actions), 8), np.float32)
+            proprioception[:, 7] = [state.opening for state in one.states]
+            writer.add(Episode(one.images, one.actions, proprioception, one.task.instruction, one.task.name, True, 0, "grid:5", one.states, one.masks))
+    return open_dataset(tmp_path / "played")
