@@ -9,7 +9,7 @@ from matplotlib.ticker import PercentFormatter
 
 from refinevla_kit.evaluation.published import Claim
 from refinevla_kit.evaluation.statistics import AVERAGE, Score
-from refinevla_kit.figures.style import GREY, INK, MUTED, VERMILION, canvas, colours, label
+from refinevla_kit.figures.style import GREY, INK, MUTED, VERMILION, canvas, colours, label, points
 from refinevla_kit.tasks import WIDOWX_TASKS
 
 
@@ -38,7 +38,7 @@ def widowx_results(published: Sequence[Score], own: Sequence[Score] = ()) -> Fig
             axes.xaxis.set_major_formatter(PercentFormatter(1.0))
             axes.grid(axis="y", visible=False)
             if ours:
-                axes.axhline(-len(theirs) - 0.3 + 0.5, color=INK, linewidth=0.6)
+                axes.axhline(0.2 - len(theirs), color=INK, linewidth=0.6)
         places = [-index - 0.6 * (index >= len(theirs)) for index in range(len(rows))]
         panels[0].set_yticks(places, [f"{label(model)}, this run" if model in ours else model for model in rows])
         for tick, model in zip(panels[0].get_yticklabels(), rows, strict=True):
@@ -58,7 +58,7 @@ def claim_intervals(claims: Sequence[Claim]) -> Figure:
         axes.axvline(0, color=INK, linewidth=0.8)
         axes.set_yticks(range(len(claims)), [claim.name for claim in reversed(claims)])
         axes.set_ylim(-0.6, len(claims) - 0.4)
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" pt"))
+        points(axes)
         axes.grid(axis="y", visible=False)
         axes.set_title("Published gains, with the 95 % interval of the difference")
     return figure

@@ -9,6 +9,8 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter
 
 from refinevla_kit.tasks import TASKS
 
@@ -41,6 +43,18 @@ def colours(names: Sequence[str]) -> dict[str, str]:
     """A colour a name: the fixed one where the name is known, else the next free one of the palette."""
     spare = iter(OTHERS * (1 + len(names) // len(OTHERS)))
     return {name: KNOWN[name] if name in KNOWN else next(spare) for name in names}
+
+
+def name_policies(figure: Figure, colour: dict[str, str]) -> None:
+    """The policies' names in their colours, above the panels."""
+    handles = [Patch(color=value, label=label(name)) for name, value in colour.items()]
+    figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), labelcolor="linecolor", handlelength=0.8, handleheight=0.8, fontsize=10)
+
+
+def points(axes: Axes) -> None:
+    """The x axis is a difference of rates, shown in percentage points."""
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:+.0f}" if abs(value) > 1e-9 else "0"))
+    axes.set_xlabel("percentage points")
 
 
 def label(name: str) -> str:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from refinevla_kit.evaluation.statistics import AVERAGE, Comparison, Rate, Score
-from refinevla_kit.figures.style import GREY, INK, MUTED, canvas, colours, label
+from refinevla_kit.figures.style import GREY, INK, MUTED, canvas, colours, label, name_policies, points
 
 
 def success_bars(scores: Sequence[Score]) -> Figure:
@@ -38,7 +38,6 @@ def success_bars(scores: Sequence[Score]) -> Figure:
                     _interval(axes, x, last)
                     text = f"{last.rate:.0%}" if task == AVERAGE else f"{last.successes}/{last.episodes}"
                     axes.text(x, -0.025, text, ha="center", va="top", fontsize=7, color=MUTED)
-            axes.text(index / len(policies), 1.13, f"■ {label(policy)}", transform=axes.transAxes, color=colour[policy], fontweight="bold", va="bottom")
         axes.set_xticks(range(len(tasks)), [label(task) for task in tasks])
         axes.tick_params(axis="x", pad=14)
         axes.grid(axis="x", visible=False)
@@ -46,26 +45,27 @@ def success_bars(scores: Sequence[Score]) -> Figure:
         axes.set_ylim(0, 1.02)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.set_title("filled: success at the last step, with its 95 % interval; outline: at any step", fontweight="normal", fontsize=8, color=MUTED)
+        name_policies(figure, colour)
     return figure
 
 
 def paired_differences(comparisons: Sequence[Comparison]) -> Figure:
     """The difference between two policies on the same episodes, one line a task, with its bootstrap interval and the exact p-value."""
     first = comparisons[0]
-    with canvas(6.6, 0.9 + 0.36 * len(comparisons)) as (figure, (axes,)):
+    with canvas(7.2, 1.2 + 0.34 * len(comparisons)) as (figure, (axes,)):
         for y, one in enumerate(reversed(comparisons)):
             axes.plot([one.low, one.high], [y, y], color=GREY, linewidth=2.4, solid_capstyle="round")
             axes.plot(one.difference, y, "o", color=colours([one.a])[one.a], markersize=7)
-            text = f"only {label(one.a)} {one.only_a}, only {label(one.b)} {one.only_b};  p = {one.p_value:.2g}"
-            axes.text(1.02, y, text, transform=axes.get_yaxis_transform(), va="center", fontsize=7.5, color=MUTED)
+            axes.text(1.03, y, f"{one.only_a} : {one.only_b}    p = {one.p_value:.2g}", transform=axes.get_yaxis_transform(), va="center", fontsize=7.5, color=MUTED)
         axes.axvline(0, color=INK, linewidth=0.8)
         axes.set_yticks(range(len(comparisons)), [label(one.task) for one in reversed(comparisons)])
         axes.set_ylim(-0.6, len(comparisons) - 0.4)
         widest = max(0.1, *(abs(value) for one in comparisons for value in (one.low, one.high)))
         axes.set_xlim(-1.08 * widest, 1.08 * widest)
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" pt"))
+        points(axes)
         axes.grid(axis="y", visible=False)
-        axes.set_title(f"{label(first.a)} minus {label(first.b)}, same episodes (success at {first.rule} step)")
+        axes.text(1.03, len(comparisons) - 0.4, "won alone", transform=axes.get_yaxis_transform(), va="bottom", fontsize=7.5, color=MUTED)
+        figure.suptitle(f"{label(first.a)} minus {label(first.b)}, same episodes, {first.rule} step", x=0.01, ha="left", fontsize=10, fontweight="bold")
     return figure
 
 

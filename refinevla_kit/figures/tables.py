@@ -17,6 +17,8 @@ def success_table(scores: Sequence[Score]) -> pd.DataFrame:
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for score in scores:
         rows.setdefault((label(score.policy), f"{score.rule} step"), {})[score.task] = rate_text(score.rate, counts=score.task != AVERAGE)
+    policies = list(dict.fromkeys(policy for policy, _ in rows))
+    rows = dict(sorted(rows.items(), key=lambda item: policies.index(item[0][0])))  # both rules of a policy under each other
     index = pd.MultiIndex.from_tuples(list(rows), names=["policy", "success at"])
     return pd.DataFrame([[row.get(task, "") for task in [*tasks, AVERAGE]] for row in rows.values()], index, [label(task) for task in [*tasks, AVERAGE]])
 

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.figures.style import MUTED, canvas, colours, label
+from refinevla_kit.figures.style import MUTED, canvas, colours, name_policies
 
 PANELS = {"action_l1": "L1 error of the actions", "action_accuracy": "accuracy of the action tokens", "loss_action": "loss on action tokens",
           "loss_reasoning": "loss on rationale tokens"}  # fmt: skip
@@ -30,7 +30,7 @@ def load_history(path: str | Path) -> pd.DataFrame:
 
 
 def training_curves(histories: Mapping[str, pd.DataFrame], panels: Mapping[str, str] | None = None) -> Figure:
-    """One panel a quantity, one line a policy, named where the line ends. Training thin, any other split (validation) strong.
+    """One panel a quantity, one line a policy. Training thin, any other split (validation) strong.
 
     Args:
         histories: policy name -> table from `load_history`.
@@ -38,7 +38,7 @@ def training_curves(histories: Mapping[str, pd.DataFrame], panels: Mapping[str, 
     """
     panels = panels or {column: title for column, title in PANELS.items() if any(column in frame and frame[column].notna().any() for frame in histories.values())}
     colour = colours(list(histories))
-    with canvas(3.4 * len(panels) + 0.4, 3.0, columns=len(panels)) as (figure, all_axes):
+    with canvas(max(5.0, 2.9 * len(panels)), 3.0, columns=len(panels)) as (figure, all_axes):
         for axes, (column, title) in zip(all_axes, panels.items(), strict=True):
             for policy, frame in histories.items():
                 if column not in frame:
@@ -50,8 +50,7 @@ def training_curves(histories: Mapping[str, pd.DataFrame], panels: Mapping[str, 
             axes.set_title(title)
             axes.set_xlabel("training step")
             axes.set_ylim(bottom=0)
-        for index, policy in enumerate(histories):
-            figure.text(0.02 + index / max(3, len(histories)), 1.02, f"■ {label(policy)}", color=colour[policy], fontweight="bold", va="bottom")
         if any(frame["split"].nunique() > 1 for frame in histories.values()):
-            figure.text(0.99, 1.02, "thin: training, strong: held-out episodes", color=MUTED, ha="right", va="bottom", fontsize=8)
+            all_axes[-1].text(1, 1, "thin: training\nstrong: held out", transform=all_axes[-1].transAxes, color=MUTED, ha="right", va="top", fontsize=8)
+        name_policies(figure, colour)
     return figure
