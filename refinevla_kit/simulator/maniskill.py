@@ -116,7 +116,7 @@ def _make_environment(task: Task, assets: Path, width: int, height: int) -> Any:
         from mani_skill.envs.tasks.digital_twins.bridge_dataset_eval import base_env
     except ImportError as error:
         raise KitError(f"ManiSkill 3 cannot be imported ({error})", "run `make setup`, then `refinevla doctor`") from error
-    logging.getLogger("mani_skill").setLevel(logging.ERROR)  # it warns, at every start, of what its own classes do
+    logging.getLogger("mani_skill ").setLevel(logging.ERROR)  # (the blank is theirs) it warns, at every start, of what its own classes do
     base_env.BRIDGE_DATASET_ASSET_PATH = assets / "data/tasks/bridge_v2_real2sim_dataset"
     WidowX250S.urdf_path = str(assets / "data/robots/widowx/wx250s.urdf")
     overlays: dict[str, Any] = {}
