@@ -1,0 +1,35 @@
+# Two commands are enough: `make reproduce` (the whole loop) and `make test`. Both set up what they need first.
+#   PROFILE=smoke|laptop|gpu|paper   which profile `make reproduce` runs
+#   PYTHON=/path/to/python3.11       which Python the virtual environment is made from
+#   TORCH_INDEX=URL                  a further package index for torch, e.g. the one with CPU builds
+SHELL := /bin/bash
+VENV ?= .venv
+PROFILE ?= laptop
+OUTPUT ?= runs/$(PROFILE)
+export VENV
+
+.PHONY: help setup reproduce test check lab doctor clean
+
+help:  ## list the targets
+	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+setup:  ## virtual environment, packages, a Vulkan driver (a no-op when they are there)
+	@bash scripts/setup.sh
+
+reproduce: setup  ## run the five notebooks headlessly: PROFILE=laptop, OUTPUT=runs/laptop
+	@$(VENV)/bin/refinevla reproduce --profile $(PROFILE) --output $(OUTPUT)
+
+test: setup  ## the test suite
+	@$(VENV)/bin/python -m pytest
+
+check: setup  ## ruff and mypy
+	@$(VENV)/bin/ruff check . && $(VENV)/bin/mypy
+
+lab: setup  ## open the notebooks in JupyterLab
+	@$(VENV)/bin/jupyter lab --notebook-dir=. notebooks/01_teacher_annotation.ipynb
+
+doctor: setup  ## one line a requirement, each with the fix
+	@$(VENV)/bin/refinevla doctor
+
+clean:  ## remove run outputs and caches (the virtual environment stays)
+	rm -rf runs .pytest_cache .ruff_cache .mypy_cache .hypothesis

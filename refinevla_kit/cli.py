@@ -1,0 +1,132 @@
+"""The `refinevla` command: doctor, reproduce, run, assets, record. Thin: each verb calls one function and prints what it returned.
+
+Results go to standard output, the last line being one JSON object; a `KitError` goes to standard error as one line, with exit status 2.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from refinevla_kit.errors import KitError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+Parameters = Annotated[list[str] | None, typer.Option("-p", "--parameter", help="name=value, for every notebook that has the parameter; repeatable")]
+Profile = Annotated[str, typer.Option(help="smoke | laptop | gpu | paper")]
+
+
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="print one JSON object instead")] = False) -> None:
+    """One line a requirement, each with the fix. Exit status 1 if a required one is missing."""
+    from refinevla_kit.doctor import examine, summary
+
+    findings = examine()
+    if as_json:
+        _print_json(summary(findings))
+    else:
+        for finding in findings:
+            print(finding.line())
+    raise typer.Exit(0 if summary(findings)["ready"] else 1)
+
+
+@app.command()
+def reproduce(
+    profile: Profile = "laptop",
+    output: Annotated[Path | None, typer.Option(help="folder of the run; default runs/<profile>")] = None,
+    only: Annotated[str, typer.Option(help="comma-separated numbers of notebooks, such as 01,03; default all")] = "",
+    parameter: Parameters = None,
+    threads: Annotated[int | None, typer.Option(help="compute threads; default all cores")] = None,
+) -> None:
+    """Run the five notebooks headlessly and say where everything is."""
+    _run([word.strip() for word in only.split(",") if word.strip()], profile, output, parameter, threads)
+
+
+@app.command()
+def run(
+    notebook: Annotated[str, typer.Argument(help="number or name, such as 03 or 03_simpler_evaluation")],
+    profile: Profile = "laptop",
+    output: Annotated[Path | None, typer.Option(help="folder of the run; default runs/<profile>")] = None,
+    parameter: Parameters = None,
+    threads: Annotated[int | None, typer.Option(help="compute threads; default all cores")] = None,
+) -> None:
+    """Run one notebook headlessly with other parameters."""
+    _run([notebook], profile, output, parameter, threads)
+
+
+@app.command()
+def assets(
+    generate: Annotated[Path | None, typer.Option(help="write the embedded pack into this folder")] = None,
+    check: Annotated[str | None, typer.Option(help="a folder to check, or `embedded` or `official`")] = None,
+) -> None:
+    """Say where the simulator's assets are, generate the embedded pack, or check a folder."""
+    from refinevla_kit.simulator.assets import resolve_assets
+
+    if generate is not None:
+        from refinevla_kit.simulator.embedded.pack import generate as generate_pack
+
+        generate_pack(generate)
+        _print_json({"generated": str(generate.resolve())})
+    elif check is not None:
+        _print_json({"assets": check, "folder": str(resolve_assets(check))})
+    else:
+        found: dict[str, Any] = {}
+        for name in ("embedded", "official"):
+            try:
+                found[name] = str(resolve_assets(name))
+            except KitError as error:
+                found[name] = f"absent: {error}"
+        _print_json(found)
+
+
+@app.command()
+def record(
+    output: Annotated[Path, typer.Argument(help="folder of the LeRobot dataset to write")],
+    task: Annotated[list[str] | None, typer.Option(help="repeatable; default the four WidowX tasks")] = None,
+    episodes: Annotated[int, typer.Option(min=1, help="episodes a task")] = 1,
+    assets: Annotated[str, typer.Option(help="embedded | official | a folder")] = "embedded",
+    start: Annotated[str, typer.Option(help="random | grid")] = "random",
+    seed: int = 0,
+    workers: Annotated[int, typer.Option(min=1)] = 1,
+) -> None:
+    """Record the scripted demonstrator's episodes as a LeRobot dataset."""
+    from refinevla_kit.episodes.recording import record as record_episodes
+    from refinevla_kit.tasks import WIDOWX_TASKS
+
+    tasks = task or [each.name for each in WIDOWX_TASKS]
+    _print_json(record_episodes(output, tasks, episodes, assets=assets, start=start, seed=seed, workers=workers))
+
+
+def _run(only: list[str], profile: str, output: Path | None, parameters: list[str] | None, threads: int | None) -> None:
+    from refinevla_kit.notebook_runner import failure_line, parse_parameter, run_notebooks
+
+    result = run_notebooks(only, profile, output, dict(parse_parameter(text) for text in parameters or []), threads)
+    print(f"executed notebooks, records and pictures: {result['output']}")
+    _print_json(result)
+    if result["failed"]:
+        raise SystemExit(_fail(failure_line(result["failed"]), 1))
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, default=str), flush=True)
+
+
+def _fail(line: str, status: int) -> int:
+    print(f"refinevla: {line}", file=sys.stderr, flush=True)
+    return status
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    try:
+        app()
+    except KitError as error:
+        raise SystemExit(_fail(str(error), 2)) from None
+
+
+if __name__ == "__main__":
+    main()

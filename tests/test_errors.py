@@ -1,0 +1,37 @@
+"""A user's mistake is one line with its remedy, in a terminal and in a notebook."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refinevla_kit.errors import KitError
+
+
+@given(st.text(), st.text())
+def test_always_one_line(what: str, remedy: str) -> None:
+    assert len(str(KitError(what, remedy)).splitlines()) <= 1
+
+
+def test_says_what_and_how_to_mend_it() -> None:
+    error = KitError("no space\n   left", "free\nspace")
+    assert str(error) == "no space left -> free space"
+
+
+def test_ipython_shows_one_line() -> None:
+    code = "from refinevla_kit.errors import KitError; raise KitError('bad', 'mend it')"
+    run = subprocess.run([sys.executable, "-m", "IPython", "--no-banner", "--colors=nocolor", "-c", code], capture_output=True, text=True, check=False)
+    shown = (run.stdout + run.stderr).strip().splitlines()
+    assert shown == ["KitError: bad -> mend it"]
+
+
+def test_command_line_shows_one_line_and_fails() -> None:
+    run = subprocess.run([sys.executable, "-m", "refinevla_kit.cli", "reproduce", "--profile", "lapto"], capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    assert run.stdout == ""
+    assert run.stderr.splitlines() == [
+        "refinevla: unknown profile 'lapto' (did you mean 'laptop'?) -> choose one of gpu, laptop, paper, smoke",
+    ]

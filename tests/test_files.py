@@ -1,0 +1,94 @@
+"""Nothing half-written: a file or folder appears under its name whole, or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refinevla_kit.errors import KitError
+from refinevla_kit.files import replacing, sha256, write_json
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=10,
+)
+
+
+def test_file_replaces_old_one_only_when_whole(tmp_path: Path) -> None:
+    target = tmp_path / "result.txt"
+    target.write_text("old")
+    with pytest.raises(RuntimeError, match="cut off"), replacing(target) as part:
+        part.write_text("half of the n")
+        raise RuntimeError("cut off")
+    assert target.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["result.txt"]
+    with replacing(target) as part:
+        part.write_text("new")
+    assert target.read_text() == "new"
+
+
+def test_folder_replaces_old_one_only_when_whole(tmp_path: Path) -> None:
+    target = tmp_path / "dataset"
+    for content in ("first", "second"):
+        with replacing(target) as part:
+            part.mkdir()
+            (part / content).write_text(content)
+    assert [path.name for path in target.iterdir()] == ["second"]
+    with pytest.raises(KeyboardInterrupt), replacing(target) as part:
+        part.mkdir()
+        (part / "third").write_text("third")
+        raise KeyboardInterrupt
+    assert [path.name for path in target.iterdir()] == ["second"]
+    assert [path.name for path in tmp_path.iterdir()] == ["dataset"]
+
+
+@given(json_values)
+def test_json_is_read_back_as_written(tmp_path_factory: pytest.TempPathFactory, value: object) -> None:
+    path = write_json(tmp_path_factory.mktemp("json") / "value.json", value)
+    assert json.loads(path.read_text(encoding="utf-8")) == value
+
+
+def test_not_a_number_is_no_json(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(tmp_path / "value.json", {"success": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_hash_of_a_folder_depends_on_names_and_contents(tmp_path: Path) -> None:
+    hashes = set()
+    for number, (name, content) in enumerate([("a", "x"), ("b", "x"), ("a", "y")]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / name).write_text(content)
+        hashes.add(sha256(folder))
+    assert len(hashes) == 3
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 64 KiB."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small disk needs root")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], check=False, capture_output=True).returncode:
+        pytest.skip("this machine does not allow mounting")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_full_disk_is_one_line_and_leaves_nothing(small_disk: Path) -> None:
+    target = write_json(small_disk / "records.json", ["kept"])
+    with pytest.raises(KitError, match="no space left on the disk while writing") as caught:
+        write_json(target, ["x" * 1000] * 1000)
+    assert "\n" not in str(caught.value)
+    assert json.loads(target.read_text()) == ["kept"]
+    assert [path.name for path in small_disk.iterdir()] == ["records.json"]
