@@ -33,7 +33,7 @@ FORMAT = "refinevla-compact-1"
 class CompactConfig:
     """Size of a compact VLA. layers: of the language model; hidden, heads, feedforward: its widths; channels: of the tower's first stage."""
 
-    layers: int = 5
+    layers: int = 4
     hidden: int = 192
     heads: int = 4
     feedforward: int = 512

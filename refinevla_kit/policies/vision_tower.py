@@ -49,7 +49,7 @@ class ConvTower(PreTrainedModel):
         super().__init__(config)
         c, d = config.channels, config.hidden_size
         self.stages = nn.Sequential(_Stage(3, c, 7, 5), _Stage(c, 2 * c, 3, 2), _Stage(2 * c, 2 * c, 3, 1), _Stage(2 * c, d, 3, 2))
-        self.mix = nn.ModuleList(nn.Sequential(_Stage(d, d, 3, 1), nn.Conv2d(d, d, 3, padding=1)) for _ in range(2))
+        self.mix = nn.Sequential(_Stage(d, d, 3, 1), nn.Conv2d(d, d, 3, padding=1))  # one residual block between neighbouring patches
         rows, columns = config.grid
         self.position = nn.Parameter(torch.zeros(rows * columns, d))
         self.norm = nn.LayerNorm(d)
@@ -67,9 +67,7 @@ class ConvTower(PreTrainedModel):
 
     def forward(self, pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
         x = self.stages(pixel_values)  # B, d, rows, columns
-        for block in self.mix:
-            x = x + block(x)
-        tokens = self.norm(x.flatten(2).transpose(1, 2) + self.position)  # B, rows * columns, d
+        tokens = self.norm((x + self.mix(x)).flatten(2).transpose(1, 2) + self.position)  # B, rows * columns, d
         return BaseModelOutputWithPooling(last_hidden_state=tokens)
 
 

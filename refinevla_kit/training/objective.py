@@ -1,0 +1,65 @@
+"""The objective: L = L_action + lambda_r * L_reasoning, each an average over its own tokens.
+
+ReFineVLA v2 (secondary source): both terms are teacher-forced negative log-likelihoods and lambda_r = 0.3 was best. Averaging each kind over its own tokens
+keeps the balance when a rationale has fifteen times as many tokens as an action.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from refinevla_kit.policies.action_tokens import BINS
+from refinevla_kit.policies.sequence import ACTION_KIND, RATIONALE_KIND, Sequences
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Scalars of one batch. total carries the gradient; the others are for the history.
+
+    Attributes:
+        action_accuracy: share of action tokens whose most likely token is the right one.
+        action_l1: mean distance between the most likely and the right bin's centre, in the normalised range [-1, 1].
+    """
+
+    total: Tensor
+    action: Tensor
+    reasoning: Tensor
+    action_accuracy: Tensor
+    action_l1: Tensor
+
+    def to_floats(self) -> dict[str, float]:
+        """For the history: loss, loss_action, loss_reasoning, action_accuracy, action_l1."""
+        names = {"loss": self.total, "loss_action": self.action, "loss_reasoning": self.reasoning}
+        values = names | {"action_accuracy": self.action_accuracy, "action_l1": self.action_l1}
+        return {name: float(value.detach()) for name, value in values.items()}
+
+
+def joint_loss(logits: Tensor, sequences: Sequences, lambda_reasoning: float, first_action: int) -> Losses:
+    """The objective on one batch.
+
+    Args:
+        logits: (B, K, V): of the last K places of the sequences (the image places before them predict nothing).
+        sequences: as `pad_batch` gives them, (B, N) with N >= K.
+        lambda_reasoning: weight of the rationale tokens' loss; 0 trains on actions alone.
+        first_action: vocabulary id of action bin 0.
+    """
+    keep = logits.shape[1]
+    predicted = logits[:, :-1].float()  # B, K-1, V: place t predicts token t + 1; float, because bf16 sums of a thousand exponentials are too coarse
+    target, kind = (x[:, -keep:][:, 1:] for x in (sequences.input_ids, sequences.kinds))  # B, K-1
+    is_action, is_rationale = kind == ACTION_KIND, kind == RATIONALE_KIND
+    action_logits, action_target = predicted[is_action], target[is_action]  # A, V and A
+    action = _mean_loss(action_logits, action_target)
+    reasoning = _mean_loss(predicted[is_rationale], target[is_rationale])
+    with torch.no_grad():
+        best = action_logits[:, first_action : first_action + BINS].argmax(-1)  # A
+        accuracy = (action_logits.argmax(-1) == action_target).float().mean()
+        l1 = (best - (action_target - first_action)).abs().float().mean() * (2.0 / BINS)
+    return Losses(action + lambda_reasoning * reasoning, action, reasoning, accuracy, l1)
+
+
+def _mean_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean cross-entropy; 0 when there is no such token."""
+    return torch.nn.functional.cross_entropy(logits, target) if len(target) else logits.sum() * 0.0
