@@ -149,7 +149,7 @@ def check_gpu() -> Finding:
     if torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(0).total_memory / 2**30
         return Finding("GPU", "ok", f"{torch.cuda.get_device_name(0)}, {memory:.0f} GiB")
-    return Finding("GPU", "optional", f"none for torch {torch.__version__}; the laptop profile needs none", "for the gpu profile: a CUDA build of torch")
+    return Finding("GPU", "optional", f"none for torch {torch.__version__}; smoke and laptop need none", "for the gpu profile: a CUDA build of torch")
 
 
 def check_teacher_key() -> Finding:

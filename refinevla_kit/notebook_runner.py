@@ -1,7 +1,7 @@
 """Running the notebooks headlessly with papermill: the notebooks are the batch programs.
 
-Everything that can be wrong with a request (profile, notebook, parameter) is checked before anything runs. The kernel is this Python, whatever kernels
-the user's Jupyter knows under the same name. Executed notebooks are saved as they go, so a failed one can be opened where it stopped.
+Everything that can be wrong with a request (profile, notebook, parameter) is checked before anything runs. The kernel is this Python, whatever
+kernels the user's Jupyter knows under the same name. Executed notebooks are saved as they go, so a failed one can be opened where it stopped.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A notebook's settings: the profile's values, overlaid by the parameters cell, checked against what the notebook knows.
 
-One dial, `profile`, sets everything; a parameter that is None keeps the profile's value, any other value overrides it. A name that neither the profile
-nor the parameters cell knows is an error: papermill only warns, and a misspelt parameter would silently run the wrong experiment.
+One dial, `profile`, sets everything; a parameter that is None keeps the profile's value, any other value overrides it. A name that neither the
+profile nor the parameters cell knows is an error: papermill only warns, and a misspelt parameter would silently run the wrong experiment.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def read_settings(notebook: str, namespace: dict[str, Any]) -> Settings:
     output = namespace.get("output")
     folder = REPOSITORY / "runs" / profile if output is None else Path(output).expanduser().resolve()
     seed = 0 if namespace.get("seed") is None else namespace["seed"]
-    return Settings(notebook, {"profile": profile, **{name: None for name in known}, **values, "output": folder, "seed": seed})
+    return Settings(notebook, {"profile": profile, **dict.fromkeys(known), **values, "output": folder, "seed": seed})
 
 
 def _suggest(name: str, known: list[str]) -> str:

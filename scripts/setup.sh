@@ -37,7 +37,7 @@ if [ "$(cat "$packages_stamp" 2>/dev/null)" != "$key" ]; then
             package=$("$PYTHON" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')
             if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
                 echo "  - $package with apt, because this Python cannot make virtual environments without it;"
-                { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$package"; } >/dev/null \
+                { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$package"; } >/dev/null 2>&1 \
                     || die "apt could not install $package -> install it by hand"
             else
                 die "this Python cannot make virtual environments -> install $package (as root: apt-get install $package) or give another with PYTHON="

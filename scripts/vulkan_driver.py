@@ -1,7 +1,7 @@
 """See to it that SAPIEN can draw: test it, and where it cannot, install Mesa's software Vulkan driver with apt.
 
-Mesa must be 24.3 or newer. Where the distribution's own archive has that (Debian 13, Ubuntu 24.10 and later) it is installed from there; Debian 12's is
-too old, its suite bookworm-backports is not, so that suite is added, at the archive address that the machine's own apt sources name. Elsewhere, or
+Mesa must be 24.3 or newer. Where the distribution's own archive has that (Debian 13, Ubuntu 24.10 and later) it is installed from there; Debian 12's
+is too old, its suite bookworm-backports is not, so that suite is added, at the archive address that the machine's own apt sources name. Elsewhere, or
 without root, the remedy is printed and the exit status is 1. Standard library only, apart from the probe that `refinevla doctor` uses too.
 """
 
@@ -20,6 +20,8 @@ from pathlib import Path
 MESA = (24, 3)
 # The driver and loader, and the system libraries that SAPIEN (libX11) and OpenCV (libGL, glib) load.
 PACKAGES = ("mesa-vulkan-drivers", "libvulkan1", "libx11-6", "libgl1", "libglib2.0-0")
+# What of a source says how its archive is to be trusted, in the one-line format and in deb822; a further suite of it needs the same.
+OPTIONS = {"signed-by": "Signed-By", "arch": "Architectures", "trusted": "Trusted", "check-valid-until": "Check-Valid-Until"}
 SOURCE_FILE = Path("/etc/apt/sources.list.d/refinevla-backports.sources")
 
 
@@ -49,20 +51,19 @@ def parse_deb822(text: str) -> list[Source]:
                 name = name.strip().title()
                 fields[name] = value.strip()
         if "deb" in fields.get("Types", "").split() and fields.get("Enabled", "yes").lower() not in ("no", "false", "0"):
-            options = {key: value for key, value in fields.items() if key not in ("Types", "Uris", "Suites", "Components", "Enabled", "X-Repolib-Name")}
+            options = {key: value for key, value in fields.items() if key in OPTIONS.values()}
             sources.append(Source(*(tuple(fields.get(key, "").split()) for key in ("Uris", "Suites", "Components")), options))
     return sources
 
 
 def parse_one_line(text: str) -> list[Source]:
     """The binary sources of a `.list` file (`deb [option=value ...] uri suite component ...`)."""
-    names = {"signed-by": "Signed-By", "arch": "Architectures", "trusted": "Trusted", "check-valid-until": "Check-Valid-Until"}
     sources = []
     for line in text.splitlines():
         match = re.match(r"\s*deb\s+(?:\[([^]]*)\]\s+)?(\S+)\s+(\S+)((?:\s+[^\s#]+)*)", line.split(" #")[0])
         if match:
             given = dict(word.split("=", 1) for word in (match[1] or "").split() if "=" in word)
-            options = {names[key]: value.replace(",", " ") for key, value in given.items() if key in names}
+            options = {OPTIONS[key]: value.replace(",", " ") for key, value in given.items() if key in OPTIONS}
             sources.append(Source((match[2],), (match[3],), tuple(match[4].split()), options))
     return sources
 
@@ -111,10 +112,11 @@ def newest_offered(policy: str) -> tuple[int, int]:
 
 def remedy(release: dict[str, str]) -> str:
     """What a person should do by hand, for this system."""
-    if release.get("ID") == "debian" or "debian" in release.get("ID_LIKE", "").split() or release.get("ID") == "ubuntu":
-        return f"as root, run: {shlex.quote(sys.executable)} {shlex.quote(str(Path(__file__).resolve()))}   (Mesa 24.3 or newer: mesa-vulkan-drivers, libvulkan1)"
+    if "debian" in [release.get("ID"), *release.get("ID_LIKE", "").split()]:
+        return f"as root, run: {shlex.join([sys.executable, str(Path(__file__).resolve())])} (or install mesa-vulkan-drivers 24.3 or newer and libvulkan1)"
     names = {"fedora": "dnf install mesa-vulkan-drivers vulkan-loader libX11", "arch": "pacman -S vulkan-swrast vulkan-icd-loader libx11"}
-    return f"install a Vulkan driver: a GPU's own, or Mesa's lavapipe 24.3 or newer ({names.get(release.get('ID', ''), 'package mesa-vulkan-drivers or alike')})"
+    command = names.get(release.get("ID", ""), "a package such as mesa-vulkan-drivers")
+    return f"install a Vulkan driver: a GPU's own, or Mesa's lavapipe 24.3 or newer ({command})"
 
 
 def _apt(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -145,8 +147,9 @@ def install(release: dict[str, str]) -> str | None:
     if newest_offered(_apt("apt-cache", "policy", PACKAGES[0]).stdout) < MESA:
         SOURCE_FILE.unlink(missing_ok=True)
         return "no Mesa of version 24.3 or newer is offered"
-    if release.get("ID") == "debian" and f"{release.get('VERSION_CODENAME')}-backports" in {name for source in read_sources() for name in source.suites}:
-        suite = ["-t", f"{release['VERSION_CODENAME']}-backports"]
+    backports = f"{release.get('VERSION_CODENAME')}-backports"
+    if release.get("ID") == "debian" and any(backports in source.suites for source in read_sources()):
+        suite = ["-t", backports]
     print(f"  apt: installing {' '.join(PACKAGES)}", flush=True)
     done = _apt("apt-get", "install", "-y", "--no-install-recommends", *suite, *PACKAGES)
     if done.returncode:
@@ -164,7 +167,8 @@ def main() -> int:
         return 0
     path = Path("/etc/os-release")
     release = os_release(path.read_text()) if path.is_file() else {}
-    print(f"Vulkan: SAPIEN cannot draw ({detail}).\n  Installing Mesa's software driver (about 50 MB to download), because the simulator renders its pictures with it.")
+    print(f"Vulkan: SAPIEN cannot draw ({detail}).")
+    print("  What is needed: Mesa's software Vulkan driver, because the simulator renders its pictures with it.", flush=True)
     problem = install(release)
     if problem is None:
         drawn, detail = render_probe()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing may be downloaded, on a machine with a network as on one without
@@ -19,7 +21,7 @@ settings.load_profile("kit")
 
 
 def optional_folder(variable: str, beside: str, holds: str, what: str) -> Path:
-    """The folder named by an environment variable, else the one beside the checkout; skips, saying why, where it is absent or not what it should be."""
+    """The folder named by an environment variable, else the one beside the checkout; skips, saying why, where it is absent."""
     folder = Path(os.environ.get(variable) or REPOSITORY.parent / "shared" / beside)
     if not (folder / holds).exists():
         pytest.skip(f"{what} not here: set {variable} to a folder that holds {holds}")
@@ -36,3 +38,16 @@ def official_assets() -> Path:
 def real_dataset() -> Path:
     """A LeRobot dataset of a real robot that the kit did not write."""
     return optional_folder("REFINEVLA_REAL_DATASET", "real_robot_sample", "meta/info.json", "a real LeRobot dataset")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 16 KiB."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small disk needs root")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(folder)], check=False, capture_output=True).returncode:
+        pytest.skip("this machine does not allow mounting")
+    yield folder
+    subprocess.run(["umount", folder], check=True)

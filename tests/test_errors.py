@@ -23,7 +23,8 @@ def test_says_what_and_how_to_mend_it() -> None:
 
 def test_ipython_shows_one_line() -> None:
     code = "from refinevla_kit.errors import KitError; raise KitError('bad', 'mend it')"
-    run = subprocess.run([sys.executable, "-m", "IPython", "--no-banner", "--colors=nocolor", "-c", code], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "IPython", "--no-banner", "--colors=nocolor", "-c", code]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
     shown = (run.stdout + run.stderr).strip().splitlines()
     assert shown == ["KitError: bad -> mend it"]
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -70,19 +67,6 @@ def test_hash_of_a_folder_depends_on_names_and_contents(tmp_path: Path) -> None:
         (folder / name).write_text(content)
         hashes.add(sha256(folder))
     assert len(hashes) == 3
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 64 KiB."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small disk needs root")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], check=False, capture_output=True).returncode:
-        pytest.skip("this machine does not allow mounting")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
 
 
 def test_full_disk_is_one_line_and_leaves_nothing(small_disk: Path) -> None:

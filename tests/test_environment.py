@@ -1,0 +1,93 @@
+"""environment.yml, pyproject.toml and constraints.txt tell one story, and pip can resolve it."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import REPOSITORY
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+PIP_PART: list[str] = yaml.safe_load((REPOSITORY / "environment.yml").read_text())["dependencies"][-1]["pip"]
+FROM_PYPI = [line for line in PIP_PART if not line.startswith("-e")]
+
+
+def by_name(lines: list[str]) -> dict[str, Requirement]:
+    return {canonicalize_name(requirement.name): requirement for requirement in map(Requirement, lines)}
+
+
+def pins() -> dict[str, str]:
+    lines = [line for line in (REPOSITORY / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+    return {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in lines}
+
+
+def test_research_environment_has_the_packages_bounds_of_the_project() -> None:
+    """Each bound of the project stands in environment.yml, which may narrow it (numpy, gymnasium: for SAPIEN 2.2.2)."""
+    project, research = by_name(PROJECT["dependencies"] + PROJECT["optional-dependencies"]["gemini"]), by_name(FROM_PYPI)
+    for name, requirement in project.items():
+        assert set(requirement.specifier) <= set(research[name].specifier), name
+    narrowed = {name for name in project if set(research[name].specifier) != set(project[name].specifier)}
+    assert narrowed == {"numpy", "gymnasium"}
+
+
+def test_original_benchmark_is_pinned_to_commits() -> None:
+    sources = [line for line in PIP_PART if "github.com" in line]
+    assert {re.search(r"#egg=(\w+)", line)[1] for line in sources} == {"mani_skill2_real2sim", "simpler_env"}  # type: ignore[index]
+    assert all(re.search(r"\.git@[0-9a-f]{40}#", line) for line in sources)
+
+
+def test_research_environment_leaves_out_what_cannot_stand_beside_the_original() -> None:
+    assert not {"mani-skill", "torchvision", "lerobot"} & set(by_name(FROM_PYPI))
+    assert str(by_name(FROM_PYPI)["sapien"].specifier) == "==2.2.2"
+
+
+def test_constraints_pin_every_requirement_within_its_bounds() -> None:
+    extras = PROJECT["optional-dependencies"]
+    pinned = pins()
+    for name, requirement in by_name(PROJECT["dependencies"] + extras["maniskill"] + extras["gemini"] + extras["dev"]).items():
+        assert requirement.specifier.contains(pinned[name]), name
+
+
+def test_constraints_are_what_is_installed() -> None:
+    for name, version in pins().items():
+        assert metadata.version(name).split("+")[0] == version, name
+
+
+def test_every_import_of_the_package_is_declared() -> None:
+    declared = set(by_name(PROJECT["dependencies"] + [line for extra in PROJECT["optional-dependencies"].values() for line in extra]))
+    owners = metadata.packages_distributions()
+    undeclared = set()
+    for path in [*(REPOSITORY / "refinevla_kit").rglob("*.py"), *(REPOSITORY / "tests").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
+            for top in {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"refinevla_kit", "tests", "conftest", ""}:
+                if not {canonicalize_name(owner) for owner in owners.get(top, [])} & declared:
+                    undeclared.add(f"{path.relative_to(REPOSITORY)}: {top}")
+    assert undeclared == set()
+
+
+@pytest.mark.slow
+def test_pip_resolves_the_research_environment(tmp_path: Path) -> None:
+    """The GitHub packages aside; what ManiSkill2_real2sim requires of PyPI is in the list."""
+    listed = tmp_path / "requirements.txt"
+    listed.write_text("\n".join(FROM_PYPI) + "\n")
+    report = tmp_path / "report.json"
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", "--report", str(report), "-r", str(listed)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    if any(sign in run.stderr for sign in ("Connection refused", "Temporary failure in name resolution", "ConnectTimeoutError", "NewConnectionError")):
+        pytest.skip("no package index can be reached")
+    assert run.returncode == 0, run.stderr[-2000:]
+    found = [each["metadata"] for each in json.loads(report.read_text())["install"]]
+    resolved = {canonicalize_name(each["name"]): each["version"] for each in found}
+    assert all(requirement.specifier.contains(resolved[name]) for name, requirement in by_name(FROM_PYPI).items())

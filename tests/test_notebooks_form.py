@@ -1,0 +1,69 @@
+"""The notebooks' form: short cells, explained, without code of their own, without outputs, every parameter known to the profiles."""
+
+from __future__ import annotations
+
+import ast
+
+import nbformat
+import pytest
+from conftest import REPOSITORY
+
+from refinevla_kit.settings import COMMON, NOTEBOOKS, load_profile, parameter_names, profile_names
+
+MOST_CELLS, MOST_LINES = 15, 10
+
+
+def cells(notebook: str) -> list[nbformat.NotebookNode]:
+    return nbformat.read(REPOSITORY / "notebooks" / f"{notebook}.ipynb", as_version=4).cells
+
+
+def code(notebook: str) -> list[nbformat.NotebookNode]:
+    return [cell for cell in cells(notebook) if cell.cell_type == "code"]
+
+
+def test_there_are_five() -> None:
+    assert sorted(path.stem for path in (REPOSITORY / "notebooks").glob("*.ipynb")) == list(NOTEBOOKS)
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_valid_with_kernel_and_without_outputs(notebook: str) -> None:
+    node = nbformat.read(REPOSITORY / "notebooks" / f"{notebook}.ipynb", as_version=4)
+    nbformat.validate(node)
+    assert node.metadata.kernelspec == {"name": "python3", "display_name": "Python 3", "language": "python"}
+    assert [cell for cell in code(notebook) if cell.outputs or cell.execution_count] == []
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_short(notebook: str) -> None:
+    assert len(code(notebook)) <= MOST_CELLS
+    assert {cell.source: len(cell.source.splitlines()) for cell in code(notebook) if len(cell.source.splitlines()) > MOST_LINES} == {}
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_defines_nothing(notebook: str) -> None:
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
+    for cell in code(notebook):
+        assert [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, kinds)] == [], cell.source
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_words_before_each_cell(notebook: str) -> None:
+    before = None
+    for cell in cells(notebook):
+        if cell.cell_type == "code":
+            assert before is not None and before.cell_type == "markdown" and before.source.strip(), cell.source
+        before = cell
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_parameters_are_those_of_the_profiles(notebook: str) -> None:
+    """One tagged cell; every value but the common ones is None there, because the profile holds it."""
+    tagged = [cell for cell in code(notebook) if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    for profile in profile_names():
+        assert sorted(parameter_names(notebook)) == sorted([*COMMON, *load_profile(profile)[notebook]]), profile
+    namespace: dict[str, object] = {}
+    exec(tagged[0].source, namespace)
+    values = {name: namespace[name] for name in parameter_names(notebook)}
+    assert (values.pop("profile"), values.pop("output"), values.pop("seed")) == ("laptop", None, 0)
+    assert set(values.values()) <= {None}

@@ -1,0 +1,67 @@
+"""The five notebooks, run one after another with papermill in the smoke profile: the files pass from each to the next."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+from refinevla_kit.notebook_runner import run_notebooks
+from refinevla_kit.settings import NOTEBOOKS
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return run_notebooks(profile="smoke", output=tmp_path_factory.mktemp("smoke"), progress=False)
+
+
+def last_json_line(executed: Path) -> dict[str, Any]:
+    """What the last code cell printed on its last line."""
+    outputs = [cell for cell in nbformat.read(executed, as_version=4).cells if cell.cell_type == "code"][-1].outputs
+    text = "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
+    value: dict[str, Any] = json.loads(text.strip().splitlines()[-1])
+    return value
+
+
+def test_all_five_ran_to_the_end(run: dict[str, Any]) -> None:
+    assert run["failed"] is None
+    assert list(run["notebooks"]) == list(NOTEBOOKS)
+    assert json.loads((Path(run["output"]) / "summary.json").read_text()) == run
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_ends_with_its_summary(run: dict[str, Any], notebook: str) -> None:
+    folder = Path(run["output"])
+    assert notebook in run["notebooks"], run["failed"]
+    outcome = run["notebooks"][notebook]
+    assert outcome["summary"] == f"{notebook}/summary.json"
+    summary = json.loads((folder / outcome["summary"]).read_text())
+    assert summary and summary == last_json_line(folder / outcome["executed"])
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_leaves_pictures_that_can_be_opened(run: dict[str, Any], notebook: str) -> None:
+    from PIL import Image
+
+    assert notebook in run["notebooks"], run["failed"]
+    for picture in run["notebooks"][notebook]["pictures"]:
+        with Image.open(Path(run["output"]) / picture) as image:
+            image.load()
+            assert min(image.size) > 50
+
+
+def test_hand_over_files(run: dict[str, Any]) -> None:
+    """What the next notebook, or another program, reads."""
+    folder = Path(run["output"])
+    assert run["failed"] is None
+    assert json.loads((folder / "01_teacher_annotation" / "dataset" / "meta" / "info.json").read_text())["codebase_version"] == "v3.0"
+    assert list((folder / "01_teacher_annotation" / "dataset" / "rationales").glob("*.parquet"))
+    for policy in ("action_only", "with_reasoning"):
+        assert list((folder / "02_fine_tuning" / policy).rglob("*.safetensors")), policy
+    assert (folder / "03_simpler_evaluation" / "records.parquet").is_file()
+    assert not list(folder.rglob("*.part-*")) and not list(folder.rglob("*.pkl"))
