@@ -126,7 +126,7 @@ class EpisodeDataset:
     def info(self, episode: int) -> EpisodeInfo:
         """The listing's entry; raises `KitError` for an unknown episode."""
         if episode not in self._rows:
-            raise KitError(f"{self.name} has no episode {episode}", f"choose one of its {len(self.episodes)} episodes, 0 to {max(self._rows, default=0)}")
+            raise KitError(f"{self.name} has no episode {episode}", f"choose one of {len(self.episodes)}, 0 to {max(self._rows, default=0)}")
         return _episode_info(self._rows[episode])
 
     def check(self) -> None:
@@ -165,7 +165,7 @@ class EpisodeDataset:
         """The mp4 of an episode and the number of its first frame in it."""
         row = self._rows[self.info(episode).index]
         if not self.cameras:
-            raise KitError(f"{self.name} has no video", "pictures kept inside parquet are not read: convert the dataset to video with LeRobot's own scripts")
+            raise KitError(f"{self.name} has no video", "pictures kept in parquet are not read: convert them to video with LeRobot's own scripts")
         name = camera or self.cameras[0]
         if name not in self.cameras:
             raise KitError(f"{self.name} has no camera {name!r}", f"choose one of {', '.join(self.cameras)}")

@@ -175,7 +175,7 @@ class Recorder:
             if episode.success:
                 return Recorded(episode, attempt)
         if again:
-            raise KitError(f"the demonstrator failed {ATTEMPTS} times in a row on {job.task}", "look at the assets: `refinevla doctor` says which are used")
+            raise KitError(f"the demonstrator failed {ATTEMPTS} times in a row on {job.task}", "check the assets with `refinevla doctor`")
         return Recorded(episode if job.keep_failures else None, 1)
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ displacements at 5 Hz and a humanoid's joint angles at 30 Hz.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -44,11 +45,11 @@ def split_segments(actions: Array, deltas: bool, gripper: int | None, shortest: 
     velocity = _velocity(np.asarray(actions, np.float64), deltas, gripper, least)
     whole = float(((velocity - velocity.mean(0)) ** 2).sum())
     bounds = [*cuts, length]
-    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, end in pairwise(bounds):
         if whole > 1e-12:
             cuts |= {start + cut: "motion" for cut in _change_points(velocity[start:end], GAIN * whole, least)}
     starts = sorted(cuts)
-    return [Segment(start, end, cuts[start]) for start, end in zip(starts, [*starts[1:], length], strict=True)]
+    return [Segment(start, end, cuts[start]) for start, end in pairwise([*starts, length])]
 
 
 def _gripper_events(actions: Array, gripper: int | None, least: int) -> dict[int, str]:

@@ -32,7 +32,7 @@ class VideoWriter:
 
     def __init__(self, path: Path, fps: int, height: int, width: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.path, self.frames = path, 0
+        self.frames, self.bytes = 0, 0  # bytes encoded so far
         self._container = av.open(str(path), "w")
         stream: Any = self._container.add_stream(CODEC, rate=fps, options=OPTIONS)
         stream.height, stream.width, stream.pix_fmt = height, width, PIXELS
@@ -46,12 +46,18 @@ class VideoWriter:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), "rgb24").reformat(format=PIXELS, interpolation=SCALING)
             frame.pts = self.frames
             frame.pict_type = av.video.frame.PictureType.I if i == 0 else av.video.frame.PictureType.NONE
-            self._container.mux(self._stream.encode(frame))
+            packets = self._stream.encode(frame)
+            self.bytes += sum(packet.size for packet in packets)
+            self._container.mux(packets)
             self.frames += 1
 
-    def close(self) -> None:
-        self._container.mux(self._stream.encode())
-        self._container.close()
+    def close(self, flush: bool = True) -> None:
+        """Finish the file. After a failed `write` pass flush=False: muxing on after a full disk crashes inside FFmpeg."""
+        try:
+            if flush:
+                self._container.mux(self._stream.encode())
+        finally:
+            self._container.close()
 
 
 def count_frames(path: Path) -> int:

@@ -131,7 +131,7 @@ class DatasetWriter:
             self.close()
             return
         with suppress(Exception):  # the first error is the one to be told
-            self._close_video()
+            self._close_video(flush=False)
         self._exit.__exit__(kind, error, trace)
 
     def _check(self, episode: Episode) -> None:
@@ -145,8 +145,10 @@ class DatasetWriter:
             array = getattr(episode, name)
             if array.dtype != dtype or array.shape != shape:
                 raise KitError(f"episode {len(self._rows)}: {name} is {array.dtype} {array.shape}", f"this dataset takes {np.dtype(dtype)} {shape}")
+            if not np.isfinite(array).all():
+                raise KitError(f"episode {len(self._rows)}: {name} has values that are not finite", "leave the broken episode out")
         if length == 0 or height % 2 or width % 2:
-            raise KitError(f"episode {len(self._rows)}: images are {episode.images.shape}", "record at least one frame, with even height and width (H.264)")
+            raise KitError(f"episode {len(self._rows)}: images are {episode.images.shape}", "give one frame or more, of even height and width")
         if episode.states is not None and len(episode.states) != length:
             raise KitError(f"episode {len(self._rows)}: {len(episode.states)} states for {length} frames", "give one state a frame")
         for name, mask in (episode.masks or {}).items():
@@ -156,7 +158,7 @@ class DatasetWriter:
 
     def _write_video(self, images: Array) -> dict[str, Any]:
         """Append to the current mp4, or to a new one; returns where the frames lie."""
-        if self._video is not None and self._video.path.stat().st_size >= self.video_megabytes * 2**20:
+        if self._video is not None and self._video.bytes >= self.video_megabytes * 2**20:
             self._close_video()
         if self._video is None:
             self._video_index += 1
@@ -169,10 +171,10 @@ class DatasetWriter:
         times = {"from_timestamp": start / self.fps, "to_timestamp": self._video.frames / self.fps}
         return {f"videos/{self.camera}/{name}": value for name, value in (place | times).items()}
 
-    def _close_video(self) -> None:
+    def _close_video(self, flush: bool = True) -> None:
         video, self._video = self._video, None
         if video is not None:
-            video.close()
+            video.close(flush)
 
     def _write_tables(self, columns: dict[str, Array]) -> None:
         arrays = {name: pa.array(columns[name], type) for name, type in COLUMNS.items()}
