@@ -15,25 +15,35 @@ PANELS = {"action_l1": "L1 error of the actions", "action_accuracy": "accuracy o
           "loss_reasoning": "loss on rationale tokens"}  # fmt: skip
 
 
-def load_history(path: str | Path) -> pd.DataFrame:
-    """A training history: one line a logged step, columns step, split and any of `PANELS`. Parquet, or JSON lines of a run still going on."""
+def load_histories(path: str | Path) -> dict[str, pd.DataFrame]:
+    """Training histories by policy: of one file, or of every `history.jsonl` / `history.parquet` below a folder (none there: an empty dictionary).
+
+    A history has one row a logged step: columns step, split ("train", "validation"), policy and any of `PANELS`.
+
+    Raises:
+        KitError: no such path, or a file that is not a training history.
+    """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise KitError(f"no training history at {path}", "run notebook 02, or give the history of another run")
-    try:
-        frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_json(path, lines=True)
-    except (ValueError, OSError) as error:
-        raise KitError(f"{path} is not a readable training history ({error})", "give the history that notebook 02 wrote") from error
-    if missing := {"step"} - set(frame.columns):
-        raise KitError(f"{path} has no column {', '.join(missing)}", "give the history that notebook 02 wrote")
-    return frame if "split" in frame else frame.assign(split="train")
+    files = sorted(path.rglob("history.*")) if path.is_dir() else [path]
+    found: dict[str, pd.DataFrame] = {}
+    for file in files:
+        try:
+            frame = pd.read_parquet(file) if file.suffix == ".parquet" else pd.read_json(file, lines=True)
+        except (ValueError, OSError) as error:
+            raise KitError(f"{file} is not a readable training history ({error})", "give the history that notebook 02 wrote") from error
+        if missing := {"step", "split", "policy"} - set(frame.columns):
+            raise KitError(f"{file} has no column {', '.join(sorted(missing))}", "give the history that notebook 02 wrote")
+        found |= {str(policy): rows for policy, rows in frame.groupby("policy", sort=False)}
+    return found
 
 
 def training_curves(histories: Mapping[str, pd.DataFrame], panels: Mapping[str, str] | None = None) -> Figure:
     """One panel a quantity, one line a policy. Training thin, any other split (validation) strong.
 
     Args:
-        histories: policy name -> table from `load_history`.
+        histories: policy name -> table from `load_histories`.
         panels: column -> title; default those of `PANELS` that any history has.
     """
     panels = panels or {column: title for column, title in PANELS.items() if any(column in frame and frame[column].notna().any() for frame in histories.values())}
