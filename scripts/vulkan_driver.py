@@ -113,7 +113,7 @@ def newest_offered(policy: str) -> tuple[int, int]:
 def remedy(release: dict[str, str]) -> str:
     """What a person should do by hand, for this system."""
     if "debian" in [release.get("ID"), *release.get("ID_LIKE", "").split()]:
-        return f"as root, run: {shlex.join([sys.executable, str(Path(__file__).resolve())])} (or install mesa-vulkan-drivers 24.3 or newer and libvulkan1)"
+        return f"as root, run: {shlex.join([sys.executable, str(Path(__file__).resolve())])} (or install mesa-vulkan-drivers >= 24.3, libvulkan1)"
     names = {"fedora": "dnf install mesa-vulkan-drivers vulkan-loader libX11", "arch": "pacman -S vulkan-swrast vulkan-icd-loader libx11"}
     command = names.get(release.get("ID", ""), "a package such as mesa-vulkan-drivers")
     return f"install a Vulkan driver: a GPU's own, or Mesa's lavapipe 24.3 or newer ({command})"

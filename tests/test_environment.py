@@ -85,7 +85,7 @@ def test_pip_resolves_the_research_environment(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", "--report", str(report), "-r", str(listed)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
-    if any(sign in run.stderr for sign in ("Connection refused", "Temporary failure in name resolution", "ConnectTimeoutError", "NewConnectionError")):
+    if any(sign in run.stderr for sign in ("Connection refused", "name resolution", "ConnectTimeoutError", "NewConnectionError")):
         pytest.skip("no package index can be reached")
     assert run.returncode == 0, run.stderr[-2000:]
     found = [each["metadata"] for each in json.loads(report.read_text())["install"]]

@@ -1,4 +1,4 @@
-"""Set-up finds a driver on machines unlike this one: the apt sources and versions of other systems are read as text; SAPIEN is really asked to draw."""
+"""Set-up finds a driver on machines unlike this one: other systems' apt sources are read as text; SAPIEN is really asked to draw."""
 
 from __future__ import annotations
 
@@ -62,7 +62,8 @@ def test_new_suite_takes_address_and_key_from_deb822() -> None:
 
 def test_key_written_into_the_source_is_kept_whole() -> None:
     key = "Signed-By:\n -----BEGIN PGP PUBLIC KEY BLOCK-----\n .\n mQINBF\n -----END PGP PUBLIC KEY BLOCK-----\n"
-    text = driver.backports_source(driver.parse_deb822("Types: deb\nURIs: http://m.example/d\nSuites: bookworm\nComponents: main\n" + key), "bookworm")
+    stanza = "Types: deb\nURIs: http://m.example/d\nSuites: bookworm\nComponents: main\n" + key
+    text = driver.backports_source(driver.parse_deb822(stanza), "bookworm")
     assert text.endswith(key.replace("Signed-By:\n", "Signed-By: \n"))
     assert driver.parse_deb822(text)[0].suites == ("bookworm-backports",)
 
