@@ -130,7 +130,8 @@ def load_rationales(path: str | Path) -> list[StoredRationale]:
         rows = pq.read_table(path).to_pylist()
         return [_stored(row) for row in sorted(rows, key=_key)]
     except (OSError, pa.ArrowException, KeyError) as error:
-        raise KitError(f"no rationales can be read from {path} ({error})", "give the parquet file that notebook 01 wrote, or annotate the dataset") from error
+        remedy = "give the parquet file that notebook 01 wrote, or annotate the dataset"
+        raise KitError(f"no rationales can be read from {path} ({error})", remedy) from error
 
 
 def lookup(rationales: Sequence[StoredRationale], episode: int, frame: int) -> StoredRationale | None:

@@ -2,7 +2,8 @@
 word: the oracle's sentences are built from these facts alone, so whether a rationale is true is decided here.
 
 Image words come from mask centroids (left / right / top / bottom as the viewer sees them), distances and heights from the world-frame state,
-motion words from the summed displacement in the robot base frame (x forward, y left, z up; the camera looks over the shoulder, so left is left in both).
+motion words from the first action, a displacement in the robot base frame (x forward, y left, z up; the
+camera looks over the robot's shoulder, so left is left in both).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ NEAR_SIDE = 0.4          # of the picture's side: closer to an edge than this is
 SIDE_SHARE = 0.05        # of the picture's side: image relations smaller than this are not said
 OPEN_ABOVE, CLOSED_BELOW = 0.8, 0.15   # finger opening; "half open" is said from 0.25 to 0.7, nothing in between
 LEVEL_M = 0.01           # height differences up to this are "level"
-MOVING_M = 0.015         # net displacement along an axis from which it is said
+MOVING_M = 0.015         # displacement along an axis, in one step, from which it is said
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Facts:
         reach_cm, reach_height_cm: gripper to source, horizontally and up (signed; 0 = level), rounded by `round_cm`.
         goal_cm, goal_height_cm: source to target, likewise (height of the source above the target's origin).
         reach_side: where the gripper is in the image, seen from the source ("left of it", "right of it", "higher in view", "lower in view"), or None.
-        goal_side: where the source is in the image, seen from the target. phase: name of the sub-task. motion: dominant motion of the segment, or None.
-        fingers: "closing" / "opening" when the segment commands it, else None.
+        goal_side: where the source is in the image, seen from the target.
+        phase: name of the sub-task. motion: dominant direction of the first action, which belongs to this sub-task (a segment may hold the next one's actions too), or None.
     """
 
     source: str
@@ -55,7 +56,6 @@ class Facts:
     goal_side: str | None
     phase: str
     motion: str | None
-    fingers: str | None
 
 
 def round_cm(metres: float) -> int | None:
@@ -105,9 +105,9 @@ def grip_word(opening: float) -> str | None:
     return "half open" if 0.25 <= opening <= 0.7 else None
 
 
-def motion_word(actions: Array) -> str | None:
-    """Dominant direction of a segment's displacements (T, >= 3) in the robot base frame; None when it hardly moves."""
-    moved = actions[:, :3].sum(axis=0, dtype=np.float64)
+def motion_word(action: Array) -> str | None:
+    """Dominant direction of a displacement (>= 3,) in the robot base frame (m); None when it hardly moves."""
+    moved = np.asarray(action[:3], np.float64)
     axis = int(np.abs(moved).argmax())
     if not abs(moved[axis]) >= MOVING_M:
         return None
@@ -115,19 +115,16 @@ def motion_word(actions: Array) -> str | None:
 
 
 def scene_facts(source: str, target: str, state: SceneState, masks: dict[str, Array], actions: Array) -> Facts:
-    """Facts of the frame that `state` and `masks` describe, and of the `actions` (T, 7) that follow it."""
+    """Facts of the frame that `state` and `masks` describe, and of the first of the `actions` (T, 7)."""
     centres = {name: centroid(masks.get(name)) for name in (source, target, "gripper")}
     reach = np.asarray(state.tcp[:3], np.float64) - state.source[:3]
     goal = np.asarray(state.source[:3], np.float64) - state.target[:3]
-    opening = float(state.opening)
-    fingers = "closing" if (actions[:, 6] < 0).any() and opening > 0.5 and not state.grasped else None
-    if (actions[:, 6] > 0).any() and (bool(state.grasped) or opening < 0.5):
-        fingers = "opening"
     return Facts(
-        source, target, zone(centres[source]), zone(centres[target]), zone(centres["gripper"]), grip_word(opening), bool(state.grasped), bool(state.placed),
+        source, target, zone(centres[source]), zone(centres[target]), zone(centres["gripper"]), grip_word(float(state.opening)),
+        bool(state.grasped), bool(state.placed),
         round_cm(float(np.hypot(*reach[:2]))), _height(reach[2]), side(centres["gripper"], centres[source]),
         round_cm(float(np.hypot(*goal[:2]))), _height(goal[2]), side(centres[source], centres[target]),
-        PHASES[int(state.phase)], motion_word(actions), fingers)
+        PHASES[int(state.phase)], motion_word(actions[0]))
 
 
 def _height(metres: float) -> int | None:

@@ -1,6 +1,6 @@
 """The oracle teacher: writes the four parts of a rationale from simulator state, offline and for nothing. Sentences come from a small seeded grammar:
-several wordings a slot, a small vocabulary, 45 to 75 words in all, because a policy with a few million parameters learns to write them. What is said is decided
-in `facts`; how it is said is decided here. For data without simulator state it refuses."""
+several wordings a slot, a small vocabulary, 45 to 75 words in all, because a policy with a few million parameters learns to write them. What is said is
+decided in `facts`; how it is said is decided here. For data without simulator state it refuses."""
 
 from __future__ import annotations
 
@@ -118,8 +118,8 @@ def _observation(facts: Facts, rng: np.random.Generator) -> str:
         return _pick(rng, slot, name=name, zone=zone) if zone else _pick(rng, "hidden", name=name)
 
     gripper = f"gripper with the {facts.source}" if facts.grasped else f"{facts.grip} gripper" if facts.grip else "gripper"
-    return _sentence(_pick(rng, "observation", source=place("seen", facts.source, facts.source_zone), target=place("seen", facts.target, facts.target_zone),
-                           gripper=place("gripper", gripper, facts.gripper_zone)))
+    source, target = place("seen", facts.source, facts.source_zone), place("seen", facts.target, facts.target_zone)
+    return _sentence(_pick(rng, "observation", source=source, target=target, gripper=place("gripper", gripper, facts.gripper_zone)))
 
 
 def _situation(facts: Facts, on: str, rng: np.random.Generator) -> str:
@@ -143,10 +143,11 @@ def _spatial(facts: Facts, rng: np.random.Generator, brief: bool) -> str:
     if not facts.grasped and facts.goal_cm and height is not None:
         height = 0
     goal = _pick(rng, "spatial", a=facts.source, relation=_relation(rng, facts.goal_cm, height, facts.target),
-                 side="" if brief and not facts.grasped else _side(facts.goal_side))
+                 side="" if (brief and not facts.grasped) or (facts.goal_cm, height) == (0, 0) else _side(facts.goal_side))
     if facts.grasped:
         return _sentence(f"{goal}.")
-    reach = _pick(rng, "spatial", a="gripper", relation=_relation(rng, facts.reach_cm, facts.reach_height_cm, facts.source), side=_side(facts.reach_side))
+    reach = _pick(rng, "spatial", a="gripper", relation=_relation(rng, facts.reach_cm, facts.reach_height_cm, facts.source),
+                  side="" if (facts.reach_cm, facts.reach_height_cm) == (0, 0) else _side(facts.reach_side))
     return _sentence(f"{reach}; {goal}.")
 
 
@@ -160,5 +161,4 @@ def _plan(facts: Facts, on: str, rng: np.random.Generator, brief: bool) -> str:
     do = _pick(rng, f"do {facts.phase}", **words)
     later = [_pick(rng, f"then {phase}", **words) for phase in (*PHASES, "end")[first + 1: first + 1 + (1 if brief else NEXT_STEPS)]]
     motion = f", moving {facts.motion}" if facts.motion else ""
-    motion += f", {facts.fingers} the fingers" if facts.fingers and not brief and facts.phase not in ("grasp", "release") else ""
     return _sentence(_pick(rng, "plan", do=do, motion=motion, next=" and ".join(later)))

@@ -27,7 +27,8 @@ class Rationale:
 
     def text(self) -> str:
         """The rationale as the policy is trained to write it: one labelled line a part."""
-        return "\n".join(f"{label}: {getattr(self, part)}" for label, part in zip(("Observation", "Situation", "Spatial", "Plan"), PARTS, strict=True))
+        labels = ("Observation", "Situation", "Spatial", "Plan")
+        return "\n".join(f"{label}: {getattr(self, part)}" for label, part in zip(labels, PARTS, strict=True))
 
 
 @dataclass(frozen=True)

@@ -54,5 +54,6 @@ def dataset(frames: list[Frames], tmp_path):
         for one in frames:
             proprioception = np.zeros((len(one.actions), 8), np.float32)
             proprioception[:, 7] = [state.opening for state in one.states]
-            writer.add(Episode(one.images, one.actions, proprioception, one.task.instruction, one.task.name, True, 0, "grid:5", one.states, one.masks))
+            writer.add(Episode(one.images, one.actions, proprioception, one.task.instruction, one.task.name, True,
+                               states=one.states, masks=one.masks))
     return open_dataset(tmp_path / "played")

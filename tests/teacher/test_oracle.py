@@ -11,6 +11,7 @@ from refinevla_kit.simulator.contract import PHASES, SceneState
 from refinevla_kit.tasks import WIDOWX_TASKS
 from refinevla_kit.teacher.oracle import OracleTeacher, word_count
 from refinevla_kit.teacher.schema import PARTS, Rationale, Refusal, Request
+
 from .truth import claims_checked
 
 
@@ -92,8 +93,8 @@ def scenes(draw: st.DrawFn) -> Request:
     state = SceneState(*poses, np.float32(draw(st.floats(0, 1))), np.bool_(draw(st.booleans())), np.bool_(draw(st.booleans())),
                        np.int8(draw(st.integers(0, len(PHASES) - 1))))
     rows = draw(st.lists(st.lists(st.floats(-1, 1, width=32), min_size=7, max_size=7), min_size=1, max_size=4))
-    return Request("any", draw(st.integers(0, 9)), 0, len(rows), task.instruction, np.zeros((1, 60, 80, 3), np.uint8), [0], np.array(rows, np.float32),
-                   state, masks)
+    actions, keyframes = np.array(rows, np.float32), np.zeros((1, 60, 80, 3), np.uint8)
+    return Request("any", draw(st.integers(0, 9)), 0, len(rows), task.instruction, keyframes, [0], actions, state, masks)
 
 
 @settings(max_examples=300, deadline=None)

@@ -1,4 +1,5 @@
-"""Reads the oracle's sentences back and holds each claim against simulator state, with its own geometry: nothing of the teacher's code is used here."""
+"""Reads the oracle's sentences back and holds each claim against simulator state, with its own geometry; nothing of
+the teacher's code is used here."""
 
 from __future__ import annotations
 
@@ -10,8 +11,10 @@ from refinevla_kit.simulator.contract import PHASES, SceneState
 from refinevla_kit.teacher.schema import Rationale
 
 SUB_TASKS = {
-    "reach": r"(move|reach) over the", "descend": r"(descend|go down) to the", "grasp": r"close the gripper on the|grasp the", "lift": r"(lift|raise) the",
-    "carry": r"carry the .* to the|bring the .* over to the", "lower": r"lower the .*to the|set the .* down .*to the", "release": r"release the|let go of the",
+    "reach": r"(move|reach) over the", "descend": r"(descend|go down) to the", "grasp": r"close the gripper on the|grasp the",
+    "lift": r"(lift|raise) the",
+    "carry": r"carry the .* to the|bring the .* over to the", "lower": r"lower the .*to the|set the .* down .*to the",
+    "release": r"release the|let go of the",
     "retreat": r"(retreat|back away) from the",
 }
 FOLLOWING = {"descend": "descend", "grasp": "grasp it", "lift": "(lift|raise) it", "carry": "(carry|bring) it over", "lower": "lower it|set it down",
@@ -85,7 +88,8 @@ def _spatial(part: str, state: SceneState, masks: dict[str, np.ndarray], source:
     assert len(clauses) == (1 if state.grasped else 2)
     count = 0
     for clause in clauses:
-        match = _read(rf"(?:the )?(gripper|{source}) (?:is )?(.+?) the ({source}|{target})( by \d+ cm)?(?:, (left of it|right of it|higher in view|lower in view))?", clause)
+        side_words = "left of it|right of it|higher in view|lower in view"
+        match = _read(rf"(?:the )?(gripper|{source}) (?:is )?(.+?) the ({source}|{target})( by \d+ cm)?(?:, ({side_words}))?", clause)
         one, words, other = match[1], match[2] + (match[4] or ""), match[3]
         assert (one, other) in {("gripper", source), (source, target)}
         place = {"gripper": state.tcp, source: state.source, target: state.target}
@@ -126,9 +130,8 @@ def _plan(part: str, state: SceneState, actions: np.ndarray) -> int:
     moving = re.search(r", moving (\w+)", first)
     if moving:
         axis, sign = MOTIONS[moving[1]]
-        assert sign * actions[:, axis].sum() > 0.0149
-    if "closing the fingers" in first:
-        assert (actions[:, 6] < 0).any()
-    if "opening the fingers" in first:
-        assert (actions[:, 6] > 0).any()
+        assert sign * actions[0, axis] > 0.0149
+        assert abs(actions[0, axis]) == np.abs(actions[0, :3]).max()
+    else:
+        assert np.abs(actions[0, :3]).max() < 0.0151
     return 2 + bool(moving)
