@@ -1,0 +1,68 @@
+"""Frames to look at: pictures with the masks of what is in them, taken from recorded demonstrations.
+
+Both policies are asked about the very same frames, the demonstrator's, so a difference in attention is not a difference in where each of them went.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from refinevla_kit.episodes import EpisodeDataset, open_dataset
+from refinevla_kit.errors import KitError
+from refinevla_kit.simulator.contract import PHASES, Array
+from refinevla_kit.tasks import find_task
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One moment of a demonstration.
+
+    Attributes:
+        image: uint8 (H, W, 3). masks: {"source", "target", "gripper", "arm"} -> bool (H, W), visible pixels.
+        instruction, task, episode, step: where it is from. phase: sub-task, one of `PHASES`.
+    """
+
+    image: Array
+    masks: dict[str, Array]
+    instruction: str
+    task: str
+    episode: int
+    step: int
+    phase: str
+
+
+def demonstrations(dataset: str | Path | None, task: str, episodes: int, folder: Path, assets: str = "embedded", seed: int = 0) -> EpisodeDataset:
+    """The dataset at `dataset`; with None, `episodes` demonstrations of `task` recorded anew into `folder`, from random starts."""
+    if dataset is not None:
+        return open_dataset(dataset)
+    from refinevla_kit.episodes.recording import record
+
+    record(folder, [task], episodes, assets, seed=seed, overwrite=True)
+    return open_dataset(folder)
+
+
+def choose_frames(dataset: EpisodeDataset, task: str | None, episodes: int, every: int = 1) -> list[Frame]:
+    """Every `every`-th frame of the first `episodes` demonstrations of `task` (None: of the dataset's first task); fewer when it has fewer.
+
+    Raises:
+        KitError: no such demonstration, or frames without masks and state.
+    """
+    known = list(dict.fromkeys(info.task for info in dataset.episodes))
+    task = known[0] if task is None and known else task
+    if task not in known or not task:
+        have = ", ".join(name for name in known if name) or "none of the kit's tasks"
+        raise KitError(f"{dataset.name} has no demonstration of {task!r}", f"choose a task it has ({have}) or another dataset")
+    if episodes < 1 or every < 1:
+        raise KitError(f"{episodes} episodes, every {every}th frame", "ask for at least one of each")
+    roles = {find_task(task).source: "source", find_task(task).target: "target"}
+    frames = []
+    for info in [one for one in dataset.episodes if one.task == task][:episodes]:
+        masks, states = dataset.masks(info.index), dataset.states(info.index)
+        if masks is None or states is None:
+            raise KitError(f"episode {info.index} of {dataset.name} has no object masks", "record it with this kit: only the simulator knows them")
+        steps = list(range(0, info.length, every))
+        for step, image in zip(steps, dataset.images(info.index, steps), strict=True):
+            named = {roles.get(name, name): mask[step] for name, mask in masks.items()}
+            frames.append(Frame(image, named, info.instruction, task, info.index, step, PHASES[int(states[step].phase)]))
+    return frames

@@ -1,0 +1,44 @@
+"""The one mapping between a policy's grid of image patches and the pixels of the picture it was given.
+
+The policy resizes any picture to its own size without cropping or padding, then cuts it into a grid. So patch (r, c) of a (rows, columns) grid covers
+the picture's rows [r, r + 1) * H / rows and columns [c, c + 1) * W / columns, whatever its size and aspect ratio; a pixel on a border belongs to
+its patches by area. Both directions below use the same areas, so scores computed on patches and on pixels agree exactly.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from refinevla_kit.errors import KitError
+from refinevla_kit.simulator.contract import Array
+
+
+def to_pixels(patch_map: Array, image_shape: tuple[int, ...]) -> Array:
+    """Spread a map over the picture.
+
+    Args:
+        patch_map: float (..., rows, columns).
+        image_shape: (H, W) or (H, W, 3) of the picture the policy was given.
+
+    Returns:
+        float64 (..., H, W): each pixel has its patch's value, pixels on a border the mean by area. Block edges are kept: nothing is smoothed.
+    """
+    rows, columns = np.shape(patch_map)[-2:]
+    height, width = image_shape[:2]
+    return np.asarray(_shared(height, rows) @ np.asarray(patch_map, np.float64) @ _shared(width, columns).T)
+
+
+def to_patches(mask: Array, grid: tuple[int, int]) -> Array:
+    """How much of each patch a mask covers: bool or float (..., H, W) -> float64 (..., rows, columns) in [0, 1]."""
+    height, width = np.shape(mask)[-2:]
+    covered = _shared(height, grid[0]).T @ np.asarray(mask, np.float64) @ _shared(width, grid[1])  # pixels in each patch
+    return np.asarray(covered * (grid[0] * grid[1] / (height * width)))
+
+
+def _shared(pixels: int, patches: int) -> Array:
+    """Fraction of each pixel that lies in each patch along one axis: (pixels, patches), rows add up to 1."""
+    if pixels < patches:
+        raise KitError(f"a picture {pixels} pixels across cannot show {patches} patches", "give a picture at least as large as the patch grid")
+    edges = np.arange(patches + 1) * pixels / patches
+    pixel = np.arange(pixels)[:, None]
+    return np.clip(np.minimum(edges[1:], pixel + 1) - np.maximum(edges[:-1], pixel), 0.0, None)
