@@ -101,7 +101,8 @@ def _outline(ax: Axes, name: str, mask: Array, colour: str) -> None:
         ax.contour(mask, levels=[0.5], colors=colour, linewidths=1)
     rows, columns = np.nonzero(mask)
     y, align = (rows.min() - 2, "bottom") if rows.min() > mask.shape[0] // 8 else (rows.max() + 3, "top")
-    ax.text(columns.mean(), y, name, fontsize=6, ha="center", va=align, color="white", bbox={"facecolor": colour, "edgecolor": "none", "pad": 1, "alpha": 0.8})
+    box = {"facecolor": colour, "edgecolor": "none", "pad": 1, "alpha": 0.8}
+    ax.text(columns.mean(), y, name, fontsize=6, ha="center", va=align, color="white", bbox=box)
 
 
 def _picture(ax: Axes, image: Array, colour: str) -> None:

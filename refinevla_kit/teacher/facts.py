@@ -37,7 +37,8 @@ class Facts:
         goal_cm, goal_height_cm: source to target, likewise (height of the source above the target's origin).
         reach_side: where the gripper is in the image, seen from the source ("left of it", "right of it", "higher in view", "lower in view"), or None.
         goal_side: where the source is in the image, seen from the target.
-        phase: name of the sub-task. motion: dominant direction of the first action, which belongs to this sub-task (a segment may hold the next one's actions too), or None.
+        phase: name of the sub-task.
+        motion: dominant direction of the first action, which belongs to this sub-task (a segment may hold the next one's actions too), or None.
     """
 
     source: str

@@ -1,6 +1,6 @@
 """The oracle teacher: writes the four parts of a rationale from simulator state, offline and for nothing. Sentences come from a small seeded grammar:
-several wordings a slot, a small vocabulary, 45 to 75 words in all, because a policy with a few million parameters learns to write them. What is said is
-decided in `facts`; how it is said is decided here. For data without simulator state it refuses."""
+several wordings a slot, a small vocabulary, 45 to 75 words in all, because a policy with a few million parameters learns to write them. What is
+said is decided in `facts`; how it is said is decided here. For data without simulator state it refuses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GRAMMAR: dict[str, tuple[str, ...]] = {
     "observation": ("{source}, {target}, {gripper}.", "{target}, {source}, {gripper}.", "{gripper}, {source}, {target}."),
     "held": ("the {source} is held", "the gripper holds the {source}"),
     "not held": ("the {source} is not held", "the {source} is not gripped"),
-    "done": ("the task is done", "it is {on} the {target}"),
+    "done": ("the task is done", "the task is finished"),
     "not done": ("the task is not done", "the task is still open"),
     "situation": ("time to {phase}: {held} and {done}.", "{held}, {done}; it is time to {phase}.", "now {phase}; {held} and {done}."),
     "beside": ("{about} beside the {name}", "{about} away beside the {name}"),
@@ -98,7 +98,7 @@ def _write(facts: Facts, on: str, rng: np.random.Generator) -> Rationale:
     """Draw wordings until the whole is within the budget; long names and full facts may need the brief form."""
     for attempt in range(100):
         brief = attempt >= 5
-        rationale = Rationale(_observation(facts, rng), _situation(facts, on, rng), _spatial(facts, rng, brief), _plan(facts, on, rng, brief))
+        rationale = Rationale(_observation(facts, rng), _situation(facts, rng), _spatial(facts, rng, brief), _plan(facts, on, rng, brief))
         if WORD_BUDGET[0] <= word_count(rationale) <= WORD_BUDGET[1]:
             break
     return rationale
@@ -122,9 +122,9 @@ def _observation(facts: Facts, rng: np.random.Generator) -> str:
     return _sentence(_pick(rng, "observation", source=source, target=target, gripper=place("gripper", gripper, facts.gripper_zone)))
 
 
-def _situation(facts: Facts, on: str, rng: np.random.Generator) -> str:
+def _situation(facts: Facts, rng: np.random.Generator) -> str:
     held = _pick(rng, "held" if facts.grasped else "not held", source=facts.source)
-    done = _pick(rng, "done" if facts.placed else "not done", source=facts.source, target=facts.target, on=on)
+    done = _pick(rng, "done" if facts.placed else "not done", source=facts.source)
     return _sentence(_pick(rng, "situation", held=held, done=done, phase=facts.phase))
 
 

@@ -76,7 +76,7 @@ def _situation(part: str, state: SceneState, source: str) -> int:
     text = part.lower().rstrip(".")
     assert re.search(rf"the {source} is held|the gripper holds the {source}|the {source} is not (held|gripped)", text)
     assert bool(re.search(r"is not (held|gripped)", text)) == (not state.grasped)
-    assert bool(re.search(r"the task is done|it is (on|in) the", text)) == bool(state.placed)
+    assert bool(re.search(r"the task is (done|finished)", text)) == bool(state.placed)
     assert bool(re.search(r"the task is not done|still open", text)) == (not state.placed)
     named = re.search(r"(?:it is time to|time to|now) (\w+)", text)
     assert named and named[1] == PHASES[int(state.phase)]
