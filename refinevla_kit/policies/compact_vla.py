@@ -130,5 +130,5 @@ def load(path: str | Path) -> CompactVLA:
 
 
 def checkpoint_hash(path: str | Path) -> str:
-    """First 12 hex digits of the SHA-256 over the checkpoint's files; goes into every evaluation record."""
-    return sha256(path)[:12]
+    """First 12 hex digits of the SHA-256 over the checkpoint's weights; goes into every evaluation record."""
+    return sha256(Path(path) / "model.safetensors")[:12]

@@ -60,3 +60,11 @@ def load_examples(dataset: str | Path, rationales: str | Path | None = None) -> 
         found = [lookup(stored, item.index, frame) for frame in range(len(action))]
         texts += [stored_one.rationale.text() if stored_one and stored_one.rationale else "" for stored_one in found]
     return Examples(np.concatenate(images), np.concatenate(actions), np.concatenate(episodes), tuple(instructions), tuple(texts))
+
+
+def find_rationales(dataset: str | Path) -> Path:
+    """The rationale table beside a dataset; the first by name where there are several. Raises `KitError` when there is none."""
+    tables = sorted((Path(dataset) / "rationales").glob("*.parquet"))
+    if not tables:
+        raise KitError(f"{dataset} has no rationales beside it", "annotate it with notebook 01, or give `rationales` a parquet file")
+    return tables[0]

@@ -29,7 +29,7 @@ from refinevla_kit.training.examples import Examples
 from refinevla_kit.training.freezing import freeze_lower
 from refinevla_kit.training.objective import Losses, joint_loss
 
-RESUME, HISTORY = "resume", "history.jsonl"
+RESUME, ROWS, HISTORY = "resume", "rows.jsonl", "history.jsonl"
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ def _save_state(folder: Path, vla: CompactVLA, optimizer: Any, step: int, histor
         part.mkdir(parents=True)
         save_file(tensors, part / "state.safetensors")
         write_json(part / "state.json", {"step": step, "identity": identity})
-        write_history(part / HISTORY, history)
+        write_history(part / ROWS, history)
     write_history(folder / HISTORY, history)
 
 
@@ -238,7 +238,7 @@ def _resume(folder: Path, vla: CompactVLA, optimizer: torch.optim.Optimizer, ide
             _, index, field = key.split(".", 2)
             moments.setdefault(int(index), {})[field] = value
     optimizer.load_state_dict({"state": moments, "param_groups": layout["param_groups"]})
-    return int(stored["step"]), read_history(folder / RESUME / HISTORY)
+    return int(stored["step"]), read_history(folder / RESUME / ROWS)
 
 
 def write_history(path: str | Path, rows: list[dict[str, Any]]) -> None:

@@ -1,0 +1,31 @@
+"""From a base to a fine-tuned policy on disk, as one step that can be called again: what is finished is not done twice."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from refinevla_kit.files import sha256
+from refinevla_kit.policies.compact_vla import checkpoint_hash, load, save
+from refinevla_kit.training.examples import Examples
+from refinevla_kit.training.loop import TrainingConfig, fine_tune
+
+
+def train_policy(
+    base: str | Path, examples: Examples, config: TrainingConfig, output: str | Path, name: str, progress: bool = True
+) -> list[dict[str, Any]]:
+    """Fine-tune a copy of the checkpoint `base` and save it as `output/name`; its history and resumable state lie in `output/training/name`.
+
+    Returns:
+        The history, see `fine_tune`.
+    """
+    vla = load(base)
+    history = fine_tune(vla, examples, config, Path(output) / "training" / name, name, progress)
+    vla.provenance.clear()
+    vla.provenance.update(
+        made_by="refinevla_kit.training.policy_run", name=name, order=config.order, training=asdict(config), frames=len(examples),
+        base=checkpoint_hash(base), base_statistics=sha256(Path(base) / "dataset_statistics.json")[:12], validation=history[-1],
+    )  # fmt: skip
+    save(vla, Path(output) / name)
+    return history

@@ -1,0 +1,96 @@
+"""The compact VLA: saved and read back it is the same policy; cached decoding says what the full forward says."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from refinevla_kit.errors import KitError
+from refinevla_kit.policies.action_tokens import BINS, UniformBins
+from refinevla_kit.policies.compact_policy import CompactPolicy, load_policy
+from refinevla_kit.policies.compact_vla import STATISTICS, CompactConfig, CompactVLA, build, load, save
+from refinevla_kit.policies.sequence import prefix_ids
+from refinevla_kit.policies.vocabulary import ACTION, ACTION_TOKENS, first_action_id, train_vocabulary
+
+SMALL = CompactConfig(layers=2, hidden=64, heads=2, feedforward=96, channels=16)
+INSTRUCTION = "put carrot on plate"
+IMAGES = np.random.default_rng(0).integers(0, 256, (3, 120, 160, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def vla() -> CompactVLA:
+    return build(SMALL, train_vocabulary([INSTRUCTION, "stack the green block on the yellow block"]), UniformBins((0.04,) * 3 + (0.01, 0.01, 0.3, 1.0)), seed=0)
+
+
+def test_the_same_seed_builds_the_same_weights(vla: CompactVLA) -> None:
+    again = build(SMALL, vla.tokenizer, vla.bins, seed=0)
+    assert all(torch.equal(a, b) for a, b in zip(vla.model.state_dict().values(), again.model.state_dict().values(), strict=True))
+
+
+def test_one_action_token_a_bin_in_a_row(vla: CompactVLA) -> None:
+    first = first_action_id(vla.tokenizer)
+    assert vla.tokenizer.convert_tokens_to_ids(list(ACTION_TOKENS)) == list(range(first, first + BINS))
+
+
+def test_a_saved_policy_acts_as_before(vla: CompactVLA, tmp_path: Path) -> None:
+    before = CompactPolicy(vla, "p").act_batch(IMAGES, [INSTRUCTION] * 3)
+    after = load_policy(save(vla, tmp_path / "checkpoint")).act_batch(IMAGES, [INSTRUCTION] * 3)
+    for one, other in zip(before, after, strict=True):
+        assert np.array_equal(one.tokens, other.tokens) and np.array_equal(one.processed, other.processed)
+    assert not [path.name for path in (tmp_path / "checkpoint").iterdir() if path.suffix in (".bin", ".pt", ".pkl")]
+
+
+def test_cached_decoding_equals_teacher_forcing(vla: CompactVLA) -> None:
+    action = CompactPolicy(vla, "p").act_batch(IMAGES[:1], [INSTRUCTION])[0]
+    prefix = prefix_ids(vla.tokenizer, vla.image_tokens, INSTRUCTION)
+    answer = [vla.tokenizer.convert_tokens_to_ids(ACTION), *action.tokens.tolist()]
+    types = [0] * len(prefix) + [1] * len(answer)
+    with torch.no_grad():
+        logits = vla.model(input_ids=torch.tensor([prefix + answer]), pixel_values=vla.pixel_values(IMAGES[:1]), token_type_ids=torch.tensor([types])).logits[0]
+    first = first_action_id(vla.tokenizer)
+    scores = logits[len(prefix) : len(prefix) + 7, first : first + BINS].log_softmax(-1)
+    assert (scores.argmax(-1) + first).tolist() == action.tokens.tolist()
+    assert np.allclose(scores.max(-1).values.numpy(), action.log_probability, atol=1e-5)
+
+
+def test_a_batch_of_mixed_instructions_equals_one_by_one(vla: CompactVLA) -> None:
+    policy = CompactPolicy(vla, "p")
+    instructions = [INSTRUCTION, "stack the green block on the yellow block", INSTRUCTION]
+    together = policy.act_batch(IMAGES, instructions)
+    for image, instruction, action in zip(IMAGES, instructions, together, strict=True):
+        policy.reset(instruction)
+        assert np.array_equal(policy.act(image).tokens, action.tokens)
+
+
+@pytest.mark.parametrize("order", ["action_first", "rationale_first"])
+def test_it_acts_and_explains_in_both_orders(vla: CompactVLA, order: str) -> None:
+    policy = CompactPolicy(vla, "p", order=order)
+    action = policy.act_batch(IMAGES[:2], [INSTRUCTION] * 2)[1]
+    assert action.processed.shape == (7,) and (np.abs(action.normalised) <= 1).all()
+    assert isinstance(policy.explain(IMAGES[0], INSTRUCTION), str)
+
+
+def test_another_picture_size_is_resampled(vla: CompactVLA) -> None:
+    large = np.repeat(np.repeat(IMAGES[:1], 4, axis=1), 4, axis=2)
+    assert torch.allclose(vla.pixel_values(large), vla.pixel_values(IMAGES[:1]), atol=1e-5)
+
+
+def test_a_folder_that_is_no_checkpoint_says_so(tmp_path: Path) -> None:
+    with pytest.raises(KitError, match="no checkpoint of the compact VLA"):
+        load(tmp_path)
+
+
+def test_a_checkpoint_of_another_vocabulary_says_so(vla: CompactVLA, tmp_path: Path) -> None:
+    save(vla, tmp_path / "one")
+    train_vocabulary(["other words entirely, and many more of them"]).save_pretrained(tmp_path / "one")
+    with pytest.raises(KitError, match="words, its tokenizer"):
+        load(tmp_path / "one")
+
+
+def test_a_checkpoint_of_a_later_format_says_so(vla: CompactVLA, tmp_path: Path) -> None:
+    path = save(vla, tmp_path / "one") / STATISTICS
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": "refinevla-compact-9"}))
+    with pytest.raises(KitError, match="refinevla-compact-9"):
+        load(tmp_path / "one")

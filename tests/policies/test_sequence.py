@@ -1,0 +1,57 @@
+"""The layout of a training sequence: which token is predicted, and which loss it belongs to."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
+
+from refinevla_kit.errors import KitError
+from refinevla_kit.policies.sequence import ACTION_KIND, NOT_PREDICTED, RATIONALE_KIND, answer_ids, pad_batch, prefix_ids
+from refinevla_kit.policies.vocabulary import ACTION, EOS, IMAGE, PAD, RATIONALE, train_vocabulary
+
+TOKENIZER: PreTrainedTokenizerFast = train_vocabulary(["put carrot on plate", "the gripper is left of the plate"])
+ACTIONS = TOKENIZER.convert_tokens_to_ids([f"<act{i:03d}>" for i in (127, 0, 254, 127, 127, 3, 254)])
+
+
+def test_acting_first_predicts_seven_actions_then_the_text() -> None:
+    ids, kinds = answer_ids(TOKENIZER, ACTIONS, "the plate", "action_first")
+    tokens = TOKENIZER.convert_ids_to_tokens(ids)
+    assert tokens[0] == ACTION and tokens[8] == RATIONALE and tokens[-1] == EOS
+    assert kinds[:9] == [NOT_PREDICTED, *[ACTION_KIND] * 7, NOT_PREDICTED]
+    assert set(kinds[9:]) == {RATIONALE_KIND}
+
+
+def test_thinking_first_predicts_the_text_then_the_turn_to_act() -> None:
+    ids, kinds = answer_ids(TOKENIZER, ACTIONS, "the plate", "rationale_first")
+    tokens = TOKENIZER.convert_ids_to_tokens(ids)
+    turn = tokens.index(ACTION)
+    assert tokens[0] == RATIONALE and kinds[0] == NOT_PREDICTED
+    assert kinds[turn] == RATIONALE_KIND  # the policy has to decide when it has thought enough
+    assert kinds[turn + 1 : turn + 8] == [ACTION_KIND] * 7
+
+
+def test_without_a_rationale_only_the_actions_remain() -> None:
+    for order in ("action_first", "rationale_first"):
+        ids, kinds = answer_ids(TOKENIZER, ACTIONS, "", order)
+        assert len(ids) == 8 and kinds == [NOT_PREDICTED, *[ACTION_KIND] * 7]
+
+
+def test_an_unknown_order_names_the_known_ones() -> None:
+    with pytest.raises(KitError, match="action_first"):
+        answer_ids(TOKENIZER, ACTIONS, "", "sideways")
+
+
+def test_padding_is_masked_and_never_predicted() -> None:
+    prefixes = [prefix_ids(TOKENIZER, 4, "put carrot on plate"), prefix_ids(TOKENIZER, 4, "put")]
+    batch = pad_batch(prefixes, [answer_ids(TOKENIZER, ACTIONS, text, "action_first") for text in ("the plate", "")], TOKENIZER.convert_tokens_to_ids(PAD))
+    assert (batch.kinds[batch.attention_mask == 0] == NOT_PREDICTED).all()
+    assert (batch.token_type_ids[:, :4] == 0).all()  # image patches belong to the prefix
+    assert (batch.input_ids[:, :4] == TOKENIZER.convert_tokens_to_ids(IMAGE)).all()
+    assert batch.attention_mask.sum(1).tolist() == [len(prefixes[0]) + len(answer_ids(TOKENIZER, ACTIONS, "the plate", "action_first")[0]), len(prefixes[1]) + 8]
+
+
+@given(st.text(max_size=60))
+def test_any_text_survives_the_vocabulary(text: str) -> None:
+    ids = TOKENIZER.encode(text, add_special_tokens=False)
+    decoded = TOKENIZER.decode(ids, clean_up_tokenization_spaces=False)
+    assert decoded in (text, " " + text)  # the byte-level pre-tokenizer puts a blank before the first word
