@@ -1,0 +1,144 @@
+"""Joint training: the objective is the two averages it claims to be, frozen stays frozen, and a killed run continues bit for bit."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from refinevla_kit.errors import KitError
+from refinevla_kit.policies.action_tokens import UniformBins
+from refinevla_kit.policies.compact_vla import CompactConfig, CompactVLA, build, load, save
+from refinevla_kit.policies.sequence import ACTION_KIND, RATIONALE_KIND
+from refinevla_kit.policies.vocabulary import first_action_id, train_vocabulary
+from refinevla_kit.training.examples import Examples
+from refinevla_kit.training.freezing import freeze_lower
+from refinevla_kit.training.loop import HISTORY, TrainingConfig, fine_tune, forward, make_batch, read_history, tower_tokens
+from refinevla_kit.training.objective import joint_loss
+from refinevla_kit.training.policy_run import train_policy
+
+SMALL = CompactConfig(layers=2, hidden=64, heads=2, feedforward=96, channels=16)
+CONFIG = TrainingConfig(steps=6, batch_size=4, freeze_layers=1, precision="fp32", save_every=3, validate_every=3)
+
+
+@pytest.fixture
+def examples() -> Examples:
+    rng = np.random.default_rng(0)
+    n = 24
+    return Examples(
+        images=rng.integers(0, 256, (n, 120, 160, 3), dtype=np.uint8),
+        actions=rng.uniform(-0.04, 0.04, (n, 7)).astype(np.float32),
+        episodes=np.repeat(np.arange(12), 2),
+        instructions=("put carrot on plate", "stack the green block on the yellow block") * (n // 2),
+        rationales=tuple(f"the carrot is {i} cm left of the plate" if i % 3 else "" for i in range(n)),
+    )
+
+
+@pytest.fixture
+def vla(examples: Examples) -> CompactVLA:
+    return build(SMALL, train_vocabulary([*examples.instructions, *examples.rationales]), UniformBins.fit(examples.actions), seed=0)
+
+
+def test_the_objective_is_an_average_an_action_token_plus_lambda_times_one_a_rationale_token(vla: CompactVLA, examples: Examples) -> None:
+    batch = make_batch(vla, examples, np.arange(6), CONFIG)
+    s = batch.sequences
+    logits = vla.model(input_ids=s.input_ids, pixel_values=batch.pixel_values, attention_mask=s.attention_mask, token_type_ids=s.token_type_ids).logits
+    sums, counts = {ACTION_KIND: 0.0, RATIONALE_KIND: 0.0}, {ACTION_KIND: 0, RATIONALE_KIND: 0}
+    for row in range(6):  # token by token, as the paper's formula reads
+        for place in range(1, s.input_ids.shape[1]):
+            kind = int(s.kinds[row, place])
+            if kind in sums:
+                sums[kind] -= float(logits[row, place - 1].log_softmax(-1)[s.input_ids[row, place]])
+                counts[kind] += 1
+    losses = forward(vla.model, vla, batch, CONFIG)
+    assert counts[ACTION_KIND] == 6 * 7
+    assert float(losses.action) == pytest.approx(sums[ACTION_KIND] / counts[ACTION_KIND], rel=1e-4)
+    assert float(losses.reasoning) == pytest.approx(sums[RATIONALE_KIND] / counts[RATIONALE_KIND], rel=1e-4)
+    assert float(losses.total) == pytest.approx(float(losses.action) + 0.3 * float(losses.reasoning), rel=1e-5)
+
+
+def test_a_policy_that_is_always_right_has_no_action_error(vla: CompactVLA, examples: Examples) -> None:
+    s = make_batch(vla, examples, np.arange(4), CONFIG).sequences
+    certain = 50.0 * torch.nn.functional.one_hot(s.input_ids.roll(-1, 1), len(vla.tokenizer)).float()  # place t names token t + 1
+    losses = joint_loss(certain, s, 0.3, first_action_id(vla.tokenizer))
+    assert float(losses.action_accuracy) == 1 and float(losses.action_l1) == 0 and float(losses.total) < 1e-5
+
+
+def test_tokens_of_a_frozen_tower_are_as_good_as_the_picture(vla: CompactVLA, examples: Examples) -> None:
+    rows = np.arange(4)
+    from_pixels = forward(vla.model, vla, make_batch(vla, examples, rows, CONFIG), CONFIG)
+    from_tokens = forward(vla.model, vla, make_batch(vla, examples, rows, CONFIG, tower_tokens(vla, examples.images)), CONFIG)
+    assert float(from_tokens.total) == pytest.approx(float(from_pixels.total), rel=1e-3)  # stored in half precision
+
+
+def test_without_the_reasoning_loss_no_rationale_enters_the_sequence(vla: CompactVLA, examples: Examples) -> None:
+    batch = make_batch(vla, examples, np.arange(6), replace(CONFIG, lambda_reasoning=0.0))
+    assert not (batch.sequences.kinds == RATIONALE_KIND).any()
+
+
+def test_what_is_frozen_stays_as_it_was_and_the_rest_moves(vla: CompactVLA, examples: Examples, tmp_path: Path) -> None:
+    before = {name: p.detach().clone() for name, p in vla.model.named_parameters()}
+    fine_tune(vla, examples, CONFIG, tmp_path, "p", progress=False)
+    moved = {name for name, p in vla.model.named_parameters() if not torch.equal(p, before[name])}
+    assert not [name for name in moved if "vision_tower" in name or "projector" in name or "embed_tokens" in name or "layers.0." in name]
+    assert "lm_head.weight" in moved and any("layers.1." in name for name in moved)
+
+
+def test_freezing_more_layers_than_there_are_is_an_error(vla: CompactVLA) -> None:
+    with pytest.raises(KitError, match="choose 0 to 2"):
+        freeze_lower(vla, 3)
+
+
+def test_training_lowers_both_losses(vla: CompactVLA, examples: Examples, tmp_path: Path) -> None:
+    history = fine_tune(vla, examples, replace(CONFIG, steps=40, learning_rate=3e-3, freeze_layers=0), tmp_path, "p", progress=False)
+    train = [row for row in history if row["split"] == "train"]
+    for part in ("loss_action", "loss_reasoning"):
+        assert np.mean([row[part] for row in train[-5:]]) < 0.7 * np.mean([row[part] for row in train[:5]])
+
+
+def test_a_killed_run_continues_as_if_nothing_had_happened(vla: CompactVLA, examples: Examples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = {name: value.clone() for name, value in vla.model.state_dict().items()}
+    whole = fine_tune(vla, examples, CONFIG, tmp_path / "whole", "p", progress=False)
+    expected = {name: value.clone() for name, value in vla.model.state_dict().items()}
+
+    vla.model.load_state_dict(start)
+    from refinevla_kit.training import loop
+
+    calls = []
+    original = loop.make_batch
+
+    def killed(*args: object) -> object:
+        calls.append(1)
+        if len(calls) == 7:  # in the fourth step or its evaluation: after the state of step 3
+            raise KeyboardInterrupt
+        return original(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "make_batch", killed)
+    with pytest.raises(KeyboardInterrupt):
+        fine_tune(vla, examples, CONFIG, tmp_path / "killed", "p", progress=False)
+    monkeypatch.undo()
+    vla.model.load_state_dict(start)
+    continued = fine_tune(vla, examples, CONFIG, tmp_path / "killed", "p", progress=False)
+    assert all(torch.equal(value, expected[name]) for name, value in vla.model.state_dict().items())
+    assert [{k: v for k, v in row.items() if k != "seconds"} for row in continued] == [{k: v for k, v in row.items() if k != "seconds"} for row in whole]
+    assert read_history(tmp_path / "killed" / HISTORY) == continued
+
+
+def test_a_state_of_another_configuration_is_refused(vla: CompactVLA, examples: Examples, tmp_path: Path) -> None:
+    fine_tune(vla, examples, CONFIG, tmp_path, "p", progress=False)
+    with pytest.raises(KitError, match="another learning_rate"):
+        fine_tune(vla, examples, replace(CONFIG, learning_rate=1e-3), tmp_path, "p", progress=False)
+
+
+def test_the_reasoning_loss_without_rationales_is_an_error(vla: CompactVLA, examples: Examples, tmp_path: Path) -> None:
+    with pytest.raises(KitError, match="no frame has a rationale"):
+        fine_tune(vla, replace(examples, rationales=("",) * len(examples)), CONFIG, tmp_path, "p", progress=False)
+
+
+def test_a_policy_run_leaves_a_checkpoint_that_says_where_it_came_from(vla: CompactVLA, examples: Examples, tmp_path: Path) -> None:
+    base = save(vla, tmp_path / "base")
+    history = train_policy(base, examples, CONFIG, tmp_path, "with_reasoning", progress=False)
+    origin = load(tmp_path / "with_reasoning").provenance
+    assert origin["training"]["lambda_reasoning"] == 0.3 and origin["order"] == "action_first"
+    assert origin["validation"] == history[-1]
