@@ -1,7 +1,7 @@
 """The two pictures behind robot and objects, painted by casting the task camera's rays at boxes and colouring what they meet.
 
-ManiSkill shows its own rendering only where robot and objects are; all else is a fixed picture of a table or a sink. The sink's picture is cast at the
-very boxes that the eggplant collides with, so that what is seen and what is felt agree. World frame, metres, z up.
+ManiSkill shows its own rendering only where robot and objects are; all else is a fixed picture of a table or a sink. The sink's picture is cast
+at the very boxes that the eggplant collides with, so that what is seen and what is felt agree. World frame, metres, z up.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ class Scene:
 
 
 TABLE = Scene(
-    base=(0.147, 0.028, 0.870), camera=(0.0, -0.16, 0.36), turn=(0.8992917, -0.09263245, 0.35892478, 0.23209205), lamp=(0.35, 0.45, 1.0), glow=(-0.10, 0.20),
+    base=(0.147, 0.028, 0.870), camera=(0.0, -0.16, 0.36), turn=(0.8992917, -0.09263245, 0.35892478, 0.23209205),
+    lamp=(0.35, 0.45, 1.0), glow=(-0.10, 0.20),
     solids=(
         Solid((-0.345, -0.30, 0.83), (0.028, 1.2, 0.87), (172, 108, 70), "wood"),
         Solid((-1.0, -1.5, 0.0), (-0.385, 2.0, 2.0), (142, 146, 154), "fabric"),
@@ -63,10 +64,11 @@ def _in_sink(low: tuple[float, float, float], high: tuple[float, float, float], 
 
 
 SINK_SCENE = Scene(
-    base=(0.127, 0.060, 0.85), camera=(-0.00300001, -0.21, 0.39), turn=(-0.907313, 0.0782, -0.36434, -0.194741), lamp=(0.5, -0.35, 1.0),
+    base=(0.127, 0.060, 0.85), camera=(-0.00300001, -0.21, 0.39), turn=(-0.907313, 0.0782, -0.36434, -0.194741),
+    lamp=(0.5, -0.35, 1.0),
     solids=(
         *(_in_sink(b.low, b.high, b.colour, {BASIN: "basin", BASKET: "basket"}[b.colour]) for b in SINK),
-        _in_sink((-0.128, -0.03, 0.07), (-0.085, 0.06, 0.27), (34, 52, 96)),
+        _in_sink((-0.128, -0.03, 0.07), (-0.085, 0.06, 0.27), (92, 146, 148)),
         _in_sink((-0.122, 0.085, 0.07), (-0.072, 0.18, 0.082), (150, 150, 152)),
         _in_sink((-0.112, 0.12, 0.082), (-0.086, 0.146, 0.34), (168, 168, 170)),
         # The counter, in four pieces around the sink.

@@ -121,7 +121,7 @@ def _towel() -> Thing:
     swell = ((1 - u**8) * (1 - v**8)) ** 0.25  # 0 on the rim, 1 inside: a folded cloth has no sharp edge
     top = np.stack([u * 0.05, v * 0.05, -0.004 + swell * (0.0086 + 0.0004 * np.sin(9 * u + 2 * v))], axis=-1).reshape(-1, 3)
     corner = (np.arange(24)[:, None] * 25 + np.arange(24)).reshape(-1, 1)
-    faces = np.concatenate([corner + [0, 25, 26], corner + [0, 26, 1]])
+    faces = np.concatenate([corner + np.array([0, 25, 26]), corner + np.array([0, 26, 1])])
     cloth = trimesh.Trimesh(top, faces, process=False, vertex_attributes={"uv": np.stack([u, v], axis=-1).reshape(-1, 2) / 2 + 0.5})
     foot = Part(flat(box((-0.0495, -0.0495, -0.005), (0.0495, 0.0495, -0.004))), (96, 146, 190))
     return _thing([Part(cloth, WHITE, 0.95, _towel_texture()), foot], [box((-0.05, -0.05, -0.005), (0.05, 0.05, 0.005))], (0.05, 0.05, 0.005), 330)

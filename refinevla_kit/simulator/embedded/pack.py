@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from refinevla_kit.files import replacing
 from refinevla_kit.simulator.embedded import backgrounds, robot
 from refinevla_kit.simulator.embedded.objects import things
-from refinevla_kit.simulator.embedded.shapes import Part, box, flat, glb, obj
+from refinevla_kit.simulator.embedded.shapes import Part, box, flat, glb, obj, stl
 
-PACK_VERSION = "1"
+PACK_VERSION = "2"
 """Raise it whenever the pack's bytes change, so that an older pack on disk is made again."""
 
 TASKS, ROBOT = Path("data/tasks/bridge_v2_real2sim_dataset"), Path("data/robots/widowx")
@@ -48,7 +47,9 @@ def _write_scenes(folder: Path) -> None:
     (folder / "stages").mkdir(parents=True)
     (folder / "real_inpainting").mkdir()
     stage = glb([Part(flat(box(STAGE_LOW, STAGE_HIGH)), (150, 98, 66))])
-    for stage_name, picture_name, scene in (("bridge_table_1_v1", "bridge_real_eval_1", backgrounds.TABLE), ("bridge_table_1_v2", "bridge_sink", backgrounds.SINK_SCENE)):
+    for stage_name, picture_name, scene in (
+        ("bridge_table_1_v1", "bridge_real_eval_1", backgrounds.TABLE), ("bridge_table_1_v2", "bridge_sink", backgrounds.SINK_SCENE),
+    ):
         (folder / "stages" / f"{stage_name}.glb").write_bytes(stage)
         Image.fromarray(backgrounds.paint(scene)).save(folder / "real_inpainting" / f"{picture_name}.png")
 
@@ -60,6 +61,6 @@ def _write_robot(folder: Path) -> None:
     for link, (parts, pieces) in bodies.items():
         (meshes / f"{link}.glb").write_bytes(glb(parts))
         for number, piece in enumerate(pieces):
-            (meshes / f"{link}_{number}.stl").write_bytes(piece.export(file_type="stl"))
+            (meshes / f"{link}_{number}.stl").write_bytes(stl(piece))
     (folder / "wx250s.urdf").write_text(robot.urdf({link: len(pieces) for link, (_, pieces) in bodies.items()}))
     (folder / "wx250s.srdf").write_text(robot.srdf())

@@ -71,8 +71,9 @@ INERTIALS: dict[str, tuple[float, Vector, Vector, tuple[float, ...]]] = {
 
 # Neighbours whose bodies overlap by design: without these the hand would push itself apart.
 TOUCHING = (
-    ("base_link", "upper_arm_link"), ("gripper_link", "left_finger_link"), ("gripper_link", "right_finger_link"), ("gripper_bar_link", "gripper_link"),
-    ("gripper_bar_link", "left_finger_link"), ("gripper_bar_link", "right_finger_link"), ("left_finger_link", "right_finger_link"),
+    ("base_link", "upper_arm_link"), ("gripper_link", "left_finger_link"), ("gripper_link", "right_finger_link"),
+    ("gripper_bar_link", "gripper_link"), ("gripper_bar_link", "left_finger_link"), ("gripper_bar_link", "right_finger_link"),
+    ("left_finger_link", "right_finger_link"),
 )
 
 BLACK, GRAPHITE, FINGER, PAD, METAL = (42, 43, 47), (62, 64, 70), (92, 95, 104), (34, 34, 37), (150, 152, 158)

@@ -1,4 +1,4 @@
-"""Small vocabulary of primitive solids, and the two files ManiSkill reads them from: a coloured GLB to look at, an OBJ of convex pieces to collide with.
+"""A small vocabulary of primitive solids, and the files they are read from: a coloured GLB to look at, an OBJ of convex pieces to collide with.
 
 Everything is in metres, z up, in the frame of the object or link it belongs to. SAPIEN takes a GLB's coordinates as they are (no y-up conversion), so
 none is made here either.
@@ -67,7 +67,7 @@ def ellipsoid_points(centre: ArrayLike, radii: ArrayLike, subdivisions: int = 2)
     return trimesh.creation.icosphere(subdivisions=subdivisions).vertices * np.asarray(radii) + np.asarray(centre)
 
 
-def placed(mesh: trimesh.Trimesh, scale: ArrayLike = (1, 1, 1), move: ArrayLike = (0, 0, 0), turn: tuple[float, float, float] = (0, 0, 0)) -> trimesh.Trimesh:
+def placed(mesh: trimesh.Trimesh, scale: ArrayLike = (1, 1, 1), move: ArrayLike = (0, 0, 0), turn: tuple[float, ...] = (0, 0, 0)) -> trimesh.Trimesh:
     """The mesh scaled, turned (radians about x, then y, then z) and moved (m), in this order."""
     matrix = trimesh.transformations.euler_matrix(*turn)
     matrix[:3, :3] *= np.asarray(scale, dtype=float)
@@ -108,3 +108,8 @@ def obj(pieces: Iterable[trimesh.Trimesh]) -> str:
         lines += [f"f {a} {b} {c}" for a, b, c in piece.faces + used]
         used += len(piece.vertices)
     return "\n".join(lines) + "\n"
+
+
+def stl(piece: trimesh.Trimesh) -> bytes:
+    """One convex piece as binary STL, for the URDF."""
+    return bytes(trimesh.exchange.stl.export_stl(piece))
