@@ -32,24 +32,34 @@ class Frame:
     phase: str
 
 
-def demonstrations(dataset: str | Path | None, task: str, episodes: int, folder: Path, assets: str = "embedded", seed: int = 0) -> EpisodeDataset:
-    """The dataset at `dataset`; with None, `episodes` demonstrations of `task` recorded anew into `folder`, from random starts."""
-    if dataset is not None:
-        return open_dataset(dataset)
+def demonstrations(source: str | Path, task: str, episodes: int, folder: Path, seed: int = 0) -> EpisodeDataset:
+    """Demonstrations of `task` with masks.
+
+    Args:
+        source: folder of a dataset; or "embedded" or "official", the assets to record `episodes` new ones with, from random starts: frames that
+            no policy was trained on. A dataset that has no demonstration of `task` with masks (another task's, a real robot's) is left aside,
+            and new ones are recorded with the embedded assets.
+        folder: where new ones go; what is there is replaced.
+    """
+    assets = str(source)
+    if assets not in ("embedded", "official"):
+        found = open_dataset(source)
+        if any(info.task == task and found.masks(info.index) for info in found.episodes):
+            return found
+        assets = "embedded"
     from refinevla_kit.episodes.recording import record
 
-    record(folder, [task], episodes, assets, seed=seed, overwrite=True)
+    record(folder, [find_task(task)], episodes, assets, seed=seed, overwrite=True)
     return open_dataset(folder)
 
 
-def choose_frames(dataset: EpisodeDataset, task: str | None, episodes: int, every: int = 1) -> list[Frame]:
-    """Every `every`-th frame of the first `episodes` demonstrations of `task` (None: of the dataset's first task); fewer when it has fewer.
+def choose_frames(dataset: EpisodeDataset, task: str, episodes: int, every: int = 1) -> list[Frame]:
+    """Every `every`-th frame of the first `episodes` demonstrations of `task`; of all there are when there are fewer.
 
     Raises:
         KitError: no such demonstration, or frames without masks and state.
     """
     known = list(dict.fromkeys(info.task for info in dataset.episodes))
-    task = known[0] if task is None and known else task
     if task not in known or not task:
         have = ", ".join(name for name in known if name) or "none of the kit's tasks"
         raise KitError(f"{dataset.name} has no demonstration of {task!r}", f"choose a task it has ({have}) or another dataset")

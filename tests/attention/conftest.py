@@ -1,0 +1,32 @@
+"""A policy small enough to be built in a moment; its attention is as real as a large one's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from refinevla_kit.policies.action_tokens import UniformBins
+from refinevla_kit.policies.compact_policy import CompactPolicy
+from refinevla_kit.policies.compact_vla import CompactConfig, build
+from refinevla_kit.policies.vocabulary import train_vocabulary
+from refinevla_kit.simulator.contract import Array
+
+INSTRUCTION = "put carrot on plate"
+
+
+def small_policy(seed: int = 0, order: str = "action_first", name: str = "small") -> CompactPolicy:
+    torch.set_num_threads(1)
+    words = train_vocabulary([INSTRUCTION, "the carrot is left of the plate"])
+    size = CompactConfig(layers=3, hidden=32, heads=2, feedforward=48, channels=8)
+    return CompactPolicy(build(size, words, UniformBins((0.04, 0.04, 0.04, 0.01, 0.01, 0.3, 1.0)), seed), name, f"hash-{seed}", order)
+
+
+@pytest.fixture(scope="session")
+def policy() -> CompactPolicy:
+    return small_policy()
+
+
+@pytest.fixture(scope="session")
+def image() -> Array:
+    return np.random.default_rng(1).integers(0, 255, (120, 160, 3), dtype=np.uint8)

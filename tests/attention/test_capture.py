@@ -1,0 +1,105 @@
+"""What is captured is the model's own attention: that of cached decoding, and that of a plain forward pass."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from refinevla_kit.attention.capture import capture, upper_middle
+from refinevla_kit.errors import KitError
+from refinevla_kit.evaluation.demonstrator_policy import DemonstratorPolicy
+from refinevla_kit.policies.compact_policy import CompactPolicy
+from refinevla_kit.policies.sequence import answer_ids, prefix_ids
+from refinevla_kit.simulator.contract import Array
+
+from .conftest import INSTRUCTION, small_policy
+
+
+def test_equals_what_cached_decoding_used(policy: CompactPolicy, image: Array) -> None:
+    steps: list[list[Tensor]] = [[] for _ in policy.vla.model.model.language_model.layers]
+    handles = [
+        layer.self_attn.register_forward_hook(lambda _, __, output, kept=kept: kept.append(output[1][0, :, -1].clone()))
+        for layer, kept in zip(policy.vla.model.model.language_model.layers, steps, strict=True)
+    ]
+    action = policy.act_batch(image[None], [INSTRUCTION])[0]
+    for handle in handles:
+        handle.remove()
+    found = capture(policy, image, INSTRUCTION)
+    np.testing.assert_array_equal(found.action.tokens, action.tokens)
+    rows = np.concatenate([found.patches, found.others], -1)  # layers, heads, 7, N
+    for layer, kept in enumerate(steps):
+        assert len(kept) == 7
+        for token, row in enumerate(kept):  # heads, length so far
+            np.testing.assert_allclose(rows[layer, :, token, : row.shape[-1]], row.numpy(), atol=1e-6)
+            assert np.all(rows[layer, :, token, row.shape[-1] :] == 0)
+
+
+def test_equals_a_plain_forward(policy: CompactPolicy, image: Array) -> None:
+    found = capture(policy, image, INSTRUCTION)
+    tokenizer = policy.vla.tokenizer
+    prefix = prefix_ids(tokenizer, policy.vla.image_tokens, INSTRUCTION)
+    answer, _ = answer_ids(tokenizer, found.action.tokens.tolist(), "", "action_first")
+    ids = torch.tensor([prefix + answer])
+    types = torch.tensor([[0] * len(prefix) + [1] * len(answer)])
+    with torch.inference_mode():
+        out = policy.vla.model(input_ids=ids, token_type_ids=types, pixel_values=policy.vla.pixel_values(image[None]), output_attentions=True)
+    first = len(prefix)  # the action marker
+    for layer, weights in enumerate(out.attentions):
+        np.testing.assert_allclose(found.patches[layer], weights[0, :, first : first + 7, : policy.vla.image_tokens], atol=1e-6)
+    decided = out.logits[0, first : first + 7]
+    actions = decided[:, found.action.tokens.min() : found.action.tokens.max() + 1].argmax(-1) + int(found.action.tokens.min())
+    np.testing.assert_array_equal(actions.numpy(), found.action.tokens)  # these very positions decide the action
+
+
+def test_every_row_is_accounted_for(policy: CompactPolicy, image: Array) -> None:
+    found = capture(policy, image, INSTRUCTION)
+    assert (found.layers, found.heads, found.patches.shape[-1]) == (3, 2, found.grid[0] * found.grid[1])
+    np.testing.assert_allclose(found.image_share + found.others.sum(-1), 1.0, atol=1e-5)
+    assert " ".join(found.labels[: found.words]) == INSTRUCTION
+    assert found.labels[found.words] == "<action>" and len(found.labels) == found.others.shape[-1]
+    assert (found.policy, found.checkpoint_hash) == ("small", "hash-0")
+
+
+def test_another_action_changes_only_later_rows(policy: CompactPolicy, image: Array) -> None:
+    own = capture(policy, image, INSTRUCTION)
+    tokens = own.action.tokens.copy()
+    tokens[3] = tokens[3] + 1 if tokens[3] == tokens.min() else tokens.min()
+    other = capture(policy, image, INSTRUCTION, type(own.action)(own.action.processed, own.action.normalised, tokens, own.action.log_probability))
+    np.testing.assert_allclose(other.patches[:, :, :4], own.patches[:, :, :4], atol=1e-6)  # decided before the fourth token was said
+    assert np.abs(other.patches[-1, :, 4:] - own.patches[-1, :, 4:]).max() > 1e-6
+
+
+def test_a_rationale_comes_before_the_action_of_a_policy_that_thinks_aloud(image: Array) -> None:
+    thinker = small_policy(order="rationale_first")
+    found = capture(thinker, image, INSTRUCTION, rationale="the carrot is left of the plate")
+    words = list(found.labels[found.words :])
+    assert words[0] == "<rationale>" and words.index("<action>") > words.index("carrot")
+    assert capture(thinker, image, INSTRUCTION, rationale="carrot").others.shape[-1] < found.others.shape[-1]
+
+
+def test_maps_pick_layer_head_and_token(policy: CompactPolicy, image: Array) -> None:
+    found = capture(policy, image, INSTRUCTION)
+    np.testing.assert_array_equal(found.map(1, 2, 0).ravel(), found.patches[1, 0, 2])
+    np.testing.assert_allclose(found.map(2), found.patches[2].mean((0, 1)).reshape(found.grid), rtol=1e-5)
+    with pytest.raises(KitError, match="choose 0 to 2"):
+        found.map(3)
+    with pytest.raises(KitError, match="head 2"):
+        found.map(0, head=2)
+
+
+def test_says_so_when_there_is_no_attention(image: Array) -> None:
+    blind = small_policy()
+    for layer in blind.vla.model.model.language_model.layers:
+        layer.self_attn.config._attn_implementation = "sdpa"  # computes outputs but no weights ...
+        layer.self_attn.attn_logit_softcapping = None  # ... and refuses a model with soft-capping
+    with pytest.raises(KitError, match="'sdpa' gives no weights"):
+        capture(blind, image, INSTRUCTION)
+    assert not any(layer.self_attn._forward_hooks for layer in blind.vla.model.model.language_model.layers)  # nothing is left behind
+    with pytest.raises(KitError, match="no attention"):
+        capture(DemonstratorPolicy(), image, INSTRUCTION)  # type: ignore[arg-type]
+
+
+def test_the_layer_shown_is_above_the_middle() -> None:
+    assert [upper_middle(layers) for layers in (1, 4, 5, 26)] == [0, 2, 3, 15]
