@@ -131,7 +131,7 @@ def _make_environment(task: Task, assets: Path, width: int, height: int) -> Any:
             sensor_configs={"width": width, "height": height, "intrinsic": intrinsic},
         )  # fmt: skip
     except RuntimeError as error:
-        if "device" in str(error).lower() or "vulkan" in str(error).lower():
+        if any(word in str(error).lower() for word in ("device", "vulkan", "vk::")):
             raise KitError(f"no Vulkan device to render with ({error})", "run `make setup` (it installs Mesa's software driver) and `refinevla doctor`") from error
         raise
     environment: Any = made.unwrapped
