@@ -108,7 +108,7 @@ def record(
         tqdm(total=len(jobs), desc="recording", unit="episode", disable=not progress) as bar,
     ):
         kept = 0
-        for result in _run(jobs, workers):
+        for result in run_jobs(jobs, workers):
             failures += result.failures
             if result.episode is not None:
                 writer.add(result.episode)
@@ -198,7 +198,7 @@ def episode_seed(seed: int, task: str, number: int, attempt: int) -> int:
     return int(np.random.SeedSequence([seed, zlib.crc32(task.encode()), number, attempt]).generate_state(1)[0])
 
 
-def _run(jobs: Sequence[Job], workers: int) -> Iterator[Recorded]:
+def run_jobs(jobs: Sequence[Job], workers: int) -> Iterator[Recorded]:
     """Results in the order of `jobs`; at most two finished or running episodes a worker are held in memory."""
     if workers == 1:
         recorder = Recorder()

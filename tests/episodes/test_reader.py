@@ -33,7 +33,7 @@ def v3(tmp_path, episodes) -> Path:
 
 @pytest.fixture
 def v2(tmp_path) -> Path:
-    """Two episodes of 4 and 3 frames in the v2.0 layout, two cameras, as the public Bridge conversion has them; each frame's grey level is its number."""
+    """Two episodes (4 and 3 frames) in the v2.0 layout, named as in the public Bridge conversion, two cameras; the grey level is the frame number."""
     root, lengths = tmp_path / "v2", (4, 3)
     cameras = ("observation.images.image_0", "observation.images.wrist")
     vector = {"dtype": "float32", "shape": [7], "names": {"motors": ACTION_NAMES}}
@@ -205,7 +205,7 @@ def test_a_video_whose_index_promises_more_than_it_holds_is_found_when_decoded(t
         container.mux(stream.encode())
     cut(path)
     assert read_frames(path, [2], 5).shape == (1, 64, 64, 3)
-    with pytest.raises(KitError, match="has no frame 39|cannot be decoded"):
+    with pytest.raises(KitError, match=r"has no frame 39|cannot be decoded"):
         read_frames(path, [39], 5)
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import threading
+
 import numpy as np
 import pytest
 
 from refinevla_kit.episodes import open_dataset
-from refinevla_kit.episodes.recording import episode_seed, record
+from refinevla_kit.episodes.recording import Job, Recorder, episode_seed, record, run_jobs
 from refinevla_kit.errors import KitError
 from refinevla_kit.files import sha256
+from refinevla_kit.simulator.assets import resolve_assets
 from refinevla_kit.simulator.contract import PHASES
 
 CARROT, STACK = "widowx_carrot_on_plate", "widowx_stack_cube"
@@ -67,14 +71,20 @@ def test_same_seed_same_bytes_however_many_processes(tmp_path):
     assert [info.task for info in open_dataset(tmp_path / "two").episodes] == [CARROT, STACK]
 
 
-def test_grid_starts_and_random_moves(tmp_path):
-    """The grid fixes the start, random moves change what the arm does before the recording begins."""
-    for name, moves in (("still", 0), ("moved", 3)):
-        record(tmp_path / name, [CARROT], 1, start="grid", width=64, height=48, progress=False, random_moves=moves)
-    still, moved = (open_dataset(tmp_path / name) for name in ("still", "moved"))
-    assert still.episodes[0].start == moved.episodes[0].start == "grid:0"
-    np.testing.assert_allclose(still.states(0)[0].source, moved.states(0)[0].source, atol=2e-3)
-    assert np.linalg.norm(still.states(0)[0].tcp[:3] - moved.states(0)[0].tcp[:3]) > 0.005
+def grid_job(number: int, random_moves: int = 0) -> Job:
+    """One episode from grid configuration `number` on the embedded assets."""
+    return Job(CARROT, number, resolve_assets("embedded"), "grid", seed=0, width=64, height=48, random_moves=random_moves, keep_failures=False)
+
+
+def test_grid_starts_and_random_moves():
+    """The grid fixes where things lie; random moves change where the arm is when the recording begins."""
+    recorder = Recorder()
+    still, moved, other = (recorder.run(grid_job(number, moves)).episode for number, moves in ((0, 0), (0, 3), (5, 0)))
+    recorder.close()
+    assert [episode.start for episode in (still, moved, other)] == ["grid:0", "grid:0", "grid:5"]
+    np.testing.assert_allclose(still.states[0].source, moved.states[0].source, atol=2e-3)
+    assert np.linalg.norm(still.states[0].tcp[:3] - moved.states[0].tcp[:3]) > 0.005
+    assert np.linalg.norm(still.states[0].target[:3] - other.states[0].target[:3]) > 0.02
 
 
 def test_seeds_depend_on_seed_task_number_and_attempt_alone():
@@ -102,16 +112,15 @@ def test_what_cannot_be_recorded_is_said_before_anything_is_made(tmp_path, chang
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_error_in_a_worker_comes_through_in_one_line(tmp_path, official_assets):
-    """A mesh that is no mesh: found by the simulator, in the other process."""
-    assets = tmp_path / "assets"
-    for file in official_assets.rglob("*"):
-        if file.is_file():
-            (assets / file.relative_to(official_assets)).parent.mkdir(parents=True, exist_ok=True)
-            (assets / file.relative_to(official_assets)).symlink_to(file)
-    broken = assets / "data/tasks/bridge_v2_real2sim_dataset/custom/info_bridge_custom_v0.json"
-    broken.unlink()
-    broken.write_text("{}")
-    with pytest.raises(KitError):
-        record(tmp_path / "dataset", [CARROT], 2, assets=assets, workers=2, progress=False)
-    assert not (tmp_path / "dataset").exists()
+def test_an_error_in_a_worker_comes_through_in_one_line():
+    """A configuration that the grid does not have: the simulator says so, in the other process."""
+    with pytest.raises(KitError, match=r"episode 99 is outside the grid of widowx_carrot_on_plate -> choose 0 to 23"):
+        list(run_jobs([grid_job(99)], workers=2))
+
+
+def test_a_process_that_dies_is_one_line():
+    """Killed while it starts, as the system does when memory runs out."""
+    killer = threading.Timer(1.0, lambda: [process.kill() for process in multiprocessing.active_children()])
+    killer.start()
+    with pytest.raises(KitError, match="a recording process died -> record with fewer workers"):
+        list(run_jobs([grid_job(0)], workers=2))

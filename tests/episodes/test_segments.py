@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -22,7 +24,7 @@ def test_segments_tile_the_trajectory(actions, deltas, with_gripper, shortest):
     gripper = actions.shape[1] - 1 if with_gripper and actions.shape[1] > 1 else None
     segments = split_segments(actions, deltas, gripper, shortest)
     assert (segments[0].start, segments[0].reason, segments[-1].end) == (0, "start", len(actions))
-    for before, after in zip(segments, segments[1:], strict=False):
+    for before, after in pairwise(segments):
         assert before.end == after.start and after.reason != "start"
     least = shortest or max(2, len(actions) // 16)
     assert all(segment.end - segment.start >= min(least, len(actions)) for segment in segments)

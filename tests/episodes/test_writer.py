@@ -98,10 +98,10 @@ def test_layout_and_meta_are_lerobots(tmp_path, episodes):
     assert (info["total_episodes"], info["total_frames"], info["total_tasks"], info["splits"]) == (3, 18, 2, {"train": "0:3"})
     assert info["features"]["observation.images.image_0"]["shape"] == [32, 48, 3]
     assert set(pq.read_schema(root / "data/chunk-000/file-000.parquet").names) == set(info["features"]) - {"observation.images.image_0"}
-    for name, feature in info["features"].items():
-        if feature["dtype"] != "video":
-            stored = pq.read_schema(root / "data/chunk-000/file-000.parquet").field(name).type
-            assert str(stored) in (feature["dtype"], "float" if feature["dtype"] == "float32" else "", f"fixed_size_list<element: float>[{feature['shape'][0]}]")
+    for field in pq.read_schema(root / "data/chunk-000/file-000.parquet"):
+        feature = info["features"][field.name]
+        size, scalar = feature["shape"][0], feature["dtype"].replace("float32", "float")
+        assert str(field.type) == (scalar if size == 1 else f"fixed_size_list<element: {scalar}>[{size}]")
     rows = pq.read_table(root / "meta/episodes/chunk-000/file-000.parquet").to_pylist()
     assert [(row["dataset_from_index"], row["dataset_to_index"]) for row in rows] == [(0, 5), (5, 6), (6, 18)]
     camera = "videos/observation.images.image_0"
