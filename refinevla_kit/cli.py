@@ -1,4 +1,4 @@
-"""The `refinevla` command: doctor, reproduce, run, assets, record. Thin: each verb calls one function and prints what it returned.
+"""The `refinevla` command: doctor, reproduce, run, assets, record, annotate, pretrain. Thin: each verb calls one function and prints what it returned.
 
 Results go to standard output, the last line being one JSON object; a `KitError` goes to standard error as one line, with exit status 2.
 """
@@ -99,6 +99,36 @@ def record(
 
     tasks = task or [each.name for each in WIDOWX_TASKS]
     _print_json(record_episodes(output, tasks, episodes, assets=assets, start=start, seed=seed, workers=workers))
+
+
+@app.command()
+def annotate(
+    dataset: Annotated[Path, typer.Argument(help="folder of a LeRobot dataset")],
+    teacher: Annotated[str, typer.Option(help="oracle")] = "oracle",
+    granularity: Annotated[str, typer.Option(help="step | segment | trajectory")] = "segment",
+    seed: int = 0,
+) -> None:
+    """Have a teacher write rationales for a dataset; they are stored beside it."""
+    from refinevla_kit.teacher import annotate_dataset, make_teacher
+
+    _print_json({"rationales": str(annotate_dataset(dataset, make_teacher(teacher, seed), granularity))})
+
+
+@app.command()
+def pretrain(
+    dataset: Annotated[Path, typer.Argument(help="demonstrations recorded by the kit, annotated (their words make the vocabulary)")],
+    output: Annotated[Path, typer.Argument(help="folder of the checkpoint to write")],
+    work: Annotated[Path, typer.Option(help="folder of the resumable state")] = Path("runs/pretraining"),
+    grounding_steps: int = 2000,
+    steps: int = 2500,
+    seed: int = 0,
+) -> None:
+    """Make the compact VLA's base: the vision tower learns where things are, then the language model learns to act."""
+    from refinevla_kit.training.examples import find_rationales
+    from refinevla_kit.training.pretraining import PretrainingConfig, pretrain, save_base
+
+    vla = pretrain(dataset, find_rationales(dataset), work, PretrainingConfig(grounding_steps, steps, seed=seed))
+    _print_json({"checkpoint": str(save_base(vla, output)), **vla.provenance})
 
 
 def _run(only: list[str], profile: str, output: Path | None, parameters: list[str] | None, threads: int | None) -> None:
