@@ -84,7 +84,7 @@ def draw_overlay(
         norm: the scale, shared by the panels that are to be compared. Heat is the more opaque the stronger it is.
     """
     edges = outline_layer(masks, image.shape, thickness=thickness)
-    alpha = opacity * np.clip(norm(heat), 0, 1) ** 0.7
+    alpha = opacity * np.clip(norm(heat), 0, 1)
     if not axes.images:
         height, width = image.shape[:2]
         extent = (0, width, height, 0)
