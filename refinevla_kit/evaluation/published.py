@@ -76,7 +76,9 @@ def load_published(path: str | Path = DATA) -> list[Published]:
             for group in groups for model, cells in group["values"].items() for task, value in cells.items()
         ]  # fmt: skip
     except (OSError, ValueError, KeyError) as error:
-        raise KitError(f"published numbers cannot be read from {path} ({type(error).__name__}: {error})", "restore data/paper/published.json from the repository") from error
+        raise KitError(
+            f"published numbers cannot be read from {path} ({type(error).__name__}: {error})", "restore data/paper/published.json from the repository"
+        ) from error
 
 
 def select(numbers: Iterable[Published], **conditions: str) -> list[Published]:
@@ -96,7 +98,7 @@ def episodes_behind(percents: Sequence[float], candidates: Sequence[int] = WIDOW
 
 
 def widowx_scores(numbers: Iterable[Published], tables: Sequence[str] = ("ReFineVLA Table 1", "SpatialVLA README")) -> list[Score]:
-    """Published WidowX success per model, task and average, with intervals from the counts behind them; a model in two tables is taken from the first.
+    """Published WidowX success per model, task and average, with intervals from the counts behind them; the first table wins.
 
     The rule is given as "last": SIMPLER's evaluator scores the last step, and the tables do not say otherwise.
     """

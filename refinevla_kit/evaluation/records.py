@@ -91,7 +91,10 @@ def parse_record(row: Any, where: str) -> EpisodeRecord:
     """A record from a decoded row; raises `KitError` naming the column that is missing, unknown or of another type."""
     if not isinstance(row, dict) or row.keys() != COLUMNS.keys():
         wrong = sorted(row.keys() ^ COLUMNS.keys()) if isinstance(row, dict) else [type(row).__name__]
-        raise KitError(f"{where} is not an evaluation record of this version (columns that differ: {', '.join(map(str, wrong))})", "evaluate again into a new file")
+        raise KitError(
+            f"{where} is not an evaluation record of this version (columns that differ: {', '.join(map(str, wrong))})",
+            "evaluate again into a new file",
+        )
     for name, kind in COLUMNS.items():
         if type(row[name]) is not kind:
             raise KitError(f"{where}: column {name} is {row[name]!r}, not {kind.__name__}", "evaluate again into a new file")
@@ -162,7 +165,9 @@ class Journal:
         except OSError as error:
             os.truncate(self.path, before)
             if error.errno == 28:  # ENOSPC
-                raise KitError(f"no space left on the disk while writing {self.path}", "free space and run again: finished episodes are kept") from error
+                raise KitError(
+                    f"no space left on the disk while writing {self.path}", "free space and run again: finished episodes are kept"
+                ) from error
             raise
         self.records.append(record)
 

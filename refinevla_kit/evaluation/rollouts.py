@@ -166,7 +166,9 @@ class _Run:
         else:
             answers = [self.policy.act(observation.image) for observation in observations]
         if len(answers) != len(seats):
-            raise KitError(f"policy {self.policy.name!r} returned {len(answers)} actions for {len(seats)} images", "act_batch returns one action an image")
+            raise KitError(
+                f"policy {self.policy.name!r} returned {len(answers)} actions for {len(seats)} images", "act_batch returns one action an image"
+            )
         return [self._checked(answer, seat) for answer, seat in zip(answers, seats, strict=True)]
 
     def _checked(self, answer: Any, seat: _Seat) -> Array:
@@ -190,9 +192,9 @@ class _Run:
             return None
         policy, checkpoint, task, setting, assets, episode, seed, width, height = self.key(seat.task, seat.episode)
         record = EpisodeRecord(
-            policy=policy, checkpoint_hash=checkpoint, task=task, setting=setting, assets=assets, episode_id=episode, seed=seed, width=width, height=height,
-            success_any=seat.success_any, success_last=result.success, grasped=seat.grasped, steps=seat.steps, reason=result.reason,
-            wall_time=round(time.perf_counter() - seat.started, 3), **versions(),
+            policy=policy, checkpoint_hash=checkpoint, task=task, setting=setting, assets=assets, episode_id=episode, seed=seed,
+            width=width, height=height, success_any=seat.success_any, success_last=result.success, grasped=seat.grasped, steps=seat.steps,
+            reason=result.reason, wall_time=round(time.perf_counter() - seat.started, 3), **versions(),
         )  # fmt: skip
         if self.videos:
             _write_video(self.videos / policy / f"{task}-{episode:03d}.mp4", seat.frames, seat.task.control_hz)
@@ -204,7 +206,10 @@ def _episode_ids(task: Task, episodes: int | Iterable[int] | None) -> list[int]:
     ids = list(range(task.scored if episodes is None else episodes) if episodes is None or isinstance(episodes, int) else episodes)
     outside = [episode for episode in ids if not 0 <= episode < task.grid]
     if outside or not ids:
-        raise KitError(f"episode {outside[0]} is outside the grid of {task.name}" if outside else "no episodes were asked for", f"choose from 0 to {task.grid - 1}")
+        raise KitError(
+            f"episode {outside[0]} is outside the grid of {task.name}" if outside else "no episodes were asked for",
+            f"choose from 0 to {task.grid - 1}",
+        )
     return ids
 
 

@@ -126,7 +126,8 @@ class ProcessStation:
     def _dead(self) -> KitError:
         self._process.join(5)
         return KitError(
-            f"a simulator process died (exit code {self._process.exitcode})", "run again: finished episodes are kept; with workers=0 the fault shows itself"
+            f"a simulator process died (exit code {self._process.exitcode})",
+            "run again: finished episodes are kept; with workers=0 the fault shows itself",
         )
 
 

@@ -1,7 +1,7 @@
 """How sure a success rate is: intervals, paired tests and the number of episodes a claim would need. Computed from records, by scipy and statsmodels.
 
-Rates are fractions in [0, 1] throughout. Two success rules exist: "last" (the task's condition holds after the last step; what SIMPLER's own evaluator
-scores) and "any" (it held after any step; what several published evaluations count). Every function that reads records says which one it used.
+Rates are fractions in [0, 1] throughout. Two success rules exist: "last" (the task's condition holds after the last step; what SIMPLER's own
+evaluator scores) and "any" (it held after any step; what several published evaluations count). Every function that reads records says which one it used.
 """
 
 from __future__ import annotations
@@ -147,11 +147,16 @@ def compare(records: Iterable[EpisodeRecord], a: str, b: str, rule: Rule = "last
         if record.policy in outcomes and task in (AVERAGE, record.task):
             place = (record.task, *record.key[3:])
             if place in outcomes[record.policy]:
-                raise KitError(f"{record.policy!r} has played {record.task}, episode {record.episode_id} with two checkpoints", "keep one checkpoint a file")
+                raise KitError(
+                    f"{record.policy!r} has played {record.task}, episode {record.episode_id} with two checkpoints", "keep one checkpoint a file"
+                )
             outcomes[record.policy][place] = succeeded(record, rule)
     shared = [place for place in outcomes[a] if place in outcomes[b]]
     if not shared:
-        raise KitError(f"{a!r} and {b!r} share no episode" + ("" if task == AVERAGE else f" of {task}"), "evaluate both on the same tasks, episodes, assets and seed")
+        raise KitError(
+            f"{a!r} and {b!r} share no episode" + ("" if task == AVERAGE else f" of {task}"),
+            "evaluate both on the same tasks, episodes, assets and seed",
+        )
     pairs = np.array([(outcomes[a][place], outcomes[b][place]) for place in shared], int)  # episodes x 2
     tasks = np.array([str(place[0]) for place in shared])
     differences = [(pairs[tasks == name, 0] - pairs[tasks == name, 1]).astype(float) for name in dict.fromkeys(tasks)]

@@ -48,7 +48,9 @@ def colours(names: Sequence[str]) -> dict[str, str]:
 def name_policies(figure: Figure, colour: dict[str, str]) -> None:
     """The policies' names in their colours, above the panels."""
     handles = [Patch(color=value, label=label(name)) for name, value in colour.items()]
-    figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), labelcolor="linecolor", handlelength=0.8, handleheight=0.8, fontsize=10)
+    figure.legend(
+        handles=handles, loc="outside upper left", ncols=len(handles), labelcolor="linecolor", handlelength=0.8, handleheight=0.8, fontsize=10
+    )
 
 
 def points(axes: Axes) -> None:

@@ -56,7 +56,15 @@ def paired_differences(comparisons: Sequence[Comparison]) -> Figure:
         for y, one in enumerate(reversed(comparisons)):
             axes.plot([one.low, one.high], [y, y], color=GREY, linewidth=2.4, solid_capstyle="round")
             axes.plot(one.difference, y, "o", color=colours([one.a])[one.a], markersize=7)
-            axes.text(1.03, y, f"{one.only_a} : {one.only_b}    p = {one.p_value:.2g}", transform=axes.get_yaxis_transform(), va="center", fontsize=7.5, color=MUTED)
+            axes.text(
+                1.03,
+                y,
+                f"{one.only_a} : {one.only_b}    p = {one.p_value:.2g}",
+                transform=axes.get_yaxis_transform(),
+                va="center",
+                fontsize=7.5,
+                color=MUTED,
+            )
         axes.axvline(0, color=INK, linewidth=0.8)
         axes.set_yticks(range(len(comparisons)), [label(one.task) for one in reversed(comparisons)])
         axes.set_ylim(-0.6, len(comparisons) - 0.4)
@@ -65,7 +73,9 @@ def paired_differences(comparisons: Sequence[Comparison]) -> Figure:
         points(axes)
         axes.grid(axis="y", visible=False)
         axes.text(1.03, len(comparisons) - 0.4, "won alone", transform=axes.get_yaxis_transform(), va="bottom", fontsize=7.5, color=MUTED)
-        figure.suptitle(f"{label(first.a)} minus {label(first.b)}, same episodes, {first.rule} step", x=0.01, ha="left", fontsize=10, fontweight="bold")
+        figure.suptitle(
+            f"{label(first.a)} minus {label(first.b)}, same episodes, {first.rule} step", x=0.01, ha="left", fontsize=10, fontweight="bold"
+        )
     return figure
 
 

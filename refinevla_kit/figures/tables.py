@@ -20,16 +20,18 @@ def success_table(scores: Sequence[Score]) -> pd.DataFrame:
     policies = list(dict.fromkeys(policy for policy, _ in rows))
     rows = dict(sorted(rows.items(), key=lambda item: policies.index(item[0][0])))  # both rules of a policy under each other
     index = pd.MultiIndex.from_tuples(list(rows), names=["policy", "success at"])
-    return pd.DataFrame([[row.get(task, "") for task in [*tasks, AVERAGE]] for row in rows.values()], index, [label(task) for task in [*tasks, AVERAGE]])
+    return pd.DataFrame(
+        [[row.get(task, "") for task in [*tasks, AVERAGE]] for row in rows.values()], index, [label(task) for task in [*tasks, AVERAGE]]
+    )
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> pd.DataFrame:
-    """One line a task: where only one of the two policies succeeded, the difference with its interval, the exact p-value, the episodes it would need."""
+    """One line a task: the episodes only one policy won, the difference with its interval, the exact p-value, the episodes it would need."""
     return pd.DataFrame(
         [
             {
-                "task": label(one.task), "success at": f"{one.rule} step", "episodes": one.episodes, "both": one.both, f"only {label(one.a)}": one.only_a,
-                f"only {label(one.b)}": one.only_b, "neither": one.neither, "difference, points": f"{100 * one.difference:+.1f}",
+                "task": label(one.task), "success at": f"{one.rule} step", "episodes": one.episodes, "both": one.both,
+                f"only {label(one.a)}": one.only_a, f"only {label(one.b)}": one.only_b, "neither": one.neither, "difference, points": f"{100 * one.difference:+.1f}",
                 "95 % interval": f"{100 * one.low:+.1f} to {100 * one.high:+.1f}", "exact McNemar p": f"{one.p_value:.3f}",
                 "episodes a gain of this size needs": "-" if one.needed is None else f"{one.needed:,}",
             }

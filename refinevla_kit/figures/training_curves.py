@@ -46,7 +46,9 @@ def training_curves(histories: Mapping[str, pd.DataFrame], panels: Mapping[str, 
         histories: policy name -> table from `load_histories`.
         panels: column -> title; default those of `PANELS` that any history has.
     """
-    panels = panels or {column: title for column, title in PANELS.items() if any(column in frame and frame[column].notna().any() for frame in histories.values())}
+    panels = panels or {
+        column: title for column, title in PANELS.items() if any(column in frame and frame[column].notna().any() for frame in histories.values())
+    }
     colour = colours(list(histories))
     with canvas(max(5.0, 2.9 * len(panels)), 3.0, columns=len(panels)) as (figure, all_axes):
         for axes, (column, title) in zip(all_axes, panels.items(), strict=True):
@@ -61,6 +63,8 @@ def training_curves(histories: Mapping[str, pd.DataFrame], panels: Mapping[str, 
             axes.set_xlabel("training step")
             axes.set_ylim(bottom=0)
         if any(frame["split"].nunique() > 1 for frame in histories.values()):
-            all_axes[-1].text(1, 1, "thin: training\nstrong: held out", transform=all_axes[-1].transAxes, color=MUTED, ha="right", va="top", fontsize=8)
+            all_axes[-1].text(
+                1, 1, "thin: training\nstrong: held out", transform=all_axes[-1].transAxes, color=MUTED, ha="right", va="top", fontsize=8
+            )
         name_policies(figure, colour)
     return figure

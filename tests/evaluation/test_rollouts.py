@@ -125,7 +125,9 @@ def test_a_plain_policy_of_reset_and_act_drops_in_and_leaves_a_video(tmp_path: P
 
     class Plain:
         name, checkpoint_hash = "plain", ""
-        told: list[str] = []
+
+        def __init__(self) -> None:
+            self.told: list[str] = []
 
         def reset(self, instruction: str) -> None:
             self.told.append(instruction)
@@ -144,8 +146,13 @@ def test_a_plain_policy_of_reset_and_act_drops_in_and_leaves_a_video(tmp_path: P
         evaluate(policy, [CARROT], episodes=[5], workers=2, output=tmp_path, **SMALL)
 
 
-@pytest.mark.parametrize(("tasks", "episodes", "message"), [(["widowx_tea"], None, "unknown task"), ([CARROT], [24], "episode 24 is outside"), ([CARROT], 0, "no episodes")])
-def test_what_cannot_be_played_is_refused_before_anything_is_written(tmp_path: Path, tasks: list[str], episodes: int | list[int] | None, message: str) -> None:
+@pytest.mark.parametrize(
+    ("tasks", "episodes", "message"),
+    [(["widowx_tea"], None, "unknown task"), ([CARROT], [24], "episode 24 is outside"), ([CARROT], 0, "no episodes")],
+)
+def test_what_cannot_be_played_is_refused_before_anything_is_written(
+    tmp_path: Path, tasks: list[str], episodes: int | list[int] | None, message: str
+) -> None:
     with pytest.raises(KitError, match=message):
         evaluate(RandomPolicy(), tasks, episodes=episodes, output=tmp_path / "new", **SMALL)
     assert not (tmp_path / "new").exists()
@@ -153,7 +160,7 @@ def test_what_cannot_be_played_is_refused_before_anything_is_written(tmp_path: P
 
 def test_importing_evaluation_loads_neither_torch_nor_a_simulator() -> None:
     program = (
-        "import sys, refinevla_kit.evaluation, refinevla_kit.evaluation.statistics, refinevla_kit.evaluation.published, refinevla_kit.figures.success;"
+        "import sys, refinevla_kit.evaluation.statistics, refinevla_kit.evaluation.published, refinevla_kit.figures.success;"
         "print([name for name in ('torch', 'sapien', 'mani_skill', 'gymnasium') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip() == "[]"

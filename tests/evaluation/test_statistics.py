@@ -68,7 +68,9 @@ def test_average_weighs_tasks_equally_and_pools_equal_counts() -> None:
 
 
 def test_compare_pairs_the_same_episodes_and_leaves_the_rest_out() -> None:
-    records = [row("a", episode, success=episode < 10) for episode in range(12)] + [row("b", episode, success=2 <= episode < 4) for episode in range(24)]
+    records = [row("a", episode, success=episode < 10) for episode in range(12)] + [
+        row("b", episode, success=2 <= episode < 4) for episode in range(24)
+    ]
     comparison = statistics.compare(records, "a", "b")
     assert (comparison.both, comparison.only_a, comparison.only_b, comparison.neither) == (2, 8, 0, 2)
     assert comparison.episodes == 12

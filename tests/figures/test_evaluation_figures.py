@@ -76,7 +76,9 @@ def test_claims_are_filled_only_where_the_interval_excludes_zero() -> None:
 def test_training_curves_show_each_policy_and_split(tmp_path: Path) -> None:
     for policy in ("action_only", "with_reasoning"):
         (tmp_path / policy).mkdir()
-        rows = [{"step": step, "split": split, "policy": policy, "action_l1": 1 / (1 + step)} for split in ("train", "validation") for step in range(4)]
+        rows = [
+            {"step": step, "split": split, "policy": policy, "action_l1": 1 / (1 + step)} for split in ("train", "validation") for step in range(4)
+        ]
         (tmp_path / policy / "history.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
     histories = load_histories(tmp_path)
     assert list(histories) == ["action_only", "with_reasoning"]
