@@ -49,12 +49,15 @@ def select_notebooks(only: Sequence[str] = ()) -> list[str]:
     return [name for name in NOTEBOOKS if name in chosen] if chosen else list(NOTEBOOKS)
 
 
-def check_parameters(notebooks: Sequence[str], parameters: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Which notebook takes which parameter. A parameter that none of them takes raises `KitError`."""
-    known = {notebook: parameter_names(notebook) for notebook in notebooks}
-    for notebook, names in known.items():
-        if not names:
+def check_parameters(notebooks: Sequence[str], profile: str, parameters: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Which notebook takes which parameter: what its parameters cell or the profile names. One that none of them takes raises `KitError`."""
+    known: dict[str, list[str]] = {}
+    sections = load_profile(profile)
+    for notebook in notebooks:
+        shown = parameter_names(notebook)
+        if not shown:
             raise KitError(f"{REPOSITORY / 'notebooks' / notebook}.ipynb is missing or has no parameters cell", "run this from a checkout of the kit")
+        known[notebook] = [*shown, *(name for name in sections.get(notebook, {}) if name not in shown)]
     for name in parameters:
         if name in ("profile", "output"):
             raise KitError(f"{name!r} is shared by all notebooks, not a parameter of one", f"use --{name}")
@@ -99,9 +102,8 @@ def run_notebooks(
         The summary: where each executed notebook, its summary.json and its pictures are, seconds a notebook, and `failed` (None or the reason).
         A failed notebook ends the run; it does not raise.
     """
-    load_profile(profile)
     notebooks = select_notebooks(only)
-    each = check_parameters(notebooks, parameters or {})
+    each = check_parameters(notebooks, profile, parameters or {})
     folder = (REPOSITORY / "runs" / profile if output is None else Path(output).expanduser()).resolve()
     result: dict[str, Any] = {"profile": profile, "output": str(folder), "parameters": dict(parameters or {}), "notebooks": {}, "failed": None}
     try:

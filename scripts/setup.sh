@@ -48,6 +48,8 @@ if [ "$(cat "$packages_stamp" 2>/dev/null)" != "$key" ]; then
     fi
     fits "$VENV/bin/python" || die "$VENV holds another Python -> remove $VENV and run this again"
     install() { "$VENV/bin/python" -m pip install --disable-pip-version-check --quiet -c constraints.txt "$@"; }
+    # Debian 12's pip takes many minutes to resolve what a current one resolves in one.
+    install --upgrade 'pip>=25' || die "pip could not renew itself -> see its message above"
     echo "Installing torch (1 of 2) ..."
     # First and alone, so that the further index is asked for nothing else.
     install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} torch==2.13.0 || die "pip could not install torch 2.13.0 -> see pip's message above"

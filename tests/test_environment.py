@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import REPOSITORY
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+
+from refinevla_kit.settings import REPOSITORY
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 PIP_PART: list[str] = yaml.safe_load((REPOSITORY / "environment.yml").read_text())["dependencies"][-1]["pip"]
@@ -61,6 +63,12 @@ def test_constraints_pin_every_requirement_within_its_bounds() -> None:
 def test_constraints_are_what_is_installed() -> None:
     for name, version in pins().items():
         assert metadata.version(name).split("+")[0] == version, name
+
+
+def test_every_pinned_package_admits_debian_12s_python() -> None:
+    """3.11.2; a pin that does not makes pip try every other version of everything instead of saying so."""
+    required = {name: metadata.metadata(name)["Requires-Python"] for name in pins()}
+    assert {name: bounds for name, bounds in required.items() if bounds and "3.11.2" not in SpecifierSet(bounds)} == {}
 
 
 def test_every_import_of_the_package_is_declared() -> None:

@@ -11,9 +11,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from conftest import REPOSITORY
 from hypothesis import given
 from hypothesis import strategies as st
+
+from refinevla_kit.settings import REPOSITORY
 
 
 def load_script() -> ModuleType:
