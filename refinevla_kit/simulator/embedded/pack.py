@@ -12,7 +12,7 @@ from refinevla_kit.simulator.embedded import backgrounds, robot
 from refinevla_kit.simulator.embedded.objects import things
 from refinevla_kit.simulator.embedded.shapes import Part, box, flat, glb, obj, stl
 
-PACK_VERSION = "2"
+PACK_VERSION = "3"
 """Raise it whenever the pack's bytes change, so that an older pack on disk is made again."""
 
 TASKS, ROBOT = Path("data/tasks/bridge_v2_real2sim_dataset"), Path("data/robots/widowx")

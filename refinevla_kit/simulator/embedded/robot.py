@@ -34,13 +34,14 @@ class Joint:
     velocity: float = pi
 
 
+TURN = pi - 1e-5  # half a turn, as the manufacturer limits it
 JOINTS = (
     Joint("waist", "revolute", "base_link", "shoulder_link", (0, 0, 0.072), (0, 0, 1), -pi, pi, 10),
     Joint("shoulder", "revolute", "shoulder_link", "upper_arm_link", (0, 0, 0.03865), (0, 1, 0), -1.8849555921538759, 1.9896753472735358, 20),
     Joint("elbow", "revolute", "upper_arm_link", "upper_forearm_link", (0.04975, 0, 0.25), (0, 1, 0), -2.1467549799530254, 1.6057029118347832, 15),
-    Joint("forearm_roll", "revolute", "upper_forearm_link", "lower_forearm_link", (0.175, 0, 0), (1, 0, 0), -pi, pi, 2),
+    Joint("forearm_roll", "revolute", "upper_forearm_link", "lower_forearm_link", (0.175, 0, 0), (1, 0, 0), -TURN, TURN, 2),
     Joint("wrist_angle", "revolute", "lower_forearm_link", "wrist_link", (0.075, 0, 0), (0, 1, 0), -1.7453292519943295, 2.1467549799530254, 5),
-    Joint("wrist_rotate", "revolute", "wrist_link", "gripper_link", (0.065, 0, 0), (1, 0, 0), -pi, pi, 1),
+    Joint("wrist_rotate", "revolute", "wrist_link", "gripper_link", (0.065, 0, 0), (1, 0, 0), -TURN, TURN, 1),
     Joint("ee_arm", "fixed", "gripper_link", "ee_arm_link", (0.043, 0, 0)),
     Joint("gripper", "fixed", "ee_arm_link", "gripper_prop_link", (0.0055, 0, 0)),
     Joint("gripper_bar", "fixed", "ee_arm_link", "gripper_bar_link", (0, 0, 0)),
@@ -53,7 +54,7 @@ JOINTS = (
 # Link -> mass (kg); centre of mass (m) and its frame's roll, pitch, yaw (rad); ixx, iyy, izz, ixy, ixz, iyz (kg m2) in that frame.
 FRAME_ONLY = (0.001, (0, 0, 0), (0, 0, 0), (0.001, 0.001, 0.001, 0, 0, 0))
 INERTIALS: dict[str, tuple[float, Vector, Vector, tuple[float, ...]]] = {
-    "base_link": (0.538736, (-0.0380446, 0.000613892, 0.0193354), (0, 0, pi / 2), (0.002115, 0.0006921, 0.002524, -1.63503e-5, 6.998e-7, 4.64216e-5)),
+    "base_link": (0.538736, (-0.0380446, 0.000613892, 0.0193354), (0, 0, pi / 2), (0.002115, 0.0006921, 0.002524, -1.63503e-5, 6.998e-7, 4.642e-5)),
     "shoulder_link": (0.480879, (2.23482e-5, 4.14609e-5, 0.0066287), (0, 0, pi / 2), (0.000379, 0.0005557, 0.0005889, 2.2e-9, -3.561e-7, 1.2245e-6)),
     "upper_arm_link": (0.430811, (0.0171605, 2.725e-7, 0.191323), (0, 0, pi / 2), (0.003463, 0.003587, 0.0004566, -1e-10, -2e-10, 0.0004272)),
     "upper_forearm_link": (0.234589, (0.107963, 0.000115876, 0), (0, 0, 0), (3.971e-5, 0.0008878, 0.000888, 2.3528e-6, 0, 0)),
