@@ -71,8 +71,12 @@ def check_parameters(notebooks: Sequence[str], profile: str, parameters: Mapping
 def this_python_as_kernel(threads: int) -> Iterator[str]:
     """A kernel `python3` that is this interpreter with `threads` threads; found first because JUPYTER_PATH comes before every other place."""
     with tempfile.TemporaryDirectory(prefix="refinevla-kernel-") as folder:
-        spec = {"argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"], "display_name": "Python 3", "language": "python",
-                "env": {name: str(threads) for name in _THREAD_VARIABLES}}  # fmt: skip
+        spec = {
+            "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=40"],  # errors only
+            "display_name": "Python 3",
+            "language": "python",
+            "env": {name: str(threads) for name in _THREAD_VARIABLES},
+        }
         write_json(Path(folder) / "kernels" / "python3" / "kernel.json", spec)
         before = os.environ.get("JUPYTER_PATH")
         os.environ["JUPYTER_PATH"] = folder + (os.pathsep + before if before else "")

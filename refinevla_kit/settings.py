@@ -77,7 +77,9 @@ class Settings:
         for candidate in (self._values["output"] / run_path, REPOSITORY / "data" / shipped_name):
             if candidate.exists():
                 return candidate
-        raise KitError(f"neither {self._values['output'] / run_path} nor data/{shipped_name} exists", f"run notebook {run_path.split('/')[0]} first")
+        earlier = run_path.split("/")[0]
+        remedy = "give a path as the parameter" if earlier == self._notebook else f"run notebook {earlier} first, or give a path as the parameter"
+        raise KitError(f"neither {self._values['output'] / run_path} nor data/{shipped_name} exists", remedy)
 
     def as_dict(self) -> dict[str, Any]:
         """The values as JSON can hold them (paths as strings), for summary.json."""

@@ -47,7 +47,7 @@ if [ "$(cat "$packages_stamp" 2>/dev/null)" != "$key" ]; then
         "$PYTHON" -m venv "$VENV" || die "the virtual environment $VENV could not be made -> see the message above"
     fi
     fits "$VENV/bin/python" || die "$VENV holds another Python -> remove $VENV and run this again"
-    install() { "$VENV/bin/python" -m pip install --disable-pip-version-check --quiet -c constraints.txt "$@"; }
+    install() { "$VENV/bin/python" -m pip install --disable-pip-version-check -qq -c constraints.txt "$@"; }
     # Debian 12's pip takes many minutes to resolve what a current one resolves in one.
     install --upgrade 'pip>=25' || die "pip could not renew itself -> see its message above"
     echo "Installing torch (1 of 2) ..."

@@ -17,7 +17,7 @@ REQUIRED = (
     BRIDGE / "stages/bridge_table_1_v2.glb",
     Path("data/robots/widowx/wx250s.urdf"),
 )
-DOWNLOAD = "python -m mani_skill.utils.download_asset bridge_v2_real2sim widowx250s"
+DOWNLOAD = "python -m mani_skill.utils.download_asset bridge_v2_real2sim, then the same with widowx250s"
 
 
 def cache_directory() -> Path:
