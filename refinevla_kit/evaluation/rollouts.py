@@ -33,6 +33,7 @@ def evaluate(
     assets: str | Path = "embedded",
     seed: int = 0,
     workers: int = 1,
+    batch: int = 8,
     output: str | Path = "records.parquet",
     progress: bool = True,
     width: int = 160,
@@ -45,12 +46,13 @@ def evaluate(
 
     Args:
         policy: a `Policy`, or anything with `name`, `checkpoint_hash` and `act_batch(images, instructions)`. One with only `reset(instruction)` and
-            `act(image)` runs with at most one worker. With `needs_state = True` it gets simulator state: `act_states(states, tasks)`.
+            `act(image)` plays one episode at a time. With `needs_state = True` it gets simulator state: `act_states(states, tasks)`.
         tasks: task names or `Task`s.
         episodes: number of grid episodes a task (the first ones), the ids themselves, or None for those SIMPLER scores.
         assets: as in `simulator.make`.
         seed: of the simulator's resets.
         workers: simulator processes; 0 plays in this process. With processes, a script must guard its entry with `if __name__ == "__main__"`.
+        batch: episodes played at the same time, over all workers; the policy gets that many images at once. A kill costs at most these.
         output: parquet file, or a folder for `records.parquet`. A journal lies beside it while the run is going on.
         progress: show a bar with the successes so far.
         width, height: camera resolution in pixels.
@@ -63,8 +65,7 @@ def evaluate(
     output = Path(output) if Path(output).suffix == ".parquet" else Path(output) / "records.parquet"
     chosen = [task if isinstance(task, Task) else find_task(task) for task in tasks]
     wanted = [(task, episode) for task in chosen for episode in _episode_ids(task, episodes)]
-    if workers > 1 and not hasattr(policy, "act_batch") and not getattr(policy, "needs_state", False):
-        raise KitError(f"policy {policy.name!r} has no act_batch, so {workers} workers cannot share it", "use workers=1 or give it act_batch")
+    batched = hasattr(policy, "act_batch") or getattr(policy, "needs_state", False)
     scene = Scene(str(assets), width, height, bool(getattr(policy, "needs_state", False)))
     with Journal(journal_path(output)) as journal:
         records = {record.key: record for record in [*(load_records(output) if output.exists() else []), *journal.records]}
@@ -73,7 +74,7 @@ def evaluate(
         run.jobs.extend(job for job in wanted if run.key(*job) not in records)
         with tqdm(total=len(wanted), initial=len(done), desc=policy.name, unit="episode", disable=not progress) as bar:
             succeeded = sum(record.success_last for record in done)
-            for record in run.play(workers):
+            for record in run.play(workers, batch if batched else 1):
                 records[record.key] = record
                 succeeded += record.success_last
                 bar.update()
@@ -85,9 +86,10 @@ def evaluate(
 
 @dataclass
 class _Seat:
-    """A station and the episode it is playing."""
+    """A lane of a station and the episode it is playing."""
 
     station: Station
+    lane: int
     task: Task
     episode: int
     observation: Observation | None = None
@@ -110,36 +112,37 @@ class _Run:
         scene = self.scene
         return (self.policy.name, self.policy.checkpoint_hash, task.name, SETTING, scene.assets, episode, self.seed, scene.width, scene.height)
 
-    def play(self, workers: int) -> Iterable[EpisodeRecord]:
-        """Play all jobs, yielding each record when it is on the disk."""
+    def play(self, workers: int, batch: int) -> Iterable[EpisodeRecord]:
+        """Play all jobs, `batch` at a time, yielding each record when it is on the disk."""
         stations: list[Station] = []
+        seated = min(batch, len(self.jobs))
         try:
-            for _ in range(min(max(workers, 1), len(self.jobs))):
+            for _ in range(min(max(workers, 1), seated)):
                 stations.append(ProcessStation(self.scene) if workers else LocalStation(self.scene))
-            seats = self._begin(stations)
+            seats = self._begin([(stations[index % len(stations)], index) for index in range(seated)])
             while seats:
                 for seat, action in zip(seats, self._act(seats), strict=True):
-                    seat.station.step(action)
-                free: list[Station] = []
+                    seat.station.step(seat.lane, action)
+                free: list[tuple[Station, int]] = []
                 for seat in seats:
                     result = self._receive(seat)
                     assert isinstance(result, StepResult)
                     if record := self._advance(seat, result):
-                        free.append(seat.station)
+                        free.append((seat.station, seat.lane))
                         yield record
-                playing = [seat for seat in seats if seat.station not in free]
+                playing = [seat for seat in seats if (seat.station, seat.lane) not in free]
                 seats = playing + self._begin(free)
         finally:
             for station in stations:
                 station.close()
 
-    def _begin(self, stations: list[Station]) -> list[_Seat]:
-        """Reset free stations to the next jobs, all at the same time; seats of those for which there was one."""
+    def _begin(self, free: list[tuple[Station, int]]) -> list[_Seat]:
+        """Reset free lanes to the next jobs, the stations at the same time; seats of those for which there was one."""
         seats = []
-        for station in stations:
+        for station, lane in free:
             if self.jobs:
-                seats.append(_Seat(station, *self.jobs.popleft()))
-                station.reset(seats[-1].task, seats[-1].episode, self.seed)
+                seats.append(_Seat(station, lane, *self.jobs.popleft()))
+                station.reset(lane, seats[-1].task, seats[-1].episode, self.seed)
         for seat in seats:
             observation = self._receive(seat)
             assert isinstance(observation, Observation)

@@ -1,12 +1,14 @@
-"""Where episodes are played: a station holds one simulator, in this process or in a spawned one, and answers resets and steps.
+"""Where episodes are played: a station holds simulators, in this process or in a spawned one, and answers resets and steps.
 
-A simulator takes 1-12 seconds to make and 0.1 to reset, so a station keeps the one it has while the task stays the same. Requests and replies are
-split in two calls, so that several process stations work at the same time while the caller waits for them one after another.
+A station has lanes, one simulator each, so that a few processes can fill a policy's batch. A lane keeps its simulator while the task stays the same.
+Requests and replies are split in two calls, so that several process stations work at the same time while the caller waits for one after another.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
@@ -30,11 +32,11 @@ class Scene:
 
 
 class Station(Protocol):
-    """One simulator at a time. Each request is followed by one `receive`."""
+    """Simulators by lane. Each request has one reply; `receive` gives them in the order of the requests."""
 
-    def reset(self, task: Task, episode: int, seed: int) -> None: ...
+    def reset(self, lane: int, task: Task, episode: int, seed: int) -> None: ...
 
-    def step(self, action: Array) -> None: ...
+    def step(self, lane: int, action: Array) -> None: ...
 
     def receive(self) -> Reply: ...
 
@@ -46,27 +48,25 @@ class LocalStation:
 
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
-        self._simulator: Simulator | None = None
-        self._reply: Reply | None = None
+        self._simulators: dict[int, Simulator] = {}
+        self._replies: deque[Reply] = deque()
 
-    def reset(self, task: Task, episode: int, seed: int) -> None:
-        if self._simulator is None or self._simulator.task != task:
-            self.close()
-            self._simulator = make(task, self._scene.assets, self._scene.width, self._scene.height, self._scene.privileged)
-        self._reply = self._simulator.reset(episode, seed)
+    def reset(self, lane: int, task: Task, episode: int, seed: int) -> None:
+        if lane in self._simulators and self._simulators[lane].task != task:
+            self._simulators.pop(lane).close()
+        if lane not in self._simulators:
+            self._simulators[lane] = make(task, self._scene.assets, self._scene.width, self._scene.height, self._scene.privileged)
+        self._replies.append(self._simulators[lane].reset(episode, seed))
 
-    def step(self, action: Array) -> None:
-        assert self._simulator is not None, "reset comes first"
-        self._reply = self._simulator.step(action)
+    def step(self, lane: int, action: Array) -> None:
+        self._replies.append(self._simulators[lane].step(action))
 
     def receive(self) -> Reply:
-        assert self._reply is not None, "nothing was asked"
-        return self._reply
+        return self._replies.popleft()
 
     def close(self) -> None:
-        if self._simulator is not None:
-            self._simulator.close()
-            self._simulator = None
+        while self._simulators:
+            self._simulators.popitem()[1].close()
 
 
 class ProcessStation:
@@ -88,11 +88,11 @@ class ProcessStation:
         """Process id of the worker."""
         return self._process.pid
 
-    def reset(self, task: Task, episode: int, seed: int) -> None:
-        self._send(("reset", task.name, episode, seed))
+    def reset(self, lane: int, task: Task, episode: int, seed: int) -> None:
+        self._send(("reset", lane, task.name, episode, seed))
 
-    def step(self, action: Array) -> None:
-        self._send(("step", action))
+    def step(self, lane: int, action: Array) -> None:
+        self._send(("step", lane, action))
 
     def receive(self) -> Reply:
         try:
@@ -118,10 +118,8 @@ class ProcessStation:
         self._connection.close()
 
     def _send(self, message: tuple[Any, ...]) -> None:
-        try:
+        with suppress(OSError):  # a dead process is told by `receive`, which the caller can put an episode's name to
             self._connection.send(message)
-        except OSError as error:
-            raise self._dead() from error
 
     def _dead(self) -> KitError:
         self._process.join(5)
@@ -141,10 +139,11 @@ def _serve(connection: Connection, scene: Scene) -> None:
     try:
         while (message := connection.recv()) is not None:
             try:
-                if message[0] == "reset":
-                    station.reset(find_task(message[1]), *message[2:])
+                kind, lane, *content = message
+                if kind == "reset":
+                    station.reset(lane, find_task(content[0]), *content[1:])
                 else:
-                    station.step(message[1])
+                    station.step(lane, content[0])
                 connection.send(("reply", station.receive()))
             except KitError as error:
                 connection.send(("mistake", error.what, error.remedy))

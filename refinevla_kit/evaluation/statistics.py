@@ -1,7 +1,7 @@
 """How sure a success rate is: intervals, paired tests and the number of episodes a claim would need. Computed from records, by scipy and statsmodels.
 
 Rates are fractions in [0, 1] throughout. Two success rules exist: "last" (the task's condition holds after the last step; what SIMPLER's own
-evaluator scores) and "any" (it held after any step; what several published evaluations count). Every function that reads records says which one it used.
+evaluator scores) and "any" (it held after any step; what several published evaluations count). Whatever is computed from records says which.
 """
 
 from __future__ import annotations

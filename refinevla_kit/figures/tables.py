@@ -31,7 +31,8 @@ def comparison_table(comparisons: Sequence[Comparison]) -> pd.DataFrame:
         [
             {
                 "task": label(one.task), "success at": f"{one.rule} step", "episodes": one.episodes, "both": one.both,
-                f"only {label(one.a)}": one.only_a, f"only {label(one.b)}": one.only_b, "neither": one.neither, "difference, points": f"{100 * one.difference:+.1f}",
+                f"only {label(one.a)}": one.only_a, f"only {label(one.b)}": one.only_b, "neither": one.neither,
+                "difference, points": f"{100 * one.difference:+.1f}",
                 "95 % interval": f"{100 * one.low:+.1f} to {100 * one.high:+.1f}", "exact McNemar p": f"{one.p_value:.3f}",
                 "episodes a gain of this size needs": "-" if one.needed is None else f"{one.needed:,}",
             }
