@@ -1,4 +1,4 @@
-"""The `refinevla` command: doctor, reproduce, run, assets, record, annotate, pretrain. Thin: each verb calls one function and prints what it returned.
+"""The `refinevla` command. Thin: each verb calls one function and prints what it returned.
 
 Results go to standard output, the last line being one JSON object; a `KitError` goes to standard error as one line, with exit status 2.
 """

@@ -32,7 +32,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
             temporary.rename(target)
             _remove(old)
         else:
-            os.replace(temporary, target)
+            temporary.replace(target)
     except OSError as error:
         _remove(temporary)
         if error.errno == 28:  # ENOSPC

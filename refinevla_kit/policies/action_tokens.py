@@ -51,7 +51,8 @@ class UniformBins:
         """int (..., A) bin numbers -> float32 (..., A), the bins' centres in [-1, 1]."""
         bins = np.asarray(bins)
         if bins.size and (bins.min() < 0 or bins.max() >= BINS):
-            raise KitError(f"action bin {bins.min()}..{bins.max()} is outside 0..{BINS - 1}", "the token is no action token: restrict decoding to them")
+            what = f"action bin {bins.min()}..{bins.max()} is outside 0..{BINS - 1}"
+            raise KitError(what, "the token is no action token: restrict decoding to them")
         return ((2.0 * bins.astype(np.float64) + 1.0) / BINS - 1.0).astype(np.float32)
 
     def decode(self, bins: Array) -> Array:

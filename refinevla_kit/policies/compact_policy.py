@@ -15,7 +15,7 @@ from refinevla_kit.policies.action_tokens import BINS
 from refinevla_kit.policies.compact_vla import CompactVLA, checkpoint_hash, load
 from refinevla_kit.policies.contract import Action, Array
 from refinevla_kit.policies.sequence import ORDERS, prefix_ids
-from refinevla_kit.policies.vocabulary import ACTION, EOS, RATIONALE, first_action_id
+from refinevla_kit.policies.vocabulary import ACTION, EOS, RATIONALE, first_action_id, token_id
 
 LONGEST_RATIONALE = 160  # tokens
 
@@ -91,7 +91,7 @@ class CompactPolicy:
 
     def _text(self, decoder: _Decoder) -> str:
         """Greedy text of a single row after the rationale marker, up to <eos> or <action>."""
-        stop = {int(self.vla.tokenizer.convert_tokens_to_ids(token)) for token in (EOS, ACTION)}
+        stop = {token_id(self.vla.tokenizer, token) for token in (EOS, ACTION)}
         written: list[int] = []
         logits = decoder.feed(self._column(1, RATIONALE))
         while len(written) < LONGEST_RATIONALE:
@@ -103,7 +103,7 @@ class CompactPolicy:
         return str(self.vla.tokenizer.decode(written)).strip()
 
     def _column(self, batch: int, token: str) -> Tensor:
-        return torch.full((batch, 1), int(self.vla.tokenizer.convert_tokens_to_ids(token)), device=self.vla.model.device)
+        return torch.full((batch, 1), token_id(self.vla.tokenizer, token), device=self.vla.model.device)
 
 
 class _Decoder:
@@ -119,9 +119,10 @@ class _Decoder:
         if self._cache.get_seq_length() == 0:
             ids = torch.cat([self._prefix, token], 1)
             types = torch.cat([torch.zeros_like(self._prefix), torch.ones_like(token)], 1)  # prefix in both directions, answer causal
-            out = self._model(input_ids=ids, pixel_values=self._pixels, token_type_ids=types, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+            inputs = {"input_ids": ids, "pixel_values": self._pixels, "token_type_ids": types}
         else:
-            out = self._model(input_ids=token, token_type_ids=torch.ones_like(token), past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+            inputs = {"input_ids": token, "token_type_ids": torch.ones_like(token)}
+        out = self._model(**inputs, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
         return out.logits[:, -1]
 
 

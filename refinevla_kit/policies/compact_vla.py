@@ -23,7 +23,7 @@ from refinevla_kit.files import replacing, sha256, write_json
 from refinevla_kit.policies.action_tokens import UniformBins
 from refinevla_kit.policies.contract import Array
 from refinevla_kit.policies.vision_tower import ConvTowerConfig
-from refinevla_kit.policies.vocabulary import EOS, IMAGE, PAD, load_vocabulary
+from refinevla_kit.policies.vocabulary import EOS, IMAGE, PAD, load_vocabulary, token_id
 
 STATISTICS = "dataset_statistics.json"
 FORMAT = "refinevla-compact-1"
@@ -63,11 +63,18 @@ class CompactVLA:
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of image patches; patch (r, c) covers 20 x 20 pixels of the resized picture."""
-        return self.model.config.vision_config.grid  # type: ignore[no-any-return]
+        rows, columns = self._vision.grid
+        return rows, columns
+
+    @property
+    def _vision(self) -> ConvTowerConfig:
+        config = self.model.config.vision_config
+        assert isinstance(config, ConvTowerConfig)
+        return config
 
     def pixel_values(self, images: Array) -> Tensor:
         """uint8 (B, H, W, 3) -> float32 (B, 3, height, width) in [-1, 1], area-resampled when the size differs."""
-        config = self.model.config.vision_config
+        config = self._vision
         x = torch.from_numpy(np.array(images)).to(self.model.device).permute(0, 3, 1, 2).float()  # B, 3, H, W
         if x.shape[-2:] != (config.height, config.width):
             x = torch.nn.functional.interpolate(x, size=(config.height, config.width), mode="area")
@@ -80,11 +87,11 @@ def build(config: CompactConfig, tokenizer: PreTrainedTokenizerFast, bins: Unifo
         vocab_size=len(tokenizer), hidden_size=config.hidden, intermediate_size=config.feedforward, num_hidden_layers=config.layers,
         num_attention_heads=config.heads, num_key_value_heads=config.heads, head_dim=config.hidden // config.heads,
         query_pre_attn_scalar=config.hidden // config.heads, max_position_embeddings=1024, initializer_range=config.hidden**-0.5,
-        pad_token_id=tokenizer.convert_tokens_to_ids(PAD), eos_token_id=tokenizer.convert_tokens_to_ids(EOS), bos_token_id=None, tie_word_embeddings=False,
+        pad_token_id=token_id(tokenizer, PAD), eos_token_id=token_id(tokenizer, EOS), bos_token_id=None, tie_word_embeddings=False,
     )  # fmt: skip
     vision = ConvTowerConfig(config.height, config.width, config.channels, config.hidden, config.hidden)
     full = PaliGemmaConfig(
-        vision_config=vision, text_config=text, image_token_index=tokenizer.convert_tokens_to_ids(IMAGE), projection_dim=config.hidden,
+        vision_config=vision, text_config=text, image_token_index=token_id(tokenizer, IMAGE), projection_dim=config.hidden,
         hidden_size=config.hidden, tie_word_embeddings=False,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
@@ -114,16 +121,18 @@ def load(path: str | Path) -> CompactVLA:
     """
     directory = Path(path)
     if not (directory / STATISTICS).is_file():
-        raise KitError(f"{directory} is no checkpoint of the compact VLA ({STATISTICS} is missing)", "give a folder written by notebook 02 or shipped in data/checkpoints")
+        what = f"{directory} is no checkpoint of the compact VLA ({STATISTICS} is missing)"
+        raise KitError(what, "give a folder written by notebook 02 or shipped in data/checkpoints")
     statistics = json.loads((directory / STATISTICS).read_text(encoding="utf-8"))
     if statistics.get("format") != FORMAT:
         raise KitError(f"{directory} has format {statistics.get('format')!r}", f"this version reads {FORMAT!r}")
     tokenizer = load_vocabulary(directory)
     hub_logging.disable_progress_bar()  # a bar for a 20 MB file only flickers
     model = PaliGemmaForConditionalGeneration.from_pretrained(str(directory), dtype=torch.float32, local_files_only=True, use_safetensors=True)
-    if model.config.text_config.vocab_size != len(tokenizer):
+    words = model.get_input_embeddings().num_embeddings
+    if words != len(tokenizer):
         raise KitError(
-            f"the model in {directory} has {model.config.text_config.vocab_size} words, its tokenizer {len(tokenizer)}",
+            f"the model in {directory} has {words} words, its tokenizer {len(tokenizer)}",
             "the files are of two checkpoints: copy the whole folder again",
         )
     return CompactVLA(model.eval(), tokenizer, UniformBins.from_dict(statistics["action_tokens"]), statistics["provenance"])

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.policies.vocabulary import ACTION, EOS, IMAGE, RATIONALE
+from refinevla_kit.policies.vocabulary import ACTION, EOS, IMAGE, RATIONALE, token_id
 
 ORDERS = ("action_first", "rationale_first")
 NOT_PREDICTED, ACTION_KIND, RATIONALE_KIND = 0, 1, 2
@@ -40,8 +40,7 @@ class Sequences:
 
 def prefix_ids(tokenizer: PreTrainedTokenizerFast, image_tokens: int, instruction: str) -> list[int]:
     """Image placeholders and the instruction's tokens."""
-    image = int(tokenizer.convert_tokens_to_ids(IMAGE))
-    return [image] * image_tokens + tokenizer.encode(instruction, add_special_tokens=False)
+    return [token_id(tokenizer, IMAGE)] * image_tokens + tokenizer.encode(instruction, add_special_tokens=False)
 
 
 def answer_ids(tokenizer: PreTrainedTokenizerFast, action: Sequence[int], rationale: str, order: str) -> tuple[list[int], list[int]]:
@@ -49,7 +48,7 @@ def answer_ids(tokenizer: PreTrainedTokenizerFast, action: Sequence[int], ration
     if order not in ORDERS:
         raise KitError(f"unknown order {order!r}", f"choose one of {', '.join(ORDERS)}")
     text = tokenizer.encode(rationale, add_special_tokens=False) if rationale else []
-    act_mark, text_mark, end = (int(tokenizer.convert_tokens_to_ids(token)) for token in (ACTION, RATIONALE, EOS))
+    act_mark, text_mark, end = (token_id(tokenizer, token) for token in (ACTION, RATIONALE, EOS))
     act = ([act_mark, *action], [RATIONALE_KIND, *[ACTION_KIND] * len(action)]) if action else ([], [])
     think = ([text_mark, *text], [RATIONALE_KIND] * (len(text) + 1)) if text else ([], [])
     first, second = (act, think) if order == "action_first" else (think, act)

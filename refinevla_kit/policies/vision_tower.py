@@ -20,7 +20,9 @@ class ConvTowerConfig(PreTrainedConfig):
 
     model_type = "refinevla_conv_tower"
 
-    def __init__(self, height: int = 120, width: int = 160, channels: int = 48, hidden_size: int = 192, projection_dim: int = 192, **kwargs: Any) -> None:
+    def __init__(
+        self, height: int = 120, width: int = 160, channels: int = 48, hidden_size: int = 192, projection_dim: int = 192, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.height, self.width, self.channels, self.hidden_size, self.projection_dim = height, width, channels, hidden_size, projection_dim
         self.patch_size, self.image_size = 20, width

@@ -26,7 +26,8 @@ def train_vocabulary(texts: Iterable[str], words: int = 1024) -> PreTrainedToken
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     raw.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=words, special_tokens=[PAD, EOS, IMAGE, ACTION, RATIONALE], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=words, special_tokens=[PAD, EOS, IMAGE, ACTION, RATIONALE], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     raw.train_from_iterator(sorted(set(texts)), trainer)  # sorted: the merges must not depend on the order of the data
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, pad_token=PAD, eos_token=EOS, extra_special_tokens=[IMAGE, ACTION, RATIONALE])
@@ -43,6 +44,13 @@ def load_vocabulary(path: str | Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def token_id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
+    """Vocabulary id of one token."""
+    number = tokenizer.convert_tokens_to_ids(token)
+    assert isinstance(number, int)
+    return number
+
+
 def first_action_id(tokenizer: PreTrainedTokenizerFast) -> int:
     """Vocabulary id of bin 0; bin i has this id + i."""
-    return int(tokenizer.convert_tokens_to_ids(ACTION_TOKENS[0]))
+    return token_id(tokenizer, ACTION_TOKENS[0])

@@ -41,7 +41,8 @@ def resolve_assets(assets: str | Path) -> Path:
     if str(assets) == "official":
         directory, remedy = Path(os.environ.get("MS_ASSET_DIR", "~/.maniskill")).expanduser(), f"run: {DOWNLOAD}"
     else:
-        directory, remedy = Path(assets).expanduser(), f'give the folder that holds data/tasks and data/robots, use assets="embedded", or run: {DOWNLOAD}'
+        directory = Path(assets).expanduser()
+        remedy = f'give the folder that holds data/tasks and data/robots, use assets="embedded", or run: {DOWNLOAD}'
     missing = missing_files(directory)
     if missing:
         raise KitError(f"asset directory {directory} lacks {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else ""), remedy)

@@ -1,6 +1,7 @@
 """Where a point of the world lands in the picture, for drawing actions and for teaching a vision tower where things are.
 
-The camera is the one SIMPLER's policies see, fixed to the robot's base (ManiSkill 3, `bridge_dataset_eval/base_env.py`; SAPIEN's camera axes: x forward, y left, z up).
+The camera is the one SIMPLER's policies see, fixed to the robot's base (ManiSkill 3, `bridge_dataset_eval/base_env.py`; SAPIEN's camera axes:
+x forward, y left, z up).
 """
 
 from __future__ import annotations

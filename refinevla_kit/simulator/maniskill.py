@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,11 +90,10 @@ class ManiSkillSimulator:
         if not self.privileged:
             return Observation(image, proprioception)
         target = base * self._env.agent.controller.controllers["arm"]._target_pose
-        state = SceneState(
-            *(pose.raw_pose[0].numpy().astype(np.float32) for pose in (self._source.pose, self._target.pose, tool, target)),
-            opening=np.float32(opening), grasped=np.bool_(grasped), placed=np.bool_(placed), phase=np.int8(0),
-        )  # fmt: skip
-        return Observation(image, proprioception, SceneState(**(state.to_arrays() | {"phase": np.int8(phase_of(self.task, state))})))
+        source, onto, tcp, steered = (p.raw_pose[0].numpy().astype(np.float32) for p in (self._source.pose, self._target.pose, tool, target))
+        now = (np.array(opening, np.float32), np.array(grasped), np.array(placed), np.array(0, np.int8))
+        state = SceneState(source, onto, tcp, steered, *now)
+        return Observation(image, proprioception, replace(state, phase=np.array(phase_of(self.task, state), np.int8)))
 
     def _segmentation_ids(self) -> dict[str, Array]:
         def ids(*things: Any) -> Array:
@@ -132,7 +132,8 @@ def _make_environment(task: Task, assets: Path, width: int, height: int) -> Any:
         )  # fmt: skip
     except RuntimeError as error:
         if any(word in str(error).lower() for word in ("device", "vulkan", "vk::")):
-            raise KitError(f"no Vulkan device to render with ({error})", "run `make setup` (it installs Mesa's software driver) and `refinevla doctor`") from error
+            remedy = "run `make setup` (it installs Mesa's software driver) and `refinevla doctor`"
+            raise KitError(f"no Vulkan device to render with ({error})", remedy) from error
         raise
     environment: Any = made.unwrapped
     environment._rgb_overlay_images = overlays

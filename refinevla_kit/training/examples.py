@@ -52,7 +52,8 @@ def load_examples(dataset: str | Path, rationales: str | Path | None = None) -> 
     for item in source.episodes:
         action = source.actions(item.index)
         if action.shape[1] != 7:
-            raise KitError(f"{dataset} has {action.shape[1]}-dimensional actions", "the compact VLA has 7 (displacement, rotation, gripper): train on a WidowX dataset")
+            remedy = "the compact VLA has 7 (displacement, rotation, gripper): train on a WidowX dataset"
+            raise KitError(f"{dataset} has {action.shape[1]}-dimensional actions", remedy)
         images.append(source.images(item.index))
         actions.append(action)
         episodes.append(np.full(len(action), item.index))

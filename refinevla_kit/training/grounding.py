@@ -22,7 +22,7 @@ from refinevla_kit.simulator.camera import project
 from refinevla_kit.simulator.contract import SceneState
 from refinevla_kit.tasks import WIDOWX_TASKS, Task, find_task
 
-THINGS = tuple(name for task in WIDOWX_TASKS for name in (task.source, task.target)) + ("gripper",)
+THINGS = (*(name for task in WIDOWX_TASKS for name in (task.source, task.target)), "gripper")
 TABLE_HEIGHT = 0.87  # m
 NOWHERE = -1
 
@@ -52,7 +52,8 @@ def load_places(dataset: str | Path) -> Places:
 def frame_places(task: Task, states: Sequence[SceneState]) -> Places:
     """Places in the frames of one episode."""
     n = len(states)
-    pixels, present, attributes = np.zeros((n, len(THINGS), 2), np.float32), np.zeros((n, len(THINGS)), bool), np.zeros((n, len(THINGS), 4), np.float32)
+    pixels, attributes = np.zeros((n, len(THINGS), 2), np.float32), np.zeros((n, len(THINGS), 4), np.float32)
+    present = np.zeros((n, len(THINGS)), bool)
     for name, field in ((task.source, "source"), (task.target, "target"), ("gripper", "tcp")):
         thing = THINGS.index(name)
         poses = np.stack([getattr(state, field) for state in states]).astype(np.float64)  # n, 7
@@ -65,7 +66,9 @@ def frame_places(task: Task, states: Sequence[SceneState]) -> Places:
     return Places(pixels, present, attributes)
 
 
-def ground_tower(vla: CompactVLA, images: Array, places: Places, steps: int, batch_size: int = 64, learning_rate: float = 1e-3, seed: int = 0) -> list[dict[str, float]]:
+def ground_tower(
+    vla: CompactVLA, images: Array, places: Places, steps: int, batch_size: int = 64, learning_rate: float = 1e-3, seed: int = 0
+) -> list[dict[str, float]]:
     """Train `vla`'s vision tower in place. images: uint8 (N, H, W, 3).
 
     Returns:
@@ -89,12 +92,13 @@ def ground_tower(vla: CompactVLA, images: Array, places: Places, steps: int, bat
         said = head(tokens.float()).unflatten(-1, (len(THINGS), 7))  # B, P, T, 7
         scaled = pixels * torch.tensor([columns, rows])  # B, T, 2 in patches
         cell = scaled.floor().long()
-        index = (cell[..., 1].clamp(0, rows - 1) * columns + cell[..., 0].clamp(0, columns - 1))  # B, T
+        index = cell[..., 1].clamp(0, rows - 1) * columns + cell[..., 0].clamp(0, columns - 1)  # B, T
         scores = said[..., 0].transpose(1, 2)[present]  # M, P
         here = said.gather(1, index[:, None, :, None].expand(-1, 1, -1, 7))[:, 0][present]  # M, 7
         offset = (scaled - cell - 0.5)[present]  # M, 2
         place_loss = nn.functional.cross_entropy(scores, index[present])
-        loss = place_loss + 4 * nn.functional.smooth_l1_loss(here[:, 1:3], offset, beta=0.1) + nn.functional.smooth_l1_loss(here[:, 3:], attributes[present], beta=0.1)
+        offset_loss = nn.functional.smooth_l1_loss(here[:, 1:3], offset, beta=0.1)
+        loss = place_loss + 4 * offset_loss + nn.functional.smooth_l1_loss(here[:, 3:], attributes[present], beta=0.1)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(tower.parameters(), 1.0)

@@ -24,7 +24,7 @@ from refinevla_kit.files import replacing, write_json
 from refinevla_kit.policies.compact_vla import CompactVLA
 from refinevla_kit.policies.contract import Array
 from refinevla_kit.policies.sequence import Sequences, answer_ids, pad_batch, prefix_ids
-from refinevla_kit.policies.vocabulary import PAD, first_action_id
+from refinevla_kit.policies.vocabulary import PAD, first_action_id, token_id
 from refinevla_kit.training.examples import Examples
 from refinevla_kit.training.freezing import freeze_lower
 from refinevla_kit.training.objective import Losses, joint_loss
@@ -77,7 +77,8 @@ class Batch:
 def tower_tokens(vla: CompactVLA, images: Array, chunk: int = 64) -> Tensor:
     """The vision tower's tokens of every picture: uint8 (N, H, W, 3) -> float16 (N, P, d). Frozen is computed once: 18 kB a frame, on the CPU."""
     tower = vla.model.model.vision_tower
-    return torch.cat([tower(pixel_values=vla.pixel_values(images[i : i + chunk])).last_hidden_state.half().cpu() for i in range(0, len(images), chunk)])
+    parts = (tower(pixel_values=vla.pixel_values(images[i : i + chunk])) for i in range(0, len(images), chunk))
+    return torch.cat([part.last_hidden_state.half().cpu() for part in parts])
 
 
 def make_batch(vla: CompactVLA, examples: Examples, rows: Array, config: TrainingConfig, tokens: Tensor | None = None) -> Batch:
@@ -87,7 +88,7 @@ def make_batch(vla: CompactVLA, examples: Examples, rows: Array, config: Trainin
     prefixes = [prefix_ids(vla.tokenizer, vla.image_tokens, examples.instructions[row]) for row in rows]
     texts = [examples.rationales[row] if config.lambda_reasoning > 0 else "" for row in rows]
     answers = [answer_ids(vla.tokenizer, action.tolist(), text, config.order) for action, text in zip(bins, texts, strict=True)]
-    sequences = pad_batch(prefixes, answers, int(vla.tokenizer.convert_tokens_to_ids(PAD)))
+    sequences = pad_batch(prefixes, answers, token_id(vla.tokenizer, PAD))
     device = vla.model.device
     sequences = Sequences(*(getattr(sequences, field).to(device) for field in Sequences.__dataclass_fields__))
     if tokens is not None:
@@ -108,7 +109,9 @@ def forward(model: Any, vla: CompactVLA, batch: Batch, config: TrainingConfig) -
     return joint_loss(logits, sequences, config.lambda_reasoning, first_action_id(vla.tokenizer))
 
 
-def fine_tune(vla: CompactVLA, examples: Examples, config: TrainingConfig, output: str | Path, name: str, progress: bool = True) -> list[dict[str, Any]]:
+def fine_tune(
+    vla: CompactVLA, examples: Examples, config: TrainingConfig, output: str | Path, name: str, progress: bool = True
+) -> list[dict[str, Any]]:
     """Fine-tune `vla` in place; keep a history and a resumable state in `output`.
 
     A second call with the same configuration and data continues an interrupted run, and returns at once when it had ended.
@@ -139,7 +142,8 @@ def fine_tune(vla: CompactVLA, examples: Examples, config: TrainingConfig, outpu
     share = max(1, config.batch_size // accelerator.num_processes)
     mine = slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
     model.train()
-    with tqdm(total=config.steps, initial=step, desc=f"fine-tuning {name}", unit="step", disable=not (progress and accelerator.is_main_process)) as bar:
+    hidden = not (progress and accelerator.is_main_process)
+    with tqdm(total=config.steps, initial=step, desc=f"fine-tuning {name}", unit="step", disable=hidden) as bar:
         while step < config.steps:
             began = time.perf_counter()
             for group in optimizer.param_groups:
@@ -165,7 +169,9 @@ def fine_tune(vla: CompactVLA, examples: Examples, config: TrainingConfig, outpu
 
 
 @torch.no_grad()
-def validate(vla: CompactVLA, examples: Examples, rows: Array, config: TrainingConfig, tokens: Tensor | None = None, frames: int = 128) -> dict[str, float]:
+def validate(
+    vla: CompactVLA, examples: Examples, rows: Array, config: TrainingConfig, tokens: Tensor | None = None, frames: int = 128
+) -> dict[str, float]:
     """The objective's parts on at most `frames` of the held-out frames `rows`, evenly spaced; empty when none were held out."""
     if len(rows) == 0:
         return {}

@@ -1,7 +1,7 @@
 """The objective: L = L_action + lambda_r * L_reasoning, each an average over its own tokens.
 
-ReFineVLA v2 (secondary source): both terms are teacher-forced negative log-likelihoods and lambda_r = 0.3 was best. Averaging each kind over its own tokens
-keeps the balance when a rationale has fifteen times as many tokens as an action.
+ReFineVLA v2 (secondary source): both terms are teacher-forced negative log-likelihoods and lambda_r = 0.3 was best. Averaging each kind over its
+own tokens keeps the balance when a rationale has fifteen times as many tokens as an action.
 """
 
 from __future__ import annotations

@@ -35,8 +35,14 @@ class PretrainingConfig:
     seed: int = 0
 
 
-def pretrain(dataset: str | Path, rationales: str | Path, work: str | Path, config: PretrainingConfig, model: CompactConfig = CompactConfig()) -> CompactVLA:
-    """Make a base from demonstrations with a simulator sidecar. `rationales` give words to the vocabulary, nothing else. `work` keeps the resumable state."""
+def pretrain(
+    dataset: str | Path, rationales: str | Path, work: str | Path, config: PretrainingConfig, model: CompactConfig | None = None
+) -> CompactVLA:
+    """Make a base from demonstrations with a simulator sidecar.
+
+    `rationales` give words to the vocabulary, nothing else. `work` keeps the resumable state of the second stage.
+    """
+    model = model or CompactConfig()
     examples = load_examples(dataset, rationales)
     tokenizer = train_vocabulary([*examples.instructions, *examples.rationales, *(task.instruction for task in WIDOWX_TASKS)])
     vla = build(model, tokenizer, UniformBins.fit(examples.actions), config.seed)
@@ -47,20 +53,21 @@ def pretrain(dataset: str | Path, rationales: str | Path, work: str | Path, conf
     )  # fmt: skip
     history = fine_tune(vla, examples, training, work, "compact_base")
     vla.provenance.update(
-        made_by="refinevla_kit.training.pretraining", frames=len(examples), episodes=int(len(set(examples.episodes.tolist()))), model=asdict(model),
-        pretraining=asdict(config), data_sha256=sha256(Path(dataset) / "data"), grounding=grounding[-1], validation=history[-1], torch=torch.__version__,
+        made_by="refinevla_kit.training.pretraining", frames=len(examples), episodes=len(set(examples.episodes.tolist())), model=asdict(model),
+        pretraining=asdict(config), data_sha256=sha256(Path(dataset) / "data"), grounding=grounding[-1], validation=history[-1],
+        torch=torch.__version__,
     )  # fmt: skip
     return vla
 
 
 def write_card(path: str | Path, vla: CompactVLA, records: Sequence[dict[str, Any]]) -> None:
-    """README.md beside a saved checkpoint: what it was made of, and how often it succeeds (rows: task, successes at the last step, at any step, episodes)."""
+    """README.md beside a saved checkpoint: what it was made of, and how often it succeeds (rows: task, successes last and any, episodes)."""
     origin = vla.provenance
     rows = "".join(f"| {r['task']} | {r['last']}/{r['episodes']} | {r['any']}/{r['episodes']} |\n" for r in records)
     with replacing(Path(path) / "README.md") as part:
         part.write_text(
-            f"# Compact VLA, base\n\nMade by `{origin['made_by']}` from {origin['episodes']} demonstrations ({origin['frames']} frames) of the scripted"
-            f" demonstrator on the embedded assets, seed {origin['pretraining']['seed']}; {origin['pretraining']}.\n\n"
+            f"# Compact VLA, base\n\nMade by `{origin['made_by']}` from {origin['episodes']} demonstrations ({origin['frames']} frames) of the\n"
+            f"scripted demonstrator on the embedded assets; {origin['pretraining']}.\n\n"
             "It has never been trained on a rationale. Official grid, embedded assets:\n\n"
             f"| task | success at the last step | success at any step |\n| --- | --- | --- |\n{rows}",
             encoding="utf-8",

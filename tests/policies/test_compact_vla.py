@@ -21,7 +21,8 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (3, 120, 160, 3), dtype=np.ui
 
 @pytest.fixture(scope="module")
 def vla() -> CompactVLA:
-    return build(SMALL, train_vocabulary([INSTRUCTION, "stack the green block on the yellow block"]), UniformBins((0.04,) * 3 + (0.01, 0.01, 0.3, 1.0)), seed=0)
+    words = train_vocabulary([INSTRUCTION, "stack the green block on the yellow block"])
+    return build(SMALL, words, UniformBins((0.04, 0.04, 0.04, 0.01, 0.01, 0.3, 1.0)), seed=0)
 
 
 def test_the_same_seed_builds_the_same_weights(vla: CompactVLA) -> None:
@@ -48,7 +49,8 @@ def test_cached_decoding_equals_teacher_forcing(vla: CompactVLA) -> None:
     answer = [vla.tokenizer.convert_tokens_to_ids(ACTION), *action.tokens.tolist()]
     types = [0] * len(prefix) + [1] * len(answer)
     with torch.no_grad():
-        logits = vla.model(input_ids=torch.tensor([prefix + answer]), pixel_values=vla.pixel_values(IMAGES[:1]), token_type_ids=torch.tensor([types])).logits[0]
+        inputs = {"input_ids": torch.tensor([prefix + answer]), "token_type_ids": torch.tensor([types])}
+        logits = vla.model(**inputs, pixel_values=vla.pixel_values(IMAGES[:1])).logits[0]
     first = first_action_id(vla.tokenizer)
     scores = logits[len(prefix) : len(prefix) + 7, first : first + BINS].log_softmax(-1)
     assert (scores.argmax(-1) + first).tolist() == action.tokens.tolist()

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.policies.sequence import ACTION_KIND, NOT_PREDICTED, RATIONALE_KIND, answer_ids, pad_batch, prefix_ids
-from refinevla_kit.policies.vocabulary import ACTION, EOS, IMAGE, PAD, RATIONALE, train_vocabulary
+from refinevla_kit.policies.vocabulary import ACTION, EOS, IMAGE, PAD, RATIONALE, token_id, train_vocabulary
 
 TOKENIZER: PreTrainedTokenizerFast = train_vocabulary(["put carrot on plate", "the gripper is left of the plate"])
 ACTIONS = TOKENIZER.convert_tokens_to_ids([f"<act{i:03d}>" for i in (127, 0, 254, 127, 127, 3, 254)])
@@ -43,11 +43,12 @@ def test_an_unknown_order_names_the_known_ones() -> None:
 
 def test_padding_is_masked_and_never_predicted() -> None:
     prefixes = [prefix_ids(TOKENIZER, 4, "put carrot on plate"), prefix_ids(TOKENIZER, 4, "put")]
-    batch = pad_batch(prefixes, [answer_ids(TOKENIZER, ACTIONS, text, "action_first") for text in ("the plate", "")], TOKENIZER.convert_tokens_to_ids(PAD))
+    answers = [answer_ids(TOKENIZER, ACTIONS, text, "action_first") for text in ("the plate", "")]
+    batch = pad_batch(prefixes, answers, token_id(TOKENIZER, PAD))
     assert (batch.kinds[batch.attention_mask == 0] == NOT_PREDICTED).all()
     assert (batch.token_type_ids[:, :4] == 0).all()  # image patches belong to the prefix
-    assert (batch.input_ids[:, :4] == TOKENIZER.convert_tokens_to_ids(IMAGE)).all()
-    assert batch.attention_mask.sum(1).tolist() == [len(prefixes[0]) + len(answer_ids(TOKENIZER, ACTIONS, "the plate", "action_first")[0]), len(prefixes[1]) + 8]
+    assert (batch.input_ids[:, :4] == token_id(TOKENIZER, IMAGE)).all()
+    assert batch.attention_mask.sum(1).tolist() == [len(prefix) + len(ids) for prefix, (ids, _) in zip(prefixes, answers, strict=True)]
 
 
 @given(st.text(max_size=60))

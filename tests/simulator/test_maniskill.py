@@ -130,7 +130,7 @@ def test_an_unknown_task_names_the_known_ones() -> None:
 
 
 def test_a_wrong_asset_directory_says_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(KitError, match="info_bridge_custom_v0.json and 6 more.*download_asset"):
+    with pytest.raises(KitError, match=r"info_bridge_custom_v0\.json and 6 more.*download_asset"):
         resolve_assets(tmp_path)
 
 

@@ -34,6 +34,7 @@ def test_a_place_lies_on_the_thing_it_belongs_to(dataset: Path) -> None:
 
 def test_the_tower_learns_where_things_are(dataset: Path) -> None:
     examples = load_examples(dataset)
-    vla = build(CompactConfig(layers=1, hidden=64, heads=2, feedforward=64, channels=16), train_vocabulary(examples.instructions), UniformBins.fit(examples.actions), 0)
+    small = CompactConfig(layers=1, hidden=64, heads=2, feedforward=64, channels=16)
+    vla = build(small, train_vocabulary(examples.instructions), UniformBins.fit(examples.actions), 0)
     history = ground_tower(vla, examples.images, load_places(dataset), steps=100, batch_size=16)
     assert history[-1]["cell_accuracy"] > 0.9 and history[-1]["pixel_error"] < history[0]["pixel_error"]
