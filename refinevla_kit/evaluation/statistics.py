@@ -51,7 +51,8 @@ class Comparison:
     Attributes:
         task: task name, or `AVERAGE` for all tasks of both, each weighing the same.
         both, only_a, only_b, neither: episodes that succeeded under both, one or none of the two.
-        difference, low, high: rate of a minus rate of b, with its paired bootstrap interval.
+        difference, low, high: rate of a minus rate of b, with its paired bootstrap interval; where every episode of a task gave the same difference, a
+            bootstrap has nothing to draw from, and the interval is that of `paired_adjusted`.
         p_value: two-sided exact McNemar test.
         needed: paired episodes that would resolve this difference with 80 % power, None when there is no difference to resolve.
     """
@@ -140,6 +141,14 @@ def paired_bootstrap(
     return float(low), float(high)
 
 
+def paired_adjusted(only_a: int, only_b: int, episodes: int, level: float = 0.95) -> tuple[float, float]:
+    """Interval of a paired difference with one episode added to each discordant cell (Bonett and Price 2012): not empty when nothing differs."""
+    alone_a, alone_b, size = (only_a + 1) / (episodes + 2), (only_b + 1) / (episodes + 2), episodes + 2
+    difference = alone_a - alone_b
+    half = float(stats.norm.ppf((1 + level) / 2) * np.sqrt((alone_a + alone_b - difference**2) / size))
+    return max(-1.0, difference - half), min(1.0, difference + half)
+
+
 def compare(records: Iterable[EpisodeRecord], a: str, b: str, rule: Rule = "last", task: str = AVERAGE) -> Comparison:
     """Compare two policies on the episodes both have played (same task, assets, start, seed, resolution)."""
     outcomes: dict[str, dict[tuple[object, ...], bool]] = {a: {}, b: {}}
@@ -161,10 +170,12 @@ def compare(records: Iterable[EpisodeRecord], a: str, b: str, rule: Rule = "last
     tasks = np.array([str(place[0]) for place in shared])
     differences = [(pairs[tasks == name, 0] - pairs[tasks == name, 1]).astype(float) for name in dict.fromkeys(tasks)]
     only_a, only_b = int(np.sum(pairs[:, 0] > pairs[:, 1])), int(np.sum(pairs[:, 0] < pairs[:, 1]))
+    varied = any(np.ptp(one) > 0 for one in differences)
+    interval = paired_bootstrap(differences) if varied else paired_adjusted(only_a, only_b, len(shared))
     both, size = int(pairs.all(axis=1).sum()), len(shared)
     return Comparison(
         a, b, task, rule, both, only_a, only_b, size - both - only_a - only_b, float(np.mean([one.mean() for one in differences])),
-        *paired_bootstrap(differences), mcnemar(only_a, only_b), None if only_a == only_b else episodes_needed_paired(only_a / size, only_b / size),
+        *interval, mcnemar(only_a, only_b), None if only_a == only_b else episodes_needed_paired(only_a / size, only_b / size),
     )  # fmt: skip
 
 

@@ -55,7 +55,7 @@ def name_policies(figure: Figure, colour: dict[str, str]) -> None:
 
 def points(axes: Axes) -> None:
     """The x axis is a difference of rates, shown in percentage points."""
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:+.0f}" if abs(value) > 1e-9 else "0"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:+.3g}" if abs(value) > 1e-9 else "0"))
     axes.set_xlabel("percentage points")
 
 

@@ -79,6 +79,15 @@ def test_compare_pairs_the_same_episodes_and_leaves_the_rest_out() -> None:
     assert comparison.low > 0
 
 
+def test_policies_that_never_differ_are_not_said_to_be_equal() -> None:
+    """Four episodes that both failed leave room for a difference of tens of points; a thousand do not."""
+    few, many = ([row(policy, episode, success=False) for policy in "ab" for episode in range(n)] for n in (4, 1000))
+    comparison = statistics.compare(few, "a", "b")
+    assert comparison.low < -0.3 and comparison.high > 0.3
+    assert statistics.compare(many, "a", "b").high < 0.01
+    assert statistics.paired_adjusted(1, 7, 21) == pytest.approx((-0.508, -0.013), abs=1e-3)
+
+
 def test_both_success_rules_are_kept_apart() -> None:
     records: list[EpisodeRecord] = [row("a", 0, success=False, success_any=True), row("a", 1, success=True)]
     last, any_step = (statistics.summarise(records, rule)[0].rate for rule in statistics.RULES)
