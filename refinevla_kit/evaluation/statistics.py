@@ -51,8 +51,8 @@ class Comparison:
     Attributes:
         task: task name, or `AVERAGE` for all tasks of both, each weighing the same.
         both, only_a, only_b, neither: episodes that succeeded under both, one or none of the two.
-        difference, low, high: rate of a minus rate of b, with its paired bootstrap interval; where every episode of a task gave the same difference, a
-            bootstrap has nothing to draw from, and the interval is that of `paired_adjusted`.
+        difference, low, high: rate of a minus rate of b, with its paired bootstrap interval; where all episodes of a task gave the same difference,
+            a bootstrap has nothing to draw from, and the interval is that of `paired_adjusted`.
         p_value: two-sided exact McNemar test.
         needed: paired episodes that would resolve this difference with 80 % power, None when there is no difference to resolve.
     """
