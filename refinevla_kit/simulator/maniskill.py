@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -126,10 +127,12 @@ def _make_environment(task: Task, assets: Path, width: int, height: int) -> Any:
     intrinsic[0] *= width / NATIVE_WIDTH
     intrinsic[1] *= height / NATIVE_HEIGHT
     try:
-        made = gymnasium.make(
-            task.env_id, obs_mode="rgb+segmentation", num_envs=1, sim_backend="physx_cpu", render_backend="cpu",
-            sensor_configs={"width": width, "height": height, "intrinsic": intrinsic},
-        )  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of how its task files make tensors
+            made = gymnasium.make(
+                task.env_id, obs_mode="rgb+segmentation", num_envs=1, sim_backend="physx_cpu", render_backend="cpu",
+                sensor_configs={"width": width, "height": height, "intrinsic": intrinsic},
+            )  # fmt: skip
     except RuntimeError as error:
         if any(word in str(error).lower() for word in ("device", "vulkan", "vk::")):
             remedy = "run `make setup` (it installs Mesa's software driver) and `refinevla doctor`"
