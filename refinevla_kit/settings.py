@@ -130,7 +130,11 @@ def read_settings(notebook: str, namespace: dict[str, Any]) -> Settings:
             if isinstance(value, _SIMPLE) and not name.startswith("_") and name not in _NOT_PARAMETERS and name not in known:
                 raise KitError(f"unknown parameter {name!r} of {notebook}{_suggest(name, known)}", f"choose from {', '.join(known)}")
         namespace[_READ] = True
-    values |= {name: namespace[name] for name in known if namespace.get(name) is not None}
+    given = {name: namespace[name] for name in known if namespace.get(name) is not None}
+    for name, value in given.items():
+        if isinstance(values.get(name), list) and isinstance(value, str):
+            raise KitError(f"{name} is a list, not the text {value!r}", f"with papermill write -y '{name}: [...]', with refinevla -p '{name}=[\"...\"]'")
+    values |= given
     output = namespace.get("output")
     folder = REPOSITORY / "runs" / profile if output is None else Path(output).expanduser().resolve()
     seed = 0 if namespace.get("seed") is None else namespace["seed"]

@@ -39,6 +39,11 @@ def test_misspelt_parameter_is_an_error_with_the_right_name() -> None:
         read_settings(NOTEBOOK, {"profile": "smoke", "stepps": 3})
 
 
+def test_a_list_given_as_text_is_an_error_and_not_read_letter_by_letter() -> None:
+    with pytest.raises(KitError, match="tasks is a list"):
+        read_settings("03_simpler_evaluation", {"profile": "smoke", "tasks": '["widowx_stack_cube"]'})
+
+
 def test_variables_of_later_cells_are_no_parameters() -> None:
     """Re-running the settings cell in JupyterLab, with everything that later cells have made, must work."""
     namespace: dict[str, object] = {"profile": "smoke", "In": [], "Out": {}, "_i1": "", "Path": Path}
