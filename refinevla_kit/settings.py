@@ -133,7 +133,8 @@ def read_settings(notebook: str, namespace: dict[str, Any]) -> Settings:
     given = {name: namespace[name] for name in known if namespace.get(name) is not None}
     for name, value in given.items():
         if isinstance(values.get(name), list) and isinstance(value, str):
-            raise KitError(f"{name} is a list, not the text {value!r}", f"with papermill write -y '{name}: [...]', with refinevla -p '{name}=[\"...\"]'")
+            remedy = f"with papermill write -y '{name}: [...]', with refinevla -p '{name}=[\"...\"]'"
+            raise KitError(f"{name} is a list, not the text {value!r}", remedy)
     values |= given
     output = namespace.get("output")
     folder = REPOSITORY / "runs" / profile if output is None else Path(output).expanduser().resolve()
