@@ -67,8 +67,11 @@ def assets(
     from refinevla_kit.simulator.assets import resolve_assets
 
     if generate is not None:
+        from refinevla_kit.simulator.assets import missing_files
         from refinevla_kit.simulator.embedded.pack import generate as generate_pack
 
+        if generate.exists() and missing_files(generate) and any(generate.iterdir()):
+            raise KitError(f"{generate} exists and is no asset pack; generating would replace it", "give a new folder")
         generate_pack(generate)
         _print_json({"generated": str(generate.resolve())})
     elif check is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -33,13 +34,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
             _remove(old)
         else:
             temporary.replace(target)
-    except OSError as error:
+    except BaseException as error:
         _remove(temporary)
-        if error.errno == 28:  # ENOSPC
+        if getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error):  # the latter is how safetensors says it
             raise KitError(f"no space left on the disk while writing {target}", "free space or choose another output folder") from error
-        raise
-    except BaseException:
-        _remove(temporary)
         raise
 
 

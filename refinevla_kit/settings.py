@@ -135,6 +135,9 @@ def read_settings(notebook: str, namespace: dict[str, Any]) -> Settings:
         if isinstance(values.get(name), list) and isinstance(value, str):
             remedy = f"with papermill write -y '{name}: [...]', with refinevla -p '{name}=[\"...\"]'"
             raise KitError(f"{name} is a list, not the text {value!r}", remedy)
+        usual = values.get(name)
+        if isinstance(usual, int | float) and (not isinstance(value, int | float) or isinstance(value, bool) != isinstance(usual, bool)):
+            raise KitError(f"{name} is {type(usual).__name__}, such as {usual}, not {value!r}", f"give {name} a value of that kind")
     values |= given
     output = namespace.get("output")
     folder = REPOSITORY / "runs" / profile if output is None else Path(output).expanduser().resolve()

@@ -13,6 +13,7 @@ from refinevla_kit.errors import KitError
 from refinevla_kit.simulator.contract import PHASES, Array
 from refinevla_kit.tasks import find_task
 
+UNSEEN = 4_000_000  # added to the seed of demonstrations recorded here, so that they are not those of notebook 1 again
 
 @dataclass(frozen=True)
 class Frame:
@@ -49,7 +50,7 @@ def demonstrations(source: str | Path, task: str, episodes: int, folder: Path, s
         assets = "embedded"
     from refinevla_kit.episodes.recording import record
 
-    record(folder, [find_task(task)], episodes, assets, seed=seed, overwrite=True)
+    record(folder, [find_task(task)], episodes, assets, seed=seed + UNSEEN, overwrite=True)
     return open_dataset(folder)
 
 

@@ -21,6 +21,7 @@ from refinevla_kit.simulator.contract import Array
 Rule = Literal["last", "any"]
 RULES: tuple[Rule, Rule] = ("last", "any")
 AVERAGE = "average"
+FEWEST = 5  # discordant episodes on each side below which the paired interval is not bootstrapped
 
 
 @dataclass(frozen=True)
@@ -170,8 +171,8 @@ def compare(records: Iterable[EpisodeRecord], a: str, b: str, rule: Rule = "last
     tasks = np.array([str(place[0]) for place in shared])
     differences = [(pairs[tasks == name, 0] - pairs[tasks == name, 1]).astype(float) for name in dict.fromkeys(tasks)]
     only_a, only_b = int(np.sum(pairs[:, 0] > pairs[:, 1])), int(np.sum(pairs[:, 0] < pairs[:, 1]))
-    varied = any(np.ptp(one) > 0 for one in differences)
-    interval = paired_bootstrap(differences) if varied else paired_adjusted(only_a, only_b, len(shared))
+    # A bootstrap cannot draw what it has not seen: with hardly a loss on one side its interval never reaches beyond zero.
+    interval = paired_bootstrap(differences) if min(only_a, only_b) >= FEWEST else paired_adjusted(only_a, only_b, len(shared))
     both, size = int(pairs.all(axis=1).sum()), len(shared)
     return Comparison(
         a, b, task, rule, both, only_a, only_b, size - both - only_a - only_b, float(np.mean([one.mean() for one in differences])),

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import Gemma2Config, PaliGemmaConfig, PaliGemmaForConditionalGeneration, PreTrainedTokenizerFast
 from transformers.utils import logging as hub_logging
@@ -117,18 +118,21 @@ def load(path: str | Path) -> CompactVLA:
     """Read a checkpoint directory, in float32.
 
     Raises:
-        KitError: not a checkpoint, another format, or weights of another vocabulary.
+        KitError: not a checkpoint, a damaged one, another format, or weights of another vocabulary.
     """
     directory = Path(path)
     if not (directory / STATISTICS).is_file():
         what = f"{directory} is no checkpoint of the compact VLA ({STATISTICS} is missing)"
         raise KitError(what, "give a folder written by notebook 02 or shipped in data/checkpoints")
-    statistics = json.loads((directory / STATISTICS).read_text(encoding="utf-8"))
-    if statistics.get("format") != FORMAT:
-        raise KitError(f"{directory} has format {statistics.get('format')!r}", f"this version reads {FORMAT!r}")
-    tokenizer = load_vocabulary(directory)
     hub_logging.disable_progress_bar()  # a bar for a 20 MB file only flickers
-    model = PaliGemmaForConditionalGeneration.from_pretrained(str(directory), dtype=torch.float32, local_files_only=True, use_safetensors=True)
+    try:
+        statistics = json.loads((directory / STATISTICS).read_text(encoding="utf-8"))
+        if statistics.get("format") != FORMAT:
+            raise KitError(f"{directory} has format {statistics.get('format')!r}", f"this version reads {FORMAT!r}")
+        tokenizer = load_vocabulary(directory)
+        model = PaliGemmaForConditionalGeneration.from_pretrained(str(directory), dtype=torch.float32, local_files_only=True, use_safetensors=True)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise KitError(f"the checkpoint {directory} is damaged ({error})", "copy or make it again") from error
     words = model.get_input_embeddings().num_embeddings
     if words != len(tokenizer):
         raise KitError(

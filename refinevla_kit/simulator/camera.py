@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from transforms3d.quaternions import quat2mat
 
 from refinevla_kit.simulator.contract import Array
 from refinevla_kit.tasks import Task
@@ -39,19 +40,10 @@ def project(task: Task, points: Array, width: int, height: int) -> Array:
         float64 (N, 2): column and row, continuous, pixel centres at .5; outside [0, width) x [0, height) when out of view.
     """
     setting = SINK if task.name == "widowx_put_eggplant_in_basket" else TABLE
-    base, camera = _matrix(BASE_QUATERNION), _matrix(setting.camera_quaternion)
+    base, camera = quat2mat(BASE_QUATERNION), quat2mat(setting.camera_quaternion)
     in_base = (np.asarray(points, np.float64) - np.asarray(setting.base_position)) @ base  # N x 3
     forward, left, up = ((in_base - np.asarray(setting.camera_position)) @ camera).T
     column = CENTRE_X - FOCAL * left / forward
     row = CENTRE_Y - FOCAL * up / forward
     return np.stack([column * width / WIDTH, row * height / HEIGHT], axis=1)
 
-
-def _matrix(quaternion: tuple[float, float, float, float]) -> Array:
-    """Rotation matrix (3, 3) of a quaternion (w, x, y, z)."""
-    w, x, y, z = np.asarray(quaternion) / np.linalg.norm(quaternion)
-    return np.array([
-        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-    ])  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from transforms3d.quaternions import rotate_vector
 
 from refinevla_kit.simulator.contract import PHASES, Array, SceneState
 from refinevla_kit.tasks import Task
@@ -108,8 +109,8 @@ def _goal(task: Task, state: SceneState) -> tuple[Array, float, float]:
 
 def _yaw_error(recipe: Recipe, source: Array, tool: Array) -> float:
     """Angle (rad) the tool has still to turn so that the fingers close across the object's long axis, by the shorter way from the rest pose."""
-    long_axis = _rotate(source[3:], np.array([1.0, 0.0, 0.0]))
-    fingers = _rotate(tool[3:], np.array([0.0, 1.0, 0.0]))
+    long_axis = rotate_vector([1.0, 0.0, 0.0], source[3:])
+    fingers = rotate_vector([0.0, 1.0, 0.0], tool[3:])
     wanted = _wrap(np.arctan2(long_axis[1], long_axis[0]) + np.pi / 2 - START_YAW, recipe.symmetry)
     now = _wrap(np.arctan2(fingers[1], fingers[0]) - START_YAW, 2 * np.pi)
     return float(wanted - now)
@@ -120,8 +121,3 @@ def _wrap(angle: float, period: float) -> float:
     low = -period / 2 + 0.2
     return float((angle - low) % period + low)
 
-
-def _rotate(quaternion: Array, vector: Array) -> Array:
-    """Rotate a vector (3,) by a quaternion (w, x, y, z)."""
-    w, xyz = float(quaternion[0]), np.asarray(quaternion[1:], np.float64)
-    return vector + 2.0 * np.cross(xyz, np.cross(xyz, vector) + w * vector)

@@ -17,12 +17,12 @@ import numpy as np
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.simulator.assets import resolve_assets
+from refinevla_kit.simulator.camera import CENTRE_X, CENTRE_Y, FOCAL, HEIGHT, WIDTH
 from refinevla_kit.simulator.contract import Array, Observation, Pose, SceneState, StepResult
 from refinevla_kit.simulator.demonstrator import phase_of
 from refinevla_kit.tasks import Task
 
 CAMERA = "3rd_view_camera"  # the one SIMPLER's policies see
-NATIVE_WIDTH, NATIVE_HEIGHT = 640, 480
 CLOSED, OPEN = 0.015, 0.037  # finger joint positions (m)
 GRIPPER_LINKS = ("gripper_link", "gripper_prop_link", "gripper_bar_link", "left_finger_link", "right_finger_link")
 FARTHEST = 2.0  # m from the robot: an object beyond it was thrown there by broken physics
@@ -107,8 +107,8 @@ class ManiSkillSimulator:
 
 def _make_environment(task: Task, assets: Path, width: int, height: int) -> Any:
     """The unwrapped ManiSkill environment of `task`, reading its files from `assets`."""
-    os.environ.setdefault("MS_ASSET_DIR", str(assets))  # read once, when mani_skill is imported
-    os.environ.setdefault("MS_SKIP_ASSET_DOWNLOAD_PROMPT", "1")
+    user_choice = os.environ.get("MS_ASSET_DIR")
+    os.environ["MS_ASSET_DIR"] = str(assets)  # read once, when mani_skill is imported; put back, because it also says what "official" means
     try:
         import gymnasium
         import mani_skill.envs  # noqa: F401  (registers the environments)
@@ -117,15 +117,19 @@ def _make_environment(task: Task, assets: Path, width: int, height: int) -> Any:
         from mani_skill.envs.tasks.digital_twins.bridge_dataset_eval import base_env
     except ImportError as error:
         raise KitError(f"ManiSkill 3 cannot be imported ({error})", "run `make setup`, then `refinevla doctor`") from error
+    finally:
+        os.environ.pop("MS_ASSET_DIR")
+        if user_choice is not None:
+            os.environ["MS_ASSET_DIR"] = user_choice
     logging.getLogger("mani_skill ").setLevel(logging.ERROR)  # (the blank is theirs) it warns, at every start, of what its own classes do
     base_env.BRIDGE_DATASET_ASSET_PATH = assets / "data/tasks/bridge_v2_real2sim_dataset"
     WidowX250S.urdf_path = str(assets / "data/robots/widowx/wx250s.urdf")
     overlays: dict[str, Any] = {}
     BaseDigitalTwinEnv._rgb_overlay_images = overlays
     BaseDigitalTwinEnv._objects_to_remove_from_greenscreen = []
-    intrinsic = np.array([[623.588, 0, 319.501], [0, 623.588, 239.545], [0, 0, 1]])  # base_env.py: Logitech C920 at 640 x 480
-    intrinsic[0] *= width / NATIVE_WIDTH
-    intrinsic[1] *= height / NATIVE_HEIGHT
+    intrinsic = np.array([[FOCAL, 0, CENTRE_X], [0, FOCAL, CENTRE_Y], [0, 0, 1]])  # ManiSkill does not scale it with the picture
+    intrinsic[0] *= width / WIDTH
+    intrinsic[1] *= height / HEIGHT
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of how its task files make tensors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from transforms3d.quaternions import axangle2quat, qmult
 
 from refinevla_kit.simulator.contract import Array, Pose
 from refinevla_kit.tasks import Task
@@ -23,8 +24,8 @@ def random_pose(task: Task, rng: np.random.Generator) -> Pose:
     """Draw where the source and the target of `task` start; same generator state, same pose."""
     if task.name == "widowx_put_eggplant_in_basket":
         place = SINK_CENTRE + rng.uniform(-1, 1, 2) * SINK_SPREAD
-        turn = _about_z(rng.uniform(-np.pi, np.pi))
-        return Pose(np.concatenate([place, [SINK_HEIGHT], _multiply(turn, EGGPLANT_LYING)]), SINK_TARGET.copy())
+        lying = qmult(_about_z(rng.uniform(-np.pi, np.pi)), EGGPLANT_LYING)
+        return Pose(np.concatenate([place, [SINK_HEIGHT], lying]), SINK_TARGET.copy())
     source = TABLE_CENTRE + rng.uniform(-TABLE_REACH, TABLE_REACH, 2)
     target = TABLE_CENTRE + rng.uniform(-TABLE_REACH, TABLE_REACH, 2)
     while np.linalg.norm(source - target) < APART:
@@ -35,10 +36,5 @@ def random_pose(task: Task, rng: np.random.Generator) -> Pose:
 
 
 def _about_z(angle: float) -> Array:
-    return np.array([np.cos(angle / 2), 0.0, 0.0, np.sin(angle / 2)])
+    return np.asarray(axangle2quat([0.0, 0.0, 1.0], angle))
 
-
-def _multiply(a: Array, b: Array) -> Array:
-    """Hamilton product of two quaternions (w, x, y, z)."""
-    vector = a[0] * b[1:] + b[0] * a[1:] + np.cross(a[1:], b[1:])
-    return np.concatenate([[a[0] * b[0] - a[1:] @ b[1:]], vector])

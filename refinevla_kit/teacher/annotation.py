@@ -6,6 +6,7 @@ at the end the lines become the parquet file by a rename. A half-written last li
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from bisect import bisect_right
@@ -19,7 +20,7 @@ import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.files import replacing
+from refinevla_kit.files import replacing, sha256
 from refinevla_kit.teacher.schema import PARTS, Rationale, Refusal, Request, Teacher
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ GRIPPER = 6  # dimension of the gripper in this kit's own displacement actions
 
 SCHEMA = pa.schema([
     *((name, pa.int32()) for name in ("episode", "start", "end")), *((part, pa.string()) for part in PARTS),
-    *((name, pa.string()) for name in ("refusal_kind", "refusal_reason", "raw", "teacher", "version", "prompt_hash")),
+    *((name, pa.string()) for name in ("refusal_kind", "refusal_reason", "raw", "teacher", "version", "prompt_hash", "dataset_hash")),
     ("input_tokens", pa.int32()), ("output_tokens", pa.int32()), ("cost", pa.float64()),
 ])  # fmt: skip
 
@@ -101,7 +102,7 @@ def annotate_dataset(dataset: EpisodeDataset | str | Path, teacher: Teacher, gra
         keyframes: pictures a request. progress: show a bar.
         output: the parquet file; None: `<dataset>/rationales/<teacher>-<granularity>.parquet`.
     Returns: path of the parquet file.
-    Raises: `KitError` when an unfinished run of another teacher version or prompt lies at `output`.
+    Raises: `KitError` when an unfinished run of another teacher version, prompt or dataset lies at `output`.
     """
     from refinevla_kit.episodes import open_dataset
 
@@ -109,10 +110,10 @@ def annotate_dataset(dataset: EpisodeDataset | str | Path, teacher: Teacher, gra
     target = Path(output) if output else Path(opened.path) / "rationales" / f"{teacher.name}-{granularity}.parquet"
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
-    identity = {"teacher": teacher.name, "version": teacher.version, "prompt_hash": teacher.prompt_hash}
-    rows = _finished_rows(target, identity) + _part_rows(part, identity)
-    done = frozenset((row["episode"], row["start"], row["end"]) for row in rows)
-    total = sum(len(ranges(opened.actions(info.index), opened.deltas, granularity)) for info in opened.episodes)
+    identity = {"teacher": teacher.name, "version": teacher.version, "prompt_hash": teacher.prompt_hash, "dataset_hash": _fingerprint(opened)}
+    asked = {(info.index, *span) for info in opened.episodes for span in ranges(opened.actions(info.index), opened.deltas, granularity)}
+    rows = [row for row in _finished_rows(target, identity) + _part_rows(part, identity) if _span(row) in asked]
+    done, total = frozenset(_span(row) for row in rows), len(asked)
     with part.open("a", encoding="utf-8") as lines, tqdm(total=total, initial=len(done), desc="rationales", unit="", disable=not progress) as bar:
         for request in requests(opened, granularity, keyframes, done):
             rows.append(_ask(teacher, request) | identity)
@@ -152,6 +153,16 @@ def _key(row: dict[str, Any]) -> tuple[int, int]:
     return row["episode"], row["start"]
 
 
+def _span(row: dict[str, Any]) -> tuple[int, int, int]:
+    return row["episode"], row["start"], row["end"]
+
+
+def _fingerprint(dataset: EpisodeDataset) -> str:
+    """Of actions and privileged state: answers about other data must not be taken for answers about these."""
+    parts = [Path(dataset.path) / name for name in ("data", "simulator")]
+    return hashlib.sha256("".join(sha256(part) for part in parts if part.exists()).encode()).hexdigest()[:16]
+
+
 def _ask(teacher: Teacher, request: Request) -> dict[str, Any]:
     reply = teacher.annotate(request)
     row: dict[str, Any] = {"episode": request.episode, "start": request.start, "end": request.end, "raw": reply.raw,
@@ -188,7 +199,7 @@ def _part_rows(part: Path, identity: dict[str, str]) -> list[dict[str, Any]]:
         os.truncate(part, len(whole))
     rows = [json.loads(line) for line in whole.splitlines()]
     if any(not row.items() >= identity.items() for row in rows):
-        raise KitError(f"{part} holds an unfinished run of another teacher version or seed", "finish it with that teacher, or remove the file")
+        raise KitError(f"{part} holds an unfinished run of another teacher version, seed or dataset", "finish that one, or remove the file")
     return rows
 
 

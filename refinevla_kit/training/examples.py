@@ -63,9 +63,14 @@ def load_examples(dataset: str | Path, rationales: str | Path | None = None) -> 
     return Examples(np.concatenate(images), np.concatenate(actions), np.concatenate(episodes), tuple(instructions), tuple(texts))
 
 
-def find_rationales(dataset: str | Path) -> Path:
-    """The rationale table beside a dataset; the first by name where there are several. Raises `KitError` when there is none."""
-    tables = sorted((Path(dataset) / "rationales").glob("*.parquet"))
+def find_rationales(dataset: str | Path, elsewhere: str | Path | None = None) -> Path:
+    """The rationale table of a dataset: one named after it in the folder `elsewhere`, else the one beside it; the first by name of several.
+
+    Raises:
+        KitError: there is none.
+    """
+    tables = sorted(Path(elsewhere).glob(f"{Path(dataset).resolve().name}-*.parquet")) if elsewhere else []
+    tables = tables or sorted((Path(dataset) / "rationales").glob("*.parquet"))
     if not tables:
         raise KitError(f"{dataset} has no rationales beside it", "annotate it with notebook 01, or give `rationales` a parquet file")
     return tables[0]

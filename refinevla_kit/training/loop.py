@@ -5,6 +5,7 @@ Runs on accelerate: one CPU process in a notebook, several processes or GPUs und
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -134,7 +136,7 @@ def fine_tune(
     trained = [parameter for parameter in vla.model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.95))
     folder = Path(output)
-    identity = _identity(examples, config, counts)
+    identity = _identity(vla, examples, config, counts)
     step, history = _resume(folder, vla, optimizer, identity)
     model, optimizer = accelerator.prepare(vla.model, optimizer)
     training, validation = examples.split()
@@ -158,7 +160,7 @@ def fine_tune(
             optimizer.zero_grad(set_to_none=True)
             step += 1
             history.append({"step": step, "split": "train", "policy": name, **losses.to_floats(), "seconds": time.perf_counter() - began})
-            if step % config.validate_every == 0 or step == config.steps:
+            if len(validation) and (step % config.validate_every == 0 or step == config.steps):
                 history.append({"step": step, "split": "validation", "policy": name, **validate(vla, examples, validation, config, tokens)})
                 bar.set_postfix(action_accuracy=f"{history[-1]['action_accuracy']:.2f}", loss=f"{history[-1]['loss']:.2f}", refresh=False)
             if accelerator.is_main_process and (step % config.save_every == 0 or step == config.steps):
@@ -172,9 +174,7 @@ def fine_tune(
 def validate(
     vla: CompactVLA, examples: Examples, rows: Array, config: TrainingConfig, tokens: Tensor | None = None, frames: int = 128
 ) -> dict[str, float]:
-    """The objective's parts on at most `frames` of the held-out frames `rows`, evenly spaced; empty when none were held out."""
-    if len(rows) == 0:
-        return {}
+    """The objective's parts on at most `frames` of the held-out frames `rows` (at least one), evenly spaced."""
     chosen = rows[np.linspace(0, len(rows) - 1, min(frames, len(rows))).astype(int)]
     was_training = vla.model.training
     vla.model.eval()
@@ -204,13 +204,20 @@ def _schedule(step: int, config: TrainingConfig) -> float:
 def _check(examples: Examples, config: TrainingConfig) -> None:
     if len(examples) == 0:
         raise KitError("no training examples", "record at least one episode")
+    if config.steps < 1 or config.batch_size < 1:
+        raise KitError(f"{config.steps} steps of {config.batch_size} frames", "ask for at least one of each")
     if config.lambda_reasoning > 0 and not any(examples.rationales):
         raise KitError("the reasoning loss is on, but no frame has a rationale", "annotate the dataset (notebook 01) or set lambda_reasoning to 0")
 
 
-def _identity(examples: Examples, config: TrainingConfig, counts: dict[str, int]) -> dict[str, Any]:
-    """What a resumable state must agree on."""
-    return {**asdict(config), **counts, "frames": len(examples), "action_sum": float(examples.actions.astype(np.float64).sum())}
+def _identity(vla: CompactVLA, examples: Examples, config: TrainingConfig, counts: dict[str, int]) -> dict[str, Any]:
+    """What a resumable state must agree on: the settings, the weights that training starts from, the data."""
+    base, data = hashlib.sha256(), hashlib.sha256(json.dumps([examples.instructions, examples.rationales]).encode())
+    for tensor in vla.model.state_dict().values():
+        base.update(tensor.cpu().numpy().tobytes())
+    for array in (examples.images, examples.actions, examples.episodes):
+        data.update(np.ascontiguousarray(array).tobytes())
+    return {**asdict(config), **counts, "frames": len(examples), "base": base.hexdigest(), "data": data.hexdigest()}
 
 
 def _save_state(folder: Path, vla: CompactVLA, optimizer: Any, step: int, history: list[dict[str, Any]], identity: dict[str, Any]) -> None:
@@ -231,11 +238,14 @@ def _resume(folder: Path, vla: CompactVLA, optimizer: torch.optim.Optimizer, ide
     state = folder / RESUME / "state.json"
     if not state.is_file():
         return 0, []
-    stored = json.loads(state.read_text(encoding="utf-8"))
+    try:
+        stored = json.loads(state.read_text(encoding="utf-8"))
+        tensors = load_file(folder / RESUME / "state.safetensors")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise KitError(f"the state in {folder / RESUME} cannot be read ({error})", "delete that folder to start again") from error
     if stored["identity"] != identity:
         different = [key for key in identity if stored["identity"].get(key) != identity[key]]
         raise KitError(f"{folder} holds a run with another {', '.join(different)}", "give another output folder, or delete this one")
-    tensors = load_file(folder / RESUME / "state.safetensors")
     vla.model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}, strict=False)
     layout = optimizer.state_dict()
     moments: dict[int, dict[str, Tensor]] = {}

@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, map_coordinates
 from transforms3d.quaternions import quat2mat
 
+from refinevla_kit.simulator import camera
+from refinevla_kit.simulator.camera import CENTRE_X, CENTRE_Y, FOCAL, HEIGHT, WIDTH, CameraSetting
 from refinevla_kit.simulator.embedded.objects import BASIN, BASKET, SINK, SINK_ORIGIN
 from refinevla_kit.simulator.embedded.shapes import Colour
 
 Floats = NDArray[np.float32]
 Whole = NDArray[np.intp]
 
-WIDTH, HEIGHT, FOCAL, CENTRE = 640, 480, 623.588, (319.501, 239.545)  # the task camera's intrinsics (ManiSkill, bridge_dataset_eval/base_env.py)
 SAMPLES = 2  # rays a pixel along each side
 
 
@@ -36,19 +37,16 @@ class Solid:
 
 @dataclass(frozen=True)
 class Scene:
-    """What is painted: the camera's pose in the robot's base (m; quaternion w, x, y, z; x forward, z up), the base's place, the boxes, the light."""
+    """What is painted: where it is seen from, the boxes, the light."""
 
-    base: tuple[float, float, float]
-    camera: tuple[float, float, float]
-    turn: tuple[float, float, float, float]
+    seen: CameraSetting
     solids: tuple[Solid, ...]
     lamp: tuple[float, float, float]  # towards the brightest part of the ceiling
     glow: tuple[float, float] | None = None  # centre (x, y) of the lamp's reflection on the table
 
 
 TABLE = Scene(
-    base=(0.147, 0.028, 0.870), camera=(0.0, -0.16, 0.36), turn=(0.8992917, -0.09263245, 0.35892478, 0.23209205),
-    lamp=(0.35, 0.45, 1.0), glow=(-0.10, 0.20),
+    camera.TABLE, lamp=(0.35, 0.45, 1.0), glow=(-0.10, 0.20),
     solids=(
         Solid((-0.345, -0.30, 0.83), (0.028, 1.2, 0.87), (172, 108, 70), "wood"),
         Solid((-1.0, -1.5, 0.0), (-0.385, 2.0, 2.0), (142, 146, 154), "fabric"),
@@ -64,8 +62,7 @@ def _in_sink(low: tuple[float, float, float], high: tuple[float, float, float], 
 
 
 SINK_SCENE = Scene(
-    base=(0.127, 0.060, 0.85), camera=(-0.00300001, -0.21, 0.39), turn=(-0.907313, 0.0782, -0.36434, -0.194741),
-    lamp=(0.5, -0.35, 1.0),
+    camera.SINK, lamp=(0.5, -0.35, 1.0),
     solids=(
         *(_in_sink(b.low, b.high, b.colour, {BASIN: "basin", BASKET: "basket"}[b.colour]) for b in SINK),
         _in_sink((-0.128, -0.03, 0.07), (-0.085, 0.06, 0.27), (92, 146, 148)),
@@ -102,11 +99,11 @@ def _camera(scene: Scene) -> tuple[Floats, Floats]:
     """Camera centre (3,) and ray directions (3, n) in the world, `SAMPLES` squared a pixel, row by row."""
     u = (np.arange(WIDTH * SAMPLES) + 0.5) / SAMPLES - 0.5
     v = (np.arange(HEIGHT * SAMPLES) + 0.5) / SAMPLES - 0.5
-    right, down = np.meshgrid((u - CENTRE[0]) / FOCAL, (v - CENTRE[1]) / FOCAL)
+    right, down = np.meshgrid((u - CENTRE_X) / FOCAL, (v - CENTRE_Y) / FOCAL)
     local = np.stack([np.ones(right.size), -right.ravel(), -down.ravel()])  # SAPIEN: x forward, y left, z up
     base_turn = np.diag([-1.0, -1.0, 1.0])  # the base is turned half a circle about z
-    origin = np.array(scene.base) + base_turn @ np.array(scene.camera)
-    return origin.astype(np.float32), (base_turn @ quat2mat(scene.turn) @ local).astype(np.float32)
+    origin = np.array(scene.seen.base_position) + base_turn @ np.array(scene.seen.camera_position)
+    return origin.astype(np.float32), (base_turn @ quat2mat(scene.seen.camera_quaternion) @ local).astype(np.float32)
 
 
 def _slabs(origins: Floats, rays: Floats, solid: Solid) -> tuple[Floats, Floats, Floats]:
