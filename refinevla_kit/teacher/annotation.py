@@ -199,7 +199,8 @@ def _part_rows(part: Path, identity: dict[str, str]) -> list[dict[str, Any]]:
         os.truncate(part, len(whole))
     rows = [json.loads(line) for line in whole.splitlines()]
     if any(not row.items() >= identity.items() for row in rows):
-        raise KitError(f"{part} holds an unfinished run of another teacher version or seed, or about another dataset", "finish that one, or remove the file")
+        what = f"{part} holds an unfinished run of another teacher version or seed, or about another dataset"
+        raise KitError(what, "finish that one, or remove the file")
     return rows
 
 

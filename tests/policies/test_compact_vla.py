@@ -96,3 +96,17 @@ def test_a_checkpoint_of_a_later_format_says_so(vla: CompactVLA, tmp_path: Path)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": "refinevla-compact-9"}))
     with pytest.raises(KitError, match="refinevla-compact-9"):
         load(tmp_path / "one")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", STATISTICS, "config.json"])
+def test_a_damaged_checkpoint_is_one_line(vla: CompactVLA, tmp_path: Path, name: str) -> None:
+    path = save(vla, tmp_path / "one") / name
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(KitError, match=r"checkpoint .* is damaged"):
+        load(tmp_path / "one")
+
+
+def test_a_full_disk_leaves_no_half_checkpoint(vla: CompactVLA, small_disk: Path) -> None:
+    with pytest.raises(KitError, match="no space left"):
+        save(vla, small_disk / "one")
+    assert not list(small_disk.iterdir())

@@ -170,3 +170,20 @@ def test_the_demonstrator_solves_continuous_starts(carrot: Simulator) -> None:
             seen = result.observation
         successes += result.success
     assert successes >= 3
+
+
+def test_making_a_simulator_does_not_change_what_official_means(carrot: Simulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert "MS_ASSET_DIR" not in os.environ or "embedded" not in os.environ["MS_ASSET_DIR"]
+    monkeypatch.setenv("MS_ASSET_DIR", str(tmp_path))
+    make(CARROT).close()
+    assert os.environ["MS_ASSET_DIR"] == str(tmp_path)
+    with pytest.raises(KitError, match="download_asset"):
+        resolve_assets("official")
+
+
+def test_generating_a_pack_never_replaces_a_folder_of_something_else(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("keep me")
+    command = [sys.executable, "-m", "refinevla_kit.cli", "assets", "--generate", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "is no asset pack" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert (tmp_path / "mine.txt").read_text() == "keep me"

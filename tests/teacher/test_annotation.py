@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -139,3 +141,16 @@ def test_keyframes_start_with_the_first_frame(start: int, end: int, count: int, 
 
 def test_rationale_text_has_one_labelled_line_a_part() -> None:
     assert Rationale("a", "b", "c", "d").text() == "Observation: a\nSituation: b\nSpatial: c\nPlan: d"
+
+
+def test_answers_about_another_dataset_of_the_same_name_are_not_reused(tmp_path: Path) -> None:
+    from refinevla_kit.episodes.recording import record
+
+    folders = [tmp_path / name / "dataset" for name in ("one", "other")]
+    for seed, folder in enumerate(folders):
+        record(folder, ["widowx_carrot_on_plate"], 1, seed=seed, progress=False)
+    output = tmp_path / "rationales.parquet"
+    annotate_dataset(folders[0], OracleTeacher(0), progress=False, output=output)
+    annotate_dataset(folders[1], OracleTeacher(0), progress=False, output=output)
+    alone = annotate_dataset(folders[1], OracleTeacher(0), progress=False, output=tmp_path / "alone.parquet")
+    assert load_rationales(output) == load_rationales(alone)

@@ -12,7 +12,7 @@ from refinevla_kit.policies.action_tokens import UniformBins
 from refinevla_kit.policies.compact_vla import CompactConfig, CompactVLA, build, load, save
 from refinevla_kit.policies.sequence import ACTION_KIND, RATIONALE_KIND
 from refinevla_kit.policies.vocabulary import first_action_id, train_vocabulary
-from refinevla_kit.training.examples import Examples
+from refinevla_kit.training.examples import Examples, find_rationales
 from refinevla_kit.training.freezing import freeze_lower
 from refinevla_kit.training.loop import HISTORY, TrainingConfig, fine_tune, forward, make_batch, read_history, tower_tokens
 from refinevla_kit.training.objective import joint_loss
@@ -147,3 +147,38 @@ def test_a_policy_run_leaves_a_checkpoint_that_says_where_it_came_from(vla: Comp
     origin = load(tmp_path / "with_reasoning").provenance
     assert origin["training"]["lambda_reasoning"] == 0.3 and origin["order"] == "action_first"
     assert origin["validation"] == history[-1]
+
+
+def test_a_few_episodes_train_without_anything_held_out(vla: CompactVLA, examples: Examples, tmp_path: Path) -> None:
+    history = fine_tune(vla, replace(examples, episodes=examples.episodes % 2), CONFIG, tmp_path, "p", progress=False)
+    assert {row["split"] for row in history} == {"train"}
+
+
+def test_a_state_made_from_another_base_or_other_rationales_is_refused(vla: CompactVLA, examples: Examples, tmp_path: Path) -> None:
+    other = build(SMALL, vla.tokenizer, vla.bins, seed=1)
+    fine_tune(vla, examples, CONFIG, tmp_path, "p", progress=False)
+    with pytest.raises(KitError, match="another base"):
+        fine_tune(other, examples, CONFIG, tmp_path, "p", progress=False)
+    first = build(SMALL, vla.tokenizer, vla.bins, seed=0)
+    with pytest.raises(KitError, match="another data"):
+        fine_tune(first, replace(examples, rationales=examples.rationales[::-1]), CONFIG, tmp_path, "p", progress=False)
+
+
+def test_a_damaged_state_says_how_to_start_again(vla: CompactVLA, examples: Examples, tmp_path: Path) -> None:
+    fine_tune(vla, examples, CONFIG, tmp_path, "p", progress=False)
+    (tmp_path / "resume" / "state.safetensors").write_bytes(b"half")
+    with pytest.raises(KitError, match="delete that folder"):
+        fine_tune(build(SMALL, vla.tokenizer, vla.bins, seed=0), examples, CONFIG, tmp_path, "p", progress=False)
+
+
+def test_rationales_in_the_run_folder_come_before_those_beside_the_dataset(tmp_path: Path) -> None:
+    dataset, run = tmp_path / "mine", tmp_path / "run"
+    for folder in (dataset / "rationales", run):
+        folder.mkdir(parents=True)
+    (dataset / "rationales" / "oracle-segment.parquet").touch()
+    assert find_rationales(dataset, run) == dataset / "rationales" / "oracle-segment.parquet"
+    (run / "mine-oracle-segment.parquet").touch()
+    (run / "other-oracle-segment.parquet").touch()
+    assert find_rationales(dataset, run) == run / "mine-oracle-segment.parquet"
+    with pytest.raises(KitError, match="no rationales beside it"):
+        find_rationales(tmp_path)
