@@ -7,6 +7,7 @@ again. Processes are spawned, each keeps the simulator of the task it is at, and
 from __future__ import annotations
 
 import multiprocessing
+import os
 import time
 import zlib
 from collections import deque
@@ -208,7 +209,7 @@ def run_jobs(jobs: Sequence[Job], workers: int) -> Iterator[Recorded]:
             recorder.close()
         return
     waiting: deque[Future[Recorded]] = deque()
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_one_thread) as pool:
         try:
             for job in jobs:
                 waiting.append(pool.submit(_run_in_worker, job))
@@ -220,6 +221,11 @@ def run_jobs(jobs: Sequence[Job], workers: int) -> Iterator[Recorded]:
             raise KitError("a recording process died", "record with fewer workers: most likely memory ran out") from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _one_thread() -> None:
+    """Several processes with several torch threads each would wait for each other; torch reads this when the first simulator is made."""
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @cache

@@ -134,7 +134,7 @@ def _serve(connection: Connection, scene: Scene) -> None:
     import os
     import traceback
 
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads of several workers would fight over the cores
+    os.environ["OMP_NUM_THREADS"] = "1"  # torch's threads of several workers would wait for each other, whatever the parent may use
     station = LocalStation(scene)
     try:
         while (message := connection.recv()) is not None:
