@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from refinevla_kit import __version__
 from refinevla_kit.files import replacing, sha256, write_json
+from refinevla_kit.settings import REPOSITORY
 
 DPI = 160
 
@@ -25,6 +26,11 @@ def save_figure(figure: Figure, path: str | Path, made_from: dict[str, Any]) -> 
     with replacing(path) as part:
         figure.savefig(part, format="png", dpi=DPI, metadata={"Software": None})
     files = {name: sha256(value)[:16] for name, value in made_from.items() if isinstance(value, Path) and value.is_file()}
-    values = {name: value.as_posix() if isinstance(value, Path) else value for name, value in made_from.items()}
+    values = {name: _inside(str(value)) if isinstance(value, Path | str) else value for name, value in made_from.items()}
     write_json(path.with_suffix(".json"), {"picture": path.name, "made_from": values, "sha256": files, "refinevla_kit": __version__})
     return path
+
+
+def _inside(text: str) -> str:
+    """A path in this checkout, relative to it: what made a picture should not say whose machine it was."""
+    return text.removeprefix(f"{REPOSITORY.as_posix()}/")
