@@ -20,17 +20,17 @@ from typing import Any
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.files import write_json
-from refinevla_kit.settings import NOTEBOOKS, REPOSITORY, load_profile, parameter_names
+from refinevla_kit.settings import NOTEBOOKS, REPOSITORY, check_kind, load_profile, parameter_names
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def parse_parameter(text: str) -> tuple[str, Any]:
-    """`name=value` as typed on a command line. Values are Python or JSON literals (`3`, `true`, `["a", "b"]`), else text."""
+    """`name=value` as typed on a command line. Values are JSON or Python literals (`3`, `true`, `["a", "b"]`), else text."""
     name, separator, value = text.partition("=")
     if not separator or not name.isidentifier():
         raise KitError(f"{text!r} is not name=value", "write a parameter as -p steps=40")
-    for read in (ast.literal_eval, json.loads):
+    for read in (json.loads, ast.literal_eval):
         try:
             return name, read(value)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -62,9 +62,13 @@ def check_parameters(notebooks: Sequence[str], profile: str, parameters: Mapping
         if name in ("profile", "output"):
             raise KitError(f"{name!r} is shared by all notebooks, not a parameter of one", f"use --{name}")
         if not any(name in names for names in known.values()):
-            names = list(dict.fromkeys(name for names in known.values() for name in names))
+            names = [n for n in dict.fromkeys(n for names in known.values() for n in names) if n not in ("profile", "output")]
             raise KitError(f"unknown parameter {name!r} of {', '.join(notebooks)}", f"choose from {', '.join(names)}")
-    return {notebook: {name: value for name, value in parameters.items() if name in names} for notebook, names in known.items()}
+    each = {notebook: {name: value for name, value in parameters.items() if name in names} for notebook, names in known.items()}
+    for notebook, values in each.items():
+        for name, value in values.items():
+            check_kind(name, sections.get(notebook, {}).get(name), value)
+    return each
 
 
 @contextmanager
@@ -104,7 +108,7 @@ def run_notebooks(
 
     Returns:
         The summary: where each executed notebook, its summary.json and its pictures are, seconds a notebook, and `failed` (None or the reason).
-        A failed notebook ends the run; it does not raise.
+        A failed notebook ends the run; it does not raise. Notebooks that an earlier run left in the same folder stay listed.
     """
     notebooks = select_notebooks(only)
     each = check_parameters(notebooks, profile, parameters or {})
@@ -112,6 +116,7 @@ def run_notebooks(
     result: dict[str, Any] = {"profile": profile, "output": str(folder), "parameters": dict(parameters or {}), "notebooks": {}, "failed": None}
     try:
         (folder / "executed").mkdir(parents=True, exist_ok=True)
+        result["notebooks"] = _earlier(folder)
         with this_python_as_kernel(threads or os.cpu_count() or 1) as kernel:
             for position, notebook in enumerate(notebooks, 1):
                 values = {**each[notebook], "profile": profile, "output": str(folder)}
@@ -147,6 +152,15 @@ def _execute(notebook: str, folder: Path, values: dict[str, Any], kernel: str, b
         message = f"the kernel died ({str(error).splitlines()[0]}): usually not enough memory"
         return {"notebook": notebook, "cell": "unknown", "message": message, "executed": str(executed)}
     return None
+
+
+def _earlier(folder: Path) -> dict[str, Any]:
+    """What the summary of an earlier run in this folder says of its notebooks; {} when there is none that can be read."""
+    try:
+        found = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["notebooks"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return {name: found[name] for name in NOTEBOOKS if name in found}
 
 
 def _outcome(notebook: str, folder: Path, seconds: float, failed: bool) -> dict[str, Any]:

@@ -132,17 +132,21 @@ def read_settings(notebook: str, namespace: dict[str, Any]) -> Settings:
         namespace[_READ] = True
     given = {name: namespace[name] for name in known if namespace.get(name) is not None}
     for name, value in given.items():
-        if isinstance(values.get(name), list) and isinstance(value, str):
-            remedy = f"with papermill write -y '{name}: [...]', with refinevla -p '{name}=[\"...\"]'"
-            raise KitError(f"{name} is a list, not the text {value!r}", remedy)
-        usual = values.get(name)
-        if isinstance(usual, int | float) and (not isinstance(value, int | float) or isinstance(value, bool) != isinstance(usual, bool)):
-            raise KitError(f"{name} is {type(usual).__name__}, such as {usual}, not {value!r}", f"give {name} a value of that kind")
+        check_kind(name, values.get(name), value)
     values |= given
     output = namespace.get("output")
     folder = REPOSITORY / "runs" / profile if output is None else Path(output).expanduser().resolve()
     seed = 0 if namespace.get("seed") is None else namespace["seed"]
     return Settings(notebook, {"profile": profile, **dict.fromkeys(known), **values, "output": folder, "seed": seed})
+
+
+def check_kind(name: str, usual: Any, value: Any) -> None:
+    """Raise `KitError` when `value` is of another kind than the profile's value `usual` (None admits anything)."""
+    if isinstance(usual, list) and isinstance(value, str):
+        remedy = f"with papermill write -y '{name}: [...]', with refinevla -p '{name}=[\"...\"]'"
+        raise KitError(f"{name} is a list, not the text {value!r}", remedy)
+    if isinstance(usual, int | float) and (not isinstance(value, int | float) or isinstance(value, bool) != isinstance(usual, bool)):
+        raise KitError(f"{name} is {type(usual).__name__}, such as {usual}, not {value!r}", f"give {name} a value of that kind")
 
 
 def _suggest(name: str, known: list[str]) -> str:

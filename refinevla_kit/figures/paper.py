@@ -40,7 +40,7 @@ def widowx_results(published: Sequence[Score], own: Sequence[Score] = ()) -> Fig
             if ours:
                 axes.axhline(0.2 - len(theirs), color=INK, linewidth=0.6)
         places = [-index - 0.6 * (index >= len(theirs)) for index in range(len(rows))]
-        panels[0].set_yticks(places, [f"{label(model)}, this run" if model in ours else model for model in rows])
+        panels[0].set_yticks(places, [f"{label(model)}, this kit" if model in ours else model for model in rows])
         for tick, model in zip(panels[0].get_yticklabels(), rows, strict=True):
             tick.set_color(colour[model] if colour[model] != GREY else INK)
     return figure

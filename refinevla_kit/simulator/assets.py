@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from refinevla_kit.errors import KitError
@@ -17,7 +18,7 @@ REQUIRED = (
     BRIDGE / "stages/bridge_table_1_v2.glb",
     Path("data/robots/widowx/wx250s.urdf"),
 )
-DOWNLOAD = "python -m mani_skill.utils.download_asset bridge_v2_real2sim, then the same with widowx250s"
+DOWNLOAD = f"{sys.executable} -m mani_skill.utils.download_asset bridge_v2_real2sim, then the same with widowx250s"
 
 
 def cache_directory() -> Path:

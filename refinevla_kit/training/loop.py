@@ -183,7 +183,8 @@ def validate(
         with torch.autocast(vla.model.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             parts.append((len(batch), forward(vla.model, vla, make_batch(vla, examples, batch, config, tokens), config).to_floats()))
     vla.model.train(was_training)
-    return {key: sum(n * part[key] for n, part in parts) / len(chosen) for key in parts[0][1]}
+    having = {key: [(n, part[key]) for n, part in parts if key in part] for key in parts[0][1]}
+    return {key: sum(n * value for n, value in rows) / sum(n for n, _ in rows) for key, rows in having.items()}
 
 
 def _rows(training: Array, config: TrainingConfig, step: int) -> Array:

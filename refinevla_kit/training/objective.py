@@ -22,6 +22,7 @@ class Losses:
     Attributes:
         action_accuracy: share of action tokens whose most likely token is the right one.
         action_l1: mean distance between the most likely and the right bin's centre, in the normalised range [-1, 1].
+        rationale_tokens: how many there were.
     """
 
     total: Tensor
@@ -29,11 +30,13 @@ class Losses:
     reasoning: Tensor
     action_accuracy: Tensor
     action_l1: Tensor
+    rationale_tokens: int
 
     def to_floats(self) -> dict[str, float]:
-        """For the history: loss, loss_action, loss_reasoning, action_accuracy, action_l1."""
-        names = {"loss": self.total, "loss_action": self.action, "loss_reasoning": self.reasoning}
-        values = names | {"action_accuracy": self.action_accuracy, "action_l1": self.action_l1}
+        """For the history: loss, loss_action, action_accuracy, action_l1, and loss_reasoning where there were rationale tokens."""
+        values = {"loss": self.total, "loss_action": self.action, "action_accuracy": self.action_accuracy, "action_l1": self.action_l1}
+        if self.rationale_tokens:  # no tokens is not a loss of zero
+            values["loss_reasoning"] = self.reasoning
         return {name: float(value.detach()) for name, value in values.items()}
 
 
@@ -57,7 +60,7 @@ def joint_loss(logits: Tensor, sequences: Sequences, lambda_reasoning: float, fi
         best = action_logits[:, first_action : first_action + BINS].argmax(-1)  # A
         accuracy = (action_logits.argmax(-1) == action_target).float().mean()
         l1 = (best - (action_target - first_action)).abs().float().mean() * (2.0 / BINS)
-    return Losses(action + lambda_reasoning * reasoning, action, reasoning, accuracy, l1)
+    return Losses(action + lambda_reasoning * reasoning, action, reasoning, accuracy, l1, int(is_rationale.sum()))
 
 
 def _mean_loss(logits: Tensor, target: Tensor) -> Tensor:

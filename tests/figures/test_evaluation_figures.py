@@ -62,7 +62,7 @@ def test_published_and_own_results_share_one_picture() -> None:
     figure = widowx_results(widowx_scores(PUBLISHED), [score for score in SCORES if score.rule == "last"])
     assert [axes.get_title(loc="left") for axes in figure.axes][-1] == AVERAGE
     rows = [text.get_text() for text in figure.axes[0].get_yticklabels()]
-    assert rows[0] == "ReFineVLA" and rows[-2:] == ["actions only, this run", "with reasoning loss, this run"]
+    assert rows[0] == "ReFineVLA" and rows[-2:] == ["actions only, this kit", "with reasoning loss, this kit"]
     dots = [round(line.get_xdata()[0], 3) for line in figure.axes[-1].lines if line.get_marker() == "o"]
     assert dots[0] == round(40 / 84, 3) and dots[-2:] == [0.375, 0.75]
 
