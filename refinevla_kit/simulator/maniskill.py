@@ -38,6 +38,7 @@ class ManiSkillSimulator:
         self._grid = (self._env.xyz_configs, self._env.quat_configs)  # as converted by the first reset
         self._source, self._target = self._env.objs[self._env.source_obj_name], self._env.objs[self._env.target_obj_name]
         self._links = self._env.agent.robot.links_map
+        self._home = self._env.agent.robot.get_qpos().clone()  # as the first reset left it
         self._ids = self._segmentation_ids()
         self._steps = 0
         self._segmentation: Array = np.zeros((height, width), np.int64)
@@ -55,6 +56,8 @@ class ManiSkillSimulator:
                 raise KitError(f"episode {episode} is outside the grid of {self.task.name}", f"choose 0 to {self.task.grid - 1}")
             self._env.xyz_configs, self._env.quat_configs = self._grid
             index = int(episode)
+        # ManiSkill lets objects fall before it moves the arm: where the last episode left the arm, it could knock them away.
+        self._env.agent.reset(self._home)
         raw, info = self._env.reset(seed=seed, options={"episode_id": torch.tensor([index])})
         self._steps = 0
         return self._observe(raw, bool(info.get("success", False)) if info else False, grasped=False)
