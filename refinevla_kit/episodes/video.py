@@ -33,7 +33,7 @@ class VideoWriter:
     def __init__(self, path: Path, fps: int, height: int, width: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.frames, self.bytes = 0, 0  # bytes encoded so far
-        self._container = av.open(str(path), "w")
+        self._container = av.open(str(path), "w", format="mp4")  # said, because a temporary name has another ending
         stream: Any = self._container.add_stream(CODEC, rate=fps, options=OPTIONS)
         stream.height, stream.width, stream.pix_fmt = height, width, PIXELS
         stream.codec_context.thread_count = 1  # threads would change the bytes

@@ -218,13 +218,10 @@ def _episode_ids(task: Task, episodes: int | Iterable[int] | None) -> list[int]:
 
 def _write_video(path: Path, frames: list[Array], fps: int) -> None:
     """frames: uint8 (H, W, 3) each."""
-    import av
-
+    from refinevla_kit.episodes.video import VideoWriter
     from refinevla_kit.files import replacing
 
-    with replacing(path) as part, av.open(str(part), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "18"})
-        stream.height, stream.width, stream.pix_fmt = frames[0].shape[0], frames[0].shape[1], "yuv420p"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
-        container.mux(stream.encode())
+    with replacing(path) as part:
+        writer = VideoWriter(part, fps, *frames[0].shape[:2])
+        writer.write(np.stack(frames))
+        writer.close()
