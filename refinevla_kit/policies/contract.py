@@ -21,6 +21,7 @@ class Action:
         tokens: int64 (T,), the action tokens as vocabulary ids; empty for a policy without tokens.
         log_probability: float32 (T,), log-probability of each token under the policy.
         rationale: the text the policy wrote before acting, "" when it wrote none.
+        terminate: the policy says that it has finished: a long-horizon task goes on to its next sub-task, any other episode ends after this step.
     """
 
     processed: Array
@@ -28,6 +29,7 @@ class Action:
     tokens: Array
     log_probability: Array
     rationale: str = ""
+    terminate: bool = False
 
 
 class Policy(Protocol):

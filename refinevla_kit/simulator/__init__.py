@@ -2,31 +2,74 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refinevla_kit.tasks import Task, find_task
+from refinevla_kit.errors import KitError
+from refinevla_kit.tasks import BACKENDS, BASE, CAMERA_SIZES, MANISKILL, SIMPLER_ENV, VISUAL_MATCHING, Protocol, Task, find_task
 
 if TYPE_CHECKING:
     from refinevla_kit.simulator.contract import Simulator
 
-__all__ = ["make"]
+__all__ = ["find_backend", "make"]
 
 
 def make(
-    task: str | Task, assets: str | Path = "embedded", width: int = 160, height: int = 120, privileged: bool = False
+    task: str | Task,
+    assets: str | Path | None = None,
+    width: int | None = None,
+    height: int | None = None,
+    privileged: bool = False,
+    *,
+    backend: str = "auto",
+    setting: str = VISUAL_MATCHING,
+    variant: str = BASE,
 ) -> Simulator:
-    """Make the simulator of one task. Made once (1-12 s), reset many times (0.1 s).
+    """Make the simulator of one task in one variant of its scene. Made once (1-12 s), reset many times (0.1 s).
 
     Args:
         task: a `Task` or its name.
-        assets: "embedded" (generated on first use), "official" (what ManiSkill's downloader brought) or a directory in ManiSkill's layout.
-        width, height: camera resolution in pixels; SIMPLER's own is 640 x 480, the intrinsics are scaled with it.
+        assets: "embedded" (generated on first use), "official" (what the backend's downloader or package brought) or a directory in the backend's
+            layout. None: embedded with ManiSkill 3, official with the original SimplerEnv (which has no other).
+        width, height: camera resolution in pixels; the intrinsics are scaled with it. None: a quarter of SIMPLER's own (`CAMERA_SIZES`).
         privileged: put `SceneState` into every observation.
+        backend: "maniskill", "simpler_env" or "auto": the first of them that is installed and can play the task in this setting.
+        setting, variant: of the task's `protocol`.
 
     Raises:
-        KitError: unknown task, incomplete asset directory, no Vulkan device, ManiSkill not installed.
+        KitError: unknown task, setting or variant; a backend that cannot play it; incomplete asset directory; no Vulkan device; nothing installed.
     """
+    chosen = task if isinstance(task, Task) else find_task(task)
+    protocol = chosen.protocol(setting)
+    change = protocol.variant(variant)
+    full_width, full_height = CAMERA_SIZES[chosen.robot]
+    size = (width or full_width // 4, height or full_height // 4)
+    name = find_backend(protocol, backend)
+    if name == SIMPLER_ENV:
+        from refinevla_kit.simulator.simpler_env import SimplerEnvSimulator
+
+        return SimplerEnvSimulator(chosen, assets or "official", *size, privileged, protocol, change)
     from refinevla_kit.simulator.maniskill import ManiSkillSimulator
 
-    return ManiSkillSimulator(task if isinstance(task, Task) else find_task(task), assets, width, height, privileged)
+    return ManiSkillSimulator(chosen, assets or "embedded", *size, privileged, protocol, change)
+
+
+def find_backend(protocol: Protocol, backend: str = "auto") -> str:
+    """The backend that plays `protocol`: the one asked for, or the first installed one that can.
+
+    Raises:
+        KitError: an unknown backend, one that cannot play this setting, or none that is installed.
+    """
+    if backend not in ("auto", *BACKENDS):
+        raise KitError(f"unknown backend {backend!r}", f"choose auto or one of {', '.join(BACKENDS)}")
+    if backend != "auto":
+        if backend not in protocol.backends:
+            raise KitError(f"{backend} cannot play this task in {protocol.setting}", f"use backend={protocol.backends[0]!r}")
+        return backend
+    modules = {MANISKILL: "mani_skill", SIMPLER_ENV: "mani_skill2_real2sim"}
+    for name in protocol.backends:
+        if find_spec(modules[name]):
+            return name
+    how = {MANISKILL: "ManiSkill 3 (`make setup`)", SIMPLER_ENV: "the original SimplerEnv (environment.yml)"}
+    raise KitError("no simulator that can play this task is installed", f"install {' or '.join(how[name] for name in protocol.backends)}")

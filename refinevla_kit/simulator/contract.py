@@ -17,7 +17,7 @@ from refinevla_kit.tasks import Task
 
 Array = NDArray[Any]
 
-MASK_NAMES_ROBOT = ("gripper", "arm")  # masks() has these two beside the task's source and target
+MASK_NAMES = ("gripper", "arm", "background")  # masks() has these beside the task's source, its target and other things by name
 
 PHASES = ("reach", "descend", "grasp", "lift", "carry", "lower", "release", "retreat")
 """Sub-tasks of a pick-and-place episode, in order; `SceneState.phase` is an index into this."""
@@ -70,11 +70,13 @@ class Observation:
     Attributes:
         image: uint8 (H, W, 3) RGB of the camera SIMPLER's policies see, background overlay applied.
         proprioception: float32 (8,): tool position in the robot base frame (3, m), quaternion (4), finger opening (1, 0 closed to 1 open).
+        instruction: the sentence that holds now. It may change within an episode (long-horizon tasks: the next sub-task has begun).
         state: privileged state, only when the simulator was made with `privileged=True`.
     """
 
     image: Array
     proprioception: Array
+    instruction: str
     state: SceneState | None = None
 
 
@@ -98,10 +100,10 @@ class StepResult:
 
 
 class Simulator(Protocol):
-    """One task on one backend. Made once, reset many times."""
+    """One task on one backend, in one variant of its scene. Made once, reset many times."""
 
     task: Task
-    instruction: str
+    instruction: str  # of the current episode, now
 
     def reset(self, episode: int | Pose, seed: int = 0) -> Observation:
         """Start from grid configuration `episode` (0 .. task.grid - 1) or from a continuous `Pose`."""
@@ -116,8 +118,15 @@ class Simulator(Protocol):
         """
         ...
 
+    def advance(self) -> None:
+        """The policy says that its sub-task is finished: a long-horizon task goes on to the next one; nothing happens in any other."""
+        ...
+
     def masks(self) -> dict[str, Array]:
-        """Visible pixels of each named thing now: {task.source, task.target, "gripper", "arm"} -> bool (H, W)."""
+        """Visible pixels of each named thing now, bool (H, W) each; together they cover the image once.
+
+        Names: `task.source`, `task.target`, other things of the scene by name (distractors), "gripper", "arm" and "background" (all the rest).
+        """
         ...
 
     def close(self) -> None: ...

@@ -20,7 +20,7 @@ from refinevla_kit.simulator.assets import resolve_assets
 from refinevla_kit.simulator.camera import CENTRE_X, CENTRE_Y, FOCAL, HEIGHT, WIDTH
 from refinevla_kit.simulator.contract import Array, Observation, Pose, SceneState, StepResult
 from refinevla_kit.simulator.demonstrator import phase_of
-from refinevla_kit.tasks import Task
+from refinevla_kit.tasks import Protocol, Task, Variant
 
 CAMERA = "3rd_view_camera"  # the one SIMPLER's policies see
 CLOSED, OPEN = 0.015, 0.037  # finger joint positions (m)
@@ -31,7 +31,7 @@ FARTHEST = 2.0  # m from the robot: an object beyond it was thrown there by brok
 class ManiSkillSimulator:
     """`Simulator` over one ManiSkill 3 environment (physx on the CPU, one scene)."""
 
-    def __init__(self, task: Task, assets: str | Path, width: int, height: int, privileged: bool) -> None:
+    def __init__(self, task: Task, assets: str | Path, width: int, height: int, privileged: bool, protocol: Protocol, variant: Variant) -> None:
         self.task, self.instruction, self.privileged = task, task.instruction, privileged
         self.width, self.height = width, height
         self._env = _make_environment(task, resolve_assets(assets), width, height)
@@ -79,6 +79,9 @@ class ManiSkillSimulator:
         """See `Simulator.masks`."""
         return {name: np.isin(self._segmentation, ids) for name, ids in self._ids.items()}
 
+    def advance(self) -> None:
+        """See `Simulator.advance`: these tasks have one sub-task each."""
+
     def close(self) -> None:
         self._env.close()
 
@@ -92,12 +95,12 @@ class ManiSkillSimulator:
         in_base = (base.inv() * tool).raw_pose[0].numpy()
         proprioception = np.concatenate([in_base, [opening]]).astype(np.float32)
         if not self.privileged:
-            return Observation(image, proprioception)
+            return Observation(image, proprioception, self.instruction)
         target = base * self._env.agent.controller.controllers["arm"]._target_pose
         source, onto, tcp, steered = (p.raw_pose[0].numpy().astype(np.float32) for p in (self._source.pose, self._target.pose, tool, target))
         now = (np.array(opening, np.float32), np.array(grasped), np.array(placed), np.array(0, np.int8))
         state = SceneState(source, onto, tcp, steered, *now)
-        return Observation(image, proprioception, replace(state, phase=np.array(phase_of(self.task, state), np.int8)))
+        return Observation(image, proprioception, self.instruction, replace(state, phase=np.array(phase_of(self.task, state), np.int8)))
 
     def _segmentation_ids(self) -> dict[str, Array]:
         def ids(*things: Any) -> Array:
