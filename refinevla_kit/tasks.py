@@ -135,10 +135,14 @@ class Task:
         return self.protocol().scored
 
 
+_WIDOWX_VARIANTS: tuple[Variant, ...] = (Variant(BASE),)  # variant aggregation of the WidowX, ManiSkill backend: the kit's own, SIMPLER has none
+
+
 def _widowx(name: str, env: str, instruction: str, source: str, target: str, max_steps: int = 60, grid: int = 24) -> Task:
     starts = tuple(Start(object_episode=index) for index in range(grid))
     matching = Protocol(VISUAL_MATCHING, (Variant(BASE),), starts, 24, BACKENDS)
-    return Task(name, "widowx", instruction, source, target, max_steps, 5, (matching,), f"{env}-v1", f"{env}-v0", group=name)
+    aggregation = Protocol(VARIANT_AGGREGATION, _WIDOWX_VARIANTS, starts, 24, (MANISKILL,))
+    return Task(name, "widowx", instruction, source, target, max_steps, 5, (matching, aggregation), f"{env}-v1", f"{env}-v0", group=name)
 
 
 WIDOWX_TASKS: tuple[Task, ...] = (
