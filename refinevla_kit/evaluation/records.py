@@ -20,9 +20,11 @@ from typing import Any
 from refinevla_kit import __version__
 from refinevla_kit.errors import KitError
 from refinevla_kit.files import replacing
+from refinevla_kit.tasks import PROTOCOL_VERSION
 
-VERSIONED = ("mani_skill", "sapien", "torch", "transformers", "numpy")
-Key = tuple[str, str, str, str, str, int, int, int, int]
+VERSIONED = ("mani_skill", "mani_skill2_real2sim", "sapien", "torch", "transformers", "numpy")
+KEY = ("policy", "checkpoint_hash", "protocol", "backend", "task", "setting", "variant", "assets", "start", "episode_id", "seed", "width", "height")
+Key = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -31,24 +33,32 @@ class EpisodeRecord:
 
     Attributes:
         policy, checkpoint_hash: what acted; the hash tells two checkpoints of one name apart.
-        task, setting: task name (`tasks.TASKS`) and SIMPLER's setting ("visual_matching").
+        protocol: `tasks.PROTOCOL_VERSION` the episode was played under.
+        backend: "maniskill" or "simpler_env".
+        task, setting, variant: task name (`tasks.TASKS`), SIMPLER's setting, and the named change of the scene ("base": none).
         assets: "embedded", "official" or the asset directory.
-        episode_id: grid configuration the episode started from.
+        start: "grid" (the task's own start configurations) or "dense" (`start_poses.dense_pose`, drawn from `seed`).
+        episode_id: which of them the episode started from.
         seed: of the run.
         width, height: camera resolution in pixels.
         success_any, success_last: the task's condition held after any step / after the last step (SIMPLER's evaluator scores the last).
         grasped: the source object was held after any step.
         steps: control steps taken.
-        reason: why it ended: "budget" (step budget used up) or "physics" (the simulation broke; never a success at the last step).
+        reason: why it ended: "budget" (step budget used up), "terminated" (the policy said it had finished), "physics" (the simulation broke;
+            never a success at the last step) or "crash" (its simulator process died twice; never a success).
         wall_time: seconds from the end of the reset to the last step, waiting for other workers included.
         refinevla_kit ... numpy: versions of the packages that made the row ("" when not installed).
     """
 
     policy: str
     checkpoint_hash: str
+    protocol: int
+    backend: str
     task: str
     setting: str
+    variant: str
     assets: str
+    start: str
     episode_id: int
     seed: int
     width: int
@@ -61,6 +71,7 @@ class EpisodeRecord:
     wall_time: float
     refinevla_kit: str
     mani_skill: str
+    mani_skill2_real2sim: str
     sapien: str
     torch: str
     transformers: str
@@ -69,7 +80,7 @@ class EpisodeRecord:
     @property
     def key(self) -> Key:
         """What makes two rows the same episode: a continued run skips keys it already has."""
-        return (self.policy, self.checkpoint_hash, self.task, self.setting, self.assets, self.episode_id, self.seed, self.width, self.height)
+        return tuple(getattr(self, name) for name in KEY)
 
 
 COLUMNS = {field.name: {"str": str, "int": int, "bool": bool, "float": float}[str(field.type)] for field in fields(EpisodeRecord)}
@@ -88,7 +99,12 @@ def versions() -> dict[str, str]:
 
 
 def parse_record(row: Any, where: str) -> EpisodeRecord:
-    """A record from a decoded row; raises `KitError` naming the column that is missing, unknown or of another type."""
+    """A record from a decoded row; raises `KitError` for another protocol version, or naming the column that is missing, unknown or of another type."""
+    if isinstance(row, dict) and "policy" in row and row.get("protocol", 1) != PROTOCOL_VERSION:
+        raise KitError(
+            f"{where} was recorded under protocol version {row.get('protocol', 1)}, this is version {PROTOCOL_VERSION}",
+            "evaluate again into a new file: episodes of two versions are not the same episodes",
+        )
     if not isinstance(row, dict) or row.keys() != COLUMNS.keys():
         wrong = sorted(row.keys() ^ COLUMNS.keys()) if isinstance(row, dict) else [type(row).__name__]
         raise KitError(

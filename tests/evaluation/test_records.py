@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.records import COLUMNS, EpisodeRecord, Journal, journal_path, load_records, parse_record, save_parquet
+from refinevla_kit.tasks import PROTOCOL_VERSION
 from tests.evaluation.rows import row
 
 KINDS = {str: st.text(st.characters(exclude_categories=["Cs"])), int: st.integers(-(2**63), 2**63 - 1), bool: st.booleans()}
 KINDS[float] = st.floats(allow_nan=False, allow_infinity=False)
-RECORDS = st.builds(EpisodeRecord, **{name: KINDS[kind] for name, kind in COLUMNS.items()})
+RECORDS = st.builds(EpisodeRecord, **{name: KINDS[kind] for name, kind in COLUMNS.items()} | {"protocol": st.just(PROTOCOL_VERSION)})
 fast = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -59,6 +60,13 @@ def test_damage_in_the_middle_is_named_by_line(tmp_path: Path) -> None:
 def test_rows_of_another_make_are_refused_by_column(change: dict[str, object]) -> None:
     with pytest.raises(KitError, match=next(iter(change))):
         parse_record(asdict(row("p", 0, success=True)) | change, "row 0")
+
+
+@pytest.mark.parametrize("protocol", [{}, {"protocol": PROTOCOL_VERSION + 1}])
+def test_records_of_another_protocol_version_are_refused_by_number(protocol: dict[str, int]) -> None:
+    old = {name: value for name, value in asdict(row("p", 0, success=True)).items() if name != "protocol"} | protocol
+    with pytest.raises(KitError, match=f"under protocol version {protocol.get('protocol', 1)}, this is version {PROTOCOL_VERSION}"):
+        parse_record(old, "row 0")
 
 
 def test_two_runs_cannot_write_one_file(tmp_path: Path) -> None:
