@@ -99,7 +99,7 @@ def versions() -> dict[str, str]:
 
 
 def parse_record(row: Any, where: str) -> EpisodeRecord:
-    """A record from a decoded row; raises `KitError` for another protocol version, or naming the column that is missing, unknown or of another type."""
+    """A record from a decoded row; raises `KitError` for another protocol version, or naming the column that is missing, unknown or ill-typed."""
     if isinstance(row, dict) and "policy" in row and row.get("protocol", 1) != PROTOCOL_VERSION:
         raise KitError(
             f"{where} was recorded under protocol version {row.get('protocol', 1)}, this is version {PROTOCOL_VERSION}",

@@ -13,6 +13,7 @@ def row(
     setting = "visual_matching" if variant == "base" else "variant_aggregation"
     return EpisodeRecord(
         policy=policy, checkpoint_hash="0" * 16, protocol=PROTOCOL_VERSION, backend="maniskill", task=task, setting=setting, variant=variant,
-        assets="embedded", start="grid", episode_id=episode, seed=0, width=160, height=120, success_any=success if success_any is None else success_any, success_last=success, grasped=success, steps=60,
+        assets="embedded", start="grid", episode_id=episode, seed=0, width=160, height=120,
+        success_any=success if success_any is None else success_any, success_last=success, grasped=success, steps=60,
         reason="budget", wall_time=1.0, **versions(),
     )  # fmt: skip
