@@ -1,13 +1,17 @@
-"""The benchmark as data: SIMPLER's tasks, settings, variants, start grids and step budgets. Nothing here imports a simulator.
+"""The benchmark as data: SIMPLER's tasks, settings, variants, start grids, step budgets and averages. Nothing here imports a simulator.
 
-Numbers are those of SIMPLER's own evaluation scripts (simpler-env/SimplerEnv, `scripts/`) and of ManiSkill 3's digital twins
-(`mani_skill/envs/tasks/digital_twins/bridge_dataset_eval`). An episode is one variant of the scene (what the robot looks like, the light, the
-background) from one start of a grid (where things lie); a protocol says which of them SIMPLER scores.
+Numbers are those of SIMPLER's own evaluation scripts (simpler-env/SimplerEnv, `scripts/rt1_*.sh`, `scripts/rt1x_bridge.sh` and, for what is scored
+and averaged, `tools/calc_metrics_evaluation_videos.py`) and of ManiSkill 3's digital twins (`mani_skill/envs/tasks/digital_twins/
+bridge_dataset_eval`). An episode is one variant of the scene (what the robot looks like, the light, the background) from one start of a grid
+(where things lie); a protocol says which of them SIMPLER scores.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import product
 from typing import Any
 
 from refinevla_kit.errors import KitError
@@ -49,7 +53,10 @@ class Variant:
         name: unique within its protocol; a column of every record.
         axis: what it changes: "base" (nothing), "robot", "background", "lighting", "table_texture", "distractor" or "camera".
         scored: whether the published averages contain it.
-        build: how the backend makes the environment: keys and values that it documents.
+        build: how the backend makes the environment. For the original SimplerEnv these are keyword arguments of ManiSkill2_real2sim's
+            environment (scene_name, urdf_version, station_name, light_mode, ...), over those of `Task.original_build`, and two keys of our own:
+            `env_id` (gymnasium id, instead of `Task.original_id`) and `overlay` (file name of the background photograph in `real_inpainting/`;
+            a start's own photograph goes before it). `Task.original` puts them together. ManiSkill 3's keys: `simulator.variants`.
     """
 
     name: str
@@ -63,7 +70,8 @@ class Protocol:
     """How one task is evaluated in one setting: every variant from every start.
 
     Attributes:
-        starts: the environment's grid; `episode_id` is an index into it.
+        starts: the environment's grid; `episode_id` is an index into it. Grids are nested as SIMPLER's evaluator loops (the last runs fastest):
+            robot x, robot y, robot yaw, object x, object y.
         scored: how many of them are scored (the first ones).
         backends: which simulators can play it.
     """
@@ -100,8 +108,9 @@ class Task:
         control_hz: control steps a second.
         protocols: one a setting.
         env_id: ManiSkill 3's gymnasium id, "" where it has none.
-        original_id: gymnasium id in ManiSkill2_real2sim, and what it is made with beside the variant's own arguments.
-        group: the published table's row this task is averaged into (`open_close_drawer`, ...); for WidowX the task itself.
+        original_id: gymnasium id in ManiSkill2_real2sim.
+        original_build: what it is made with beside the variant's own arguments (same keys as `Variant.build`).
+        group: the published table's row this task is averaged into, a key of `GROUPS`; for WidowX the task itself.
     """
 
     name: str
@@ -124,6 +133,12 @@ class Task:
                 return protocol
         raise KitError(f"{self.name} has no setting {setting!r}", f"choose one of {', '.join(p.setting for p in self.protocols)}")
 
+    def original(self, variant: Variant) -> tuple[str, dict[str, Any]]:
+        """The original SimplerEnv's gymnasium id and keyword arguments for one variant; `overlay` among them is still a bare file name."""
+        limits = {"control_freq": self.control_hz, "max_episode_steps": self.max_steps}
+        build = {**dict(self.original_build), **limits, **dict(variant.build)}
+        return build.pop("env_id", self.original_id), build
+
     @property
     def grid(self) -> int:
         """Number of starts in visual matching."""
@@ -138,11 +153,26 @@ class Task:
 _WIDOWX_VARIANTS: tuple[Variant, ...] = (Variant(BASE),)  # variant aggregation of the WidowX, ManiSkill backend: the kit's own, SIMPLER has none
 
 
-def _widowx(name: str, env: str, instruction: str, source: str, target: str, max_steps: int = 60, grid: int = 24) -> Task:
-    starts = tuple(Start(object_episode=index) for index in range(grid))
+def _range(low: float, high: float, count: int) -> list[float]:
+    """`count` evenly spaced values, both ends included (SIMPLER's scripts give their grids so)."""
+    return [round(low + (high - low) * index / max(count - 1, 1), 6) for index in range(count)]
+
+
+def _widowx(name: str, env: str, instruction: str, source: str, target: str, sink: bool = False) -> Task:
+    # The sink's grid has 8 x 8 places, of which SIMPLER plays the first 24.
+    robot, scene, overlay, robot_xy, grid, max_steps = (
+        ("widowx_sink_camera_setup", "bridge_table_1_v2", "bridge_sink.png", (0.127, 0.06), 64, 120) if sink else
+        ("widowx", "bridge_table_1_v1", "bridge_real_eval_1.png", (0.147, 0.028), 24, 60)
+    )  # fmt: skip
+    build = {
+        "robot": robot, "sim_freq": 500, "control_mode": "arm_pd_ee_target_delta_pose_align2_gripper_pd_joint_pos",
+        "rgb_overlay_cameras": "3rd_view_camera", "scene_name": scene, "overlay": overlay,
+    }  # fmt: skip
+    starts = tuple(Start(object_episode=index, robot_xy=robot_xy) for index in range(grid))
     matching = Protocol(VISUAL_MATCHING, (Variant(BASE),), starts, 24, BACKENDS)
     aggregation = Protocol(VARIANT_AGGREGATION, _WIDOWX_VARIANTS, starts, 24, (MANISKILL,))
-    return Task(name, "widowx", instruction, source, target, max_steps, 5, (matching, aggregation), f"{env}-v1", f"{env}-v0", group=name)
+    return Task(name, "widowx", instruction, source, target, max_steps, 5, (matching, aggregation), f"{env}-v1", f"{env}-v0",
+                tuple(build.items()), group=name)  # fmt: skip
 
 
 WIDOWX_TASKS: tuple[Task, ...] = (
@@ -150,14 +180,190 @@ WIDOWX_TASKS: tuple[Task, ...] = (
     _widowx("widowx_carrot_on_plate", "PutCarrotOnPlateInScene", "put carrot on plate", "carrot", "plate"),
     _widowx("widowx_stack_cube", "StackGreenCubeOnYellowCubeBakedTexInScene", "stack the green block on the yellow block",
             "green block", "yellow block"),
-    _widowx("widowx_put_eggplant_in_basket", "PutEggplantInBasketScene", "put eggplant into yellow basket", "eggplant", "yellow basket", 120, 64),
-)
+    _widowx("widowx_put_eggplant_in_basket", "PutEggplantInBasketScene", "put eggplant into yellow basket", "eggplant", "yellow basket", sink=True),
+)  # fmt: skip
 
-TASKS: dict[str, Task] = {task.name: task for task in WIDOWX_TASKS}
+
+# Google Robot. Visual matching: four colourings of the robot before a photograph. Variant aggregation: a scanned room, changed one thing at a time.
+_ROBOT_COLOURS = (
+    (BASE, BASE, ""),
+    ("robot_tabletop_1", "robot", "recolor_tabletop_visual_matching_1"),
+    ("robot_tabletop_2", "robot", "recolor_tabletop_visual_matching_2"),
+    ("robot_cabinet_1", "robot", "recolor_cabinet_visual_matching_1"),
+)
+_TABLE_SCENE, _DRAWER_SCENE = "google_pick_coke_can_1_v4", "frl_apartment_stage_simple"
+_Row = tuple[str, str, dict[str, Any]]  # variant, axis, what it changes
+
+
+def _variants(*rows: _Row, **common: Any) -> tuple[Variant, ...]:
+    """SIMPLER runs the camera variants too, but leaves them out of its averages."""
+    return tuple(Variant(name, axis, axis != "camera", tuple({**common, **build}.items())) for name, axis, build in rows)
+
+
+def _colours(**common: Any) -> tuple[Variant, ...]:
+    return _variants(*((name, axis, {"urdf_version": urdf}) for name, axis, urdf in _ROBOT_COLOURS), **common)
+
+
+def _table_variants(env: str, camera_env: str, *distractors: _Row) -> tuple[Variant, ...]:
+    return _variants(
+        (BASE, BASE, {}),
+        ("background_1", "background", {"scene_name": f"{_TABLE_SCENE}_alt_background"}),
+        ("background_2", "background", {"scene_name": f"{_TABLE_SCENE}_alt_background_2"}),
+        ("lighting_brighter", "lighting", {"slightly_brighter_lighting": True}),
+        ("lighting_darker", "lighting", {"slightly_darker_lighting": True}),
+        *distractors,
+        ("table_1", "table_texture", {"scene_name": "Baked_sc1_staging_objaverse_cabinet1_h870"}),
+        ("table_2", "table_texture", {"scene_name": "Baked_sc1_staging_objaverse_cabinet2_h870"}),
+        ("camera_1", "camera", {"env_id": f"{camera_env}AltGoogleCameraInScene-v0"}),
+        ("camera_2", "camera", {"env_id": f"{camera_env}AltGoogleCamera2InScene-v0"}),
+        env_id=f"{env}-v0", scene_name=_TABLE_SCENE,
+    )  # fmt: skip
+
+
+def _cabinet_variants(**common: Any) -> tuple[Variant, ...]:
+    return _variants(
+        (BASE, BASE, {}),
+        ("background_1", "background", {"scene_name": "modern_bedroom_no_roof"}),
+        ("background_2", "background", {"scene_name": "modern_office_no_roof"}),
+        ("lighting_brighter", "lighting", {"light_mode": "brighter"}),
+        ("lighting_darker", "lighting", {"light_mode": "darker"}),
+        ("table_1", "table_texture", {"station_name": "mk_station2"}),
+        ("table_2", "table_texture", {"station_name": "mk_station3"}),
+        scene_name=_DRAWER_SCENE, **common,
+    )  # fmt: skip
+
+
+def _google(
+    name: str, env: str, instruction: str, source: str, target: str, max_steps: int, group: str,
+    matching: tuple[tuple[Variant, ...], tuple[Start, ...]], aggregation: tuple[tuple[Variant, ...], tuple[Start, ...]], **build: Any,
+) -> Task:  # fmt: skip
+    common = {
+        "robot": "google_robot_static", "sim_freq": 513, "rgb_overlay_cameras": "overhead_camera", "control_mode":
+        "arm_pd_ee_delta_pose_align_interpolate_by_planner_gripper_pd_joint_target_delta_pos_interpolate_by_planner", **build,
+    }  # fmt: skip
+    protocols = tuple(
+        Protocol(setting, variants, starts, len(starts), (SIMPLER_ENV,)) for setting, (variants, starts) in zip(SETTINGS, (matching, aggregation))
+    )
+    return Task(f"google_robot_{name}", "google_robot", instruction, source, target, max_steps, 3, protocols,
+                original_id=f"{env}-v0", original_build=tuple(common.items()), group=group)  # fmt: skip
+
+
+# Robot pose of each photograph of the cabinet: x, y (m), yaw (rad). Letters: left to right as the robot sees it; digits: near to far.
+_CABINET_POSES = {
+    "a0": (0.644, -0.179, -0.03), "a1": (0.765, -0.182, -0.02), "a2": (0.889, -0.203, -0.06),
+    "b0": (0.652, 0.009, 0.0), "b1": (0.752, 0.009, 0.0), "b2": (0.851, 0.035, 0.0),
+    "c0": (0.665, 0.224, 0.0), "c1": (0.765, 0.222, -0.025), "c2": (0.865, 0.222, -0.025),
+}  # fmt: skip
+
+
+def _cabinet_starts(poses: tuple[str, ...], objects: tuple[tuple[float, float] | None, ...] = (None,)) -> tuple[Start, ...]:
+    return tuple(
+        Start(object_xy=place, robot_xy=_CABINET_POSES[pose][:2], robot_yaw=_CABINET_POSES[pose][2], overlay=f"open_drawer_{pose}.png")
+        for pose in poses for place in objects
+    )  # fmt: skip
+
+
+_CAN_STARTS = tuple(Start(object_xy=xy, robot_xy=(0.35, 0.20)) for xy in product(_range(-0.35, -0.12, 5), _range(-0.02, 0.42, 5)))
+_NEAR_STARTS = tuple(Start(object_episode=index, robot_xy=(0.35, 0.21), robot_yaw=-0.09) for index in range(60))
+_ROOM_STARTS = tuple(Start(robot_xy=xy) for xy in product(_range(0.65, 0.85, 3), _range(-0.2, 0.2, 3)))
+_APPLE_PLACES = tuple(product(_range(-0.08, -0.02, 3), _range(-0.02, 0.08, 3)))
+_APPLE_ROOM_STARTS = tuple(Start(object_xy=xy, robot_xy=(0.65, y)) for y in _range(-0.2, 0.2, 3) for xy in _APPLE_PLACES)
+_CABINET = {"scene_name": "dummy_drawer", "station_name": "mk_station_recolor", "light_mode": "simple", "disable_bad_material": True}
+
+_CAN_ENV = "GraspSingleOpenedCokeCan"
+_CAN_VARIANTS = _table_variants(
+    f"{_CAN_ENV}InScene", _CAN_ENV,
+    ("distractors", "distractor", {"env_id": f"{_CAN_ENV}DistractorInScene-v0"}),
+    ("more_distractors", "distractor", {"env_id": f"{_CAN_ENV}DistractorInScene-v0", "distractor_config": "more"}),
+)  # fmt: skip
+# Move near shows a third object as a matter of course. Visual matching plays with objects of baked textures, variant aggregation with plain ones.
+_NEAR_VARIANTS = _table_variants("MoveNearGoogleInScene", "MoveNear", ("no_distractors", "distractor", {"no_distractor": True}))
+
+GOOGLE_TASKS: tuple[Task, ...] = (
+    *(
+        _google(f"pick_{orientation}_coke_can", f"{_CAN_ENV}InScene", "pick coke can", "coke can", "", 80, "pick_coke_can",
+                (_colours(scene_name=_TABLE_SCENE, overlay="google_coke_can_real_eval_1.png"), _CAN_STARTS), (_CAN_VARIANTS, _CAN_STARTS),
+                **{keyword: True})
+        for orientation, keyword in (("horizontal", "lr_switch"), ("vertical", "laid_vertically"), ("standing", "upright"))
+    ),
+    _google("move_near", "MoveNearGoogleBakedTexInScene", "move one object near another", "source object", "target object", 80, "move_near",
+            (_colours(scene_name=_TABLE_SCENE, overlay="google_move_near_real_eval_1.png"), _NEAR_STARTS), (_NEAR_VARIANTS, _NEAR_STARTS)),
+    *(
+        _google(f"{verb}_{drawer}_drawer", f"{verb.title()}{drawer.title()}DrawerCustomInScene", f"{verb} {drawer} drawer", f"{drawer} drawer", "",
+                113, "open_close_drawer", (_colours(**_CABINET), _cabinet_starts(tuple(_CABINET_POSES))), (_cabinet_variants(), _ROOM_STARTS),
+                shader_dir="rt")  # ray tracing: policies read depth from the shadows
+        for verb in ("open", "close") for drawer in ("top", "middle", "bottom")
+    ),
+    _google("place_apple_in_closed_top_drawer", "PlaceIntoClosedTopDrawerCustomInScene", "open top drawer, then place apple into top drawer",
+            "apple", "top drawer", 200, "place_apple_in_closed_top_drawer",
+            (_colours(**_CABINET, model_ids="baked_apple_v2"), _cabinet_starts(("a0", "b0", "c0"), _APPLE_PLACES)),
+            (_cabinet_variants(model_ids="apple"), _APPLE_ROOM_STARTS), shader_dir="rt"),
+)  # fmt: skip
+
+TASKS: dict[str, Task] = {task.name: task for task in (*WIDOWX_TASKS, *GOOGLE_TASKS)}
+
+
+@dataclass(frozen=True)
+class Group:
+    """One row of the published tables.
+
+    SIMPLER's rule: success over a variant's starts; the mean of these over the variants; the mean over the tasks of a part; the mean over the parts.
+
+    Attributes:
+        name: as the published tables call it.
+        robot: whose table it stands in.
+        parts: what the row is the plain mean of: the name of each part (an orientation of the can; open, close) and its tasks.
+    """
+
+    name: str
+    robot: str
+    parts: tuple[tuple[str, tuple[str, ...]], ...]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks of all parts."""
+        return tuple(task for _, tasks in self.parts for task in tasks)
+
+
+def _group(name: str) -> Group:
+    tasks = [task for task in TASKS.values() if task.group == name]
+    part = {task.name: task.name.removeprefix("google_robot_") for task in tasks}
+    if name == "open_close_drawer":
+        part = {task: f"{short.split('_')[0]}_drawer" for task, short in part.items()}
+    return Group(name, tasks[0].robot, tuple((each, tuple(task for task in part if part[task] == each)) for each in dict.fromkeys(part.values())))
+
+
+GROUPS: dict[str, Group] = {name: _group(name) for name in dict.fromkeys(task.group for task in TASKS.values())}
+
+PUBLISHED_WEIGHTS: dict[str, dict[str, int]] = {
+    "widowx": {task.name: 1 for task in WIDOWX_TASKS},
+    "google_robot": {"pick_coke_can": 3, "move_near": 1, "open_close_drawer": 2},
+}
+"""How a robot's published average weighs its groups, in visual matching and in variant aggregation alike: by their parts. Placing the apple is in no
+published average. SpatialVLA's table follows this to its printed digit in visual matching; in variant aggregation the printed averages of RT-1,
+RT-1-X, RT-2-X, OpenVLA, TraceVLA and the fine-tuned SpatialVLA do not follow from the printed cells under this or any other weights."""
 
 
 def find_task(name: str) -> Task:
     """The task called `name`; raises `KitError` naming the known ones."""
     if name not in TASKS:
-        raise KitError(f"unknown task {name!r}", f"choose one of {', '.join(TASKS)}")
+        raise KitError(f"unknown task {name!r}{_nearest(name, TASKS)}", f"choose one of {', '.join(TASKS)}")
     return TASKS[name]
+
+
+def find_tasks(name: str) -> tuple[Task, ...]:
+    """The tasks that `name` stands for: a task, a group of the published tables ("pick_coke_can") or a robot ("google_robot").
+
+    Raises:
+        KitError: an unknown name, with the nearest known one.
+    """
+    names = {robot: [task.name for task in TASKS.values() if task.robot == robot] for robot in CAMERA_SIZES}
+    names = {**names, **{group.name: list(group.tasks) for group in GROUPS.values()}, **{task: [task] for task in TASKS}}
+    if name not in names:
+        raise KitError(f"unknown task, group or robot {name!r}{_nearest(name, names)}", f"choose one of {', '.join(names)}")
+    return tuple(TASKS[each] for each in names[name])
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    close = get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
