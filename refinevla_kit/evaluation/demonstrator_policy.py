@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from refinevla_kit.conventions import WIDOWX
 from refinevla_kit.files import sha256
 from refinevla_kit.policies.contract import Action
 from refinevla_kit.simulator import demonstrator
@@ -21,6 +23,7 @@ class DemonstratorPolicy:
 
     needs_state = True
     name = "demonstrator"
+    conventions = replace(WIDOWX, image_size=None)  # it looks at no image
 
     def __init__(self) -> None:
         self.checkpoint_hash = sha256(demonstrator.__file__)[:12]

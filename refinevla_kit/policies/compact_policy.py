@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from refinevla_kit.conventions import WIDOWX, Conventions
 from refinevla_kit.errors import KitError
 from refinevla_kit.policies.action_tokens import BINS
 from refinevla_kit.policies.compact_vla import CompactVLA, checkpoint_hash, load
@@ -36,6 +38,22 @@ class CompactPolicy:
         self.vla, self.name, self.checkpoint_hash, self.order = vla, name, checkpoint_hash, order
         self._first = first_action_id(vla.tokenizer)
         self._instruction = ""
+
+    @property
+    def conventions(self) -> Conventions:
+        """Those of the demonstrations it learned from: the kit's own contract for the WidowX, at the picture size of its tower."""
+        vision = self.vla.model.config.vision_config
+        return replace(WIDOWX, image_size=(vision.width, vision.height), normalisation="own")
+
+    @property
+    def action_range(self) -> tuple[Array, Array]:
+        """See `Policy`."""
+        limits = np.asarray(self.vla.bins.limits)
+        return -limits, limits
+
+    def round_trip(self, actions: Array) -> Array:
+        """See `Policy`."""
+        return self.vla.bins.decode(self.vla.bins.encode(actions))
 
     def reset(self, instruction: str) -> None:
         """See `Policy.reset`."""

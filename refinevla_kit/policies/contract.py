@@ -33,7 +33,14 @@ class Action:
 
 
 class Policy(Protocol):
-    """Anything that acts. `name` and `checkpoint_hash` go into every evaluation record."""
+    """Anything that acts. `name` and `checkpoint_hash` go into every evaluation record.
+
+    A policy may have more, which is used where it is found:
+        conventions: `refinevla_kit.conventions.Conventions`, what its numbers mean; compared with the task's before an evaluation.
+        round_trip(actions): processed actions, float (N, 7), encoded as the policy's tokens (or otherwise) and decoded again, float32 (N, 7): what is
+            left of a demonstration when the policy repeats it without an error. For `evaluation.preflight`.
+        action_range: (lowest, highest) action the encoding can say, float (7,) each.
+    """
 
     name: str
     checkpoint_hash: str
