@@ -110,7 +110,7 @@ class Task:
         env_id: ManiSkill 3's gymnasium id, "" where it has none.
         original_id: gymnasium id in ManiSkill2_real2sim.
         original_build: what it is made with beside the variant's own arguments (same keys as `Variant.build`).
-        group: the published table's row this task is averaged into, a key of `GROUPS`; for WidowX the task itself.
+        group, part: the published table's row this task is averaged into, and the cell within it (a key of `GROUPS`, and one of its parts).
     """
 
     name: str
@@ -125,6 +125,7 @@ class Task:
     original_id: str = ""
     original_build: tuple[tuple[str, Any], ...] = ()
     group: str = ""
+    part: str = ""
 
     def protocol(self, setting: str = VISUAL_MATCHING) -> Protocol:
         """The protocol of a setting; raises `KitError` for one that this task does not have."""
@@ -172,7 +173,7 @@ def _widowx(name: str, env: str, instruction: str, source: str, target: str, sin
     matching = Protocol(VISUAL_MATCHING, (Variant(BASE),), starts, 24, BACKENDS)
     aggregation = Protocol(VARIANT_AGGREGATION, _WIDOWX_VARIANTS, starts, 24, (MANISKILL,))
     return Task(name, "widowx", instruction, source, target, max_steps, 5, (matching, aggregation), f"{env}-v1", f"{env}-v0",
-                tuple(build.items()), group=name)  # fmt: skip
+                tuple(build.items()), name, name)  # fmt: skip
 
 
 WIDOWX_TASKS: tuple[Task, ...] = (
@@ -185,67 +186,53 @@ WIDOWX_TASKS: tuple[Task, ...] = (
 
 
 # Google Robot. Visual matching: four colourings of the robot before a photograph. Variant aggregation: a scanned room, changed one thing at a time.
-_ROBOT_COLOURS = (
-    (BASE, BASE, ""),
-    ("robot_tabletop_1", "robot", "recolor_tabletop_visual_matching_1"),
-    ("robot_tabletop_2", "robot", "recolor_tabletop_visual_matching_2"),
-    ("robot_cabinet_1", "robot", "recolor_cabinet_visual_matching_1"),
-)
-_TABLE_SCENE, _DRAWER_SCENE = "google_pick_coke_can_1_v4", "frl_apartment_stage_simple"
-_Row = tuple[str, str, dict[str, Any]]  # variant, axis, what it changes
+_Changes = dict[str, dict[str, dict[str, Any]]]  # axis -> variant -> what it changes
+_TABLE_SCENE, _COLOUR = "google_pick_coke_can_1_v4", "recolor_{}_visual_matching_{}"
 
 
-def _variants(*rows: _Row, **common: Any) -> tuple[Variant, ...]:
+def _variants(changes: _Changes, **common: Any) -> tuple[Variant, ...]:
     """SIMPLER runs the camera variants too, but leaves them out of its averages."""
-    return tuple(Variant(name, axis, axis != "camera", tuple({**common, **build}.items())) for name, axis, build in rows)
+    every: _Changes = {BASE: {BASE: {}}, **changes}
+    return tuple(
+        Variant(name, axis, axis != "camera", tuple({**common, **build}.items())) for axis, named in every.items() for name, build in named.items()
+    )
 
 
-def _colours(**common: Any) -> tuple[Variant, ...]:
-    return _variants(*((name, axis, {"urdf_version": urdf}) for name, axis, urdf in _ROBOT_COLOURS), **common)
+def _matching_variants(**common: Any) -> tuple[Variant, ...]:
+    robots = {f"robot_{place}_{n}": {"urdf_version": _COLOUR.format(place, n)} for place, n in (("tabletop", 1), ("tabletop", 2), ("cabinet", 1))}
+    return _variants({"robot": robots}, urdf_version="", **common)
 
 
-def _table_variants(env: str, camera_env: str, *distractors: _Row) -> tuple[Variant, ...]:
-    return _variants(
-        (BASE, BASE, {}),
-        ("background_1", "background", {"scene_name": f"{_TABLE_SCENE}_alt_background"}),
-        ("background_2", "background", {"scene_name": f"{_TABLE_SCENE}_alt_background_2"}),
-        ("lighting_brighter", "lighting", {"slightly_brighter_lighting": True}),
-        ("lighting_darker", "lighting", {"slightly_darker_lighting": True}),
-        *distractors,
-        ("table_1", "table_texture", {"scene_name": "Baked_sc1_staging_objaverse_cabinet1_h870"}),
-        ("table_2", "table_texture", {"scene_name": "Baked_sc1_staging_objaverse_cabinet2_h870"}),
-        ("camera_1", "camera", {"env_id": f"{camera_env}AltGoogleCameraInScene-v0"}),
-        ("camera_2", "camera", {"env_id": f"{camera_env}AltGoogleCamera2InScene-v0"}),
-        env_id=f"{env}-v0", scene_name=_TABLE_SCENE,
-    )  # fmt: skip
+def _table_variants(env: str, camera_env: str, distractors: dict[str, dict[str, Any]]) -> tuple[Variant, ...]:
+    return _variants({
+        "background": {"background_1": {"scene_name": f"{_TABLE_SCENE}_alt_background"},
+                       "background_2": {"scene_name": f"{_TABLE_SCENE}_alt_background_2"}},
+        "lighting": {"lighting_brighter": {"slightly_brighter_lighting": True}, "lighting_darker": {"slightly_darker_lighting": True}},
+        "distractor": distractors,
+        "table_texture": {f"table_{n}": {"scene_name": f"Baked_sc1_staging_objaverse_cabinet{n}_h870"} for n in (1, 2)},
+        "camera": {f"camera_{n}": {"env_id": f"{camera_env}AltGoogleCamera{n if n > 1 else ''}InScene-v0"} for n in (1, 2)},
+    }, env_id=f"{env}-v0", scene_name=_TABLE_SCENE)  # fmt: skip
 
 
 def _cabinet_variants(**common: Any) -> tuple[Variant, ...]:
-    return _variants(
-        (BASE, BASE, {}),
-        ("background_1", "background", {"scene_name": "modern_bedroom_no_roof"}),
-        ("background_2", "background", {"scene_name": "modern_office_no_roof"}),
-        ("lighting_brighter", "lighting", {"light_mode": "brighter"}),
-        ("lighting_darker", "lighting", {"light_mode": "darker"}),
-        ("table_1", "table_texture", {"station_name": "mk_station2"}),
-        ("table_2", "table_texture", {"station_name": "mk_station3"}),
-        scene_name=_DRAWER_SCENE, **common,
-    )  # fmt: skip
+    return _variants({
+        "background": {"background_1": {"scene_name": "modern_bedroom_no_roof"}, "background_2": {"scene_name": "modern_office_no_roof"}},
+        "lighting": {"lighting_brighter": {"light_mode": "brighter"}, "lighting_darker": {"light_mode": "darker"}},
+        "table_texture": {"table_1": {"station_name": "mk_station2"}, "table_2": {"station_name": "mk_station3"}},
+    }, scene_name="frl_apartment_stage_simple", **common)  # fmt: skip
 
 
 def _google(
-    name: str, env: str, instruction: str, source: str, target: str, max_steps: int, group: str,
+    name: str, env: str, instruction: str, source: str, target: str, max_steps: int, group: str, part: str,
     matching: tuple[tuple[Variant, ...], tuple[Start, ...]], aggregation: tuple[tuple[Variant, ...], tuple[Start, ...]], **build: Any,
 ) -> Task:  # fmt: skip
     common = {
         "robot": "google_robot_static", "sim_freq": 513, "rgb_overlay_cameras": "overhead_camera", "control_mode":
         "arm_pd_ee_delta_pose_align_interpolate_by_planner_gripper_pd_joint_target_delta_pos_interpolate_by_planner", **build,
     }  # fmt: skip
-    protocols = tuple(
-        Protocol(setting, variants, starts, len(starts), (SIMPLER_ENV,)) for setting, (variants, starts) in zip(SETTINGS, (matching, aggregation))
-    )
-    return Task(f"google_robot_{name}", "google_robot", instruction, source, target, max_steps, 3, protocols,
-                original_id=f"{env}-v0", original_build=tuple(common.items()), group=group)  # fmt: skip
+    protocols = tuple(Protocol(setting, *played, len(played[1]), (SIMPLER_ENV,)) for setting, played in zip(SETTINGS, (matching, aggregation)))
+    return Task(f"google_robot_{name}", "google_robot", instruction, source, target, max_steps, 3, protocols, "", f"{env}-v0",
+                tuple(common.items()), group, part)  # fmt: skip
 
 
 # Robot pose of each photograph of the cabinet: x, y (m), yaw (rad). Letters: left to right as the robot sees it; digits: near to far.
@@ -271,32 +258,32 @@ _APPLE_ROOM_STARTS = tuple(Start(object_xy=xy, robot_xy=(0.65, y)) for y in _ran
 _CABINET = {"scene_name": "dummy_drawer", "station_name": "mk_station_recolor", "light_mode": "simple", "disable_bad_material": True}
 
 _CAN_ENV = "GraspSingleOpenedCokeCan"
-_CAN_VARIANTS = _table_variants(
-    f"{_CAN_ENV}InScene", _CAN_ENV,
-    ("distractors", "distractor", {"env_id": f"{_CAN_ENV}DistractorInScene-v0"}),
-    ("more_distractors", "distractor", {"env_id": f"{_CAN_ENV}DistractorInScene-v0", "distractor_config": "more"}),
-)  # fmt: skip
+_CAN_VARIANTS = _table_variants(f"{_CAN_ENV}InScene", _CAN_ENV, {
+    "distractors": {"env_id": f"{_CAN_ENV}DistractorInScene-v0"},
+    "more_distractors": {"env_id": f"{_CAN_ENV}DistractorInScene-v0", "distractor_config": "more"},
+})  # fmt: skip
 # Move near shows a third object as a matter of course. Visual matching plays with objects of baked textures, variant aggregation with plain ones.
-_NEAR_VARIANTS = _table_variants("MoveNearGoogleInScene", "MoveNear", ("no_distractors", "distractor", {"no_distractor": True}))
+_NEAR_VARIANTS = _table_variants("MoveNearGoogleInScene", "MoveNear", {"no_distractors": {"no_distractor": True}})
 
 GOOGLE_TASKS: tuple[Task, ...] = (
     *(
-        _google(f"pick_{orientation}_coke_can", f"{_CAN_ENV}InScene", "pick coke can", "coke can", "", 80, "pick_coke_can",
-                (_colours(scene_name=_TABLE_SCENE, overlay="google_coke_can_real_eval_1.png"), _CAN_STARTS), (_CAN_VARIANTS, _CAN_STARTS),
+        _google(f"pick_{how}_coke_can", f"{_CAN_ENV}InScene", "pick coke can", "coke can", "", 80, "pick_coke_can", f"pick_coke_can/{how}",
+                (_matching_variants(scene_name=_TABLE_SCENE, overlay="google_coke_can_real_eval_1.png"), _CAN_STARTS), (_CAN_VARIANTS, _CAN_STARTS),
                 **{keyword: True})
-        for orientation, keyword in (("horizontal", "lr_switch"), ("vertical", "laid_vertically"), ("standing", "upright"))
+        for how, keyword in (("horizontal", "lr_switch"), ("vertical", "laid_vertically"), ("standing", "upright"))
     ),
-    _google("move_near", "MoveNearGoogleBakedTexInScene", "move one object near another", "source object", "target object", 80, "move_near",
-            (_colours(scene_name=_TABLE_SCENE, overlay="google_move_near_real_eval_1.png"), _NEAR_STARTS), (_NEAR_VARIANTS, _NEAR_STARTS)),
+    _google("move_near", "MoveNearGoogleBakedTexInScene", "move one object near another", "source object", "target object", 80,
+            "move_near", "move_near", (_matching_variants(scene_name=_TABLE_SCENE, overlay="google_move_near_real_eval_1.png"), _NEAR_STARTS),
+            (_NEAR_VARIANTS, _NEAR_STARTS)),
     *(
         _google(f"{verb}_{drawer}_drawer", f"{verb.title()}{drawer.title()}DrawerCustomInScene", f"{verb} {drawer} drawer", f"{drawer} drawer", "",
-                113, "open_close_drawer", (_colours(**_CABINET), _cabinet_starts(tuple(_CABINET_POSES))), (_cabinet_variants(), _ROOM_STARTS),
-                shader_dir="rt")  # ray tracing: policies read depth from the shadows
+                113, "open_close_drawer", f"{verb}_drawer", (_matching_variants(**_CABINET), _cabinet_starts(tuple(_CABINET_POSES))),
+                (_cabinet_variants(), _ROOM_STARTS), shader_dir="rt")  # ray tracing: policies read depth from the shadows
         for verb in ("open", "close") for drawer in ("top", "middle", "bottom")
     ),
     _google("place_apple_in_closed_top_drawer", "PlaceIntoClosedTopDrawerCustomInScene", "open top drawer, then place apple into top drawer",
-            "apple", "top drawer", 200, "place_apple_in_closed_top_drawer",
-            (_colours(**_CABINET, model_ids="baked_apple_v2"), _cabinet_starts(("a0", "b0", "c0"), _APPLE_PLACES)),
+            "apple", "top drawer", 200, "place_apple_in_closed_top_drawer", "place_apple_in_closed_top_drawer",
+            (_matching_variants(**_CABINET, model_ids="baked_apple_v2"), _cabinet_starts(("a0", "b0", "c0"), _APPLE_PLACES)),
             (_cabinet_variants(model_ids="apple"), _APPLE_ROOM_STARTS), shader_dir="rt"),
 )  # fmt: skip
 
@@ -307,12 +294,11 @@ TASKS: dict[str, Task] = {task.name: task for task in (*WIDOWX_TASKS, *GOOGLE_TA
 class Group:
     """One row of the published tables.
 
-    SIMPLER's rule: success over a variant's starts; the mean of these over the variants; the mean over the tasks of a part; the mean over the parts.
+    SIMPLER's rule: success over a variant's starts; the mean of these over the scored variants and the tasks of a part; the mean over the parts.
 
     Attributes:
-        name: as the published tables call it.
-        robot: whose table it stands in.
-        parts: what the row is the plain mean of: the name of each part (an orientation of the can; open, close) and its tasks.
+        name, robot: as the published tables call the row, and whose table it is in.
+        parts: (name, its tasks) of what the row is the plain mean of: the orientations of the can; open and close.
     """
 
     name: str
@@ -327,10 +313,8 @@ class Group:
 
 def _group(name: str) -> Group:
     tasks = [task for task in TASKS.values() if task.group == name]
-    part = {task.name: task.name.removeprefix("google_robot_") for task in tasks}
-    if name == "open_close_drawer":
-        part = {task: f"{short.split('_')[0]}_drawer" for task, short in part.items()}
-    return Group(name, tasks[0].robot, tuple((each, tuple(task for task in part if part[task] == each)) for each in dict.fromkeys(part.values())))
+    parts = dict.fromkeys(task.part for task in tasks)
+    return Group(name, tasks[0].robot, tuple((part, tuple(task.name for task in tasks if task.part == part)) for part in parts))
 
 
 GROUPS: dict[str, Group] = {name: _group(name) for name in dict.fromkeys(task.group for task in TASKS.values())}
@@ -339,9 +323,9 @@ PUBLISHED_WEIGHTS: dict[str, dict[str, int]] = {
     "widowx": {task.name: 1 for task in WIDOWX_TASKS},
     "google_robot": {"pick_coke_can": 3, "move_near": 1, "open_close_drawer": 2},
 }
-"""How a robot's published average weighs its groups, in visual matching and in variant aggregation alike: by their parts. Placing the apple is in no
-published average. SpatialVLA's table follows this to its printed digit in visual matching; in variant aggregation the printed averages of RT-1,
-RT-1-X, RT-2-X, OpenVLA, TraceVLA and the fine-tuned SpatialVLA do not follow from the printed cells under this or any other weights."""
+"""How a robot's published average weighs its groups, in both settings: by their parts. Placing the apple is in no published average. SpatialVLA's
+table follows this within the rounding of its cells in visual matching (RT-1-X with SIMPLER's own drawer cells); in variant aggregation Octo, RoboVLM,
+SpatialVLA zero-shot and RT-1-X do, while the averages of RT-1, RT-2-X, OpenVLA, TraceVLA and SpatialVLA fine-tuned do not follow from their cells."""
 
 
 def find_task(name: str) -> Task:
@@ -352,16 +336,15 @@ def find_task(name: str) -> Task:
 
 
 def find_tasks(name: str) -> tuple[Task, ...]:
-    """The tasks that `name` stands for: a task, a group of the published tables ("pick_coke_can") or a robot ("google_robot").
+    """The tasks that `name` stands for: a task, a row of the published tables or a part of one ("pick_coke_can", "open_drawer"), or a robot.
 
-    Raises:
-        KitError: an unknown name, with the nearest known one.
+    Raises `KitError` for an unknown name, with the nearest known one.
     """
-    names = {robot: [task.name for task in TASKS.values() if task.robot == robot] for robot in CAMERA_SIZES}
-    names = {**names, **{group.name: list(group.tasks) for group in GROUPS.values()}, **{task: [task] for task in TASKS}}
-    if name not in names:
+    found = tuple(task for task in TASKS.values() if name in (task.name, task.robot, task.group, task.part))
+    if not found:
+        names = list(dict.fromkeys([*CAMERA_SIZES, *GROUPS, *(task.part for task in TASKS.values()), *TASKS]))
         raise KitError(f"unknown task, group or robot {name!r}{_nearest(name, names)}", f"choose one of {', '.join(names)}")
-    return tuple(TASKS[each] for each in names[name])
+    return found
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
