@@ -3,11 +3,11 @@
 from refinevla_kit.errors import KitError
 from refinevla_kit.teacher.annotation import StoredRationale, annotate_dataset, load_rationales, lookup
 from refinevla_kit.teacher.oracle import OracleTeacher
-from refinevla_kit.teacher.schema import PARTS, Rationale, Refusal, Reply, Request, Teacher
+from refinevla_kit.teacher.schema import PARTS, CallFailed, Rationale, Refusal, Reply, Request, Teacher, Usage
 
 TEACHERS = {"oracle": OracleTeacher}
 
-__all__ = ["PARTS", "TEACHERS", "OracleTeacher", "Rationale", "Refusal", "Reply", "Request", "StoredRationale", "Teacher", "annotate_dataset",
+__all__ = ["PARTS", "TEACHERS", "CallFailed", "OracleTeacher", "Rationale", "Refusal", "Reply", "Request", "StoredRationale", "Teacher", "Usage", "annotate_dataset",
            "load_rationales", "lookup", "make_teacher"]
 
 

@@ -166,7 +166,7 @@ def _fingerprint(dataset: EpisodeDataset) -> str:
 def _ask(teacher: Teacher, request: Request) -> dict[str, Any]:
     reply = teacher.annotate(request)
     row: dict[str, Any] = {"episode": request.episode, "start": request.start, "end": request.end, "raw": reply.raw,
-                           "input_tokens": reply.input_tokens, "output_tokens": reply.output_tokens, "cost": reply.cost}
+                           "input_tokens": reply.input_tokens, "output_tokens": reply.output_tokens, "cost": 0.0}
     if isinstance(reply.result, Refusal):
         return row | {"refusal_kind": reply.result.kind, "refusal_reason": reply.result.reason}
     return row | {name: getattr(reply.result, name) for name in PARTS}

@@ -12,7 +12,7 @@ import numpy as np
 
 from refinevla_kit.simulator.contract import PHASES
 from refinevla_kit.teacher.facts import Facts, scene_facts
-from refinevla_kit.teacher.schema import PARTS, Rationale, Refusal, Reply, Request
+from refinevla_kit.teacher.schema import PARTS, Rationale, Refusal, Reply, Request, Usage
 
 GRAMMAR: dict[str, tuple[str, ...]] = {
     "seen": ("the {name} is at the {zone}", "the {name} lies at the {zone}", "{name} at the {zone}"),
@@ -69,7 +69,11 @@ class OracleTeacher:
         self.seed = seed
         self.prompt_hash = hashlib.sha256(json.dumps([GRAMMAR, WORD_BUDGET, NEXT_STEPS, seed]).encode()).hexdigest()[:16]
 
-    def annotate(self, request: Request) -> Reply:
+    def worst_case(self, request: Request) -> Usage:
+        """See `Teacher.worst_case`: nothing is paid for."""
+        return Usage()
+
+    def annotate(self, request: Request, previous: Reply | None = None) -> Reply:
         """A `Rationale`, or a `Refusal`: "no_state" (not recorded in the simulator), "unknown_objects", "invalid_state"."""
         state, masks = request.state, request.masks
         if state is None or not masks:

@@ -16,19 +16,28 @@ Array = NDArray[Any]
 PARTS = ("observation", "situation_analysis", "spatial_reasoning", "task_planning")
 
 
+LABELS = ("Observation", "Situation", "Spatial", "Plan")
+
+
 @dataclass(frozen=True)
 class Rationale:
-    """A teacher's explanation of one segment, in four parts."""
+    """A teacher's explanation of one segment, in four parts.
+
+    Attributes:
+        instruction_matches: False when the teacher finds that the robot does something else than the instruction says; `mismatch` says what.
+            Such a rationale is kept, counted in reports, and left out of training.
+    """
 
     observation: str
     situation_analysis: str
     spatial_reasoning: str
     task_planning: str
+    instruction_matches: bool = True
+    mismatch: str = ""
 
     def text(self) -> str:
         """The rationale as the policy is trained to write it: one labelled line a part."""
-        labels = ("Observation", "Situation", "Spatial", "Plan")
-        return "\n".join(f"{label}: {getattr(self, part)}" for label, part in zip(labels, PARTS, strict=True))
+        return "\n".join(f"{label}: {getattr(self, part)}" for label, part in zip(LABELS, PARTS, strict=True))
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,9 @@ class Request:
         actions: float32 (end - start, A), as recorded.
         state: privileged state of the segment's first frame, for teachers that know the simulator.
         masks: masks of the segment's first frame, {name: bool (H, W)}.
+        action_names: of the A dimensions. deltas: actions are displacements (metres, radians, a step), not positions. fps: control steps a second.
+        proprioception: float32 (end - start, P) as recorded, None where there is none; `proprioception_names` of its P dimensions.
+        granularity: "step", "segment" or "trajectory".
     """
 
     dataset: str
@@ -54,11 +66,33 @@ class Request:
     actions: Array
     state: SceneState | None = None
     masks: dict[str, Array] | None = None
+    action_names: tuple[str, ...] = ()
+    deltas: bool = True
+    fps: float = 5.0
+    proprioception: Array | None = None
+    proprioception_names: tuple[str, ...] = ()
+    granularity: str = "segment"
+
+    @property
+    def span(self) -> tuple[int, int, int]:
+        """(episode, start, end): what tells one request of a run from another."""
+        return self.episode, self.start, self.end
+
+
+REPAIRABLE = ("truncated", "not_json", "wrong_shape", "empty", "other_language", "boilerplate", "echo")
+"""Refusal kinds that one follow-up request may mend: the teacher answered, but not what was asked for."""
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """A reply that is no rationale. `kind` is counted in reports; `reason` is for a person."""
+    """A reply that is no rationale.
+
+    Attributes:
+        kind: counted in reports. One of `REPAIRABLE`; "blocked" (the prompt), "safety" (the answer), "no_state" (the oracle, without simulator state);
+            or how calls failed for good: "bad_request" (400), "unauthorised" (401, 403), "not_found" (404), "quota" (429), "server" (5xx),
+            "timeout", "connection", "gave_up".
+        reason: for a person, one line, without any key.
+    """
 
     kind: str
     reason: str
@@ -66,20 +100,55 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back: a rationale or a typed refusal, with the raw text, token counts and cost (in the user's currency; 0 for local teachers)."""
+    """What came back from one call that was answered (and is paid for): a rationale or a typed refusal, with the raw text and token counts."""
 
     result: Rationale | Refusal
     raw: str
     input_tokens: int = 0
     output_tokens: int = 0
-    cost: float = 0.0
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of one call."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
+class CallFailed(Exception):
+    """A call that brought no answer. Pickles whole.
+
+    Args:
+        kind: as in `Refusal.kind`. reason: one line, without any key.
+        retry_after: seconds the server asked to wait, None when it did not say.
+    """
+
+    def __init__(self, kind: str, reason: str, retry_after: float | None = None) -> None:
+        super().__init__(kind, reason, retry_after)
+        self.kind, self.reason, self.retry_after = kind, reason, retry_after
+
+    @property
+    def retryable(self) -> bool:
+        """Whether the same call may succeed later. Wrong keys and wrong requests will not; they stop the run."""
+        return self.kind in ("quota", "server", "timeout", "connection")
 
 
 class Teacher(Protocol):
-    """`name`, `version` and `prompt_hash` (of the prompt, or of the grammar and its seed) are stored with every rationale."""
+    """Answers one request with one call; retries, limits, budget and storage are the run's (`annotation`).
+
+    `name`, `version` (of the model) and `prompt_hash` (of the prompt's files, or of the grammar and its seed) are stored with every rationale.
+    Picklable, so that a run can spread over processes: a client is made when it is first needed, its key read from the environment there.
+    """
 
     name: str
     version: str
     prompt_hash: str
 
-    def annotate(self, request: Request) -> Reply: ...
+    def annotate(self, request: Request, previous: Reply | None = None) -> Reply:
+        """One call. With `previous`, a repairable refusal of the same request, the follow-up that asks to mend it. Raises `CallFailed`."""
+        ...
+
+    def worst_case(self, request: Request) -> Usage:
+        """The most tokens a call about `request` (or its follow-up) can use: what a budget reserves before it is made."""
+        ...
