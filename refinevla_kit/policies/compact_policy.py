@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +43,7 @@ class CompactPolicy:
     @property
     def conventions(self) -> Conventions:
         """Those of the demonstrations it learned from: the kit's own contract for the WidowX, at the picture size of its tower."""
-        vision = self.vla.model.config.vision_config
+        vision: Any = self.vla.model.config.vision_config
         return replace(WIDOWX, image_size=(vision.width, vision.height), normalisation="own")
 
     @property
