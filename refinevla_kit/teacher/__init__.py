@@ -7,8 +7,10 @@ from refinevla_kit.teacher.schema import PARTS, CallFailed, Rationale, Refusal, 
 
 TEACHERS = {"oracle": OracleTeacher}
 
-__all__ = ["PARTS", "TEACHERS", "CallFailed", "OracleTeacher", "Rationale", "Refusal", "Reply", "Request", "StoredRationale", "Teacher", "Usage", "annotate_dataset",
-           "load_rationales", "lookup", "make_teacher"]
+__all__ = [
+    "PARTS", "TEACHERS", "CallFailed", "OracleTeacher", "Rationale", "Refusal", "Reply", "Request", "StoredRationale", "Teacher", "Usage",
+    "annotate_dataset", "load_rationales", "lookup", "make_teacher",
+]  # fmt: skip
 
 
 def make_teacher(name: str, seed: int = 0) -> Teacher:

@@ -88,7 +88,7 @@ class Refusal:
     """A reply that is no rationale.
 
     Attributes:
-        kind: counted in reports. One of `REPAIRABLE`; "blocked" (the prompt), "safety" (the answer), "no_state" (the oracle, without simulator state);
+        kind: counted in reports. One of `REPAIRABLE`; "blocked" (the prompt), "safety" (the answer), "no_state" (the oracle has no simulator state);
             or how calls failed for good: "bad_request" (400), "unauthorised" (401, 403), "not_found" (404), "quota" (429), "server" (5xx),
             "timeout", "connection", "gave_up".
         reason: for a person, one line, without any key.
