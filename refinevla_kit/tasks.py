@@ -103,7 +103,8 @@ class Task:
         robot: `widowx` (WidowX 250S) or `google_robot`.
         instruction: the sentence the policy is given, as SimplerEnv gives it; where it changes with the episode (move near) or within it
             (place in drawer), a description, and `Observation.instruction` has the sentence.
-        source, target: words for the object to move and where it goes ("" where there is none); also keys of `Simulator.masks()`.
+        source, target: words for the object to move and where it goes ("" where there is none); also keys of `Simulator.masks()`. Move near,
+            whose things change with the episode, has "source object" and "target object".
         max_steps: step budget of an episode.
         control_hz: control steps a second.
         protocols: one a setting.
@@ -257,7 +258,7 @@ _APPLE_PLACES = tuple(product(_range(-0.08, -0.02, 3), _range(-0.02, 0.08, 3)))
 _APPLE_ROOM_STARTS = tuple(Start(object_xy=xy, robot_xy=(0.65, y)) for y in _range(-0.2, 0.2, 3) for xy in _APPLE_PLACES)
 _CABINET = {"scene_name": "dummy_drawer", "station_name": "mk_station_recolor", "light_mode": "simple", "disable_bad_material": True}
 
-_CAN_ENV = "GraspSingleOpenedCokeCan"
+_CAN_ENV = "GraspSingleOpenedCokeCan"  # its distractors lie where the seed of the reset puts them
 _CAN_VARIANTS = _table_variants(f"{_CAN_ENV}InScene", _CAN_ENV, {
     "distractors": {"env_id": f"{_CAN_ENV}DistractorInScene-v0"},
     "more_distractors": {"env_id": f"{_CAN_ENV}DistractorInScene-v0", "distractor_config": "more"},
@@ -323,9 +324,10 @@ PUBLISHED_WEIGHTS: dict[str, dict[str, int]] = {
     "widowx": {task.name: 1 for task in WIDOWX_TASKS},
     "google_robot": {"pick_coke_can": 3, "move_near": 1, "open_close_drawer": 2},
 }
-"""How a robot's published average weighs its groups, in both settings: by their parts. Placing the apple is in no published average. SpatialVLA's
-table follows this within the rounding of its cells in visual matching (RT-1-X with SIMPLER's own drawer cells); in variant aggregation Octo, RoboVLM,
-SpatialVLA zero-shot and RT-1-X do, while the averages of RT-1, RT-2-X, OpenVLA, TraceVLA and SpatialVLA fine-tuned do not follow from their cells."""
+"""How a robot's published average weighs its groups, in both settings: by the number of their parts. Placing the apple is in no published average.
+SpatialVLA's table follows this within the rounding of its cells in visual matching (RT-1-X with SIMPLER's own drawer cells); in variant aggregation
+Octo, RoboVLM, SpatialVLA zero-shot and RT-1-X do, but the averages of RT-1, RT-2-X, OpenVLA, TraceVLA and SpatialVLA fine-tuned do not follow from
+their cells."""
 
 
 def find_task(name: str) -> Task:
