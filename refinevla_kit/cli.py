@@ -134,6 +134,39 @@ def pretrain(
     _print_json({"checkpoint": str(save_base(vla, output)), **vla.provenance})
 
 
+@app.command()
+def serve(
+    checkpoint: Annotated[Path, typer.Argument(help="folder of a checkpoint of the kit")],
+    host: Annotated[str, typer.Option(help="address to listen on; another than this machine's own loopback opens it to the network")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one")] = 8000,
+    name: Annotated[str | None, typer.Option(help="what records call it; default the folder's name")] = None,
+) -> None:
+    """Serve a policy in openpi's protocol, for `RemotePolicy(url)` or an openpi client, until interrupted."""
+    from refinevla_kit.policies.compact_policy import load_policy
+    from refinevla_kit.policies.remote import serve as serve_policy
+
+    serve_policy(load_policy(checkpoint, name), host, port)
+
+
+@app.command()
+def preflight(
+    checkpoint: Annotated[Path, typer.Argument(help="folder of a checkpoint of the kit")],
+    task: Annotated[list[str] | None, typer.Option(help="repeatable; default the four WidowX tasks")] = None,
+    episodes: Annotated[int, typer.Option(min=1, help="grid starts a task")] = 24,
+) -> None:
+    """Compare a policy's conventions with the tasks', and measure what its action encoding leaves of demonstrations."""
+    from refinevla_kit.evaluation.preflight import preflight as fly
+    from refinevla_kit.policies.compact_policy import load_policy
+    from refinevla_kit.tasks import WIDOWX_TASKS
+
+    policy, ceilings = load_policy(checkpoint), {}
+    for each in task or [each.name for each in WIDOWX_TASKS]:
+        report = fly(policy, each, episodes, progress=sys.stderr.isatty())
+        print(report, flush=True)
+        ceilings[each] = report.ceiling and report.ceiling.rate
+    _print_json({"policy": policy.name, "ceiling": ceilings})
+
+
 def _run(only: list[str], profile: str, output: Path | None, parameters: list[str] | None, threads: int | None) -> None:
     from refinevla_kit.notebook_runner import failure_line, parse_parameter, run_notebooks
 

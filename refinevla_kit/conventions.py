@@ -90,7 +90,10 @@ class Conventions:
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(value) - known):
             raise KitError(f"conventions: unknown {', '.join(unknown)}", f"choose from {', '.join(sorted(known))}")
-        return cls(**value)
+        try:
+            return cls(**value)
+        except (TypeError, ValueError) as error:
+            raise KitError(f"conventions: {dict(value)} ({error})", "see refinevla_kit.conventions.Conventions") from error
 
 
 _CHOICES: dict[str, tuple[str, ...]] = {
