@@ -118,8 +118,8 @@ def parse_record(row: Any, where: str) -> EpisodeRecord:
 
 
 def load_records(path: str | Path) -> list[EpisodeRecord]:
-    """Records of a parquet file, or of the journal of a run that is still going on or was killed."""
-    path = Path(path)
+    """Records of a parquet file (or of the folder that `evaluate` wrote it to), or of the journal of a run that is going on or was killed."""
+    path = Path(path) / "records.parquet" if Path(path).is_dir() else Path(path)
     journal = journal_path(path)
     if not path.exists() and not journal.exists():
         raise KitError(f"no evaluation records at {path}", "run notebook 03, or give the records.parquet of another run")

@@ -1,84 +1,133 @@
 """Closed-loop evaluation: play episodes, one record each, resumable, with the policy batched over simulator processes.
 
-The episodes of all tasks form one queue in task order; a worker that is done takes the next. All workers step together, so the policy sees full
-batches and a run gives the same records however the machine is loaded (a network's rounding may depend on the size of its batch, not on timing).
+Each scene (a task in a variant) has a queue of episodes; a lane that is free goes on with its own scene and takes over another when that is done, so
+that few environments are made. The lanes are split in two tables that take turns: while the policy thinks for one, the simulators step the other.
+Turns, not timing, decide what is played where, so a run gives the same records however the machine is loaded (a network's rounding may depend on the
+size of its batch).
 """
 
 from __future__ import annotations
 
+import os
 import time
-from collections import deque
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+import warnings
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from refinevla_kit.conventions import check_conventions
 from refinevla_kit.errors import KitError
-from refinevla_kit.evaluation.records import EpisodeRecord, Journal, Key, journal_path, load_records, save_parquet, versions
-from refinevla_kit.evaluation.stations import LocalStation, ProcessStation, Reply, Scene, Station
-from refinevla_kit.simulator.contract import Array, Observation, StepResult
-from refinevla_kit.tasks import Task, find_task
+from refinevla_kit.evaluation.records import KEY, EpisodeRecord, Journal, Key, journal_path, load_records, save_parquet, versions
+from refinevla_kit.evaluation.stations import LocalStation, ProcessStation, Scene, Station, StationDied
+from refinevla_kit.evaluation.statistics import wilson
+from refinevla_kit.files import replacing
+from refinevla_kit.simulator import find_backend
+from refinevla_kit.simulator.contract import Array, Observation, Pose, StepResult
+from refinevla_kit.tasks import CAMERA_SIZES, MANISKILL, PROTOCOL_VERSION, VISUAL_MATCHING, Task, find_task, find_tasks
 
-SETTING = "visual_matching"  # the only setting SIMPLER defines for the WidowX
-ACTION_SIZE = 7
+LIMITS = np.array([1, 1, 1, np.pi, np.pi, np.pi, 1], np.float32) * 1.001  # metres, radians, gripper: what is beyond is no action of these robots
+CRASHES = 2  # of one episode, after which it is recorded as such
+Overlay = Callable[[Array, Any], Array]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One episode to play: a scene and the start ("grid" or "dense") of that number."""
+
+    scene: Scene
+    start: str
+    episode: int
+
+    def __str__(self) -> str:
+        variant = "" if self.scene.variant == "base" else f" ({self.scene.variant})"
+        return f"{self.scene.task}{variant}, {'dense ' if self.start == 'dense' else ''}episode {self.episode}"
 
 
 def evaluate(
     policy: Any,
-    tasks: Iterable[str | Task],
-    episodes: int | Iterable[int] | None = None,
-    assets: str | Path = "embedded",
+    tasks: str | Iterable[str | Task],
+    episodes: str | int | Iterable[int] | None = None,
+    n: int | None = None,
+    *,
+    setting: str = VISUAL_MATCHING,
+    variants: Iterable[str] | None = None,
+    backend: str = "auto",
+    assets: str | Path | None = None,
     seed: int = 0,
-    workers: int = 1,
+    workers: int | None = None,
     batch: int = 8,
     output: str | Path = "records.parquet",
     progress: bool = True,
-    width: int = 160,
-    height: int = 120,
+    width: int | None = None,
+    height: int | None = None,
     videos: str | Path | None = None,
+    overlay: Overlay | None = None,
 ) -> Path:
-    """Play `policy` on grid episodes of `tasks` and record each. Returns the parquet file, which holds all records ever written to `output`.
+    """Play `policy` on episodes of `tasks` and record each. Returns the parquet file, which holds all records ever written to `output`.
 
     Calling it again with the same arguments continues: recorded episodes are not repeated. Several policies may go into one file.
 
     Args:
-        policy: a `Policy`, or anything with `name`, `checkpoint_hash` and `act_batch(images, instructions)`. One with only `reset(instruction)` and
-            `act(image)` plays one episode at a time. With `needs_state = True` it gets simulator state: `act_states(states, tasks)`.
-        tasks: task names or `Task`s.
-        episodes: number of grid episodes a task (the first ones), the ids themselves, or None for those SIMPLER scores.
-        assets: as in `simulator.make`.
-        seed: of the simulator's resets.
-        workers: simulator processes; 0 plays in this process. With processes, a script must guard its entry with `if __name__ == "__main__"`.
-        batch: episodes played at the same time, over all workers; the policy gets that many images at once. A kill costs at most these.
+        policy: anything with `reset(instruction)` and `act(image)`, which plays one episode at a time, or with `act_batch(images, instructions)`,
+            which plays many. `name` and `checkpoint_hash` go into the records; `conventions` are compared with the task's before the first episode.
+            With `needs_state = True` it gets simulator state instead: `act_states(states, tasks)`.
+        tasks: names of tasks, of groups of them ("pick_coke_can") or of a robot ("widowx"), or `Task`s.
+        episodes: number of grid episodes a task and variant (the first ones), the ids themselves, None for those SIMPLER scores, or "dense" for the
+            `n` continuous starts that `start_poses.dense_pose` draws from `seed`: the same for every policy, as many as a small gain needs.
+        setting: "visual_matching" or "variant_aggregation".
+        variants: names of the task's variants in this setting; None for those that are scored.
+        backend, assets: as in `simulator.make`.
+        seed: of the simulator's resets and of dense starts.
+        workers: simulator processes; None for one a core; 0 plays in this process. With processes, a script must guard its entry with
+            `if __name__ == "__main__"`.
+        batch: episodes played at the same time, over all workers; a batched policy gets half that many images at once. A kill costs at most these.
         output: parquet file, or a folder for `records.parquet`. A journal lies beside it while the run is going on.
-        progress: show a bar with the successes so far.
-        width, height: camera resolution in pixels.
+        progress: show a bar with the successes so far and their 95 % interval.
+        width, height: camera resolution in pixels. None: what the policy's conventions ask for, else SIMPLER's own (640 x 480 for the WidowX), the
+            one to use in comparisons with the literature.
         videos: folder for one mp4 an episode, or None.
+        overlay: draws on a video frame: (image uint8 (H, W, 3), the policy's answer or None at the end) -> image.
 
     Raises:
-        KitError: unknown task or episode; a policy that returns something else than 7 finite numbers; a dead worker (both name the episode);
-            another run writing to `output`. Episodes finished before are kept.
+        KitError: unknown task, variant or episode; conventions that differ; a policy that returns something else than 7 finite numbers in range
+            (names the episode); another run writing to `output`. Episodes finished before are kept.
     """
     output = Path(output) if Path(output).suffix == ".parquet" else Path(output) / "records.parquet"
-    chosen = [task if isinstance(task, Task) else find_task(task) for task in tasks]
-    wanted = [(task, episode) for task in chosen for episode in _episode_ids(task, episodes)]
-    batched = hasattr(policy, "act_batch") or getattr(policy, "needs_state", False)
-    scene = Scene(str(assets), width, height, bool(getattr(policy, "needs_state", False)))
+    named = [tasks] if isinstance(tasks, str) else tasks
+    chosen = [task for each in named for task in ([each] if isinstance(each, Task) else find_tasks(each))]
+    size = (width, height) if width and height else getattr(getattr(policy, "conventions", None), "image_size", None)
+    wanted: list[Job] = []
+    for task in chosen:
+        check_conventions(policy, task)
+        protocol = task.protocol(setting)
+        start, ids = _episodes(task, setting, episodes, n)
+        found = find_backend(protocol, backend)
+        columns, rows = size or CAMERA_SIZES[task.robot]
+        place = str(assets or ("embedded" if found == MANISKILL else "official"))
+        names = [v.name for v in protocol.variants if v.scored] if variants is None else [protocol.variant(name).name for name in variants]
+        for name in names:
+            scene = Scene(task.name, name, setting, found, place, columns, rows, bool(getattr(policy, "needs_state", False)))
+            wanted += [Job(scene, start, episode) for episode in ids]
+    lanes = batch if hasattr(policy, "act_batch") or getattr(policy, "needs_state", False) else 1
     with Journal(journal_path(output)) as journal:
         records = {record.key: record for record in [*(load_records(output) if output.exists() else []), *journal.records]}
-        run = _Run(policy, scene, seed, journal, Path(videos) if videos else None)
-        done = [records[run.key(*job)] for job in wanted if run.key(*job) in records]
-        run.jobs.extend(job for job in wanted if run.key(*job) not in records)
-        with tqdm(total=len(wanted), initial=len(done), desc=policy.name, unit="episode", disable=not progress) as bar:
-            succeeded = sum(record.success_last for record in done)
-            for record in run.play(workers, batch if batched else 1):
+        run = _Run(policy, seed, journal, Path(videos) if videos else None, overlay)
+        done = [records[run.key(job)] for job in wanted if run.key(job) in records]
+        jobs = [job for job in wanted if run.key(job) not in records]
+        with tqdm(total=len(wanted), initial=len(done), desc=run.name, unit="episode", disable=not progress) as bar:
+            for record in run.play(jobs, len(os.sched_getaffinity(0)) if workers is None else workers, lanes):
                 records[record.key] = record
-                succeeded += record.success_last
+                done.append(record)
+                succeeded = sum(each.success_last for each in done)
+                low, high = wilson(succeeded, len(done))
+                bar.set_postfix_str(f"success {succeeded}/{len(done)} = {succeeded / len(done):.0%} ({low:.0%} to {high:.0%})", refresh=False)
                 bar.update()
-                bar.set_postfix_str(f"success {succeeded}/{bar.n}")
         save_parquet(sorted(records.values(), key=lambda record: record.key), output)
         journal.path.unlink()  # its rows are in the parquet file now
     return output
@@ -86,142 +135,247 @@ def evaluate(
 
 @dataclass
 class _Seat:
-    """A lane of a station and the episode it is playing."""
+    """A lane of a station, and the episode it is playing."""
 
     station: Station
     lane: int
-    task: Task
-    episode: int
-    observation: Observation | None = None
+    job: Job | None = None
+    observation: Observation | None = None  # that the policy has not answered yet
+    instruction: str = ""
     started: float = 0.0
     steps: int = 0
     success_any: bool = False
     grasped: bool = False
-    frames: list[Array] = field(default_factory=list)
+    video: _Video | None = None
 
 
 class _Run:
-    """The episodes still to play, and how."""
+    """A policy at its episodes."""
 
-    def __init__(self, policy: Any, scene: Scene, seed: int, journal: Journal, videos: Path | None) -> None:
-        self.policy, self.scene, self.seed, self.journal, self.videos = policy, scene, seed, journal, videos
-        self.jobs: deque[tuple[Task, int]] = deque()
+    def __init__(self, policy: Any, seed: int, journal: Journal, videos: Path | None, overlay: Overlay | None) -> None:
+        self.policy, self.seed, self.journal, self.videos, self.overlay = policy, seed, journal, videos, overlay
+        self.name, self.checkpoint_hash = str(getattr(policy, "name", type(policy).__name__)), str(getattr(policy, "checkpoint_hash", ""))
+        self._queues: dict[Scene, deque[Job]] = {}
+        self._seats: list[_Seat] = []
+        self._crashes: Counter[Job] = Counter()
 
-    def key(self, task: Task, episode: int) -> Key:
-        """`EpisodeRecord.key` of an episode of this run."""
-        scene = self.scene
-        return (self.policy.name, self.policy.checkpoint_hash, task.name, SETTING, scene.assets, episode, self.seed, scene.width, scene.height)
+    def key(self, job: Job) -> Key:
+        """`EpisodeRecord.key` of an episode of this run, in the order of `records.KEY`."""
+        scene = job.scene
+        return (
+            self.name, self.checkpoint_hash, PROTOCOL_VERSION, scene.backend, scene.task, scene.setting, scene.variant, scene.assets, job.start,
+            job.episode, self.seed, scene.width, scene.height,
+        )  # fmt: skip
 
-    def play(self, workers: int, batch: int) -> Iterable[EpisodeRecord]:
-        """Play all jobs, `batch` at a time, yielding each record when it is on the disk."""
+    def play(self, jobs: list[Job], workers: int, lanes: int) -> Iterator[EpisodeRecord]:
+        """Play `jobs`, `lanes` at a time, yielding each record when it is on the disk."""
+        for job in jobs:
+            self._queues.setdefault(job.scene, deque()).append(job)
         stations: list[Station] = []
-        seated = min(batch, len(self.jobs))
+        count = min(lanes, len(jobs))
         try:
-            for _ in range(min(max(workers, 1), seated)):
-                stations.append(ProcessStation(self.scene) if workers else LocalStation(self.scene))
-            seats = self._begin([(stations[index % len(stations)], index) for index in range(seated)])
-            while seats:
-                for seat, action in zip(seats, self._act(seats), strict=True):
-                    seat.station.step(seat.lane, action)
-                free: list[tuple[Station, int]] = []
-                for seat in seats:
-                    result = self._receive(seat)
-                    assert isinstance(result, StepResult)
-                    if record := self._advance(seat, result):
-                        free.append((seat.station, seat.lane))
-                        yield record
-                playing = [seat for seat in seats if (seat.station, seat.lane) not in free]
-                seats = playing + self._begin(free)
+            stations += [ProcessStation() if workers else LocalStation() for _ in range(min(max(workers, 1), count))]
+            self._seats = [_Seat(stations[index % len(stations)], index) for index in range(count)]
+            tables = [[seat for seat in self._seats if seat.lane // len(stations) % 2 == side] for side in (0, 1)]
+            for seat in self._seats:
+                self._begin(seat, self._next(seat))
+            while any(seat.job for seat in self._seats):
+                for table in tables:
+                    yield from self._turn([seat for seat in table if seat.job])
         finally:
+            for seat in self._seats:
+                if seat.video:
+                    seat.video.drop()
             for station in stations:
                 station.close()
 
-    def _begin(self, free: list[tuple[Station, int]]) -> list[_Seat]:
-        """Reset free lanes to the next jobs, the stations at the same time; seats of those for which there was one."""
-        seats = []
-        for station, lane in free:
-            if self.jobs:
-                seats.append(_Seat(station, lane, *self.jobs.popleft()))
-                station.reset(lane, seats[-1].task, seats[-1].episode, self.seed)
+    def _turn(self, table: list[_Seat]) -> Iterator[EpisodeRecord]:
+        """Take what the simulators of a table have to say, and answer."""
+        for seat in table:
+            try:
+                reply = seat.station.receive(seat.lane)
+            except KitError as error:
+                raise KitError(f"{seat.job}, step {seat.steps}: {error.what}", error.remedy) from error
+            except StationDied as death:
+                yield from self._recover(seat.station, death)
+                continue
+            if isinstance(reply, Observation):
+                seat.observation, seat.started, seat.instruction = reply, time.perf_counter(), ""
+            elif record := self._advance(seat, reply):
+                yield record
+                self._begin(seat, self._next(seat))
+        asking = [seat for seat in table if seat.observation]
+        if asking:
+            for seat, answer in zip(asking, self._ask(asking), strict=True):
+                action = self._checked(answer, seat)
+                if seat.video and seat.observation:
+                    seat.video.write(seat.observation.image, answer)
+                seat.observation = None
+                seat.station.step(seat.lane, action, bool(getattr(answer, "terminate", False)))
+
+    def _next(self, seat: _Seat) -> Job | None:
+        """The next episode of the seat's own scene, else of the scene with the most episodes left for each seat that plays it."""
+        mine = seat.job.scene if seat.job else None
+        if mine not in self._queues:
+            playing = Counter(other.job.scene for other in self._seats if other.job and other is not seat)
+            mine = max(self._queues, key=lambda scene: len(self._queues[scene]) / (1 + playing[scene]), default=None)
+        if mine is None:
+            return None
+        job = self._queues[mine].popleft()
+        if not self._queues[mine]:
+            del self._queues[mine]
+        return job
+
+    def _begin(self, seat: _Seat, job: Job | None) -> None:
+        """Send the seat to the start of `job`."""
+        if seat.video:
+            seat.video.drop()
+        seat.job, seat.observation, seat.steps, seat.success_any, seat.grasped, seat.video = job, None, 0, False, False, None
+        if job is None:
+            return
+        task = find_task(job.scene.task)
+        if self.videos:
+            path = self.videos / self.name / f"{task.name}-{job.scene.variant}-{job.start}-{job.episode:03d}.mp4"
+            seat.video = _Video(path, task.control_hz, self.overlay)
+        seat.station.reset(seat.lane, job.scene, self._start(task, job), self.seed)
+
+    def _start(self, task: Task, job: Job) -> int | Pose:
+        if job.start == "grid":
+            return job.episode
+        from refinevla_kit.simulator.start_poses import dense_pose
+
+        return dense_pose(task, job.episode, self.seed)
+
+    def _recover(self, station: Station, death: StationDied) -> Iterator[EpisodeRecord]:
+        """Start a dead process again and repeat its episodes; the one that killed it twice is recorded as a crash."""
+        seats = [seat for seat in self._seats if seat.station is station and seat.job]
+        culprit = next(seat for seat in seats if seat.lane == death.lane)
+        assert culprit.job is not None
+        if not death.answered:
+            raise KitError(
+                f"{culprit.job}: a simulator process failed before its first step: {_last_line(death)}",
+                "run with workers=0, where the fault shows itself; a script must guard its entry with `if __name__ == '__main__'`",
+            ) from death
+        station.restart()
+        self._crashes[culprit.job] += 1
+        warnings.warn(f"{culprit.job}, step {culprit.steps}: {_last_line(death)}; the process was started again", RuntimeWarning, stacklevel=2)
+        if self._crashes[culprit.job] == CRASHES:
+            culprit.success_any = False
+            yield self._record(culprit, success=False, reason="crash")
+            culprit.job = self._next(culprit)
         for seat in seats:
-            observation = self._receive(seat)
-            assert isinstance(observation, Observation)
-            seat.observation, seat.started = observation, time.perf_counter()
-            if self.videos:
-                seat.frames.append(observation.image)
-            if hasattr(self.policy, "reset"):
-                self.policy.reset(seat.task.instruction)
-        return seats
+            self._begin(seat, seat.job)
 
-    def _receive(self, seat: _Seat) -> Reply:
-        try:
-            return seat.station.receive()
-        except KitError as error:
-            raise KitError(f"{seat.task.name}, episode {seat.episode}, step {seat.steps}: {error.what}", error.remedy) from error
-
-    def _act(self, seats: list[_Seat]) -> list[Array]:
-        """One checked action a seat, float32 (7,)."""
-        observations = [seat.observation for seat in seats if seat.observation is not None]
-        if self.scene.privileged:
-            answers = self.policy.act_states([observation.state for observation in observations], [seat.task.name for seat in seats])
+    def _ask(self, seats: list[_Seat]) -> list[Any]:
+        """One answer of the policy a seat."""
+        observations = [seat.observation for seat in seats if seat.observation]
+        for seat, observation in zip(seats, observations, strict=True):
+            if seat.instruction != observation.instruction and hasattr(self.policy, "reset"):
+                self.policy.reset(observation.instruction)
+            seat.instruction = observation.instruction
+        if getattr(self.policy, "needs_state", False):
+            tasks = [seat.job.scene.task for seat in seats if seat.job]
+            answers = self.policy.act_states([observation.state for observation in observations], tasks)
         elif hasattr(self.policy, "act_batch"):
-            answers = self.policy.act_batch(np.stack([observation.image for observation in observations]), [seat.task.instruction for seat in seats])
+            groups: dict[tuple[int, ...], list[int]] = {}
+            for index, observation in enumerate(observations):  # robots differ in their cameras: one call a size
+                groups.setdefault(observation.image.shape, []).append(index)
+            answers = [None] * len(seats)
+            for rows in groups.values():
+                images, sentences = np.stack([observations[row].image for row in rows]), [observations[row].instruction for row in rows]
+                found = self.policy.act_batch(images, sentences)
+                if len(found) != len(rows):
+                    raise KitError(f"policy {self.name!r} returned {len(found)} actions for {len(rows)} images", "act_batch returns one an image")
+                for row, answer in zip(rows, found, strict=True):
+                    answers[row] = answer
         else:
             answers = [self.policy.act(observation.image) for observation in observations]
-        if len(answers) != len(seats):
-            raise KitError(
-                f"policy {self.policy.name!r} returned {len(answers)} actions for {len(seats)} images", "act_batch returns one action an image"
-            )
-        return [self._checked(answer, seat) for answer, seat in zip(answers, seats, strict=True)]
+        return list(answers)
 
     def _checked(self, answer: Any, seat: _Seat) -> Array:
+        """The action in an answer, float32 (7,)."""
         action = np.asarray(getattr(answer, "processed", answer), np.float32)
-        where = f"policy {self.policy.name!r} in {seat.task.name}, episode {seat.episode}, step {seat.steps}"
-        if action.shape != (ACTION_SIZE,):
-            raise KitError(f"{where} returned an action of shape {action.shape}", f"an action is {ACTION_SIZE} numbers: see Simulator.step")
+        where = f"policy {self.name!r} in {seat.job}, step {seat.steps}"
+        if action.shape != LIMITS.shape:
+            raise KitError(f"{where} returned an action of shape {action.shape}", f"an action is {len(LIMITS)} numbers: see Simulator.step")
         if not np.isfinite(action).all():
             raise KitError(f"{where} returned {action.tolist()}", "check the policy's un-normalisation statistics and its checkpoint")
+        if (np.abs(action) > LIMITS).any():
+            raise KitError(
+                f"{where} returned {action.round(3).tolist()}, beyond 1 m, pi radians or a gripper of 1",
+                "return metres, radians and a gripper between -1 and 1: check un-normalisation and the gripper's convention",
+            )
         return action
 
     def _advance(self, seat: _Seat, result: StepResult) -> EpisodeRecord | None:
         """Take note of a step; the record when it was the episode's last."""
-        seat.observation = result.observation
         seat.steps += 1
         seat.success_any |= result.success
         seat.grasped |= result.grasped
-        if self.videos:
-            seat.frames.append(result.observation.image)
         if not result.done:
+            seat.observation = result.observation
             return None
-        policy, checkpoint, task, setting, assets, episode, seed, width, height = self.key(seat.task, seat.episode)
+        if seat.video:
+            seat.video.write(result.observation.image, None)
+        return self._record(seat, result.success, result.reason)
+
+    def _record(self, seat: _Seat, success: bool, reason: str) -> EpisodeRecord:
+        """Put an ended episode on the disk."""
+        assert seat.job is not None
+        columns: dict[str, Any] = dict(zip(KEY, self.key(seat.job), strict=True)) | versions()
+        wall_time = round(time.perf_counter() - seat.started, 3)
         record = EpisodeRecord(
-            policy=policy, checkpoint_hash=checkpoint, task=task, setting=setting, assets=assets, episode_id=episode, seed=seed,
-            width=width, height=height, success_any=seat.success_any, success_last=result.success, grasped=seat.grasped, steps=seat.steps,
-            reason=result.reason, wall_time=round(time.perf_counter() - seat.started, 3), **versions(),
+            **columns, success_any=seat.success_any, success_last=success, grasped=seat.grasped, steps=seat.steps, reason=reason, wall_time=wall_time,
         )  # fmt: skip
-        if self.videos:
-            _write_video(self.videos / policy / f"{task}-{episode:03d}.mp4", seat.frames, seat.task.control_hz)
+        if seat.video:
+            seat.video.keep()
+            seat.video = None
         self.journal.append(record)
         return record
 
 
-def _episode_ids(task: Task, episodes: int | Iterable[int] | None) -> list[int]:
-    ids = list(range(task.scored if episodes is None else episodes) if episodes is None or isinstance(episodes, int) else episodes)
-    outside = [episode for episode in ids if not 0 <= episode < task.grid]
+class _Video:
+    """An mp4 that appears under its name when the episode is over."""
+
+    def __init__(self, path: Path, fps: int, overlay: Overlay | None) -> None:
+        self._path, self._fps, self._overlay, self._stack = path, fps, overlay, ExitStack()
+        self._writer: Any = None
+
+    def write(self, image: Array, answer: Any) -> None:
+        """image: uint8 (H, W, 3); answer: what the policy makes of it."""
+        from refinevla_kit.episodes.video import VideoWriter
+
+        frame = image if self._overlay is None else self._overlay(image, answer)
+        if self._writer is None:
+            self._writer = VideoWriter(self._stack.enter_context(replacing(self._path)), self._fps, *frame.shape[:2])
+        self._writer.write(frame[None])
+
+    def keep(self) -> None:
+        if self._writer:
+            self._writer.close()
+        self._stack.close()
+
+    def drop(self) -> None:
+        if self._writer:
+            self._writer.close()
+        error = InterruptedError("the episode did not end")
+        self._stack.__exit__(InterruptedError, error, None)  # takes the part away
+
+
+def _episodes(task: Task, setting: str, episodes: str | int | Iterable[int] | None, n: int | None) -> tuple[str, list[int]]:
+    """(kind of start, ids) that were asked for."""
+    protocol = task.protocol(setting)
+    if isinstance(episodes, str):
+        if episodes != "dense" or not n or n < 1:
+            raise KitError(f"episodes={episodes!r} with n={n}", 'give a number, ids, None, or episodes="dense" with n=200 or so')
+        return "dense", list(range(n))
+    ids = list(range(protocol.scored if episodes is None else episodes) if episodes is None or isinstance(episodes, int) else episodes)
+    outside = [episode for episode in ids if not 0 <= episode < len(protocol.starts)]
     if outside or not ids:
-        raise KitError(
-            f"episode {outside[0]} is outside the grid of {task.name}" if outside else "no episodes were asked for",
-            f"choose from 0 to {task.grid - 1}",
-        )
-    return ids
+        what = f"episode {outside[0]} is outside the grid of {task.name}" if outside else "no episodes were asked for"
+        raise KitError(what, f'choose from 0 to {len(protocol.starts) - 1}, or episodes="dense" with n=200 or so')
+    return "grid", ids
 
 
-def _write_video(path: Path, frames: list[Array], fps: int) -> None:
-    """frames: uint8 (H, W, 3) each."""
-    from refinevla_kit.episodes.video import VideoWriter
-    from refinevla_kit.files import replacing
-
-    with replacing(path) as part:
-        writer = VideoWriter(part, fps, *frames[0].shape[:2])
-        writer.write(np.stack(frames))
-        writer.close()
+def _last_line(death: StationDied) -> str:
+    return str(death).strip().splitlines()[-1]

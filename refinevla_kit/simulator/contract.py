@@ -118,8 +118,8 @@ class Simulator(Protocol):
         """
         ...
 
-    def advance(self) -> None:
-        """The policy says that its sub-task is finished: a long-horizon task goes on to the next one; nothing happens in any other."""
+    def advance(self) -> bool:
+        """The policy says that its sub-task is finished. A long-horizon task goes on to the next one; False when there is none."""
         ...
 
     def masks(self) -> dict[str, Array]:
