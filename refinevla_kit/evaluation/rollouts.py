@@ -33,7 +33,7 @@ from refinevla_kit.tasks import CAMERA_SIZES, MANISKILL, PROTOCOL_VERSION, VISUA
 
 LIMITS = np.array([1, 1, 1, np.pi, np.pi, np.pi, 1], np.float32) * 1.001  # metres, radians, gripper: what is beyond is no action of these robots
 CRASHES = 2  # of one episode, after which it is recorded as such
-Overlay = Callable[[Array, Any], Array]
+Overlay = Callable[[Array, Any, str], Array]
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,8 @@ def evaluate(
         width, height: camera resolution in pixels. None: what the policy's conventions ask for, else SIMPLER's own (640 x 480 for the WidowX), the
             one to use in comparisons with the literature.
         videos: folder for one mp4 an episode, or None.
-        overlay: draws on a video frame: (image uint8 (H, W, 3), the policy's answer or None at the end) -> image.
+        overlay: draws on a video frame: (image uint8 (H, W, 3), the policy's answer or None at the end, instruction) -> image, of any one size.
+            `figures.overlays.attention_overlay(policy)` is one.
 
     Raises:
         KitError: unknown task, variant or episode; conventions that differ; a policy that returns something else than 7 finite numbers in range
@@ -209,7 +210,7 @@ class _Run:
             for seat, answer in zip(asking, self._ask(asking), strict=True):
                 action = self._checked(answer, seat)
                 if seat.video and seat.observation:
-                    seat.video.write(seat.observation.image, answer)
+                    seat.video.write(seat.observation.image, answer, seat.instruction)
                 seat.observation = None
                 seat.station.step(seat.lane, action, bool(getattr(answer, "terminate", False)))
 
@@ -316,7 +317,7 @@ class _Run:
             seat.observation = result.observation
             return None
         if seat.video:
-            seat.video.write(result.observation.image, None)
+            seat.video.write(result.observation.image, None, seat.instruction)
         return self._record(seat, result.success, result.reason)
 
     def _record(self, seat: _Seat, success: bool, reason: str) -> EpisodeRecord:
@@ -341,11 +342,11 @@ class _Video:
         self._path, self._fps, self._overlay, self._stack = path, fps, overlay, ExitStack()
         self._writer: Any = None
 
-    def write(self, image: Array, answer: Any) -> None:
+    def write(self, image: Array, answer: Any, instruction: str) -> None:
         """image: uint8 (H, W, 3); answer: what the policy makes of it."""
         from refinevla_kit.episodes.video import VideoWriter
 
-        frame = image if self._overlay is None else self._overlay(image, answer)
+        frame = image if self._overlay is None else self._overlay(image, answer, instruction)
         if self._writer is None:
             self._writer = VideoWriter(self._stack.enter_context(replacing(self._path)), self._fps, *frame.shape[:2])
         self._writer.write(frame[None])

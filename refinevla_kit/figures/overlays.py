@@ -7,11 +7,12 @@ over the picture), so panels and policies compare. The picture under it is greye
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize, to_rgb
 from matplotlib.figure import Figure
@@ -95,6 +96,28 @@ def draw_overlay(
     for artist, layer in zip(axes.images, (greyed(image), heat, edges), strict=True):
         artist.set_data(layer)
     axes.images[1].set_alpha(alpha)
+
+
+def heated(image: Array, patch_map: Array, factor: int = 3) -> Array:
+    """Image with heat as plain pixels, for videos: uint8 (H, W, 3) and float (rows, columns) -> uint8 (factor * H, factor * W, 3).
+
+    The scale is fixed at `LARGEST` times even attention, so that frames compare.
+    """
+    strength = np.clip(times_even(patch_map, image.shape) / LARGEST, 0, 1)  # H, W
+    colour = colormaps[HEAT](strength)[..., :3] * 255
+    mixed = greyed(image) * (1 - 0.9 * strength[..., None]) + colour * (0.9 * strength[..., None])
+    return np.asarray(mixed.round().astype(np.uint8).repeat(factor, 0).repeat(factor, 1))
+
+
+def attention_overlay(policy: Any, layer: int | None = None) -> Callable[[Array, Any, str], Array]:
+    """What `evaluate(videos=..., overlay=...)` draws on each frame: where the action tokens of the answer look, in `layer` (None: the usual one)."""
+    from refinevla_kit.attention.capture import capture, upper_middle  # needs torch; the pictures alone do not
+
+    def draw(image: Array, answer: Any, instruction: str) -> Array:
+        seen = capture(policy, image, instruction, answer)  # at the end there is no answer: the one the policy would give
+        return heated(image, seen.map(upper_middle(seen.layers) if layer is None else layer))
+
+    return draw
 
 
 def token_grid(image: Array, maps: Mapping[str, Array], dimensions: Sequence[str], masks: Mapping[str, Array], title: str = "") -> Figure:

@@ -12,7 +12,18 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from refinevla_kit.attention.grounding import areas, shares
-from refinevla_kit.figures.overlays import SHOWN, View, comparison, draw_overlay, outline_layer, refresh, share_bars, times_even, token_grid
+from refinevla_kit.figures.overlays import (
+    SHOWN,
+    View,
+    comparison,
+    draw_overlay,
+    heated,
+    outline_layer,
+    refresh,
+    share_bars,
+    times_even,
+    token_grid,
+)
 
 Array = NDArray[np.generic]
 IMAGE = np.full((120, 160, 3), 200, np.uint8)
@@ -109,3 +120,13 @@ def test_share_bars_are_as_high_as_the_shares() -> None:
     assert "everything else: 5% (actions only), 12% (with reasoning loss)" in axes.get_title(loc="left")
     single = pd.DataFrame(rows, columns=columns).assign(low=np.nan, high=np.nan, ratio=np.nan)  # one episode, a hidden thing
     assert drawn(share_bars(single)).any()
+
+
+def test_a_video_frame_glows_where_attention_is_and_nowhere_else() -> None:
+    patches = np.zeros((6, 8))
+    patches[1, 2] = 1.0
+    frame = heated(IMAGE, patches, factor=2)
+    assert frame.shape == (240, 320, 3) and frame.dtype == np.uint8
+    glowing = (frame != frame[-1, -1]).any(axis=2)
+    rows, columns = np.nonzero(glowing)
+    assert (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1) == (40, 80, 80, 120)  # the patch's pixels, doubled
