@@ -72,8 +72,8 @@ def parse(text: str, request: Request, cut: bool = False) -> Rationale | Refusal
         return Refusal("wrong_shape", f"the JSON has another shape than asked for: {_line(wrong)}")
     if not answer.instruction_matches and not answer.mismatch:
         return Refusal("wrong_shape", "instruction_matches is false but mismatch does not say why")
-    mismatch = "" if answer.instruction_matches else answer.mismatch
-    rationale = Rationale(*(getattr(answer, part) for part in PARTS), answer.instruction_matches, mismatch)
+    said = answer.model_dump() | ({"mismatch": ""} if answer.instruction_matches else {})
+    rationale = Rationale(**said)
     return _hollow(rationale, request.instruction) or rationale
 
 

@@ -94,6 +94,7 @@ GERMAN = {
 
 ANSWERS: dict[str, Answer] = {
     "ok": answer(),
+    "key_in_answer": Answer(_body({"candidates": [{"content": {"parts": [{"text": "Your key is {key}."}]}, "finishReason": "STOP"}]})),
     "mismatch": answer({"instruction_matches": False, "mismatch": "The robot moves a can, the instruction says a bottle."}),
     "fenced": answer(text=f"Here is the JSON:\n```json\n{json.dumps(PARTS)}\n```"),
     "blocked": Answer(_body({"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"}, "usageMetadata": PROMPT_ONLY})),
@@ -112,6 +113,7 @@ ANSWERS: dict[str, Answer] = {
     "empty": answer(text=""),
     "empty_body": Answer(b""),
     "non_utf8": Answer(b'{"candidates": [{"content": {"parts": [{"text": "\xff\xfe\xe9"}]}, "finishReason": "STOP"}]}'),
+    "surrogate": Answer(b'{"candidates": [{"content": {"parts": [{"text": "half \\ud83d a pair"}]}, "finishReason": "STOP"}]}'),
     "unknown_finish": answer(text="", finish="SOMETHING_NEW"),
     "german": answer(GERMAN),
     "chinese": answer(dict.fromkeys(GERMAN, "胡萝卜在桌子的左边，盘子在右边，机械手是张开的。")),
@@ -129,6 +131,9 @@ ANSWERS: dict[str, Answer] = {
     "server": error(500, "INTERNAL", "An internal error has occurred for {key}."),
     "overloaded": error(503, "UNAVAILABLE", "The model is overloaded.", Retry_After="1"),
     "html_502": Answer(HTML + b"{key}", 502, {"Content-Type": "text/html"}),
+    "odd_json": Answer(b"[]"),
+    "odd_types": Answer(b'{"candidates": "none", "usageMetadata": {"promptTokenCount": 900}}'),
+    "continuation": answer(text=json.dumps(PARTS)[:170], finish="CONTINUATION"),
     "deadline": error(504, "DEADLINE_EXCEEDED", "Deadline expired before operation could complete."),
     "slow": replace(answer(), delay=3.0),
     "reset": Answer(None),
