@@ -122,7 +122,8 @@ def preflight(
             raise KitError(f"{name}.round_trip made {decoded.shape} of actions {actions.shape}", "return one action of 7 finite numbers for each")
         return decoded
 
-    simulator = make(task, assets, 48, 36, privileged=True, backend=MANISKILL, setting=setting, variant=variant)  # nobody looks
+    encoded(np.zeros((2, 7), np.float32))  # fails before a simulator is made, if it does
+    simulator = make(task, assets, 48, 36, privileged=True, backend=MANISKILL, setting=setting, variant=variant)  # small: nobody looks
     outcomes, recorded = [], []
     try:
         for start in tqdm(starts, desc=f"preflight {task.name}", unit="start", disable=not progress):

@@ -158,8 +158,8 @@ class RemotePolicy:
             self._socket = self._opened.enter_context(
                 connect(self.url, compression=None, max_size=LARGEST, proxy=None, open_timeout=self.timeout, ping_interval=None, close_timeout=1)
             )
-            # without it, sending to a process that hangs would never return
-            self._socket.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", ceil(self.timeout), 0))
+            with suppress(OSError):  # gone again already: `_receive` tells why. Without a limit, sending to a process that hangs would never return
+                self._socket.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", ceil(self.timeout), 0))
         except TimeoutError as error:
             raise KitError(f"no answer from {self.url} within {self.timeout:g} s", START) from error
         except (OSError, InvalidURI) as error:

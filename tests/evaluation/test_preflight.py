@@ -1,0 +1,80 @@
+"""Preflight on the real simulator: a fine encoding leaves demonstrations whole, a coarse one is found out before an evaluation pays for it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from refinevla_kit.conventions import WIDOWX, Array
+from refinevla_kit.errors import KitError
+from refinevla_kit.evaluation.preflight import preflight
+from refinevla_kit.policies.action_tokens import UniformBins
+from refinevla_kit.tasks import TASKS
+
+CARROT = "widowx_carrot_on_plate"
+FINE = (0.04, 0.04, 0.04, 0.01, 0.01, 0.3, 1.0)  # m, rad, gripper a step: the demonstrator's own limits
+
+
+class Tokens:
+    """As much of a policy as preflight looks at: conventions and an encoding."""
+
+    name, checkpoint_hash, conventions = "tokens", "", WIDOWX
+
+    def __init__(self, *limits: float) -> None:
+        self.bins = UniformBins(limits)
+        self.action_range = (-np.array(limits), np.array(limits))
+
+    def round_trip(self, actions: Array) -> Array:
+        return self.bins.decode(self.bins.encode(actions))
+
+
+@pytest.mark.slow
+def test_a_fine_encoding_allows_what_the_demonstrator_does() -> None:
+    report = preflight(Tokens(*FINE), CARROT, episodes=[0, 13])
+    for rate in (report.demonstrator, report.replay, report.replay_encoded, report.ceiling):
+        assert rate is not None and (rate.successes, rate.episodes) == (2, 2)
+    assert report.error is not None and report.clipped is not None and not report.clipped.any()
+    half_bin = np.array(FINE) / 255 * [1e3, 1e3, 1e3, *[180 / np.pi] * 3, 1]  # mm, degrees
+    assert (report.error <= half_bin + 1e-4).all() and report.error[6] == pytest.approx(1 / 255, abs=1e-5)
+    assert "(the ceiling) 2/2 = 100% (34% to 100%)" in str(report) and "clipped to the encoding's range: none" in str(report)
+
+
+@pytest.mark.slow
+def test_a_range_that_cuts_the_demonstrators_speed_shows_in_the_ceiling() -> None:
+    report = preflight(Tokens(0.004, 0.004, 0.004, 0.01, 0.01, 0.3, 1.0), CARROT, episodes=1)
+    assert report.replay is not None and report.replay.successes == 1
+    assert report.ceiling is not None and report.replay_encoded is not None and report.ceiling.successes == report.replay_encoded.successes == 0
+    assert report.clipped is not None and (report.clipped[:3] > 0).all() and not report.clipped[5:].any()
+    assert report.error is not None and report.error[:3].max() == pytest.approx(36, abs=0.1)  # mm: 40 wanted, 4 said
+    assert "clipped to the encoding's range: x " in str(report)
+
+
+@pytest.mark.slow
+def test_dense_starts_are_replayed_too() -> None:
+    report = preflight(Tokens(*FINE), CARROT, episodes="dense", n=1, seed=3)
+    assert report.replay is not None and report.demonstrator is not None and report.replay.successes == report.demonstrator.successes == 1
+
+
+@pytest.mark.parametrize("task", [CARROT, "google_robot_open_drawer"])
+def test_without_an_encoding_or_a_demonstrator_conventions_are_checked_and_the_rest_is_said_to_be_missing(task: str) -> None:
+    class Plain:
+        conventions = replace(WIDOWX, rotation="axis_angle")
+
+    report = preflight(Plain() if task == CARROT else Tokens(*FINE), next(each for name, each in TASKS.items() if name.startswith(task)))
+    assert report.ceiling is None and "only the conventions were checked" in report.note
+    assert (
+        "rotation" in str(report)
+        if task == CARROT
+        else "robot is widowx, here google_robot -> robot: evaluate it on tasks of its own robot" in str(report)
+    )
+
+
+def test_an_encoding_that_returns_something_else_says_so() -> None:
+    policy = Tokens(*FINE)
+    policy.round_trip = lambda actions: actions[:, :6]  # type: ignore[method-assign]
+    with pytest.raises(KitError, match=r"tokens.round_trip made \(2, 6\) of actions \(2, 7\)"):
+        preflight(policy, CARROT, episodes=1)
+    with pytest.raises(KitError, match="no starts"):
+        preflight(Tokens(*FINE), CARROT, episodes=0)

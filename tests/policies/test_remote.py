@@ -1,0 +1,356 @@
+"""A policy behind a socket: the same records as in this process, and one clear line for every way a server can fail. All servers here are real."""
+
+from __future__ import annotations
+
+import http.server
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
+from websockets.sync.server import ServerConnection
+from websockets.sync.server import serve as listen
+
+from refinevla_kit.conventions import WIDOWX, Array
+from refinevla_kit.errors import KitError
+from refinevla_kit.evaluation import evaluate, load_records
+from refinevla_kit.policies import remote
+from refinevla_kit.policies.compact_policy import load_policy
+from refinevla_kit.policies.remote import RemotePolicy, pack, unpack
+from refinevla_kit.settings import REPOSITORY
+
+CARROT = "widowx_carrot_on_plate"
+SMALL: dict[str, Any] = {"width": 48, "height": 36, "workers": 0, "progress": False}
+IMAGE = np.random.default_rng(0).integers(0, 256, (36, 48, 3), dtype=np.uint8)
+
+POLICY = """
+    import dataclasses, numpy as np
+    from refinevla_kit.conventions import WIDOWX
+
+    class Drifter:  # moves by what it has seen in this episode: nothing that the next episode may know of
+        name, checkpoint_hash, conventions = "drifter", "abc", dataclasses.replace(WIDOWX, image_size=(48, 36))
+
+        def reset(self, instruction):
+            self.total = float(len(instruction))
+
+        def act(self, image):
+            self.total += image.mean(dtype=np.float64) / 50
+            return np.array([np.sin(self.total) / 50, np.cos(self.total) / 50, 0, 0, 0, 0, 1], np.float32)
+
+    class Seer(Drifter):  # stateless: what it sees now is all
+        name = "seer"
+
+        def act_batch(self, images, instructions):
+            return [np.array([image[..., 0].mean() / 1e4, -image[..., 1].mean() / 1e4, 0, 0, 0, 0, len(text) / 100], np.float32)
+                    for image, text in zip(images, instructions)]
+"""
+NAMES: dict[str, Any] = {}
+exec(textwrap.dedent(POLICY), NAMES)  # the very same policies, in this process
+
+
+@contextmanager
+def serving(made: str, port: int = 0) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """(address, process) of `serve(made)` in a process that can import numpy, websockets, msgpack and the kit, and nothing else that is installed."""
+    program = """
+        import importlib.abc, site, sys
+        class Refuse(importlib.abc.MetaPathFinder):
+            def find_spec(self, name, path, target=None):
+                if name.partition(".")[0] not in {"numpy", "websockets", "msgpack", "refinevla_kit", *sys.stdlib_module_names}:
+                    raise ImportError(f"{name} is not in the policy's environment")
+        sys.meta_path.insert(0, Refuse())
+        from refinevla_kit.policies.remote import serve
+    """
+    program = textwrap.dedent(program) + textwrap.dedent(POLICY) + f"\nserve({made}, port={port})\n"
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    try:
+        assert process.stdout is not None
+        yield process.stdout.readline().removeprefix("serving at ").strip(), process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@contextmanager
+def answering(*replies: Any, metadata: Any = {"name": "fake"}) -> Iterator[str]:  # noqa: B006
+    """Address of a server that greets with `metadata` and then gives `replies`, one a message: bytes and text as they are, a function is called."""
+
+    def talk(client: ServerConnection) -> None:
+        client.send(metadata if isinstance(metadata, (bytes, str)) else pack(metadata))
+        for reply, message in zip(replies, client, strict=False):
+            answer = reply(unpack(message)) if callable(reply) else reply
+            client.send(answer if isinstance(answer, (bytes, str)) else pack(answer))
+
+    with listen(talk, "127.0.0.1", 0) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"ws://127.0.0.1:{server.socket.getsockname()[1]}"
+        server.shutdown()
+        thread.join()
+
+
+def without_time(path: Path) -> list[dict[str, object]]:
+    return [{name: value for name, value in asdict(record).items() if name != "wall_time"} for record in load_records(path)]
+
+
+@given(
+    npst.arrays(st.sampled_from(["u1", "<f4", ">f8", "<i8", "?"]), npst.array_shapes(min_dims=0, max_dims=3, min_side=0)),
+    st.text(),
+    st.integers(0, 2**60),
+)
+def test_a_message_comes_through_whole(array: Array, text: str, number: int) -> None:
+    back = unpack(pack({"a": array, "deep": [{"text": text}], "scalar": np.float32(1.5), "number": number}))
+    assert back["a"].dtype == array.dtype and back["a"].shape == array.shape and back["a"].tobytes() == array.tobytes()
+    assert (back["deep"], back["scalar"], back["number"]) == ([{"text": text}], np.float32(1.5), number)
+
+
+def test_messages_are_openpis() -> None:
+    """Byte for byte what its `msgpack_numpy` writes; only numbers are taken, and a pickle in place of an array is not."""
+    wire = {b"__ndarray__": True, b"data": b"\x00\x00\x80?", b"dtype": "<f4", b"shape": (1,)}
+    assert pack(np.ones(1, np.float32)) == msgpack.packb(wire)
+    for broken in ({"dtype": "|O"}, {"dtype": "<U1"}, {"dtype": "nonsense"}, {"shape": (3,)}, {"data": 7}):
+        with pytest.raises(ValueError):
+            unpack(msgpack.packb(wire | {name.encode(): value for name, value in broken.items()}))
+    with pytest.raises(TypeError, match="only plain values and numeric arrays"):
+        pack({"a": np.array([object()])})
+
+
+@pytest.mark.slow
+def test_a_served_policy_leaves_the_records_it_leaves_in_this_process(tmp_path: Path) -> None:
+    here = evaluate(NAMES["Seer"](), [CARROT], episodes=2, output=tmp_path / "here", **SMALL)
+    with serving("Seer()") as (url, _):
+        policy = RemotePolicy(url, timeout=30)
+        assert (policy.name, policy.checkpoint_hash, policy.conventions) == ("seer", "abc", NAMES["Seer"].conventions)
+        there = evaluate(policy, [CARROT], episodes=2, output=tmp_path / "there", **SMALL)
+    assert without_time(there) == without_time(here)
+
+
+@pytest.mark.slow
+def test_a_server_killed_in_an_episode_costs_no_finished_one(tmp_path: Path) -> None:
+    with serving("Drifter()") as (url, process):
+        policy = RemotePolicy(url, timeout=30)
+        assert not hasattr(policy, "act_batch"), "what remembers its episode plays one at a time"
+        asked, act = [0], policy.act
+
+        def act_until_killed(image: Array) -> Any:
+            asked[0] += 1
+            if asked[0] == 70:  # the second episode's tenth step
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+            return act(image)
+
+        policy.act = act_until_killed  # type: ignore[method-assign]
+        with pytest.raises(KitError, match=rf"policy server at {url} has gone.* finished episodes are kept"):
+            evaluate(policy, [CARROT], episodes=2, output=tmp_path, **SMALL)
+    before = load_records(tmp_path / "records.parquet")
+    assert [record.episode_id for record in before] == [0]
+    with serving("Drifter()", port=int(url.rpartition(":")[2])) as (again, _):
+        assert again == url
+        done = evaluate(policy, [CARROT], episodes=2, output=tmp_path, **SMALL)  # the same object: it connects again for a new episode
+    assert load_records(done)[0] == before[0], "not played again"
+    assert without_time(done) == without_time(evaluate(NAMES["Drifter"](), [CARROT], episodes=2, output=tmp_path / "here", **SMALL))
+
+
+def test_a_lost_connection_is_not_made_again_within_an_episode() -> None:
+    with answering({}, {"actions": np.ones((1, 7))}, metadata={"name": "fake", "reset": True}) as url:
+        policy = RemotePolicy(url, timeout=5)
+        policy.reset("go")
+        assert policy.act(IMAGE).processed.tolist() == [1] * 7
+        with pytest.raises(KitError, match="has gone"):
+            policy.act(IMAGE)
+        with pytest.raises(KitError, match="lost in this episode"):
+            policy.act(IMAGE)
+        policy.reset("go on")
+        assert policy.act(IMAGE).processed.tolist() == [1] * 7
+    with pytest.raises(KitError, match="has gone"):
+        policy.act(IMAGE)
+    with pytest.raises(KitError, match="no policy server at"):
+        policy.reset("once more")
+
+
+def test_another_policy_at_the_same_address_is_not_taken_for_the_first() -> None:
+    with serving("Drifter()") as (url, _):
+        policy = RemotePolicy(url, timeout=30)
+    policy.close()
+    with serving("Seer()", port=int(url.rpartition(":")[2])), pytest.raises(KitError, match=r"another policy is served at .*'seer'"):
+        policy.reset("go")
+
+
+def test_an_openpi_server_drops_in() -> None:
+    """No name, no conventions, no reset, other keys; chunks of actions, of which some are executed."""
+    asked: list[dict[str, Any]] = []
+
+    def infer(observation: dict[str, Any]) -> dict[str, Any]:
+        asked.append(observation)
+        return {
+            "actions": np.arange(70, dtype=np.float64).reshape(10, 7) + 100 * len(asked),
+            "state": np.zeros(8),
+            "server_timing": {"infer_ms": 1.0},
+        }
+
+    with answering(infer, infer, infer, metadata={"action_horizon": 10}) as url:
+        with pytest.raises(KitError, match="says no name"):
+            RemotePolicy(url)
+        policy = RemotePolicy(
+            url, name="pi0", conventions=WIDOWX, execute=3, observation=lambda image, text: {"observation/wrist_image": image, "prompt": text}
+        )
+        assert not hasattr(policy, "act_batch"), "the rest of a chunk is remembered"
+        policy.reset("put carrot on plate")
+        assert [policy.act(IMAGE).processed[0] for _ in range(4)] == [100, 107, 114, 200]
+        policy.reset("now another")
+        assert policy.act(IMAGE).processed[0] == 300
+    assert [each["prompt"] for each in asked] == ["put carrot on plate"] * 2 + ["now another"]
+    assert np.array_equal(asked[0]["observation/wrist_image"], IMAGE)
+
+
+def test_a_batch_is_answered_in_order_however_long() -> None:
+    count = 3 * remote.IN_FLIGHT + 1
+    with answering(*[lambda seen: {"actions": np.full(7, seen["observation/image"][0, 0, 0])}] * count) as url:
+        images = np.arange(count, dtype=np.uint8)[:, None, None, None] * np.ones((1, 480, 640, 3), np.uint8)  # 0.9 MB each
+        assert [action.processed[6] for action in RemotePolicy(url, timeout=30).act_batch(images, ["go"] * count)] == list(range(count))
+
+
+@pytest.mark.parametrize(
+    ("reply", "message"),
+    [
+        ({"actions": np.zeros((2, 6))}, r"returned actions of shape \(2, 6\)"),
+        ({"actions": np.full((1, 7), np.nan)}, r"returned \[\[nan.*un-normalisation"),
+        ({"action": [0] * 7}, r"returned no actions, but \['action'\]"),
+        ({"actions": ["left"] * 7}, r"returned actions of shape \(7,\)"),
+        (b"\xc1 not msgpack", "does not speak openpi's protocol"),
+        (b"\x07", "a int instead of a map"),
+        ("Traceback (most recent call last):\n  ...\nRuntimeError: CUDA out of memory\n", "failed: RuntimeError: CUDA out of memory"),
+    ],
+)
+def test_an_answer_that_is_no_action_is_named(reply: Any, message: str) -> None:
+    with answering(reply) as url, pytest.raises(KitError, match=f"{url}.*{message}|{message}") as caught:
+        RemotePolicy(url, timeout=5).act(IMAGE)
+    assert url in caught.value.what
+
+
+def test_a_policy_that_fails_over_there_is_told_here(capfd: pytest.CaptureFixture[str]) -> None:
+    with serving("Drifter()") as (url, _):
+        policy = RemotePolicy(url, timeout=30)
+        policy.reset("go")
+        policy._observation = lambda image, text: {"prompt": text}
+        with pytest.raises(KitError, match="failed: KeyError: 'observation/image'"):
+            policy.act(IMAGE)
+    assert "Traceback" in capfd.readouterr().err, "the server's terminal shows where"
+
+
+def test_a_silent_server_is_given_up_after_the_timeout() -> None:
+    release = threading.Event()
+
+    def think(_: Any) -> dict[str, Any]:
+        release.wait(20)
+        return {"actions": np.zeros(7)}
+
+    with answering(think) as url:
+        policy = RemotePolicy(url, timeout=0.5)
+        with pytest.raises(KitError, match=r"did not answer within 0\.5 s -> raise RemotePolicy's timeout"):
+            policy.act(IMAGE)
+        release.set()
+
+
+def test_sending_to_a_server_that_hangs_is_given_up_too() -> None:
+    with serving("Seer()") as (url, process):
+        policy = RemotePolicy(url, timeout=1)
+        process.send_signal(signal.SIGSTOP)
+        with pytest.raises(KitError, match=r"has gone or hangs|did not answer"):
+            policy.act_batch(np.zeros((remote.IN_FLIGHT, 1200, 1600, 3), np.uint8), ["go"] * remote.IN_FLIGHT)  # 46 MB, more than the socket buffers
+
+
+def test_an_address_without_a_policy_server_is_refused_before_the_first_episode() -> None:
+    def told(url: str) -> str:
+        with pytest.raises(KitError) as caught:
+            RemotePolicy(url, timeout=1)
+        assert url in caught.value.what and "refinevla serve" in caught.value.remedy
+        return caught.value.what
+
+    web = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
+    threading.Thread(target=web.serve_forever, daemon=True).start()
+    assert "does not answer as a websocket" in told(f"ws://127.0.0.1:{web.server_port}")
+    web.shutdown()
+    web.server_close()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        assert "no answer" in told(f"ws://127.0.0.1:{port}")
+    assert "refused" in told(f"ws://127.0.0.1:{port}")
+    assert "isn't a valid URI" in told("http://127.0.0.1:8000")
+    with answering(metadata="<html>hello</html>") as url, pytest.raises(KitError, match="<html>hello</html>"):
+        RemotePolicy(url, timeout=5)
+    with (
+        answering(metadata={"name": "fake", "conventions": {"rotation": "quaternion"}}) as url,
+        pytest.raises(KitError, match="rotation is 'quaternion'"),
+    ):
+        RemotePolicy(url, timeout=5)
+
+
+def test_a_message_beyond_the_limit_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "LARGEST", 10_000)
+    with answering({"actions": np.zeros((1000, 7))}) as url, pytest.raises(KitError, match=r"gone.*too big"):
+        RemotePolicy(url, timeout=5).act(IMAGE)
+
+
+def test_a_policy_that_remembers_serves_one_client_and_no_web_page() -> None:
+    with serving("Drifter()") as (url, _):
+        first = RemotePolicy(url, timeout=30)
+        with pytest.raises(KitError, match="another client is using 'drifter'"):
+            RemotePolicy(url, timeout=30)
+        first.close()
+        RemotePolicy(url, timeout=30).close()
+        with pytest.raises(InvalidStatus, match="403"):
+            connect(url, origin="http://127.0.0.1:8888", proxy=None)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_the_command_serves_a_checkpoint_that_acts_as_in_this_process() -> None:
+    folder = REPOSITORY / "data/checkpoints/action_only"
+    command = [sys.executable, "-m", "refinevla_kit.cli", "serve", str(folder), "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        there, here = RemotePolicy(process.stdout.readline().removeprefix("serving at ").strip()), load_policy(folder)
+        assert (there.name, there.checkpoint_hash, there.conventions) == (here.name, here.checkpoint_hash, here.conventions)
+        image = np.random.default_rng(0).integers(0, 256, (1, 120, 160, 3), dtype=np.uint8)
+        (a,), (b,) = (policy.act_batch(image, ["put carrot on plate"]) for policy in (there, here))
+        for field in fields(a):
+            assert np.array_equal(getattr(a, field.name), getattr(b, field.name)), field.name
+        there.close()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.slow
+def test_the_example_evaluates_a_policy_of_another_environment(tmp_path: Path) -> None:
+    example = REPOSITORY / "examples/served_policy"
+    server = subprocess.Popen([sys.executable, "-I", example / "server.py", "--port", "0"], stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        url = server.stdout.readline().removeprefix("serving at ").strip()
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+        command = [sys.executable, example / "evaluate.py", url, "--episodes", "1", "--output", str(tmp_path)]
+        run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    finally:
+        server.kill()
+        server.communicate()
+    assert re.search(rf"reacher {CARROT} 0 failure 60", run.stdout), run.stdout + run.stderr
