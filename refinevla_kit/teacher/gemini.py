@@ -22,7 +22,7 @@ from urllib.parse import quote
 from PIL.Image import Image
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.teacher.prompt import QUOTED, Part, jpeg, load_prompt, render
+from refinevla_kit.teacher.prompt import QUOTED, jpeg, load_prompt, render
 from refinevla_kit.teacher.replies import parse
 from refinevla_kit.teacher.schema import CallFailed, Rationale, Refusal, Reply, Request, Usage
 
@@ -73,28 +73,29 @@ class _Gemini:
     def __post_init__(self) -> None:
         if not self.model:
             raise KitError(f"the teacher {self.name} needs a model", "give model=..., one that Google lists and your key may use (gemini-3.8-flash)")
-        self._client: Any = None
+        self._send: Any = None
         self._prompt = load_prompt(self.prompt)
         self.prompt_hash = self._prompt.hash
         self.version = ", ".join([self.model, *(word.replace("_", " ") for word in ("contact_sheet", "state") if getattr(self, word))])
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the client, which holds the key: another process makes its own."""
-        return self.__dict__ | {"_client": None}
+        return self.__dict__ | {"_send": None}
 
     def prepare(self) -> None:
         """Make the client, asking for the key if need be: for the main thread, before the first call. Raises `KitError` without SDK or key."""
         with _CONNECTING:
-            if self._client is None:
-                self._client = self._connect()
+            if self._send is None:
+                self._send = self._connect()
 
     def annotate(self, request: Request, previous: Reply | None = None) -> Reply:
         """See `Teacher.annotate`. A reply without token counts (a page from a proxy, say) counts at its worst case."""
         self.prepare()
+        parts = render(self._prompt, request, previous, contact_sheet=self.contact_sheet, state=self.state)
+        contents = [part if isinstance(part, str) else {"inline_data": {"mime_type": "image/jpeg", "data": jpeg(part)}} for part in parts]
         problem = None
-        call = self._call(render(self._prompt, request, previous, contact_sheet=self.contact_sheet, state=self.state))
         try:
-            response = call()
+            response = self._send(contents)
         except Exception as error:  # each SDK has its own, and each of its HTTP libraries
             problem = _problem(error)
         if isinstance(problem, CallFailed):
@@ -119,11 +120,8 @@ class _Gemini:
         pictures = sum(max(2240, 258 * (1 + -(-part.width // 256) * -(-part.height // 256))) for part in parts if isinstance(part, Image))
         return Usage(len(text.encode("utf-8", "replace")) + QUOTED + 400 + pictures + 256, self.max_output_tokens)
 
-    def _connect(self) -> Any:
-        raise NotImplementedError
-
-    def _call(self, parts: list[Part]) -> Callable[[], Any]:
-        """Everything but the call itself, which is the function returned."""
+    def _connect(self) -> Callable[[list[Any]], Any]:
+        """A function that sends contents, once, and returns the SDK's response."""
         raise NotImplementedError
 
 
@@ -139,29 +137,25 @@ class GeminiTeacher(_Gemini):
         super().__post_init__()
         self.version += "" if self.thinking is None else f", thinking {self.thinking}"
 
-    def _connect(self) -> Any:
+    def _connect(self) -> Callable[[list[Any]], Any]:
         try:
             import httpx2
             from google import genai
         except ImportError as error:
             raise KitError("the teacher gemini needs google-genai", "pip install 'refinevla_kit[gemini]'") from error
-        options = genai.types.HttpOptions(base_url=self.base_url, api_version="v1beta", timeout=round(1000 * self.timeout),
-                                          client_args={"limits": httpx2.Limits(max_connections=None)})  # as many as the run allows, not 100
-        return genai.Client(api_key=api_key(), vertexai=False, http_options=options)
-
-    def _call(self, parts: list[Part]) -> Callable[[], Any]:
-        from google.genai import types
-
+        options = genai.types.HttpOptions(
+            base_url=self.base_url, api_version="v1beta", timeout=round(1000 * self.timeout),  # milliseconds
+            client_args={"limits": httpx2.Limits(max_connections=None)},  # as many connections as the run allows calls, not 100
+        )  # fmt: skip
         thinking = {"thinking_budget" if isinstance(self.thinking, int) else "thinking_level": self.thinking}
-        config = types.GenerateContentConfig(
+        config = genai.types.GenerateContentConfig(
             max_output_tokens=self.max_output_tokens, response_mime_type="application/json",
             response_schema=self._prompt.schema | {"property_ordering": self._prompt.schema["required"]},  # or some models answer alphabetically
-            thinking_config=None if self.thinking is None else types.ThinkingConfig.model_validate(thinking),
-            automatic_continuation=False, automatic_function_calling=types.AutomaticFunctionCallingConfig(disable=True),
+            thinking_config=None if self.thinking is None else genai.types.ThinkingConfig.model_validate(thinking),
+            automatic_continuation=False, automatic_function_calling=genai.types.AutomaticFunctionCallingConfig(disable=True),
         )  # fmt: skip
-        contents = [types.Part.from_text(text=part) if isinstance(part, str) else types.Part.from_bytes(data=jpeg(part), mime_type="image/jpeg")
-                    for part in parts]
-        return lambda: self._client.models.generate_content(model=self.model, contents=contents, config=config)
+        client = genai.Client(api_key=api_key(), vertexai=False, http_options=options)
+        return lambda contents: client.models.generate_content(model=self.model, contents=contents, config=config)
 
 
 @dataclass
@@ -170,7 +164,7 @@ class GeminiLegacyTeacher(_Gemini):
 
     name: ClassVar[str] = "gemini-legacy"
 
-    def _connect(self) -> Any:
+    def _connect(self) -> Callable[[list[Any]], Any]:
         try:
             import google.generativeai as genai
             from google.generativeai.client import get_default_generative_client
@@ -184,12 +178,9 @@ class GeminiLegacyTeacher(_Gemini):
         session._max_refresh_attempts = 0  # a 401 would be sent three times: there is nothing to refresh about a key
         for scheme in ("https://", "http://"):
             session.mount(scheme, HTTPAdapter(pool_maxsize=256))  # not 10, beyond which connections are thrown away after each call
-        return model
-
-    def _call(self, parts: list[Part]) -> Callable[[], Any]:
         config = {"max_output_tokens": self.max_output_tokens, "response_mime_type": "application/json", "response_schema": self._prompt.schema}
-        contents = [part if isinstance(part, str) else {"mime_type": "image/jpeg", "data": jpeg(part)} for part in parts]  # a PIL image goes as WebP
-        return lambda: self._client.generate_content(contents, generation_config=config, request_options={"timeout": self.timeout, "retry": None})
+        options = {"timeout": self.timeout, "retry": None}
+        return lambda contents: model.generate_content(contents, generation_config=config, request_options=options)
 
 
 def _read(response: Any, request: Request) -> tuple[str, Rationale | Refusal]:

@@ -7,7 +7,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 import socket
 import struct
 import threading
@@ -36,7 +38,7 @@ PAID = (900, 150)
 
 @dataclass(frozen=True)
 class Answer:
-    """What the server sends. `{key}` in the body becomes the key that the request carried; `body=None` resets the connection."""
+    """What the server sends. `{key}` and `{instruction}` in the body become what the request carried; `body=None` resets the connection."""
 
     body: bytes | None = b""
     status: int = 200
@@ -63,6 +65,13 @@ class Received:
         """All the text of the request, the system instruction included."""
         system = (self.body.get("systemInstruction") or self.body.get("system_instruction") or {}).get("parts", [])
         return "\n".join(part["text"] for part in [*system, *self.parts] if "text" in part)
+
+
+    @property
+    def pictures(self) -> list[tuple[str, bytes]]:
+        """(type, bytes) of each picture, in order. The SDKs mix camel and snake case, and both of base64's alphabets."""
+        inline = [part.get("inlineData") or part.get("inline_data") for part in self.parts if "text" not in part]
+        return [(one.get("mimeType") or one.get("mime_type"), base64.b64decode(one["data"].translate(str.maketrans("-_", "+/")))) for one in inline]
 
 
 def _body(value: dict[str, Any]) -> bytes:
@@ -118,7 +127,7 @@ ANSWERS: dict[str, Answer] = {
     "german": answer(GERMAN),
     "chinese": answer(dict.fromkeys(GERMAN, "胡萝卜在桌子的左边，盘子在右边，机械手是张开的。")),
     "boilerplate": answer({"observation": "As an AI language model, I cannot see the images that you sent to me."}),
-    "echo": answer(dict.fromkeys(GERMAN, "Put carrot on plate")),
+    "echo": answer(dict.fromkeys(GERMAN, "{instruction}")),
     "same": answer(dict.fromkeys(GERMAN, "The robot is performing the task that it was given.")),
     "bad_request": error(400, "INVALID_ARGUMENT", "Invalid value at 'contents'."),
     "bad_key": error(400, "INVALID_ARGUMENT", "API key not valid ({key}). Please pass a valid API key."),
@@ -195,12 +204,12 @@ class GeminiServer:
             self.most_at_once = max(self.most_at_once, self._now)
         try:
             played = self.script(received) if callable(self.script) else self.script[min(received.number, len(self.script) - 1)]
-            self._send(handler, ANSWERS[played] if isinstance(played, str) else played, received.headers.get("x-goog-api-key", ""))
+            self._send(handler, ANSWERS[played] if isinstance(played, str) else played, received)
         finally:
             with self._lock:
                 self._now -= 1
 
-    def _send(self, handler: BaseHTTPRequestHandler, played: Answer, key: str) -> None:
+    def _send(self, handler: BaseHTTPRequestHandler, played: Answer, received: Received) -> None:
         if played.delay:
             self._closing.wait(played.delay)
         time.sleep(self.latency)
@@ -212,7 +221,9 @@ class GeminiServer:
             handler.wfile.close()
             handler.connection.close()
             return
-        body = played.body.replace(b"{key}", key.encode())
+        asked = re.search(r'The instruction: "(.*)"', received.text) if b"{instruction}" in played.body else None
+        body = played.body.replace(b"{key}", received.headers.get("x-goog-api-key", "").encode())
+        body = body.replace(b"{instruction}", asked[1].encode() if asked else b"")
         handler.send_response(played.status)
         for name, value in ({"Content-Type": "application/json; charset=UTF-8"} | played.headers | {"Content-Length": str(len(body))}).items():
             handler.send_header(name, value)
