@@ -1,48 +1,47 @@
-"""How sure a success rate is: intervals, paired tests and the number of episodes a claim would need. Computed from records, by scipy and statsmodels.
+"""From records to numbers that say how sure they are: each policy's success on each task and on average, and two policies on the same episodes.
 
-Rates are fractions in [0, 1] throughout. Two success rules exist: "last" (the task's condition holds after the last step; what SIMPLER's own
-evaluator scores) and "any" (it held after any step; what several published evaluations count). Whatever is computed from records says which.
+Two success rules exist: "last" (the task's condition holds after the last step; what SIMPLER's own evaluator scores) and "any" (it held after any
+step; what several published evaluations count). Whatever is computed from records says which.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, replace
 from math import ceil
-from typing import Literal
 
 import numpy as np
-from scipy import stats
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.evaluation.records import EpisodeRecord
-from refinevla_kit.simulator.contract import Array
+from refinevla_kit.evaluation import aggregation
+from refinevla_kit.evaluation.aggregation import AVERAGE, PUBLISHED_AVERAGE, RULES, Rule, start_of, start_values, succeeded, task_weights
+from refinevla_kit.evaluation.intervals import FEWEST, Rate, mean_rate, paired_adjusted, paired_bootstrap, paired_size, rate, sign_flip, wilson
+from refinevla_kit.evaluation.records import KEY, EpisodeRecord
+from refinevla_kit.tasks import BASE, GROUPS, TASKS, VISUAL_MATCHING
 
-Rule = Literal["last", "any"]
-RULES: tuple[Rule, Rule] = ("last", "any")
-AVERAGE = "average"
-FEWEST = 5  # discordant episodes on each side below which the paired interval is not bootstrapped
-
-
-@dataclass(frozen=True)
-class Rate:
-    """A success rate with its interval; `successes` and `episodes` are what it was computed from."""
-
-    rate: float
-    low: float
-    high: float
-    successes: int
-    episodes: int
+__all__ = [
+    "AVERAGE", "PUBLISHED_AVERAGE", "RULES", "Comparison", "Rate", "Rule", "Score", "against_base", "compare", "rate", "shown_tasks",
+    "summarise", "summarise_variants", "wilson",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Score:
-    """A policy's rate on one task, or on `AVERAGE`: the mean of its tasks' rates, each task weighing the same."""
+    """A policy's rate on one task, on a row of the published tables that has several tasks (`tasks.GROUPS`), or on one of the two averages.
+
+    Attributes:
+        variant: the one variant the rate is from; "" where it is the mean over all scored ones.
+        mark: of a published number, "primary" or "secondary" (`published`); "" for the kit's own.
+    """
 
     policy: str
     task: str
     rule: Rule
     rate: Rate
+    setting: str = VISUAL_MATCHING
+    variant: str = ""
+    mark: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,11 +49,11 @@ class Comparison:
     """Policy `a` against policy `b` on the very same episodes.
 
     Attributes:
-        task: task name, or `AVERAGE` for all tasks of both, each weighing the same.
+        task: task, row of the published tables, or average.
         both, only_a, only_b, neither: episodes that succeeded under both, one or none of the two.
-        difference, low, high: rate of a minus rate of b, with its paired bootstrap interval; where all episodes of a task gave the same difference,
-            a bootstrap has nothing to draw from, and the interval is that of `paired_adjusted`.
-        p_value: two-sided exact McNemar test.
+        difference, low, high: rate of a minus rate of b, with its paired bootstrap interval over starts; where hardly a start speaks for one of
+            the two, a bootstrap has nothing to draw from, and the interval is that of `paired_adjusted`.
+        p_value: two-sided exact McNemar test (`sign_flip`).
         needed: paired episodes that would resolve this difference with 80 % power, None when there is no difference to resolve.
     """
 
@@ -77,128 +76,110 @@ class Comparison:
         """Number of shared episodes."""
         return self.both + self.only_a + self.only_b + self.neither
 
-
-def wilson(successes: float, episodes: float, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (Wilson 1927; recommended for small samples by Newcombe 1998)."""
-    from statsmodels.stats.proportion import proportion_confint
-
-    low, high = proportion_confint(successes, episodes, alpha=1 - level, method="wilson")
-    return max(0.0, float(low)), min(1.0, float(high))
-
-
-def rate(successes: int, episodes: int) -> Rate:
-    """A proportion with its Wilson interval."""
-    return Rate(successes / episodes, *wilson(successes, episodes), successes, episodes)
-
-
-def average_rate(rates: Sequence[Rate], weights: Sequence[float] | None = None) -> Rate:
-    """Weighted mean of tasks' rates (equal weights by default) with a Wilson interval at the effective number of episodes, 1 / sum(w^2 / n).
-
-    That number treats all episodes as equally uncertain, which makes the interval slightly wide when the tasks differ much in difficulty.
-    """
-    weight = np.full(len(rates), 1 / len(rates)) if weights is None else np.asarray(weights, float) / np.sum(weights)
-    mean = float(weight @ [one.rate for one in rates])
-    effective = float(1 / np.sum(weight**2 / [one.episodes for one in rates]))
-    return Rate(mean, *wilson(mean * effective, effective), sum(one.successes for one in rates), sum(one.episodes for one in rates))
-
-
-def succeeded(record: EpisodeRecord, rule: Rule) -> bool:
-    """Whether the episode is a success under `rule`."""
-    return record.success_last if rule == "last" else record.success_any
+    @property
+    def discordant(self) -> float:
+        """Share of the episodes on which the two differ."""
+        return (self.only_a + self.only_b) / self.episodes
 
 
 def summarise(records: Iterable[EpisodeRecord], rule: Rule = "last") -> list[Score]:
-    """Scores of every policy on every task and on average; policies and tasks in the order in which they first appear."""
-    cells: dict[str, dict[str, list[bool]]] = {}
+    """Scores of every policy in every setting: its tasks, the published rows it has played all tasks of, the average, and the published average where
+    it is another number. Policies, settings and tasks in the order in which they first appear.
+
+    Raises:
+        KitError: a policy's records are of two checkpoints, backends, asset packs, kinds of start or resolutions.
+    """
+    return _summarise([record for record in records if aggregation.is_scored(record)], rule)
+
+
+def summarise_variants(records: Iterable[EpisodeRecord], rule: Rule = "last") -> list[Score]:
+    """The same for each variant by itself, scored or not, in the order in which they first appear; `Score.variant` names it."""
+    variants: dict[str, list[EpisodeRecord]] = {}
     for record in records:
-        cells.setdefault(record.policy, {}).setdefault(record.task, []).append(succeeded(record, rule))
+        variants.setdefault(record.variant, []).append(record)
+    return [replace(score, variant=name) for name, played in variants.items() for score in _summarise(played, rule)]
+
+
+def _summarise(records: list[EpisodeRecord], rule: Rule) -> list[Score]:
+    aggregation.check_one_kind(records)
+    cells: dict[tuple[str, str], dict[str, list[EpisodeRecord]]] = {}
+    for record in records:
+        cells.setdefault((record.policy, record.setting), {}).setdefault(record.task, []).append(record)
     scores = []
-    for policy, tasks in cells.items():
-        rates = {task: rate(sum(outcomes), len(outcomes)) for task, outcomes in tasks.items()}
-        scores += [Score(policy, task, rule, value) for task, value in rates.items()]
-        scores.append(Score(policy, AVERAGE, rule, average_rate(list(rates.values()))))
+    for (policy, setting), played in cells.items():
+        values = {task: start_values((start_of(one), one.variant, succeeded(one, rule)) for one in rows) for task, rows in played.items()}
+        means = {task: task_weights([task]) for task in played}
+        means |= {row: task_weights(GROUPS[row].tasks) for row in aggregation.complete_rows(played)}
+        means[AVERAGE] = task_weights(played)
+        if aggregation.has_published_average(played):
+            means[PUBLISHED_AVERAGE] = task_weights(played, published=True)
+        for name, weights in means.items():
+            rows = [record for task in weights for record in played[task]]
+            mean = mean_rate([values[task] for task in weights], list(weights.values()), sum(succeeded(one, rule) for one in rows), len(rows))
+            scores.append(Score(policy, name, rule, mean, setting))
     return scores
 
 
-def mcnemar(only_a: int, only_b: int) -> float:
-    """Two-sided exact p-value of McNemar's test: the discordant pairs are a fair coin if the policies are equally good."""
-    return 1.0 if only_a + only_b == 0 else float(stats.binomtest(only_a, only_a + only_b).pvalue)
+def shown_tasks(scores: Iterable[Score]) -> list[str]:
+    """What a table or a picture of `scores` has room for: rows of the published tables, tasks of rows that are not there, averages last."""
+    names, order = list(dict.fromkeys(score.task for score in scores)), list(GROUPS)
+    rows = {task: TASKS[task].group if task in TASKS else task for task in names if task not in aggregation.AVERAGES}
+    shown = [task for task, row in rows.items() if row == task or row not in names]
+    shown.sort(key=lambda task: order.index(rows[task]) if rows[task] in order else len(order))
+    return shown + [task for task in aggregation.AVERAGES if task in names]
 
 
-def paired_bootstrap(
-    differences: Sequence[Array], level: float = 0.95, draws: int = 10_000, seed: int = 0, resample_tasks: bool = False
-) -> tuple[float, float]:
-    """Percentile interval of the mean over tasks of the mean paired difference.
+def compare(
+    records: Iterable[EpisodeRecord], a: str, b: str, rule: Rule = "last", task: str = AVERAGE, setting: str | None = None,
+    resample_tasks: bool = False,
+) -> Comparison:  # fmt: skip
+    """Compare two policies on the scored episodes both have played (same task, variant, assets, start, seed, resolution).
 
     Args:
-        differences: one array a task, float (episodes,): success of a minus success of b on the same episode (-1, 0, 1).
-        resample_tasks: draw the tasks too. Off, the interval is about these tasks; on, about tasks like these (and needs more than a few of them).
+        task: a task, a row of the published tables, `AVERAGE` or `PUBLISHED_AVERAGE`.
+        setting: None takes the one there is.
+        resample_tasks: as in `paired_bootstrap`.
+
+    Raises:
+        KitError: no shared episode, two settings and none chosen, or records of one policy that do not belong together.
     """
-    generator = np.random.default_rng(seed)
-    means = np.stack([one[generator.integers(0, len(one), (draws, len(one)))].mean(axis=1) for one in differences])  # tasks x draws
-    if resample_tasks:
-        means = means[generator.integers(0, len(means), means.shape), np.arange(draws)]
-    low, high = np.quantile(means.mean(axis=0), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def paired_adjusted(only_a: int, only_b: int, episodes: int, level: float = 0.95) -> tuple[float, float]:
-    """Interval of a paired difference with one episode added to each discordant cell (Bonett and Price 2012): not empty when nothing differs."""
-    alone_a, alone_b, size = (only_a + 1) / (episodes + 2), (only_b + 1) / (episodes + 2), episodes + 2
-    difference = alone_a - alone_b
-    half = float(stats.norm.ppf((1 + level) / 2) * np.sqrt((alone_a + alone_b - difference**2) / size))
-    return max(-1.0, difference - half), min(1.0, difference + half)
-
-
-def compare(records: Iterable[EpisodeRecord], a: str, b: str, rule: Rule = "last", task: str = AVERAGE) -> Comparison:
-    """Compare two policies on the episodes both have played (same task, assets, start, seed, resolution)."""
-    outcomes: dict[str, dict[tuple[object, ...], bool]] = {a: {}, b: {}}
-    for record in records:
-        if record.policy in outcomes and task in (AVERAGE, record.task):
-            place = (record.task, *record.key[3:])
-            if place in outcomes[record.policy]:
-                raise KitError(
-                    f"{record.policy!r} has played {record.task}, episode {record.episode_id} with two checkpoints", "keep one checkpoint a file"
-                )
-            outcomes[record.policy][place] = succeeded(record, rule)
-    shared = [place for place in outcomes[a] if place in outcomes[b]]
+    members = aggregation.members(task)
+    chosen = [
+        one for one in records
+        if one.policy in (a, b) and setting in (None, one.setting) and aggregation.is_scored(one) and (members is None or one.task in members)
+    ]  # fmt: skip
+    aggregation.check_one_kind(chosen)
+    if len(settings := list(dict.fromkeys(one.setting for one in chosen))) > 1:
+        raise KitError(f"the records of {a!r} and {b!r} are of {' and '.join(settings)}", f"choose one, as in setting={settings[0]!r}")
+    played: dict[str, dict[tuple[object, ...], EpisodeRecord]] = {a: {}, b: {}}
+    for one in chosen:
+        played[one.policy][tuple(getattr(one, name) for name in KEY if name not in ("policy", "checkpoint_hash"))] = one
+    shared = [(one, succeeded(one, rule), succeeded(played[b][place], rule)) for place, one in played[a].items() if place in played[b]]
     if not shared:
         raise KitError(
-            f"{a!r} and {b!r} share no episode" + ("" if task == AVERAGE else f" of {task}"),
-            "evaluate both on the same tasks, episodes, assets and seed",
+            f"{a!r} and {b!r} share no episode" + (f" of {task}" if members else ""), "evaluate both on the same tasks, episodes, assets and seed"
         )
-    pairs = np.array([(outcomes[a][place], outcomes[b][place]) for place in shared], int)  # episodes x 2
-    tasks = np.array([str(place[0]) for place in shared])
-    differences = [(pairs[tasks == name, 0] - pairs[tasks == name, 1]).astype(float) for name in dict.fromkeys(tasks)]
-    only_a, only_b = int(np.sum(pairs[:, 0] > pairs[:, 1])), int(np.sum(pairs[:, 0] < pairs[:, 1]))
+    weights = task_weights((one.task for one, _, _ in shared), published=task == PUBLISHED_AVERAGE)
+    differences = [
+        start_values((start_of(one), one.variant, won_a - won_b) for one, won_a, won_b in shared if one.task == name) for name in weights
+    ]
+    by_start = Counter[Hashable]()
+    for one, won_a, won_b in shared:
+        by_start[start_of(one)] += won_a - won_b
     # A bootstrap cannot draw what it has not seen: with hardly a loss on one side its interval never reaches beyond zero.
-    interval = paired_bootstrap(differences) if min(only_a, only_b) >= FEWEST else paired_adjusted(only_a, only_b, len(shared))
-    both, size = int(pairs.all(axis=1).sum()), len(shared)
+    enough = resample_tasks or min(sum(one > 0 for one in by_start.values()), sum(one < 0 for one in by_start.values())) >= FEWEST
+    weight = list(weights.values())
+    interval = paired_bootstrap(differences, resample_tasks=resample_tasks, weights=weight) if enough else paired_adjusted(differences, weight)
+    cells = Counter((won_a, won_b) for _, won_a, won_b in shared)
+    pooled = np.concatenate(differences)
+    needed = ceil(len(shared) / len(pooled) * paired_size((pooled**2).mean(), pooled.mean())) if abs(pooled.mean()) > 1e-9 else None
     return Comparison(
-        a, b, task, rule, both, only_a, only_b, size - both - only_a - only_b, float(np.mean([one.mean() for one in differences])),
-        *interval, mcnemar(only_a, only_b), None if only_a == only_b else episodes_needed_paired(only_a / size, only_b / size),
+        a, b, task, rule, cells[True, True], cells[True, False], cells[False, True], cells[False, False],
+        float(np.dot(weight, [one.mean() for one in differences])), *interval, sign_flip(by_start.values()), needed,
     )  # fmt: skip
 
 
-def episodes_needed_unpaired(a: float, b: float, power: float = 0.8, level: float = 0.95) -> int:
-    """Episodes *each* of two policies with success rates a and b needs, on independent episodes, for a two-sided z-test to find the difference."""
-    z_level, z_power, mean = stats.norm.ppf((1 + level) / 2), stats.norm.ppf(power), (a + b) / 2
-    spread = z_level * np.sqrt(2 * mean * (1 - mean)) + z_power * np.sqrt(a * (1 - a) + b * (1 - b))
-    return ceil((spread / (a - b)) ** 2)
-
-
-def episodes_needed_paired(only_a: float, only_b: float, power: float = 0.8, level: float = 0.95) -> int:
-    """Shared episodes two policies need for McNemar's test to find the difference (Connor 1987, Biometrics 43, 207-211).
-
-    Args:
-        only_a, only_b: probability that an episode succeeds under a alone, and under b alone. Policies that fail independently have a (1 - b) and
-            b (1 - a); policies that fail on the same episodes have less, and need fewer episodes.
-    """
-    z_level, z_power, discordant, difference = stats.norm.ppf((1 + level) / 2), stats.norm.ppf(power), only_a + only_b, only_a - only_b
-    return ceil(((z_level * np.sqrt(discordant) + z_power * np.sqrt(discordant - difference**2)) / difference) ** 2)
-
-
-def unpaired_difference(a: Rate, b: Rate) -> tuple[float, float]:
-    """95 % interval of rate a minus rate b on independent episodes, from their two Wilson intervals (Newcombe 1998, method 10)."""
-    difference = a.rate - b.rate
-    return difference - float(np.hypot(a.rate - a.low, b.high - b.rate)), difference + float(np.hypot(a.high - a.rate, b.rate - b.low))
+def against_base(records: Iterable[EpisodeRecord], policy: str, rule: Rule = "last", task: str = AVERAGE) -> list[Comparison]:
+    """What each change of the scene costs one policy: its success in every variant minus that in "base", from the same starts."""
+    own = [replace(record, policy=record.variant, variant=BASE) for record in records if record.policy == policy]
+    return [compare(own, variant, BASE, rule, task) for variant in dict.fromkeys(record.policy for record in own) if variant != BASE]

@@ -18,7 +18,11 @@ INK, MUTED, GRID = "#222222", "#6b6b6b", "#e3e3e3"
 BLUE, VERMILION, GREEN, ORANGE, SKY, PINK, GREY = "#0072b2", "#d55e00", "#009e73", "#e69f00", "#56b4e9", "#cc79a7", "#8a8a8a"
 KNOWN = {"action_only": BLUE, "with_reasoning": VERMILION, "demonstrator": GREY, "ReFineVLA": VERMILION, "SpatialVLA (fine-tuning)": BLUE}
 OTHERS = (GREEN, ORANGE, PINK, SKY)
-LABELS = {"action_only": "actions only", "with_reasoning": "with reasoning loss", "average": "average"}
+LABELS = {
+    "action_only": "actions only", "with_reasoning": "with reasoning loss", "pick_coke_can": "pick coke can", "move_near": "move near",
+    "open_close_drawer": "open or close drawer", "place_apple_in_closed_top_drawer": "place apple in drawer", "visual_matching": "visual matching",
+    "variant_aggregation": "variant aggregation",
+}  # fmt: skip
 SHORT_TASKS = {
     "widowx_spoon_on_towel": "spoon on towel", "widowx_carrot_on_plate": "carrot on plate", "widowx_stack_cube": "stack cubes",
     "widowx_put_eggplant_in_basket": "eggplant in basket",
@@ -59,8 +63,20 @@ def points(axes: Axes) -> None:
     axes.set_xlabel("percentage points")
 
 
+def beside(axes: Axes, y: float, *texts: str, width: float = 44.0, color: str = INK) -> None:
+    """Columns of text to the right of the axes, on the line at `y` (data); each ends `width` points after the one before."""
+    for index, text in enumerate(texts, 1):
+        axes.annotate(text, (1, y), (index * width, 0), ("axes fraction", "data"), "offset points", ha="right", va="center", fontsize=8.5,
+                      color=color, annotation_clip=False)  # fmt: skip
+
+
+def p_text(value: float) -> str:
+    """A p-value with three decimals; "< 0.001" below."""
+    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
+
+
 def label(name: str) -> str:
-    """What a policy or a task is called in pictures and tables."""
-    if name in TASKS:
-        return SHORT_TASKS.get(name, name.replace("_", " "))
+    """What a policy, a task, a row of the published tables or a setting is called in pictures and tables."""
+    if name in TASKS and name not in LABELS:
+        return SHORT_TASKS.get(name, name.removeprefix("google_robot_").replace("_", " "))
     return LABELS.get(name, name)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from refinevla_kit.evaluation.statistics import AVERAGE, Comparison, Rate, Score
-from refinevla_kit.figures.style import GREY, INK, MUTED, canvas, colours, label, name_policies, points
+from refinevla_kit.evaluation.aggregation import AVERAGE, AVERAGES
+from refinevla_kit.evaluation.intervals import Rate
+from refinevla_kit.evaluation.statistics import Comparison, Score, shown_tasks
+from refinevla_kit.figures.style import GREY, INK, MUTED, beside, canvas, colours, label, name_policies, p_text, points
+from refinevla_kit.tasks import BASE
 
 
 def success_bars(scores: Sequence[Score]) -> Figure:
@@ -23,7 +26,8 @@ def success_bars(scores: Sequence[Score]) -> Figure:
         scores: of both rules, from `statistics.summarise`.
     """
     policies = list(dict.fromkeys(score.policy for score in scores))
-    tasks = _tasks(scores)
+    tasks = shown_tasks(scores)
+    tasks = tasks if len(tasks) > 2 else tasks[:1]
     rates = {(score.policy, score.task, score.rule): score.rate for score in scores}
     colour, step = colours(policies), 0.84 / len(policies)
     with canvas(max(6.0, 1.1 + 0.48 * len(policies) * len(tasks)), 3.6) as (figure, (axes,)):
@@ -36,7 +40,7 @@ def success_bars(scores: Sequence[Score]) -> Figure:
                 if last:
                     axes.bar(x, last.rate, step * 0.86, color=colour[policy], alpha=0.85)
                     _interval(axes, x, last)
-                    text = f"{last.rate:.0%}" if task == AVERAGE else f"{last.successes}/{last.episodes}"
+                    text = f"{last.rate:.0%}" if task in AVERAGES else f"{last.successes}/{last.episodes}"
                     axes.text(x, -0.025, text, ha="center", va="top", fontsize=7, color=MUTED)
         axes.set_xticks(range(len(tasks)), [label(task) for task in tasks])
         axes.tick_params(axis="x", pad=14)
@@ -56,15 +60,7 @@ def paired_differences(comparisons: Sequence[Comparison]) -> Figure:
         for y, one in enumerate(reversed(comparisons)):
             axes.plot([one.low, one.high], [y, y], color=GREY, linewidth=2.4, solid_capstyle="round")
             axes.plot(one.difference, y, "o", color=colours([one.a])[one.a], markersize=7)
-            axes.text(
-                1.03,
-                y,
-                f"{one.only_a} : {one.only_b}    p = {one.p_value:.2g}",
-                transform=axes.get_yaxis_transform(),
-                va="center",
-                fontsize=7.5,
-                color=MUTED,
-            )
+            beside(axes, y, f"{one.only_a} : {one.only_b}", p_text(one.p_value), width=54)
         axes.axvline(0, color=INK, linewidth=0.8)
         axes.set_yticks(range(len(comparisons)), [label(one.task) for one in reversed(comparisons)])
         axes.set_ylim(-0.6, len(comparisons) - 0.4)
@@ -72,16 +68,48 @@ def paired_differences(comparisons: Sequence[Comparison]) -> Figure:
         axes.set_xlim(-1.08 * widest, 1.08 * widest)
         points(axes)
         axes.grid(axis="y", visible=False)
-        axes.text(1.03, len(comparisons) - 0.4, "won alone", transform=axes.get_yaxis_transform(), va="bottom", fontsize=7.5, color=MUTED)
+        beside(axes, len(comparisons) - 0.25, "won alone", "exact p", width=54, color=MUTED)
         figure.suptitle(
             f"{label(first.a)} minus {label(first.b)}, same episodes, {first.rule} step", x=0.01, ha="left", fontsize=10, fontweight="bold"
         )
     return figure
 
 
-def _tasks(scores: Sequence[Score]) -> list[str]:
-    tasks = list(dict.fromkeys(score.task for score in scores if score.task != AVERAGE))
-    return [*tasks, AVERAGE] if len(tasks) > 1 else tasks
+def variant_rates(scores: Sequence[Score], changes: Mapping[str, Sequence[Comparison]]) -> Figure:
+    """Success in each variant of the scene, and what it differs from the unchanged scene on the same starts; one line a variant, one colour a policy.
+
+    Args:
+        scores: of one rule and setting, from `statistics.summarise_variants`; the averages are drawn.
+        changes: policy -> its comparisons, from `statistics.against_base`.
+    """
+    rates = {(score.policy, score.variant): score.rate for score in scores if score.task == AVERAGE}
+    variants = list(dict.fromkeys(variant for _, variant in rates))
+    colour = colours(list(dict.fromkeys(policy for policy, _ in rates)))
+    differences = {(policy, one.a): one for policy, comparisons in changes.items() for one in comparisons}
+    with canvas(8.6, 1.3 + 0.16 * len(variants) * (1 + len(colour)), columns=2, sharey=True, width_ratios=[1.15, 1]) as (figure, (left, right)):
+        for index, (policy, shade) in enumerate(colour.items()):
+            for place, variant in enumerate(variants):
+                y = -place - (index - (len(colour) - 1) / 2) * 0.62 / len(colour)
+                for axes, one in ((left, rates.get((policy, variant))), (right, differences.get((policy, variant)))):
+                    if one is not None:
+                        axes.plot([one.low, one.high], [y, y], color=shade, linewidth=2.2, alpha=0.45, solid_capstyle="butt")
+                        axes.plot(one.rate if isinstance(one, Rate) else one.difference, y, "o", color=shade, markersize=5)
+            if base := rates.get((policy, BASE)):
+                left.axvline(base.rate, color=shade, linewidth=0.8, linestyle=(0, (4, 3)))
+        left.set_yticks([-place for place in range(len(variants))], [variant.replace("_", " ") for variant in variants])
+        left.set_ylim(0.6 - len(variants), 0.6)
+        left.set_xlim(-0.02, 1.02)
+        left.xaxis.set_major_formatter(PercentFormatter(1.0))
+        left.set_title("success")
+        widest = max([0.1, *(abs(value) for one in differences.values() for value in (one.low, one.high))])
+        right.axvline(0, color=INK, linewidth=0.8)
+        right.set_xlim(-1.05 * widest, 1.05 * widest)
+        right.set_title("minus base, same starts")
+        points(right)
+        for axes in (left, right):
+            axes.grid(axis="y", visible=False)
+        name_policies(figure, colour)
+    return figure
 
 
 def _interval(axes: Axes, x: float, rate: Rate) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.evaluation import statistics
+from refinevla_kit.evaluation import intervals, statistics
+from refinevla_kit.evaluation.aggregation import AVERAGE, PUBLISHED_AVERAGE, RULES, start_values, task_weights
 from refinevla_kit.evaluation.records import EpisodeRecord
+from refinevla_kit.tasks import GROUPS
 from tests.evaluation.rows import row
 
 
@@ -17,54 +21,143 @@ from tests.evaluation.rows import row
     [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
 )
 def test_wilson_gives_the_intervals_of_newcombe_1998(successes: int, episodes: int, low: float, high: float) -> None:
-    assert statistics.wilson(successes, episodes) == pytest.approx((low, high), abs=5e-5)
+    """Statistics in Medicine 17, 857-872, table I, method 3; also for the mean of one task played in one variant."""
+    assert intervals.wilson(successes, episodes) == pytest.approx((low, high), abs=5e-5)
+    mean = intervals.mean_rate([np.repeat([1.0, 0.0], [successes, episodes - successes])], None, successes, episodes)
+    assert (mean.low, mean.high) == pytest.approx((low, high), abs=5e-5)
 
 
 def test_difference_of_two_rates_gives_newcombe_1998_method_10() -> None:
-    """Its table II, contrast (a): 56/70 against 48/80."""
-    low, high = statistics.unpaired_difference(statistics.rate(56, 70), statistics.rate(48, 80))
+    """Statistics in Medicine 17, 873-890, table II, contrast (a): 56/70 against 48/80."""
+    low, high = intervals.unpaired_difference(intervals.rate(56, 70), intervals.rate(48, 80))
     assert (low, high) == pytest.approx((0.0524, 0.3339), abs=5e-5)
 
 
 @pytest.mark.parametrize(("only_a", "only_b", "p_value"), [(12, 2, 0.0129), (1, 7, 0.0703), (5, 5, 1.0), (0, 0, 1.0)])
 def test_exact_mcnemar(only_a: int, only_b: int, p_value: float) -> None:
     """12 / 2: Armitage and Berry (1994), sputum media. 1 / 7: Bentur et al. (2009), as worked through by Fagerland et al. (2013)."""
-    assert statistics.mcnemar(only_a, only_b) == pytest.approx(p_value, abs=5e-5)
+    assert intervals.mcnemar(only_a, only_b) == pytest.approx(p_value, abs=5e-5)
+    assert p_value == 1.0 or intervals.mcnemar(only_a, only_b) == pytest.approx(stats.binomtest(only_a, only_a + only_b).pvalue)
 
 
-def test_paired_episodes_needed_gives_connors_formula() -> None:
-    """Discordant 0.45 / 0.05 at 80 % power needs 23 pairs (powerandsamplesize.com, McNemar two-sided)."""
-    assert statistics.episodes_needed_paired(0.45, 0.05) == 23
+def test_paired_intervals_give_the_approval_ratings_of_agresti() -> None:
+    """Categorical Data Analysis (2nd ed., section 10.1): 150 and 86 of 1600 changed their mind; the difference is 0.04, 95 % interval 0.02 to 0.06.
+    The adjusted interval of Bentur et al.'s 1 / 7 of 21 children is that of Fagerland et al. (2014), -0.508 to -0.013."""
+    ratings = np.repeat([1.0, -1.0, 0.0], [150, 86, 1364])
+    for low, high in (intervals.paired_bootstrap([ratings]), intervals.paired_adjusted([ratings])):
+        assert (low, high) == pytest.approx((0.0213, 0.0587), abs=0.001)
+    assert intervals.paired_adjusted([np.repeat([1.0, -1.0, 0.0], [1, 7, 13])]) == pytest.approx((-0.508, -0.013), abs=5e-4)
 
 
-def test_unpaired_episodes_needed_resolves_with_the_power_asked_for() -> None:
+def test_drawing_the_tasks_too_widens_the_interval_and_weights_move_it() -> None:
+    differences = [np.full(24, value) for value in (0.0, 0.2, 0.4, 1.0)]
+    assert intervals.paired_bootstrap(differences) == pytest.approx((0.4, 0.4))
+    assert intervals.paired_bootstrap(differences, weights=[1, 0, 0, 3]) == pytest.approx((0.75, 0.75))
+    low, high = intervals.paired_bootstrap(differences, resample_tasks=True)
+    assert low < 0.2 and high > 0.6
+
+
+def test_episodes_needed_give_published_worked_examples() -> None:
+    """Paired: discordant 0.45 / 0.05 needs 23 pairs (Connor 1987, as worked through at powerandsamplesize.com). Unpaired: 0.50 against 0.75 needs
+    76.7 a group for 90 % power, and 50 a group find 0.50 against 0.8026 (examples of R's power.prop.test)."""
+    assert intervals.episodes_needed_paired(0.45, 0.05) == 23
+    assert intervals.episodes_needed_unpaired(0.75, 0.5, power=0.9) == 77
+    assert intervals.resolvable_gain(0.5, 50, power=0.9) == pytest.approx(0.3026, abs=5e-5)
+
+
+def test_the_resolvable_gain_is_the_one_that_needs_so_many_episodes() -> None:
+    unpaired, paired = intervals.resolvable_gain(0.427, 1555), intervals.resolvable_gain(0.427, 400, discordant=0.15)
+    assert unpaired is not None and intervals.episodes_needed_unpaired(0.427 + unpaired, 0.427) == 1555
+    assert paired is not None and intervals.episodes_needed_paired((0.15 + paired) / 2, (0.15 - paired) / 2) == 400
+    assert intervals.resolvable_gain(0.45, 24, discordant=0.2) is None, "24 episodes of which a fifth differ cannot tell"
+
+
+def test_unpaired_episodes_needed_resolve_with_the_power_asked_for() -> None:
     """The 5 points between 42.7 and 47.7 % need about 1,550 episodes a policy; drawing that many finds them four times in five."""
-    needed = statistics.episodes_needed_unpaired(0.427, 0.477)
+    needed = intervals.episodes_needed_unpaired(0.477, 0.427)
     assert 1500 < needed < 1600
     a, b = np.random.default_rng(0).binomial(needed, [[0.427], [0.477]], (2, 20_000)) / needed
     z = (b - a) / np.sqrt((a + b) * (1 - (a + b) / 2) / needed)
     assert np.mean(np.abs(z) > stats.norm.ppf(0.975)) == pytest.approx(0.8, abs=0.02)
 
 
-def test_bootstrap_agrees_with_the_normal_interval_when_there_are_many_episodes() -> None:
-    differences = np.random.default_rng(1).choice([-1.0, 0.0, 1.0], 2000, p=[0.1, 0.7, 0.2])
-    low, high = statistics.paired_bootstrap([differences])
-    error = 1.96 * differences.std() / np.sqrt(len(differences))
-    assert (low, high) == pytest.approx((differences.mean() - error, differences.mean() + error), abs=0.002)
-
-
-def test_drawing_the_tasks_too_widens_the_interval() -> None:
-    differences = [np.full(24, value) for value in (0.0, 0.2, 0.4, 1.0)]
-    assert statistics.paired_bootstrap(differences) == pytest.approx((0.4, 0.4))
-    low, high = statistics.paired_bootstrap(differences, resample_tasks=True)
-    assert low < 0.2 and high > 0.6
+@pytest.mark.parametrize(
+    ("offset", "spread", "counting_episodes"),
+    [(0.0, 3.0, (0.6, 0.8)), (-3.5, 3.0, (0.6, 0.8)), (-3.5, 0.0, (0.92, 1.0)), ([-4, -1, 0.5, 3], 1.0, (0.8, 0.95))],
+)
+def test_intervals_over_starts_cover_and_intervals_over_episodes_do_not(
+    offset: float | list[float], spread: float, counting_episodes: tuple[float, float]
+) -> None:
+    """Four tasks, 24 starts, 6 variants; log-odds of success = task's offset + start's difficulty (normal, `spread`)."""
+    rng, shape = np.random.default_rng(0), (500, 4, 24, 6)
+    centre = np.broadcast_to(offset, 4)[:, None]
+    truth = float(np.mean(1 / (1 + np.exp(-centre - spread * rng.normal(size=(1, 200_000))))))
+    chance = 1 / (1 + np.exp(-centre[None, :, :, None] - spread * rng.normal(size=(*shape[:3], 1))))
+    runs = rng.random(shape) < chance
+    by_start = [intervals.mean_rate(list(run.mean(axis=2)), None, int(run.sum()), run.size) for run in runs]
+    by_episode = [intervals.average_rate([intervals.rate(int(task.sum()), task.size) for task in run]) for run in runs]
+    covered, claimed = (np.mean([one.low <= truth <= one.high for one in rates]) for rates in (by_start, by_episode))
+    assert covered >= 0.93
+    assert counting_episodes[0] <= claimed <= counting_episodes[1]
 
 
 def test_average_weighs_tasks_equally_and_pools_equal_counts() -> None:
-    average = statistics.average_rate([statistics.rate(6, 24), statistics.rate(18, 24)])
-    assert average.rate == 0.5
-    assert (average.low, average.high) == pytest.approx(statistics.wilson(24, 48))
-    assert statistics.average_rate([statistics.rate(1, 2), statistics.rate(0, 200)]).rate == 0.25
+    average = intervals.average_rate([intervals.rate(12, 24), intervals.rate(12, 24)])
+    assert (average.rate, average.low, average.high) == pytest.approx((0.5, *intervals.wilson(24, 48)))
+    assert intervals.average_rate([intervals.rate(1, 2), intervals.rate(0, 200)]).rate == 0.25
+    never, split = intervals.average_rate([intervals.rate(0, 24)] * 4), intervals.average_rate([intervals.rate(0, 24), intervals.rate(24, 24)])
+    assert never.high == pytest.approx(intervals.wilson(0, 96)[1]), "four tasks that never succeed: 96 failures"
+    assert 0.05 < split.high - split.low < 0.15, "two tasks that leave no doubt: half, and not anything from 36 to 64 %"
+
+
+def test_a_variant_counts_once_however_many_episodes_it_has() -> None:
+    """SIMPLER: the mean of each variant, then the mean of these."""
+    values = start_values([(start, variant, float(wins)) for variant, starts, wins in (("base", 4, 1), ("dark", 2, 0)) for start in range(starts)])
+    assert len(values) == 4 and values.mean() == pytest.approx(0.5)
+    complete = start_values([(start, variant, float(start < 3)) for variant in ("base", "dark") for start in range(4)])
+    assert complete == pytest.approx([1, 1, 1, 0])
+
+
+def test_published_weights_are_those_of_simplers_rows_and_parts() -> None:
+    tasks = [task for group in ("pick_coke_can", "move_near", "open_close_drawer") for task in GROUPS[group].tasks]
+    plain, published = task_weights(tasks), task_weights(tasks, published=True)
+    assert plain["google_robot_move_near"] == pytest.approx(1 / 3) and published["google_robot_move_near"] == pytest.approx(1 / 6)
+    assert published["google_robot_pick_standing_coke_can"] == pytest.approx(1 / 6)
+    assert published["google_robot_open_top_drawer"] == pytest.approx(1 / 3 / 2 / 3)
+    assert task_weights([*tasks, "google_robot_place_apple_in_closed_top_drawer"], published=True) == published
+
+
+def test_scores_have_rows_and_both_averages_and_leave_cameras_out() -> None:
+    wins = {"pick_coke_can": 6, "move_near": 2, "open_close_drawer": 0}
+    tasks = {task: wins[group] for group in wins for task in GROUPS[group].tasks}
+    records = [row("a", episode, episode < won, task=task, variant=variant) for task, won in tasks.items()
+               for variant in ("background_1", "table_1") for episode in range(8)]  # fmt: skip
+    records += [row("a", episode, False, task="google_robot_move_near", variant="camera_1") for episode in range(8)]
+    scores = {score.task: score.rate for score in statistics.summarise(records)}
+    assert (scores["pick_coke_can"].rate, scores["pick_coke_can"].episodes) == (0.75, 48)
+    assert scores["move_near"].rate == scores["google_robot_move_near"].rate == 0.25
+    assert scores[AVERAGE].rate == pytest.approx((0.75 + 0.25 + 0) / 3)
+    assert scores[PUBLISHED_AVERAGE].rate == pytest.approx((3 * 0.75 + 0.25 + 2 * 0) / 6)
+    cameras = [score for score in statistics.summarise_variants(records) if score.variant == "camera_1" and score.task == AVERAGE]
+    assert [score.rate.rate for score in cameras] == [0.0]
+
+
+def test_variants_of_a_start_stand_or_fall_together() -> None:
+    """Six starts in four variants, all for a: six coins, not twenty-four."""
+    variants = ("background_1", "background_2", "lighting_darker", "table_1")
+    records = [row(policy, episode, policy == "a", variant=variant) for policy in "ab" for variant in variants for episode in range(6)]
+    comparison = statistics.compare(records, "a", "b")
+    assert comparison.only_a == 24
+    assert comparison.p_value == pytest.approx(2 * 0.5**6)
+    assert statistics.compare(records[:6] + records[24:30], "a", "b").low == pytest.approx(comparison.low), "the same six starts"
+
+
+def test_what_a_variant_costs_is_counted_from_the_same_starts() -> None:
+    records = [replace(row("a", episode, episode < wins, variant=variant), setting="variant_aggregation")
+               for variant, wins in (("base", 9), ("dark", 5), ("camera", 9)) for episode in range(12)]  # fmt: skip
+    changes = {one.a: one for one in statistics.against_base(records, "a")}
+    assert {name: one.difference for name, one in changes.items()} == pytest.approx({"dark": -4 / 12, "camera": 0.0})
+    assert changes["dark"].only_b == 4 and changes["camera"].low < 0 < changes["camera"].high
 
 
 def test_compare_pairs_the_same_episodes_and_leaves_the_rest_out() -> None:
@@ -76,7 +169,7 @@ def test_compare_pairs_the_same_episodes_and_leaves_the_rest_out() -> None:
     assert comparison.episodes == 12
     assert comparison.difference == pytest.approx(8 / 12)
     assert comparison.p_value == pytest.approx(2 * 0.5**8)
-    assert comparison.low > 0
+    assert comparison.low > 0 and comparison.needed == intervals.episodes_needed_paired(8 / 12, 0)
 
 
 def test_policies_that_never_differ_are_not_said_to_be_equal() -> None:
@@ -85,15 +178,20 @@ def test_policies_that_never_differ_are_not_said_to_be_equal() -> None:
     comparison = statistics.compare(few, "a", "b")
     assert comparison.low < -0.3 and comparison.high > 0.3
     assert statistics.compare(many, "a", "b").high < 0.01
-    assert statistics.paired_adjusted(1, 7, 21) == pytest.approx((-0.508, -0.013), abs=1e-3)
 
 
 def test_both_success_rules_are_kept_apart() -> None:
     records: list[EpisodeRecord] = [row("a", 0, success=False, success_any=True), row("a", 1, success=True)]
-    last, any_step = (statistics.summarise(records, rule)[0].rate for rule in statistics.RULES)
+    last, any_step = (statistics.summarise(records, rule)[0].rate for rule in RULES)
     assert (last.successes, any_step.successes) == (1, 2)
 
 
-def test_policies_without_a_shared_episode_cannot_be_compared() -> None:
+def test_what_does_not_belong_together_is_refused() -> None:
+    a, b = row("a", 0, success=True), row("b", 1, success=True)
     with pytest.raises(KitError, match="share no episode"):
-        statistics.compare([row("a", 0, success=True), row("b", 1, success=True)], "a", "b")
+        statistics.compare([a, b], "a", "b")
+    with pytest.raises(KitError, match="visual_matching and variant_aggregation"):
+        statistics.compare([a, row("b", 0, True, variant="base"), row("a", 0, True, variant="dark")], "a", "b")
+    for other in (replace(a, episode_id=2, start="dense"), replace(a, width=640), replace(a, checkpoint_hash="1" * 16)):
+        with pytest.raises(KitError, match="the records of 'a' mix"):
+            statistics.summarise([a, other])

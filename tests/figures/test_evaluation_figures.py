@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -10,14 +11,24 @@ import pytest
 from matplotlib.patches import Rectangle
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.evaluation.published import claims, load_published, widowx_scores
-from refinevla_kit.evaluation.statistics import AVERAGE, RULES, compare, summarise
-from refinevla_kit.figures.paper import claim_intervals, widowx_results
+from refinevla_kit.evaluation.aggregation import AVERAGE, PUBLISHED_AVERAGE, RULES
+from refinevla_kit.evaluation.published import claims, inconsistencies, load_published, published_scores
+from refinevla_kit.evaluation.statistics import against_base, compare, shown_tasks, summarise, summarise_variants
+from refinevla_kit.figures.paper import claim_intervals, published_results, resolvable_gains
 from refinevla_kit.figures.saving import save_figure
-from refinevla_kit.figures.success import paired_differences, success_bars
-from refinevla_kit.figures.tables import claims_table, comparison_table, published_table, success_table
+from refinevla_kit.figures.success import paired_differences, success_bars, variant_rates
+from refinevla_kit.figures.tables import (
+    claims_table,
+    comparison_table,
+    inconsistency_table,
+    published_table,
+    resolution_table,
+    results_table,
+    success_table,
+    variants_table,
+)
 from refinevla_kit.figures.training_curves import load_histories, training_curves
-from refinevla_kit.tasks import WIDOWX_TASKS
+from refinevla_kit.tasks import GROUPS, VARIANT_AGGREGATION, WIDOWX_TASKS
 from tests.evaluation.rows import row
 
 RECORDS = [
@@ -55,22 +66,73 @@ def test_published_tables_carry_their_marks() -> None:
     table = published_table(PUBLISHED, "ReFineVLA Table 1", "visual_matching")
     assert table.loc["ReFineVLA", "average"] == "47.7"
     assert table.loc["ReFineVLA", "mark"] == "secondary" and table.loc["SpatialVLA (fine-tuning)", "mark"] == "primary"
-    assert claims_table(claims(PUBLISHED)).loc["WidowX average, over SpatialVLA", "above zero"] == "no"
+
+
+def test_published_and_own_results_stand_in_one_table_with_intervals() -> None:
+    table = results_table(published_scores(PUBLISHED), summarise(RECORDS))
+    assert table.index[0] == ("published", "ReFineVLA") and list(table.index)[-2:] == [
+        ("this kit", "actions only"), ("this kit", "with reasoning loss"),
+    ]  # fmt: skip
+    assert table.loc[("published", "ReFineVLA"), "spoon on towel"] == "38.1 % (21-59)"
+    assert table.loc[("this kit", "actions only"), "stack cubes"] == ""
+    assert list(table["mark"])[:2] == ["secondary", "primary"]
+
+
+def test_google_results_show_the_published_rows_and_the_published_average() -> None:
+    wins = {"pick_coke_can": 6, "move_near": 2, "open_close_drawer": 0}
+    records = [row("a", episode, episode < wins[group], task=task, variant="table_1")
+               for group in wins for task in GROUPS[group].tasks for episode in range(8)]  # fmt: skip
+    scores = summarise(records)
+    assert shown_tasks(scores) == [*wins, AVERAGE, PUBLISHED_AVERAGE]
+    table = results_table(published_scores(PUBLISHED, "google_robot", VARIANT_AGGREGATION), scores)
+    assert list(table.columns[:4]) == ["pick coke can", "move near", "open or close drawer", "average"]
+    assert table.loc[("this kit", "a"), "average"].startswith("41.7 %"), "3 x 75 + 25 + 2 x 0, of 6"
+    assert published_results(published_scores(PUBLISHED, "google_robot", VARIANT_AGGREGATION), scores).axes[-1].get_title(loc="left") == AVERAGE
+
+
+def test_claims_and_inconsistencies_are_listed_with_their_verdicts() -> None:
+    table = claims_table(claims(PUBLISHED))
+    assert table.loc["WidowX average, over SpatialVLA", "verdict"] == "not resolved"
+    assert table.loc["WidowX average, over the second best", "paper"] == "v1"
+    found = inconsistency_table(inconsistencies(PUBLISHED))
+    assert "21 episodes a task" in set(found.loc["ReFineVLA Table 1", "the row fits"])
+
+
+def test_what_so_many_episodes_can_tell_is_one_table_and_one_picture() -> None:
+    table = resolution_table(0.427, (24, 1555), discordant=(0.2,))
+    assert table.loc["1,555", "independent episodes"] == "5.0" and table.loc["24", "the same, differing on 20%"] == "none"
+    lines = {line.get_color(): line for line in resolvable_gains(0.427).axes[0].lines if len(line.get_xdata()) > 2}
+    assert len(lines) == 3
+    for line in lines.values():
+        assert (line.get_ydata()[1:] < line.get_ydata()[:-1]).all(), "more episodes find smaller gains"
+
+
+def test_variants_lie_at_their_rates_and_differences() -> None:
+    wins = {"base": 6, "dark": 3, "wood": 7}
+    records = [replace(row("action_only", episode, episode < won, variant=name), setting=VARIANT_AGGREGATION)
+               for name, won in wins.items() for episode in range(8)]  # fmt: skip
+    scores, changes = summarise_variants(records), against_base(records, "action_only")
+    left, right = variant_rates(scores, {"action_only": changes}).axes
+    dots = [[line.get_xdata()[0] for line in axes.lines if line.get_marker() == "o"] for axes in (left, right)]
+    assert dots == [pytest.approx([6 / 8, 3 / 8, 7 / 8]), pytest.approx([-3 / 8, 1 / 8])]
+    assert [tick.get_text() for tick in left.get_yticklabels()] == list(wins)
+    table = variants_table(scores, changes)
+    assert list(table["minus base, points"]) == ["", "-37.5", "+12.5"]
 
 
 def test_published_and_own_results_share_one_picture() -> None:
-    figure = widowx_results(widowx_scores(PUBLISHED), [score for score in SCORES if score.rule == "last"])
+    figure = published_results(published_scores(PUBLISHED), [score for score in SCORES if score.rule == "last"])
     assert [axes.get_title(loc="left") for axes in figure.axes][-1] == AVERAGE
     rows = [text.get_text() for text in figure.axes[0].get_yticklabels()]
     assert rows[0] == "ReFineVLA" and rows[-2:] == ["actions only, this kit", "with reasoning loss, this kit"]
     dots = [round(line.get_xdata()[0], 3) for line in figure.axes[-1].lines if line.get_marker() == "o"]
-    assert dots[0] == round(40 / 84, 3) and dots[-2:] == [0.375, 0.75]
+    assert dots[0] == 0.477 and dots[-2:] == [0.375, 0.75]
 
 
-def test_claims_are_filled_only_where_the_interval_excludes_zero() -> None:
+def test_claims_are_filled_only_where_both_intervals_exclude_zero() -> None:
     found = claims(PUBLISHED)
     dots = [line for line in claim_intervals(found).axes[0].lines if line.get_marker() == "o"]
-    assert [dot.get_markerfacecolor() != "white" for dot in dots] == [claim.supported for claim in reversed(found)]
+    assert [dot.get_markerfacecolor() != "white" for dot in dots] == [claim.verdict in ("supported", "the opposite") for claim in reversed(found)]
 
 
 def test_training_curves_show_each_policy_and_split(tmp_path: Path) -> None:
