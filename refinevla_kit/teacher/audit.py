@@ -1,46 +1,39 @@
-"""Holds rationales, whoever wrote them, against what is known of their frames: the simulator's truth, or only actions, proprioception and instruction.
+"""The truth audit: holds rationales, whoever wrote them, against what is known of their frames.
 
-(Being built: the contract below stands; claims are read from the next version on.)
+With the simulator's state and masks, every claim that `claims` can read is true, false or undecided: each kind has a threshold from which it is true
+and one from which it is false, and what lies between, or cannot be known, is undecided. Without a simulator the actions, the proprioception and the
+instruction remain: which arm moves, what the gripper is told, the direction of displacements, the order of a plan, and whether rationale and
+instruction speak of the same thing. Picture words (left, top) are held against mask centroids, distances and heights against world positions,
+directions against displacements in the robot base frame (x forward, y left, z up); thresholds are those of `facts`, with room for free speech.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import pandas as pd
+import numpy as np
+from numpy.typing import NDArray
 
+from refinevla_kit.simulator.contract import MASK_NAMES, PHASES
+from refinevla_kit.teacher.claims import GRIPPER, ROBOT, Claim, objects_named, read_claims
+from refinevla_kit.teacher.facts import CLOSED_BELOW, LEVEL_M, MOVING_M, OPEN_ABOVE, SIDE_SHARE, centroid, roles
 from refinevla_kit.teacher.schema import PARTS, Rationale, Request
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from refinevla_kit.episodes import EpisodeDataset
     from refinevla_kit.teacher.annotation import StoredRationale
 
+Array = NDArray[Any]
 Verdict = Literal["true", "false", "undecided"]
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One statement read from a rationale.
-
-    Attributes:
-        part: one of `PARTS`, or "instruction_matches".
-        kind: "object", "visible", "zone", "side", "height", "distance", "grip", "held", "done", "sub-task", "order", "role", "motion", "arm", "instruction".
-        subject, relation, object: as the scene calls them ("carrot", "left of", "plate"); "" where there is none.
-        value: centimetres, where the claim gives a number.
-        span: first and one past the last character, within the part's text. text: those characters.
-    """
-
-    part: str
-    kind: str
-    subject: str
-    relation: str
-    object: str = ""
-    value: float | None = None
-    span: tuple[int, int] = (0, 0)
-    text: str = ""
+Answer = tuple[bool | None, str]  # holds, does not, cannot be said; and why
+AXES = {"forward": (0, 1), "backward": (0, -1), "left": (1, 1), "right": (1, -1), "up": (2, 1), "down": (2, -1)}
+UNKNOWN: Answer = (None, "nothing recorded decides this")
 
 
 @dataclass(frozen=True)
@@ -55,7 +48,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Score:
-    """Claims of one part by verdict, and the clauses in which no claim was read (they are not checked, never false)."""
+    """Claims of one part by verdict, and its sentences in which no claim was read (they are not checked, never false)."""
 
     true: int = 0
     false: int = 0
@@ -79,16 +72,307 @@ class Audit:
     should look at it."""
 
     parts: dict[str, Score]
-    findings: tuple[Finding, ...] = field(default=())
+    findings: tuple[Finding, ...] = ()
     doubt: bool = False
 
 
 def audit(request: Request, rationale: Rationale) -> Audit:
-    """Check one rationale against the request it answers (`state`, `masks` where the simulator knows; `actions`, `proprioception`, `instruction`)."""
-    return Audit({part: Score() for part in PARTS})
+    """Check one rationale against the request it answers: `state` and `masks` where there are, else `actions`, `proprioception`, `instruction`."""
+    scene = _Scene(request)
+    claims, unread = read_claims(rationale, scene.names)
+    findings = [scene.finding(claim) for claim in claims] + scene.naming(claims, rationale)
+    count = {(part, verdict): 0 for part in PARTS for verdict in ("true", "false", "undecided")}
+    for one in findings:
+        if one.claim.part in PARTS:
+            count[one.claim.part, one.verdict] += 1
+    parts = {part: Score(count[part, "true"], count[part, "false"], count[part, "undecided"], unread[part]) for part in PARTS}
+    return Audit(parts, tuple(findings), any(one.doubt for one in findings))
 
 
 def audit_dataset(dataset: EpisodeDataset | str | Path, rationales: Sequence[StoredRationale] | str | Path) -> pd.DataFrame:
-    """One row for each stored answer: episode, start, end, teacher, refusal (kind or ""), doubt, findings (reasons of what is doubted, one string), and
-    for each part <part>_true, _false, _undecided, _unread (counts)."""
-    raise NotImplementedError
+    """Audit all stored answers about a dataset; no picture is decoded.
+
+    Args:
+        dataset: an opened dataset or its folder. rationales: from `load_rationales`, or the parquet file.
+    Returns: one row an answer: episode, start, end, teacher, refusal (its kind, or ""), doubt, doubts (reasons, one a line), and for each part
+        <part>_true, _false, _undecided and _unread.
+    """
+    import pandas as pd
+
+    from refinevla_kit.episodes import open_dataset
+    from refinevla_kit.teacher.annotation import load_rationales
+
+    opened = open_dataset(dataset) if isinstance(dataset, str | Path) else dataset
+    stored = load_rationales(rationales) if isinstance(rationales, str | Path) else rationales
+    rows, recorded = [], None
+    for one in stored:
+        row: dict[str, Any] = {"episode": one.episode, "start": one.start, "end": one.end, "teacher": one.teacher,
+                               "refusal": one.refusal.kind if one.refusal else "", "doubt": False, "doubts": ""}
+        found = Audit({part: Score() for part in PARTS})
+        if one.rationale:
+            if recorded is None or recorded.info.index != one.episode:
+                recorded = _Recorded(opened, one.episode)
+            found = audit(recorded.request(one.start, one.end), one.rationale)
+            doubts = [f"{f.claim.part}: {f.claim.text!r}: {f.reason}" for f in found.findings if f.doubt]
+            row |= {"doubt": found.doubt, "doubts": "\n".join(doubts)}
+        rows.append(row | {f"{part}_{name}": getattr(score, name) for part, score in found.parts.items()
+                           for name in ("true", "false", "undecided", "unread")})
+    return pd.DataFrame(rows)
+
+
+class _Recorded:
+    """What is recorded of one episode, read once."""
+
+    def __init__(self, dataset: EpisodeDataset, episode: int) -> None:
+        self.dataset, self.info = dataset, dataset.info(episode)
+        self.actions, self.proprioception = dataset.actions(episode), dataset.proprioception(episode)
+        self.states, self.masks = dataset.states(episode), dataset.masks(episode)
+
+    def request(self, start: int, end: int) -> Request:
+        """As the teacher was asked, without pictures."""
+        return Request(
+            self.dataset.name, self.info.index, start, end, self.info.instruction, np.zeros((0, 1, 1, 3), np.uint8), (), self.actions[start:end],
+            self.states[start] if self.states else None, {name: mask[start] for name, mask in self.masks.items()} if self.masks else None,
+            self.dataset.action_names, self.dataset.deltas, self.dataset.fps, self.proprioception[start:end],
+        )  # fmt: skip
+
+
+def _grade(value: float, no: float, yes: float) -> bool | None:
+    """False up to `no`, True from `yes`, None between; the other way round when no > yes."""
+    if no > yes:
+        value, no, yes = -value, -no, -yes
+    return True if value >= yes else False if value <= no else None
+
+
+def _all(answers: Sequence[bool | None]) -> bool | None:
+    return False if False in answers else None if None in answers else True
+
+
+class _Scene:
+    """What is known of one request, and one check for each kind of claim."""
+
+    def __init__(self, request: Request) -> None:
+        self.request, self.state, self.masks = request, request.state, request.masks or {}
+        objects = [name for name in self.masks if name not in MASK_NAMES]
+        named = roles(request.instruction, objects)
+        main = named if len(named) == 2 else objects[:2]
+        self.known = self.state is not None and bool(objects)
+        self.names = tuple(main + [name for name in objects if name not in main]) if self.known else objects_named(request.instruction)
+        self.source, self.target = (*self.names, "", "")[:2]
+        self.moved = np.asarray(request.actions[:, :3], np.float64) if request.deltas and request.actions.shape[1] >= 3 else None
+        gripper = [i for i, name in enumerate(request.action_names) if "gripper" in name.lower()]
+        default = [6] if self.known and not request.action_names and request.actions.shape[1] == 7 else []
+        self.opens = request.actions[:, (gripper or default)[0]] > 0.5 if gripper or default else None  # +1 open, -1 or 0 closed
+
+    @cached_property
+    def centres(self) -> dict[str, tuple[float, float] | None]:
+        """Where things are in the picture, fractions from the left and from the top."""
+        return {name: centroid(mask) for name, mask in self.masks.items()}
+
+    def position(self, name: str) -> Array | None:
+        """World position in cm."""
+        if self.state is None or not self.known:
+            return None
+        place = {self.source: self.state.source, self.target: self.state.target, GRIPPER: self.state.tcp, ROBOT: self.state.tcp}.get(name)
+        return None if place is None else 100 * np.asarray(place[:3], np.float64)
+
+    def finding(self, claim: Claim) -> Finding:
+        """The verdict on one claim; a negated claim is turned round."""
+        check: Callable[[Claim], Answer] = getattr(self, f"_{claim.kind.replace('-', '_')}")
+        answer, reason = check(claim)
+        if answer is not None and not claim.holds:
+            answer = not answer
+        return Finding(claim, "undecided" if answer is None else "true" if answer else "false", reason, answer is False)
+
+    def naming(self, claims: Sequence[Claim], rationale: Rationale) -> list[Finding]:
+        """Doubts about the instruction: another object than the rationale's, or one that the teacher rejects."""
+        findings = []
+        if not rationale.instruction_matches:
+            claim = Claim("instruction_matches", "instruction", "instruction", "does not match", text=rationale.mismatch)
+            findings.append(Finding(claim, "undecided", f"the teacher finds that the instruction does not match: {rationale.mismatch}", True))
+        if not self.known and self.names:
+            said = {claim.subject: claim for claim in reversed(claims) if claim.kind in ("object", "role")}
+            missing, strange = [n for n in self.names if n not in said], [claim for name, claim in said.items() if name not in self.names]
+            strange = strange if missing else [claim for claim in strange if claim.kind == "role"]
+            for claim in strange[:1]:
+                reason = f"the rationale speaks of {claim.subject!r}, the instruction of {(missing or list(self.names))[0]!r}"
+                findings.append(Finding(Claim(claim.part, "naming", claim.subject, span=claim.span, text=claim.text), "undecided", reason, True))
+        return findings
+
+    def _object(self, claim: Claim) -> Answer:
+        if not self.known:
+            return (True, "the instruction names it") if claim.subject in self.names else (None, "only the pictures could tell whether it is there")
+        there = claim.subject in self.names
+        return there, "it is in the scene" if there else f"there is no {claim.subject} in this scene, but {', '.join(self.names)}"
+
+    def _visible(self, claim: Claim) -> Answer:
+        if claim.subject not in self.masks:
+            return UNKNOWN
+        seen = self.centres[claim.subject] is not None
+        return seen, f"the {claim.subject} is {'' if seen else 'not '}in view"
+
+    def _zone(self, claim: Claim) -> Answer:
+        centre = self.centres.get(claim.subject)
+        if centre is None:
+            return (False, f"the {claim.subject} is not in view") if claim.subject in self.masks else UNKNOWN
+        words = claim.relation.split()
+        if "table" in words and set(words) & {"top", "bottom", "centre"}:
+            return None, "where the table's own middle and edges lie is not recorded"
+        answer = self._in_zone(centre, words)
+        other = self.centres.get(claim.object)
+        if answer is False and (other and self._in_zone(other, words) is not False):
+            answer = None  # "the gripper holds the carrot near the top": either may be meant
+        pair = self.centres.get(self.target if claim.subject == self.source else self.source)
+        if answer is False and pair and words in (["left"], ["right"]):
+            offset = (centre[0] - pair[0]) * (1 if words[0] == "right" else -1)
+            answer = None if offset > SIDE_SHARE else False  # "on the right" may mean of the two
+        return answer, f"the {claim.subject} is {centre[0]:.0%} of the picture from the left and {centre[1]:.0%} from the top"
+
+    @staticmethod
+    def _in_zone(centre: tuple[float, float], words: Sequence[str]) -> bool | None:
+        x, y = centre
+        room = SIDE_SHARE
+        checks = {"left": _grade(x, 0.5 + room, 0.5 - room), "right": _grade(x, 0.5 - room, 0.5 + room),
+                  "top": _grade(y, 0.5 + room, 0.5 - room), "bottom": _grade(y, 0.5 - room, 0.5 + room)}
+        off = [abs(y - 0.5)] * bool({"left", "right"} & set(words)) or [abs(x - 0.5)] * bool({"top", "bottom"} & set(words)) or [abs(x - 0.5), abs(y - 0.5)]
+        return _all([checks[word] if word in checks else _grade(max(off), 0.3, 0.2) for word in words if word in checks or word == "centre"])
+
+    def _side(self, claim: Claim) -> Answer:
+        one, other = self.centres.get(claim.subject if claim.subject != ROBOT else GRIPPER), self.centres.get(claim.object)
+        if one is None or other is None:
+            return UNKNOWN
+        right = one[0] - other[0]
+        answer = _grade(right if claim.relation == "right" else -right, -SIDE_SHARE / 2, SIDE_SHARE / 2)
+        return answer, f"in the picture the {claim.subject} is {abs(right):.0%} of its width to the {'right' if right > 0 else 'left'} of the {claim.object}"
+
+    def _offset(self, claim: Claim) -> Array | None:
+        one, other = self.position(claim.subject), self.position(claim.object)
+        return None if one is None or other is None else one - other
+
+    def _depth(self, claim: Claim) -> Answer:
+        offset = self._offset(claim)
+        if offset is None:
+            return UNKNOWN
+        farther = -float(offset[0])  # the base's forward, away from the camera, is the world's -x
+        answer = _grade(farther if claim.relation == "behind" else -farther, -1.0, 1.0)
+        return answer, f"the {claim.subject} is {abs(farther):.0f} cm {'farther from' if farther > 0 else 'nearer to'} the camera than the {claim.object}"
+
+    def _height(self, claim: Claim) -> Answer:
+        offset, sign = self._offset(claim), 1 if "above" in claim.relation else -1
+        one, other = self.centres.get(claim.subject), self.centres.get(claim.object)
+        up = other[1] - one[1] if one and other else 0.0
+        picture = _grade(sign * up, -SIDE_SHARE / 2, SIDE_SHARE / 2) if one and other else None
+        if offset is None or "in view" in claim.relation:
+            return picture, f"in the picture it is {abs(up):.0%} of its height {'higher' if up > 0 else 'lower'}" if picture is not None else UNKNOWN[1]
+        world = _grade(sign * offset[2], -100 * LEVEL_M, 100 * LEVEL_M)
+        answer = world if picture is None or world == picture else picture if world is None else None
+        across = float(np.hypot(*offset[:2]))
+        if "straight" in claim.relation and answer is not False:
+            answer = _all([answer, _grade(across, 5.0, 3.0)])
+        return answer, f"the {claim.subject} is {abs(offset[2]):.0f} cm {'above' if offset[2] > 0 else 'below'} the {claim.object} and {across:.0f} cm beside it"
+
+    def _distance(self, claim: Claim) -> Answer:
+        offset, words = self._offset(claim), claim.relation.split()
+        if offset is None or claim.value is None:
+            return UNKNOWN
+        across, whole, up = float(np.hypot(*offset[:2])), float(np.linalg.norm(offset)), float(offset[2])
+        measured = {"above": [up], "below": [-up], "height": [abs(up)]}.get(words[-1], [across, whole])
+        if words[0] in ("less", "more"):
+            bound = 1 if words[0] == "more" else -1
+            answers = [_grade(bound * (value - claim.value), -max(2.0, 0.25 * claim.value), 0.0) for value in measured]
+        else:
+            answers = [_grade(abs(value - claim.value), max(3.0, 0.4 * abs(value)), max(1.5, 0.25 * abs(value))) for value in measured]
+        answer = True if True in answers else None if None in answers else False
+        return answer, f"it is {across:.0f} cm in the plane and {up:+.0f} cm in height from the {claim.object} to the {claim.subject}"
+
+    def _near(self, claim: Claim) -> Answer:
+        offset = self._offset(claim)
+        if offset is None:
+            return UNKNOWN
+        whole = float(np.linalg.norm(offset))
+        answer = _grade(whole, *{"at": (7.0, 4.0), "near": (20.0, 12.0), "far": (6.0, 12.0)}[claim.relation])
+        return answer, f"the {claim.subject} is {whole:.0f} cm from the {claim.object}"
+
+    def _placed(self, claim: Claim) -> Answer:
+        offset = self._offset(claim)
+        if self.state is None or offset is None or (claim.subject, claim.object) != (self.source, self.target):
+            return UNKNOWN
+        near = np.hypot(*offset[:2]) < 6 and abs(offset[2]) < 8
+        return (True, "the simulator counts it as placed") if self.state.placed else (None if near else False, "it is not there yet")
+
+    def _grip(self, claim: Claim) -> Answer:
+        if self.state is None:
+            return self._commanded(claim.relation == "open") if claim.relation != "half open" else UNKNOWN
+        opening, held = float(self.state.opening), bool(self.state.grasped)
+        answer = {"open": _grade(opening, 0.6, 0.7) if not held else False, "half open": _all([_grade(opening, 0.1, 0.25), _grade(opening, OPEN_ABOVE, 0.7)]),
+                  "closed": True if held else _grade(opening, 0.6, 2 * CLOSED_BELOW)}[claim.relation]
+        return answer, f"the fingers are {opening:.0%} open{', around the ' + self.source if held else ''}"
+
+    def _commanded(self, wanted: bool) -> Answer:
+        """Without state: what the gripper is told in this segment (where it is now may differ at its first frame)."""
+        if self.opens is None:
+            return None, "no dimension of the actions is named gripper"
+        return (True if bool(self.opens[0]) == wanted else None if wanted in self.opens else False), f"the gripper is told to {'open' if self.opens[0] else 'close'}"
+
+    def _held(self, claim: Claim) -> Answer:
+        if self.state is None:
+            return UNKNOWN
+        held = bool(self.state.grasped) and claim.subject in ("", self.source)
+        return held, f"the {self.source} is {'' if self.state.grasped else 'not '}held" + (f", not the {claim.subject}" if self.state.grasped and not held else "")
+
+    def _done(self, claim: Claim) -> Answer:
+        if self.state is None:
+            return UNKNOWN
+        done = bool(self.state.placed)
+        return done, f"the task's own success condition {'holds' if done else 'does not hold'} in this frame"
+
+    def _sub_task(self, claim: Claim) -> Answer:
+        claimed = {PHASES.index(name) for name in claim.relation.split(" or ")}
+        if self.state is None:
+            wanted = {2: False, 6: True}.get(min(claimed)) if len(claimed) == 1 else None
+            return UNKNOWN if wanted is None or self.opens is None else (_all([bool((self.opens == wanted).any())]), "by what the gripper is told in this segment")
+        now = int(self.state.phase)
+        reason = f"the sub-task of this frame is to {PHASES[now]}"
+        if now in claimed:
+            return True, reason
+        borderline = any((phase == now + 1 and self._looks_like(phase, slice(0, None))) or (phase == now - 1 and self._looks_like(phase, slice(0, 1))) for phase in claimed)
+        return None if borderline else False, reason
+
+    def _looks_like(self, phase: int, steps: slice) -> bool:
+        """The actions are such as belong to `phase` too: a frame between two sub-tasks may be called by either."""
+        if phase in (2, 6):
+            return self.opens is not None and bool((self.opens[steps] == (phase == 6)).any())
+        if self.moved is None:
+            return False
+        sums = self.moved[steps]
+        down, across = sums[:, 2], np.hypot(sums[:, 0], sums[:, 1])
+        kind = {0: across, 1: -down, 3: down, 4: across, 5: -down, 7: np.maximum(down, across)}[phase]
+        return bool((kind >= MOVING_M).any())
+
+    def _order(self, claim: Claim) -> Answer:
+        first, then = ([PHASES.index(name) for name in words.split(" or ")] for words in (claim.subject, claim.object))
+        return not (min(then) < min(first) and max(then) <= max(first)), "the order of a pick and place is " + ", ".join(PHASES)
+
+    def _role(self, claim: Claim) -> Answer:
+        if not self.known or claim.subject not in self.names:
+            return UNKNOWN
+        wanted = self.source if claim.relation == "is handled" else self.target
+        return claim.subject == wanted, f"in this task {wanted} {claim.relation}"
+
+    def _motion(self, claim: Claim) -> Answer:
+        if self.moved is None:
+            return None, "the actions are positions of joints, not displacements"
+        axis, sign = AXES[claim.relation]
+        first, whole = sign * float(self.moved[0, axis]), sign * float(self.moved[:, axis].sum())
+        still = np.abs(self.moved[0]).max() < MOVING_M and np.abs(self.moved.sum(0)).max() < MOVING_M  # one may speak of the motion to come
+        answer = True if first >= MOVING_M / 2 or whole >= MOVING_M else False if first < MOVING_M / 3 and whole < MOVING_M / 2 and not still else None
+        return answer, f"along {claim.relation} the first action moves {100 * first:.1f} cm, the segment {100 * whole:.1f} cm"
+
+    def _arm(self, claim: Claim) -> Answer:
+        """Which of two arms moves, from the joints' names."""
+        moved = np.asarray(self.request.actions, np.float64).std(0)
+        side = {word: sum(moved[i] for i, name in enumerate(self.request.action_names) if word in name.lower()) for word in ("left", "right")}
+        if not all(side.values()):
+            return UNKNOWN
+        share = side[claim.subject] / sum(side.values())
+        return _grade(share, 0.25, 0.5), f"{share:.0%} of the motion of both arms' joints is on the {claim.subject}"

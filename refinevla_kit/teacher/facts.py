@@ -8,6 +8,7 @@ camera looks over the robot's shoulder, so left is left in both).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +58,11 @@ class Facts:
     goal_side: str | None
     phase: str
     motion: str | None
+
+
+def roles(instruction: str, names: Iterable[str]) -> list[str]:
+    """Those of the scene's `names` that the instruction speaks of, in its order: what is to be moved, then where it goes."""
+    return sorted((name for name in names if name in instruction), key=instruction.index)
 
 
 def round_cm(metres: float) -> int | None:

@@ -11,7 +11,7 @@ import zlib
 import numpy as np
 
 from refinevla_kit.simulator.contract import PHASES
-from refinevla_kit.teacher.facts import Facts, scene_facts
+from refinevla_kit.teacher.facts import Facts, roles, scene_facts
 from refinevla_kit.teacher.schema import PARTS, Rationale, Refusal, Reply, Request, Usage
 
 GRAMMAR: dict[str, tuple[str, ...]] = {
@@ -78,7 +78,7 @@ class OracleTeacher:
         state, masks = request.state, request.masks
         if state is None or not masks:
             return _refuse("no_state", "the frame has no simulator state and masks: this teacher only describes what the simulator knows")
-        names = sorted((name for name in masks if name in request.instruction), key=request.instruction.index)
+        names = roles(request.instruction, masks)
         if len(names) != 2:
             return _refuse("unknown_objects", f"the instruction {request.instruction!r} names {len(names)} of the masked objects, two are needed")
         if not all(np.isfinite(values).all() for values in state.to_arrays().values()) or not np.isfinite(request.actions).all():
