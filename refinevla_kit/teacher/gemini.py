@@ -16,7 +16,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 from urllib.parse import quote
 
 from PIL.Image import Image
@@ -68,7 +68,7 @@ class _Gemini:
     timeout: float = 120.0
     base_url: str | None = None
 
-    name: ClassVar[str] = ""
+    name = ""
 
     def __post_init__(self) -> None:
         if not self.model:
@@ -131,7 +131,7 @@ class GeminiTeacher(_Gemini):
     later), None for the model's own."""
 
     thinking: int | str | None = None
-    name: ClassVar[str] = "gemini"
+    name = "gemini"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -162,7 +162,7 @@ class GeminiTeacher(_Gemini):
 class GeminiLegacyTeacher(_Gemini):
     """Gemini through google-generativeai, over REST; arguments as `_Gemini` has them. Models think as they please, within `max_output_tokens`."""
 
-    name: ClassVar[str] = "gemini-legacy"
+    name = "gemini-legacy"
 
     def _connect(self) -> Callable[[list[Any]], Any]:
         try:

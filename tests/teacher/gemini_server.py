@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import socket
 import struct
@@ -19,6 +20,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+os.environ.setdefault("NO_PROXY", "127.0.0.1")  # a proxy in the environment has no business with this server
 
 PARTS = {
     "observation": "A carrot lies at the left of the table, a plate at the right; the open gripper is above the carrot.",
