@@ -48,7 +48,8 @@ class EpisodeDataset:
 
     Attributes:
         path, name: the folder and its last part. version: "v2.0", "v2.1" or "v3.0". fps: frames a second. robot_type: as recorded.
-        cameras: names of the video features, sorted. action_names: name of each action dimension, () where the dataset gives none.
+        cameras: names of the video features, sorted. action_names, state_names: name of each dimension of action and proprioception, () where the
+            dataset gives none.
         deltas: actions are displacements, not absolute positions: what the kit's own datasets say, and what is assumed of 7-D actions named
             x y z roll pitch yaw gripper (the Open X-Embodiment convention).
         episodes: the listing, one `EpisodeInfo` each.
@@ -68,6 +69,7 @@ class EpisodeDataset:
             self.fps, self.robot_type, features = info["fps"], str(info.get("robot_type") or "unknown"), info["features"]
             self.cameras = tuple(sorted(name for name, feature in features.items() if feature["dtype"] == "video"))
             self.action_names = _flat_names(features["action"].get("names"))
+            self.state_names = _flat_names(features.get("observation.state", {}).get("names"))
             self._data_path, self._video_path = info["data_path"], info.get("video_path") or ""
             self._chunk, totals = info.get("chunks_size", 1000), (info["total_episodes"], info["total_frames"])
         except (KeyError, TypeError, AttributeError) as error:

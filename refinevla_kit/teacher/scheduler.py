@@ -1,0 +1,223 @@
+"""Schedules a run's calls: one thread takes requests as there is room, reserves each call's worst case, hands it to an executor, counts replies.
+
+Calls wait for the rate; failed ones are tried again later; a reply that is not what was asked for gets one follow-up. The thread in which an answer
+arrives journals it, before the scheduler knows of it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+import shutil
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from refinevla_kit.errors import KitError
+from refinevla_kit.teacher.answers import Row
+from refinevla_kit.teacher.executors import Calls
+from refinevla_kit.teacher.limits import NANO, Budget, Limits, Rate, Spent, backoff
+from refinevla_kit.teacher.requests import ahead
+from refinevla_kit.teacher.schema import PARTS, REPAIRABLE, CallFailed, Refusal, Reply, Request, Teacher, Usage
+from refinevla_kit.teacher.store import Store
+
+SILENT = 20  # requests in a row that no call answered: it is not the request
+LONGEST_WAIT = 900.0  # s; a server that asks to wait longer (a daily quota) ends the run
+ROOM = 16 * 2**20  # bytes of disk that must be free before a call: no answer is paid for that could not be written
+
+
+@dataclass(eq=False)
+class _Call:
+    """One request on its way. `attempts`: calls made about it; `tries`: those of the present question; `first`: the reply that is followed up."""
+
+    request: Request
+    worst: Spent
+    first: Row | None = None
+    attempts: int = 0
+    tries: int = 0
+
+
+class Clock:
+    """Time as a run sees it; tests bring their own."""
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    def wait(self, events: SimpleQueue[Any], seconds: float | None) -> Any:
+        """The next event; None when there is none for so many seconds."""
+        with suppress(Empty):
+            return events.get(timeout=seconds)
+
+
+class Run:
+    """One run.
+
+    Attributes:
+        settled: requests that need no call any more. budget: `budget.total` is what the output has cost.
+        stopped: why nothing more is sent, for a person. error: what is to be raised once all is stored.
+    """
+
+    clock = Clock()
+
+    def __init__(self, store: Store, limits: Limits, teacher: Teacher, calls: Calls, bar: Any) -> None:
+        self.store, self.limits, self.teacher, self.calls, self.bar = store, limits, teacher, calls, bar
+        self.budget, self.rate, self.random = Budget(limits, store.spent), Rate(limits), random.Random(limits.seed)
+        self.settled, self.refusals, self.silent, self.paid = store.done, 0, 0, store.spent.money
+        self.stopped, self.error = "", None  # type: str, BaseException | None
+        self._events: SimpleQueue[Any] = SimpleQueue()
+        self._waiting: list[tuple[float, int, _Call]] = []  # heap: when due, order, call
+        self._flying, self._order, self._more, self._heard = 0, 0, True, False
+
+    def interrupt(self) -> None:
+        """From a signal handler: send nothing more."""
+        self.stopped, self.error = "Interrupted; run again to go on.", KeyboardInterrupt()
+        self._events.put(None)
+
+    def drive(self, source: Iterator[Request]) -> None:
+        """Ask everything in `source`; returns when no call is in flight."""
+        with closing(ahead(source, self.limits.concurrency)) as fresh:
+            while True:
+                short = self._send(fresh)
+                if not self._flying and (self.stopped or not (self._more or self._waiting)):
+                    return
+                timed = self._waiting and not self.stopped and not short
+                self._hear(max(0.0, self._waiting[0][0] - self.clock.now()) if timed else None)
+
+    def _send(self, fresh: Iterator[Request]) -> bool:
+        """Make calls while there is room; True when the budget lets none go before another comes back."""
+        while not self.stopped and self._flying < (self.limits.concurrency if self._heard else 1):  # the first alone: a wrong key costs one call
+            try:
+                if (call := self._next(fresh)) is None:
+                    return False
+                now, tokens = self.clock.now(), call.worst.input_tokens + call.worst.output_tokens
+                if pause := self.rate.wait(now, tokens):
+                    self._later(call, now + pause)
+                    return False
+                if shutil.disk_usage(self.store.target.parent).free < ROOM:
+                    raise KitError(f"less than {ROOM >> 20} MB are free beside {self.store.target}", "free space and run again: answers are kept")
+                if over := self.budget.reserve(call.worst):
+                    self._later(call, now)
+                    if not self._flying:
+                        limit = f"{over}={getattr(self.limits, over):g}"
+                        self.stopped = f"Stopped at the budget: the next call may exceed {limit}. To go on, raise it and run again."
+                    return True
+                self.store.journal.append({"asked": call.request.span, "spent": call.worst})
+                call.attempts, call.tries = call.attempts + 1, call.tries + 1
+                future = self.calls.submit(call.request, _reply(call.first))
+                self._flying += 1
+                future.add_done_callback(partial(self._arrived, call, self.rate.add(now, tokens)))
+            except Exception as error:  # of the dataset, the disk, the executor; what is in flight is still waited for
+                self._fail(error)
+        return False
+
+    def _next(self, fresh: Iterator[Request]) -> _Call | None:
+        """What to ask next: a retry or follow-up that is due, else something new, unless as many are waiting as may be in flight."""
+        if self._waiting and self._waiting[0][0] <= self.clock.now():
+            return heapq.heappop(self._waiting)[2]
+        if not self._more or self._flying + len(self._waiting) >= self.limits.concurrency:
+            return None
+        if (request := next(fresh, None)) is None:
+            self._more = False
+            return None
+        first = self.store.owed.pop(request.span, None)
+        return _Call(request, self.budget.of(self.teacher.worst_case(request)), first, first["attempts"] if first else 0)
+
+    def _later(self, call: _Call, when: float) -> None:
+        self._order += 1
+        heapq.heappush(self._waiting, (when, self._order, call))
+
+    def _arrived(self, call: _Call, entry: list[float], future: Future[Reply]) -> None:
+        """In the thread that received it: journal, then tell the scheduler."""
+        used, row = call.worst, None
+        try:
+            outcome: Any = future.exception() or future.result()
+            if isinstance(outcome, Reply):
+                used = self.budget.of(Usage(outcome.input_tokens, outcome.output_tokens))
+                row = self._row(call, outcome, used)
+                self.store.add(row, used.minus(call.worst))
+            elif isinstance(outcome, CallFailed) and outcome.kind not in ("timeout", "connection"):  # those two may have been paid for
+                used = Spent(1)
+                self.store.journal.append({"failed": outcome.kind, "spent": used.minus(call.worst)})
+        except BaseException as error:
+            outcome = error
+        self._events.put((call, entry, outcome, used, row))
+
+    def _hear(self, seconds: float | None) -> None:
+        """Count what has come back, all of it with one fsync."""
+        events = [self.clock.wait(self._events, seconds)]
+        while not self._events.empty():
+            events.append(self._events.get())
+        if any(event and event[-1] for event in events):
+            self.store.journal.sync()
+        for call, entry, outcome, used, row in filter(None, events):
+            self._flying -= 1
+            self.budget.settle(call.worst, used)
+            entry[1] = used.input_tokens + used.output_tokens
+            if isinstance(outcome, Reply):
+                self._heard, self.silent, self.paid = True, 0, self.paid + used.money
+                self._answered(call, row)
+            elif isinstance(outcome, CallFailed):
+                self._failed(call, outcome)
+            else:
+                self._fail(outcome)
+
+    def _answered(self, call: _Call, row: Row) -> None:
+        if row["refusal_kind"] in REPAIRABLE and call.first is None:
+            call.first, call.tries = row, 0
+            self._later(call, self.clock.now())
+        else:
+            self._settle(row["refusal_kind"] is not None)
+
+    def _failed(self, call: _Call, failure: CallFailed) -> None:
+        now, wait, said = self.clock.now(), failure.retry_after or 0.0, f"{failure.kind}: {failure.reason}"
+        if failure.kind in ("unauthorised", "not_found") or (failure.kind == "bad_request" and not self._heard):
+            self._fail(KitError(f"the teacher's server refuses to answer ({said})", "mend the key, the model's name or the request"))
+        elif failure.retryable and wait > LONGEST_WAIT:
+            self.stopped = self.stopped or f"Stopped: the server asks to wait {wait / 3600:.1f} h ({failure.reason}). Run again then."
+        elif failure.retryable and call.tries < self.limits.max_attempts:
+            if failure.kind == "quota":  # meant for everyone who calls
+                self.rate.paused_until = max(self.rate.paused_until, now + wait)
+            self._later(call, now + backoff(call.tries, failure.retry_after, self.random))
+        else:
+            if call.first is None:  # otherwise the first reply stands, and its follow-up stays owed
+                self.store.add(self._row(call, Reply(Refusal(failure.kind, failure.reason), ""), Spent()), Spent())
+            self._settle(refused=True)
+            self.silent += 1
+            if self.silent >= SILENT:
+                self._fail(KitError(f"{SILENT} requests in a row got no answer (the last: {said})", "run again when that is mended"))
+
+    def _fail(self, error: BaseException) -> None:
+        self.error, self.stopped = self.error or error, self.stopped or "Stopped by an error; run again to go on."
+
+    def _settle(self, refused: bool) -> None:
+        self.settled, self.refusals = self.settled + 1, self.refusals + refused
+        cost = f"{self.paid / NANO:.2f} {self.limits.prices.currency}, " if self.limits.prices else ""
+        self.bar.set_postfix_str(f"{cost}{self.refusals} refused", refresh=False)
+        self.bar.update()
+
+    def _row(self, call: _Call, reply: Reply, used: Spent) -> Row:
+        """A reply as it is journaled; tokens and cost include those of the reply it follows up."""
+        result, first, prices = reply.result, call.first or {}, self.limits.prices
+        texts: dict[str, str | None] = dict.fromkeys((*PARTS, "mismatch", "refusal_kind", "refusal_reason")) | {"raw": reply.raw}
+        if isinstance(result, Refusal):
+            texts |= {"refusal_kind": result.kind, "refusal_reason": result.reason}
+        else:
+            texts |= {name: getattr(result, name) for name in (*PARTS, "mismatch")}
+        row: Row = {name: text and text.encode(errors="backslashreplace").decode() for name, text in texts.items()}  # lone surrogates
+        row |= dict(zip(("episode", "start", "end"), call.request.span, strict=True))
+        row |= {"instruction_matches": None if isinstance(result, Refusal) else result.instruction_matches, "attempts": call.attempts}
+        row |= {"first_kind": first.get("refusal_kind"), "first_raw": first.get("raw"), "cost": used.money / NANO + first.get("cost", 0.0)}
+        row |= {name: getattr(used, name) + first.get(name, 0) for name in ("input_tokens", "output_tokens")}
+        return row | {"currency": prices.currency if prices else "", "prices_as_of": prices.as_of if prices else ""}
+
+
+def _reply(row: Row | None) -> Reply | None:
+    """The reply that a follow-up mends."""
+    if row is None:
+        return None
+    return Reply(Refusal(row["refusal_kind"], row["refusal_reason"]), row["raw"], row["input_tokens"], row["output_tokens"])
