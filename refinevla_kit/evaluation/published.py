@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ import numpy as np
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.aggregation import AVERAGE
 from refinevla_kit.evaluation.intervals import Rate, episodes_needed_unpaired, unpaired_difference, wilson
-from refinevla_kit.evaluation.printed import count_behind, fitting_episodes, impossible, impossible_mean
+from refinevla_kit.evaluation.printed import fitting_episodes, impossible, impossible_mean
 from refinevla_kit.evaluation.statistics import Score
 from refinevla_kit.tasks import GROUPS, PUBLISHED_WEIGHTS, VARIANT_AGGREGATION, VISUAL_MATCHING, find_tasks
 
@@ -169,18 +169,16 @@ def published_scores(
 ) -> list[Score]:
     """Published success per model, row of the tables and average, with intervals from the episodes behind them, in the tables' order.
 
-    An average has Wilson's interval at 1 / sum(weight^2 / episodes): most are printed without all of their cells, so that all episodes have to be
-    taken as equally hard, which makes it a little wide. The rule is given as "last": SIMPLER's evaluator scores the last step, and no table says
-    otherwise.
+    The rule is given as "last": SIMPLER's evaluator scores the last step, and no table says otherwise.
     """
     rates, cells = _rates(numbers), dict[tuple[str, str], _Cell]()
-    for key, found in sorted(((key, found) for key, found in rates.items() if key[0] in tables), key=lambda item: tables.index(item[0][0])):
-        if key[1:3] == (robot, setting):
-            cells.setdefault(key[3:], found)
-    order = [*PUBLISHED_WEIGHTS[robot], AVERAGE]
+    for table in tables:
+        for key, cell in rates.items():
+            if key[:3] == (table, robot, setting):
+                cells.setdefault(key[3:], cell)
     return [
-        Score(model, task, "last", cells[model, task].rate, setting, mark=cells[model, task].mark)
-        for model in dict.fromkeys(model for model, _ in cells) for task in order if (model, task) in cells
+        Score(model, task, "last", cells[model, task].rate(), setting, mark=cells[model, task].mark)
+        for model in dict.fromkeys(model for model, _ in cells) for task in (*PUBLISHED_WEIGHTS[robot], AVERAGE) if (model, task) in cells
     ]  # fmt: skip
 
 
@@ -190,31 +188,36 @@ def claims(numbers: Sequence[Published]) -> list[Claim]:
     for where, (robot, setting, table, tasks) in WHERE.items():
         for over, short, (reported, model) in ((over, short, cell) for over, cells in OVER.items() for short in tasks for cell in cells):
             a, b = (rates.get((t, robot, setting, m, tasks[short])) for t, m in ((table, OURS), (reported, model)))
-            if a and b and not any((one.a, one.b) == (a.rate, b.rate) for one in found):
+            if a and b and not any((one.a, one.b) == (a.rate(), b.rate()) for one in found):
                 found.append(_claim(f"{where} {short}, over {over}", "v2", a, b))
-    for one in select(numbers, table="ReFineVLA abstract", metric="gain over second best", model="ReFineVLA v1"):
-        (where,) = (name for name, (robot, setting, *_) in WHERE.items() if (robot, setting) == (one.robot, one.setting))
-        base = rates[README, one.robot, one.setting, SPATIALVLA, AVERAGE]
-        gained = _average(base.rate.rate + one.percent / 100, one.robot, one.setting, {}, one.tier)
+        (gain,) = select(numbers, robot=robot, setting=setting, metric="gain over second best", model="ReFineVLA v1")
+        base = rates[README, robot, setting, SPATIALVLA, AVERAGE]
+        gained = replace(base, value=base.value + gain.percent / 100, mark=gain.tier)
         found.append(_claim(f"{where} average, over the second best", "v1", gained, base, "that the second best is SpatialVLA, as in its own table"))
     return found
 
 
 @dataclass(frozen=True)
 class _Cell:
-    """A rate, the same rate with the interval of its starts alone, and its mark."""
+    """A printed rate of `episodes`, as sure as `size` independent ones; `starts` is the share of different starts in them."""
 
-    rate: Rate
-    widest: Rate
+    value: float
+    size: float
+    episodes: int
+    starts: float
     mark: str
+
+    def rate(self, share: float = 1.0) -> Rate:
+        size = self.size * share
+        return Rate(self.value, *wilson(self.value * size, size), round(self.value * self.episodes), self.episodes)
 
 
 def _claim(name: str, version: str, a: _Cell, b: _Cell, assumed: str = "") -> Claim:
     what, over = name.split(", over ")
-    gain = a.rate.rate - b.rate.rate
-    text = f"{what}: ReFineVLA succeeds {abs(100 * gain):.1f} points {'more' if gain > 0 else 'less'} often than {over}"
-    return Claim(name, version, text, a.rate, b.rate, *unpaired_difference(a.rate, b.rate), unpaired_difference(a.widest, b.widest),
-                 episodes_needed_unpaired(a.rate.rate, b.rate.rate), min(a.mark, b.mark, key=TIERS.index), assumed)  # fmt: skip
+    text = f"{what}: ReFineVLA succeeds {abs(100 * (a.value - b.value)):.1f} points {'more' if a.value > b.value else 'less'} often than {over}"
+    narrow, widest = (unpaired_difference(a.rate(share), b.rate(share)) for share in (1.0, a.starts))
+    mark = min(a.mark, b.mark, key=TIERS.index)
+    return Claim(name, version, text, a.rate(), b.rate(), *narrow, widest, episodes_needed_unpaired(a.value, b.value), mark, assumed)
 
 
 def _rows(numbers: Iterable[Published], metrics: Sequence[str]) -> list[dict[str, Published]]:
@@ -236,34 +239,20 @@ def _episodes_behind(row: dict[str, Published]) -> dict[str, int]:
 
 
 def _rates(numbers: Iterable[Published]) -> dict[tuple[str, str, str, str, str], _Cell]:
-    """(table, robot, setting, model, task) -> every printed success, with the interval of the count behind it where there is one."""
-    rates = {}
+    """(table, robot, setting, model, task) -> every printed success.
+
+    An average is as sure as 1 / sum(weight^2 / episodes): most are printed without all of their cells, so that all episodes have to be taken as
+    equally hard, which makes its interval a little wide.
+    """
+    cells = {}
     for row in _rows(numbers, ("success",)):
-        behind = _episodes_behind(row)
+        behind, marks = _episodes_behind(row), [one.tier for one in row.values()]
         for task, one in row.items():
-            if task == AVERAGE:
-                deduced = any(size != stated_episodes(one.robot, one.setting, name) for name, size in behind.items())
-                mark = min((number.tier for number in row.values()), key=TIERS.index) if deduced else one.tier
-                found = _average(one.percent / 100, one.robot, one.setting, behind, mark)
-            else:
-                size, count = behind[task], count_behind(one.percent, behind[task])
-                share = stated_episodes(one.robot, one.setting, task, True) / stated_episodes(one.robot, one.setting, task)
-                narrow, widest = (_rate(one.percent / 100, part * size, size, count) for part in (1, share))
-                found = _Cell(narrow, widest, one.tier)
-            rates[one.table, one.robot, one.setting, one.model, task] = found
-    return rates
-
-
-def _average(value: float, robot: str, setting: str, behind: dict[str, int], mark: str) -> _Cell:
-    """A printed average; `behind` has the episodes of its rows where they are other than the protocol's."""
-    weights = np.array(list(PUBLISHED_WEIGHTS[robot].values())) / sum(PUBLISHED_WEIGHTS[robot].values())
-    stated, starts = (np.array([stated_episodes(robot, setting, task, kind) for task in PUBLISHED_WEIGHTS[robot]]) for kind in (False, True))
-    sizes = np.array([behind.get(task, size) for task, size in zip(PUBLISHED_WEIGHTS[robot], stated)])
-    narrow, widest = (_rate(value, float(1 / np.sum(weights**2 / one)), int(sizes.sum())) for one in (sizes, sizes * starts / stated))
-    return _Cell(narrow, widest, mark)
-
-
-def _rate(value: float, size: float, episodes: int, count: int | None = None) -> Rate:
-    """A rate as printed, of `episodes` that are as sure as `size` independent ones."""
-    exact = value if count is None else count / episodes
-    return Rate(value, *wilson(exact * size, size), round(exact * episodes), episodes)
+            stated, starts = (stated_episodes(one.robot, one.setting, task, different) for different in (False, True))
+            weights = PUBLISHED_WEIGHTS[one.robot] if task == AVERAGE else {task: 1}
+            sizes = {name: behind.get(name) or stated_episodes(one.robot, one.setting, name) for name in weights}
+            size, episodes = sum(weights.values()) ** 2 / sum(weights[name] ** 2 / sizes[name] for name in weights), sum(sizes.values())
+            # Where the number of episodes was deduced from the cells, it is no better known than they are.
+            mark = one.tier if episodes == stated else min(marks, key=TIERS.index)
+            cells[one.table, one.robot, one.setting, one.model, task] = _Cell(one.percent / 100, size, episodes, starts / stated, mark)
+    return cells

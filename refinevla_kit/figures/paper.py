@@ -20,7 +20,7 @@ def published_results(published: Sequence[Score], own: Sequence[Score] = ()) -> 
 
     Args:
         published: from `published.published_scores`; ordered here by their average, best on top.
-        own: from `statistics.summarise`, one rule; shown below a rule, because base models, data and assets differ. Their average is the one with
+        own: from `statistics.summarise`, one rule and setting; shown below a rule, because base models, data and assets differ. Their average is the one with
             the published weights.
     """
     rates = {(score.policy, score.task): score.rate for score in [*published, *own]}

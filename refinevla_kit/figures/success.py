@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -23,14 +24,14 @@ def success_bars(scores: Sequence[Score]) -> Figure:
     bar is that of the last step.
 
     Args:
-        scores: of both rules, from `statistics.summarise`.
+        scores: of both rules and one setting, from `statistics.summarise`.
     """
     policies = list(dict.fromkeys(score.policy for score in scores))
     tasks = shown_tasks(scores)
     tasks = tasks if len(tasks) > 2 else tasks[:1]
     rates = {(score.policy, score.task, score.rule): score.rate for score in scores}
     colour, step = colours(policies), 0.84 / len(policies)
-    with canvas(max(6.0, 1.1 + 0.48 * len(policies) * len(tasks)), 3.6) as (figure, (axes,)):
+    with canvas(max(6.0, 1.1 + max(1.15, 0.48 * len(policies)) * len(tasks)), 3.6) as (figure, (axes,)):
         for index, policy in enumerate(policies):
             for place, task in enumerate(tasks):
                 x = place + (index - (len(policies) - 1) / 2) * step
@@ -42,7 +43,7 @@ def success_bars(scores: Sequence[Score]) -> Figure:
                     _interval(axes, x, last)
                     text = f"{last.rate:.0%}" if task in AVERAGES else f"{last.successes}/{last.episodes}"
                     axes.text(x, -0.025, text, ha="center", va="top", fontsize=7, color=MUTED)
-        axes.set_xticks(range(len(tasks)), [label(task) for task in tasks])
+        axes.set_xticks(range(len(tasks)), [fill(label(task), 18, break_long_words=False) for task in tasks])
         axes.tick_params(axis="x", pad=14)
         axes.grid(axis="x", visible=False)
         axes.set_xlim(-0.55, len(tasks) - 0.45)
@@ -86,7 +87,7 @@ def variant_rates(scores: Sequence[Score], changes: Mapping[str, Sequence[Compar
     variants = list(dict.fromkeys(variant for _, variant in rates))
     colour = colours(list(dict.fromkeys(policy for policy, _ in rates)))
     differences = {(policy, one.a): one for policy, comparisons in changes.items() for one in comparisons}
-    with canvas(8.6, 1.3 + 0.16 * len(variants) * (1 + len(colour)), columns=2, sharey=True, width_ratios=[1.15, 1]) as (figure, (left, right)):
+    with canvas(8.6, 1.3 + 0.16 * len(variants) * (1 + len(colour)), columns=2, sharey=True, width_ratios=[1.1, 1], gridspec_kw={"wspace": 0.1}) as (figure, (left, right)):
         for index, (policy, shade) in enumerate(colour.items()):
             for place, variant in enumerate(variants):
                 y = -place - (index - (len(colour) - 1) / 2) * 0.62 / len(colour)
@@ -98,7 +99,8 @@ def variant_rates(scores: Sequence[Score], changes: Mapping[str, Sequence[Compar
                 left.axvline(base.rate, color=shade, linewidth=0.8, linestyle=(0, (4, 3)))
         left.set_yticks([-place for place in range(len(variants))], [variant.replace("_", " ") for variant in variants])
         left.set_ylim(0.6 - len(variants), 0.6)
-        left.set_xlim(-0.02, 1.02)
+        left.set_xlim(-0.02, 1.04)
+        left.set_xticks([0, 0.25, 0.5, 0.75, 1])
         left.xaxis.set_major_formatter(PercentFormatter(1.0))
         left.set_title("success")
         widest = max([0.1, *(abs(value) for one in differences.values() for value in (one.low, one.high))])

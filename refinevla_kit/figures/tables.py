@@ -32,7 +32,7 @@ def results_table(published: Sequence[Score], own: Sequence[Score] = ()) -> pd.D
 
     Args:
         published: from `published.published_scores`; ordered by their average, best first.
-        own: from `statistics.summarise`, one rule; their average is the one with the published weights.
+        own: from `statistics.summarise`, one rule and setting; their average is the one with the published weights.
     """
     rows: dict[tuple[str, str], dict[str, Score]] = {}
     for score in [*published, *own]:

@@ -77,9 +77,9 @@ def test_inconsistent_numbers_are_found_and_consistent_ones_are_not() -> None:
     found = {(one.number.table, one.number.setting, one.number.metric, one.number.model, one.number.task): one
              for one in published.inconsistencies(NUMBERS)}  # fmt: skip
     matching = ("ReFineVLA Table 1", VISUAL_MATCHING, "success", "ReFineVLA")
-    assert found[*matching, "widowx_spoon_on_towel"].fits == 21
+    assert found[(*matching, "widowx_spoon_on_towel")].fits == 21
     assert (*matching, "widowx_carrot_on_plate") not in found, "33.3 is 8 of 24 as well as 7 of 21"
-    assert "47.60" in found[*matching, AVERAGE].why
+    assert "47.60" in found[(*matching, AVERAGE)].why
     assert ("ReFineVLA Table 2", VISUAL_MATCHING, "success", "ReFineVLA", "move_near") in found, "95.3 is no count out of 240"
     readme = {key[3:] for key in found if key[:3] == ("SpatialVLA README", VISUAL_MATCHING, "success")}
     assert not [key for key in readme if key[0].startswith("SpatialVLA")], "SpatialVLA's own cells and averages are consistent"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -36,8 +37,9 @@ def test_difference_of_two_rates_gives_newcombe_1998_method_10() -> None:
 @pytest.mark.parametrize(("only_a", "only_b", "p_value"), [(12, 2, 0.0129), (1, 7, 0.0703), (5, 5, 1.0), (0, 0, 1.0)])
 def test_exact_mcnemar(only_a: int, only_b: int, p_value: float) -> None:
     """12 / 2: Armitage and Berry (1994), sputum media. 1 / 7: Bentur et al. (2009), as worked through by Fagerland et al. (2013)."""
-    assert intervals.mcnemar(only_a, only_b) == pytest.approx(p_value, abs=5e-5)
-    assert p_value == 1.0 or intervals.mcnemar(only_a, only_b) == pytest.approx(stats.binomtest(only_a, only_a + only_b).pvalue)
+    found = intervals.sign_flip([1] * only_a + [0] * 5 + [-1] * only_b)
+    assert found == pytest.approx(p_value, abs=5e-5)
+    assert p_value == 1.0 or found == pytest.approx(stats.binomtest(only_a, only_a + only_b).pvalue)
 
 
 def test_paired_intervals_give_the_approval_ratings_of_agresti() -> None:
@@ -94,19 +96,25 @@ def test_intervals_over_starts_cover_and_intervals_over_episodes_do_not(
     truth = float(np.mean(1 / (1 + np.exp(-centre - spread * rng.normal(size=(1, 200_000))))))
     chance = 1 / (1 + np.exp(-centre[None, :, :, None] - spread * rng.normal(size=(*shape[:3], 1))))
     runs = rng.random(shape) < chance
-    by_start = [intervals.mean_rate(list(run.mean(axis=2)), None, int(run.sum()), run.size) for run in runs]
-    by_episode = [intervals.average_rate([intervals.rate(int(task.sum()), task.size) for task in run]) for run in runs]
+    by_start = [mean_of(run.mean(axis=2)) for run in runs]
+    by_episode = [mean_of(run.reshape(4, -1)) for run in runs]
     covered, claimed = (np.mean([one.low <= truth <= one.high for one in rates]) for rates in (by_start, by_episode))
     assert covered >= 0.93
     assert counting_episodes[0] <= claimed <= counting_episodes[1]
 
 
+def mean_of(tasks: Sequence[Sequence[float]]) -> intervals.Rate:
+    """Their mean; what was counted does not matter."""
+    return intervals.mean_rate([np.asarray(task, float) for task in tasks], None, 0, 0)
+
+
 def test_average_weighs_tasks_equally_and_pools_equal_counts() -> None:
-    average = intervals.average_rate([intervals.rate(12, 24), intervals.rate(12, 24)])
-    assert (average.rate, average.low, average.high) == pytest.approx((0.5, *intervals.wilson(24, 48)))
-    assert intervals.average_rate([intervals.rate(1, 2), intervals.rate(0, 200)]).rate == 0.25
-    never, split = intervals.average_rate([intervals.rate(0, 24)] * 4), intervals.average_rate([intervals.rate(0, 24), intervals.rate(24, 24)])
-    assert never.high == pytest.approx(intervals.wilson(0, 96)[1]), "four tasks that never succeed: 96 failures"
+    half = [0.0, 1.0] * 12
+    average = mean_of([half, half])
+    assert (average.rate, average.low, average.high) == pytest.approx((0.5, *intervals.wilson(24, 48)), abs=0.005)
+    assert mean_of([[1, 0], [0] * 200]).rate == 0.25
+    assert mean_of([[0] * 24] * 4).high == pytest.approx(intervals.wilson(0, 96)[1], abs=0.005), "four tasks that never succeed: 96 failures"
+    split = mean_of([[0] * 24, [1] * 24])
     assert 0.05 < split.high - split.low < 0.15, "two tasks that leave no doubt: half, and not anything from 36 to 64 %"
 
 
