@@ -207,7 +207,12 @@ class _Run:
                 self._begin(seat, self._next(seat))
         asking = [seat for seat in table if seat.observation]
         if asking:
-            for seat, answer in zip(asking, self._ask(asking), strict=True):
+            try:
+                answers = self._ask(asking)
+            except KitError as error:
+                who = f"policy {self.name!r} in {asking[0].job}, step {asking[0].steps}" + (f" (and {len(asking) - 1} more)" if asking[1:] else "")
+                raise KitError(f"{who}: {error.what}", error.remedy) from error
+            for seat, answer in zip(asking, answers, strict=True):
                 action = self._checked(answer, seat)
                 if seat.video and seat.observation:
                     seat.video.write(seat.observation.image, answer, seat.instruction)
@@ -286,7 +291,7 @@ class _Run:
                 images, sentences = np.stack([observations[row].image for row in rows]), [observations[row].instruction for row in rows]
                 found = self.policy.act_batch(images, sentences)
                 if len(found) != len(rows):
-                    raise KitError(f"policy {self.name!r} returned {len(found)} actions for {len(rows)} images", "act_batch returns one an image")
+                    raise KitError(f"{len(found)} actions came back for {len(rows)} images", "act_batch returns one an image")
                 for row, answer in zip(rows, found, strict=True):
                     answers[row] = answer
         else:
