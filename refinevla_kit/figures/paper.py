@@ -20,8 +20,8 @@ def published_results(published: Sequence[Score], own: Sequence[Score] = ()) -> 
 
     Args:
         published: from `published.published_scores`; ordered here by their average, best on top.
-        own: from `statistics.summarise`, one rule and setting; shown below a rule, because base models, data and assets differ. Their average is the one with
-            the published weights.
+        own: from `statistics.summarise`, one rule and setting; shown below a rule, because base models, data and assets differ. Their average is
+            the one with the published weights.
     """
     rates = {(score.policy, score.task): score.rate for score in [*published, *own]}
     rates |= {(score.policy, AVERAGE): score.rate for score in own if score.task == PUBLISHED_AVERAGE}

@@ -87,7 +87,8 @@ def variant_rates(scores: Sequence[Score], changes: Mapping[str, Sequence[Compar
     variants = list(dict.fromkeys(variant for _, variant in rates))
     colour = colours(list(dict.fromkeys(policy for policy, _ in rates)))
     differences = {(policy, one.a): one for policy, comparisons in changes.items() for one in comparisons}
-    with canvas(8.6, 1.3 + 0.16 * len(variants) * (1 + len(colour)), columns=2, sharey=True, width_ratios=[1.1, 1], gridspec_kw={"wspace": 0.1}) as (figure, (left, right)):
+    height = 1.3 + 0.16 * len(variants) * (1 + len(colour))
+    with canvas(8.6, height, columns=2, sharey=True, gridspec_kw={"wspace": 0.1, "width_ratios": [1.1, 1]}) as (figure, (left, right)):
         for index, (policy, shade) in enumerate(colour.items()):
             for place, variant in enumerate(variants):
                 y = -place - (index - (len(colour) - 1) / 2) * 0.62 / len(colour)
