@@ -107,14 +107,43 @@ def record(
 @app.command()
 def annotate(
     dataset: Annotated[Path, typer.Argument(help="folder of a LeRobot dataset")],
-    teacher: Annotated[str, typer.Option(help="oracle")] = "oracle",
+    teacher: Annotated[str, typer.Option(help="oracle | gemini | gemini-legacy | local")] = "oracle",
+    model: Annotated[str | None, typer.Option(help="the model's name (gemini), its folder or hub name (local)")] = None,
+    option: Annotated[list[str] | None, typer.Option("-o", "--option", help="name=value, a further option of the teacher; repeatable")] = None,
     granularity: Annotated[str, typer.Option(help="step | segment | trajectory")] = "segment",
+    keyframes: Annotated[int, typer.Option(min=1, help="pictures a request")] = 3,
+    output: Annotated[Path | None, typer.Option(help="parquet file; default beside the dataset")] = None,
     seed: int = 0,
+    executor: Annotated[str, typer.Option(help="threads | ray")] = "threads",
+    concurrency: Annotated[int, typer.Option(min=1, help="calls in flight")] = 8,
+    requests_per_minute: int | None = None,
+    tokens_per_minute: int | None = None,
+    budget_calls: int | None = None,
+    budget_tokens: int | None = None,
+    budget_money: Annotated[float | None, typer.Option(help="in the currency of the prices")] = None,
+    prices: Annotated[str | None, typer.Option(help="INPUT,OUTPUT,CURRENCY,DATE: of a million tokens, as you looked them up on that day")] = None,
+    max_attempts: Annotated[int, typer.Option(min=1, help="calls about one request before it is given up")] = 6,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the estimate and make no call")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask before calls that cost something")] = False,
 ) -> None:
-    """Have a teacher write rationales for a dataset; they are stored beside it."""
-    from refinevla_kit.teacher import annotate_dataset, make_teacher
+    """Have a teacher write rationales for a dataset; they are stored beside it. Run it again to continue."""
+    from refinevla_kit.notebook_runner import parse_parameter
+    from refinevla_kit.teacher import Limits, annotate_dataset, estimate, make_teacher, parse_prices, summarise
 
-    _print_json({"rationales": str(annotate_dataset(dataset, make_teacher(teacher, seed), granularity))})
+    options = dict(parse_parameter(text) for text in option or []) | ({"model": model} if model else {})
+    teaching = make_teacher(teacher, seed, **options)
+    paid = parse_prices(prices) if prices else None
+    limits = Limits(concurrency, requests_per_minute, tokens_per_minute, budget_calls, budget_tokens, budget_money, paid, max_attempts, seed)
+    if dry_run:
+        expected = estimate(dataset, teaching, granularity, keyframes, output, limits)
+        print(expected)
+        _print_json({"requests": expected.requests, "money": expected.money, "worst_money": expected.worst_money, "hours": expected.hours})
+        return
+    agreed = yes or (None if sys.stdin.isatty() else False)
+    path = annotate_dataset(dataset, teaching, granularity, keyframes, output=output, limits=limits, executor=executor, confirm=agreed)
+    found = summarise(path)
+    print(found)
+    _print_json({"rationales": str(path), "answers": found.rationales, "refusals": found.refusals, "money": found.money, "stopped": found.stopped})
 
 
 @app.command()

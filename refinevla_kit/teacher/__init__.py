@@ -5,10 +5,10 @@ from importlib import import_module
 from typing import Any
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.teacher.annotation import annotate_dataset
+from refinevla_kit.teacher.annotation import annotate_dataset, estimate
 from refinevla_kit.teacher.answers import StoredRationale, Summary, load_rationales, lookup, summarise
-from refinevla_kit.teacher.estimate import Estimate, confirm, estimate
-from refinevla_kit.teacher.limits import Limits, Prices
+from refinevla_kit.teacher.estimate import Estimate, confirm
+from refinevla_kit.teacher.limits import Limits, Prices, parse_prices
 from refinevla_kit.teacher.oracle import OracleTeacher
 from refinevla_kit.teacher.schema import PARTS, CallFailed, Rationale, Refusal, Reply, Request, Teacher, Usage
 
@@ -21,7 +21,8 @@ TEACHERS = {
 
 __all__ = [
     "PARTS", "TEACHERS", "CallFailed", "Estimate", "Limits", "OracleTeacher", "Prices", "Rationale", "Refusal", "Reply", "Request", "StoredRationale",
-    "Summary", "Teacher", "Usage", "annotate_dataset", "confirm", "estimate", "load_rationales", "lookup", "make_teacher", "summarise",
+    "Summary", "Teacher", "Usage", "annotate_dataset", "confirm", "estimate", "load_rationales", "lookup", "make_teacher", "parse_prices",
+    "summarise",
 ]  # fmt: skip
 
 

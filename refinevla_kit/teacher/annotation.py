@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.teacher.answers import StoredRationale, Summary, load_rationales, lookup, summarise
+from refinevla_kit.teacher.answers import StoredRationale, load_rationales, lookup
+from refinevla_kit.teacher.estimate import Estimate, estimate_calls
 from refinevla_kit.teacher.estimate import confirm as confirm_estimate
-from refinevla_kit.teacher.estimate import estimate
 from refinevla_kit.teacher.executors import Calls, connect
 from refinevla_kit.teacher.limits import Limits
 from refinevla_kit.teacher.requests import count_requests, keyframe_indices, ranges, requests
@@ -30,7 +30,7 @@ from refinevla_kit.teacher.store import Store
 if TYPE_CHECKING:
     from refinevla_kit.episodes import EpisodeDataset
 
-__all__ = ["StoredRationale", "Summary", "annotate_dataset", "keyframe_indices", "load_rationales", "lookup", "ranges", "requests", "summarise"]
+__all__ = ["StoredRationale", "annotate_dataset", "estimate", "keyframe_indices", "load_rationales", "lookup", "ranges", "requests"]
 
 
 def annotate_dataset(dataset: EpisodeDataset | str | Path, teacher: Teacher, granularity: str = "segment", keyframes: int = 3, progress: bool = True,
@@ -51,16 +51,11 @@ def annotate_dataset(dataset: EpisodeDataset | str | Path, teacher: Teacher, gra
             another run (see `Store`); no disk space. Answers had by then are kept.
         KeyboardInterrupt: after the calls in flight have come back. A second interrupt gives them up.
     """
-    from refinevla_kit.episodes import open_dataset
-
-    opened = open_dataset(dataset) if isinstance(dataset, str | Path) else dataset
-    target = Path(output) if output else Path(opened.path) / "rationales" / f"{teacher.name}-{granularity}.parquet"
-    identity = {"teacher": teacher.name, "version": teacher.version, "prompt_hash": teacher.prompt_hash, "granularity": granularity,
-                "keyframes": keyframes}
+    opened, target, identity = _place(dataset, teacher, granularity, keyframes, output)
     total = count_requests(opened, granularity)
     with Store(target, identity) as store:
         if confirm is not True and (first := next(requests(opened, granularity, keyframes), None)) and teacher.worst_case(first) != Usage():
-            confirm_estimate(estimate(opened, teacher, granularity, keyframes, limits, store.done, store.spent), confirm)
+            confirm_estimate(estimate_calls(opened, teacher, granularity, keyframes, limits, store.done, store.spent), confirm)
         with (closing(connect(executor, teacher, limits.concurrency)) as calls,
               tqdm(total=max(total, store.done), initial=store.done, desc="rationales", unit="", disable=not progress) as bar):
             run = Run(store, limits, teacher, calls, bar)
@@ -74,6 +69,27 @@ def annotate_dataset(dataset: EpisodeDataset | str | Path, teacher: Teacher, gra
     if not target.exists():
         raise KitError(f"no call was answered. {run.stopped}", "raise the budget and run again")
     return target
+
+
+def estimate(dataset: EpisodeDataset | str | Path, teacher: Teacher, granularity: str = "segment", keyframes: int = 3,
+             output: str | Path | None = None, limits: Limits = Limits(), latency: float = 5.0) -> Estimate:  # noqa: B008 - immutable
+    """What `annotate_dataset` with the same arguments is still going to take, by calls of `latency` seconds; no call is made."""
+    opened, target, identity = _place(dataset, teacher, granularity, keyframes, output)
+    if not target.parent.exists():
+        return estimate_calls(opened, teacher, granularity, keyframes, limits, latency=latency)
+    with Store(target, identity) as store:
+        return estimate_calls(opened, teacher, granularity, keyframes, limits, store.done, store.spent, latency)
+
+
+def _place(dataset: EpisodeDataset | str | Path, teacher: Teacher, granularity: str, keyframes: int, output: str | Path | None,
+           ) -> tuple[EpisodeDataset, Path, dict[str, Any]]:
+    """The dataset, where its answers go, and whose they are."""
+    from refinevla_kit.episodes import open_dataset
+
+    opened = open_dataset(dataset) if isinstance(dataset, str | Path) else dataset
+    target = Path(output) if output else Path(opened.path) / "rationales" / f"{teacher.name}-{granularity}.parquet"
+    identity = {"teacher": teacher.name, "version": teacher.version, "prompt_hash": teacher.prompt_hash, "granularity": granularity}
+    return opened, target, identity | {"keyframes": keyframes}
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refinevla_kit.errors import KitError
@@ -56,30 +55,28 @@ class Estimate:
         prices: Prices | None = self.limits.prices
         set_budgets = {name: getattr(self.limits, f"budget_{name}") for name in ("calls", "tokens", "money")}
         budgets = [f"{name} {value:g}" for name, value in set_budgets.items() if value is not None]
+        time = f"{self.hours:.1f} h" if self.hours >= 1 else f"{60 * self.hours:.0f} min"
         lines = [
             f"requests  {self.requests:,} of {self.total:,} (by {self.episodes} episodes), a call each; up to {self.worst.calls:,} with follow-ups",
             f"tokens    {self.typical.input_tokens:,} in, {self.typical.output_tokens:,} out; "
             f"up to {self.worst.input_tokens:,} in, {self.worst.output_tokens:,} out",
             f"money     {self.money:.2f} {prices.currency}, up to {self.worst_money:.2f} {prices.currency} (prices of {prices.as_of}, yours to check)"
             if prices else "money     unknown: no prices were given" if self.worst.paid else "money     none: this teacher costs nothing",
-            f"time      {self.hours:.1f} h, {self.limits.concurrency} calls at a time of {self.latency:g} s each, within the limits",
+            f"time      {time}, {self.limits.concurrency} calls at a time of {self.latency:g} s each, within the limits",
         ]  # fmt: skip
         return "\n".join([*lines, f"budget    {', '.join(budgets)}: the run stops there"] if budgets else lines)
 
 
-def estimate(dataset: EpisodeDataset | str | Path, teacher: Teacher, granularity: str = "segment", keyframes: int = 3, limits: Limits = Limits(),  # noqa: B008
-             done: int = 0, spent: Spent = Spent(), latency: float = 5.0, sample: int = 16) -> Estimate:  # noqa: B008 - immutable
+def estimate_calls(dataset: EpisodeDataset, teacher: Teacher, granularity: str, keyframes: int, limits: Limits, done: int = 0,
+                   spent: Spent = Spent(), latency: float = 5.0, sample: int = 16) -> Estimate:  # noqa: B008 - immutable
     """Estimate a run without making a call.
 
     Args:
         dataset, teacher, granularity, keyframes, limits: as for `annotate_dataset`.
         done, spent: requests that an earlier run has answered and what they took. latency: seconds a call. sample: episodes whose requests are made.
     """
-    from refinevla_kit.episodes import open_dataset
-
-    opened = open_dataset(dataset) if isinstance(dataset, str | Path) else dataset
-    total, chosen, budget = count_requests(opened, granularity), sampled(opened, sample), Budget(limits)
-    bounds = [teacher.worst_case(request) for request in requests(opened, granularity, keyframes, chosen)]
+    total, chosen, budget = count_requests(dataset, granularity), sampled(dataset, sample), Budget(limits)
+    bounds = [teacher.worst_case(request) for request in requests(dataset, granularity, keyframes, chosen)]
     left, count = max(0, total - done), max(1, len(bounds))
     bound_in, bound_out = sum(each.input_tokens for each in bounds) / count, sum(each.output_tokens for each in bounds) / count
     mean_in, mean_out = bound_in, min(bound_out, OUTPUT_TOKENS)
@@ -110,4 +107,5 @@ def confirm(expected: Estimate, confirmed: bool | None = None) -> None:
     if answer.strip().lower() not in ("y", "yes"):
         prices = expected.limits.prices
         money = f"{expected.money:.2f} {prices.currency}" if prices else "an unknown sum"
-        raise KitError(f"the run would make about {expected.requests:,} calls for {money} and was not confirmed", "pass confirm=True to go on")
+        what = f"the run would make about {expected.requests:,} calls for {money} and was not confirmed"
+        raise KitError(what, "pass confirm=True (on a command line --yes) to go on")

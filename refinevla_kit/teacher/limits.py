@@ -43,6 +43,15 @@ class Prices:
         return math.ceil(1000 * (input_tokens * self.input_per_million + output_tokens * self.output_per_million))
 
 
+def parse_prices(text: str) -> Prices:
+    """Prices from "INPUT,OUTPUT,CURRENCY,DATE", as a command line has them."""
+    try:
+        of_input, of_output, currency, as_of = (word.strip() for word in text.split(","))
+        return Prices(float(of_input), float(of_output), currency, as_of)
+    except ValueError:
+        raise KitError(f"prices are {text!r}", "write INPUT,OUTPUT,CURRENCY,DATE, such as 0.30,2.50,USD,2026-11-24") from None
+
+
 @dataclass(frozen=True)
 class Limits:
     """How fast a run may go and what it may spend; None: no limit. The same for any executor: one driver reserves and schedules.
