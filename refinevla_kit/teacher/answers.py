@@ -101,7 +101,7 @@ def summarise(path: str | Path) -> Summary:
     try:
         table = pq.read_table(path, columns=["refusal_kind", "instruction_matches", "currency", "prices_as_of"])
         kinds = {each["values"]: each["counts"] for each in table["refusal_kind"].value_counts().to_pylist()}
-        matches, dates, currencies = (table[name].to_pylist() for name in table.column_names[1:])
+        matches, dates, currencies = (table[name].to_pylist() for name in ("instruction_matches", "prices_as_of", "currency"))
     except (OSError, pa.ArrowException, IndexError, ValueError) as error:
         raise unreadable(path, error) from error
     about, written = run_of(Path(path)), kinds.pop(None, 0)

@@ -169,6 +169,5 @@ class Rate:
 
 
 def backoff(attempt: int, retry_after: float | None, random_source: random.Random) -> float:
-    """Seconds before the next attempt after `attempt` failed ones: full jitter under a doubling ceiling, but never less than the server asked for."""
-    jitter = random_source.uniform(0, min(LONGEST_DELAY, FIRST_DELAY * 2 ** (attempt - 1)))
-    return jitter if retry_after is None else retry_after + min(jitter, FIRST_DELAY)
+    """Seconds before the next attempt after `attempt` failed ones: what the server asked for, and full jitter under a doubling ceiling."""
+    return (retry_after or 0.0) + random_source.uniform(0, min(LONGEST_DELAY, FIRST_DELAY * 2 ** (attempt - 1)))
