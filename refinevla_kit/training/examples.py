@@ -10,7 +10,10 @@ import numpy as np
 from refinevla_kit.episodes import open_dataset
 from refinevla_kit.errors import KitError
 from refinevla_kit.policies.contract import Array
-from refinevla_kit.teacher.annotation import load_rationales, lookup
+from refinevla_kit.teacher.answers import StoredRationale, load_rationales, lookup
+from refinevla_kit.teacher.reviews import SUFFIX, load_decisions, reviewed
+
+REVIEWED = "reviewed"
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,8 @@ class Examples:
 
     Attributes:
         images: uint8 (N, H, W, 3). actions: float32 (N, 7), as recorded (units of `Simulator.step`). episodes: int64 (N,).
-        instructions, rationales: one text a frame; a rationale is "" where none was written.
+        instructions, rationales: one text a frame; a rationale is "" where none was written, or none that is trained on.
+        about: which rationales these are and how many were left out, one line.
     """
 
     images: Array
@@ -27,6 +31,7 @@ class Examples:
     episodes: Array
     instructions: tuple[str, ...]
     rationales: tuple[str, ...]
+    about: str = ""
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -37,14 +42,22 @@ class Examples:
         return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
-def load_examples(dataset: str | Path, rationales: str | Path | None = None) -> Examples:
-    """Read a LeRobot dataset and, when given, a rationale table made of it.
+def load_examples(dataset: str | Path, rationales: str | Path | None = None, elsewhere: str | Path | None = None) -> Examples:
+    """Read a LeRobot dataset and, when given, the rationales written about it.
+
+    Args:
+        rationales: a table, to train on the teacher's text as it is; "reviewed", for the dataset's table (`find_rationales` says which) with the
+            decisions beside it; or such a file of decisions. Reviewed means accepted or edited by a person, nothing else.
+            Rationales whose teacher finds that the instruction does not match are never trained on.
+        elsewhere: see `find_rationales`.
 
     Raises:
-        KitError: the dataset's actions are not the seven the policies have, or the rationales are of other episodes.
+        KitError: the dataset's actions are not the seven the policies have, the rationales are of other episodes, or none is reviewed.
     """
     source = open_dataset(dataset)
-    stored = load_rationales(rationales) if rationales else []
+    if rationales == REVIEWED:
+        rationales = find_rationales(dataset, elsewhere, reviews=True)
+    stored, about = _read(Path(rationales)) if rationales else ([], "")
     known = {item.index for item in source.episodes}
     if strange := {r.episode for r in stored} - known:
         raise KitError(f"{rationales} has rationales of episode {min(strange)}, {dataset} has none such", "annotate this dataset anew (notebook 01)")
@@ -60,17 +73,35 @@ def load_examples(dataset: str | Path, rationales: str | Path | None = None) -> 
         instructions += [item.instruction] * len(action)
         found = [lookup(stored, item.index, frame) for frame in range(len(action))]
         texts += [stored_one.rationale.text() if stored_one and stored_one.rationale else "" for stored_one in found]
-    return Examples(np.concatenate(images), np.concatenate(actions), np.concatenate(episodes), tuple(instructions), tuple(texts))
+    return Examples(np.concatenate(images), np.concatenate(actions), np.concatenate(episodes), tuple(instructions), tuple(texts), about)
 
 
-def find_rationales(dataset: str | Path, elsewhere: str | Path | None = None) -> Path:
+def find_rationales(dataset: str | Path, elsewhere: str | Path | None = None, reviews: bool = False) -> Path:
     """The rationale table of a dataset: one named after it in the folder `elsewhere`, else the one beside it; the first by name of several.
 
+    Args:
+        reviews: instead of the table, the decisions about it; tables that nobody reviewed do not count.
     Raises:
         KitError: there is none.
     """
-    tables = sorted(Path(elsewhere).glob(f"{Path(dataset).resolve().name}-*.parquet")) if elsewhere else []
-    tables = tables or sorted((Path(dataset) / "rationales").glob("*.parquet"))
-    if not tables:
-        raise KitError(f"{dataset} has no rationales beside it", "annotate it with notebook 01, or give `rationales` a parquet file")
-    return tables[0]
+    suffix = SUFFIX if reviews else ".parquet"
+    files = sorted(Path(elsewhere).glob(f"{Path(dataset).resolve().name}-*{suffix}")) if elsewhere else []
+    files = files or sorted((Path(dataset) / "rationales").glob(f"*{suffix}"))
+    if not files:
+        what, remedy = ("reviewed rationales", "review some in notebook 01") if reviews else ("rationales", "annotate it with notebook 01")
+        raise KitError(f"{dataset} has no {what} beside it", f"{remedy}, or give `rationales` a parquet file")
+    return files[0]
+
+
+def _read(path: Path) -> tuple[list[StoredRationale], str]:
+    """The rationales to train on, from a table or from the decisions about one, and a line about them."""
+    decided = path.name.endswith(SUFFIX)
+    table = path.with_name(path.name.removesuffix(SUFFIX) + ".parquet") if decided else path
+    rows, counts = load_rationales(table), dict[str, int]()
+    if decided:
+        rows, counts = reviewed(rows, load_decisions(path))
+        if not rows:
+            raise KitError(f"no rationale of {table} was accepted", "review some in notebook 01, or give `rationales` the table")
+    trained = [row for row in rows if row.rationale and row.rationale.instruction_matches]
+    counts |= {"left out because the instruction does not match": sum(row.rationale is not None for row in rows) - len(trained)}
+    return trained, "; ".join([f"{len(trained)} rationales of {table}", *(f"{count} {what}" for what, count in counts.items() if count)])

@@ -1,0 +1,131 @@
+"""What a person decided about rationales: accept, edit or reject, one JSON line each, in `<table>.reviews.jsonl` beside the rationale table.
+
+The table, the teacher's text, is never written. A decision names the text that it is about by a hash: it does not carry over to what a teacher writes
+later about the same frames. Lines are only added, each under the journal's lock and fsynced; of several about one text the last counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from refinevla_kit.errors import KitError
+from refinevla_kit.journal import Journal
+from refinevla_kit.teacher.answers import Span, StoredRationale
+from refinevla_kit.teacher.schema import PARTS, Rationale
+
+SUFFIX = ".reviews.jsonl"
+VERDICTS = {"accept": "accepted", "edit": "edited", "reject": "rejected"}
+EDITABLE = {*PARTS, "instruction_matches"}
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One decision about frames [start, end) of `episode`.
+
+    Attributes:
+        about: `text_hash` of what was read. verdict: one of `VERDICTS`. reason: of a rejection. reviewer: who decided, or "". time: UTC, ISO 8601.
+        edits: part -> new text, and "instruction_matches" -> bool where the person disagrees with the teacher about it.
+    """
+
+    episode: int
+    start: int
+    end: int
+    about: str
+    verdict: str
+    edits: dict[str, Any] = field(default_factory=dict)
+    reason: str = ""
+    reviewer: str = ""
+    time: str = ""
+
+
+Decisions = Mapping[tuple[Span, str], Decision]
+
+
+def reviews_path(table: str | Path) -> Path:
+    """Where the decisions about the rationale table `table` are."""
+    return Path(table).with_suffix(SUFFIX)
+
+
+def text_hash(answer: StoredRationale) -> str:
+    """16 hex digits of what a reviewer reads: the rationale, or the refused reply's raw text."""
+    return hashlib.sha256(json.dumps(asdict(answer.rationale) if answer.rationale else answer.raw).encode()).hexdigest()[:16]
+
+
+def load_decisions(path: str | Path) -> dict[tuple[Span, str], Decision]:
+    """The last decision about each text, by span and hash (`decision_of` looks one up); empty where there is no file.
+
+    A last line without its end (being written, or cut off by a power cut) does not count. Raises `KitError` for any other damage.
+    """
+    content, found = Path(path).read_bytes() if Path(path).exists() else b"", {}
+    for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), 1):
+        try:
+            one = Decision(**json.loads(line))
+            if one.verdict not in VERDICTS or not one.edits.keys() <= EDITABLE:
+                raise ValueError(f"verdict {one.verdict}, edits of {', '.join(one.edits)}")
+        except (ValueError, TypeError, AttributeError) as error:
+            raise KitError(f"{path}, line {number} is no decision ({error})", "remove that line: the others are kept") from error
+        found[(one.episode, one.start, one.end), one.about] = one
+    return found
+
+
+def decision_of(decisions: Decisions, answer: StoredRationale) -> Decision | None:
+    """What was decided about this very text."""
+    return decisions.get(((answer.episode, answer.start, answer.end), text_hash(answer)))
+
+
+def decide(path: str | Path, answer: StoredRationale, verdict: str, edits: Mapping[str, Any] | None = None, reason: str = "", reviewer: str = "",
+           ) -> Decision:
+    """Record a decision in `path` (see `reviews_path`); it is on the disk when this returns.
+
+    Args:
+        edits: part -> new text ("instruction_matches" -> bool); what equals the teacher's is left out, and an edit of nothing accepts.
+    Raises: `KitError` for a decision that makes no sense (a part empty, no reason, a refusal accepted), or while another program writes the file.
+    """
+    before: dict[str, Any] = asdict(answer.rationale) if answer.rationale else {}
+    lines = {name: " ".join(value.split()) if isinstance(value, str) else value for name, value in (edits or {}).items()}  # a part is one line
+    new = {name: value for name, value in lines.items() if value != before.get(name)}
+    if verdict not in VERDICTS or not new.keys() <= EDITABLE or (new and verdict != "edit"):
+        raise KitError(f"{verdict!r} with edits of {', '.join(new) or 'nothing'} is no decision", f"choose from {', '.join(VERDICTS)}; edit parts")
+    if verdict == "reject" and not reason.strip():
+        raise KitError("a rejection needs a reason", "say in a few words what is wrong")
+    if verdict != "reject" and (empty := [part for part in PARTS if not (before | new).get(part)]):
+        raise KitError(f"{empty[0]} is empty", "write it, or reject")
+    where, now = (answer.episode, answer.start, answer.end, text_hash(answer)), datetime.now(UTC).isoformat(timespec="seconds")
+    decision = Decision(*where, verdict if new or verdict == "reject" else "accept", new, reason.strip(), reviewer, now)
+    journal = Journal(Path(path))
+    try:
+        journal.append(asdict(decision))
+        journal.sync()
+    finally:
+        journal.close()
+    return decision
+
+
+def applied(answer: StoredRationale, decision: Decision) -> StoredRationale:
+    """The answer with the reviewer's edits; raw text, teacher and cost stay as they were."""
+    rationale = replace(answer.rationale or Rationale("", "", "", ""), **decision.edits)
+    return replace(answer, rationale=replace(rationale, mismatch="") if rationale.instruction_matches else rationale, refusal=None)
+
+
+def reviewed(rationales: Sequence[StoredRationale], decisions: Decisions) -> tuple[list[StoredRationale], dict[str, int]]:
+    """What a person let pass: accepted answers, and edited ones with their new text. Answers without a decision about this very text are left out.
+
+    Returns: these answers in the order given, and how many there are of each kind, those left out too.
+    """
+    known, rows, counts = {span for span, _ in decisions}, [], Counter(dict.fromkeys(VERDICTS.values(), 0))
+    for answer in rationales:
+        decision = decision_of(decisions, answer)
+        if decision is None:
+            before = (answer.episode, answer.start, answer.end) in known
+            counts["refused by the teacher" if answer.refusal else "changed since its review" if before else "not reviewed"] += 1
+        else:
+            counts[VERDICTS[decision.verdict]] += 1
+            rows += [applied(answer, decision)] if decision.verdict != "reject" else []
+    return rows, dict(counts)
