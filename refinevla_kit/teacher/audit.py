@@ -9,7 +9,7 @@ directions against displacements in the robot base frame (x forward, y left, z u
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,19 +20,23 @@ from numpy.typing import NDArray
 
 from refinevla_kit.simulator.contract import MASK_NAMES, PHASES
 from refinevla_kit.teacher.claims import GRIPPER, ROBOT, Claim, objects_named, read_claims
-from refinevla_kit.teacher.facts import CLOSED_BELOW, LEVEL_M, MOVING_M, OPEN_ABOVE, SIDE_SHARE, centroid, roles
+from refinevla_kit.teacher.facts import CLOSED_BELOW, LEVEL_M, MOVING_M, OPEN_ABOVE, SIDE_SHARE, centroid, motion_word, roles
 from refinevla_kit.teacher.schema import PARTS, Rationale, Request
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from refinevla_kit.episodes import EpisodeDataset
-    from refinevla_kit.teacher.annotation import StoredRationale
+    from refinevla_kit.episodes import EpisodeDataset, EpisodeInfo
+    from refinevla_kit.teacher.answers import StoredRationale
 
 Array = NDArray[Any]
 Verdict = Literal["true", "false", "undecided"]
 Answer = tuple[bool | None, str]  # holds, does not, cannot be said; and why
+RESTING = 0.02  # standard deviation over a segment of joints that only tremble (radians, or a hand's whole range as 1)
+COUNTS = ("true", "false", "undecided", "unread")
 AXES = {"forward": (0, 1), "backward": (0, -1), "left": (1, 1), "right": (1, -1), "up": (2, 1), "down": (2, -1)}
+ACROSS = ("left", "right", "forward", "backward")
+LOOKS = {0: ACROSS, 1: ("down",), 3: ("up",), 4: ACROSS, 5: ("down",), 7: ("up", *ACROSS)}  # dominant motion of a phase
 UNKNOWN: Answer = (None, "nothing recorded decides this")
 
 
@@ -89,52 +93,46 @@ def audit(request: Request, rationale: Rationale) -> Audit:
     return Audit(parts, tuple(findings), any(one.doubt for one in findings))
 
 
-def audit_dataset(dataset: EpisodeDataset | str | Path, rationales: Sequence[StoredRationale] | str | Path) -> pd.DataFrame:
-    """Audit all stored answers about a dataset; no picture is decoded.
+def audit_answers(dataset: EpisodeDataset, answers: Iterable[StoredRationale]) -> Iterator[Audit | None]:
+    """The audit of each stored answer about `dataset`, None for a refusal. No picture is decoded; answers sorted by episode read each one once."""
+    info: EpisodeInfo | None = None
+    for one in answers:
+        if one.rationale is None:
+            yield None
+            continue
+        if info is None or info.index != one.episode:
+            info = dataset.info(one.episode)
+            actions, readings = dataset.actions(one.episode), dataset.proprioception(one.episode)
+            states, masks = dataset.states(one.episode), dataset.masks(one.episode)
+        yield audit(Request(
+            dataset.name, one.episode, one.start, one.end, info.instruction, np.zeros((0, 1, 1, 3), np.uint8), (), actions[one.start: one.end],
+            states[one.start] if states else None, {name: mask[one.start] for name, mask in masks.items()} if masks else None,
+            dataset.action_names, dataset.deltas, float(dataset.fps), readings[one.start: one.end], dataset.state_names), one.rationale)  # fmt: skip
+
+
+def audit_dataset(dataset: EpisodeDataset | str | Path, answers: Sequence[StoredRationale] | str | Path) -> pd.DataFrame:
+    """Audit all stored answers about a dataset.
 
     Args:
-        dataset: an opened dataset or its folder. rationales: from `load_rationales`, or the parquet file.
+        dataset: an opened dataset or its folder. answers: from `load_rationales`, or the parquet file.
     Returns: one row an answer: episode, start, end, teacher, refusal (its kind, or ""), doubt, doubts (reasons, one a line), and for each part
         <part>_true, _false, _undecided and _unread.
     """
     import pandas as pd
 
     from refinevla_kit.episodes import open_dataset
-    from refinevla_kit.teacher.annotation import load_rationales
+    from refinevla_kit.teacher.answers import load_rationales
 
     opened = open_dataset(dataset) if isinstance(dataset, str | Path) else dataset
-    stored = load_rationales(rationales) if isinstance(rationales, str | Path) else rationales
-    rows, recorded = [], None
-    for one in stored:
-        row: dict[str, Any] = {"episode": one.episode, "start": one.start, "end": one.end, "teacher": one.teacher,
-                               "refusal": one.refusal.kind if one.refusal else "", "doubt": False, "doubts": ""}
-        found = Audit({part: Score() for part in PARTS})
-        if one.rationale:
-            if recorded is None or recorded.info.index != one.episode:
-                recorded = _Recorded(opened, one.episode)
-            found = audit(recorded.request(one.start, one.end), one.rationale)
-            doubts = [f"{f.claim.part}: {f.claim.text!r}: {f.reason}" for f in found.findings if f.doubt]
-            row |= {"doubt": found.doubt, "doubts": "\n".join(doubts)}
-        rows.append(row | {f"{part}_{name}": getattr(score, name) for part, score in found.parts.items()
-                           for name in ("true", "false", "undecided", "unread")})
+    stored = load_rationales(answers) if isinstance(answers, str | Path) else answers
+    rows = []
+    for one, found in zip(stored, audit_answers(opened, stored)):
+        doubts = [f"{f.claim.part}: {f.claim.text!r}: {f.reason}" for f in found.findings if f.doubt] if found else []
+        parts = found.parts if found else dict.fromkeys(PARTS, Score())
+        row = {"episode": one.episode, "start": one.start, "end": one.end, "teacher": one.teacher, "refusal": one.refusal.kind if one.refusal else ""}
+        counts = {f"{part}_{name}": getattr(score, name) for part, score in parts.items() for name in COUNTS}
+        rows.append({**row, "doubt": bool(doubts), "doubts": "\n".join(doubts), **counts})
     return pd.DataFrame(rows)
-
-
-class _Recorded:
-    """What is recorded of one episode, read once."""
-
-    def __init__(self, dataset: EpisodeDataset, episode: int) -> None:
-        self.dataset, self.info = dataset, dataset.info(episode)
-        self.actions, self.proprioception = dataset.actions(episode), dataset.proprioception(episode)
-        self.states, self.masks = dataset.states(episode), dataset.masks(episode)
-
-    def request(self, start: int, end: int) -> Request:
-        """As the teacher was asked, without pictures."""
-        return Request(
-            self.dataset.name, self.info.index, start, end, self.info.instruction, np.zeros((0, 1, 1, 3), np.uint8), (), self.actions[start:end],
-            self.states[start] if self.states else None, {name: mask[start] for name, mask in self.masks.items()} if self.masks else None,
-            self.dataset.action_names, self.dataset.deltas, self.dataset.fps, self.proprioception[start:end],
-        )  # fmt: skip
 
 
 def _grade(value: float, no: float, yes: float) -> bool | None:
@@ -142,6 +140,12 @@ def _grade(value: float, no: float, yes: float) -> bool | None:
     if no > yes:
         value, no, yes = -value, -no, -yes
     return True if value >= yes else False if value <= no else None
+
+
+def _column(names: Sequence[str]) -> int | None:
+    """Which dimension is the gripper's, None where none (or more than one) is called so."""
+    found = [index for index, name in enumerate(names) if "gripper" in name.lower()]
+    return found[0] if len(found) == 1 else None
 
 
 def _all(answers: Sequence[bool | None]) -> bool | None:
@@ -160,9 +164,10 @@ class _Scene:
         self.names = tuple(main + [name for name in objects if name not in main]) if self.known else objects_named(request.instruction)
         self.source, self.target = (*self.names, "", "")[:2]
         self.moved = np.asarray(request.actions[:, :3], np.float64) if request.deltas and request.actions.shape[1] >= 3 else None
-        gripper = [i for i, name in enumerate(request.action_names) if "gripper" in name.lower()]
-        default = [6] if self.known and not request.action_names and request.actions.shape[1] == 7 else []
-        self.opens = request.actions[:, (gripper or default)[0]] > 0.5 if gripper or default else None  # +1 open, -1 or 0 closed
+        gripper = _column(request.action_names) if request.action_names else 6 if self.known else None  # the simulator's own seventh
+        self.opens = None if gripper is None else np.asarray(request.actions)[:, gripper] > 0.5  # told to be open: +1; closed: -1 or 0
+        readings, finger = request.proprioception, _column(request.proprioception_names)
+        self.opening = float(self.state.opening) if self.state else None if readings is None or finger is None else float(readings[0, finger])
 
     @cached_property
     def centres(self) -> dict[str, tuple[float, float] | None]:
@@ -191,9 +196,8 @@ class _Scene:
             claim = Claim("instruction_matches", "instruction", "instruction", "does not match", text=rationale.mismatch)
             findings.append(Finding(claim, "undecided", f"the teacher finds that the instruction does not match: {rationale.mismatch}", True))
         if not self.known and self.names:
-            said = {claim.subject: claim for claim in reversed(claims) if claim.kind in ("object", "role")}
-            missing, strange = [n for n in self.names if n not in said], [claim for name, claim in said.items() if name not in self.names]
-            strange = strange if missing else [claim for claim in strange if claim.kind == "role"]
+            missing = [name for name in self.names if not any(claim.subject == name for claim in claims if claim.kind == "object")]
+            strange = [claim for claim in claims if claim.kind == ("object" if missing else "role") and claim.subject not in ("", *self.names)]
             for claim in strange[:1]:
                 reason = f"the rationale speaks of {claim.subject!r}, the instruction of {(missing or list(self.names))[0]!r}"
                 findings.append(Finding(Claim(claim.part, "naming", claim.subject, span=claim.span, text=claim.text), "undecided", reason, True))
@@ -215,27 +219,25 @@ class _Scene:
         centre = self.centres.get(claim.subject)
         if centre is None:
             return (False, f"the {claim.subject} is not in view") if claim.subject in self.masks else UNKNOWN
-        words = claim.relation.split()
-        if "table" in words and set(words) & {"top", "bottom", "centre"}:
+        words = claim.relation.split(" of the ")[0].split()
+        if "table" in claim.relation and set(words) & {"top", "bottom", "centre"}:
             return None, "where the table's own middle and edges lie is not recorded"
         answer = self._in_zone(centre, words)
         other = self.centres.get(claim.object)
         if answer is False and (other and self._in_zone(other, words) is not False):
             answer = None  # "the gripper holds the carrot near the top": either may be meant
         pair = self.centres.get(self.target if claim.subject == self.source else self.source)
-        if answer is False and pair and words in (["left"], ["right"]):
+        if answer is False and pair and claim.relation in ("left", "right"):
             offset = (centre[0] - pair[0]) * (1 if words[0] == "right" else -1)
             answer = None if offset > SIDE_SHARE else False  # "on the right" may mean of the two
         return answer, f"the {claim.subject} is {centre[0]:.0%} of the picture from the left and {centre[1]:.0%} from the top"
 
     @staticmethod
     def _in_zone(centre: tuple[float, float], words: Sequence[str]) -> bool | None:
-        x, y = centre
-        room = SIDE_SHARE
-        checks = {"left": _grade(x, 0.5 + room, 0.5 - room), "right": _grade(x, 0.5 - room, 0.5 + room),
-                  "top": _grade(y, 0.5 + room, 0.5 - room), "bottom": _grade(y, 0.5 - room, 0.5 + room)}
-        off = [abs(y - 0.5)] * bool({"left", "right"} & set(words)) or [abs(x - 0.5)] * bool({"top", "bottom"} & set(words)) or [abs(x - 0.5), abs(y - 0.5)]
-        return _all([checks[word] if word in checks else _grade(max(off), 0.3, 0.2) for word in words if word in checks or word == "centre"])
+        x, y = centre[0] - 0.5, centre[1] - 0.5
+        beyond = {"left": -x, "right": x, "top": -y, "bottom": y}
+        off = abs(y) if {"left", "right"} & set(words) else abs(x) if {"top", "bottom"} & set(words) else max(abs(x), abs(y))
+        return _all([_grade(beyond[word], -SIDE_SHARE, SIDE_SHARE) if word in beyond else _grade(off, 0.3, 0.2) for word in words])
 
     def _side(self, claim: Claim) -> Answer:
         one, other = self.centres.get(claim.subject if claim.subject != ROBOT else GRIPPER), self.centres.get(claim.object)
@@ -243,7 +245,8 @@ class _Scene:
             return UNKNOWN
         right = one[0] - other[0]
         answer = _grade(right if claim.relation == "right" else -right, -SIDE_SHARE / 2, SIDE_SHARE / 2)
-        return answer, f"in the picture the {claim.subject} is {abs(right):.0%} of its width to the {'right' if right > 0 else 'left'} of the {claim.object}"
+        where = f"{abs(right):.0%} of the picture to the {'right' if right > 0 else 'left'}"
+        return answer, f"the {claim.subject} is {where} of the {claim.object}"
 
     def _offset(self, claim: Claim) -> Array | None:
         one, other = self.position(claim.subject), self.position(claim.object)
@@ -255,28 +258,29 @@ class _Scene:
             return UNKNOWN
         farther = -float(offset[0])  # the base's forward, away from the camera, is the world's -x
         answer = _grade(farther if claim.relation == "behind" else -farther, -1.0, 1.0)
-        return answer, f"the {claim.subject} is {abs(farther):.0f} cm {'farther from' if farther > 0 else 'nearer to'} the camera than the {claim.object}"
+        where = f"{abs(farther):.0f} cm {'farther from' if farther > 0 else 'nearer to'} the camera"
+        return answer, f"the {claim.subject} is {where} than the {claim.object}"
 
     def _height(self, claim: Claim) -> Answer:
+        """In space, by world heights, or in the picture: where nothing says which is meant, either may hold."""
         offset, sign = self._offset(claim), 1 if "above" in claim.relation else -1
         one, other = self.centres.get(claim.subject), self.centres.get(claim.object)
-        up = other[1] - one[1] if one and other else 0.0
-        picture = _grade(sign * up, -SIDE_SHARE / 2, SIDE_SHARE / 2) if one and other else None
+        picture = _grade(sign * (other[1] - one[1]), -SIDE_SHARE / 2, SIDE_SHARE / 2) if one and other else None
         if offset is None or "in view" in claim.relation:
-            return picture, f"in the picture it is {abs(up):.0%} of its height {'higher' if up > 0 else 'lower'}" if picture is not None else UNKNOWN[1]
-        world = _grade(sign * offset[2], -100 * LEVEL_M, 100 * LEVEL_M)
-        answer = world if picture is None or world == picture else picture if world is None else None
+            return (picture, f"it is {other[1] - one[1]:+.0%} of the picture higher in view") if one and other else UNKNOWN
+        space = _grade(sign * offset[2], -100 * LEVEL_M, 100 * LEVEL_M)
+        answer = space if picture is None or space == picture else picture if space is None else None
         across = float(np.hypot(*offset[:2]))
         if "straight" in claim.relation and answer is not False:
             answer = _all([answer, _grade(across, 5.0, 3.0)])
-        return answer, f"the {claim.subject} is {abs(offset[2]):.0f} cm {'above' if offset[2] > 0 else 'below'} the {claim.object} and {across:.0f} cm beside it"
+        return answer, f"the {claim.subject} is {offset[2]:+.0f} cm above and {across:.0f} cm beside the {claim.object}"
 
     def _distance(self, claim: Claim) -> Answer:
         offset, words = self._offset(claim), claim.relation.split()
         if offset is None or claim.value is None:
             return UNKNOWN
         across, whole, up = float(np.hypot(*offset[:2])), float(np.linalg.norm(offset)), float(offset[2])
-        measured = {"above": [up], "below": [-up], "height": [abs(up)]}.get(words[-1], [across, whole])
+        measured = {"above": [up], "below": [-up], "height": [abs(up)], "beside": [across], "away": [across, whole]}[words[-1]]
         if words[0] in ("less", "more"):
             bound = 1 if words[0] == "more" else -1
             answers = [_grade(bound * (value - claim.value), -max(2.0, 0.25 * claim.value), 0.0) for value in measured]
@@ -301,24 +305,23 @@ class _Scene:
         return (True, "the simulator counts it as placed") if self.state.placed else (None if near else False, "it is not there yet")
 
     def _grip(self, claim: Claim) -> Answer:
-        if self.state is None:
-            return self._commanded(claim.relation == "open") if claim.relation != "half open" else UNKNOWN
-        opening, held = float(self.state.opening), bool(self.state.grasped)
-        answer = {"open": _grade(opening, 0.6, 0.7) if not held else False, "half open": _all([_grade(opening, 0.1, 0.25), _grade(opening, OPEN_ABOVE, 0.7)]),
-                  "closed": True if held else _grade(opening, 0.6, 2 * CLOSED_BELOW)}[claim.relation]
-        return answer, f"the fingers are {opening:.0%} open{', around the ' + self.source if held else ''}"
-
-    def _commanded(self, wanted: bool) -> Answer:
-        """Without state: what the gripper is told in this segment (where it is now may differ at its first frame)."""
-        if self.opens is None:
-            return None, "no dimension of the actions is named gripper"
-        return (True if bool(self.opens[0]) == wanted else None if wanted in self.opens else False), f"the gripper is told to {'open' if self.opens[0] else 'close'}"
+        if self.opening is None or not 0 <= self.opening <= 1:
+            return None, "how far the gripper is open is not recorded by that name, or not from 0 to 1"
+        held = self.state is not None and bool(self.state.grasped)
+        opened, half = _grade(self.opening, 0.6, 0.7), _all([_grade(self.opening, 0.1, 0.25), _grade(self.opening, OPEN_ABOVE, 0.7)])
+        shut = True if held else _grade(self.opening, 0.6, 2 * CLOSED_BELOW)
+        answer = {"open": False if held else opened, "half open": half, "closed": shut}[claim.relation]
+        return answer, f"the fingers are {self.opening:.0%} open" + f", around the {self.source}" * held
 
     def _held(self, claim: Claim) -> Answer:
         if self.state is None:
             return UNKNOWN
+        reach = np.linalg.norm(np.asarray(self.state.tcp[:3], np.float64) - self.state.source[:3])
+        if claim.relation == "between" and claim.holds and reach < 0.04 and not self.state.grasped:
+            return None, "it may be between the open fingers"
         held = bool(self.state.grasped) and claim.subject in ("", self.source)
-        return held, f"the {self.source} is {'' if self.state.grasped else 'not '}held" + (f", not the {claim.subject}" if self.state.grasped and not held else "")
+        other = f", not the {claim.subject}" * bool(self.state.grasped and not held)
+        return held, f"the {self.source} is {'' if self.state.grasped else 'not '}held{other}"
 
     def _done(self, claim: Claim) -> Answer:
         if self.state is None:
@@ -329,25 +332,24 @@ class _Scene:
     def _sub_task(self, claim: Claim) -> Answer:
         claimed = {PHASES.index(name) for name in claim.relation.split(" or ")}
         if self.state is None:
-            wanted = {2: False, 6: True}.get(min(claimed)) if len(claimed) == 1 else None
-            return UNKNOWN if wanted is None or self.opens is None else (_all([bool((self.opens == wanted).any())]), "by what the gripper is told in this segment")
+            if claimed not in ({2}, {6}) or self.opens is None:
+                return UNKNOWN
+            return bool((self.opens == (claimed == {6})).any()), f"the gripper is told to {'open' if self.opens.any() else 'close'} in this segment"
         now = int(self.state.phase)
         reason = f"the sub-task of this frame is to {PHASES[now]}"
         if now in claimed:
             return True, reason
-        borderline = any((phase == now + 1 and self._looks_like(phase, slice(0, None))) or (phase == now - 1 and self._looks_like(phase, slice(0, 1))) for phase in claimed)
-        return None if borderline else False, reason
+        begun = now + 1 in claimed and self._looks_like(now + 1, len(self.request.actions))
+        return None if begun or (now - 1 in claimed and self._looks_like(now - 1, 1)) else False, reason
 
-    def _looks_like(self, phase: int, steps: slice) -> bool:
-        """The actions are such as belong to `phase` too: a frame between two sub-tasks may be called by either."""
+    def _looks_like(self, phase: int, steps: int) -> bool:
+        """The first `steps` actions belong to `phase` as well: a segment may go on to the next sub-task, a frame may end the one before."""
         if phase in (2, 6):
-            return self.opens is not None and bool((self.opens[steps] == (phase == 6)).any())
+            return self.opens is not None and bool((self.opens[:steps] == (phase == 6)).any())
         if self.moved is None:
             return False
-        sums = self.moved[steps]
-        down, across = sums[:, 2], np.hypot(sums[:, 0], sums[:, 1])
-        kind = {0: across, 1: -down, 3: down, 4: across, 5: -down, 7: np.maximum(down, across)}[phase]
-        return bool((kind >= MOVING_M).any())
+        words = [motion_word(row) for row in (*self.moved[:steps], self.moved[:steps].sum(0))]
+        return any(word in LOOKS[phase] for word in words if word)
 
     def _order(self, claim: Claim) -> Answer:
         first, then = ([PHASES.index(name) for name in words.split(" or ")] for words in (claim.subject, claim.object))
@@ -364,15 +366,15 @@ class _Scene:
             return None, "the actions are positions of joints, not displacements"
         axis, sign = AXES[claim.relation]
         first, whole = sign * float(self.moved[0, axis]), sign * float(self.moved[:, axis].sum())
-        still = np.abs(self.moved[0]).max() < MOVING_M and np.abs(self.moved.sum(0)).max() < MOVING_M  # one may speak of the motion to come
-        answer = True if first >= MOVING_M / 2 or whole >= MOVING_M else False if first < MOVING_M / 3 and whole < MOVING_M / 2 and not still else None
+        elsewhere = motion_word(self.moved[0]) not in (None, claim.relation)  # a first action that rests leaves room for the motion to come
+        answer = True if max(first, whole) >= MOVING_M / 2 else False if min(first, whole) <= -MOVING_M / 2 or elsewhere else None
         return answer, f"along {claim.relation} the first action moves {100 * first:.1f} cm, the segment {100 * whole:.1f} cm"
 
     def _arm(self, claim: Claim) -> Answer:
         """Which of two arms moves, from the joints' names."""
         moved = np.asarray(self.request.actions, np.float64).std(0)
         side = {word: sum(moved[i] for i, name in enumerate(self.request.action_names) if word in name.lower()) for word in ("left", "right")}
-        if not all(side.values()):
+        if not all(side.values()) or moved.max() < RESTING:
             return UNKNOWN
         share = side[claim.subject] / sum(side.values())
         return _grade(share, 0.25, 0.5), f"{share:.0%} of the motion of both arms' joints is on the {claim.subject}"

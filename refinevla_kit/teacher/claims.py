@@ -20,72 +20,85 @@ GRIPPER, ROBOT, SCENERY = "gripper", "robot", "scenery"
 SAME = {"cube": "block", "cloth": "towel", "dish": "plate", "saucer": "plate", "bin": "basket", "rack": "basket", "aubergine": "eggplant"}
 COLOURS = "red|green|blue|yellow|orange|purple|white|black|gr[ae]y|brown|pink|silver"
 THINGS = """
-apple aubergine avocado ball banana basket bin block book bottle bowl box bread broccoli brush bucket burger button cabbage cake can candle candy
-carrot cherry clock cloth coin cookie corn cube cucumber cup dice dish donut door drawer egg eggplant faucet flower fork fridge garlic glass glove
-hammer hat jar jug kettle key keyboard knife knob ladle lamp laptop lemon lid lighter lime marker microwave mouse mug mushroom nut onion orange oven
-pan peach peanut pear pen pencil pepper phone pineapple pitcher pizza plate plum pot potato rack remote ring rope sandwich saucepan saucer scissors
-screw screwdriver shaker shoe soap sock spatula sponge spoon stapler stick strawberry tape teapot toaster tomato tongs toothbrush towel toy tray
-vase wallet whisk wrench
+apple aubergine avocado ball banana basket bean bin block book bottle bowl box bread broccoli brush bucket burger button cabbage cake can candle
+candy carrot cheese cherry chicken clock cloth coin cookie corn cube cucumber cup cutlery detergent dice dish donut door drawer egg eggplant faucet
+fish flower fork fridge garlic glass glove hammer hat jar jug kettle key keyboard kiwi knife knob ladle lamp laptop lemon lid lighter lime mango
+marker melon microwave mouse mug mushroom noodles nut onion orange oven pan peach peanut pear pen pencil pepper phone pineapple pitcher pizza plate
+plum pot potato rack radish remote ring rope salt sandwich saucepan saucer sausage scissors screw screwdriver shaker shoe shrimp soap sock spatula
+sponge spoon spray stapler steak stick strawberry sugar tape teapot toaster tomato tongs toothbrush towel toy tray turnip vase wallet watermelon
+whisk wrench zucchini
 """  # what may lie on a table or in a drawer; a word that is missing here is no object to the auditor
-AGENTS = (r"(?P<gripper>(?:robot(?:ic)?(?:'s)? )?(?:gripper|end[- ]effector|fingers?|jaws?|claws?|hands?(?! side))(?:'s)?(?: (?:of the )?(?:gripper|fingers|jaws))?)|"
-          r"(?P<robot>robot(?:ic)?(?: arm)?|arm|manipulator|we|i)|(?P<scenery>table(?:top)?|sink|counter(?:top)?|surface|desk|floor|ground)")
+HAND = r"(?:gripper|end[- ]effector|fingers?|jaws?|claws?|hands?(?! side))(?:'s)?"
+AGENTS = (rf"(?P<gripper>(?:robot(?:ic)?(?:'s)? )?{HAND}(?: (?:of the )?{HAND})?)|(?P<robot>robot(?:ic)?(?: arm)?|arm|manipulator|we|i)|"
+          r"(?P<scenery>table(?:top)?|sink|counter(?:top)?|surface|desk|floor|ground)")
 
+A = r"(?:the |an? |its |my )?"
+PICTURE = rf"(?:in|on) {A}(?:view|image|picture|frame|photo)\b"
 BREAK = re.compile(r"[,;:]| (?:and|but|while|so|because|since|then) ")
 HEDGE = re.compile(
     r"\b(?:until|till|once|after|before|when|if|unless|as long as|so that|in order|should|must|will|would|could|might|may|need\w*|ha(?:s|ve|d) to|"
-    r"ready to|about to|going to|to (?:be|get|move|reach|pick|place|put|bring|carry|stack|grasp|hold|keep))\b")
-NEGATION = re.compile(r"\b(?:not|no|nothing|never|neither|nor|none|without|cannot|lost|yet to|far from|almost|nearly)\b|n't\b")
-PICTURE = r"(?:in|on) (?:the |my )?(?:view|image|picture|frame|photo)\b"
+    r"ready to|about to|going to|to (?:be|get|move|reach|pick|place|put|bring|carry|stack|grasp|hold|keep|call|consider))\b")
+NEGATION = re.compile(r"\b(?:not|no|nothing|never|neither|nor|none|without|cannot|lost|yet to|far from|almost|nearly|out of|outside)\b|n't\b")
+
 CORNERS = {"top": "top", "upper": "top", "bottom": "bottom", "lower": "bottom", "left": "left", "right": "right"} | dict.fromkeys(
     ("middle", "mid", "central", "centre", "center"), "centre")
 CORNER = f"(?:{'|'.join(CORNERS)})"
-PLACE = rf"(?P<zone>{CORNER}(?:[- ]+(?:and )?{CORNER})*)(?:-?hand)?\b(?: (?:side|corner|edge|part|half|area|third|region))?(?: of (?:the |my )?(?P<of>\w+))?(?! E[23])"
-ZONE = (re.compile(rf"\b(?:at|in|on|near|towards?|off to|from|is to|are to|stands|lies) (?:about )?(?:the )?(?:far |very )?{PLACE}"),
+PLACE = (rf"(?P<zone>{CORNER}(?:[- ]+(?:and )?{CORNER})*)(?:-?hand)?\b(?: (?:side|corner|edge|part|half|area|third|region))?"
+         r"(?: of (?:the |my )?(?P<of>\w+))?(?! E[23])")
+ZONE = (re.compile(rf"\b(?:at|in|on|near|towards?|off to|from|(?:is|are) to|stands|lies|"
+                   rf"to(?= the {CORNER}[- a-z]* of the (?:image|picture|frame|view))) (?:about )?(?:the )?(?:far |very )?{PLACE}"),
         re.compile(rf"(?:^|[,:;] ?){PLACE}(?=[,:;]|$)"))
-SIDE = re.compile(r"\b(left|right)(?:[- ]hand side)?(?= of (?:the |an? )?(?:E\d|it\b))|\b(?:on|to) its (left|right)\b")
+SIDE = re.compile(rf"\b(left|right)(?:[- ]hand)?(?: side)?(?= of {A}(?:E\d|it\b))|\b(?:on|to) its (left|right)\b")
+HEIGHT = re.compile(
+    rf"(?P<straight>\b(?:straight|directly|right|exactly|vertically) )?\b(?:(?P<up>above|over|on top of|atop|higher(?= than| {PICTURE})|"
+    rf"f[au]rther up(?= {PICTURE}))|below|under(?:neath)?|beneath|lower(?= than| {PICTURE}))\b(?=(?P<tail>[^,;:]*(?:E\d|\bit\b|{PICTURE})))")
+US = r"(?:the camera|us|me) than"
+DEPTH = re.compile(rf"\b(?:(?P<far>behind|beyond|f[au]rther (?:away )?from {US})|(?:closer|nearer) to {US})\b")
 UNIT = r"(cm|centimet(?:er|re)s?|mm|millimet(?:er|re)s?|m|met(?:er|re)s?|inch(?:es)?)\b"
 NUMBER = re.compile(rf"(?P<bound>(?:less|more) than )?\b(\d+(?:\.\d+)?)(?:(?: ?- ?| to | or )(\d+(?:\.\d+)?))? ?{UNIT}")
-HEIGHT = re.compile(
-    rf"(?<! {UNIT} )".replace(UNIT, "cm") + r"(?P<straight>\b(?:straight|directly|right|exactly|immediately|vertically) )?"
-    rf"\b(?:(?P<up>above|over|on top of|atop|higher(?= than| {PICTURE})|(?:further|farther) up(?= {PICTURE}))|below|under(?:neath)?|beneath|"
-    rf"lower(?= than| {PICTURE}))\b(?=[^,;:]*(?:E\d|\bit\b|{PICTURE}))")
-DEPTH = re.compile(r"\b(?P<far>behind|beyond|f[au]rther (?:away )?from (?:the camera|us|me) than)\b|\b(?:closer|nearer) to (?:the camera|us|me) than\b")
+AXIS = re.compile(r"(height|vertical)|beside|horizontal|sideways|side\b|left|right|along the E4")
 NEAR = re.compile(r"\b(?:(?P<at>right at|right on|exactly at|at|touch(?:es|ing)|in contact with|surround(?:s|ing)|coincides with)|"
-                  r"(?P<far>(?:far )?away from|far from)|near|close to|next to|adjacent to|beside|alongside)(?= (?:the |an? )?(?:E\d|it\b))")
-ON = re.compile(r"\b(?:is|are|lies?|rests?|sits?|placed|now|already|yet) (?:already |now |yet )?(?:on|onto|in|inside|on top of) (?:the |an? )?E(\d+)")
-OPENING = r"(?P<half>half[- ](?:open|closed)|part(?:ly|ially)[- ](?:open|closed))|(?P<open>open|opened|spread|apart)|(?P<shut>closed|shut)"
+                  rf"(?P<far>(?:far )?away from|far from)|near|close to|next to|adjacent to|beside|alongside)(?= {A}(?:E\d|it\b))")
+ON = re.compile(rf"\b(?:is|are|lies?|rests?|sits?|placed|now|already|yet) (?:already |now |yet )?(?:on|onto|in|inside|on top of) {A}E(\d+)")
+OPENING = r"(?P<half>(?:half|partly|partially)[- ](?:open|closed))|(?P<open>open|opened|spread|apart)|(?P<shut>closed|shut)"
 GRIP = (re.compile(rf"\b(?:{OPENING}) E2\b"),
         re.compile(rf"E2\b(?:(?!E\d|[;.]| to | should | must | will | can ).){{0,40}}?\b(?:{OPENING})\b"))
-PAST = r"(?:held|gripped|grasped|picked up|grabbed|secured|lifted)"
+PAST = r"(?:held|gripped|grasped|picked up|grabbed|secured|lifted|carried)"
 HOLD = re.compile(
-    rf"\b(?P<active>holds?|holding|grips|carries|clutches|clutching|ha(?:s|ve)(?: not|n't| already)* {PAST}|hold of|with(?<=E2 with)|with(?<=E2, with)|without|"
-    r"(?:ha(?:s|ve)|carrying)(?= (?:an? |the )?(?:E\d|nothing|anything)))\b|"
-    rf"\b(?:{PAST}|(?:in|between) (?:the |its |my )?(?:E3(?:'s)? )?(?:E2|grip|grasp))\b")
+    rf"\b(?P<active>holds?|holding|grips|gripping|carries|clutches|clutching|ha(?:s|ve)(?: not|n't| already)* {PAST}|hold of|(?<=E2 )with|"
+    rf"(?<=E2, )with|without|(?:ha(?:s|ve)|carrying)(?= {A}(?:E\d|nothing|anything)))\b|"
+    rf"\b(?:{PAST}|(?:in|between|out of|outside) {A}(?:E3(?:'s)? )?(?:E2|grip|grasp))\b")
 EMPTY = re.compile(
     rf"\bempty E2|E2\b[^,;E]*\bempty\b|\bnothing in (?:it|the E2)\b|\b(?:carr(?:y|ies|ying)|holds?|holding|{PAST}) (?:on to )?nothing|"
-    rf"\b(?:nothing|no E\d+) (?:is |has been |was )(?:\w+ )?{PAST}|\b(?:has|have|been|was) (?:released|dropped|let go)\b|\blost (?:its |the )?(?:hold|grip)")
+    rf"\b(?:nothing|no E\d+) (?:is |has been |was )(?:\w+ )?{PAST}|\b(?:has|have|been|was) (?:released|dropped|let go)\b|"
+    r"\b(?:released|dropped) by\b|\blost (?:its |the )?(?:hold|grip)")
 DONE = re.compile(
-    r"\b(?:task|goal|instruction|job|mission|objective|stacking|placement|stack|E3 (?:are|am|is))\b(?P<gap>[^;,]*?)\b(?:(?P<no>incomplete|unfinished|open|"
-    r"pending|ongoing|in progress)|done|finished|completed?|accomplished|fulfilled|achieved|reached|solved|satisfied|built)\b")
-VISIBLE = re.compile(r"(?<!higher )(?<!lower )(?<!up )\b(?:(?P<no>out of (?:view|sight)|not in view|not visible|hidden|cannot be seen)|in view|visible|can be seen)\b")
+    r"\b(?:task|goal|instruction|job|mission|objective|stacking|placement|stack|E3 (?:are|am|is))\b(?P<gap>[^;,]*?)\b(?:(?P<no>incomplete|unfinished|"
+    r"open|pending|ongoing|in progress)|done|finished|completed?|accomplished|fulfilled|achieved|reached|solved|satisfied|built)\b")
+VISIBLE = re.compile(r"(?<!higher )(?<!lower )(?<!up )\b(?:(?P<no>out of (?:view|sight)|not in view|not visible|hidden|cannot be seen)|in view|"
+                     r"visible|can be seen)\b")
 
 NOUN = r"(?<!the )(?<!its )(?<!a )(?<!an )(?<!firm )(?<!successful )"  # "its grip" is no action
-STEMS = {
-    "retreat": r"retreat|withdraw|retract|back(?=\w* (?:away|off|up))", "release": r"releas|let(?=\w* go)|lett(?=ing go)|dropp?",
-    "open": r"open(?! E2|ed)", "close": r"clos(?!e to|ed)", "grasp": rf"{NOUN}(?:gripp?|grasp)|grabb?|squeez|seiz|clamp|tak(?=(?:e|es|ing) hold)",
-    "pick": "pick", "lift": "lift|rais|hoist|pull(?=.* up)", "put": "putt?|sett?|lay|deposit", "place": "plac|stack(?! is)",
+STEMS = {  # what is done, and the beginnings of the verbs that say it
+    "retreat": r"retreat|withdraw|retract|back(?=\w* (?:away|off|up))|pull(?=[^.,;]* away)", "open": r"open(?! E2|ed)",
+    "release": r"releas|let(?=\w* (?:(?:(?:the )?E\d+|it) )?go)|lett(?=ing go)|dropp?", "close": rf"clos(?!e to|ed)|shut(?= {A}E2)",
+    "grasp": rf"{NOUN}(?:grip(?!ping)|grasp)|grabb?|squeez|seiz|clamp|tak(?=(?:e|es|ing) hold)", "pick": "pick",
+    "lift": "lift|rais|hoist|pull(?=[^.,;]* up)", "put": "putt?|sett?|lay|deposit", "place": "plac|stack(?! is)",
     "lower": rf"lower(?! {CORNER}| part| half| in | than)", "descend": "descend", "carry": "carry|carries|bring|brought|transport|transfer|tak",
-    "reach": "reach|approach|position|align", "move": r"mov|(?<!let )(?<!lets )(?<!letting )go|head|travel|com|get",
+    "reach": "reach|approach|position|align", "move": r"mov|shift|advanc|continu|proceed|(?<!let )(?<!lets )(?<!letting )go|head|travel|com|get",
 }  # fmt: skip
-FIXED = {"retreat": "7", "release": "6", "open": "6", "close": "2", "grasp": "2", "pick": "0123", "lift": "3", "put": "456", "place": "456", "carry": "4"}
+MEANS = {"retreat": "7", "release": "6", "open": "6", "close": "2", "grasp": "2", "pick": "0123", "lift": "3", "put": "456", "place": "456",
+         "carry": "4"}  # the numbers in PHASES a verb may stand for; the others depend on what goes with it
 VERB = re.compile(rf"\b(?:{'|'.join(f'(?P<{name}>{stem})' for name, stem in STEMS.items())})(?:e|es|ed|ing|s|d)?\b")
 LATER = r"[.,;:]| (?:until|while|before|after|then|so that) "
-NOT_NOW = re.compile(r"\b(?:not|n't|without|once|after|before|until|avoid|having) (?:\w+ )?(?:E\d )?(?:is )?$")
-CUE = re.compile(r"\b(?P<base>time to|now(?: to)?|(?:next|current) (?:step|thing|sub-?task|phase|action) is(?: to)?|only has to|start by)|"
-                 r"\b(?P<being>(?:is|are|am)(?: now| currently| still)* being)|\b(?:is|are|am)(?: now| currently| already| still)*\b")
-PASSIVE = re.compile(rf"E(\d+) (?:(?!not)\w+ ){{1,3}}be (?:{PAST}|carried|brought|moved|transported|placed|released|lowered|stacked)\b")
-ARM = re.compile(rf"\b(left|right) E[23]\b(?: (?!E\d|and )\w+){{0,4}}? (?:(?P<rests>still|idle|stationary|rest(?:s|ing)?)\b|(?:{'|'.join(STEMS.values())}))")
-WAY = re.compile(r"\b(left|right|up|down|forward|backward)(?:wards?|s)?\b(?! of\b)")
+NOT_NOW = re.compile(r"\b(?:not|n't|without|once|after(?! that)|before|until|avoid|having) (?:\w+ )?(?:E\d )?(?:is )?$|, moving$")
+CUE = re.compile(r"\b(?P<base>time to|now(?: to)?|(?:next|current) (?:step|thing|sub-?task|phase|action) is(?: to)?|only has to|start by|"
+                 r"(?:beginning|starting) to)|\b(?P<being>(?:is|are|am)(?: now| currently| still)* being)|"
+                 r"\b(?:is|are|am)(?: now| currently| already| still)*\b")  # what follows is the current step
+PASSIVE = re.compile(rf"E(\d+) (?:(?!not)\w+ ){{1,3}}be (?:{PAST}|brought|moved|transported|placed|released|lowered|stacked)\b")
+WAY = re.compile(r"\b(left|right|up|down|forward|backward|back(?! away| off| up)|ahead)(?:wards?|s)?\b(?! of\b)")
+ARM = re.compile(r"\b(left|right) E[23]\b(?: (?!E\d|and )\w+){0,4}? (?:(?P<rests>still|idle|stationary|rests?|resting)\b|"
+                 rf"(?:{'|'.join(stem for name, stem in STEMS.items() if name not in ('open', 'close'))})\w*)")
 
 
 @dataclass(frozen=True)
@@ -94,8 +107,8 @@ class Claim:
 
     Attributes:
         part: one of `PARTS`, or "instruction_matches".
-        kind: "object", "visible", "zone", "side", "depth", "height", "distance", "near", "placed", "grip", "held", "done", "sub-task", "order", "role",
-            "motion", "arm", "naming" or "instruction".
+        kind: "object", "visible", "zone", "side", "depth", "height", "distance", "near", "placed", "grip", "held", "done", "sub-task", "order",
+            "role", "motion", "arm", "naming" or "instruction".
         subject, relation, object: as the scene calls them ("carrot", "left", "plate"); "" where there is none.
         value: centimetres, where the claim gives a number. holds: False for a negated claim.
         span: first and one past the last character of the words it was read from, within the part's text. text: these characters.
@@ -121,35 +134,36 @@ def read_claims(rationale: Rationale, names: tuple[str, ...]) -> tuple[list[Clai
     claims: list[Claim] = []
     unread = dict.fromkeys(PARTS, 0)
     for part in PARTS:
-        text, topic, plan = getattr(rationale, part), "", part == PARTS[3]
+        text, plan = getattr(rationale, part), part == PARTS[3]
+        topics: tuple[str, ...] = ("",)
         objects: dict[str, Claim] = {}
-        for piece in re.finditer(r"(?:[^.!?\n]|\.(?=\d)|\n(?!))+" if not plan else r"(?s).*\w.*", text):
-            sentence = Sentence(part, piece[0], piece.start(), names, topic)
+        for piece in re.finditer(r"(?:[^.!?\n]|\.(?=\d))+" if not plan else r"(?s).*\w.*", text):
+            sentence = Sentence(part, piece[0], piece.start(), names, topics)
             found = [one for reader in ((_arms, _plan) if plan else READERS) for one in reader(sentence)]
             unread[part] += not found and bool(piece[0].strip())
             claims += [replace(one, text=text[slice(*one.span)]) for one in found]
             for one in _objects(sentence):
                 objects.setdefault(one.subject, replace(one, text=text[slice(*one.span)]))
-            topic = next((name for _, name in sentence.entities if name != SCENERY), topic)
+            topics = tuple(reversed(sentence.before(len(piece[0]) + 99, SCENERY)))[:2] or topics
         claims += objects.values()
     return claims, unread
 
 
 def objects_named(instruction: str) -> tuple[str, ...]:
     """The objects an instruction speaks of, in its order, with their colours."""
-    return tuple(dict.fromkeys(name for _, name in Sentence("", instruction, 0, (), "").entities if name not in (GRIPPER, ROBOT, SCENERY)))
+    return tuple(dict.fromkeys(name for _, name in Sentence("", instruction, 0, (), ("",)).entities if name not in (GRIPPER, ROBOT, SCENERY)))
 
 
 class Sentence:
     """One sentence, in lower case, with tokens for names. `origin` maps each character to its place in the part's text."""
 
-    def __init__(self, part: str, text: str, start: int, names: tuple[str, ...], topic: str) -> None:
-        self.part, self.topic, self.names = part, topic, [*(*names, "", "")[:2], GRIPPER, ROBOT, SCENERY, *names[2:]]
+    def __init__(self, part: str, text: str, start: int, names: tuple[str, ...], topics: tuple[str, ...]) -> None:
+        self.part, self.topics, self.names = part, topics, [*(*names, "", "")[:2], GRIPPER, ROBOT, SCENERY, *names[2:]]
         lower, pieces, origin, last = text.lower().replace("’", "'"), [], [], 0
         for match in _pattern(names).finditer(lower):
             name = _resolve(match, lower, names)
-            if match["it"] and topic in self.names:
-                name = topic  # "It is ..." at the start speaks of what the sentence before began with
+            if match["it"] and topics[0] in self.names:
+                name = topics[0]  # "It is ..." at the start speaks of what the sentence before began with
             if name is None:
                 continue
             if name not in self.names:
@@ -168,8 +182,9 @@ class Sentence:
 
     def relation(self, match: re.Match[str], kind: str, subject: str, words: str, object: str, value: float | None = None) -> Iterator[Claim]:
         """The claim, unless it is hedged or lacks one of the two."""
-        if subject and object and subject != object and not self.hedged(match.start()):
-            yield self.claim(match.span(), kind, subject, words, object, value, not NEGATION.search(self.clause(match.start())))
+        clause = self.clause(match.start())
+        if subject and object and subject != object and not self.hedged(match.start()) and not re.search(r"\b(?:almost|nearly)\b", clause):
+            yield self.claim(match.span(), kind, subject, words, object, value, not NEGATION.search(clause))
 
     def clause(self, place: int) -> str:
         """The words before `place`, back to the last break."""
@@ -191,12 +206,13 @@ class Sentence:
         """(subject, object) of a relation: the object follows it or is "it"; the subject was named last before it, or begins the sentence."""
         start, end = match.span()
         following = re.match(r"[^,;:]*?(?:\bE(\d+)|\b(?:it|them)\b)", self.text[end:])
-        if following and following[1]:
-            thing = self.names[int(following[1])]
+        fronted = re.match(r"\W*(?:relative|compared) (?:to|with) (?:the )?E(\d+)", self.text)
+        if named := following if following and following[1] else fronted:
+            thing = self.names[int(named[1])]
             return (self.before(start, thing, SCENERY) or self.after(end, thing) or [""])[0], thing
-        last = list(dict.fromkeys(self.before(start)))[:2]
+        last = list(dict.fromkeys(self.before(start, SCENERY)))[:2]
         if len(last) < 2:
-            return (last or [""])[0], self.topic
+            return (last[0], self.topics[0]) if last else (self.topics[0], self.topics[-1])
         place = max(at for at, _ in self.entities if at < start)
         just_named = following and not BREAK.search(self.text[place:start])  # "a spoon, and a towel just behind it"
         return (last[0], last[1]) if just_named else (last[1], last[0])
@@ -222,7 +238,8 @@ def _resolve(match: re.Match[str], text: str, names: tuple[str, ...]) -> str | N
         fitting = [name for name in coloured if colour in name.split()]
     if fitting or not head:
         return None if match["many"] and len(fitting) > 1 else next(iter(fitting), None)  # "the block" is what is handled, the source
-    if head in ("can", "orange", "glass", "key") and not re.search(r"\b(?:an?|the|this|that|its|coke|soda|soup|\w+ed|\w+y)\s+$", text[: match.start()]):
+    named = r"\b(?:an?|the|this|that|its|coke|soda|soup|\w+ed|\w+y)\s+$|^\W*$"
+    if head in ("can", "orange", "glass", "key") and not colour and not re.search(named, text[: match.start()]):
         return None  # "can" the verb, "orange" the colour
     return f"{colour} {head}" if colour else str(head)
 
@@ -243,22 +260,24 @@ def _zones(s: Sentence) -> Iterator[Claim]:
             named = [GRIPPER]
         if named and match["of"] != "it" and not re.match(r"E[^4]", match["of"] or "") and not s.hedged(match.start()):
             others = [name for name in named[1:] if name != named[0] and f"E{s.names.index(name)}" in s.clause(start)]
-            words = " ".join(CORNERS[word] for word in re.findall(CORNER, match["zone"])) + (" of the table" if match["of"] == "E4" else " of the picture" * bool(match["of"]))
-            yield s.claim((start, end), "zone", named[0], words, (others or [""])[0])
+            whole = " of the table" if match["of"] == "E4" else " of the picture" if match["of"] or match[0].startswith("at") else ""
+            words = " ".join(CORNERS[word] for word in re.findall(CORNER, match["zone"]))
+            yield s.claim((start, end), "zone", named[0], words + whole, (others or [""])[0])
 
 
 def _relations(s: Sentence) -> Iterator[Claim]:
     for match in SIDE.finditer(s.text):
-        subject, thing = s.pair(match) if match[1] else ((s.before(match.start()) or [""])[0], s.topic)  # else "X is to its left"
+        subject, thing = s.pair(match) if match[1] else ((s.before(match.start()) or [""])[0], s.topics[0])  # else "X is to its left"
         yield from s.relation(match, "side", subject, match[1] or match[2], thing)
     for match in DEPTH.finditer(s.text):
         subject, thing = s.pair(match)
         yield from s.relation(match, "depth", subject, "behind" if match["far"] else "in front", thing)
     for match in HEIGHT.finditer(s.text):
         subject, thing = s.pair(match)
-        words = ("straight " if match["straight"] else "") + ("above" if match["up"] else "below")
+        view = " in view" if re.search(PICTURE, match["tail"]) else ""
+        words = "straight " * bool(match["straight"]) + ("above" if match["up"] else "below") + view
         if not re.search(rf"\b\d+ ?{UNIT}(?: \w+)? $", s.text[: match.start()]):  # else it is a distance
-            yield from s.relation(match, "height", subject, words + (" in view" if re.match(rf"[^,;:]*{PICTURE}", s.text[match.end():]) else ""), thing)
+            yield from s.relation(match, "height", subject, words, thing)
     for match in NEAR.finditer(s.text):
         subject, thing = s.pair(match)
         if not NUMBER.search(s.clause(match.start())):
@@ -275,8 +294,8 @@ def _distances(s: Sentence) -> Iterator[Claim]:
         tail, head = re.split(r"[,;:]", s.text[match.end():])[0], s.text[max(0, match.start() - 60): match.start()]
         said = re.match(r" (?:straight |directly |further )?(?:(above|over|higher|up\b)|(?:below|under|lower|down\b))", tail) or re.search(
             r"(?:(above|over|higher)|below|lower)\b[^,;:]*\b(?:by|of)(?: \w+)?\W*$", head)
-        words = ("above" if said[1] else "below") if said else "height" if "height" in head else (
-            "beside" if re.search(r"beside|horizontal|side|left|right", tail) else "away")
+        axis = AXIS.search(re.split(r"(?<!E)\d| and ", s.text[match.end():])[0]) or AXIS.search(re.split(r"(?<!E)\d|, and ", head)[-1])
+        words = ("above" if said[1] else "below") if said else "away" if not axis else "height" if axis[1] else "beside"
         subject, thing = s.pair(match)
         yield from s.relation(match, "distance", subject, (match["bound"] or "") + words, thing, value)
 
@@ -306,8 +325,9 @@ def _held(s: Sentence) -> Iterator[Claim]:
             if not things and not re.search(r"\b(?:it|object|nothing|anything)\b", clause):
                 continue
             subject = "" if not things else things[0] if f"E{s.names.index(things[0])}" in clause else things[-1]
+        words = "between" if match[0].startswith("between") else "held"
         if subject not in (GRIPPER, ROBOT):
-            yield s.claim(match.span(), "held", subject, "held", holds=not NEGATION.search(clause + match[0]))
+            yield s.claim(match.span(), "held", subject, words, holds=not NEGATION.search(clause + match[0]))
 
 
 def _done(s: Sentence) -> Iterator[Claim]:
@@ -323,7 +343,7 @@ def _visible(s: Sentence) -> Iterator[Claim]:
 
 @dataclass(frozen=True)
 class Step:
-    """A verb and what it is done to. `phases`: numbers in `PHASES` that it may stand for. `direct`: `thing` is its object; `place`: where it leads."""
+    """A verb: the numbers in `PHASES` it may stand for, the thing it is done to (its own object where `direct`) and the place where that leads."""
 
     start: int
     end: int
@@ -335,8 +355,9 @@ class Step:
 
 def _steps(s: Sentence) -> list[Step]:
     verbs = list(VERB.finditer(s.text))
-    steps = [_step(s, verb, re.split(LATER, s.text[verb.end(): following])[0])
-             for verb, following in zip(verbs, [*(verb.start() for verb in verbs[1:]), None]) if not NOT_NOW.search(s.text[: verb.start()]) and not (verb[0] == "moving" and s.text[: verb.start()].endswith(", "))]
+    ends = [*(verb.start() for verb in verbs[1:]), None]
+    steps = [_step(s, verb, re.split(LATER, s.text[verb.end(): end])[0]) for verb, end in zip(verbs, ends)
+             if not NOT_NOW.search(s.text[: verb.end() if verb[0] == "moving" else verb.start()])]
     return [step for step in steps if step.phases]
 
 
@@ -346,20 +367,27 @@ def _step(s: Sentence, verb: re.Match[str], window: str) -> Step:
     direct = re.match(r" (?:(?:the|a|an|its|my|up|down|go|of) )*(?:E(\d+)|(?:it|them)\b)", window)
     led = re.search(r"\b(?:to|toward|towards|over|above|onto|on|in|into|for|with|around) (?:the )?(?:E(\d+)|it\b)", window)
     thing, place = ("" if not found else s.names[int(found[1])] if found[1] else source for found in (direct, led))
-    down, up, away, along = (re.search(rf"\b{word}", window) for word in ("down", "up", "away", "(?:left|right|forward|backward)"))
-    phases = FIXED.get(kind, "")
+    down, up, away, along = (re.search(rf"\b{word}", window) for word in ("down", "up", "away", "(?:left|right|forward|ahead|back)"))
+    agent = thing in (GRIPPER, ROBOT)
+    if kind in ("carry", "move") and agent:
+        kind, direct = "move", None
+    phases = MEANS.get(kind, "")
     if kind == "close":
         thing, place, direct = place, "", led
+    elif kind == "lift" and agent:
+        phases = "37"
     elif kind == "put" and (down or verb[0].startswith("dep")):
         phases = "56"
     elif kind in ("lower", "descend") or (kind == "move" and down):
-        phases = ("5" if (direct and direct[1] and thing == source) or place == target else "1" if place == source else "15") + "047" * bool(along)
+        named = direct and direct[1] and not agent
+        phases = "5" if named or (target and place == target) else "1" if place and place == source else "15"
+        phases += "047" * bool(along)
     elif kind == "reach":
-        phases, direct = "4" if target and target in (place, thing) else "0", None
+        phases, direct = "4" if target and target in (place, thing) else "04" if verb[0][0] in "ap" and not (place or thing) else "0", None
     elif kind == "move" and place and not direct:
-        phases = "7" if away else "4" if target and target in (place, thing) else "0"
+        phases = "7" if away else "4" if target and target == place else "0"
     elif kind == "move":
-        phases = "7" if away else "4" if direct and thing not in (GRIPPER, ROBOT) else "37" if up else "047" if along and verb[0] != "moving" else ""
+        phases = "7" if away else "4" if direct else "37" if up else "047" if along and verb[0] != "moving" else ""
     return Step(verb.start(), verb.end() + len(window.rstrip()), phases, thing, place, bool(direct))
 
 
@@ -384,12 +412,14 @@ def _current(s: Sentence) -> Iterator[Claim]:
     steps = _steps(s)
     yield from _roles(s, steps)
     for cue in CUE.finditer(s.text):
-        step = next((step for step in steps if step.start >= cue.end()), None)
-        between = s.text[cue.end(): step.start] if step else ""
-        form = VERB.match(s.text, step.start) if step else None
-        if step and form and re.fullmatch(r" (?:(?:the )?[\w']+ ){0,4}", between) and (cue["base"] == "start by" or not s.hedged(cue.start())) and not NEGATION.search(s.clause(cue.start()) + between):
-            if cue["base"] or (form[0].endswith("ed") if cue["being"] else form[0].endswith("ing") and not re.search(r"\b(?:to|by)\b", between)):
-                yield s.claim((cue.start(), step.end), "sub-task", step.thing, _named(step))
+        if not (step := next((step for step in steps if step.start >= cue.end()), None)):
+            continue
+        between, verb = s.text[cue.end(): step.start], re.match(r"\w+", s.text[step.start:])
+        wanted = "" if cue["base"] else "ed" if cue["being"] else "ing"
+        near = re.fullmatch(r" (?:(?:the )?[\w']+ ){0,4}", between) and not (wanted and re.search(r"\b(?:to|by)\b", between))
+        passed = NEGATION.search(s.clause(cue.start()) + between) or (cue["base"] != "start by" and s.hedged(cue.start()))
+        if near and verb and verb[0].endswith(wanted) and not passed:
+            yield s.claim((cue.start(), step.end), "sub-task", step.thing, _named(step))
 
 
 def _plan(s: Sentence) -> Iterator[Claim]:
@@ -409,7 +439,8 @@ def _plan(s: Sentence) -> Iterator[Claim]:
         window = re.split(LATER, s.text[verb.end(): end])[0]
         for way in WAY.finditer(window) if verb.lastgroup in ("move", "carry", "descend", "lower", "lift") else ():
             if way[1] not in ("up", "down") or verb[0] == "moving" or verb.lastgroup == "carry":  # "go down", "lift up" are the sub-task's own verbs
-                yield s.claim((verb.end() + way.start(), verb.end() + way.end()), "motion", GRIPPER, way[1])
+                direction = {"back": "backward", "ahead": "forward"}.get(way[1], way[1])
+                yield s.claim((verb.end() + way.start(), verb.end() + way.end()), "motion", GRIPPER, direction)
 
 
 def _arms(s: Sentence) -> Iterator[Claim]:
