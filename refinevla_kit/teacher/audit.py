@@ -237,7 +237,7 @@ class _Scene:
         x, y = centre[0] - 0.5, centre[1] - 0.5
         beyond = {"left": -x, "right": x, "top": -y, "bottom": y}
         off = abs(y) if {"left", "right"} & set(words) else abs(x) if {"top", "bottom"} & set(words) else max(abs(x), abs(y))
-        return _all([_grade(beyond[word], -SIDE_SHARE, SIDE_SHARE) if word in beyond else _grade(off, 0.3, 0.2) for word in words])
+        return _all([_grade(beyond[word], -SIDE_SHARE, SIDE_SHARE) if word in beyond else _grade(off, 0.25, 0.15) for word in words])
 
     def _side(self, claim: Claim) -> Answer:
         one, other = self.centres.get(claim.subject if claim.subject != ROBOT else GRIPPER), self.centres.get(claim.object)

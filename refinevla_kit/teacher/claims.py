@@ -16,6 +16,7 @@ from itertools import pairwise
 from refinevla_kit.simulator.contract import PHASES
 from refinevla_kit.teacher.schema import PARTS, Rationale
 
+LONGEST = 4000  # characters of a part that are read: a teacher that runs on must not hold the audit up
 GRIPPER, ROBOT, SCENERY = "gripper", "robot", "scenery"
 SAME = {"cube": "block", "cloth": "towel", "dish": "plate", "saucer": "plate", "bin": "basket", "rack": "basket", "aubergine": "eggplant"}
 COLOURS = "red|green|blue|yellow|orange|purple|white|black|gr[ae]y|brown|pink|silver"
@@ -34,7 +35,7 @@ AGENTS = (rf"(?P<gripper>(?:robot(?:ic)?(?:'s)? )?{HAND}(?: (?:of the )?{HAND})?
 
 A = r"(?:the |an? |its |my )?"
 PICTURE = rf"(?:in|on) {A}(?:view|image|picture|frame|photo)\b"
-BREAK = re.compile(r"[,;:]| (?:and|but|while|so|because|since|then) ")
+BREAK = re.compile(r"[,;:]| (?:and|but|while|so|because|since) ")
 HEDGE = re.compile(
     r"\b(?:until|till|once|after|before|when|if|unless|as long as|so that|in order|should|must|will|would|could|might|may|need\w*|ha(?:s|ve|d) to|"
     r"ready to|about to|going to|to (?:be|get|move|reach|pick|place|put|bring|carry|stack|grasp|hold|keep|call|consider))\b")
@@ -134,7 +135,7 @@ def read_claims(rationale: Rationale, names: tuple[str, ...]) -> tuple[list[Clai
     claims: list[Claim] = []
     unread = dict.fromkeys(PARTS, 0)
     for part in PARTS:
-        text, plan = getattr(rationale, part), part == PARTS[3]
+        text, plan = getattr(rationale, part)[:LONGEST], part == PARTS[3]
         topics: tuple[str, ...] = ("",)
         objects: dict[str, Claim] = {}
         for piece in re.finditer(r"(?:[^.!?\n]|\.(?=\d))+" if not plan else r"(?s).*\w.*", text):
@@ -239,7 +240,7 @@ def _resolve(match: re.Match[str], text: str, names: tuple[str, ...]) -> str | N
     if fitting or not head:
         return None if match["many"] and len(fitting) > 1 else next(iter(fitting), None)  # "the block" is what is handled, the source
     named = r"\b(?:an?|the|this|that|its|coke|soda|soup|\w+ed|\w+y)\s+$|^\W*$"
-    if head in ("can", "orange", "glass", "key") and not colour and not re.search(named, text[: match.start()]):
+    if head in ("can", "orange", "key") and not colour and not re.search(named, text[: match.start()]):
         return None  # "can" the verb, "orange" the colour
     return f"{colour} {head}" if colour else str(head)
 
@@ -338,7 +339,8 @@ def _done(s: Sentence) -> Iterator[Claim]:
 
 def _visible(s: Sentence) -> Iterator[Claim]:
     for match in VISIBLE.finditer(s.text):
-        yield from (s.claim(match.span(), "visible", name, "in view", holds=not match["no"]) for name in s.before(match.start())[:1])
+        seen = not (match["no"] or NEGATION.search(s.clause(match.start())))
+        yield from (s.claim(match.span(), "visible", name, "in view", holds=seen) for name in s.before(match.start())[:1])
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
-"""Makes true rationales false in known ways: the oracle's sentences by changing their words, and a second set of sentences, in wordings of its own, by
-changing the facts it is written from. Geometry and wording are of this file alone; nothing of the auditor is used."""
+"""Makes true rationales false in known ways: the oracle's sentences by changing their words, and a second set of sentences, in wordings of its own,
+by changing the facts it is written from. Geometry and wording are of this file alone; nothing of the auditor is used."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ ABSENT = (  # what of the COCO data set's categories may lie on a table
     "bottle", "wine glass", "cup", "fork", "knife", "bowl", "banana", "apple", "sandwich", "orange", "broccoli", "hot dog", "pizza", "donut", "cake",
     "laptop", "mouse", "remote", "keyboard", "cell phone", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
 )  # fmt: skip
-DO = {"reach": "reach over the {s}", "descend": "descend to the {s}", "grasp": "grasp the {s}", "lift": "lift the {s}", "carry": "carry the {s} to the {t}",
-      "lower": "lower the {s} onto the {t}", "release": "release the {s}", "retreat": "retreat from the {t}"}
+DO = {
+    "reach": "reach over the {s}", "descend": "descend to the {s}", "grasp": "grasp the {s}", "lift": "lift the {s}",
+    "carry": "carry the {s} to the {t}", "lower": "lower the {s} onto the {t}", "release": "release the {s}", "retreat": "retreat from the {t}",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def oracle_lies(told: Rationale, frame: Frame, rng: np.random.Generator) -> Iter
         wrong = 3 * int(number[0]) + 6
         yield "distance", lie(2, where[: number.start()] + str(wrong) + where[number.end():])
     name = rf"(?:gripper(?: with the {source})?|{source}|{target})"
-    placed = [one for one in re.finditer(rf"\b{name}(?: is| lies)? at the ((?:top|bottom|left|right)(?: \w+)?)", see, re.I)]
+    placed = list(re.finditer(rf"\b{name}(?: is| lies)? at the ((?:top|bottom|left|right)(?: \w+)?)", see, re.I))
     if placed:
         zone = placed[int(rng.integers(len(placed)))]
         yield "zone", lie(0, see[: zone.start(1)] + swap(zone[1], "left|right|top|bottom") + see[zone.end(1):])
@@ -117,8 +119,10 @@ def told(frame: Frame) -> Told:
         return (np.argwhere(masks[name]) + 0.5).mean(axis=0) / masks[name].shape if masks[name].sum() > 15 else None
 
     def zone(at: np.ndarray | None) -> str | None:
-        words = [] if at is None else [*["top"] * bool(at[0] < 0.38), *["bottom"] * bool(at[0] > 0.62), *["left"] * bool(at[1] < 0.38), *["right"] * bool(at[1] > 0.62)]
-        return " ".join(words) or None
+        if at is None:
+            return None
+        clear = {"top": at[0] < 0.38, "bottom": at[0] > 0.62, "left": at[1] < 0.38, "right": at[1] > 0.62}
+        return " ".join(word for word, holds in clear.items() if holds) or None
 
     one, other = middle(frame.source), middle(frame.target)
     across = 0.0 if one is None or other is None else one[1] - other[1]
@@ -128,14 +132,16 @@ def told(frame: Frame) -> Told:
     motion = (("forward", "backward"), ("left", "right"), ("up", "down"))[axis][int(move[axis] < 0)] if abs(move[axis]) > 0.02 else None
     return Told(frame.source, frame.target, zone(one), zone(other), None if abs(across) < 0.08 else "left" if across < 0 else "right",
                 round(100 * float(state.tcp[2] - state.source[2])), round(float(np.hypot(*away[:2]))), round(away[2]),
-                "open" if state.opening > 0.8 and not state.grasped else "closed", bool(state.grasped), bool(state.placed), PHASES[int(state.phase):], motion)
+                "open" if state.opening > 0.8 and not state.grasped else "closed", bool(state.grasped), bool(state.placed), PHASES[int(state.phase):],
+                motion)
 
 
 HOW = {
     "reach": ("move the arm above the {s}", "get the gripper over the {s}"), "descend": ("bring the gripper down to the {s}", "go down onto the {s}"),
     "grasp": ("close the fingers around the {s}", "grab the {s}"), "lift": ("pick the {s} up", "raise the {s} from the surface"),
-    "carry": ("transport the {s} over to the {t}", "move the {s} to the {t}"), "lower": ("put the {s} down on the {t}", "bring the {s} down onto the {t}"),
-    "release": ("open the gripper", "let the {s} go"), "retreat": ("pull the arm away", "move away from the {t}"),
+    "carry": ("transport the {s} over to the {t}", "move the {s} to the {t}"),
+    "lower": ("put the {s} down on the {t}", "bring the {s} down onto the {t}"), "release": ("open the gripper", "let the {s} go"),
+    "retreat": ("pull the arm away", "move away from the {t}"),
 }  # fmt: skip
 
 
@@ -148,16 +154,20 @@ def write(facts: Told, seed: int) -> Rationale:
         return choices[int(rng.integers(len(choices)))]
 
     def place(name: str, zone: str | None) -> str:
-        form = pick("The {n} can be found in the {z} part of the picture.", "I notice a {n} in the {z} area.", "There is a {n} at the {z} of the image.")
+        form = pick("The {n} can be found in the {z} part of the picture.", "I notice a {n} in the {z} area.",
+                    "There is a {n} at the {z} of the image.")
         return form.format(n=name, z=zone) if zone else f"I notice a {name}."
 
-    observation = " ".join([place(s, facts.source_zone), place(t, facts.target_zone), pick(
-        f"The gripper is {facts.grip}.", f"The fingers of the gripper are {facts.grip}.", f"The robot has {'an' if facts.grip == 'open' else 'a'} {facts.grip} gripper.")])
+    a = "an" if facts.grip == "open" else "a"
+    grip = pick(f"The gripper is {facts.grip}.", f"The fingers of the gripper are {facts.grip}.", f"The robot has {a} {facts.grip} gripper.")
+    observation = " ".join([place(s, facts.source_zone), place(t, facts.target_zone), grip])
     held = pick(f"The robot is holding the {s}", f"The {s} has been gripped", f"The {s} is in the gripper") if facts.held else pick(
         f"The robot is not holding the {s}", f"The {s} has not been gripped yet", "The gripper is empty")
-    done = pick("the goal has been achieved", "the task is completed") if facts.done else pick("the task has not been completed", "the goal is not achieved yet")
+    done = pick("the goal has been achieved", "the task is completed") if facts.done else pick(
+        "the task has not been completed", "the goal is not achieved yet")
     situation = pick("{h}, and {d}.", "{h}. So far {d}.").format(h=held, d=done)
-    spatial = [pick(f"The {s} is {facts.goal} cm away from the {t}, measured along the table.", f"Horizontally, the {s} and the {t} are {facts.goal} cm apart.")]
+    spatial = [pick(f"The {s} is {facts.goal} cm away from the {t}, measured along the table.",
+                    f"Horizontally, the {s} and the {t} are {facts.goal} cm apart.")]
     if facts.side:
         spatial.append(pick(f"The {s} is on the {facts.side} side of the {t}.", f"Seen from the camera, the {s} is {facts.side} of the {t}."))
     if facts.held and abs(facts.raised) > 3:
@@ -198,7 +208,7 @@ def told_lies(facts: Told, frame: Frame, rng: np.random.Generator) -> Iterator[t
 class FreeText:
     """A rationale written by hand about a recorded frame. `edits`: (kind, old words, new words), each makes it false."""
 
-    seen: bool
+    round: int
     frame: Frame
     rationale: Rationale
     edits: tuple[tuple[str, str, str], ...]
@@ -217,13 +227,14 @@ def free_texts() -> list[FreeText]:
     texts = []
     for block in (HERE / "free_texts.txt").read_text(encoding="utf-8").split("\n@ ")[1:]:
         head, *lines = block.strip().splitlines()
-        group, episode, start = head.split()
-        i = row[int(episode), int(start)]
+        group, episode, start = map(int, head.split())
+        i = row[episode, start]
         names, length = data["names"][i].tolist(), int(data["length"][i])
         state = SceneState(*(data[name][i] for name in ("source", "target", "tcp", "tcp_target", "opening", "grasped", "placed", "phase")))
-        request = Request("recorded", int(episode), int(start), int(start) + length, str(data["instruction"][i]), np.zeros((0, 1, 1, 3), np.uint8), (),
-                          data["actions"][i][:length], state, {name: data["labels"][i] == label for label, name in enumerate(names, 1)})
+        masks = {name: data["labels"][i] == label for label, name in enumerate(names, 1)}
+        request = Request("recorded", episode, start, start + length, str(data["instruction"][i]), np.zeros((0, 1, 1, 3), np.uint8), (),
+                          data["actions"][i][:length], state, masks)
         edits = (re.fullmatch(r"- (.+?) \| (.+?) => (.+)", line).groups() for line in lines[4:])
         frame = Frame(request, names[0], names[1], tuple(data["phases"][i][:length].tolist()))
-        texts.append(FreeText(group == "seen", frame, Rationale(*(line[3:] for line in lines[:4])), tuple(edits)))
+        texts.append(FreeText(group, frame, Rationale(*(line[3:] for line in lines[:4])), tuple(edits)))
     return texts
