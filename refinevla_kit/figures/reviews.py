@@ -92,6 +92,7 @@ def _actions(ax: Axes, request: Request) -> None:
     if known:
         values = 100 * values[:3]
         labels = [f"{words[int(value < 0)]} {abs(value):.1f} cm" for words, value in zip(AXES, values, strict=True)]
+        values = values * (1, -1, 1)  # left is drawn to the left
     else:
         busiest = np.sort(np.argsort(-np.abs(values), kind="stable")[:BUSIEST])
         values, labels = values[busiest], [f"{names[i] if len(names) == len(values) else f'action {i}'} {values[i]:+.2g}" for i in busiest]

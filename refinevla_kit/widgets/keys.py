@@ -35,15 +35,15 @@ class Keys(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget's base has n
         if (!box || gone) return;
         box.tabIndex = 0;
         box.dataset.lmSuppressShortcuts = "true";
-        box.addEventListener("keydown", down);
+        box.addEventListener("keydown", down, true);  // before the text fields, which keep keys to themselves
       };
-      const told = (message) => requestAnimationFrame(() => {
+      const told = () => requestAnimationFrame(() => {
         const fields = [...(box?.querySelectorAll(".TEXT textarea, .TEXT input") ?? [])].filter((each) => each.offsetParent);
         (fields[0] ?? box)?.focus({ preventScroll: true });
       });
       model.on("msg:custom", told);
       attach();
-      return () => { gone = true; model.off("msg:custom", told); box?.removeEventListener("keydown", down); };
+      return () => { gone = true; model.off("msg:custom", told); box?.removeEventListener("keydown", down, true); };
     }
     export default { render };
     """.replace("BOX", BOX).replace("TEXT", TEXT)
