@@ -101,7 +101,8 @@ def _actions(ax: Axes, request: Request) -> None:
         if abs(value) > 0.02 * reach:
             arrow = {"color": BLUE, "arrowstyle": "-|>", "lw": 2, "mutation_scale": 14, "shrinkA": 0, "shrinkB": 0}
             ax.annotate("", (value, row), (0, row), arrowprops=arrow)
-        ax.annotate(label, (0, row), (0, 6), textcoords="offset points", ha="center", fontsize=8, parse_math=False)
+        beside, side = (-6, "right") if value > 0 else (6, "left")  # where the arrow is not
+        ax.annotate(label, (0, row), (beside, 0), textcoords="offset points", ha=side, va="center", fontsize=8, parse_math=False)
     ax.vlines(0, -0.2, len(values) - 0.8, color=MUTED, linewidth=0.8)
     ax.set(xlim=(-reach, reach), ylim=(len(values) - 0.5 + known, -0.9))
     ax.set_axis_off()
