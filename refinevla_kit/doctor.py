@@ -157,7 +157,7 @@ def check_teacher_key() -> Finding:
     names = [name for name in TEACHER_KEYS if os.environ.get(name)]
     if names:
         return Finding("teacher key", "ok", f"{names[0]} is set")
-    return Finding("teacher key", "optional", "none; the oracle teacher needs none", "nothing to do: the Gemini teacher is not in this version")
+    return Finding("teacher key", "optional", "none; the oracle teacher needs none", "for the gemini teacher: export GEMINI_API_KEY=...")
 
 
 def check_disk(folder: str | Path = ".") -> Finding:
