@@ -152,7 +152,19 @@ class Task:
         return self.protocol().scored
 
 
-_WIDOWX_VARIANTS: tuple[Variant, ...] = (Variant(BASE),)  # variant aggregation of the WidowX, ManiSkill backend: the kit's own, SIMPLER has none
+_WIDOWX_VARIANTS: tuple[Variant, ...] = (  # variant aggregation of the WidowX, ManiSkill backend: the kit's own, SIMPLER has none
+    Variant(BASE),  # `build`: simulator/variants.py; camera_move in metres, robot's base frame; camera_turn in radians, to the left and down
+    Variant("background_1", "background", build=(("wall", "brick"), ("floor", "boards"))),
+    Variant("background_2", "background", build=(("wall", "tiled"), ("floor", "marble"))),
+    Variant("lighting_brighter", "lighting", build=(("lights", "brighter"),)),
+    Variant("lighting_darker", "lighting", build=(("lights", "darker"),)),
+    Variant("distractors", "distractor", build=(("distractors", 2),)),
+    Variant("more_distractors", "distractor", build=(("distractors", 4),)),
+    Variant("table_1", "table_texture", build=(("table", "granite"),)),
+    Variant("table_2", "table_texture", build=(("table", "checked"),)),
+    Variant("camera_1", "camera", False, (("camera_move", (0.0, -0.08, 0.0)), ("camera_turn", (0.13, -0.05)))),
+    Variant("camera_2", "camera", False, (("camera_move", (0.0, 0.0, 0.08)), ("camera_turn", (0.0, 0.05)))),
+)
 
 
 def _range(low: float, high: float, count: int) -> list[float]:

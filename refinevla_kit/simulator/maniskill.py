@@ -1,13 +1,13 @@
 """The default backend: ManiSkill 3's own WidowX digital twins, unchanged, on the CPU.
 
-ManiSkill's classes stay as they are; what is set from outside is where they look for assets, the camera's size, and the class-level containers that
-two environments in one process would otherwise share (the second one would show the first one's background, and things that should be hidden).
+ManiSkill's classes stay as they are; what is set from outside is where they look for assets, the camera, and the class-level containers that two
+environments in one process would otherwise share (the second one would show the first one's background, and things that should be hidden). Its
+own observation is switched off after the first one: it costs more than the physics. The picture is taken here, the same to the byte.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.simulator.assets import resolve_assets
-from refinevla_kit.simulator.camera import CENTRE_X, CENTRE_Y, FOCAL, HEIGHT, WIDTH
+from refinevla_kit.simulator.assets import BRIDGE, resolve_assets
+from refinevla_kit.simulator.camera import CENTRE_X, CENTRE_Y, FOCAL, HEIGHT, WIDTH, box_outline, camera_setting
 from refinevla_kit.simulator.contract import Array, Observation, Pose, SceneState, StepResult
 from refinevla_kit.simulator.demonstrator import phase_of
-from refinevla_kit.tasks import Protocol, Task, Variant
+from refinevla_kit.simulator.variants import BASKET_HIGH, BASKET_LOW, dress
+from refinevla_kit.tasks import VARIANT_AGGREGATION, Protocol, Task, Variant
 
 CAMERA = "3rd_view_camera"  # the one SIMPLER's policies see
 CLOSED, OPEN = 0.015, 0.037  # finger joint positions (m)
@@ -32,16 +33,29 @@ class ManiSkillSimulator:
     """`Simulator` over one ManiSkill 3 environment (physx on the CPU, one scene)."""
 
     def __init__(self, task: Task, assets: str | Path, width: int, height: int, privileged: bool, protocol: Protocol, variant: Variant) -> None:
-        self.task, self.instruction, self.privileged = task, task.instruction, privileged
+        self.task, self.instruction, self.variant, self.privileged = task, task.instruction, variant, privileged
         self.width, self.height = width, height
-        self._env = _make_environment(task, resolve_assets(assets), width, height)
+        root = resolve_assets(assets)
+        self._env = _make_environment(task, variant, root, width, height)
         self._grid = (self._env.xyz_configs, self._env.quat_configs)  # as converted by the first reset
         self._source, self._target = self._env.objs[self._env.source_obj_name], self._env.objs[self._env.target_obj_name]
-        self._links = self._env.agent.robot.links_map
-        self._home = self._env.agent.robot.get_qpos().clone()  # as the first reset left it
+        self._robot, self._links = self._env.agent.robot, self._env.agent.robot.links_map
+        self._home = self._robot.get_qpos().clone()  # as the first reset left it
         self._ids = self._segmentation_ids()
+        self._photograph: Array | None = None  # uint8 (H, W, 3), shown wherever none of `_kept` is seen
+        self._kept: Array = self._env._segmentation_ids_to_keep.numpy()
+        self._basket: Array | None = None  # bool (H, W), where the photograph shows it
+        self._dressing = None
+        if protocol.setting == VARIANT_AGGREGATION:
+            self._dressing = dress(self._env, task, variant, root / BRIDGE / "custom/models")
+            self._ids |= self._dressing.ids
+        else:
+            self._photograph = self._env._rgb_overlay_images[CAMERA].numpy()
+            if task.name == "widowx_put_eggplant_in_basket":
+                self._basket = box_outline(task, (*BASKET_LOW[:2], 0.955), (*BASKET_HIGH[:2], 0.977), width, height)
+        self._env._obs_mode = "none"
         self._steps = 0
-        self._segmentation: Array = np.zeros((height, width), np.int64)
+        self._segmentation: Array = np.zeros((height, width), np.int16)
 
     def reset(self, episode: int | Pose, seed: int = 0) -> Observation:
         """See `Simulator.reset`. Raises `KitError` for an episode outside the task's grid."""
@@ -56,28 +70,36 @@ class ManiSkillSimulator:
                 raise KitError(f"episode {episode} is outside the grid of {self.task.name}", f"choose 0 to {self.task.grid - 1}")
             self._env.xyz_configs, self._env.quat_configs = self._grid
             index = int(episode)
+        if self._dressing is not None:
+            place, turn = divmod(index, len(self._env.quat_configs))
+            starts = torch.cat([self._env.xyz_configs[place], self._env.quat_configs[turn]], dim=1).numpy()  # 2 x 7
+            self._dressing.arrange(self.task, self.variant, starts[0], starts[1])
         # ManiSkill lets objects fall before it moves the arm: where the last episode left the arm, it could knock them away.
         self._env.agent.reset(self._home)
-        raw, info = self._env.reset(seed=seed, options={"episode_id": torch.tensor([index])})
+        _, info = self._env.reset(seed=seed, options={"episode_id": torch.tensor([index])})
         self._steps = 0
-        return self._observe(raw, bool(info.get("success", False)) if info else False, grasped=False)
+        return self._observe(bool(info.get("success", False)), grasped=False)
 
     def step(self, action: Array) -> StepResult:
         """See `Simulator.step`."""
         action = np.asarray(action, np.float32)
         if action.shape != (7,) or not np.isfinite(action).all():
             raise KitError(f"an action must be 7 finite numbers, got {action!r}", "check the policy's un-normalisation")
-        raw, _, _, _, info = self._env.step(action)
+        *_, info = self._env.step(action)
         self._steps += 1
-        success, grasped = bool(info["success"]), bool(self._env.agent.is_grasping(self._source))
+        success, grasped = bool(info["success"]), bool(self._env.consecutive_grasp[0] > 0)  # counted anew by each step's own evaluation
         position = self._source.pose.p[0].numpy()
         broken = not np.isfinite(position).all() or float(np.abs(position).max()) > FARTHEST
         reason = "physics" if broken else "budget" if self._steps >= self.task.max_steps else ""
-        return StepResult(self._observe(raw, success, grasped), success and not broken, grasped, bool(reason), reason)
+        return StepResult(self._observe(success, grasped), success and not broken, grasped, bool(reason), reason)
 
     def masks(self) -> dict[str, Array]:
-        """See `Simulator.masks`."""
-        return {name: np.isin(self._segmentation, ids) for name, ids in self._ids.items()}
+        """See `Simulator.masks`. The photograph of visual matching is background, but for the yellow basket: there, it is where the box around the
+        basket lies in the picture, less what is seen before it."""
+        found = {name: np.isin(self._segmentation, ids) for name, ids in self._ids.items()}
+        if self._basket is not None:
+            found[self.task.target] = self._basket & ~np.isin(self._segmentation, self._kept)
+        return {**found, "background": ~np.logical_or.reduce(list(found.values()))}
 
     def advance(self) -> None:
         """See `Simulator.advance`: these tasks have one sub-task each."""
@@ -85,13 +107,10 @@ class ManiSkillSimulator:
     def close(self) -> None:
         self._env.close()
 
-    def _observe(self, raw: dict[str, Any], placed: bool, grasped: bool) -> Observation:
-        camera = raw["sensor_data"][CAMERA]
-        self._segmentation = camera["segmentation"][0, :, :, 0].numpy()
-        image = np.ascontiguousarray(camera["rgb"][0].numpy().astype(np.uint8))
-        tool = self._links["ee_gripper_link"].pose
-        base = self._env.agent.robot.pose
-        opening = np.clip((self._env.agent.robot.get_qpos()[0, -2:].mean().item() - CLOSED) / (OPEN - CLOSED), 0.0, 1.0)
+    def _observe(self, placed: bool, grasped: bool) -> Observation:
+        image = self._take_picture()
+        tool, base = self._links["ee_gripper_link"].pose, self._robot.pose
+        opening = np.clip((self._robot.get_qpos()[0, -2:].mean().item() - CLOSED) / (OPEN - CLOSED), 0.0, 1.0)
         in_base = (base.inv() * tool).raw_pose[0].numpy()
         proprioception = np.concatenate([in_base, [opening]]).astype(np.float32)
         if not self.privileged:
@@ -102,6 +121,19 @@ class ManiSkillSimulator:
         state = SceneState(source, onto, tcp, steered, *now)
         return Observation(image, proprioception, self.instruction, replace(state, phase=np.array(phase_of(self.task, state), np.int8)))
 
+    def _take_picture(self) -> Array:
+        """uint8 (H, W, 3), what ManiSkill's own observation shows: its rendering of robot and objects, before the photograph."""
+        sensor = self._env._sensors[CAMERA]
+        self._env.scene.update_render(update_sensors=True, update_human_render_cameras=False)
+        sensor.capture()
+        colour, position = (texture[0].numpy() for texture in sensor.camera.get_picture(["Color", "PositionSegmentation"]))
+        self._segmentation = position[..., 3]
+        if self._photograph is None:
+            return np.ascontiguousarray(colour[..., :3])
+        shown, image = np.isin(self._segmentation, self._kept), self._photograph.copy()
+        image[shown] = colour[shown, :3]
+        return image
+
     def _segmentation_ids(self) -> dict[str, Array]:
         def ids(*things: Any) -> Array:
             return np.array([int(thing.per_scene_id[0]) for thing in things])
@@ -111,24 +143,19 @@ class ManiSkillSimulator:
         return {self.task.source: ids(self._source), self.task.target: ids(self._target), "gripper": ids(*gripper), "arm": ids(*arm)}
 
 
-def _make_environment(task: Task, assets: Path, width: int, height: int) -> Any:
-    """The unwrapped ManiSkill environment of `task`, reading its files from `assets`."""
-    user_choice = os.environ.get("MS_ASSET_DIR")
-    os.environ["MS_ASSET_DIR"] = str(assets)  # read once, when mani_skill is imported; put back, because it also says what "official" means
+def _make_environment(task: Task, variant: Variant, assets: Path, width: int, height: int) -> Any:
+    """The ManiSkill environment of `task`, reading its files from `assets`."""
     try:
-        import gymnasium
         import mani_skill.envs  # noqa: F401  (registers the environments)
+        import sapien
         from mani_skill.agents.robots.widowx.widowx import WidowX250S
         from mani_skill.envs.tasks.digital_twins.base_env import BaseDigitalTwinEnv
         from mani_skill.envs.tasks.digital_twins.bridge_dataset_eval import base_env
+        from mani_skill.utils.registration import REGISTERED_ENVS
     except ImportError as error:
         raise KitError(f"ManiSkill 3 cannot be imported ({error})", "run `make setup`, then `refinevla doctor`") from error
-    finally:
-        os.environ.pop("MS_ASSET_DIR")
-        if user_choice is not None:
-            os.environ["MS_ASSET_DIR"] = user_choice
     logging.getLogger("mani_skill ").setLevel(logging.ERROR)  # (the blank is theirs) it warns, at every start, of what its own classes do
-    base_env.BRIDGE_DATASET_ASSET_PATH = assets / "data/tasks/bridge_v2_real2sim_dataset"
+    base_env.BRIDGE_DATASET_ASSET_PATH = assets / BRIDGE
     WidowX250S.urdf_path = str(assets / "data/robots/widowx/wx250s.urdf")
     overlays: dict[str, Any] = {}
     BaseDigitalTwinEnv._rgb_overlay_images = overlays
@@ -136,18 +163,20 @@ def _make_environment(task: Task, assets: Path, width: int, height: int) -> Any:
     intrinsic = np.array([[FOCAL, 0, CENTRE_X], [0, FOCAL, CENTRE_Y], [0, 0, 1]])  # ManiSkill does not scale it with the picture
     intrinsic[0] *= width / WIDTH
     intrinsic[1] *= height / HEIGHT
+    camera = camera_setting(task, variant)
+    pose = sapien.Pose(camera.camera_position, camera.camera_quaternion)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of how its task files make tensors
-            made = gymnasium.make(
-                task.env_id, obs_mode="rgb+segmentation", num_envs=1, sim_backend="physx_cpu", render_backend="cpu",
-                sensor_configs={"width": width, "height": height, "intrinsic": intrinsic},
+            # Not through gymnasium.make, which first looks for assets in ManiSkill's own folder and asks at the terminal to download them.
+            environment: Any = REGISTERED_ENVS[task.env_id].cls(
+                obs_mode="rgb+segmentation", num_envs=1, sim_backend="physx_cpu", render_backend="cpu",
+                sensor_configs={"width": width, "height": height, "intrinsic": intrinsic, CAMERA: {"pose": pose}},
             )  # fmt: skip
     except RuntimeError as error:
         if any(word in str(error).lower() for word in ("device", "vulkan", "vk::")):
             remedy = "run `make setup` (it installs Mesa's software driver) and `refinevla doctor`"
             raise KitError(f"no Vulkan device to render with ({error})", remedy) from error
         raise
-    environment: Any = made.unwrapped
     environment._rgb_overlay_images = overlays
     return environment

@@ -6,20 +6,19 @@ at the very boxes that the eggplant collides with, so that what is seen and what
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter, map_coordinates
+from scipy.ndimage import gaussian_filter
 from transforms3d.quaternions import quat2mat
 
 from refinevla_kit.simulator import camera
 from refinevla_kit.simulator.camera import CENTRE_X, CENTRE_Y, FOCAL, HEIGHT, WIDTH, CameraSetting
 from refinevla_kit.simulator.embedded.objects import BASIN, BASKET, SINK, SINK_ORIGIN
 from refinevla_kit.simulator.embedded.shapes import Colour
+from refinevla_kit.simulator.textures import TEXTURES, Floats
 
-Floats = NDArray[np.float32]
 Whole = NDArray[np.intp]
 
 SAMPLES = 2  # rays a pixel along each side
@@ -86,7 +85,7 @@ def paint(scene: Scene) -> NDArray[np.uint8]:
     colours = np.zeros_like(points)
     for number, solid in enumerate(scene.solids):
         mine = which == number
-        colours[:, mine] = (np.array(solid.colour, np.float32) / 255)[:, None] ** 2.2 * TEXTURES[solid.texture](*points[:, mine])
+        colours[:, mine] = (np.array(solid.colour, np.float32) / 255)[:, None] ** 2.2 * PAINTS[solid.texture](*points[:, mine])
     colours *= _light(scene, points, which, axis, -np.sign(np.take_along_axis(rays, axis[None], 0)[0]))
     if scene.glow is not None:
         distance = np.hypot(points[0] - scene.glow[0], (points[1] - scene.glow[1]) / 1.4)
@@ -157,30 +156,6 @@ def _irradiance(scene: Scene, points: Floats, axis: Whole, sign: Floats, directi
     return light
 
 
-def _noise(across: Floats, along: Floats, seed: int) -> Floats:
-    """Smooth noise of about -1 to 1, one bump a unit."""
-    lattice = np.random.default_rng(seed).uniform(-1, 1, (256, 256))
-    return map_coordinates(lattice, np.stack([across, along]), order=3, mode="grid-wrap").astype(np.float32)
-
-
-def _wood(x: Floats, y: Floats, z: Floats) -> Floats:
-    """Grain along y: broad figure, streaks and fine pores."""
-    across = x + 0.3 * z
-    figure = _noise(22 * across + 1.5 * _noise(5 * across, 3 * y, 1), 2.5 * y, 2)
-    shade = 1 + 0.16 * figure + 0.10 * _noise(160 * across, 7 * y, 3) + 0.07 * _noise(520 * across, 26 * y, 4)
-    return np.stack([shade, shade**1.25, shade**1.4])
-
-
-def _fabric(x: Floats, y: Floats, z: Floats) -> Floats:
-    """Woven threads: two crossed fine noises."""
-    level = x + y
-    return 1 + 0.12 * (_noise(420 * level, 110 * z, 5) + _noise(110 * level, 420 * z, 6))
-
-
-def _tiles(x: Floats, y: Floats, z: Floats) -> Floats:
-    return np.where((y % 0.15 < 0.003) | (z % 0.15 < 0.003), np.float32(0.72), np.float32(1))
-
-
 def _basin(x: Floats, y: Floats, z: Floats) -> Floats:
     """A drain in the middle of the floor, with a ring around it."""
     radius = np.hypot(x - SINK_ORIGIN[0] - 0.0375, y - SINK_ORIGIN[1] - 0.0625)
@@ -194,7 +169,4 @@ def _basket(x: Floats, y: Floats, z: Floats) -> Floats:
     return np.where((np.where(side, across, along) % 0.0175 < 0.007) & (up < 0.084), np.float32(0.45), np.float32(1))
 
 
-TEXTURES: dict[str, Callable[[Floats, Floats, Floats], Floats | float]] = {
-    "plain": lambda x, y, z: 1.0, "wood": _wood, "fabric": _fabric, "tiles": _tiles, "basin": _basin, "basket": _basket,
-}
-"""Name -> (x, y, z of points, each (n,), world metres) -> factor on the linear colour, (n,) or (3, n)."""
+PAINTS = {**TEXTURES, "basin": _basin, "basket": _basket}
