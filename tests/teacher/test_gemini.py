@@ -279,7 +279,7 @@ from refinevla_kit.teacher import annotate_dataset
 from refinevla_kit.teacher.gemini import GeminiLegacyTeacher, GeminiTeacher
 teacher = dict(gemini=GeminiTeacher, legacy=GeminiLegacyTeacher)[sys.argv[1]]("m", base_url=sys.argv[2], timeout=2)
 print(teacher, vars(teacher))
-annotate_dataset("data/demo", teacher, "trajectory", 2, output=sys.argv[3])
+annotate_dataset("data/demo", teacher, "trajectory", 2, output=sys.argv[3], confirm=True)
 """
 
 

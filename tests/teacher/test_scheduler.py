@@ -1,0 +1,281 @@
+"""The run's scheduling, in a world whose clock and whose order of replies the test decides: limits, budget, retries, follow-ups, when to stop."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from concurrent.futures import Future
+from itertools import pairwise
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from refinevla_kit.errors import KitError
+from refinevla_kit.teacher import CallFailed, Limits, Rationale, Refusal, Reply, Request, Usage, annotate_dataset, load_rationales, summarise
+from refinevla_kit.teacher.scheduler import SILENT, Run
+from tests.teacher.plain_teacher import PRICES, PlainTeacher, write_dataset
+
+WORST = Usage(100, 50)
+GOOD = Reply(Rationale("a", "b", "c", "d"), "good", 80, 20)
+CUT = Reply(Refusal("truncated", "cut"), "{", 90, 50)
+
+
+class World:
+    """Clock and executor: calls are under way until the run waits; then one of them, drawn by `seed`, comes back after `latency` seconds.
+
+    `behave(number, request, previous)` is what call `number` brings: a reply, or an exception to raise.
+    """
+
+    def __init__(self, behave: Callable[[int, Request, Reply | None], Any] = lambda *_: GOOD, latency: float = 1.0, seed: int = 0) -> None:
+        self.behave, self.latency, self.random = behave, latency, random.Random(seed)
+        self.time, self.flying, self.most, self.calls = 0.0, [], 0, []
+
+    def submit(self, request: Request, previous: Reply | None) -> Future[Reply]:
+        future: Future[Reply] = Future()
+        self.flying.append((future, len(self.calls), request, previous))
+        self.calls.append((self.time, request.span, previous))
+        self.most = max(self.most, len(self.flying))
+        return future
+
+    def close(self) -> None:
+        assert not self.flying  # a run never leaves a call behind
+
+    def now(self) -> float:
+        return self.time
+
+    def wait(self, events: SimpleQueue[Any], seconds: float | None) -> Any:
+        if self.flying and (seconds is None or self.latency <= seconds):
+            self.time += self.latency
+            future, *call = self.flying.pop(self.random.randrange(len(self.flying)))
+            outcome = self.behave(*call)
+            (future.set_exception if isinstance(outcome, BaseException) else future.set_result)(outcome)
+            return events.get(timeout=1)
+        assert seconds is not None, "the run waits for nothing"
+        self.time += seconds
+        return None
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory):
+    """40 requests at granularity "step"."""
+    return write_dataset(tmp_path_factory.mktemp("data") / "noise", 4, 10)
+
+
+@pytest.fixture
+def run(dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Runs in a world, onto the same output; returns its path."""
+
+    def go(world: World, output: str = "r.parquet", **limits: Any) -> Path:
+        monkeypatch.setattr(Run, "clock", world)
+        wanted = Limits(**{"concurrency": 4, "prices": PRICES} | limits)
+        return annotate_dataset(dataset, PlainTeacher(""), "step", 1, False, tmp_path / output, limits=wanted, executor=world, confirm=True)
+
+    return go
+
+
+def test_as_many_calls_are_under_way_as_allowed_and_each_request_is_made_once(run) -> None:
+    world = World()
+    stored = load_rationales(run(world, concurrency=7))
+    assert world.most == 7
+    assert sorted(span for _, span, _ in world.calls) == [(one.episode, one.start, one.end) for one in stored]
+    assert len(stored) == 40
+
+
+def test_requests_are_made_when_there_is_room_for_them(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    import refinevla_kit.teacher.annotation as annotation
+
+    made = 0
+
+    def counted(*arguments: Any, **named: Any):
+        nonlocal made
+        for request in original(*arguments, **named):
+            made += 1
+            yield request
+
+    original = annotation.requests
+    world = World(lambda *_: ahead.append(made - len(world.calls)) or GOOD)
+    ahead: list[int] = []
+    monkeypatch.setattr(annotation, "requests", counted)
+    run(world, concurrency=3)
+    assert max(ahead) <= 3 + 1  # made in advance, being made
+
+
+@given(st.data())
+@settings(max_examples=25)
+def test_a_run_never_overshoots_its_budget(data: st.DataObject) -> None:
+    import tempfile
+
+    from refinevla_kit.episodes import open_dataset
+
+    kinds = st.sampled_from(["good", "good", "good", "cut", "server", "timeout"])
+    script = data.draw(st.lists(st.tuples(kinds, st.integers(0, 100), st.integers(0, 50)), min_size=1, max_size=30))
+    most = {"budget_calls": data.draw(st.none() | st.integers(1, 30)), "budget_tokens": data.draw(st.none() | st.integers(150, 3000)),
+            "budget_money": data.draw(st.none() | st.floats(0.0006, 0.02))}  # fmt: skip
+    bill = {"budget_calls": 0, "budget_tokens": 0, "budget_money": 0.0}
+
+    def behave(number: int, request: Request, previous: Reply | None) -> Any:
+        kind, inside, outside = script[number % len(script)]
+        bill["budget_calls"] += 1
+        if kind == "server":
+            return CallFailed("server", "503")
+        bill["budget_tokens"] += inside + outside
+        bill["budget_money"] += inside * 1e-6 + outside * 1e-5
+        if kind == "timeout":  # the server did the work, the answer was lost
+            return CallFailed("timeout", "slow")
+        return Reply(GOOD.result if kind == "good" else CUT.result, kind, inside, outside)
+
+    world = World(behave, seed=data.draw(st.integers(0, 99)))
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "clock", world)
+        write_dataset(Path(folder) / "noise", 1, 12)
+        limits = Limits(data.draw(st.integers(1, 6)), prices=PRICES, max_attempts=3, **most)
+        for _ in range(2):  # the second run goes on with the same budget
+            try:
+                path = annotate_dataset(open_dataset(Path(folder) / "noise"), PlainTeacher(""), "step", 1, False, limits=limits, executor=world,
+                                        confirm=True)
+            except KitError:
+                continue
+            found = summarise(path)
+            assert all(limit is None or bill[name] <= limit + 1e-12 for name, limit in most.items())
+            assert found.spent.calls == bill["budget_calls"]
+            assert found.spent.input_tokens + found.spent.output_tokens >= bill["budget_tokens"]
+            assert found.stopped or len(load_rationales(path)) == 12
+    assert all(limit is None or bill[name] <= limit + 1e-12 for name, limit in most.items())
+
+
+def test_a_stopped_run_says_why_is_usable_and_goes_on(run, capsys: pytest.CaptureFixture[str]) -> None:
+    first = World()
+    path = run(first, budget_calls=13)
+    said = capsys.readouterr().out
+    assert "Stopped at the budget: the next call may exceed budget_calls=13. To go on, raise it and run again." in said
+    assert f"13 of about 40 requests are settled, their answers usable: {path}" in said
+    assert len(first.calls) == len(load_rationales(path)) == 13
+    assert "Stopped at the budget" in str(summarise(path))
+    run(World(), budget_calls=13)  # nothing more for the same budget
+    second = World()
+    run(second, budget_calls=40)
+    assert sorted(span for _, span, _ in first.calls + second.calls) == [(one.episode, one.start, one.end) for one in load_rationales(path)]
+    assert summarise(path).stopped == ""
+    assert summarise(path).money == pytest.approx(40 * (80 * 1e-6 + 20 * 1e-5))
+
+
+def test_a_budget_for_no_call_is_an_error(run) -> None:
+    with pytest.raises(KitError, match="no call was answered"):
+        run(World(), budget_tokens=100)
+
+
+def test_the_rate_is_kept_over_all_calls(run) -> None:
+    world = World(lambda number, *_: CallFailed("server", "503") if number % 7 == 3 else GOOD, latency=0.2)
+    run(world, requests_per_minute=9)
+    times = [when for when, _, _ in world.calls]
+    assert max(sum(start <= when < start + 60 for when in times) for start in times) == 9
+    world = World(latency=0.2)
+    run(world, "t.parquet", tokens_per_minute=1000)
+    times = [when for when, _, _ in world.calls]
+    assert 6 <= max(sum(start <= when < start + 60 for when in times) for start in times) <= 10  # 150 reserved each, 100 used
+
+
+def test_a_quota_stops_everyone_for_as_long_as_the_server_says(run) -> None:
+    world = World(lambda number, *_: CallFailed("quota", "429", 30.0) if number == 9 else GOOD)
+    path = run(world)
+    refused = next(when for when, span, _ in world.calls if span == world.calls[9][1])
+    later = [when for when, _, _ in world.calls[10:] if when > refused + 6]  # those under way were not called back
+    assert min(later) >= refused + 30
+    again = [when for when, span, _ in world.calls if span == world.calls[9][1]]
+    assert len(again) == 2
+    assert again[1] >= refused + 30
+    assert (summarise(path).rationales, summarise(path).spent.calls) == (40, 41)
+
+
+def test_failures_back_off_and_are_given_up_after_so_many_calls(run) -> None:
+    world = World(lambda number, request, _: CallFailed("server", "503") if request.span == (0, 5, 6) else GOOD, latency=0.01)
+    path = run(world, max_attempts=5)
+    times = [when for when, span, _ in world.calls if span == (0, 5, 6)]
+    assert len(times) == 5
+    assert all(later - earlier <= 2**n + 1 for n, (earlier, later) in enumerate(pairwise(times)))
+    assert summarise(path).refusals == {"server": 1}
+    again = World()
+    run(again)
+    assert [span for _, span, _ in again.calls] == [(0, 5, 6)]  # not answered, so asked again
+    assert summarise(path).rationales == 40
+
+
+def test_one_follow_up_shows_the_reply_that_it_mends(run) -> None:
+    world = World(lambda number, request, previous: GOOD if previous or request.start % 2 else CUT)
+    path = run(world)
+    assert len(world.calls) == 60
+    assert {previous and previous.raw for _, _, previous in world.calls} == {None, "{"}
+    mended = [one for one in load_rationales(path) if one.start % 2 == 0]
+    assert all((one.rationale is not None, one.input_tokens, one.output_tokens, one.attempts) == (True, 170, 70, 2) for one in mended)
+    assert all(one.cost == pytest.approx(170e-6 + 70e-5) and one.prices_as_of == "2026-11-24" for one in mended)
+    stubborn = World(lambda *_: CUT)
+    assert summarise(run(stubborn, "s.parquet")).refusals == {"truncated": 40}
+    assert len(stubborn.calls) == 80
+    finished = World()
+    run(finished, "s.parquet")
+    assert finished.calls == []
+
+
+def test_a_follow_up_that_could_not_be_paid_or_made_is_made_later(run) -> None:
+    first = World(lambda number, request, previous: CUT if previous is None else CallFailed("server", "503"))
+    path = run(first, budget_calls=39, max_attempts=1)
+    asked = {span for _, span, _ in first.calls}
+    second = World()
+    run(second)
+    assert {span for _, span, previous in second.calls if previous} == asked  # none of the first replies is asked for again
+    assert len(second.calls) == 40
+    assert summarise(path).rationales == 40
+
+
+@pytest.mark.parametrize("kind", ["unauthorised", "not_found", "bad_request"])
+def test_what_is_wrong_from_the_start_costs_one_call(run, kind: str, tmp_path: Path) -> None:
+    world = World(lambda *_: CallFailed(kind, "no such thing"))
+    with pytest.raises(KitError, match=f"refuses to answer \\({kind}: no such thing\\)"):
+        run(world)
+    assert len(world.calls) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_bad_request_among_good_ones_is_a_refusal(run) -> None:
+    path = run(World(lambda number, *_: CallFailed("bad_request", "odd picture") if number == 20 else GOOD))
+    assert summarise(path).refusals == {"bad_request": 1}
+
+
+def test_a_key_that_is_revoked_stops_the_run_and_keeps_what_was_paid(run, tmp_path: Path) -> None:
+    world = World(lambda number, *_: GOOD if number < 15 else CallFailed("unauthorised", "revoked"))
+    with pytest.raises(KitError, match="revoked"):
+        run(world)
+    assert len(world.calls) <= 15 + 4
+    assert summarise(tmp_path / "r.parquet").rationales == 15
+    again = World()
+    run(again)
+    assert len(again.calls) == 25
+
+
+def test_a_server_that_is_down_stops_the_run(run) -> None:
+    world = World(lambda number, *_: GOOD if number < 3 else CallFailed("connection", "refused"))
+    with pytest.raises(KitError, match=f"{SILENT} requests in a row got no answer"):
+        run(world, max_attempts=2)
+    assert len(world.calls) <= 3 + 2 * (SILENT + 4)
+
+
+def test_a_server_that_asks_to_wait_for_hours_ends_the_run(run, capsys: pytest.CaptureFixture[str]) -> None:
+    path = run(World(lambda number, *_: GOOD if number < 10 else CallFailed("quota", "daily quota", 7200.0)))
+    assert "asks to wait 2.0 h (daily quota)" in capsys.readouterr().out
+    assert summarise(path).rationales == 10
+
+
+def test_an_error_in_the_teacher_is_raised_once_all_is_stored(run, tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        run(World(lambda number, *_: ZeroDivisionError() if number == 12 else GOOD))
+    assert 12 <= summarise(tmp_path / "r.parquet").rationales <= 12 + 3
+
+
+def test_any_text_can_be_stored(run) -> None:
+    odd = "half \ud83d a pair, \0, \u2028, 漢字"
+    path = run(World(lambda *_: Reply(Rationale(odd, "b", "c", "d"), odd, 1, 1)))
+    assert load_rationales(path)[0].raw == "half \\ud83d a pair, \0, \u2028, 漢字"
