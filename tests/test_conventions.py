@@ -189,9 +189,6 @@ def test_what_is_declared_for_the_widowx_is_what_the_simulator_does(simulator: S
     assert state.opening > 0.9
 
 
-@pytest.mark.xfail(
-    strict=True, reason="ManiSkill 3 reads the angles as intrinsic XYZ (euler_angles_to_matrix), and its backend passes them on as they come"
-)
 def test_what_is_declared_of_rotations_is_what_the_simulator_does(simulator: Simulator) -> None:
     before = simulator.reset(0).state
     after = simulator.step(np.array([0, 0, 0, 0.3, 0.4, 0.2, 1], np.float32)).observation.state

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.simulator.assets import BRIDGE, resolve_assets
@@ -85,6 +86,9 @@ class ManiSkillSimulator:
         action = np.asarray(action, np.float32)
         if action.shape != (7,) or not np.isfinite(action).all():
             raise KitError(f"an action must be 7 finite numbers, got {action!r}", "check the policy's un-normalisation")
+        if action[3:5].any():  # ManiSkill's controller turns about the turning axes; a pure yaw is the same either way
+            turn = Rotation.from_euler("xyz", action[3:6]).as_euler("XYZ")
+            action = np.concatenate([action[:3], turn, action[6:]]).astype(np.float32)
         *_, info = self._env.step(action)
         self._steps += 1
         success, grasped = bool(info["success"]), bool(self._env.consecutive_grasp[0] > 0)  # counted anew by each step's own evaluation
@@ -101,8 +105,9 @@ class ManiSkillSimulator:
             found[self.task.target] = self._basket & ~np.isin(self._segmentation, self._kept)
         return {**found, "background": ~np.logical_or.reduce(list(found.values()))}
 
-    def advance(self) -> None:
+    def advance(self) -> bool:
         """See `Simulator.advance`: these tasks have one sub-task each."""
+        return False
 
     def close(self) -> None:
         self._env.close()

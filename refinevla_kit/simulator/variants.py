@@ -71,8 +71,8 @@ TABLE_ROOM = Room(
     (("table", (-0.345, -0.34, 0.83), (0.45, 0.70, 0.87)), ("wall", (-0.80, -2.6, 0.0), (-0.70, 2.0, 2.4)), *_WALLS),
     zones=((-0.33, -0.30, 0.05, 0.25),), level=0.87,
 )  # fmt: skip
-_COUNTER = (((-0.42, -0.40), (-0.29, 0.9)), ((-0.03, -0.40), (0.06, 0.9)), ((-0.29, -0.40), (-0.03, -0.065)), ((-0.29, 0.32), (-0.03, 0.9)))  # around it
-# The basket is a shell around the compartment that ManiSkill's target plane lies in: 1.5 mm outside the walls of the embedded pack's sink, 1 mm inside.
+_COUNTER = (((-0.42, -0.40), (-0.29, 0.9)), ((-0.03, -0.40), (0.06, 0.9)), ((-0.29, -0.40), (-0.03, -0.065)), ((-0.29, 0.32), (-0.03, 0.9)))
+# A shell around the compartment that ManiSkill's target plane lies in: 1.5 mm outside the walls of the embedded pack's sink, 1 mm inside.
 BASKET_LOW, BASKET_HIGH = (-0.2115, -0.0365, 0.92), (-0.0485, 0.0915, 0.986)
 _INNER_LOW, _INNER_HIGH = (-0.199, -0.024), (-0.061, 0.079)
 _BASKET = (
@@ -98,7 +98,7 @@ class Dressing:
     """
 
     room: Room
-    ids: dict[str, list[int]]
+    ids: dict[str, Array]
     distractors: dict[str, Any] = field(default_factory=dict)
 
     def arrange(self, task: Task, variant: Variant, source: Array, target: Array) -> None:
@@ -122,14 +122,14 @@ def dress(environment: Any, task: Task, variant: Variant, models: Path) -> Dress
     build, scene = dict(variant.build), environment.scene.sub_scenes[0]
     room = SINK_ROOM if task.name == "widowx_put_eggplant_in_basket" else TABLE_ROOM
     for entity in scene.entities:
-        if entity.name.removeprefix("scene-0_") in ("arena", "dummy_sink_target_plane"):  # the stage, and a plane that ManiSkill means to be invisible
+        if entity.name.removeprefix("scene-0_") in ("arena", "dummy_sink_target_plane"):  # the stage; a plane that is meant to be invisible
             entity.find_component_by_type(sapien.render.RenderBodyComponent).visibility = 0
-    ids: dict[str, list[int]] = {}
+    ids: dict[str, Array] = {}
     for role in dict.fromkeys(role for role, *_ in room.boxes):
         boxes = tuple((low, high) for each, low, high in room.boxes if each == role)
         number = _show(scene, boxes, build.get(role, BASE_COVERINGS[role]), PITCH[role])
         if role == "basket":
-            ids[task.target] = [number]
+            ids[task.target] = np.array([number])
     for light in list(scene.render_system.lights):
         light.disable()
     scene.render_system.ambient_light = [AMBIENT * room.light] * 3
@@ -140,7 +140,7 @@ def dress(environment: Any, task: Task, variant: Variant, models: Path) -> Dress
     for name in [name for name in MODELS if name not in (task.source, task.target)][: build.get("distractors", 0)]:
         body = sapien.render.RenderBodyComponent()
         body.attach(sapien.render.RenderShapeTriangleMesh(str(_visual_file(models / MODELS[name]))))
-        dressing.distractors[name], dressing.ids[name] = body, [_add(scene, body)]
+        dressing.distractors[name], dressing.ids[name] = body, np.array([_add(scene, body)])
     return dressing
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +16,8 @@ from refinevla_kit.simulator.assets import resolve_assets
 from refinevla_kit.simulator.camera import project
 from refinevla_kit.simulator.contract import Pose, Simulator
 from refinevla_kit.simulator.demonstrator import Demonstrator
-from refinevla_kit.simulator.start_poses import random_pose
-from refinevla_kit.tasks import TASKS, find_task
+from refinevla_kit.simulator.start_poses import dense_pose, random_pose
+from refinevla_kit.tasks import GOOGLE_TASKS, WIDOWX_TASKS, find_task
 
 CARROT, EGGPLANT = find_task("widowx_carrot_on_plate"), find_task("widowx_put_eggplant_in_basket")
 REST = np.array([0, 0, 0, 0, 0, 0, 1], np.float32)
@@ -37,13 +38,35 @@ def test_an_observation_is_what_the_contract_says(carrot: Simulator) -> None:
     assert seen.state is not None and np.linalg.norm(seen.state.tcp_target - seen.state.tcp) < 0.01
 
 
-def test_masks_name_the_things_of_the_task_and_never_overlap(carrot: Simulator) -> None:
+def test_masks_name_the_things_of_the_task_and_cover_the_picture_once(carrot: Simulator) -> None:
     carrot.reset(0)
     masks = carrot.masks()
-    assert set(masks) == {"carrot", "plate", "gripper", "arm"}
+    assert set(masks) == {"carrot", "plate", "gripper", "arm", "background"}
     assert all(mask.shape == (120, 160) and mask.dtype == bool for mask in masks.values())
-    assert sum(mask.astype(int) for mask in masks.values()).max() == 1
+    assert (sum(mask.astype(int) for mask in masks.values()) == 1).all()
     assert masks["carrot"].sum() > 50 and masks["plate"].sum() > 200
+
+
+def test_the_baskets_pixels_are_the_yellow_ones_of_the_photograph() -> None:
+    sink = make(EGGPLANT)
+    image, masks = sink.reset(0).image.astype(int), sink.masks()
+    sink.close()
+    yellow = (image[..., 0] > image[..., 2] + 60) & (image[..., 1] > image[..., 2] + 40)
+    basket = masks["yellow basket"]
+    assert (sum(mask.astype(int) for mask in masks.values()) == 1).all()
+    assert 300 < basket.sum() < 4000
+    assert (yellow & basket).sum() > 0.8 * yellow.sum(), "its walls are nowhere else"
+
+
+def test_the_picture_is_the_one_that_maniskill_itself_shows(carrot: Simulator) -> None:
+    environment: Any = carrot._env  # type: ignore[attr-defined]
+    for episode in (0, 7):
+        carrot.reset(episode)
+        shown = carrot.step(np.array([0.03, 0.01, -0.03, 0, 0, 0.2, -1], np.float32)).observation.image
+        environment._obs_mode = "rgb+segmentation"
+        theirs = environment.get_obs()["sensor_data"]["3rd_view_camera"]["rgb"][0].numpy()
+        environment._obs_mode = "none"
+        assert np.array_equal(shown, theirs)
 
 
 def test_an_action_moves_the_tool_in_the_robot_base_frame(carrot: Simulator) -> None:
@@ -107,10 +130,26 @@ def test_a_projected_point_lands_on_its_object(carrot: Simulator) -> None:
 
 
 def test_start_poses_are_drawn_alike_from_the_same_seed_and_keep_apart() -> None:
-    for task in TASKS.values():
+    for task in WIDOWX_TASKS:
         draws = [[random_pose(task, rng) for _ in range(50)] for rng in (np.random.default_rng(1), np.random.default_rng(1))]
         assert all(np.array_equal(a.source, b.source) and np.array_equal(a.target, b.target) for a, b in zip(*draws, strict=True))
         assert min(np.linalg.norm(p.source[:2] - p.target[:2]) for p in draws[0]) > 0.09
+
+
+def test_a_dense_start_depends_on_task_seed_and_number_alone_and_stays_within_the_grid(carrot: Simulator) -> None:
+    for task in WIDOWX_TASKS:
+        poses = [dense_pose(task, index, 3) for index in range(200)]
+        again, other = dense_pose(task, 120, 3), dense_pose(task, 120, 4)
+        assert np.array_equal(again.source, poses[120].source) and not np.array_equal(again.source, other.source)
+        sources = np.stack([pose.source for pose in poses])
+        assert len(np.unique(sources[:, 0])) == 200
+    grid = carrot._grid[0].numpy()[..., :2].reshape(-1, 2)  # type: ignore[attr-defined]
+    for pose in (dense_pose(CARROT, index, 0) for index in range(200)):
+        for place in (pose.source[:2], pose.target[:2]):
+            assert (place >= grid.min(0) - 1e-6).all() and (place <= grid.max(0) + 1e-6).all()
+        assert np.linalg.norm(pose.source[:2] - pose.target[:2]) >= 0.12
+    with pytest.raises(KitError, match="no continuous starts"):
+        dense_pose(GOOGLE_TASKS[0], 0, 0)
 
 
 @pytest.mark.parametrize("action", [np.zeros(6), np.full(7, np.nan)])
@@ -142,7 +181,7 @@ def test_without_a_vulkan_device_it_says_how_to_get_one() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+@pytest.mark.parametrize("task", WIDOWX_TASKS, ids=lambda task: task.name)
 @pytest.mark.parametrize("assets", ["embedded", "official"])
 def test_the_demonstrator_solves_the_grid(task, assets: str, request: pytest.FixtureRequest) -> None:  # type: ignore[no-untyped-def]
     """At least 23 of 24 episodes (60 of 64 for the eggplant), counted ten steps after the first success, when the arm is away again."""
