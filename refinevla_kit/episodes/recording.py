@@ -137,7 +137,7 @@ def demonstrate(simulator: Simulator, start: int | Pose, seed: int, random_moves
     while not done and settled < SETTLED:
         assert observation.state is not None  # the simulator was made with privileged=True
         seen.append(observation)
-        masks.append(simulator.masks())
+        masks.append({name: mask for name, mask in simulator.masks().items() if name != "background"})  # which is what no mask names
         actions.append(expert.act(observation.state))
         result = simulator.step(actions[-1])
         observation, done = result.observation, result.done
