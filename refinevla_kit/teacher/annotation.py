@@ -63,7 +63,7 @@ def annotate_dataset(dataset: EpisodeDataset | str | Path, teacher: Teacher, gra
                 run.drive(requests(opened, granularity, keyframes, wanted=store.wanted))
         store.compact(run.budget.total, run.stopped)
     if run.stopped and target.exists():
-        print(f"{run.stopped}\n{run.settled} of about {max(total, run.settled)} requests are settled, their answers usable: {target}", flush=True)
+        print(f"{run.stopped}\n{run.settled} of about {max(total, run.settled)} requests are answered, and usable: {target}", flush=True)
     if run.error:
         raise run.error
     if not target.exists():

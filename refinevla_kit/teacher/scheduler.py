@@ -73,6 +73,11 @@ class Run:
         self._waiting: list[tuple[float, int, _Call]] = []  # heap: when due, order, call
         self._flying, self._order, self._more, self._heard = 0, 0, True, False
 
+    @property
+    def _room(self) -> int:
+        """Requests under way at most; until the first answer one, so that a wrong key costs one call and a server that is down few."""
+        return self.limits.concurrency if self._heard else 1
+
     def interrupt(self) -> None:
         """From a signal handler: send nothing more."""
         self.stopped, self.error = "Interrupted; run again to go on.", KeyboardInterrupt()
@@ -85,12 +90,12 @@ class Run:
                 short = self._send(fresh)
                 if not self._flying and (self.stopped or not (self._more or self._waiting)):
                     return
-                timed = self._waiting and not self.stopped and not short
+                timed = self._waiting and not self.stopped and not short and self._flying < self._room
                 self._hear(max(0.0, self._waiting[0][0] - self.clock.now()) if timed else None)
 
     def _send(self, fresh: Iterator[Request]) -> bool:
         """Make calls while there is room; True when the budget lets none go before another comes back."""
-        while not self.stopped and self._flying < (self.limits.concurrency if self._heard else 1):  # the first alone: a wrong key costs one call
+        while not self.stopped and self._flying < self._room:
             try:
                 if (call := self._next(fresh)) is None:
                     return False
@@ -119,7 +124,7 @@ class Run:
         """What to ask next: a retry or follow-up that is due, else something new, unless as many are waiting as may be in flight."""
         if self._waiting and self._waiting[0][0] <= self.clock.now():
             return heapq.heappop(self._waiting)[2]
-        if not self._more or self._flying + len(self._waiting) >= self.limits.concurrency:
+        if not self._more or self._flying + len(self._waiting) >= self._room:
             return None
         if (request := next(fresh, None)) is None:
             self._more = False
@@ -171,7 +176,8 @@ class Run:
             call.first, call.tries = row, 0
             self._later(call, self.clock.now())
         else:
-            self._settle(row["refusal_kind"] is not None)
+            self.settled += 1
+            self._show(row["refusal_kind"] is not None)
 
     def _failed(self, call: _Call, failure: CallFailed) -> None:
         now, wait, said = self.clock.now(), failure.retry_after or 0.0, f"{failure.kind}: {failure.reason}"
@@ -186,7 +192,7 @@ class Run:
         else:
             if call.first is None:  # otherwise the first reply stands, and its follow-up stays owed
                 self.store.add(self._row(call, Reply(Refusal(failure.kind, failure.reason), ""), Spent()), Spent())
-            self._settle(refused=True)
+            self._show(refused=True)
             self.silent += 1
             if self.silent >= SILENT:
                 self._fail(KitError(f"{SILENT} requests in a row got no answer (the last: {said})", "run again when that is mended"))
@@ -194,8 +200,8 @@ class Run:
     def _fail(self, error: BaseException) -> None:
         self.error, self.stopped = self.error or error, self.stopped or "Stopped by an error; run again to go on."
 
-    def _settle(self, refused: bool) -> None:
-        self.settled, self.refusals = self.settled + 1, self.refusals + refused
+    def _show(self, refused: bool) -> None:
+        self.refusals += refused
         cost = f"{self.paid / NANO:.2f} {self.limits.prices.currency}, " if self.limits.prices else ""
         self.bar.set_postfix_str(f"{cost}{self.refusals} refused", refresh=False)
         self.bar.update()

@@ -69,9 +69,9 @@ def play(answers: dict[int, Callable[[Received], Answer]]) -> Callable[[Received
     return lambda received: answers.get(received.number, said)(received)
 
 
-def write_dataset(folder: Path, episodes: int, frames: int, size: int = 16) -> EpisodeDataset:
+def write_dataset(folder: Path, episodes: int, frames: int, size: int = 16, seed: int = 0) -> EpisodeDataset:
     """Noise with random actions: `episodes` of `frames` frames, so with granularity "step" their product of requests."""
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     with DatasetWriter(folder, fps=5, robot_type="none") as writer:
         for _ in range(episodes):
             images = random.integers(0, 255, (frames, size, size, 3), np.uint8)
