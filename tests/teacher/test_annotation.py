@@ -1,20 +1,48 @@
-"""The annotation run: every segment once, stored as parquet beside the dataset, continued where it stopped."""
+"""The annotation run: every segment once, stored as parquet beside the dataset, within limits, continued wherever it was stopped or killed."""
 
 from __future__ import annotations
 
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.teacher import OracleTeacher, Rationale, Reply, Request, annotate_dataset, load_rationales, lookup
+from refinevla_kit.teacher import (
+    Limits,
+    OracleTeacher,
+    Prices,
+    Rationale,
+    Reply,
+    Request,
+    Usage,
+    annotate_dataset,
+    estimate,
+    load_rationales,
+    lookup,
+    make_teacher,
+    summarise,
+)  # fmt: skip
 from refinevla_kit.teacher.annotation import keyframe_indices, requests
+from refinevla_kit.teacher.schema import REPAIRABLE
+from tests.conftest import REPOSITORY
+from tests.teacher.gemini_server import ANSWERS, PAID, GeminiServer, Received
+from tests.teacher.plain_teacher import PRICES, PlainTeacher, play, said, status, write_dataset
 
 
 class Counting:
-    """The oracle, remembering what it was asked; stops with an error after `stop_after` answers."""
+    """The oracle, remembering what it was asked; interrupted after `stop_after` answers."""
 
     name, version = OracleTeacher.name, OracleTeacher.version
 
@@ -22,11 +50,17 @@ class Counting:
         self.oracle, self.stop_after, self.asked = OracleTeacher(seed), stop_after, []
         self.prompt_hash = self.oracle.prompt_hash
 
-    def annotate(self, request: Request) -> Reply:
+    def worst_case(self, request: Request) -> Usage:
+        return Usage()
+
+    def annotate(self, request: Request, previous: Reply | None = None) -> Reply:
         if self.stop_after is not None and len(self.asked) >= self.stop_after:
             raise KeyboardInterrupt
         self.asked.append((request.episode, request.start))
         return self.oracle.annotate(request)
+
+
+ONE = Limits(concurrency=1)
 
 
 @pytest.mark.parametrize("granularity", ["step", "segment", "trajectory"])
@@ -73,27 +107,17 @@ def test_an_interrupted_run_continues_without_repeating_or_losing(dataset) -> No
     everything = [(one.episode, one.start) for one in requests(dataset)]
     first = Counting(stop_after=4)
     with pytest.raises(KeyboardInterrupt):
-        annotate_dataset(dataset, first, progress=False)
+        annotate_dataset(dataset, first, progress=False, limits=ONE)
     output = dataset.path / "rationales" / "oracle-segment.parquet"
-    part = output.with_name(output.name + ".part")
-    assert not output.exists()
-    with part.open("a") as torn:
-        torn.write('{"episode": 1, "start": 3, "obs')  # the power went while a line was written
+    assert [(one.episode, one.start) for one in load_rationales(output)] == first.asked == everything[:4]  # usable at once
     second = Counting()
-    annotate_dataset(dataset, second, progress=False)
+    annotate_dataset(dataset, second, progress=False, limits=ONE)
     assert first.asked + second.asked == everything
     assert [(one.episode, one.start) for one in load_rationales(output)] == everything
-    assert not part.exists()
+    assert [path.name for path in output.parent.iterdir()] == [output.name]
     third = Counting()
     annotate_dataset(dataset, third, progress=False)
     assert third.asked == []  # a finished run asks nothing
-
-
-def test_runs_of_two_seeds_are_not_mixed(dataset) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        annotate_dataset(dataset, Counting(stop_after=2, seed=0), progress=False)
-    with pytest.raises(KitError, match="another teacher version or seed"):
-        annotate_dataset(dataset, Counting(seed=1), progress=False)
 
 
 def test_a_finished_file_of_another_seed_is_written_anew(dataset) -> None:
@@ -144,13 +168,178 @@ def test_rationale_text_has_one_labelled_line_a_part() -> None:
 
 
 def test_answers_about_another_dataset_of_the_same_name_are_not_reused(tmp_path: Path) -> None:
-    from refinevla_kit.episodes.recording import record
-
-    folders = [tmp_path / name / "dataset" for name in ("one", "other")]
-    for seed, folder in enumerate(folders):
-        record(folder, ["widowx_carrot_on_plate"], 1, seed=seed, progress=False)
+    one, other = (write_dataset(tmp_path / name / "noise", 1, 12, seed=seed) for seed, name in enumerate(("one", "other")))
     output = tmp_path / "rationales.parquet"
-    annotate_dataset(folders[0], OracleTeacher(0), progress=False, output=output)
-    annotate_dataset(folders[1], OracleTeacher(0), progress=False, output=output)
-    alone = annotate_dataset(folders[1], OracleTeacher(0), progress=False, output=tmp_path / "alone.parquet")
-    assert load_rationales(output) == load_rationales(alone)
+    annotate_dataset(one, OracleTeacher(), progress=False, output=output)
+    hashes = set(pq.read_table(output)["dataset_hash"].to_pylist())
+    annotate_dataset(other, OracleTeacher(), progress=False, output=output)
+    assert [(each.episode, each.start, each.end) for each in load_rationales(output)] == [each.span for each in requests(other)]
+    assert not hashes & set(pq.read_table(output)["dataset_hash"].to_pylist())
+
+
+def test_episodes_added_since_are_asked_about_and_the_others_are_not(tmp_path: Path) -> None:
+    small, output = write_dataset(tmp_path / "small" / "noise", 2, 12), tmp_path / "rationales.parquet"
+    grown = write_dataset(tmp_path / "grown" / "noise", 5, 12)  # its first two episodes are the same
+    annotate_dataset(small, Counting(), progress=False, output=output)
+    second = Counting()
+    annotate_dataset(grown, second, progress=False, output=output)
+    assert {episode for episode, _ in second.asked} == {2, 3, 4}
+    assert {one.episode for one in load_rationales(output)} == {0, 1, 2, 3, 4}
+
+
+# What costs something: estimate, confirmation, both Gemini clients, kills
+
+
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory: pytest.TempPathFactory):
+    """60 requests at granularity "step"."""
+    return write_dataset(tmp_path_factory.mktemp("data") / "noise", 6, 10)
+
+
+def annotate(noise, server: GeminiServer, output: Path, **limits: Any) -> Path:
+    return annotate_dataset(noise, PlainTeacher(server.url), "step", 1, False, output, limits=Limits(prices=PRICES, **limits), confirm=True)
+
+
+def test_an_estimate_makes_no_call_and_comes_true(noise, tmp_path: Path) -> None:
+    limits, output = Limits(4, requests_per_minute=20, prices=PRICES), tmp_path / "r.parquet"
+    with GeminiServer(play({})) as server:
+        expected = estimate(noise, PlainTeacher(server.url), "step", 1, output, limits)
+        assert server.count == 0
+        assert (expected.requests, expected.typical.calls, expected.worst.calls) == (60, 60, 120)
+        assert (expected.typical.input_tokens, expected.worst.input_tokens, expected.worst.output_tokens) == (6000, 12000, 6000)
+        assert (expected.money, expected.worst_money) == (pytest.approx(0.036), pytest.approx(0.072))
+        assert expected.hours == pytest.approx(3 / 60)  # the rate, not the latency, decides
+        assert "0.04 EUR, up to 0.07 EUR (prices of 2026-11-24" in str(expected)
+        found = summarise(annotate(noise, server, output, concurrency=4, budget_calls=30))
+        after = estimate(noise, PlainTeacher(server.url), "step", 1, output, limits)
+    assert (after.requests, after.typical.input_tokens, after.typical.output_tokens) == (30, 30 * 80, 30 * 20)  # measured by now
+    assert found.money + after.money <= expected.worst_money
+
+
+def test_nothing_is_paid_for_before_somebody_agreed(noise, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    with GeminiServer(play({})) as server:
+        arguments = (noise, PlainTeacher(server.url), "trajectory", 1, False, tmp_path / "r.parquet")
+        for confirm in (None, False):  # nobody can answer here, as under papermill
+            with pytest.raises(KitError, match=r"about 6 calls for 0\.00 EUR and was not confirmed"):
+                annotate_dataset(*arguments, limits=Limits(prices=PRICES), confirm=confirm)
+        assert "requests  6 of 6" in capsys.readouterr().out
+        monkeypatch.setattr("builtins.input", lambda _: "n")
+        with pytest.raises(KitError, match="an unknown sum"):
+            annotate_dataset(*arguments)
+        assert (server.count, list(tmp_path.iterdir())) == (0, [])
+        annotate_dataset(*arguments, limits=Limits(prices=Prices(0, 0, "EUR", "2026-11-24")))  # costs nothing, asks nothing
+        assert server.count == 6
+        monkeypatch.setattr("builtins.input", lambda _: "y")
+        annotate_dataset(*arguments[:-1], tmp_path / "s.parquet")
+        assert server.count == 12
+
+
+def test_calls_are_concurrent_as_far_as_allowed(noise, tmp_path: Path) -> None:
+    with GeminiServer(play({}), latency=0.03) as server:
+        stored = load_rationales(annotate(noise, server, tmp_path / "r.parquet", concurrency=6))
+        assert (server.count, server.most_at_once) == (60, 6)
+    assert [(one.episode, one.start, one.end) for one in stored] == [request.span for request in requests(noise, "step", 1)]
+    assert all(f"of [{one.episode}, {one.start}, {one.end}]" in one.rationale.observation for one in stored)  # each its own answer
+
+
+def test_the_bar_shows_cost_and_refusals(noise, tmp_path: Path, capsys) -> None:
+    with GeminiServer(lambda received: said(received, "safety" if received.number % 3 == 0 else None)) as server:
+        annotate_dataset(noise, PlainTeacher(server.url), "step", 1, True, tmp_path / "r", limits=Limits(prices=PRICES), confirm=True)
+    assert "60/60" in capsys.readouterr().err.split("\r")[-1]
+    assert summarise(tmp_path / "r").money == pytest.approx(60 * (80e-6 + 20e-5))
+
+
+def test_a_full_disk_is_noticed_before_a_call_is_paid_for(noise, small_disk: Path) -> None:
+    with GeminiServer(play({})) as server, pytest.raises(KitError, match="16 MB are free"):
+        annotate(noise, server, small_disk / "r.parquet")
+    assert server.count == 0
+
+
+def test_an_interrupt_waits_for_the_calls_in_flight(noise, tmp_path: Path) -> None:
+    with GeminiServer(play({}), latency=0.2) as server:
+        timer = threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            annotate(noise, server, tmp_path / "r.parquet", concurrency=5)
+        timer.join()
+        assert 6 <= server.count < 60
+        assert len(load_rationales(tmp_path / "r.parquet")) == server.count  # all that was asked is there
+        annotate(noise, server, tmp_path / "r.parquet")
+        assert server.count == 60
+
+
+def test_no_kill_loses_an_answer_or_repeats_one(tmp_path: Path) -> None:
+    """Real processes, killed at random instants: no answer in the journal is asked for again, and a kill repeats at most the calls then in flight."""
+    concurrency, budget, kills, draw = 6, 500, 8, random.Random(4)
+    data, output = write_dataset(tmp_path / "noise", 30, 10), tmp_path / "r.parquet"
+    asked: list[tuple[tuple[int, ...], bool]] = []  # (span, whether it is the follow-up), in the order of the server
+    sent: dict[str, tuple[int, ...]] = {}  # raw text of each answer -> span
+
+    def script(received: Received) -> Any:
+        span, follow_up = tuple(received.body["span"]), received.body["follow_up"] is not None
+        asked.append((span, follow_up))
+        if received.number % 23 == 3:
+            return status(503)
+        sent[f"call {received.number}"] = span
+        cut = not follow_up and sum(span) % 5 == 0
+        return said(received, "truncated" if cut else None, delay=0.05 * draw.random())
+
+    def journaled() -> set[tuple[tuple[int, ...], bool]]:
+        lines = output.with_name("r.parquet.part").read_bytes().split(b"\n")[:-1]  # without what was cut off
+        rows = [line for line in map(json.loads, lines) if "episode" in line and line["refusal_kind"] in (None, "truncated")]
+        return {((row["episode"], row["start"], row["end"]), row["first_kind"] is not None) for row in rows}
+
+    with GeminiServer(script) as server:
+        arguments = [server.url, str(data.path), str(output), str(concurrency), str(budget)]
+        command = [sys.executable, "-m", "tests.teacher.plain_teacher", *arguments]
+        states = []
+        for _ in range(kills):
+            before = server.count
+            process = subprocess.Popen(command, cwd=REPOSITORY)
+            while server.count == before and process.poll() is None:
+                time.sleep(0.002)
+            time.sleep(0.25 * draw.random())
+            process.kill()
+            assert process.wait() == -signal.SIGKILL
+            time.sleep(0.1)  # the server ends the answers that nobody hears any more
+            states.append((len(asked), journaled()))
+        subprocess.run(command, cwd=REPOSITORY, check=True)
+        count = server.count
+    assert sum(len(state) for _, state in states[:1]) < len(states[-1][1]) < 360  # the kills came while there was something to lose
+    for calls, state in states:
+        assert not state & set(asked[calls:])
+    answered = Counter(call for number, call in enumerate(asked) if number % 23 != 3)
+    assert sum(answered.values()) - len(answered) <= kills * concurrency
+    stored = load_rationales(output)
+    assert [(one.episode, one.start, one.end) for one in stored] == [request.span for request in requests(data, "step", 1)]
+    assert all(one.rationale is not None and sent[one.raw] == (one.episode, one.start, one.end) for one in stored)
+    assert count <= summarise(output).spent.calls <= budget  # what was in flight at a kill is in the bill
+
+
+@pytest.mark.parametrize("name", ["gemini", "gemini-legacy"])
+def test_every_kind_of_reply_ends_as_a_rationale_or_a_typed_refusal(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both Gemini clients over real sockets: each frame meets another kind of answer first and a good one after that."""
+    monkeypatch.setenv("GEMINI_API_KEY", "AIza-key-of-the-tests")
+    stops = {"bad_key", "unauthorised", "forbidden", "not_found", "quota_header"}  # see test_scheduler
+    kinds = ["ok", *sorted(ANSWERS.keys() - stops - {"ok"})]
+    met: dict[bytes, list[str]] = {}
+
+    def script(received: Received) -> str:
+        answers = met.setdefault(received.pictures[0][1], [])
+        answers.append("ok" if answers else kinds[len(met) - 1])
+        return answers[-1]
+
+    with GeminiServer(script) as server:
+        teacher = make_teacher(name, model="gemini-x", base_url=server.url, timeout=0.5)
+        noise = write_dataset(tmp_path / "noise", 1, len(kinds))
+        path = annotate_dataset(noise, teacher, "step", 1, False, tmp_path / "r.parquet", limits=Limits(6, prices=PRICES), confirm=True)
+    rows, found = pq.read_table(path).to_pylist(), summarise(path)
+    assert len(rows) == len(met) == len(kinds)
+    assert {row["refusal_kind"] for row in rows} == {None, "blocked", "safety", "bad_request"}  # what no second call can mend
+    assert {row["first_kind"] for row in rows} >= set(REPAIRABLE)
+    assert all(row["first_raw"] != row["raw"] for row in rows if row["first_kind"])
+    assert max(len(answers) for answers in met.values()) == 2
+    assert found.spent.calls == server.count == sum(row["attempts"] for row in rows)
+    assert sum(row["instruction_matches"] is False for row in rows) == found.mismatches == 1
+    assert found.money >= sum(row["cost"] for row in rows) > (found.rationales + found.refusals["safety"]) * (PAID[0] * 1e-6 + PAID[1] * 1e-5)
+    assert not [file for file in tmp_path.rglob("*") if file.is_file() and b"AIza-key" in file.read_bytes()]
