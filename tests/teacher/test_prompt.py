@@ -120,7 +120,6 @@ def test_an_instruction_is_shown_as_it_is() -> None:
 def test_shipped_episodes_are_told_truly_and_the_same_each_time() -> None:
     dataset = open_dataset(REPOSITORY / "data/demo")
     for one in list(requests(dataset))[:12]:
-        one = replace(one, granularity="segment")
         parts = render(load_prompt(), one, state=True)
         shown = texts(parts)
         assert f"a segment, frames {one.start} to {one.end - 1} of an episode" in shown
@@ -143,11 +142,12 @@ def test_shipped_episodes_are_told_truly_and_the_same_each_time() -> None:
 def test_a_real_humanoid_is_told_by_its_joints(real_dataset: Path) -> None:
     dataset = open_dataset(real_dataset)
     one = next(requests(dataset, keyframes=2))
-    one = replace(one, deltas=dataset.deltas, action_names=dataset.action_names, proprioception=dataset.proprioception(0)[one.start: one.end])
     parts = render(load_prompt(), one, state=True)
     shown = texts(parts)
     assert "position targets" in shown and "kRightElbow" in shown
-    assert f"Robot readings at frame {one.start}: s0 " in shown
+    for frame in (one.start, one.end - 1):
+        first = dataset.proprioception(one.episode)[frame, 0]
+        assert f"Robot readings at frame {frame}: kLeftShoulderPitch {round(float(first), 3):g}, " in shown
     assert [part.size for part in parts if isinstance(part, Image.Image)] == [(640, 480)] * 2
     assert len(shown) < 8000
 
