@@ -4,14 +4,16 @@ The environments stay as they are; they are made once from the protocol's data a
 one for each. What an episode starts from (robot, objects, photograph) goes in by `reset`. Needs an environment of its own: sapien 2.2.2, numpy < 2,
 gymnasium < 1, Python 3.10 or 3.11 (environment.yml). Nothing of it is imported before the first `make`.
 
-Ray tracing (drawers, apple) is part of SIMPLER's protocol and is kept: it wants an NVIDIA RTX GPU. Without the GPU's denoiser SAPIEN says so on
-stderr and the pictures are grainy; on a CPU one of 640 x 512 takes a minute. To look at such a task without it (never for numbers):
+SAPIEN 2.2.2 renders with a GPU's driver or Mesa 26.2 and newer; with no Vulkan driver at all it crashes the process. Ray tracing (drawers, apple) is
+part of SIMPLER's protocol and is kept: it wants an NVIDIA RTX GPU. Without the GPU's denoiser SAPIEN says so on stderr and the pictures are grainy;
+on a CPU one of 640 x 512 takes a minute. To look at such a task without it (never for numbers):
 `make(replace(task, original_build=(*task.original_build, ("shader_dir", "ibl"))))`.
 """
 
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,14 +22,16 @@ from typing import Any
 import numpy as np
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.simulator.camera import CENTRE_X, CENTRE_Y, FOCAL
+from refinevla_kit.simulator.camera import CENTRE_X, CENTRE_Y, FOCAL, box_outline
 from refinevla_kit.simulator.contract import Array, Observation, Pose, SceneState, StepResult
 from refinevla_kit.simulator.demonstrator import phase_of
+from refinevla_kit.simulator.variants import BASKET_HIGH, BASKET_LOW
 from refinevla_kit.tasks import CAMERA_SIZES, Protocol, Start, Task, Variant
 
 CAMERAS = {"widowx": "3rd_view_camera", "google_robot": "overhead_camera"}  # the ones SIMPLER's policies see
 INTRINSICS = {"widowx": (FOCAL, CENTRE_X, CENTRE_Y), "google_robot": (425.0, 320.0, 256.0)}  # focal length and centre (pixels) at `CAMERA_SIZES`
 SCENERY = ("", "arena", "ground", "goal_site")  # actors that are no things of the scene, as the environments themselves have it
+WHOLE = "complete the asset folder: a whole copy of data/ of github.com/simpler-env/ManiSkill2_real2sim"
 FARTHEST = 2.0  # m from the origin, in the plane: an object beyond it was thrown there by broken physics
 SIMPLER_SEED = 40194941
 """Episode seed of SIMPLER's own evaluator: the first draw of its environments' main generator, `RandomState(2022).randint(2**32)`, the same for every
@@ -47,9 +51,17 @@ class SimplerEnvSimulator:
         if privileged and task.robot != "widowx":
             raise KitError(f"{task.name} has no privileged state: it is that of the WidowX's pick-and-place", "make it with privileged=False")
         self.task, self.instruction, self.privileged, self.protocol = task, task.instruction, privileged, protocol
-        self._photographs = _import_original(assets) / "real_inpainting"
-        self._env = _make_environment(*build_arguments(task, variant, width, height, self._photographs))
+        root = _import_original(assets)
+        self._photographs = root / "real_inpainting"
+        name, arguments = build_arguments(task, variant, width, height, self._photographs)
+        stage = root / "hab2_bench_assets/stages" / f"{arguments['scene_name']}.glb"
+        if "dummy" not in stage.name and not stage.exists():  # SAPIEN would go on without a table
+            raise KitError(f"the scene {stage} is missing", WHOLE)
+        self._env, self._shader = _make_environment(name, arguments), arguments.get("shader_dir", "ibl")
         self._camera = CAMERAS[task.robot]
+        self._basket: Array | None = None  # bool (H, W), where the photograph shows it
+        if task.name == "widowx_put_eggplant_in_basket":
+            self._basket = box_outline(task, (*BASKET_LOW[:2], 0.955), (*BASKET_HIGH[:2], 0.977), width, height)
         self._steps = 0
         self._things: dict[int, str] = {}  # segmentation id -> name
         self._segmentation: Array = np.zeros((height, width), np.uint32)
@@ -66,7 +78,7 @@ class SimplerEnvSimulator:
         if not isinstance(episode, Pose) and not 0 <= episode < count:
             raise KitError(f"episode {episode} is outside the grid of {self.task.name} in the original SimplerEnv", f"choose 0 to {count - 1}")
         start = starts[0] if isinstance(episode, Pose) else starts[episode]
-        # The scene is built anew (0.5 s): where the last episode left the arm and the solver would show in where objects come to rest, by millimetres.
+        # The scene is built anew (0.5 s): how the last episode left arm and solver would show in where objects come to rest, by up to 4 mm.
         options = {**reset_options(start), "reconfigure": True}
         if isinstance(episode, Pose):
             if not grid and not start.object_xy:
@@ -76,6 +88,7 @@ class SimplerEnvSimulator:
             options["obj_init_options"] = {"episode_id": 0} if grid else {"init_xy": episode.source[:2], "init_rot_quat": episode.source[3:]}
         if start.overlay:
             self._env.rgb_overlay_img = _photograph(self._photographs / start.overlay)
+        _use_shader(self._shader)
         try:
             raw, _ = self._env.reset(seed=(SIMPLER_SEED + seed) % 2**32, options=options)
         finally:
@@ -109,9 +122,12 @@ class SimplerEnvSimulator:
         return True
 
     def masks(self) -> dict[str, Array]:
-        """See `Simulator.masks`. A cabinet's parts are "top drawer", "middle drawer", "bottom drawer" and "cabinet"."""
+        """See `Simulator.masks`. A cabinet's parts are "top drawer", "middle drawer", "bottom drawer" and "cabinet". The photograph is background, but
+        for the yellow basket: that is where the box around it lies in the picture, less what is seen before it."""
         names = dict.fromkeys([self.task.source, *filter(None, [self.task.target]), *self._things.values(), "gripper", "arm"])
         masks = {name: np.isin(self._segmentation, [thing for thing, known in self._things.items() if known == name]) for name in names}
+        if self._basket is not None:
+            masks[self.task.target] = self._basket & ~np.isin(self._segmentation, list(self._things))
         return {**masks, "background": ~np.any(list(masks.values()), axis=0)}
 
     def close(self) -> None:
@@ -137,11 +153,12 @@ class SimplerEnvSimulator:
         return Observation(image, proprioception, self.instruction, replace(state, phase=np.array(phase_of(self.task, state), np.int8)))
 
     def _segmentation_names(self) -> dict[int, str]:
-        """Segmentation id -> name, of everything but the background."""
+        """Segmentation id -> name, of everything but the background and what the photograph is always shown for (the sink)."""
         env = self._env
-        names = {actor.id: env._get_instruction_obj_name(actor.name) for actor in env.get_actors() if actor.name not in SCENERY}
+        hidden = (*SCENERY, *env.rgb_always_overlay_objects)
+        names = {actor.id: env._get_instruction_obj_name(actor.name) for actor in env.get_actors() if actor.name not in hidden}
         for actor, name in ((self._source, self.task.source), (getattr(env, "episode_target_obj", None), self.task.target)):
-            if actor is not None:
+            if actor is not None and actor.id in names:
                 names[actor.id] = name
         for link in env.art_obj.get_links() if hasattr(env, "art_obj") else ():
             names[link.id] = "cabinet" if link.name == "body" else link.name.replace("_", " ")
@@ -196,7 +213,7 @@ def _photograph(path: Path) -> Array:
     from PIL import Image
 
     if not path.exists():
-        raise KitError(f"the background photograph {path} is missing", "complete the asset folder, or check out ManiSkill2_real2sim whole")
+        raise KitError(f"the background photograph {path} is missing", WHOLE)
     return np.asarray(Image.open(path).convert("RGB")) / 255
 
 
@@ -205,7 +222,7 @@ def _import_original(assets: str | Path) -> Path:
     global _assets_in_use
     assets = str(assets)
     if assets == "embedded":
-        raise KitError("the embedded assets are in ManiSkill 3's layout, not the original SimplerEnv's", "use assets='official' or backend='maniskill'")
+        raise KitError("the embedded assets are in ManiSkill 3's layout, not the original SimplerEnv's", "use 'official', or backend='maniskill'")
     if find_spec("mani_skill2_real2sim") is None:
         raise KitError("the original SimplerEnv is not installed", "make the environment of environment.yml, or use backend='maniskill' (WidowX)")
     if int(np.__version__.split(".")[0]) > 1:
@@ -225,13 +242,22 @@ def _import_original(assets: str | Path) -> Path:
     return Path(mani_skill2_real2sim.ASSET_DIR)
 
 
+def _use_shader(name: str) -> None:
+    """SAPIEN makes a camera with the shader that the environment made last had asked for, in the whole process; each reset makes cameras."""
+    from sapien.core import render_config
+
+    render_config.camera_shader_dir = render_config.viewer_shader_dir = name
+
+
 def _make_environment(name: str, arguments: dict[str, Any]) -> Any:
     import gymnasium
 
     try:
-        return gymnasium.make(name, **arguments).unwrapped
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # that move near has a version 1: SIMPLER's scripts play version 0
+            return gymnasium.make(name, **arguments).unwrapped
     except FileNotFoundError as error:
-        raise KitError(str(error), "complete the asset folder, or check out ManiSkill2_real2sim whole") from error
+        raise KitError(str(error), WHOLE) from error
     except RuntimeError as error:
         traced = " with ray tracing, which an NVIDIA RTX GPU has" if arguments.get("shader_dir") == "rt" else ""
         raise KitError(f"no Vulkan device to render with{traced} ({error})", "use a GPU's driver, or Mesa 26.2 or newer (software)") from error
