@@ -154,8 +154,8 @@ class Task:
 
 _WIDOWX_VARIANTS: tuple[Variant, ...] = (  # variant aggregation of the WidowX, ManiSkill backend: the kit's own, SIMPLER has none
     Variant(BASE),  # `build`: simulator/variants.py; camera_move in metres, robot's base frame; camera_turn in radians, to the left and down
-    Variant("background_1", "background", build=(("wall", "brick"), ("floor", "boards"))),
-    Variant("background_2", "background", build=(("wall", "tiled"), ("floor", "marble"))),
+    Variant("background_1", "background", build=(("wall", "brick"),)),
+    Variant("background_2", "background", build=(("wall", "tiled"),)),
     Variant("lighting_brighter", "lighting", build=(("lights", "brighter"),)),
     Variant("lighting_darker", "lighting", build=(("lights", "darker"),)),
     Variant("distractors", "distractor", build=(("distractors", 2),)),

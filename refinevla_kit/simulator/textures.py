@@ -48,13 +48,6 @@ def bricks(x: Floats, y: Floats, z: Floats) -> Floats:
     return np.stack([np.where(joint, pale, shade) for pale in (1.6, 4.0, 5.5)]).astype(np.float32)
 
 
-def planks(x: Floats, y: Floats, z: Floats) -> Floats:
-    """Boards 12 cm wide along y, each of its own shade."""
-    board = np.floor(x / 0.12)
-    shade = 1 + 0.2 * noise(board * 1.7, 0 * board, 9) + 0.10 * noise(90 * x, 4 * y, 10)
-    return np.where(x % 0.12 < 0.004, np.float32(0.4), shade)
-
-
 def stone(x: Floats, y: Floats, z: Floats) -> Floats:
     """Granite: dark and light specks of a few millimetres on soft clouds."""
     across, along = x + z, y + z
@@ -68,6 +61,6 @@ def checks(x: Floats, y: Floats, z: Floats) -> Floats:
 
 
 TEXTURES: dict[str, Callable[[Floats, Floats, Floats], Floats]] = {
-    "plain": lambda x, y, z: np.ones_like(x), "wood": wood, "fabric": fabric, "tiles": tiles, "bricks": bricks, "planks": planks, "stone": stone,
+    "plain": lambda x, y, z: np.ones_like(x), "wood": wood, "fabric": fabric, "tiles": tiles, "bricks": bricks, "stone": stone,
     "checks": checks,
 }  # fmt: skip

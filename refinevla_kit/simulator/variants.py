@@ -1,7 +1,7 @@
 """Variant aggregation for the WidowX: ManiSkill's twins in a room that is rendered, not photographed, changed one thing at a time.
 
 SIMPLER's own variant aggregation (Google Robot) has no photograph: the whole scene is rendered. Here likewise. The photograph comes off, and boxes
-with generated textures take its place: a table (or a kitchen counter around the sink, and a yellow basket in it), a wall, a floor, three lights of
+with generated textures take its place: a table (or a kitchen counter around the sink, and a yellow basket in it), walls, three lights of
 which one casts shadows. All of it, the distractors too, is seen and not felt: the physics is that of visual matching, to the last bit. What each
 variant changes is in `tasks.py`; docs/variant_aggregation.md says why and shows all of them. World frame, metres.
 """
@@ -29,17 +29,16 @@ Colour = tuple[int, int, int]  # sRGB
 COVERINGS: dict[str, tuple[Colour, str]] = {  # colour, texture
     "oak": ((150, 90, 58), "wood"), "granite": ((170, 172, 176), "stone"), "checked": ((226, 218, 200), "checks"),
     "partition": ((142, 148, 158), "fabric"), "brick": ((150, 70, 52), "bricks"), "tiled": ((120, 190, 176), "tiles"),
-    "carpet": ((74, 82, 96), "fabric"), "boards": ((186, 140, 92), "planks"), "marble": ((224, 222, 216), "checks"),
     "yellow": ((240, 202, 60), "plain"),
 }  # fmt: skip
-BASE_COVERINGS = {"table": "oak", "wall": "partition", "floor": "carpet", "basket": "yellow"}
+BASE_COVERINGS = {"table": "oak", "wall": "partition", "basket": "yellow"}
 LIGHTS = {  # (direction, brightness); SIMPLER's (ManiSkill2_real2sim, `grasp_single_in_scene.py`), on top of an ambient light of 0.3
     "normal": (((0, 0, -1), 2.2), ((-1, -0.5, -1), 0.7), ((1, 1, -1), 0.7)),
     "brighter": (((0, 0, -1), 3.6), ((-1, -0.5, -1), 1.3), ((1, 1, -1), 1.3)),
     "darker": (((0, 0, -1), 0.8), ((1, 1, -1), 0.8)),
 }
 AMBIENT, SHADOW = 0.3, {"shadow_scale": 0.6, "shadow_near": -1.0, "shadow_far": 1.0, "shadow_map_size": 1024}  # the first light's: 1.2 mm a texel
-PITCH = {"table": 0.001, "basket": 0.001, "wall": 0.003, "floor": 0.004}  # m, size of a texture's pixel
+PITCH = {"table": 0.001, "basket": 0.001, "wall": 0.003}  # m, size of a texture's pixel
 
 MODELS = {  # what may stand about, by the word for it; those that the task itself is about stay away
     "carrot": "bridge_carrot_generated_modified", "green block": "baked_green_cube_3cm", "eggplant": "eggplant",
@@ -66,9 +65,9 @@ class Room:
     light: float = 1.0
 
 
-_WALLS = (("wall", (-3.0, -2.6, 0.0), (3.0, -2.5, 2.4)), ("floor", (-3.0, -2.6, -0.1), (3.0, 2.0, 0.0)))
+_SIDE_WALL = ("wall", (-1.0, -1.1, 0.0), (1.0, -1.0, 1.6))
 TABLE_ROOM = Room(
-    (("table", (-0.345, -0.34, 0.83), (0.45, 0.70, 0.87)), ("wall", (-0.80, -2.6, 0.0), (-0.70, 2.0, 2.4)), *_WALLS),
+    (("table", (-0.345, -0.34, 0.83), (0.45, 0.70, 0.87)), ("wall", (-0.80, -1.1, 0.0), (-0.70, 1.5, 1.6)), _SIDE_WALL),
     zones=((-0.33, -0.30, 0.05, 0.25),), level=0.87,
 )  # fmt: skip
 _COUNTER = (((-0.42, -0.40), (-0.29, 0.9)), ((-0.03, -0.40), (0.06, 0.9)), ((-0.29, -0.40), (-0.03, -0.065)), ((-0.29, 0.32), (-0.03, 0.9)))
@@ -82,8 +81,8 @@ _BASKET = (
 )  # fmt: skip
 SINK_ROOM = Room(
     (
-        *(("table", (*low, 0.895), (*high, 0.935)) for low, high in _COUNTER), *(("basket", low, high) for low, high in _BASKET),
-        ("wall", (-0.52, -2.6, 0.0), (-0.42, 2.0, 2.4)), *_WALLS,
+        *(("table", (*low, 0.6), (*high, 0.935)) for low, high in _COUNTER), *(("basket", low, high) for low, high in _BASKET),
+        ("wall", (-0.52, -1.1, 0.0), (-0.42, 1.5, 1.6)), _SIDE_WALL,
     ),
     zones=((-0.38, -0.25, -0.33, 0.31), (-0.29, -0.25, -0.10, -0.12), (0.0, 0.0, 0.05, 0.2)), level=0.935, light=0.6,
 )  # fmt: skip
@@ -176,14 +175,14 @@ def _show(scene: Any, boxes: tuple[tuple[Corner, Corner], ...], covering: str, p
 
 @cache
 def _faces(low: Corner, high: Corner, covering: str, pitch: float) -> list[tuple[Array, Array, Array, Array]]:
-    """The box's faces but the lower one: vertices (4, 3), texture coordinates (4, 2), normal (3,), picture uint8 (H, W, 4)."""
+    """The three faces that the camera can see: vertices (4, 3), texture coordinates (4, 2), normal (3,), picture uint8 (H, W, 4)."""
     colour, texture = COVERINGS[covering]
     linear, faces = (np.array(colour, np.float32) / 255)[:, None] ** 2.2, []
-    for axis, side in ((0, 1), (0, 0), (1, 1), (1, 0), (2, 1)):
+    for axis in range(3):
         one, two = (axis + 1) % 3, (axis + 2) % 3
         count = [max(4, int(np.ceil((high[a] - low[a]) / pitch))) for a in (one, two)]
         points = np.zeros((3, count[1] * count[0]), np.float32)
-        points[axis] = (high if side else low)[axis]
+        points[axis] = high[axis]
         steps = [low[a] + (np.arange(n) + 0.5) * (high[a] - low[a]) / n for a, n in zip((one, two), count, strict=True)]
         points[one], points[two] = (grid.ravel() for grid in np.meshgrid(*steps))
         shade = (linear * TEXTURES[texture](*points)).clip(0, 1) ** (1 / 2.2)
@@ -195,9 +194,8 @@ def _faces(low: Corner, high: Corner, covering: str, pitch: float) -> list[tuple
         for a, along in ((one, corners[:, 0]), (two, corners[:, 1])):
             vertices[:, a] = low[a] + along * (high[a] - low[a])
         normal = np.zeros(3, np.float32)
-        normal[axis] = 1 if side else -1
-        turn = slice(None, None, 1 if side else -1)  # counter-clockwise as seen from outside
-        faces.append((vertices[turn].copy(), corners[turn].copy(), normal, picture))
+        normal[axis] = 1
+        faces.append((vertices, corners, normal, picture))
     return faces
 
 
