@@ -125,6 +125,7 @@ def annotate(
     max_attempts: Annotated[int, typer.Option(min=1, help="calls about one request before it is given up")] = 6,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the estimate and make no call")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="do not ask before calls that cost something")] = False,
+    export: Annotated[Path | None, typer.Option(help="then write the dataset with the rationales in LeRobot's language columns here")] = None,
 ) -> None:
     """Have a teacher write rationales for a dataset; they are stored beside it. Run it again to continue."""
     from refinevla_kit.notebook_runner import parse_parameter
@@ -143,6 +144,11 @@ def annotate(
     path = annotate_dataset(dataset, teaching, granularity, keyframes, output=output, limits=limits, executor=executor, confirm=agreed)
     found = summarise(path)
     print(found)
+    if export is not None:
+        from refinevla_kit.episodes.language import export_language
+        from refinevla_kit.teacher import load_rationales
+
+        print(f"with language columns: {export_language(dataset, load_rationales(path), export)}")
     _print_json({"rationales": str(path), "answers": found.rationales, "refusals": found.refusals, "money": found.money, "stopped": found.stopped})
 
 

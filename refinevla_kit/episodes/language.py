@@ -1,0 +1,104 @@
+"""Rationales as LeRobot's language columns, so that other tools read and train on them: `language_persistent` and `language_events`.
+
+Columns, roles and styles are LeRobot's (lerobot.datasets.language, 0.6): a persistent row holds from its time on until the next of its style and is
+kept with every frame of its episode; an event is kept with the one frame that it is about. LeRobot knows no style for a rationale, so each becomes:
+
+    plan    persistent, from its first frame on     task planning
+    memory  persistent, from its first frame on     situation analysis: how far the task has come
+    vqa     event of its first frame                `QUESTION`, and all four parts as JSON in LeRobot's "attribute" shape
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from refinevla_kit.episodes.reader import AGAIN, EpisodeDataset, open_dataset
+from refinevla_kit.errors import KitError
+from refinevla_kit.files import replacing, write_json
+
+if TYPE_CHECKING:
+    from refinevla_kit.teacher.answers import StoredRationale
+
+QUESTION = "What is seen, how far has the task come, where is everything, and what comes next?"
+TEXTS, MORE = [(name, pa.string()) for name in ("role", "content", "style")], [("camera", pa.string()), ("tool_calls", pa.list_(pa.string()))]
+COLUMNS = {"language_persistent": pa.list_(pa.struct([*TEXTS, ("timestamp", pa.float32()), *MORE])),
+           "language_events": pa.list_(pa.struct([*TEXTS, *MORE]))}  # fmt: skip
+
+
+def export_language(dataset: EpisodeDataset | str | Path, rationales: Sequence[StoredRationale], output: str | Path) -> Path:
+    """Write a copy of a v3.0 `dataset` with `rationales` in its language columns; where the disk allows, videos are shared by hard links.
+
+    Refusals, and rationales that find the instruction wrong, are left out; as LeRobot has no word for an end, the plan before goes on through them.
+
+    Returns: `output`, which exists complete or not at all. Raises:
+        KitError: `output` exists or lies in the dataset; the dataset is v2.x or has language columns already; rationales of other episodes.
+    """
+    opened, target = open_dataset(dataset) if isinstance(dataset, str | Path) else dataset, Path(output)
+    info = json.loads((opened.path / "meta/info.json").read_bytes())
+    if opened.version != "v3.0":
+        raise KitError(f"{opened.path} has LeRobot version {opened.version}, language columns need v3.0", "convert it with LeRobot's own script")
+    if COLUMNS.keys() & info["features"].keys():
+        raise KitError(f"{opened.path} has language columns already", "export from the dataset as it was before")
+    if target.exists() or target.resolve().is_relative_to(opened.path.resolve()):
+        raise KitError(f"{target} exists, or lies in the dataset", "give a new folder elsewhere")
+    by_episode: dict[int, list[StoredRationale]] = {episode.index: [] for episode in opened.episodes}
+    for one in rationales:
+        if one.episode not in by_episode or one.start >= opened.info(one.episode).length:
+            raise KitError(f"{opened.path} has no frame {one.start} of episode {one.episode}", "give the rationales of this dataset")
+        if one.rationale and one.rationale.instruction_matches:
+            by_episode[one.episode].append(one)
+    with replacing(target) as folder:
+        shutil.copytree(opened.path, folder, copy_function=_link, ignore=shutil.ignore_patterns(".*", "*.part"))
+        for file in sorted(folder.glob("data/*/*.parquet")):
+            _rewrite(file, by_episode, opened.cameras[0] if opened.cameras else None)
+        info["features"] |= {name: {"dtype": "language", "shape": [1], "names": None} for name in COLUMNS}
+        write_json(folder / "meta/info.json", info)
+    return target
+
+
+def _rewrite(file: Path, rationales: dict[int, list[StoredRationale]], camera: str | None) -> None:
+    """Add both columns to a table of frames, one row group an episode, as LeRobot's own writer does."""
+    table = pq.read_table(file, partitioning=None).replace_schema_metadata()  # what Hugging Face's metadata says of the columns no longer holds
+    schema = pa.schema([*table.schema, *COLUMNS.items()])
+    episodes = table["episode_index"].to_numpy()
+    bounds = [0, *(np.flatnonzero(np.diff(episodes)) + 1).tolist(), len(episodes)]
+    with replacing(file) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        for start, end in pairwise(bounds):
+            part = table.slice(start, end - start)
+            times = dict(zip(part["frame_index"].to_pylist(), part["timestamp"].to_pylist(), strict=True))
+            persistent: list[dict[str, Any]] = []
+            events: dict[int, list[dict[str, Any]]] = {frame: [] for frame in times}
+            for one in sorted(rationales[int(episodes[start])], key=lambda one: one.start):
+                if one.start not in times:
+                    raise KitError(f"{file.name} lacks frame {one.start} of episode {one.episode}", AGAIN)
+                _add(one, times[one.start], camera, persistent, events[one.start])
+            columns = pa.array([persistent] * len(times), COLUMNS["language_persistent"]), pa.array(list(events.values()), COLUMNS["language_events"])
+            writer.write_table(pa.Table.from_arrays([*part.columns, *columns], schema=schema))
+
+
+def _add(one: StoredRationale, time: float, camera: str | None, persistent: list[dict[str, Any]], events: list[dict[str, Any]]) -> None:
+    parts = {name: getattr(one.rationale, name) for name in ("observation", "situation_analysis", "spatial_reasoning", "task_planning")}
+    for style, part in (("memory", "situation_analysis"), ("plan", "task_planning")):
+        persistent.append({"role": "assistant", "content": parts[part], "style": style, "timestamp": time})
+    if camera:  # LeRobot ties a question to a camera
+        answer = json.dumps({"label": "scene", "attribute": "rationale", "value": parts}, ensure_ascii=False)
+        events += [{"role": role, "content": text, "style": "vqa", "camera": camera} for role, text in (("assistant", answer), ("user", QUESTION))]
+
+
+def _link(source: str, destination: str) -> None:
+    with suppress(OSError):  # another disk, or one without links
+        if source.endswith((".mp4", ".npz")):  # nobody changes these in place
+            os.link(source, destination)
+            return
+    shutil.copy2(source, destination)
