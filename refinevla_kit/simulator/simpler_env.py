@@ -122,7 +122,7 @@ class SimplerEnvSimulator:
         return True
 
     def masks(self) -> dict[str, Array]:
-        """See `Simulator.masks`. A cabinet's parts are "top drawer", "middle drawer", "bottom drawer" and "cabinet". The photograph is background, but
+        """See `Simulator.masks`. A cabinet's parts are "top drawer", "middle drawer", "bottom drawer" and "cabinet". A photograph is background, but
         for the yellow basket: that is where the box around it lies in the picture, less what is seen before it."""
         names = dict.fromkeys([self.task.source, *filter(None, [self.task.target]), *self._things.values(), "gripper", "arm"])
         masks = {name: np.isin(self._segmentation, [thing for thing, known in self._things.items() if known == name]) for name in names}
@@ -148,8 +148,9 @@ class SimplerEnvSimulator:
         if not self.privileged:
             return Observation(image, proprioception, self.instruction)
         steered = robot.pose * self._env.agent.controller.controllers["arm"]._target_pose
-        poses = (_vector(pose) for pose in (self._source.pose, self._env.episode_target_obj.pose, tool, steered))
-        state = SceneState(*poses, np.array(opening, np.float32), np.array(grasped), np.array(placed), np.array(0, np.int8))
+        source, onto, tcp, target = (_vector(pose) for pose in (self._source.pose, self._env.episode_target_obj.pose, tool, steered))
+        now = (np.array(opening, np.float32), np.array(grasped), np.array(placed), np.array(0, np.int8))
+        state = SceneState(source, onto, tcp, target, *now)
         return Observation(image, proprioception, self.instruction, replace(state, phase=np.array(phase_of(self.task, state), np.int8)))
 
     def _segmentation_names(self) -> dict[int, str]:
