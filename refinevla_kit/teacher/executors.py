@@ -73,6 +73,7 @@ class RayCalls:
         settings = {"num_cpus": 0 if workers is None else 1, "max_concurrency": -(-concurrency // count), "max_restarts": -1, "max_task_retries": 0}
         actor: Any = ray.remote(**settings | options)(_Worker)
         self._actors: list[Any] = [actor.remote(teacher) for _ in range(count)]
+        ray.get([each.__ray_ready__.remote() for each in self._actors])  # a call that waits for its worker would reach the server in another minute
         self._free = self._actors * settings["max_concurrency"]
 
     def submit(self, request: Request, previous: Reply | None) -> Future[Reply]:

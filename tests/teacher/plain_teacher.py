@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +38,7 @@ class PlainTeacher:
     def annotate(self, request: Request, previous: Reply | None = None) -> Reply:
         connection = http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=10)
         try:
-            body = {"span": request.span, "follow_up": previous and previous.raw, "pictures": len(request.keyframes)}
+            body = {"span": request.span, "follow_up": previous and previous.raw, "pictures": len(request.keyframes), "process": os.getpid()}
             connection.request("POST", "/", json.dumps(body))
             response = connection.getresponse()
             text = response.read().decode()
