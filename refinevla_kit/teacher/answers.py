@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.teacher.limits import NANO, Spent
-from refinevla_kit.teacher.schema import PARTS, Rationale, Refusal
+from refinevla_kit.teacher.limits import NANO, Prices, Spent
+from refinevla_kit.teacher.schema import PARTS, Rationale, Refusal, Reply
 
 IDENTITY = ("teacher", "version", "prompt_hash", "granularity")
 SCHEMA = pa.schema([
@@ -126,6 +126,27 @@ def unreadable(path: str | Path, error: Exception) -> KitError:
 def span_of(row: Row) -> Span:
     """(episode, start, end)."""
     return row["episode"], row["start"], row["end"]
+
+
+def reply_row(span: Span, reply: Reply, used: Spent, prices: Prices | None, attempts: int, first: Row | None = None) -> Row:
+    """A reply as it is journaled, `first` being the row of the reply it follows up; tokens and cost are then of both."""
+    result, before = reply.result, first or {}
+    texts: dict[str, str | None] = dict.fromkeys((*PARTS, "mismatch", "refusal_kind", "refusal_reason")) | {"raw": reply.raw}
+    if isinstance(result, Refusal):
+        texts |= {"refusal_kind": result.kind, "refusal_reason": result.reason}
+    else:
+        texts |= {name: getattr(result, name) for name in (*PARTS, "mismatch")}
+    row: Row = {name: text and text.encode(errors="backslashreplace").decode() for name, text in texts.items()}  # lone surrogates
+    row |= dict(zip(("episode", "start", "end"), span, strict=True)) | {"attempts": attempts}
+    row |= {"instruction_matches": None if isinstance(result, Refusal) else result.instruction_matches}
+    row |= {"first_kind": before.get("refusal_kind"), "first_raw": before.get("raw"), "cost": used.money / NANO + before.get("cost", 0.0)}
+    row |= {name: getattr(used, name) + before.get(name, 0) for name in ("input_tokens", "output_tokens")}
+    return row | {"currency": prices.currency if prices else "", "prices_as_of": prices.as_of if prices else ""}
+
+
+def row_reply(row: Row) -> Reply:
+    """A refusal as a follow-up needs it."""
+    return Reply(Refusal(row["refusal_kind"], row["refusal_reason"]), row["raw"], row["input_tokens"], row["output_tokens"])
 
 
 def _stored(row: Row) -> StoredRationale:

@@ -10,8 +10,8 @@ import heapq
 import random
 import shutil
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -19,11 +19,11 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.teacher.answers import Row
+from refinevla_kit.teacher.answers import Row, reply_row, row_reply
 from refinevla_kit.teacher.executors import Calls
 from refinevla_kit.teacher.limits import NANO, Budget, Limits, Rate, Spent, backoff
 from refinevla_kit.teacher.requests import ahead
-from refinevla_kit.teacher.schema import PARTS, REPAIRABLE, CallFailed, Refusal, Reply, Request, Teacher, Usage
+from refinevla_kit.teacher.schema import REPAIRABLE, CallFailed, Refusal, Reply, Request, Teacher, Usage
 from refinevla_kit.teacher.store import Store
 
 SILENT = 20  # requests in a row that no call answered: it is not the request
@@ -72,6 +72,8 @@ class Run:
         self._events: SimpleQueue[Any] = SimpleQueue()
         self._waiting: list[tuple[float, int, _Call]] = []  # heap: when due, order, call
         self._flying, self._order, self._more, self._heard = 0, 0, True, False
+        self._unsynced: list[bool] = []  # journaled but not counted: whether each is a refusal
+        self._syncing = False
 
     @property
     def _room(self) -> int:
@@ -81,17 +83,20 @@ class Run:
     def interrupt(self) -> None:
         """From a signal handler: send nothing more."""
         self.stopped, self.error = "Interrupted; run again to go on.", KeyboardInterrupt()
-        self._events.put(None)
+        self._events.put(lambda: None)
 
     def drive(self, source: Iterator[Request]) -> None:
-        """Ask everything in `source`; returns when no call is in flight."""
-        with closing(ahead(source, self.limits.concurrency)) as fresh:
+        """Ask everything in `source`; returns when no call is in flight and every answer is on the disk."""
+        with closing(ahead(source, self.limits.concurrency)) as fresh, ThreadPoolExecutor(1, "fsync") as disk:
             while True:
                 short = self._send(fresh)
-                if not self._flying and (self.stopped or not (self._more or self._waiting)):
+                if not self._flying and not self._syncing and (self.stopped or not (self._more or self._waiting)):
                     return
                 timed = self._waiting and not self.stopped and not short and self._flying < self._room
                 self._hear(max(0.0, self._waiting[0][0] - self.clock.now()) if timed else None)
+                if self._unsynced and not self._syncing:  # all that has come meanwhile, while calls go on
+                    self._syncing, batch, self._unsynced = True, self._unsynced, []
+                    disk.submit(self.store.journal.sync).add_done_callback(partial(self._tell, self._synced, batch))
 
     def _send(self, fresh: Iterator[Request]) -> bool:
         """Make calls while there is room; True when the budget lets none go before another comes back."""
@@ -113,7 +118,7 @@ class Run:
                     return True
                 self.store.journal.append({"asked": call.request.span, "spent": call.worst})
                 call.attempts, call.tries = call.attempts + 1, call.tries + 1
-                future = self.calls.submit(call.request, _reply(call.first))
+                future = self.calls.submit(call.request, row_reply(call.first) if call.first else None)
                 self._flying += 1
                 future.add_done_callback(partial(self._arrived, call, self.rate.add(now, tokens)))
             except Exception as error:  # of the dataset, the disk, the executor; what is in flight is still waited for
@@ -143,41 +148,51 @@ class Run:
             outcome: Any = future.exception() or future.result()
             if isinstance(outcome, Reply):
                 used = self.budget.of(Usage(outcome.input_tokens, outcome.output_tokens))
-                row = self._row(call, outcome, used)
+                row = reply_row(call.request.span, outcome, used, self.limits.prices, call.attempts, call.first)
                 self.store.add(row, used.minus(call.worst))
             elif isinstance(outcome, CallFailed) and outcome.kind not in ("timeout", "connection"):  # those two may have been paid for
                 used = Spent(1)
                 self.store.journal.append({"failed": outcome.kind, "spent": used.minus(call.worst)})
         except BaseException as error:
             outcome = error
-        self._events.put((call, entry, outcome, used, row))
+        self._tell(self._back, call, entry, outcome, used, row)
+
+    def _tell(self, what: Callable[..., None], *about: Any) -> None:
+        """From any thread: have the scheduler do `what`."""
+        self._events.put(partial(what, *about))
 
     def _hear(self, seconds: float | None) -> None:
-        """Count what has come back, all of it with one fsync."""
-        events = [self.clock.wait(self._events, seconds)]
+        """Act on what has happened."""
+        if event := self.clock.wait(self._events, seconds):
+            event()
         while not self._events.empty():
-            events.append(self._events.get())
-        if any(event and event[-1] for event in events):
-            self.store.journal.sync()
-        for call, entry, outcome, used, row in filter(None, events):
-            self._flying -= 1
-            self.budget.settle(call.worst, used)
-            entry[1] = used.input_tokens + used.output_tokens
-            if isinstance(outcome, Reply):
-                self._heard, self.silent, self.paid = True, 0, self.paid + used.money
-                self._answered(call, row)
-            elif isinstance(outcome, CallFailed):
-                self._failed(call, outcome)
-            else:
-                self._fail(outcome)
+            self._events.get()()
 
-    def _answered(self, call: _Call, row: Row) -> None:
-        if row["refusal_kind"] in REPAIRABLE and call.first is None:
-            call.first, call.tries = row, 0
-            self._later(call, self.clock.now())
+    def _back(self, call: _Call, entry: list[float], outcome: Any, used: Spent, row: Row | None) -> None:
+        """A call is over."""
+        self._flying -= 1
+        self.budget.settle(call.worst, used)
+        entry[1] = used.input_tokens + used.output_tokens
+        if isinstance(outcome, CallFailed):
+            self._failed(call, outcome)
+        elif row is None:
+            self._fail(outcome)
         else:
+            self._heard, self.silent, self.paid = True, 0, self.paid + used.money
+            if row["refusal_kind"] in REPAIRABLE and call.first is None:
+                call.first, call.tries = row, 0
+                self._later(call, self.clock.now())
+            else:
+                self._unsynced.append(row["refusal_kind"] is not None)
+
+    def _synced(self, batch: list[bool], done: Future[None]) -> None:
+        """The answers of `batch` are on the disk: now they count."""
+        self._syncing = False
+        if error := done.exception():
+            self._fail(error)
+        for refused in batch:
             self.settled += 1
-            self._show(row["refusal_kind"] is not None)
+            self._show(refused)
 
     def _failed(self, call: _Call, failure: CallFailed) -> None:
         now, wait, said = self.clock.now(), failure.retry_after or 0.0, f"{failure.kind}: {failure.reason}"
@@ -191,7 +206,8 @@ class Run:
             self._later(call, now + backoff(call.tries, failure.retry_after, self.random))
         else:
             if call.first is None:  # otherwise the first reply stands, and its follow-up stays owed
-                self.store.add(self._row(call, Reply(Refusal(failure.kind, failure.reason), ""), Spent()), Spent())
+                lost = Reply(Refusal(failure.kind, failure.reason), "")
+                self.store.add(reply_row(call.request.span, lost, Spent(), self.limits.prices, call.attempts), Spent())
             self._show(refused=True)
             self.silent += 1
             if self.silent >= SILENT:
@@ -205,25 +221,3 @@ class Run:
         cost = f"{self.paid / NANO:.2f} {self.limits.prices.currency}, " if self.limits.prices else ""
         self.bar.set_postfix_str(f"{cost}{self.refusals} refused", refresh=False)
         self.bar.update()
-
-    def _row(self, call: _Call, reply: Reply, used: Spent) -> Row:
-        """A reply as it is journaled; tokens and cost include those of the reply it follows up."""
-        result, first, prices = reply.result, call.first or {}, self.limits.prices
-        texts: dict[str, str | None] = dict.fromkeys((*PARTS, "mismatch", "refusal_kind", "refusal_reason")) | {"raw": reply.raw}
-        if isinstance(result, Refusal):
-            texts |= {"refusal_kind": result.kind, "refusal_reason": result.reason}
-        else:
-            texts |= {name: getattr(result, name) for name in (*PARTS, "mismatch")}
-        row: Row = {name: text and text.encode(errors="backslashreplace").decode() for name, text in texts.items()}  # lone surrogates
-        row |= dict(zip(("episode", "start", "end"), call.request.span, strict=True))
-        row |= {"instruction_matches": None if isinstance(result, Refusal) else result.instruction_matches, "attempts": call.attempts}
-        row |= {"first_kind": first.get("refusal_kind"), "first_raw": first.get("raw"), "cost": used.money / NANO + first.get("cost", 0.0)}
-        row |= {name: getattr(used, name) + first.get(name, 0) for name in ("input_tokens", "output_tokens")}
-        return row | {"currency": prices.currency if prices else "", "prices_as_of": prices.as_of if prices else ""}
-
-
-def _reply(row: Row | None) -> Reply | None:
-    """The reply that a follow-up mends."""
-    if row is None:
-        return None
-    return Reply(Refusal(row["refusal_kind"], row["refusal_reason"]), row["raw"], row["input_tokens"], row["output_tokens"])

@@ -270,7 +270,7 @@ def test_an_interrupt_waits_for_the_calls_in_flight(noise, tmp_path: Path) -> No
 
 def test_no_kill_loses_an_answer_or_repeats_one(tmp_path: Path) -> None:
     """Real processes, killed at random instants: no answer in the journal is asked for again, and a kill repeats at most the calls then in flight."""
-    concurrency, budget, kills, draw = 6, 500, 8, random.Random(4)
+    concurrency, budget, kills, draw = 6, 500, 6, random.Random(4)
     data, output = write_dataset(tmp_path / "noise", 30, 10), tmp_path / "r.parquet"
     asked: list[tuple[tuple[int, ...], bool]] = []  # (span, whether it is the follow-up), in the order of the server
     sent: dict[str, tuple[int, ...]] = {}  # raw text of each answer -> span
