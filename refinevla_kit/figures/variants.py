@@ -1,0 +1,34 @@
+"""All variants of the scene on one sheet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from refinevla_kit.figures.style import canvas, label
+
+
+def variant_sheet(images: Mapping[str, Mapping[str, NDArray[Any]]]) -> Figure:
+    """One row a variant, one column a task.
+
+    Args:
+        images: variant -> task -> uint8 (H, W, 3), the same tasks in each.
+    """
+    tasks = list(next(iter(images.values())))
+    height, width, _ = images[next(iter(images))][tasks[0]].shape
+    tall = 2.0 * height / width
+    with canvas(2.0 * len(tasks) + 1.1, tall * len(images) + 0.3, len(images), len(tasks)) as (figure, axes):
+        for number, (variant, row) in enumerate(images.items()):
+            for column, task in enumerate(tasks):
+                ax = axes[number * len(tasks) + column]
+                ax.imshow(row[task])
+                ax.set(xticks=[], yticks=[])
+                ax.spines[:].set_visible(False)
+                if number == 0:
+                    ax.set_title(label(task), fontsize=9)
+                if column == 0:
+                    ax.set_ylabel(variant.replace("_", " "), rotation=0, ha="right", va="center", fontsize=9)
+    return figure
