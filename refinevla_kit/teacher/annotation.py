@@ -95,7 +95,8 @@ def _place(dataset: EpisodeDataset | str | Path, teacher: Teacher, granularity: 
 @contextmanager
 def _first_interrupt(stop: Callable[[], None]) -> Iterator[None]:
     """The first interrupt calls `stop`, the next raise KeyboardInterrupt; Python tells the main thread only."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before in (None, signal.SIG_IGN):
         yield
         return
 
@@ -107,4 +108,4 @@ def _first_interrupt(stop: Callable[[], None]) -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, before)
