@@ -228,3 +228,17 @@ def test_drawers_are_named_and_start_where_the_photograph_was_taken() -> None:
     assert (result.success, result.grasped, simulator.advance()) == (False, False, False) and seen.instruction == "close middle drawer"
     simulator.close()
     assert np.abs(pictures[0].astype(int) - pictures[1]).mean() > 5, "each robot pose has its own photograph"
+
+
+@original
+def test_a_ray_traced_environment_does_not_change_the_pictures_of_another() -> None:
+    """SAPIEN keeps the shader for the whole process, and every reset makes cameras anew."""
+    rasterised = make(CAN, width=40, height=32, backend="simpler_env")
+    before = rasterised.reset(0).image
+    traced = make(CLOSE, width=40, height=32, backend="simpler_env")
+    first, plain = traced.reset(0).image, make(rendered(CLOSE), width=40, height=32, backend="simpler_env")
+    without, after, second = plain.reset(0).image, rasterised.reset(0).image, traced.reset(0).image
+    for simulator in (rasterised, traced, plain):
+        simulator.close()
+    assert np.array_equal(before, after) and np.array_equal(first, second)
+    assert np.abs(first.astype(int) - without).mean() > 3, "rays give shadows"
