@@ -122,7 +122,7 @@ def dress(environment: Any, task: Task, variant: Variant, models: Path) -> Dress
     room = SINK_ROOM if task.name == "widowx_put_eggplant_in_basket" else TABLE_ROOM
     for entity in scene.entities:
         if entity.name.removeprefix("scene-0_") in ("arena", "dummy_sink_target_plane"):  # the stage; a plane that is meant to be invisible
-            entity.find_component_by_type(sapien.render.RenderBodyComponent).visibility = 0
+            entity.find_component_by_type(sapien.render.RenderBodyComponent).disable()
     ids: dict[str, Array] = {}
     for role in dict.fromkeys(role for role, *_ in room.boxes):
         boxes = tuple((low, high) for each, low, high in room.boxes if each == role)
