@@ -21,7 +21,7 @@ HEIGHTS = {  # start heights of source and target (m, world), put_on_in_scene.py
 SINK_CENTRE, SINK_SPREAD, SINK_HEIGHT = np.array([-0.105, 0.206]), np.array([0.02, 0.025]), 0.933
 SINK_GRID = np.array([0.01, 0.015])  # half the official grid's extent
 DENSE = {  # half the grid's extent (m), least distance at which the two objects do not overlap (m), range of the source's yaw (rad)
-    "widowx_spoon_on_towel": (0.075, 0.12, (0.0, np.pi / 2)),
+    "widowx_spoon_on_towel": (0.075, 0.142, (0.0, np.pi / 2)),  # 7 cm of spoon towards a corner of the towel
     "widowx_carrot_on_plate": (0.075, 0.12, (-np.pi, -np.pi / 2)),
     "widowx_stack_cube": (0.10, 0.06, (0.0, 0.0)),
 }
@@ -49,7 +49,7 @@ def dense_pose(task: Task, index: int, seed: int) -> Pose:
     """Start number `index` of a dense grid: a continuous pose within the official grid's own range. It depends on (task, seed, index) alone.
 
     Positions are uniform over the square that the grid's corners span (spoon and carrot 15 x 15 cm, cubes 20 x 20 cm, eggplant 2 x 3 cm), source
-    and target 12 cm apart at least (cubes 6); the source's yaw is uniform between the grid's own two (a quarter turn; the cube's is 0; the
+    and target 12 cm apart at least (spoon 14, cubes 6); the source's yaw is uniform between the grid's own two (a quarter turn; the cube's is 0; the
     eggplant's a full circle). Unlike `random_pose`, nothing lies beyond what SIMPLER itself plays.
 
     Raises:
