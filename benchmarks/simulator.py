@@ -1,8 +1,10 @@
-"""What a control step costs at several camera sizes, and how many actions a second the compact VLA decodes, alone and in batches.
+"""What a control step costs at several camera sizes, physics and picture apart, and how many actions a second the compact VLA decodes.
 
     python benchmarks/simulator.py [--steps 40]
 
-Prints a table of ratios taken in one run and, as its last line, one JSON object. Medians; one process, one thread.
+"physics" is ManiSkill's step without its observation: controller, 100 substeps, success rule. "picture" is rendering, photograph and proprioception.
+"own" is the same step with ManiSkill's own observation instead. Prints a table of ratios taken in one run and, as its last line, one JSON object.
+Medians, with the least in brackets: on a shared machine that is the one that comes again. One process, one thread.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,20 +23,36 @@ import torch
 from refinevla_kit.policies.compact_policy import load_policy
 from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.simulator import make
+from refinevla_kit.tasks import SETTINGS, VISUAL_MATCHING
 
 SIZES = ((640, 480), (320, 240), (160, 120), (64, 48))
 BATCHES = (1, 2, 4, 8)
+TASKS_TIMED = ("widowx_carrot_on_plate", "widowx_put_eggplant_in_basket")
 
 
-def milliseconds(call: Callable[[], object], times: int) -> float:
-    """Median time of `call` in milliseconds, after one call that does not count."""
+def milliseconds(call: Callable[[], object]) -> float:
+    """What one call takes."""
+    began = time.perf_counter()
     call()
-    taken = []
-    for _ in range(times):
-        began = time.perf_counter()
-        call()
-        taken.append(1000 * (time.perf_counter() - began))
-    return statistics.median(taken)
+    return 1000 * (time.perf_counter() - began)
+
+
+def step_parts(task: str, width: int, height: int, setting: str, steps: int) -> dict[str, list[float]]:
+    """Milliseconds of `steps` control steps, by part. The arm moves at random, so that nothing sleeps."""
+    simulator = make(task, width=width, height=height, setting=setting)
+    environment: Any = simulator._env  # type: ignore[attr-defined]
+    moves = np.random.default_rng(0).normal(0, 0.012, (steps, 7)).astype(np.float32)
+    parts: dict[str, list[float]] = {"physics": [], "picture": [], "own": []}
+    simulator.reset(0)
+    for number, move in enumerate(moves):
+        parts["physics"].append(milliseconds(lambda m=move: environment.step(m)))  # type: ignore[misc]
+        parts["picture"].append(milliseconds(lambda: simulator._observe(False, False)))  # type: ignore[attr-defined]
+        if setting == VISUAL_MATCHING:
+            environment._obs_mode = "rgb+segmentation"
+            parts["own"].append(milliseconds(lambda m=moves[-1 - number]: environment.step(m)))  # type: ignore[misc]
+            environment._obs_mode = "none"
+    simulator.close()
+    return {part: times for part, times in parts.items() if times}
 
 
 def main() -> None:
@@ -40,27 +60,25 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     times = parser.parse_args().steps
     torch.set_num_threads(1)
-    rest = np.array([0, 0, 0, 0, 0, 0, 1], np.float32)
-    step_ms: dict[str, float] = {}
-    for width, height in SIZES:
-        simulator = make("widowx_carrot_on_plate", width=width, height=height)
-        simulator.reset(0)
-        step_ms[f"{width}x{height}"] = milliseconds(lambda s=simulator: s.step(rest), times)  # type: ignore[misc]
-        simulator.close()
+    found: list[dict[str, Any]] = []
+    for (width, height), setting, task in product(SIZES, SETTINGS, TASKS_TIMED):
+        parts = step_parts(task, width, height, setting, times)
+        row = {"camera": f"{width}x{height}", "setting": setting, "task": task}
+        found.append(row | {part: {"median": statistics.median(ms), "least": min(ms)} for part, ms in parts.items()})
     policy = load_policy(REPOSITORY / "data/checkpoints/compact_base")
     image = np.zeros((120, 160, 3), np.uint8)
-    action_ms = {
-        batch: milliseconds(lambda b=batch: policy.act_batch(np.stack([image] * b), ["put carrot on plate"] * b), max(3, times // 4)) / batch  # type: ignore[misc]
-        for batch in BATCHES
-    }
-    slowest, alone = max(step_ms.values()), action_ms[1]
-    print(f"{'camera':<10} {'ms a step':>10} {'ratio':>7}")
-    for size, value in step_ms.items():
-        print(f"{size:<10} {value:>10.1f} {value / slowest:>7.2f}")
-    print(f"{'batch':<10} {'ms an action':>10} {'ratio':>7}")
+    action_ms = {}
+    for batch in BATCHES:
+        decode = [milliseconds(lambda b=batch: policy.act_batch(np.stack([image] * b), ["put carrot on plate"] * b)) for _ in range(4)]  # type: ignore[misc]
+        action_ms[batch] = statistics.median(decode[1:]) / batch
+    print(f"{'camera':<8} {'setting':<20} {'task':<30} {'physics':>14} {'picture':>14} {'own':>14}   ms, median (least)")
+    for row in found:
+        cells = [f"{row[part]['median']:.1f} ({row[part]['least']:.1f})" if part in row else "" for part in ("physics", "picture", "own")]
+        print(f"{row['camera']:<8} {row['setting']:<20} {row['task']:<30} {cells[0]:>14} {cells[1]:>14} {cells[2]:>14}")
+    print(f"{'batch':<8} {'ms an action':>12} {'ratio':>7}")
     for batch, value in action_ms.items():
-        print(f"{batch:<10} {value:>10.1f} {value / alone:>7.2f}")
-    print(json.dumps({"benchmark": "simulator", "steps": times, "step_ms": step_ms, "action_ms": action_ms}))
+        print(f"{batch:<8} {value:>12.1f} {value / action_ms[1]:>7.2f}")
+    print(json.dumps({"benchmark": "simulator", "steps": times, "parts": found, "action_ms": action_ms}))
 
 
 if __name__ == "__main__":
