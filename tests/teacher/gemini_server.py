@@ -206,16 +206,17 @@ class GeminiServer:
             self.count, self._now = self.count + 1, self._now + 1
             self.most_at_once = max(self.most_at_once, self._now)
         try:
-            played = self.script(received) if callable(self.script) else self.script[min(received.number, len(self.script) - 1)]
-            self._send(handler, ANSWERS[played] if isinstance(played, str) else played, received)
+            named = self.script(received) if callable(self.script) else self.script[min(received.number, len(self.script) - 1)]
+            played = ANSWERS[named] if isinstance(named, str) else named
+            if played.delay:
+                self._closing.wait(played.delay)
+            time.sleep(self.latency)
         finally:
             with self._lock:
-                self._now -= 1
+                self._now -= 1  # before the answer is out: the client may send its next request as soon as it has this one's
+        self._send(handler, played, received)
 
     def _send(self, handler: BaseHTTPRequestHandler, played: Answer, received: Received) -> None:
-        if played.delay:
-            self._closing.wait(played.delay)
-        time.sleep(self.latency)
         if played.body is None:
             handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close with RST, not FIN
             handler.connection.shutdown(socket.SHUT_RD)
