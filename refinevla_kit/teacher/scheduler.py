@@ -154,7 +154,7 @@ class Run:
                 used = Spent(1)
                 self.store.journal.append({"failed": outcome.kind, "spent": used.minus(call.worst)})
         except BaseException as error:
-            outcome = error
+            outcome, row = error, None  # an answer that could not be written is none
         self._tell(self._back, call, entry, outcome, used, row)
 
     def _tell(self, what: Callable[..., None], *about: Any) -> None:

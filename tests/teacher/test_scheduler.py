@@ -277,3 +277,20 @@ def test_any_text_can_be_stored(run) -> None:
     odd = "half \ud83d a pair, \0, \u2028, 漢字"
     path = run(World(lambda *_: Reply(Rationale(odd, "b", "c", "d"), odd, 1, 1)))
     assert load_rationales(path)[0].raw == "half \\ud83d a pair, \0, \u2028, 漢字"
+
+
+def test_an_answer_that_could_not_be_written_does_not_count(dataset, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def go(world: World, folder: Path) -> Path:
+        monkeypatch.setattr(Run, "clock", world)
+        return annotate_dataset(dataset, PlainTeacher(""), "step", 1, False, folder / "r.parquet", limits=Limits(4), executor=world, confirm=True)
+
+    monkeypatch.setattr("refinevla_kit.teacher.scheduler.ROOM", 0)  # as if others filled the disk while calls are under way
+    first, second = World(), World()
+    with pytest.raises(KitError, match="free space"):
+        go(first, small_disk)
+    journal = (small_disk / "r.parquet.part").read_bytes()
+    kept = journal.count(b'"raw": "good"')
+    assert 4 < kept < len(first.calls) <= kept + 4 < 40  # it stopped there
+    (tmp_path / "r.parquet.part").write_bytes(journal)
+    assert len(load_rationales(go(second, tmp_path))) == 40
+    assert len(second.calls) == 40 - kept
