@@ -126,6 +126,11 @@ class Simulator(Protocol):
         """Visible pixels of each named thing now, bool (H, W) each; together they cover the image once.
 
         Names: `task.source`, `task.target`, other things of the scene by name (distractors), "gripper", "arm" and "background" (all the rest).
+
+            simulator = make("widowx_carrot_on_plate")
+            image, masks = simulator.reset(0).image, simulator.masks()
+            {name: int(mask.sum()) for name, mask in masks.items()}  # carrot 145, plate 574, gripper 1034, arm 5, background 17442
+            image[~masks["carrot"]] //= 3  # the carrot, lit
         """
         ...
 

@@ -14,10 +14,10 @@ from refinevla_kit.errors import KitError
 from refinevla_kit.simulator import make
 from refinevla_kit.simulator.assets import resolve_assets
 from refinevla_kit.simulator.camera import project
-from refinevla_kit.simulator.contract import Pose, Simulator
+from refinevla_kit.simulator.contract import Simulator
 from refinevla_kit.simulator.demonstrator import Demonstrator
 from refinevla_kit.simulator.start_poses import dense_pose, random_pose
-from refinevla_kit.tasks import GOOGLE_TASKS, WIDOWX_TASKS, find_task
+from refinevla_kit.tasks import GOOGLE_TASKS, WIDOWX_TASKS, Task, find_task
 
 CARROT, EGGPLANT = find_task("widowx_carrot_on_plate"), find_task("widowx_put_eggplant_in_basket")
 REST = np.array([0, 0, 0, 0, 0, 0, 1], np.float32)
@@ -198,17 +198,19 @@ def test_the_demonstrator_solves_the_grid(task, assets: str, request: pytest.Fix
     assert successes >= (60 if task.grid == 64 else 23), f"{successes} of {task.grid}"
 
 
-def test_the_demonstrator_solves_continuous_starts(carrot: Simulator) -> None:
-    rng, demonstrator, successes = np.random.default_rng(2), Demonstrator(CARROT), 0
-    for _ in range(4):
-        pose: Pose = random_pose(CARROT, rng)
-        seen, result = carrot.reset(pose), None
+@pytest.mark.slow
+@pytest.mark.parametrize("task", WIDOWX_TASKS, ids=lambda task: task.name)
+def test_the_demonstrator_solves_dense_starts(task: Task) -> None:
+    simulator, demonstrator, successes = make(task, width=16, height=12, privileged=True), Demonstrator(task), 0
+    for index in range(12):
+        seen, result = simulator.reset(dense_pose(task, index, 1)), None
         while result is None or not (result.done or result.success):
             assert seen.state is not None
-            result = carrot.step(demonstrator.act(seen.state))
+            result = simulator.step(demonstrator.act(seen.state))
             seen = result.observation
         successes += result.success
-    assert successes >= 3
+    simulator.close()
+    assert successes >= 11
 
 
 def test_making_a_simulator_does_not_change_what_official_means(carrot: Simulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
