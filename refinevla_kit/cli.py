@@ -95,13 +95,27 @@ def record(
     start: Annotated[str, typer.Option(help="random | grid")] = "random",
     seed: int = 0,
     workers: Annotated[int, typer.Option(min=1)] = 1,
+    random_moves: Annotated[int, typer.Option(min=0, help="random actions before the recording starts")] = 0,
+    setting: Annotated[str, typer.Option(help="visual_matching | variant_aggregation")] = "visual_matching",
+    variant: Annotated[list[str] | None, typer.Option(help="repeatable; default those that SIMPLER scores")] = None,
+    driver: Annotated[Path | None, typer.Option(help="a checkpoint that acts, while each frame is recorded with the demonstrator's action")] = None,
 ) -> None:
     """Record the scripted demonstrator's episodes as a LeRobot dataset."""
     from refinevla_kit.episodes.recording import record as record_episodes
-    from refinevla_kit.tasks import WIDOWX_TASKS
+    from refinevla_kit.tasks import WIDOWX_TASKS, find_task
 
     tasks = task or [each.name for each in WIDOWX_TASKS]
-    _print_json(record_episodes(output, tasks, episodes, assets=assets, start=start, seed=seed, workers=workers))
+    named = variant or [each.name for each in find_task(tasks[0]).protocol(setting).variants if each.scored]
+    drive = None
+    if driver:
+        from refinevla_kit.training.driving import PolicyDrive
+
+        drive = PolicyDrive(driver)
+    result = record_episodes(
+        output, tasks, episodes, assets=assets, start=start, seed=seed, workers=workers, random_moves=random_moves, setting=setting, variants=named,
+        drive=drive,
+    )  # fmt: skip
+    _print_json(result)
 
 
 @app.command()
@@ -154,18 +168,27 @@ def annotate(
 
 @app.command()
 def pretrain(
-    dataset: Annotated[Path, typer.Argument(help="demonstrations recorded by the kit, annotated (their words make the vocabulary)")],
     output: Annotated[Path, typer.Argument(help="folder of the checkpoint to write")],
+    dataset: Annotated[list[Path], typer.Option(help="demonstrations recorded by the kit, repeatable; the first one's rationales give words")],
+    scenery: Annotated[list[Path] | None, typer.Option(help="further datasets that only the vision tower sees; repeatable")] = None,
+    base: Annotated[Path | None, typer.Option(help="go on with this checkpoint instead of beginning anew")] = None,
+    driven: Annotated[list[Path] | None, typer.Option(help="with a base: episodes recorded with --driver; repeatable")] = None,
     work: Annotated[Path, typer.Option(help="folder of the resumable state")] = Path("runs/pretraining"),
-    grounding_steps: int = 2000,
-    steps: int = 2500,
+    grounding_steps: int = 3000,
+    steps: int = 5000,
+    batch_size: int = 64,
+    learning_rate: float = 1e-3,
     seed: int = 0,
+    threads: Annotated[int | None, typer.Option(help="compute threads; default all cores")] = None,
 ) -> None:
-    """Make the compact VLA's base: the vision tower learns where things are, then the language model learns to act."""
-    from refinevla_kit.training.examples import find_rationales
-    from refinevla_kit.training.pretraining import PretrainingConfig, pretrain, save_base
+    """Make the compact VLA's base: the tower learns where things are, then the language model to act; or go on with one, from driven episodes."""
+    import torch
 
-    vla = pretrain(dataset, find_rationales(dataset), work, PretrainingConfig(grounding_steps, steps, seed=seed))
+    from refinevla_kit.training.pretraining import PretrainingConfig, improve, pretrain, save_base
+
+    torch.set_num_threads(threads or torch.get_num_threads())
+    config = PretrainingConfig(grounding_steps, steps, batch_size, learning_rate, seed=seed)
+    vla = improve(base, dataset, driven or [], work, config) if base else pretrain(dataset, work, config, scenery or [])
     _print_json({"checkpoint": str(save_base(vla, output)), **vla.provenance})
 
 

@@ -188,13 +188,14 @@ def converted(policy: Any, to: str | Task) -> Converted:
 class Converted:
     """A policy behind its conversion: `reset` and `act`, and `act_batch` if the policy has it and no gripper motion is carried from step to step."""
 
-    act_batch: Callable[[Array, Sequence[str]], list[Any]]
+    act_batch: Callable[..., list[Any]]
 
     def __init__(self, policy: Any, ours: Conventions, robots: Conventions) -> None:
         self._policy, self._ours, self._robots = policy, ours, robots
         self.name, self.checkpoint_hash = getattr(policy, "name", type(policy).__name__), getattr(policy, "checkpoint_hash", "")
         handled = {name: getattr(robots, name) for name in _CONVERTED if getattr(ours, name) is not None}
         reshaped = not _agree("resize", ours, robots)
+        self.needs_proprioception = bool(getattr(policy, "needs_proprioception", False))
         self.conventions = replace(ours, **handled, image_size=robots.image_size if reshaped else ours.image_size)
         self._motion = bool(ours.gripper and _relative(robots.gripper) and (not _relative(ours.gripper) or (ours.sticky_gripper or 1) > 1))
         self._forget()
@@ -207,12 +208,13 @@ class Converted:
         if hasattr(self._policy, "reset"):
             self._policy.reset(instruction)
 
-    def act(self, image: Array) -> Any:
+    def act(self, image: Array, *proprioception: Array) -> Any:
         """See `Policy.act`; what comes back is what the policy returned, an `Action` or an array, with the numbers converted."""
-        return self._converted(self._policy.act(self._image(image)))
+        return self._converted(self._policy.act(self._image(image), *proprioception))
 
-    def _act_batch(self, images: Array, instructions: Sequence[str]) -> list[Any]:
-        return [self._converted(answer) for answer in self._policy.act_batch(np.stack([self._image(image) for image in images]), instructions)]
+    def _act_batch(self, images: Array, instructions: Sequence[str], *proprioception: Array) -> list[Any]:
+        answers = self._policy.act_batch(np.stack([self._image(image) for image in images]), instructions, *proprioception)
+        return [self._converted(answer) for answer in answers]
 
     def _forget(self) -> None:
         self._openness: float | None = None  # commanded last, 0 closed to 1 open

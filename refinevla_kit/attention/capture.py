@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ from refinevla_kit.policies.contract import Action, Array
 from refinevla_kit.policies.sequence import prefix_ids
 from refinevla_kit.policies.vocabulary import ACTION, RATIONALE
 
+OWN_STATE = "robot state"
+
 
 @dataclass(frozen=True)
 class Capture:
@@ -31,7 +34,7 @@ class Capture:
     Attributes:
         patches: float32 (layers, heads, A, rows * columns), attention to each image patch, row by row.
         others: float32 (layers, heads, A, T), attention to each further token; 0 for tokens that come later.
-        labels: the T tokens: words of the instruction, the action marker, earlier action tokens.
+        labels: the T tokens: words of the instruction, the action marker, earlier action tokens, `OWN_STATE` where the policy reads proprioception.
         words: how many of them, counted from the first, are the instruction's.
         dimensions: name of each of the A action dimensions.
         grid: rows and columns of patches.
@@ -82,7 +85,10 @@ def upper_middle(layers: int) -> int:
 
 
 @torch.inference_mode()
-def capture(policy: CompactPolicy, image: Array, instruction: str, action: Action | None = None, rationale: str | None = None) -> Capture:
+def capture(
+    policy: CompactPolicy, image: Array, instruction: str, action: Action | None = None, rationale: str | None = None,
+    proprioception: Array | None = None,
+) -> Capture:  # fmt: skip
     """Attention of each action token on one picture.
 
     Args:
@@ -90,6 +96,7 @@ def capture(policy: CompactPolicy, image: Array, instruction: str, action: Actio
         image: uint8 (H, W, 3).
         action: what to feed as the answer; None is the policy's own greedy action.
         rationale: for a policy that writes before it acts, the text it acts on; None is the action's own. It is tokenized anew.
+        proprioception: float (15,), for a policy that reads it.
 
     Raises:
         KitError: the policy has no tokens to look from, or its attention implementation does not return weights.
@@ -97,7 +104,8 @@ def capture(policy: CompactPolicy, image: Array, instruction: str, action: Actio
     if not isinstance(policy, CompactPolicy):
         raise KitError(f"{getattr(policy, 'name', policy)!r} has no attention that this can read", "give a checkpoint of the compact VLA")
     vla = policy.vla
-    action = policy.act_batch(np.asarray(image)[None], [instruction])[0] if action is None else action
+    own = None if proprioception is None else np.asarray(proprioception)[None]
+    action = policy.act_batch(np.asarray(image)[None], [instruction], own)[0] if action is None else action
     if len(action.tokens) != len(vla.bins.limits):
         raise KitError(f"the action has {len(action.tokens)} tokens, the policy {len(vla.bins.limits)}", "give an action of this policy, or None")
     prefix = prefix_ids(vla.tokenizer, vla.image_tokens, instruction)
@@ -108,23 +116,25 @@ def capture(policy: CompactPolicy, image: Array, instruction: str, action: Actio
     ids = [*prefix, *before, mark, *(int(token) for token in action.tokens[:-1])]  # the last token predicts nothing of this action
     first = len(prefix) + len(before)
     types = [0] * len(prefix) + [1] * (len(ids) - len(prefix))
-    rows = attention_rows(policy, vla.pixel_values(np.asarray(image)[None]), ids, types, range(first, len(ids)))
-    image_tokens = vla.image_tokens
+    features = vla.encode(vla.pixel_values(np.asarray(image)[None]), vla.states(own))
+    rows = attention_rows(policy, features, ids, types, range(first, len(ids)))
+    image_tokens, patches = vla.image_tokens, vla.patches
     labels = tuple(str(vla.tokenizer.decode([token])).strip() or " " for token in ids[image_tokens:])
     names = ACTION_NAMES if len(action.tokens) == len(ACTION_NAMES) else tuple(f"a{i + 1}" for i in range(len(action.tokens)))
     words_said = len(prefix) - image_tokens
-    to_patches, to_others = rows[..., :image_tokens], rows[..., image_tokens:]
+    to_patches, to_others = rows[..., :patches], np.concatenate([rows[..., image_tokens:], rows[..., patches:image_tokens]], axis=-1)
+    labels += (OWN_STATE,) * vla.reads_state
     return Capture(to_patches, to_others, labels, words_said, names, vla.grid, action, policy.name, policy.checkpoint_hash)
 
 
-def attention_rows(policy: CompactPolicy, pixels: Tensor, ids: list[int], types: list[int], queries: range) -> Array:
-    """One forward pass over a sequence of N tokens; float32 (layers, heads, len(queries), N)."""
+def attention_rows(policy: CompactPolicy, features: dict[str, Any], ids: list[int], types: list[int], queries: range) -> Array:
+    """One forward pass over a sequence of N tokens, `features` from `CompactVLA.encode`; float32 (layers, heads, len(queries), N)."""
     model = policy.vla.model
     kept: list[Tensor] = []
     with _watching(model.model.language_model, kept, slice(queries.start, queries.stop)):
         model(
-            input_ids=torch.tensor([ids], device=model.device), pixel_values=pixels, token_type_ids=torch.tensor([types], device=model.device),
-            use_cache=False, logits_to_keep=1,
+            input_ids=torch.tensor([ids], device=model.device), mm_encoder_outputs=features,
+            token_type_ids=torch.tensor([types], device=model.device), use_cache=False, logits_to_keep=1,
         )  # fmt: skip
     if len(kept) != len(model.model.language_model.layers):
         raise KitError(f"only {len(kept)} layers of {policy.name} were run", "load the policy again")

@@ -22,6 +22,7 @@ class Frame:
     Attributes:
         image: uint8 (H, W, 3). masks: {"source", "target", "gripper", "arm"} -> bool (H, W), visible pixels.
         instruction, task, episode, step: where it is from. phase: sub-task, one of `PHASES`.
+        proprioception: float32 (15,), see `Observation`; None where there is none.
     """
 
     image: Array
@@ -31,6 +32,7 @@ class Frame:
     episode: int
     step: int
     phase: str
+    proprioception: Array | None = None
 
 
 def demonstrations(source: str | Path, task: str, episodes: int, folder: Path, seed: int = 0) -> EpisodeDataset:
@@ -72,8 +74,8 @@ def choose_frames(dataset: EpisodeDataset, task: str, episodes: int, every: int 
         masks, states = dataset.masks(info.index), dataset.states(info.index)
         if masks is None or states is None:
             raise KitError(f"episode {info.index} of {dataset.name} has no object masks", "record it with this kit: only the simulator knows them")
-        steps = list(range(0, info.length, every))
+        steps, own = list(range(0, info.length, every)), dataset.proprioception(info.index)
         for step, image in zip(steps, dataset.images(info.index, steps), strict=True):
             named = {roles.get(name, name): mask[step] for name, mask in masks.items()}
-            frames.append(Frame(image, named, info.instruction, task, info.index, step, PHASES[int(states[step].phase)]))
+            frames.append(Frame(image, named, info.instruction, task, info.index, step, PHASES[int(states[step].phase)], own[step]))
     return frames

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from refinevla_kit.simulator.contract import Array, SceneState
 
 ACTION_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")  # metres, radians, +1 open / -1 closed; `Simulator.step`
-STATE_NAMES = ("x", "y", "z", "qw", "qx", "qy", "qz", "gripper")  # `Observation.proprioception`
+_POSE = ("x", "y", "z", "qw", "qx", "qy", "qz")
+STATE_NAMES = (*_POSE, "gripper", *(f"commanded_{name}" for name in _POSE))  # `Observation.proprioception`
 CAMERA = "observation.images.image_0"  # the name the public Bridge conversion gives this view
 
 

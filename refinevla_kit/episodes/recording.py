@@ -11,7 +11,7 @@ import os
 import time
 import zlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -25,10 +25,11 @@ from refinevla_kit.episodes.contract import Episode
 from refinevla_kit.episodes.writer import DatasetWriter
 from refinevla_kit.errors import KitError
 from refinevla_kit.simulator.contract import Array, Observation, Pose, Simulator
-from refinevla_kit.tasks import Task, find_task
+from refinevla_kit.tasks import BASE, VISUAL_MATCHING, Task, find_task
 
 ATTEMPTS = 20  # draws of one episode; the demonstrator succeeds in more than nine of ten
 SETTLED = 3  # frames in a row with success after which a recording ends
+Drive = Callable[[Observation, Task], Array]
 MOVE, TURN = 0.03, 0.2  # m and rad a step, the range of a random move
 
 
@@ -45,6 +46,9 @@ class Job:
     height: int
     random_moves: int
     keep_failures: bool
+    setting: str
+    variant: str
+    drive: Drive | None
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,9 @@ def record(
     random_moves: int = 0,
     keep_failures: bool = False,
     overwrite: bool = False,
+    setting: str = VISUAL_MATCHING,
+    variants: Sequence[str] = (BASE,),
+    drive: Drive | None = None,
 ) -> dict[str, Any]:
     """Record demonstrations into a new dataset at `path`.
 
@@ -85,6 +92,9 @@ def record(
         random_moves: random actions before the recording starts, so that the arm's pose does not betray where the expert goes.
         keep_failures: keep failed episodes too (success False) and draw nothing again.
         overwrite: replace what is at `path`.
+        setting, variants: of each task's protocol; `episodes_per_task` are recorded in each variant, from starts of their own.
+        drive: what acts in the demonstrator's place: (observation, task) -> action. Each frame is still recorded with the demonstrator's action,
+            the right one in a state that it would not have come to by itself. Such episodes are kept however they end. Picklable, for processes.
 
     Returns:
         {"path", "episodes", "frames", "successes", "failures" (attempts that failed), "seconds", "bytes"}.
@@ -100,8 +110,13 @@ def record(
     _check(chosen, episodes_per_task, start, workers)
     folder = resolve_assets(assets)  # here, so that processes do not generate the embedded pack side by side
     jobs = [
-        Job(task.name, number, folder, start, seed, width, height, random_moves, keep_failures)
-        for task in chosen for number in range(episodes_per_task)
+        Job(
+            task.name, number if start == "grid" else place * episodes_per_task + number, folder, start, seed, width, height, random_moves,
+            keep_failures, setting, variant, drive,
+        )
+        for task in chosen
+        for place, variant in enumerate(task.protocol(setting).variant(name).name for name in variants)
+        for number in range(episodes_per_task)
     ]
     began, frames, successes, failures = time.perf_counter(), 0, 0, 0
     with (
@@ -121,8 +136,8 @@ def record(
     return {"path": str(path), "episodes": kept, "frames": frames, "successes": successes, "failures": failures, "seconds": seconds, "bytes": size}
 
 
-def demonstrate(simulator: Simulator, start: int | Pose, seed: int, random_moves: int = 0) -> Episode:
-    """Run the demonstrator once from `start`; `simulator` must show privileged state. The episode may have failed: see `success`."""
+def demonstrate(simulator: Simulator, start: int | Pose, seed: int, random_moves: int = 0, drive: Drive | None = None) -> Episode:
+    """Run the demonstrator, or `drive`, once from `start`; `simulator` must show privileged state. The episode may have failed: see `success`."""
     from refinevla_kit.simulator.demonstrator import Demonstrator
 
     task, expert = simulator.task, Demonstrator(simulator.task)
@@ -139,7 +154,7 @@ def demonstrate(simulator: Simulator, start: int | Pose, seed: int, random_moves
         seen.append(observation)
         masks.append({name: mask for name, mask in simulator.masks().items() if name != "background"})  # which is what no mask names
         actions.append(expert.act(observation.state))
-        result = simulator.step(actions[-1])
+        result = simulator.step(actions[-1] if drive is None else drive(observation, task))
         observation, done = result.observation, result.done
         settled = settled + 1 if result.success else 0
     return Episode(
@@ -168,16 +183,17 @@ class Recorder:
         from refinevla_kit.simulator.start_poses import random_pose
 
         simulator = self._get(job)
-        again = not job.keep_failures and (job.start == "random" or job.random_moves > 0)
+        keep = job.keep_failures or job.drive is not None
+        again = not keep and (job.start == "random" or job.random_moves > 0)
         for attempt in range(ATTEMPTS if again else 1):
             seed = episode_seed(job.seed, job.task, job.number, attempt)
             start = job.number if job.start == "grid" else random_pose(simulator.task, np.random.default_rng(seed))
-            episode = demonstrate(simulator, start, seed, job.random_moves)
+            episode = demonstrate(simulator, start, seed, job.random_moves, job.drive)
             if episode.success:
                 return Recorded(episode, attempt)
         if again:
             raise KitError(f"the demonstrator failed {ATTEMPTS} times in a row on {job.task}", "check the assets with `refinevla doctor`")
-        return Recorded(episode if job.keep_failures else None, 1)
+        return Recorded(episode if keep else None, 1)
 
     def close(self) -> None:
         if self._simulator is not None:
@@ -187,10 +203,11 @@ class Recorder:
     def _get(self, job: Job) -> Simulator:
         from refinevla_kit.simulator import make
 
-        wanted = (job.task, job.assets, job.width, job.height)
+        wanted = (job.task, job.assets, job.width, job.height, job.setting, job.variant)
         if self._simulator is None or wanted != self._made_for:
             self.close()
-            self._simulator, self._made_for = make(*wanted, privileged=True), wanted
+            self._simulator = make(*wanted[:4], privileged=True, setting=job.setting, variant=job.variant)
+            self._made_for = wanted
         return self._simulator
 
 

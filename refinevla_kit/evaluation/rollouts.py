@@ -33,7 +33,7 @@ from refinevla_kit.tasks import CAMERA_SIZES, MANISKILL, PROTOCOL_VERSION, VISUA
 
 LIMITS = np.array([1, 1, 1, np.pi, np.pi, np.pi, 1], np.float32) * 1.001  # metres, radians, gripper: what is beyond is no action of these robots
 CRASHES = 2  # of one episode, after which it is recorded as such
-Overlay = Callable[[Array, Any, str], Array]
+Overlay = Callable[[Observation, Any], Array]
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,8 @@ def evaluate(
     Args:
         policy: anything with `reset(instruction)` and `act(image)`, which plays one episode at a time, or with `act_batch(images, instructions)`,
             which plays many. `name` and `checkpoint_hash` go into the records; `conventions` are compared with the task's before the first episode.
-            With `needs_state = True` it gets simulator state instead: `act_states(states, tasks)`.
+            With `needs_proprioception = True` both get the robot's own state too, `act(image, proprioception)`; with `needs_state = True` it gets
+            simulator state instead: `act_states(states, tasks)`.
         tasks: names of tasks, of groups of them ("pick_coke_can") or of a robot ("widowx"), or `Task`s.
         episodes: number of grid episodes a task and variant (the first ones), the ids themselves, None for those SIMPLER scores, or "dense" for the
             `n` continuous starts that `start_poses.dense_pose` draws from `seed`: the same for every policy, as many as a small gain needs.
@@ -92,7 +93,7 @@ def evaluate(
         width, height: camera resolution in pixels. None: what the policy's conventions ask for, else SIMPLER's own (640 x 480 for the WidowX), the
             one to use in comparisons with the literature.
         videos: folder for one mp4 an episode, or None.
-        overlay: draws on a video frame: (image uint8 (H, W, 3), the policy's answer or None at the end, instruction) -> image, of any one size.
+        overlay: draws on a video frame: (`Observation`, the policy's answer or None at the end) -> image uint8, of any one size.
             `figures.overlays.attention_overlay(policy)` is one.
 
     Raises:
@@ -215,7 +216,7 @@ class _Run:
             for seat, answer in zip(asking, answers, strict=True):
                 action = self._checked(answer, seat)
                 if seat.video and seat.observation:
-                    seat.video.write(seat.observation.image, answer, seat.instruction)
+                    seat.video.write(seat.observation, answer)
                 seat.observation = None
                 seat.station.step(seat.lane, action, bool(getattr(answer, "terminate", False)))
 
@@ -279,6 +280,7 @@ class _Run:
             if seat.instruction != observation.instruction and hasattr(self.policy, "reset"):
                 self.policy.reset(observation.instruction)
             seat.instruction = observation.instruction
+        own = [observation.proprioception for observation in observations] if getattr(self.policy, "needs_proprioception", False) else None
         if getattr(self.policy, "needs_state", False):
             tasks = [seat.job.scene.task for seat in seats if seat.job]
             answers = self.policy.act_states([observation.state for observation in observations], tasks)
@@ -289,13 +291,13 @@ class _Run:
             answers = [None] * len(seats)
             for rows in groups.values():
                 images, sentences = np.stack([observations[row].image for row in rows]), [observations[row].instruction for row in rows]
-                found = self.policy.act_batch(images, sentences)
+                found = self.policy.act_batch(images, sentences, *([np.stack([own[row] for row in rows])] if own else []))
                 if len(found) != len(rows):
                     raise KitError(f"{len(found)} actions came back for {len(rows)} images", "act_batch returns one an image")
                 for row, answer in zip(rows, found, strict=True):
                     answers[row] = answer
         else:
-            answers = [self.policy.act(observation.image) for observation in observations]
+            answers = [self.policy.act(observation.image, *(own[row : row + 1] if own else [])) for row, observation in enumerate(observations)]
         return list(answers)
 
     def _checked(self, answer: Any, seat: _Seat) -> Array:
@@ -322,7 +324,7 @@ class _Run:
             seat.observation = result.observation
             return None
         if seat.video:
-            seat.video.write(result.observation.image, None, seat.instruction)
+            seat.video.write(result.observation, None)
         return self._record(seat, result.success, result.reason)
 
     def _record(self, seat: _Seat, success: bool, reason: str) -> EpisodeRecord:
@@ -347,11 +349,11 @@ class _Video:
         self._path, self._fps, self._overlay, self._stack = path, fps, overlay, ExitStack()
         self._writer: Any = None
 
-    def write(self, image: Array, answer: Any, instruction: str) -> None:
-        """image: uint8 (H, W, 3); answer: what the policy makes of it."""
+    def write(self, observation: Observation, answer: Any) -> None:
+        """Add a frame; answer: what the policy makes of it."""
         from refinevla_kit.episodes.video import VideoWriter
 
-        frame = image if self._overlay is None else self._overlay(image, answer, instruction)
+        frame = observation.image if self._overlay is None else self._overlay(observation, answer)
         if self._writer is None:
             self._writer = VideoWriter(self._stack.enter_context(replacing(self._path)), self._fps, *frame.shape[:2])
         self._writer.write(frame[None])

@@ -109,12 +109,13 @@ def heated(image: Array, patch_map: Array, factor: int = 3) -> Array:
     return np.asarray(mixed.round().astype(np.uint8).repeat(factor, 0).repeat(factor, 1))
 
 
-def attention_overlay(policy: Any, layer: int | None = None) -> Callable[[Array, Any, str], Array]:
+def attention_overlay(policy: Any, layer: int | None = None) -> Callable[[Any, Any], Array]:
     """What `evaluate(videos=..., overlay=...)` draws on each frame: where the action tokens of the answer look, in `layer` (None: the usual one)."""
     from refinevla_kit.attention.capture import capture, upper_middle  # needs torch; the pictures alone do not
 
-    def draw(image: Array, answer: Any, instruction: str) -> Array:
-        seen = capture(policy, image, instruction, answer)  # at the end there is no answer: the one the policy would give
+    def draw(observation: Any, answer: Any) -> Array:
+        image = observation.image  # at the end there is no answer: the one the policy would give is taken
+        seen = capture(policy, image, observation.instruction, answer, proprioception=observation.proprioception)
         return heated(image, seen.map(upper_middle(seen.layers) if layer is None else layer))
 
     return draw

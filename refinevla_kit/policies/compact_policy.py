@@ -47,6 +47,11 @@ class CompactPolicy:
         return replace(WIDOWX, image_size=(vision.width, vision.height), normalisation="own")
 
     @property
+    def needs_proprioception(self) -> bool:
+        """See `Policy`."""
+        return self.vla.reads_state
+
+    @property
     def action_range(self) -> tuple[Array, Array]:
         """See `Policy`."""
         limits = np.asarray(self.vla.bins.limits)
@@ -60,41 +65,43 @@ class CompactPolicy:
         """See `Policy.reset`."""
         self._instruction = instruction
 
-    def act(self, image: Array) -> Action:
+    def act(self, image: Array, proprioception: Array | None = None) -> Action:
         """See `Policy.act`."""
-        return self.act_batch(np.asarray(image)[None], [self._instruction])[0]
+        return self.act_batch(np.asarray(image)[None], [self._instruction], None if proprioception is None else proprioception[None])[0]
 
     @torch.inference_mode()
-    def act_batch(self, images: Array, instructions: Sequence[str]) -> list[Action]:
+    def act_batch(self, images: Array, instructions: Sequence[str], proprioception: Array | None = None) -> list[Action]:
         """See `Policy.act_batch`. Rows with equally long prefixes are decoded together, so no padding enters a prefix."""
         prefixes = [prefix_ids(self.vla.tokenizer, self.vla.image_tokens, text) for text in instructions]
         groups: dict[int, list[int]] = {}
         for row, prefix in enumerate(prefixes):  # rationales differ in length: those rows are decoded one by one
             groups.setdefault(len(prefix) if self.order == "action_first" else -row, []).append(row)
+        pixels, states = self.vla.pixel_values(np.asarray(images)), self.vla.states(proprioception)
         actions: dict[int, Action] = {}
         for rows in groups.values():
             stacked = torch.tensor([prefixes[i] for i in rows], device=self.vla.model.device)
-            actions.update(zip(rows, self._decode(self.vla.pixel_values(np.asarray(images)[rows]), stacked), strict=True))
+            decoder = _Decoder(self.vla, pixels[rows], None if states is None else states[rows], stacked)
+            actions.update(zip(rows, self._decode(decoder), strict=True))
         return [actions[row] for row in range(len(prefixes))]
 
     @torch.inference_mode()
-    def explain(self, image: Array, instruction: str) -> str:
-        """The rationale the policy writes for one image (uint8 (H, W, 3)), greedily."""
+    def explain(self, image: Array, instruction: str, proprioception: Array | None = None) -> str:
+        """The rationale the policy writes for one image (uint8 (H, W, 3)) and state (float (15,)), greedily."""
         prefix = torch.tensor([prefix_ids(self.vla.tokenizer, self.vla.image_tokens, instruction)], device=self.vla.model.device)
-        decoder = _Decoder(self.vla, self.vla.pixel_values(np.asarray(image)[None]), prefix)
+        states = self.vla.states(None if proprioception is None else proprioception[None])
+        decoder = _Decoder(self.vla, self.vla.pixel_values(np.asarray(image)[None]), states, prefix)
         if self.order == "action_first":
             tokens, _ = self._action_tokens(decoder)
             decoder.feed(tokens[:, -1:])
         return self._text(decoder)
 
-    def _decode(self, pixels: Tensor, prefix: Tensor) -> list[Action]:
-        """pixels (B, 3, H, W), prefix (B, P) -> one action a row."""
-        decoder = _Decoder(self.vla, pixels, prefix)
+    def _decode(self, decoder: _Decoder) -> list[Action]:
+        """One action a row."""
         text = self._text(decoder) if self.order == "rationale_first" else ""
         tokens, log_probability = (x.cpu().numpy() for x in self._action_tokens(decoder))
         bins = tokens - self._first  # B, A
         normalised, processed = self.vla.bins.decode_normalised(bins), self.vla.bins.decode(bins)
-        return [Action(processed[i], normalised[i], tokens[i], log_probability[i], text) for i in range(len(prefix))]
+        return [Action(processed[i], normalised[i], tokens[i], log_probability[i], text) for i in range(decoder.batch)]
 
     def _action_tokens(self, decoder: _Decoder) -> tuple[Tensor, Tensor]:
         """Greedy action tokens (B, A) and their log-probabilities among action tokens (B, A)."""
@@ -128,8 +135,8 @@ class CompactPolicy:
 class _Decoder:
     """One growing sequence a row: the first `feed` runs image and prefix too, later ones a token over the cache."""
 
-    def __init__(self, vla: CompactVLA, pixels: Tensor, prefix: Tensor) -> None:
-        self._model, self._pixels, self._prefix = vla.model, pixels, prefix
+    def __init__(self, vla: CompactVLA, pixels: Tensor, states: Tensor | None, prefix: Tensor) -> None:
+        self._model, self._features, self._prefix = vla.model, vla.encode(pixels, states), prefix
         self._cache = DynamicCache(config=vla.model.config.get_text_config())
         self.batch = len(prefix)
 
@@ -138,7 +145,7 @@ class _Decoder:
         if self._cache.get_seq_length() == 0:
             ids = torch.cat([self._prefix, token], 1)
             types = torch.cat([torch.zeros_like(self._prefix), torch.ones_like(token)], 1)  # prefix in both directions, answer causal
-            inputs = {"input_ids": ids, "pixel_values": self._pixels, "token_type_ids": types}
+            inputs: dict[str, Any] = {"input_ids": ids, "mm_encoder_outputs": self._features, "token_type_ids": types}
         else:
             inputs = {"input_ids": token, "token_type_ids": torch.ones_like(token)}
         out = self._model(**inputs, past_key_values=self._cache, use_cache=True, logits_to_keep=1)

@@ -17,12 +17,14 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import Gemma2Config, PaliGemmaConfig, PaliGemmaForConditionalGeneration, PreTrainedTokenizerFast
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import logging as hub_logging
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.files import replacing, sha256, write_json
 from refinevla_kit.policies.action_tokens import UniformBins
 from refinevla_kit.policies.contract import Array
+from refinevla_kit.policies.robot_state import FEATURES, state_features
 from refinevla_kit.policies.vision_tower import ConvTowerConfig
 from refinevla_kit.policies.vocabulary import EOS, IMAGE, PAD, load_vocabulary, token_id
 
@@ -32,7 +34,8 @@ FORMAT = "refinevla-compact-1"
 
 @dataclass(frozen=True)
 class CompactConfig:
-    """Size of a compact VLA. layers: of the language model; hidden, heads, feedforward: its widths; channels: of the tower's first stage."""
+    """Size of a compact VLA. layers: of the language model; hidden, heads, feedforward: its widths; channels: of the tower's first stage;
+    proprioception: one more token for the robot's own state (see robot_state.py)."""
 
     layers: int = 4
     hidden: int = 192
@@ -41,6 +44,7 @@ class CompactConfig:
     channels: int = 48
     height: int = 120
     width: int = 160
+    proprioception: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,18 @@ class CompactVLA:
 
     @property
     def image_tokens(self) -> int:
+        """Tokens in front of the instruction: a patch each, and the robot's own state where the policy reads it (the last one)."""
+        return self.patches + self.reads_state
+
+    @property
+    def patches(self) -> int:
         rows, columns = self.grid
         return rows * columns
+
+    @property
+    def reads_state(self) -> bool:
+        """The policy wants proprioception beside the picture."""
+        return self._vision.state_size > 0
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -72,6 +86,32 @@ class CompactVLA:
         config = self.model.config.vision_config
         assert isinstance(config, ConvTowerConfig)
         return config
+
+    def states(self, proprioception: Array | None) -> Tensor | None:
+        """float (B, 15) -> float32 (B, 22), what the tower takes; None for a policy that reads no state.
+
+        Raises:
+            KitError: the policy reads it and there is none, or of another size.
+        """
+        if not self.reads_state:
+            return None
+        if proprioception is None:
+            remedy = "pass `proprioception` (see Observation), as `evaluate` does for policies with `needs_proprioception`"
+            raise KitError("this policy reads the robot's own state beside the picture, and none was given", remedy)
+        return torch.from_numpy(state_features(proprioception)).to(self.model.device)
+
+    def image_features(self, patches: Tensor, states: Tensor | None) -> dict[str, BaseModelOutputWithPooling]:
+        """What `model(mm_encoder_outputs=...)` takes in the place of pixels.
+
+        Args:
+            patches: the tower's tokens of the picture, (B, patches, d). states: (B, 22) where the policy reads them.
+        """
+        tokens = patches if states is None else torch.cat([patches, self.model.model.vision_tower.state_token(states)], dim=1)  # B, image_tokens, d
+        return {"image": BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=self.model.model.multi_modal_projector(tokens))}
+
+    def encode(self, pixels: Tensor, states: Tensor | None) -> dict[str, BaseModelOutputWithPooling]:
+        """`image_features` from pixel values (B, 3, H, W)."""
+        return self.image_features(self.model.model.vision_tower(pixel_values=pixels).last_hidden_state, states)
 
     def pixel_values(self, images: Array) -> Tensor:
         """uint8 (B, H, W, 3) -> float32 (B, 3, height, width) in [-1, 1], area-resampled when the size differs."""
@@ -90,7 +130,7 @@ def build(config: CompactConfig, tokenizer: PreTrainedTokenizerFast, bins: Unifo
         query_pre_attn_scalar=config.hidden // config.heads, max_position_embeddings=1024, initializer_range=config.hidden**-0.5,
         pad_token_id=token_id(tokenizer, PAD), eos_token_id=token_id(tokenizer, EOS), bos_token_id=None, tie_word_embeddings=False,
     )  # fmt: skip
-    vision = ConvTowerConfig(config.height, config.width, config.channels, config.hidden, config.hidden)
+    vision = ConvTowerConfig(config.height, config.width, config.channels, config.hidden, config.hidden, FEATURES if config.proprioception else 0)
     full = PaliGemmaConfig(
         vision_config=vision, text_config=text, image_token_index=token_id(tokenizer, IMAGE), projection_dim=config.hidden,
         hidden_size=config.hidden, tie_word_embeddings=False,
@@ -107,7 +147,8 @@ def save(vla: CompactVLA, path: str | Path, dtype: torch.dtype = torch.float32) 
     with replacing(path) as part:
         part.mkdir(parents=True)
         hub_logging.disable_progress_bar()
-        state = {name: tensor.detach().to(dtype) for name, tensor in vla.model.state_dict().items()}
+        exact = ("state_mean", "state_scale")  # in metres: bfloat16 would shift them by half a millimetre
+        state = {name: x.detach() if name.endswith(exact) else x.detach().to(dtype) for name, x in vla.model.state_dict().items()}
         vla.model.save_pretrained(part, state_dict=state)
         vla.tokenizer.save_pretrained(part)
         write_json(part / STATISTICS, {"format": FORMAT, "action_tokens": vla.bins.to_dict(), "provenance": vla.provenance})

@@ -39,6 +39,8 @@ class Policy(Protocol):
         conventions: `refinevla_kit.conventions.Conventions`, what its numbers mean; compared with the task's before an evaluation.
         round_trip(actions): processed actions, float (N, 7), encoded as the policy's tokens (or otherwise) and decoded again, float32 (N, 7): what is
             left of a demonstration when the policy repeats it without an error. For `evaluation.preflight`.
+        needs_proprioception: True when `act(image, proprioception)` and `act_batch(images, instructions, proprioception)` have to be given the
+            robot's own state too: `Observation.proprioception`, float32 (15,) a picture.
         action_range: (lowest, highest) action the encoding can say, float (7,) each.
     """
 

@@ -4,11 +4,13 @@ The protocol is openpi's (Physical-Intelligence/openpi, `openpi_client`), so its
 one binary frame a message, msgpack inside. An array is a map {b"__ndarray__": true, b"data": bytes, b"dtype": "<f4", b"shape": [7]}, a NumPy scalar
 {b"__npgeneric__": true, b"data": number, b"dtype": "<f4"}; only numbers are taken, nothing is ever unpickled.
     server: a map of metadata, when a client has connected
-    client: an observation, {"observation/image": uint8 (H, W, 3), "prompt": the instruction}; `RemotePolicy(observation=...)` makes another
+    client: an observation, {"observation/image": uint8 (H, W, 3), "prompt": the instruction}, and "observation/state" (`Observation.proprioception`)
+        where the server asks for it; `RemotePolicy(observation=...)` makes another
     server: a map with "actions", (n, 7), the next n actions. If the policy failed, a *text* frame with the traceback, and it closes
 Replies come in the order of the observations. What this kit adds, and openpi's clients and servers pass over:
     metadata: "name", "checkpoint_hash", "conventions" (a map, see `Conventions`), "stateless" (each answer depends on its observation alone), "reset"
-        (true: the client begins an episode with {"reset": true, "prompt": the instruction}, which is answered by an empty map)
+        (true: the client begins an episode with {"reset": true, "prompt": the instruction}, which is answered by an empty map),
+        "needs_proprioception" (true: it wants "observation/state")
     replies: "normalised", "tokens", "log_probability", "rationale", "terminate", as in `Action`
 This module needs numpy, websockets (15 or newer) and msgpack only, and Python 3.10, so that the policy's environment can be its own.
 """
@@ -99,7 +101,7 @@ class RemotePolicy:
             `timeout`, failed, or answered with something else than actions of 7 finite numbers. All name the server.
     """
 
-    act_batch: Callable[[Array, Sequence[str]], list[Action]]
+    act_batch: Callable[..., list[Action]]
 
     def __init__(
         self,
@@ -119,6 +121,7 @@ class RemotePolicy:
         self.metadata: dict[str, Any] = {}
         self._connect()
         said = self.metadata
+        self.needs_proprioception = bool(said.get("needs_proprioception", False))
         if not (name or said.get("name")):
             raise KitError(f"the policy server at {url} says no name", "give one: RemotePolicy(url, name=...); records carry it")
         self.name = name or str(said["name"])
@@ -136,15 +139,20 @@ class RemotePolicy:
         if self.metadata.get("reset"):
             list(self._answers([{"reset": True, "prompt": instruction}]))
 
-    def act(self, image: Array) -> Action:
+    def act(self, image: Array, proprioception: Array | None = None) -> Action:
         """See `Policy.act`."""
         if not self._chunk:
-            (answer,) = self._answers([self._observation(image, self._instruction)])
+            (answer,) = self._answers([self._message(image, self._instruction, proprioception)])
             self._chunk.extend(self._actions(answer)[: self._execute])
         return self._chunk.popleft()
 
-    def _act_batch(self, images: Array, instructions: Sequence[str]) -> list[Action]:
-        messages = (self._observation(image, instruction) for image, instruction in zip(images, instructions, strict=True))
+    def _message(self, image: Array, instruction: str, proprioception: Array | None) -> dict[str, Any]:
+        state = {} if proprioception is None else {"observation/state": np.asarray(proprioception, np.float32)}
+        return {**state, **self._observation(image, instruction)}
+
+    def _act_batch(self, images: Array, instructions: Sequence[str], proprioception: Array | None = None) -> list[Action]:
+        states = [None] * len(images) if proprioception is None else proprioception
+        messages = (self._message(*each) for each in zip(images, instructions, states, strict=True))
         answers = list(self._answers(messages))  # all of them before one can be refused, so that none is left for the next question
         return [self._actions(answer)[0] for answer in answers]
 
@@ -265,11 +273,12 @@ class _Session:
     def __init__(self, policy: Any) -> None:
         self._policy, self._turn = policy, threading.Lock()
         self._instruction: str | None = None
-        self._stateless = hasattr(policy, "act_batch")
+        self._stateless, self._wants_state = hasattr(policy, "act_batch"), bool(getattr(policy, "needs_proprioception", False))
         conventions = getattr(policy, "conventions", None)
         self._metadata = {
             "name": getattr(policy, "name", type(policy).__name__), "checkpoint_hash": getattr(policy, "checkpoint_hash", ""),
             "conventions": conventions.to_dict() if conventions else None, "stateless": self._stateless, "reset": True,
+            "needs_proprioception": self._wants_state,
         }  # fmt: skip
 
     def talk(self, client: ServerConnection) -> None:
@@ -295,11 +304,12 @@ class _Session:
 
     def _answer(self, message: Any) -> dict[str, Any]:
         instruction, begun = str(message["prompt"]), time.perf_counter()
+        state = [np.asarray(message["observation/state"], np.float32)] if self._wants_state and not message.get("reset") else []
         if self._stateless:
             if message.get("reset"):
                 return {}
             with self._turn:
-                (answer,) = self._policy.act_batch(np.asarray(message["observation/image"])[None], [instruction])
+                (answer,) = self._policy.act_batch(np.asarray(message["observation/image"])[None], [instruction], *(one[None] for one in state))
         else:
             if message.get("reset") or instruction != self._instruction:
                 self._instruction = instruction
@@ -307,7 +317,7 @@ class _Session:
                     self._policy.reset(instruction)
             if message.get("reset"):
                 return {}
-            answer = self._policy.act(message["observation/image"])
+            answer = self._policy.act(message["observation/image"], *state)
         reply: dict[str, Any] = {"actions": np.asarray(getattr(answer, "processed", answer), np.float32)[None]}
         reply |= {name: getattr(answer, name) for name in EXTRAS if hasattr(answer, name)}
         return reply | {"server_timing": {"infer_ms": 1e3 * (time.perf_counter() - begun)}}

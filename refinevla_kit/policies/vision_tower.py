@@ -16,16 +16,18 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 
 class ConvTowerConfig(PreTrainedConfig):
-    """height, width: picture size in pixels (multiples of patch_size = 20); hidden_size: token width; channels: of the first stage."""
+    """height, width: picture size in pixels (multiples of patch_size = 20); hidden_size: token width; channels: of the first stage;
+    state_size: numbers of the robot's own state, which become one more token (0: none)."""
 
     model_type = "refinevla_conv_tower"
 
     def __init__(
-        self, height: int = 120, width: int = 160, channels: int = 48, hidden_size: int = 192, projection_dim: int = 192, **kwargs: Any
-    ) -> None:
+        self, height: int = 120, width: int = 160, channels: int = 48, hidden_size: int = 192, projection_dim: int = 192,
+        state_size: int = 0, **kwargs: Any,
+    ) -> None:  # fmt: skip
         super().__init__(**kwargs)
         self.height, self.width, self.channels, self.hidden_size, self.projection_dim = height, width, channels, hidden_size, projection_dim
-        self.patch_size, self.image_size = 20, width
+        self.patch_size, self.image_size, self.state_size = 20, width, state_size
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -45,6 +47,8 @@ class ConvTower(PreTrainedModel):
 
     config_class = ConvTowerConfig
     main_input_name = "pixel_values"
+    state_mean: Tensor
+    state_scale: Tensor
     base_model_prefix = "conv_tower"
 
     def __init__(self, config: ConvTowerConfig) -> None:
@@ -55,6 +59,10 @@ class ConvTower(PreTrainedModel):
         rows, columns = config.grid
         self.position = nn.Parameter(torch.zeros(rows * columns, d))
         self.norm = nn.LayerNorm(d)
+        if config.state_size:
+            self.state = nn.Sequential(nn.Linear(config.state_size, d), nn.GELU(), nn.Linear(d, d), nn.LayerNorm(d))
+            self.register_buffer("state_mean", torch.zeros(config.state_size))  # of the data it was trained on
+            self.register_buffer("state_scale", torch.ones(config.state_size))
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -71,6 +79,12 @@ class ConvTower(PreTrainedModel):
         x = self.stages(pixel_values)  # B, d, rows, columns
         tokens = self.norm((x + self.mix(x)).flatten(2).transpose(1, 2) + self.position)  # B, rows * columns, d
         return BaseModelOutputWithPooling(last_hidden_state=tokens)
+
+
+    def state_token(self, states: Tensor) -> Tensor:
+        """float (B, state_size) in their own units -> the token of the robot's own state (B, 1, hidden_size)."""
+        token: Tensor = self.state((states - self.state_mean) / self.state_scale)
+        return token[:, None]
 
 
 AutoConfig.register(ConvTowerConfig.model_type, ConvTowerConfig)

@@ -69,7 +69,9 @@ class Observation:
 
     Attributes:
         image: uint8 (H, W, 3) RGB of the camera SIMPLER's policies see, background overlay applied.
-        proprioception: float32 (8,): tool position in the robot base frame (3, m), quaternion (4), finger opening (1, 0 closed to 1 open).
+        proprioception: float32 (15,), all in the robot base frame: measured tool position (3, m) and quaternion (4; w, x, y, z), finger opening (1, 0
+            closed to 1 open), then the commanded tool position (3) and quaternion (4): the pose the controller is steering to, which the arm trails
+            by a step or two. The WidowX's actions are added to the commanded one, so a picture alone does not tell what an action will do.
         instruction: the sentence that holds now. It may change within an episode (long-horizon tasks: the next sub-task has begun).
         state: privileged state, only when the simulator was made with `privileged=True`.
     """

@@ -116,12 +116,13 @@ class ManiSkillSimulator:
         image = self._take_picture()
         tool, base = self._links["ee_gripper_link"].pose, self._robot.pose
         opening = np.clip((self._robot.get_qpos()[0, -2:].mean().item() - CLOSED) / (OPEN - CLOSED), 0.0, 1.0)
+        commanded = self._env.agent.controller.controllers["arm"]._target_pose
         in_base = (base.inv() * tool).raw_pose[0].numpy()
-        proprioception = np.concatenate([in_base, [opening]]).astype(np.float32)
+        proprioception = np.concatenate([in_base, [opening], commanded.raw_pose[0].numpy()]).astype(np.float32)
         if not self.privileged:
             return Observation(image, proprioception, self.instruction)
-        target = base * self._env.agent.controller.controllers["arm"]._target_pose
-        source, onto, tcp, steered = (p.raw_pose[0].numpy().astype(np.float32) for p in (self._source.pose, self._target.pose, tool, target))
+        poses = (self._source.pose, self._target.pose, tool, base * commanded)
+        source, onto, tcp, steered = (pose.raw_pose[0].numpy().astype(np.float32) for pose in poses)
         now = (np.array(opening, np.float32), np.array(grasped), np.array(placed), np.array(0, np.int8))
         state = SceneState(source, onto, tcp, steered, *now)
         return Observation(image, proprioception, self.instruction, replace(state, phase=np.array(phase_of(self.task, state), np.int8)))

@@ -143,12 +143,13 @@ class SimplerEnvSimulator:
         self._segmentation = camera["Segmentation"][..., 1]  # of actors and links; [..., 0] is of meshes
         image = np.ascontiguousarray((np.clip(camera["Color"][..., :3], 0, 1) * 255).astype(np.uint8))
         opening = np.clip(1 - self._env.agent.get_gripper_closedness(), 0.0, 1.0)
-        proprioception = np.append(_vector(robot.pose.inv() * tool), opening).astype(np.float32)
+        commanded = self._env.agent.controller.controllers["arm"]._target_pose
+        proprioception = np.concatenate([_vector(robot.pose.inv() * tool), [opening], _vector(commanded)]).astype(np.float32)
         self.instruction = self._env.get_language_instruction()
         if not self.privileged:
             return Observation(image, proprioception, self.instruction)
-        steered = robot.pose * self._env.agent.controller.controllers["arm"]._target_pose
-        source, onto, tcp, target = (_vector(pose) for pose in (self._source.pose, self._env.episode_target_obj.pose, tool, steered))
+        poses = (self._source.pose, self._env.episode_target_obj.pose, tool, robot.pose * commanded)
+        source, onto, tcp, target = (_vector(pose) for pose in poses)
         now = (np.array(opening, np.float32), np.array(grasped), np.array(placed), np.array(0, np.int8))
         state = SceneState(source, onto, tcp, target, *now)
         return Observation(image, proprioception, self.instruction, replace(state, phase=np.array(phase_of(self.task, state), np.int8)))

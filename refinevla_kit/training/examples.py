@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +22,10 @@ class Examples:
     """N frames in memory.
 
     Attributes:
-        images: uint8 (N, H, W, 3). actions: float32 (N, 7), as recorded (units of `Simulator.step`). episodes: int64 (N,).
+        images: uint8 (N, H, W, 3). actions: float32 (N, 7), as recorded (units of `Simulator.step`); NaN where a frame is only spoken
+            about. episodes: int64 (N,).
         instructions, rationales: one text a frame; a rationale is "" where none was written, or none that is trained on.
+        proprioception: float32 (N, P), as recorded; None where nothing reads it.
         about: which rationales these are and how many were left out, one line.
     """
 
@@ -32,6 +35,7 @@ class Examples:
     instructions: tuple[str, ...]
     rationales: tuple[str, ...]
     about: str = ""
+    proprioception: Array | None = None
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -40,6 +44,18 @@ class Examples:
         """(training, validation) frame numbers, int64; every `every`-th episode is held out when there are that many."""
         held_out = self.episodes % every == every - 1
         return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def join(parts: Sequence[Examples]) -> Examples:
+    """All frames of several, episodes numbered on."""
+    offsets = np.cumsum([0, *(int(part.episodes.max()) + 1 for part in parts[:-1])])
+    own = [part.proprioception for part in parts if part.proprioception is not None]
+    return Examples(
+        np.concatenate([part.images for part in parts]), np.concatenate([part.actions for part in parts]),
+        np.concatenate([part.episodes + offset for part, offset in zip(parts, offsets, strict=True)]),
+        tuple(text for part in parts for text in part.instructions), tuple(text for part in parts for text in part.rationales),
+        "; ".join(part.about for part in parts if part.about), np.concatenate(own) if len(own) == len(parts) else None,
+    )  # fmt: skip
 
 
 def load_examples(dataset: str | Path, rationales: str | Path | None = None, elsewhere: str | Path | None = None) -> Examples:
@@ -61,7 +77,7 @@ def load_examples(dataset: str | Path, rationales: str | Path | None = None, els
     known = {item.index for item in source.episodes}
     if strange := {r.episode for r in stored} - known:
         raise KitError(f"{rationales} has rationales of episode {min(strange)}, {dataset} has none such", "annotate this dataset anew (notebook 01)")
-    images, actions, episodes, instructions, texts = [], [], [], [], []
+    images, actions, episodes, instructions, texts, own = [], [], [], [], [], []
     for item in source.episodes:
         action = source.actions(item.index)
         if action.shape[1] != 7:
@@ -69,11 +85,13 @@ def load_examples(dataset: str | Path, rationales: str | Path | None = None, els
             raise KitError(f"{dataset} has {action.shape[1]}-dimensional actions", remedy)
         images.append(source.images(item.index))
         actions.append(action)
+        own.append(source.proprioception(item.index))
         episodes.append(np.full(len(action), item.index))
         instructions += [item.instruction] * len(action)
         found = [lookup(stored, item.index, frame) for frame in range(len(action))]
         texts += [stored_one.rationale.text() if stored_one and stored_one.rationale else "" for stored_one in found]
-    return Examples(np.concatenate(images), np.concatenate(actions), np.concatenate(episodes), tuple(instructions), tuple(texts), about)
+    shown, acted, numbers = np.concatenate(images), np.concatenate(actions), np.concatenate(episodes)
+    return Examples(shown, acted, numbers, tuple(instructions), tuple(texts), about, np.concatenate(own))
 
 
 def find_rationales(dataset: str | Path, elsewhere: str | Path | None = None, reviews: bool = False) -> Path:

@@ -11,7 +11,7 @@ from refinevla_kit.policies.compact_vla import CompactVLA
 def freeze_lower(vla: CompactVLA, layers: int, tower: bool = True) -> dict[str, int]:
     """Freeze the lower `layers` language layers, and with them the projector and the input embeddings; `tower` freezes the vision tower.
 
-    With `layers=0` projector, embeddings and every language layer train.
+    With `layers=0` projector, embeddings and every language layer train, and what makes the robot's own state a token.
 
     Returns:
         {"trainable": parameters that train, "frozen": those that do not}.
@@ -29,6 +29,8 @@ def freeze_lower(vla: CompactVLA, layers: int, tower: bool = True) -> dict[str, 
         frozen += [model.multi_modal_projector, model.language_model.embed_tokens, *decoder[:layers]]
     for module in frozen:
         module.requires_grad_(False)
+    if not layers and vla.reads_state:
+        model.vision_tower.state.requires_grad_(True)
     counts = {True: 0, False: 0}
     for parameter in vla.model.parameters():
         counts[parameter.requires_grad] += parameter.numel()

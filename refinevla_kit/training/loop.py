@@ -19,7 +19,6 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.files import replacing, write_json
@@ -68,11 +67,13 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class Batch:
-    """What the model sees: pixel_values float32 (B, 3, H, W), or the frozen tower's tokens (B, P, d) instead, and the sequences over them."""
+    """What the model sees: pixel_values float32 (B, 3, H, W), or the frozen tower's patches (B, P, d) instead; states (B, 22) where the policy reads
+    the robot's own; and the sequences over them."""
 
     sequences: Sequences
     pixel_values: Tensor | None
     tokens: Tensor | None
+    states: Tensor | None
 
 
 @torch.no_grad()
@@ -86,26 +87,31 @@ def tower_tokens(vla: CompactVLA, images: Array, chunk: int = 64) -> Tensor:
 def make_batch(vla: CompactVLA, examples: Examples, rows: Array, config: TrainingConfig, tokens: Tensor | None = None) -> Batch:
     """Lay out the frames `rows` (int (B,)) as sequences on the model's device. `tokens`: of all examples, where the tower is frozen."""
     first = first_action_id(vla.tokenizer)
-    bins = vla.bins.encode(examples.actions[rows]) + first  # B, A
+    acts: Array = np.isfinite(examples.actions[rows]).all(axis=1)  # B; a frame that is only spoken about has no action
+    bins = vla.bins.encode(np.nan_to_num(examples.actions[rows])) + first  # B, A
     prefixes = [prefix_ids(vla.tokenizer, vla.image_tokens, examples.instructions[row]) for row in rows]
     texts = [examples.rationales[row] if config.lambda_reasoning > 0 else "" for row in rows]
-    answers = [answer_ids(vla.tokenizer, action.tolist(), text, config.order) for action, text in zip(bins, texts, strict=True)]
+    actions = [action.tolist() if acted else [] for action, acted in zip(bins, acts, strict=True)]
+    answers = [answer_ids(vla.tokenizer, action, text, config.order) for action, text in zip(actions, texts, strict=True)]
     sequences = pad_batch(prefixes, answers, token_id(vla.tokenizer, PAD))
     device = vla.model.device
     sequences = Sequences(*(getattr(sequences, field).to(device) for field in Sequences.__dataclass_fields__))
+    states = vla.states(None if examples.proprioception is None else examples.proprioception[rows])
     if tokens is not None:
-        return Batch(sequences, None, tokens[torch.from_numpy(rows)].to(device).float())
-    return Batch(sequences, vla.pixel_values(examples.images[rows]), None)
+        return Batch(sequences, None, tokens[torch.from_numpy(rows)].to(device).float(), states)
+    return Batch(sequences, vla.pixel_values(examples.images[rows]), None, states)
 
 
 def forward(model: Any, vla: CompactVLA, batch: Batch, config: TrainingConfig) -> Losses:
     """Run the model on a batch and take the objective. `model` is `vla.model`, or what accelerate made of it."""
-    sequences, features = batch.sequences, None
+    sequences = batch.sequences
     if batch.tokens is not None:
-        projected = vla.model.model.multi_modal_projector(batch.tokens)  # B, P, d
-        features = {"image": BaseModelOutputWithPooling(last_hidden_state=batch.tokens, pooler_output=projected)}
+        features = vla.image_features(batch.tokens, batch.states)
+    else:
+        assert batch.pixel_values is not None
+        features = vla.encode(batch.pixel_values, batch.states)
     logits = model(
-        input_ids=sequences.input_ids, pixel_values=batch.pixel_values, mm_encoder_outputs=features, attention_mask=sequences.attention_mask,
+        input_ids=sequences.input_ids, mm_encoder_outputs=features, attention_mask=sequences.attention_mask,
         token_type_ids=sequences.token_type_ids, logits_to_keep=sequences.input_ids.shape[1] - vla.image_tokens, use_cache=False,
     ).logits  # B, K, V  # fmt: skip
     return joint_loss(logits, sequences, config.lambda_reasoning, first_action_id(vla.tokenizer))

@@ -1,77 +1,169 @@
 """How the shipped base was made: see first, then act. A documented recipe with a seed, so that anyone can make it again.
 
-1. The vision tower learns where things are (grounding.py), from the simulator's own state.
-2. Tower frozen, the language model learns the demonstrator's actions (loop.py with the reasoning loss off). Rationales take no part, except that
-   their words are in the vocabulary: a base that had read them already would spoil the comparison it is made for.
+1. The vision tower learns where things are (grounding.py), from the simulator's own state, in pictures of every look: both asset packs, all variants.
+2. Tower frozen, the language model learns the demonstrator's actions and to point at a named thing with PaliGemma's `<loc>` tokens (loop.py).
+3. The policy drives, the demonstrator says what it would have done (driving.py), and the language model goes on with both.
+
+Rationales take no part, except that their words are in the vocabulary: a base that had read them already would spoil the comparison it is made for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from refinevla_kit.episodes import open_dataset
 from refinevla_kit.files import replacing, sha256
 from refinevla_kit.policies.action_tokens import UniformBins
-from refinevla_kit.policies.compact_vla import CompactConfig, CompactVLA, build, save
-from refinevla_kit.policies.vocabulary import train_vocabulary
+from refinevla_kit.policies.compact_vla import CompactConfig, CompactVLA, build, load, save
+from refinevla_kit.policies.robot_state import state_features
+from refinevla_kit.policies.vocabulary import LOCATIONS, train_vocabulary
 from refinevla_kit.tasks import WIDOWX_TASKS
-from refinevla_kit.training.examples import load_examples
-from refinevla_kit.training.grounding import ground_tower, load_places
+from refinevla_kit.training.examples import Examples, find_rationales, join, load_examples
+from refinevla_kit.training.grounding import THINGS, Places, ground_tower, load_places
 from refinevla_kit.training.loop import TrainingConfig, fine_tune
+
+STILL = 1e-3  # least scale of a state feature: roll and pitch hardly move, and noise must not be blown up
 
 
 @dataclass(frozen=True)
 class PretrainingConfig:
-    """grounding_steps: of 64 frames, tower alone. steps, batch_size, learning_rate: of the language model on actions. seed: of everything."""
+    """How a base is made.
 
-    grounding_steps: int = 2000
-    steps: int = 2500
+    Attributes:
+        grounding_steps: of 64 frames, tower alone; 0 leaves the tower as it was initialised (a control).
+        steps, batch_size, learning_rate: of the language model.
+        pointing: frames that are also asked for a thing's place, as a share of all.
+        seed: of everything.
+    """
+
+    grounding_steps: int = 3000
+    steps: int = 5000
     batch_size: int = 64
     learning_rate: float = 1e-3
+    pointing: float = 0.25
     seed: int = 0
 
 
 def pretrain(
-    dataset: str | Path, rationales: str | Path, work: str | Path, config: PretrainingConfig, model: CompactConfig | None = None
+    demonstrations: Sequence[str | Path],
+    work: str | Path,
+    config: PretrainingConfig,
+    scenery: Sequence[str | Path] = (),
+    model: CompactConfig | None = None,
 ) -> CompactVLA:
-    """Make a base from demonstrations with a simulator sidecar.
+    """Make a base (stages 1 and 2) from demonstrations with a simulator sidecar.
 
-    `rationales` give words to the vocabulary, nothing else. `work` keeps the resumable state of the second stage.
+    Args:
+        demonstrations: datasets to act like; rationales beside the first give words to the vocabulary, nothing else.
+        work: folder of the resumable state of the second stage.
+        scenery: further datasets, that only the tower sees.
     """
-    model = model or CompactConfig()
-    examples = load_examples(dataset, rationales)
-    tokenizer = train_vocabulary([*examples.instructions, *examples.rationales, *(task.instruction for task in WIDOWX_TASKS)])
+    model = model or CompactConfig(proprioception=True)
+    examples, places = _read(demonstrations)
+    vocabulary = load_examples(demonstrations[0], find_rationales(demonstrations[0])).rationales
+    tokenizer = train_vocabulary([*examples.instructions, *vocabulary, *(task.instruction for task in WIDOWX_TASKS), *map(question, THINGS)])
     vla = build(model, tokenizer, UniformBins.fit(examples.actions), config.seed)
-    grounding = ground_tower(vla, examples.images, load_places(dataset), config.grounding_steps, seed=config.seed)
-    training = TrainingConfig(
-        steps=config.steps, batch_size=config.batch_size, learning_rate=config.learning_rate, lambda_reasoning=0.0, freeze_layers=0,
-        validate_every=100, seed=config.seed,
-    )  # fmt: skip
-    history = fine_tune(vla, examples, training, work, "compact_base")
+    if examples.proprioception is not None and vla.reads_state:
+        features, tower = state_features(examples.proprioception), vla.model.model.vision_tower
+        tower.state_mean.copy_(torch.from_numpy(features.mean(0)))
+        tower.state_scale.copy_(torch.from_numpy(np.maximum(features.std(0), STILL)))
+    grounding: list[dict[str, float]] = []
+    if config.grounding_steps:
+        seen = [(load_examples(path).images, load_places(path)) for path in scenery]
+        images = np.concatenate([examples.images, *(images for images, _ in seen)])
+        grounding = ground_tower(vla, images, _joined([places, *(place for _, place in seen)]), config.grounding_steps, seed=config.seed)
+    history = _act_and_point(vla, examples, places, config, work)
     vla.provenance.update(
-        made_by="refinevla_kit.training.pretraining", frames=len(examples), episodes=len(set(examples.episodes.tolist())), model=asdict(model),
-        pretraining=asdict(config), data_sha256=sha256(Path(dataset) / "data"), grounding=grounding[-1], validation=history[-1],
-        torch=torch.__version__,
+        made_by="refinevla_kit.training.pretraining", model=asdict(model), pretraining=asdict(config), torch=torch.__version__,
+        demonstrations=_about(demonstrations), scenery=_about(scenery), grounding=grounding[-1] if grounding else None, validation=history[-1],
     )  # fmt: skip
     return vla
 
 
-def write_card(path: str | Path, vla: CompactVLA, records: Sequence[dict[str, Any]]) -> None:
-    """README.md beside a saved checkpoint: what it was made of, and how often it succeeds (rows: task, successes last and any, episodes)."""
-    origin = vla.provenance
-    rows = "".join(f"| {r['task']} | {r['last']}/{r['episodes']} | {r['any']}/{r['episodes']} |\n" for r in records)
+def improve(
+    base: str | Path, demonstrations: Sequence[str | Path], driven: Sequence[str | Path], work: str | Path, config: PretrainingConfig
+) -> CompactVLA:
+    """Go on with a base (stage 3): demonstrations and episodes that the base drove, labelled by the demonstrator."""
+    vla = load(base)
+    examples, places = _read([*demonstrations, *driven])
+    history = _act_and_point(vla, examples, places, config, work)
+    vla.provenance.update(improved=[*vla.provenance.get("improved", []), {**asdict(config), "driven": _about(driven)}], validation=history[-1])
+    return vla
+
+
+def question(thing: str) -> str:
+    """How the place of a thing is asked for."""
+    return f"point to the {thing}"
+
+
+def pointing(examples: Examples, places: Places, share: float, seed: int) -> Examples:
+    """Frames that ask for the place of one thing in view, answered as PaliGemma does: `<locY><locX>`, the picture divided into 1024."""
+    rng = np.random.default_rng(seed)
+    rows = np.sort(rng.permutation(np.flatnonzero(places.present.any(1)))[: round(share * len(examples))])
+    chosen = [int(rng.choice(np.flatnonzero(places.present[row]))) for row in rows]
+    where = (places.pixels[rows, chosen] * LOCATIONS).astype(int).clip(0, LOCATIONS - 1)  # n, 2: column, row
+    return replace(
+        examples, images=examples.images[rows], actions=np.full((len(rows), 7), np.nan, np.float32), episodes=examples.episodes[rows],
+        instructions=tuple(question(THINGS[thing]) for thing in chosen), rationales=tuple(f"<loc{y:04d}><loc{x:04d}>" for x, y in where),
+        proprioception=None if examples.proprioception is None else examples.proprioception[rows],
+    )  # fmt: skip
+
+
+def _act_and_point(vla: CompactVLA, examples: Examples, places: Places, config: PretrainingConfig, work: str | Path) -> list[dict[str, Any]]:
+    """Train the language model on both, an episode's frames on one side of the split to held-out ones."""
+    points = pointing(examples, places, config.pointing, config.seed)
+    both = replace(join([examples, points]), episodes=np.concatenate([examples.episodes, points.episodes]))
+    training = TrainingConfig(
+        steps=config.steps, batch_size=config.batch_size, learning_rate=config.learning_rate, lambda_reasoning=1.0 if len(points) else 0.0,
+        freeze_layers=0, validate_every=100, save_every=500, seed=config.seed,
+    )  # fmt: skip
+    return fine_tune(vla, both, training, work, "compact_base")
+
+
+def _read(paths: Sequence[str | Path]) -> tuple[Examples, Places]:
+    return join([load_examples(path) for path in paths]), _joined([load_places(path) for path in paths])
+
+
+def _joined(places: Sequence[Places]) -> Places:
+    return Places(*(np.concatenate([getattr(each, field) for each in places]) for field in Places.__dataclass_fields__))
+
+
+def _about(paths: Sequence[str | Path]) -> list[dict[str, Any]]:
+    """What model cards say of datasets."""
+    found = []
+    for path in paths:
+        lengths = [item.length for item in open_dataset(path).episodes]
+        found.append({"name": Path(path).name, "episodes": len(lengths), "frames": sum(lengths), "sha256": sha256(Path(path) / "data")})
+    return found
+
+
+def write_card(path: str | Path, provenance: Mapping[str, Any], records: Sequence[Mapping[str, Any]], notes: str = "") -> None:
+    """README.md beside a saved checkpoint: what it was made of, and how often it succeeds.
+
+    Args:
+        records: rows of assets, setting, task, successes at the last step and at any step, episodes. notes: time, machine, what was tried.
+    """
+    data = "".join(f"- {name}: {d['name']}, {d['episodes']} episodes, {d['frames']} frames\n" for name, d in _datasets(provenance))
+    rows = "".join(f"| {r['assets']} | {r['setting']} | {r['task']} | {r['last']}/{r['episodes']} | {r['any']}/{r['episodes']} |\n" for r in records)
     with replacing(Path(path) / "README.md") as part:
         part.write_text(
-            f"# Compact VLA, base\n\nMade by `{origin['made_by']}` from {origin['episodes']} demonstrations ({origin['frames']} frames) of the\n"
-            f"scripted demonstrator on the embedded assets; {origin['pretraining']}.\n\n"
-            "It has never been trained on a rationale. Official grid, embedded assets:\n\n"
-            f"| task | success at the last step | success at any step |\n| --- | --- | --- |\n{rows}",
+            f"# Compact VLA, base\n\nMade by `{provenance['made_by']}`: {provenance['pretraining']}.\n\n{data}\n{notes}\n\n"
+            "It has never been trained on a rationale. SimplerEnv's grid, 24 episodes a task:\n\n"
+            f"| assets | setting | task | success at the last step | success at any step |\n| --- | --- | --- | --- | --- |\n{rows}",
             encoding="utf-8",
         )
+
+
+def _datasets(provenance: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    rounds = [("driven by the policy, labelled by the demonstrator", each) for one in provenance.get("improved", []) for each in one["driven"]]
+    named = [(kind, each) for kind in ("demonstrations", "scenery") for each in provenance.get(kind, [])]
+    return named + rounds
 
 
 def save_base(vla: CompactVLA, path: str | Path) -> Path:

@@ -26,7 +26,7 @@ def make_episode(seed: int = 0, frames: int = 5, height: int = 32, width: int = 
     return Episode(
         images=images,
         actions=rng.normal(size=(frames, 7)).astype(np.float32),
-        proprioception=rng.normal(size=(frames, 8)).astype(np.float32),
+        proprioception=rng.normal(size=(frames, 15)).astype(np.float32),
         instruction=instruction,
         task="widowx_carrot_on_plate",
         success=bool(seed % 2),

@@ -33,7 +33,7 @@ def carrot() -> Iterator[Simulator]:
 def test_an_observation_is_what_the_contract_says(carrot: Simulator) -> None:
     seen = carrot.reset(0)
     assert seen.image.shape == (120, 160, 3) and seen.image.dtype == np.uint8
-    assert seen.proprioception.shape == (8,) and seen.proprioception.dtype == np.float32
+    assert seen.proprioception.shape == (15,) and seen.proprioception.dtype == np.float32
     assert seen.proprioception[7] == pytest.approx(1.0, abs=0.05)  # the gripper starts open
     assert seen.state is not None and np.linalg.norm(seen.state.tcp_target - seen.state.tcp) < 0.01
 

@@ -106,7 +106,7 @@ def check(simulator: Simulator, seen: Observation, names: set[str]) -> dict[str,
     """An observation is as the contract says and its masks cover it once; returns the masks."""
     masks = simulator.masks()
     assert seen.image.dtype == np.uint8 and seen.image.std() > 20
-    assert seen.proprioception.shape == (8,) and seen.proprioception.dtype == np.float32 and np.isfinite(seen.proprioception).all()
+    assert seen.proprioception.shape == (15,) and seen.proprioception.dtype == np.float32 and np.isfinite(seen.proprioception).all()
     assert names <= masks.keys() and {"gripper", "arm", "background"} <= masks.keys()
     assert all(mask.shape == seen.image.shape[:2] and mask.dtype == bool for mask in masks.values())
     assert (sum(mask.astype(int) for mask in masks.values()) == 1).all()

@@ -52,7 +52,7 @@ def dataset(frames: list[Frames], tmp_path):
 
     with DatasetWriter(tmp_path / "played", fps=5, robot_type="widowx") as writer:
         for one in frames:
-            proprioception = np.zeros((len(one.actions), 8), np.float32)
+            proprioception = np.zeros((len(one.actions), 15), np.float32)
             proprioception[:, 7] = [state.opening for state in one.states]
             writer.add(Episode(one.images, one.actions, proprioception, one.task.instruction, one.task.name, True,
                                states=one.states, masks=one.masks))
