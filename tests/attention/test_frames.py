@@ -23,7 +23,7 @@ def episode(frames: int = 7) -> Episode:
     pose = np.zeros(7, np.float32)
     states = [SceneState(pose, pose, pose, pose, np.float32(1), np.bool_(False), np.bool_(False), np.int8(t)) for t in range(frames)]
     grey = np.full((frames, 32, 48, 3), 128, np.uint8)
-    numbers = np.zeros((frames, 7), np.float32), np.zeros((frames, 8), np.float32)
+    numbers = np.zeros((frames, 7), np.float32), np.zeros((frames, 15), np.float32)
     return Episode(grey, *numbers, "put carrot on plate", TASK, True, 0, "random", states, masks)
 
 

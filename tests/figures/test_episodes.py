@@ -26,7 +26,7 @@ def dataset(tmp_path):
     masks = {"carrot": np.zeros((8, 32, 48), bool)}
     masks["carrot"][:, 8:20, 4:16] = True
     with DatasetWriter(tmp_path / "eight", fps=5, robot_type="widowx") as writer:
-        writer.add(Episode(images, np.zeros((8, 7), np.float32), np.zeros((8, 8), np.float32), "put carrot on plate", masks=masks))
+        writer.add(Episode(images, np.zeros((8, 7), np.float32), np.zeros((8, 15), np.float32), "put carrot on plate", masks=masks))
     return open_dataset(tmp_path / "eight")
 
 

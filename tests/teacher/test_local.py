@@ -183,7 +183,7 @@ def test_its_refusals_are_counted_like_any_other(random_model: Path, question: s
     with DatasetWriter(tmp_path / "two", fps=5, robot_type="widowx") as writer:
         for length in (4, 3):
             images = np.zeros((length, 32, 48, 3), np.uint8)
-            writer.add(Episode(images, np.zeros((length, 7), np.float32), np.zeros((length, 8), np.float32), "put carrot on plate"))
+            writer.add(Episode(images, np.zeros((length, 7), np.float32), np.zeros((length, 15), np.float32), "put carrot on plate"))
     dataset = open_dataset(tmp_path / "two")
     teacher = LocalTeacher(str(random_model), prompt=question, max_new_tokens=250)
     stored = load_rationales(annotate_dataset(dataset, teacher, "trajectory", 2, progress=False, confirm=True))

@@ -128,7 +128,7 @@ def test_training_reads_what_was_reviewed(tmp_path: Path) -> None:
     dataset = tmp_path / "mine"
     with DatasetWriter(dataset, fps=5, robot_type="widowx") as writer:
         images = np.random.default_rng(0).integers(0, 255, (10, 32, 48, 3), dtype=np.uint8)
-        writer.add(Episode(images, np.zeros((10, 7), np.float32), np.zeros((10, 8), np.float32), "put carrot on plate"))
+        writer.add(Episode(images, np.zeros((10, 7), np.float32), np.zeros((10, 15), np.float32), "put carrot on plate"))
     table = dataset / "rationales/oracle-segment.parquet"
     table.parent.mkdir()
     plain = {name: "" for name in SCHEMA.names if SCHEMA.field(name).type == pa.string()} | {"refusal_kind": None, "dataset_hash": "0" * 16}
