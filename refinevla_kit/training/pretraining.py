@@ -64,7 +64,7 @@ def pretrain(
         work: folder of the resumable state of the second stage.
         scenery: further datasets, that only the tower sees.
     """
-    model = model or CompactConfig(proprioception=True)
+    model = model or CompactConfig(layers=5, proprioception=True)
     examples, places = _read(demonstrations)
     vocabulary = load_examples(demonstrations[0], find_rationales(demonstrations[0])).rationales
     tokenizer = train_vocabulary([*examples.instructions, *vocabulary, *(task.instruction for task in WIDOWX_TASKS), *map(question, THINGS)])
