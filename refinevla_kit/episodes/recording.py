@@ -46,9 +46,9 @@ class Job:
     height: int
     random_moves: int
     keep_failures: bool
-    setting: str
-    variant: str
-    drive: Drive | None
+    setting: str = VISUAL_MATCHING
+    variant: str = BASE
+    drive: Drive | None = None
 
 
 @dataclass(frozen=True)

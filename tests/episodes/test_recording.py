@@ -54,6 +54,31 @@ def test_proprioception_is_the_tool_seen_from_the_robots_base(recorded):
     np.testing.assert_allclose(np.diff(in_base[:, :3], axis=0), np.diff(tool[:, :3], axis=0) * [-1, -1, 1], atol=1e-4)
 
 
+def test_the_commanded_pose_runs_ahead_of_the_arm_and_is_what_actions_are_added_to(recorded):
+    dataset, _ = recorded
+    state, actions = dataset.proprioception(0), dataset.actions(0)
+    commanded = state[:, 8:11]
+    np.testing.assert_allclose(np.diff(commanded, axis=0), actions[:-1, :3], atol=1e-5)
+    assert np.abs(commanded - state[:, :3]).max() > 0.01
+
+
+class Upwards:
+    """Drives the gripper up, whatever it sees."""
+
+    def __call__(self, observation, task):
+        assert observation.proprioception.shape == (15,) and task.name == CARROT
+        return np.array([0, 0, 0.02, 0, 0, 0, 1], np.float32)
+
+
+def test_what_is_driven_by_another_is_labelled_by_the_demonstrator(tmp_path):
+    summary = record(tmp_path / "driven", [CARROT], 1, seed=7, width=64, height=48, progress=False, drive=Upwards())
+    dataset = open_dataset(tmp_path / "driven")
+    (info,) = dataset.episodes
+    assert (summary["episodes"], summary["successes"], info.success, info.length) == (1, 0, False, 60), "kept though it failed"
+    heights = dataset.proprioception(0)[:, 2]
+    assert heights[12] - heights[0] > 0.15 and (dataset.actions(0)[12:, 2] < -0.01).all(), "the gripper rises, the label says down"
+
+
 def test_pictures_and_masks_belong_together(recorded):
     """The carrot's own pixels are more orange than the rest of the picture."""
     dataset, _ = recorded

@@ -155,6 +155,31 @@ def test_a_worker_that_cannot_even_begin_ends_the_run_with_the_way_to_see_why(tm
     assert done.returncode and "failed before its first step" in done.stderr and "__name__ == '__main__'" in done.stderr
 
 
+@pytest.mark.slow
+def test_a_policy_that_asks_for_the_robots_own_state_gets_it(tmp_path: Path) -> None:
+    class Descender(RandomPolicy):
+        name, needs_proprioception = "descender", True
+
+        def act_batch(self, images: Array, instructions: Sequence[str], proprioception: Array | None = None) -> list[Array]:
+            assert proprioception is not None and proprioception.shape == (len(images), 15)
+            down = np.clip(0.10 - proprioception[:, 10], -0.03, 0.03)  # to a commanded height of 10 cm above the robot's base
+            heights.append(float(proprioception[0, 10]))
+            return [np.array([0, 0, z, 0, 0, 0, 1], np.float32) for z in down]
+
+    heights: list[float] = []
+    evaluate(Descender(), [CARROT], episodes=1, workers=0, output=tmp_path / "batched", **SMALL)
+    assert heights[-1] == pytest.approx(0.10, abs=1e-3) and heights[0] > 0.11
+
+    class Single:
+        name, checkpoint_hash, needs_proprioception = "single", "", True
+
+        def act(self, image: Array, proprioception: Array) -> Array:
+            assert image.shape == (36, 48, 3) and proprioception.shape == (15,)
+            return np.array([0, 0, 0, 0, 0, 0, 1], np.float32)
+
+    evaluate(Single(), [CARROT], episodes=1, workers=0, output=tmp_path / "single", **SMALL)
+
+
 def test_a_policy_that_returns_nonsense_is_named_with_its_episode_and_step(tmp_path: Path) -> None:
     class Nonsense(RandomPolicy):
         answer: Array = np.full(7, np.nan)

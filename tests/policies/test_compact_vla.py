@@ -1,6 +1,7 @@
 """The compact VLA: saved and read back it is the same policy; cached decoding says what the full forward says."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,25 @@ def test_it_acts_and_explains_in_both_orders(vla: CompactVLA, order: str) -> Non
     action = policy.act_batch(IMAGES[:2], [INSTRUCTION] * 2)[1]
     assert action.processed.shape == (7,) and (np.abs(action.normalised) <= 1).all()
     assert isinstance(policy.explain(IMAGES[0], INSTRUCTION), str)
+
+
+def test_a_policy_that_reads_its_own_state_acts_on_it_and_asks_for_it(vla: CompactVLA, tmp_path: Path) -> None:
+    sighted = build(replace(SMALL, proprioception=True), vla.tokenizer, vla.bins, seed=0)
+    assert (sighted.image_tokens, sighted.patches, vla.image_tokens) == (49, 48, 48)
+    sighted.model.model.vision_tower.state_mean.fill_(0.3001)
+    policy = load_policy(save(sighted, tmp_path / "checkpoint", torch.bfloat16))
+    assert torch.equal(policy.vla.model.model.vision_tower.state_mean, sighted.model.model.vision_tower.state_mean), "metres are not rounded"
+    poses = np.tile(np.array([0.3, 0, 0.1, 0.7, 0, 0.7, 0, 1, 0.3, 0, 0.1, 0.7, 0, 0.7, 0], np.float32), (2, 1))
+    poses[1, 8] += 0.03  # the same arm, sent on by three centimetres
+    assert policy.needs_proprioception and not CompactPolicy(vla, "p").needs_proprioception
+    before, after = policy.act_batch(IMAGES[[0, 0]], [INSTRUCTION] * 2, poses)
+    assert not np.array_equal(before.log_probability, after.log_probability)
+    policy.reset(INSTRUCTION)
+    assert np.array_equal(policy.act(IMAGES[0], poses[1]).tokens, after.tokens)
+    with pytest.raises(KitError, match=r"reads the robot.s own state.*none was given"):
+        policy.act(IMAGES[0])
+    with pytest.raises(KitError, match=r"shape \(2, 8\).*reads 15 numbers"):
+        policy.act_batch(IMAGES[:2], [INSTRUCTION] * 2, poses[:, :8])
 
 
 def test_another_picture_size_is_resampled(vla: CompactVLA) -> None:

@@ -1,0 +1,69 @@
+"""Making a base: the whole recipe on a handful of real episodes, from recording to an improved checkpoint that drives."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from refinevla_kit.episodes import open_dataset
+from refinevla_kit.episodes.recording import record
+from refinevla_kit.policies.compact_policy import load_policy
+from refinevla_kit.policies.compact_vla import CompactConfig, load
+from refinevla_kit.tasks import VARIANT_AGGREGATION
+from refinevla_kit.teacher import OracleTeacher, annotate_dataset
+from refinevla_kit.training.driving import PolicyDrive
+from refinevla_kit.training.examples import load_examples
+from refinevla_kit.training.grounding import THINGS, load_places
+from refinevla_kit.training.pretraining import PretrainingConfig, improve, pointing, pretrain, question, save_base, write_card
+
+CARROT = "widowx_carrot_on_plate"
+SMALL = CompactConfig(layers=2, hidden=64, heads=2, feedforward=64, channels=16, proprioception=True)
+CONFIG = PretrainingConfig(grounding_steps=2, steps=3, batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pretraining") / "demonstrations"
+    record(path, [CARROT], 1, seed=3, progress=False, random_moves=1)
+    annotate_dataset(path, OracleTeacher(), progress=False)
+    return path
+
+
+def test_a_frame_that_asks_for_a_place_is_answered_with_it(dataset: Path) -> None:
+    examples, places = load_examples(dataset), load_places(dataset)
+    asked = pointing(examples, places, 0.5, seed=0)
+    assert len(asked) == round(len(examples) / 2) and np.isnan(asked.actions).all()
+    place = {question(name): where for name, where in zip(THINGS, places.pixels[0], strict=True)}["point to the plate"]
+    for instruction, answer in zip(asked.instructions, asked.rationales, strict=True):
+        if instruction == "point to the plate":  # which does not move
+            row, column = (int(number[:4]) / 1024 for number in answer.split("<loc")[1:])
+            np.testing.assert_allclose([column, row], place, atol=2e-3)
+
+
+@pytest.mark.slow
+def test_a_base_is_made_drives_and_goes_on_with_what_it_drove(dataset: Path, tmp_path: Path) -> None:
+    scenery = tmp_path / "scenery"
+    record(scenery, [CARROT], 1, seed=4, progress=False, setting=VARIANT_AGGREGATION, variants=["table_1"])
+    torch.set_num_threads(1)
+    vla = pretrain([dataset], tmp_path / "work", CONFIG, [scenery], SMALL)
+    assert [row["episodes"] for row in vla.provenance["demonstrations"] + vla.provenance["scenery"]] == [1, 1]
+    tower = vla.model.model.vision_tower
+    assert (tower.state_scale > 0).all() and not (tower.state_mean == 0).all()
+    base = save_base(vla, tmp_path / "base")
+    driven = tmp_path / "driven"
+    summary = record(driven, [CARROT], 1, seed=5, progress=False, drive=PolicyDrive(base))
+    assert summary["failures"] <= 1 and open_dataset(driven).episodes[0].length == 60, "a policy of three steps of training does not succeed"
+    before = {name: tensor.clone() for name, tensor in load(base).model.state_dict().items()}
+    better = improve(base, [dataset], [driven], tmp_path / "more", replace(CONFIG, learning_rate=1e-4))
+    assert better.provenance["improved"][0]["driven"][0]["frames"] == 60
+    moved = {name for name, tensor in better.model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert any("language_model.layers.0" in name for name in moved) and not any("vision_tower.stages" in name for name in moved)
+    policy = load_policy(save_base(better, tmp_path / "better"))
+    frame = load_examples(driven)
+    assert policy.act_batch(frame.images[:1], frame.instructions[:1], frame.proprioception[:1])[0].processed.shape == (7,)
+    row = {"assets": "embedded", "setting": "visual matching", "task": CARROT, "last": 0, "any": 1, "episodes": 24}
+    write_card(tmp_path / "better", better.provenance, [row], "Made in seconds.")
+    card = (tmp_path / "better/README.md").read_text()
+    assert "| 0/24 | 1/24 |" in card and "- scenery: scenery, 1 episodes" in card and "- driven by the policy" in card
