@@ -160,7 +160,9 @@ class _Decoder:
             out = self._model.model.language_model(
                 input_ids=token, position_ids=place, attention_mask=self._no_mask, past_key_values=self._cache, use_cache=True
             )  # fmt: skip
-        logits = torch.nn.functional.linear(out.last_hidden_state[:, -1], self._model.lm_head.weight[words])
+        newest, head = out.last_hidden_state[:, -1], self._model.lm_head  # B, d
+        plain = type(head) is torch.nn.Linear  # an adapter around the head has to be run as a whole
+        logits = torch.nn.functional.linear(newest, head.weight[words]) if plain else head(newest)[:, words]
         return logits if self._cap is None else self._cap * torch.tanh(logits / self._cap)
 
 

@@ -103,7 +103,7 @@ def test_statistics_of_another_scheme_or_without_cells_are_refused() -> None:
 
 
 def test_a_word_of_another_place_is_an_error() -> None:
-    with pytest.raises(KitError, match="place 1 is outside 4096..8191"):
+    with pytest.raises(KitError, match=r"place 1 is outside 4096\.\.8191"):
         GRIDS["moving"].decode(np.array([5, 5, 8193]))
 
 
