@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from refinevla_kit.episodes.contract import ACTION_NAMES
 from refinevla_kit.errors import KitError
 from refinevla_kit.policies.compact_policy import CompactPolicy
 from refinevla_kit.policies.contract import Action, Array
@@ -36,7 +35,7 @@ class Capture:
         others: float32 (layers, heads, A, T), attention to each further token; 0 for tokens that come later.
         labels: the T tokens: words of the instruction, the action marker, earlier action tokens, `OWN_STATE` where the policy reads proprioception.
         words: how many of them, counted from the first, are the instruction's.
-        dimensions: name of each of the A action dimensions.
+        dimensions: name of what each of the A action tokens says: a dimension, or "translation", "rotation", "gripper".
         grid: rows and columns of patches.
         action: what the policy did (or was given).
         policy, checkpoint_hash: who acted.
@@ -106,8 +105,8 @@ def capture(
     vla = policy.vla
     own = None if proprioception is None else np.asarray(proprioception)[None]
     action = policy.act_batch(np.asarray(image)[None], [instruction], own)[0] if action is None else action
-    if len(action.tokens) != len(vla.bins.limits):
-        raise KitError(f"the action has {len(action.tokens)} tokens, the policy {len(vla.bins.limits)}", "give an action of this policy, or None")
+    if len(action.tokens) != len(vla.bins.ranges):
+        raise KitError(f"the action has {len(action.tokens)} tokens, the policy {len(vla.bins.ranges)}", "give an action of this policy, or None")
     prefix = prefix_ids(vla.tokenizer, vla.image_tokens, instruction)
     text = rationale if rationale is not None else action.rationale
     thought = vla.tokenizer.encode(text, add_special_tokens=False) if text else []
@@ -120,11 +119,10 @@ def capture(
     rows = attention_rows(policy, features, ids, types, range(first, len(ids)))
     image_tokens, patches = vla.image_tokens, vla.patches
     labels = tuple(str(vla.tokenizer.decode([token])).strip() or " " for token in ids[image_tokens:])
-    names = ACTION_NAMES if len(action.tokens) == len(ACTION_NAMES) else tuple(f"a{i + 1}" for i in range(len(action.tokens)))
     words_said = len(prefix) - image_tokens
     to_patches, to_others = rows[..., :patches], np.concatenate([rows[..., image_tokens:], rows[..., patches:image_tokens]], axis=-1)
     labels += (OWN_STATE,) * vla.reads_state
-    return Capture(to_patches, to_others, labels, words_said, names, vla.grid, action, policy.name, policy.checkpoint_hash)
+    return Capture(to_patches, to_others, labels, words_said, vla.bins.names, vla.grid, action, policy.name, policy.checkpoint_hash)
 
 
 def attention_rows(policy: CompactPolicy, features: dict[str, Any], ids: list[int], types: list[int], queries: range) -> Array:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from refinevla_kit.simulator.contract import ACTION_NAMES as ACTION_NAMES
 from refinevla_kit.simulator.contract import Array, SceneState
 
-ACTION_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")  # metres, radians, +1 open / -1 closed; `Simulator.step`
 _POSE = ("x", "y", "z", "qw", "qx", "qy", "qz")
 STATE_NAMES = (*_POSE, "gripper", *(f"commanded_{name}" for name in _POSE))  # `Observation.proprioception`
 CAMERA = "observation.images.image_0"  # the name the public Bridge conversion gives this view

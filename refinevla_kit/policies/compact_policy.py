@@ -1,4 +1,9 @@
-"""Acting with the compact VLA: greedy, key-value cached, batched, restricted to action tokens."""
+"""Acting with the compact VLA: greedy, key-value cached, batched, restricted at each place to the action words allowed there.
+
+The first step runs the whole sequence through PaliGemma, which merges the picture and makes the mask of both directions. A later step is one token
+over the cache and skips the wrapper: the token attends to everything before it, so there is no mask to make. Of the output head only the rows that
+may be said are multiplied.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +19,6 @@ from transformers import DynamicCache
 
 from refinevla_kit.conventions import WIDOWX, Conventions
 from refinevla_kit.errors import KitError
-from refinevla_kit.policies.action_tokens import BINS
 from refinevla_kit.policies.compact_vla import CompactVLA, checkpoint_hash, load
 from refinevla_kit.policies.contract import Action, Array
 from refinevla_kit.policies.sequence import ORDERS, prefix_ids
@@ -54,7 +58,7 @@ class CompactPolicy:
     @property
     def action_range(self) -> tuple[Array, Array]:
         """See `Policy`."""
-        limits = np.asarray(self.vla.bins.limits)
+        limits = np.asarray(self.vla.bins.limits)  # of a spherical grid: what it says without loss of direction or distance
         return -limits, limits
 
     def round_trip(self, actions: Array) -> Array:
@@ -99,18 +103,18 @@ class CompactPolicy:
         """One action a row."""
         text = self._text(decoder) if self.order == "rationale_first" else ""
         tokens, log_probability = (x.cpu().numpy() for x in self._action_tokens(decoder))
-        bins = tokens - self._first  # B, A
-        normalised, processed = self.vla.bins.decode_normalised(bins), self.vla.bins.decode(bins)
+        words = tokens - self._first  # B, T
+        normalised, processed = self.vla.bins.decode_normalised(words), self.vla.bins.decode(words)
         return [Action(processed[i], normalised[i], tokens[i], log_probability[i], text) for i in range(decoder.batch)]
 
     def _action_tokens(self, decoder: _Decoder) -> tuple[Tensor, Tensor]:
-        """Greedy action tokens (B, A) and their log-probabilities among action tokens (B, A)."""
+        """Greedy action tokens (B, T) and their log-probabilities among the words allowed at their places (B, T)."""
         token = self._column(decoder.batch, ACTION)
         tokens, scores = [], []
-        for _ in self.vla.bins.limits:
-            logits = decoder.feed(token)[:, self._first : self._first + BINS].float().log_softmax(-1)  # B, BINS
+        for low, high in self.vla.bins.ranges:
+            logits = decoder.feed(token, slice(self._first + low, self._first + high)).float().log_softmax(-1)  # B, high - low
             score, best = logits.max(-1)
-            token = (best + self._first)[:, None]
+            token = (best + self._first + low)[:, None]
             tokens.append(token[:, 0])
             scores.append(score)
         return torch.stack(tokens, 1), torch.stack(scores, 1)
@@ -137,19 +141,29 @@ class _Decoder:
 
     def __init__(self, vla: CompactVLA, pixels: Tensor, states: Tensor | None, prefix: Tensor) -> None:
         self._model, self._features, self._prefix = vla.model, vla.encode(pixels, states), prefix
-        self._cache = DynamicCache(config=vla.model.config.get_text_config())
+        text = vla.model.config.get_text_config()
+        self._cap, self._no_mask = text.final_logit_softcapping, dict.fromkeys(text.layer_types)  # no mask: the newest token sees all before it
+        self._cache = DynamicCache(config=text)
         self.batch = len(prefix)
 
-    def feed(self, token: Tensor) -> Tensor:
-        """Append `token` (B, 1); logits (B, V) of what follows."""
-        if self._cache.get_seq_length() == 0:
+    def feed(self, token: Tensor, words: slice = slice(None)) -> Tensor:
+        """Append `token` (B, 1); logits (B, V) of what follows, of the vocabulary's slice `words`."""
+        length = self._cache.get_seq_length()
+        if length == 0:
             ids = torch.cat([self._prefix, token], 1)
             types = torch.cat([torch.zeros_like(self._prefix), torch.ones_like(token)], 1)  # prefix in both directions, answer causal
-            inputs: dict[str, Any] = {"input_ids": ids, "mm_encoder_outputs": self._features, "token_type_ids": types}
+            out = self._model.model(
+                input_ids=ids, mm_encoder_outputs=self._features, token_type_ids=types, past_key_values=self._cache, use_cache=True
+            )  # fmt: skip
         else:
-            inputs = {"input_ids": token, "token_type_ids": torch.ones_like(token)}
-        out = self._model(**inputs, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
-        return out.logits[:, -1]
+            place = torch.full_like(token[:1], length + 1)  # 1, 1; PaliGemma counts places from 1
+            out = self._model.model.language_model(
+                input_ids=token, position_ids=place, attention_mask=self._no_mask, past_key_values=self._cache, use_cache=True
+            )  # fmt: skip
+        newest, head = out.last_hidden_state[:, -1], self._model.lm_head  # B, d
+        plain = type(head) is torch.nn.Linear  # an adapter around the head has to be run as a whole
+        logits = torch.nn.functional.linear(newest, head.weight[words]) if plain else head(newest)[:, words]
+        return logits if self._cap is None else self._cap * torch.tanh(logits / self._cap)
 
 
 def load_policy(path: str | Path, name: str | None = None, order: str | None = None) -> CompactPolicy:

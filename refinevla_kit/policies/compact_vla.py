@@ -22,11 +22,11 @@ from transformers.utils import logging as hub_logging
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.files import replacing, sha256, write_json
-from refinevla_kit.policies.action_tokens import UniformBins
+from refinevla_kit.policies.action_tokens import ActionTokens, read_action_tokens
 from refinevla_kit.policies.contract import Array
 from refinevla_kit.policies.robot_state import FEATURES, state_features
 from refinevla_kit.policies.vision_tower import ConvTowerConfig
-from refinevla_kit.policies.vocabulary import EOS, IMAGE, PAD, load_vocabulary, token_id
+from refinevla_kit.policies.vocabulary import EOS, IMAGE, PAD, check_action_words, load_vocabulary, token_id
 
 STATISTICS = "dataset_statistics.json"
 FORMAT = "refinevla-compact-1"
@@ -49,15 +49,16 @@ class CompactConfig:
 
 @dataclass(frozen=True)
 class CompactVLA:
-    """A policy's parts: the model, its tokenizer, its action bins, and where it came from.
+    """A policy's parts: the model, its tokenizer, how it writes actions, and where it came from.
 
     Attributes:
+        bins: its action tokens, `UniformBins` or `SphericalGrid`.
         provenance: what made it (data hash, steps, seed, base hash, ...); free form, saved with the checkpoint.
     """
 
     model: PaliGemmaForConditionalGeneration
     tokenizer: PreTrainedTokenizerFast
-    bins: UniformBins
+    bins: ActionTokens
     provenance: dict[str, Any]
 
     @property
@@ -122,8 +123,9 @@ class CompactVLA:
         return x / 127.5 - 1.0
 
 
-def build(config: CompactConfig, tokenizer: PreTrainedTokenizerFast, bins: UniformBins, seed: int) -> CompactVLA:
-    """A freshly initialised compact VLA; same seed, same weights."""
+def build(config: CompactConfig, tokenizer: PreTrainedTokenizerFast, bins: ActionTokens, seed: int) -> CompactVLA:
+    """A freshly initialised compact VLA; same seed, same weights. Raises `KitError` when the tokenizer lacks words of `bins`."""
+    check_action_words(tokenizer, bins.words)
     text = Gemma2Config(
         vocab_size=len(tokenizer), hidden_size=config.hidden, intermediate_size=config.feedforward, num_hidden_layers=config.layers,
         num_attention_heads=config.heads, num_key_value_heads=config.heads, head_dim=config.hidden // config.heads,
@@ -180,7 +182,9 @@ def load(path: str | Path) -> CompactVLA:
             f"the model in {directory} has {words} words, its tokenizer {len(tokenizer)}",
             "the files are of two checkpoints: copy the whole folder again",
         )
-    return CompactVLA(model.eval(), tokenizer, UniformBins.from_dict(statistics["action_tokens"]), statistics["provenance"])
+    bins = read_action_tokens(statistics["action_tokens"])
+    check_action_words(tokenizer, bins.words)
+    return CompactVLA(model.eval(), tokenizer, bins, statistics["provenance"])
 
 
 def checkpoint_hash(path: str | Path) -> str:

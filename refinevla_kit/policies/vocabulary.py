@@ -1,4 +1,4 @@
-"""The compact VLA's local tokenizer: byte-level BPE trained on the texts at hand, plus PaliGemma's `<loc>` tokens and one token an action bin.
+"""The compact VLA's local tokenizer: byte-level BPE trained on the texts at hand, plus PaliGemma's `<loc>` tokens and one token an action word.
 
 No download: the words come from the datasets the policy is trained on. Any other text still tokenizes (bytes), only into more pieces.
 """
@@ -16,12 +16,19 @@ from refinevla_kit.policies.action_tokens import BINS
 
 PAD, EOS, IMAGE, ACTION, RATIONALE = "<pad>", "<eos>", "<image>", "<action>", "<rationale>"
 LOCATIONS = 1024  # PaliGemma's: <locY><locX>, each the picture divided into 1024
-ACTION_TOKENS = tuple(f"<act{i:03d}>" for i in range(BINS))
 LOCATION_TOKENS = tuple(f"<loc{i:04d}>" for i in range(LOCATIONS))
 
 
-def train_vocabulary(texts: Iterable[str], words: int = 1024) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE of at most `words` pieces on `texts` and add the special, location and action tokens."""
+def action_tokens(words: int) -> tuple[str, ...]:
+    """`<act000>`, `<act001>`, ...: the tokens of so many action words, in order."""
+    return tuple(f"<act{i:03d}>" for i in range(words))
+
+
+ACTION_TOKENS = action_tokens(BINS)  # those of uniform bins; every vocabulary has at least these
+
+
+def train_vocabulary(texts: Iterable[str], words: int = 1024, action_words: int = BINS) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE of at most `words` pieces on `texts`; add special, location and `action_words` (`ActionTokens.words`) tokens."""
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     raw.decoder = decoders.ByteLevel()
@@ -31,7 +38,7 @@ def train_vocabulary(texts: Iterable[str], words: int = 1024) -> PreTrainedToken
     )
     raw.train_from_iterator(sorted(set(texts)), trainer)  # sorted: the merges must not depend on the order of the data
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, pad_token=PAD, eos_token=EOS, extra_special_tokens=[IMAGE, ACTION, RATIONALE])
-    tokenizer.add_tokens(list(LOCATION_TOKENS + ACTION_TOKENS), special_tokens=True)
+    tokenizer.add_tokens(list(LOCATION_TOKENS + action_tokens(max(action_words, BINS))), special_tokens=True)
     return tokenizer
 
 
@@ -52,5 +59,12 @@ def token_id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
 
 
 def first_action_id(tokenizer: PreTrainedTokenizerFast) -> int:
-    """Vocabulary id of bin 0; bin i has this id + i."""
+    """Vocabulary id of action word 0; word i has this id + i."""
     return token_id(tokenizer, ACTION_TOKENS[0])
+
+
+def check_action_words(tokenizer: PreTrainedTokenizerFast, words: int) -> None:
+    """Raise `KitError` unless the vocabulary has tokens for so many action words."""
+    if (last := action_tokens(words)[-1]) not in tokenizer.get_vocab():
+        what = f"the tokenizer has no {last}, and the action tokens have {words} words"
+        raise KitError(what, "train the vocabulary with action_words=tokens.words, or copy the whole checkpoint again")

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from refinevla_kit.tasks import Task
 
 Array = NDArray[Any]
+ACTION_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")  # metres, radians, +1 open / -1 closed; `Simulator.step`
 
 MASK_NAMES = ("gripper", "arm", "background")  # masks() has these beside the task's source, its target and other things by name
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.files import replacing, write_json
+from refinevla_kit.policies.action_tokens import check_actions
 from refinevla_kit.policies.compact_vla import CompactVLA
 from refinevla_kit.policies.contract import Array
 from refinevla_kit.policies.sequence import Sequences, answer_ids, pad_batch, prefix_ids
@@ -114,7 +115,7 @@ def forward(model: Any, vla: CompactVLA, batch: Batch, config: TrainingConfig) -
         input_ids=sequences.input_ids, mm_encoder_outputs=features, attention_mask=sequences.attention_mask,
         token_type_ids=sequences.token_type_ids, logits_to_keep=sequences.input_ids.shape[1] - vla.image_tokens, use_cache=False,
     ).logits  # B, K, V  # fmt: skip
-    return joint_loss(logits, sequences, config.lambda_reasoning, first_action_id(vla.tokenizer))
+    return joint_loss(logits, sequences, config.lambda_reasoning, first_action_id(vla.tokenizer), vla.bins)
 
 
 def fine_tune(
@@ -131,11 +132,13 @@ def fine_tune(
         The history: one row a step ({"step", "split": "train", "policy", losses, "seconds"}) and one an evaluation ("validation").
 
     Raises:
-        KitError: no examples, rationales missing though the reasoning loss is asked for, a state of another configuration, a loss that is no number.
+        KitError: no examples, actions outside the checkpoint's tokens, rationales missing though the reasoning loss is asked for, a state of another
+            configuration, a loss that is no number.
     """
     from tqdm.auto import tqdm
 
     _check(examples, config)
+    check_actions(vla.bins, examples.actions)
     accelerator = Accelerator(mixed_precision="bf16" if config.precision == "bf16" else "no", cpu=not torch.cuda.is_available())
     counts = freeze_lower(vla, config.freeze_layers, config.freeze_tower)
     vla.model.to(accelerator.device)

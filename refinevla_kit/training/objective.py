@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from refinevla_kit.policies.action_tokens import BINS
+from refinevla_kit.policies.action_tokens import ActionTokens
 from refinevla_kit.policies.sequence import ACTION_KIND, RATIONALE_KIND, Sequences
 
 
@@ -21,7 +22,8 @@ class Losses:
 
     Attributes:
         action_accuracy: share of action tokens whose most likely token is the right one.
-        action_l1: mean distance between the most likely and the right bin's centre, in the normalised range [-1, 1].
+        action_l1: mean distance between the action of the most likely words allowed at each place and that of the right ones, over dimensions, in
+            multiples of `ActionTokens.limits`.
         rationale_tokens: how many there were.
     """
 
@@ -40,14 +42,14 @@ class Losses:
         return {name: float(value.detach()) for name, value in values.items()}
 
 
-def joint_loss(logits: Tensor, sequences: Sequences, lambda_reasoning: float, first_action: int) -> Losses:
+def joint_loss(logits: Tensor, sequences: Sequences, lambda_reasoning: float, first_action: int, bins: ActionTokens) -> Losses:
     """The objective on one batch.
 
     Args:
         logits: (B, K, V): of the last K places of the sequences (the image places before them predict nothing).
         sequences: as `pad_batch` gives them, (B, N) with N >= K.
         lambda_reasoning: weight of the rationale tokens' loss; 0 trains on actions alone.
-        first_action: vocabulary id of action bin 0.
+        first_action: vocabulary id of action word 0. bins: the policy's action tokens.
     """
     keep = logits.shape[1]
     predicted = logits[:, :-1].float()  # B, K-1, V: place t predicts token t + 1; float, because bf16 sums of a thousand exponentials are too coarse
@@ -57,10 +59,19 @@ def joint_loss(logits: Tensor, sequences: Sequences, lambda_reasoning: float, fi
     action = _mean_loss(action_logits, action_target)
     reasoning = _mean_loss(predicted[is_rationale], target[is_rationale])
     with torch.no_grad():
-        best = action_logits[:, first_action : first_action + BINS].argmax(-1)  # A
         accuracy = (action_logits.argmax(-1) == action_target).float().mean()
-        l1 = (best - (action_target - first_action)).abs().float().mean() * (2.0 / BINS)
+        l1 = _distance(action_logits, action_target, first_action, bins)
     return Losses(action + lambda_reasoning * reasoning, action, reasoning, accuracy, l1, int(is_rationale.sum()))
+
+
+def _distance(logits: Tensor, target: Tensor, first_action: int, bins: ActionTokens) -> Tensor:
+    """Mean |decoded best - decoded right| of logits (A, V) and targets (A,): the T words of an action stand in a row, so A is a multiple of T."""
+    places = len(bins.ranges)
+    by_place = logits.view(-1, places, logits.shape[-1])  # actions, T, V
+    best = [by_place[:, t, first_action + low : first_action + high].argmax(-1) + low for t, (low, high) in enumerate(bins.ranges)]
+    said, right = (words.cpu().numpy() for words in (torch.stack(best, 1), target.view(-1, places) - first_action))
+    difference = np.abs(bins.decode_normalised(said) - bins.decode_normalised(right))
+    return torch.from_numpy(difference).to(logits.device).mean()
 
 
 def _mean_loss(logits: Tensor, target: Tensor) -> Tensor:

@@ -11,7 +11,10 @@ from refinevla_kit.attention.capture import capture, upper_middle
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.demonstrator_policy import DemonstratorPolicy
 from refinevla_kit.policies.compact_policy import CompactPolicy
+from refinevla_kit.policies.compact_vla import CompactConfig, build
 from refinevla_kit.policies.sequence import answer_ids, prefix_ids
+from refinevla_kit.policies.spherical_grid import SphericalGrid
+from refinevla_kit.policies.vocabulary import train_vocabulary
 from refinevla_kit.simulator.contract import Array
 
 from .conftest import INSTRUCTION, small_policy
@@ -34,6 +37,13 @@ def test_equals_what_cached_decoding_used(policy: CompactPolicy, image: Array) -
         for token, row in enumerate(kept):  # heads, length so far
             np.testing.assert_allclose(rows[layer, :, token, : row.shape[-1]], row.numpy(), atol=1e-6)
             assert np.all(rows[layer, :, token, row.shape[-1] :] == 0)
+
+
+def test_three_words_are_three_rows_with_their_own_names(image: Array) -> None:
+    size = CompactConfig(layers=2, hidden=32, heads=2, feedforward=48, channels=8)
+    grid = SphericalGrid.fit(np.random.default_rng(0).normal(0, 0.02, (200, 7)))
+    found = capture(CompactPolicy(build(size, train_vocabulary([INSTRUCTION], action_words=grid.words), grid, 0), "grid"), image, INSTRUCTION)
+    assert found.dimensions == ("translation", "rotation", "gripper") and found.patches.shape[2] == 3
 
 
 def test_equals_a_plain_forward(policy: CompactPolicy, image: Array) -> None:

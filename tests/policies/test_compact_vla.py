@@ -13,17 +13,23 @@ from refinevla_kit.policies.action_tokens import BINS, UniformBins
 from refinevla_kit.policies.compact_policy import CompactPolicy, load_policy
 from refinevla_kit.policies.compact_vla import STATISTICS, CompactConfig, CompactVLA, build, load, save
 from refinevla_kit.policies.sequence import prefix_ids
-from refinevla_kit.policies.vocabulary import ACTION, ACTION_TOKENS, first_action_id, train_vocabulary
+from refinevla_kit.policies.spherical_grid import SphericalGrid
+from refinevla_kit.policies.vocabulary import ACTION, ACTION_TOKENS, LOCATION_TOKENS, first_action_id, token_id, train_vocabulary
+from refinevla_kit.settings import REPOSITORY
 
 SMALL = CompactConfig(layers=2, hidden=64, heads=2, feedforward=96, channels=16)
 INSTRUCTION = "put carrot on plate"
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 120, 160, 3), dtype=np.uint8)
 
 
-@pytest.fixture(scope="module")
-def vla() -> CompactVLA:
-    words = train_vocabulary([INSTRUCTION, "stack the green block on the yellow block"])
-    return build(SMALL, words, UniformBins((0.04, 0.04, 0.04, 0.01, 0.01, 0.3, 1.0)), seed=0)
+TEXTS = [INSTRUCTION, "stack the green block on the yellow block"]
+UNIFORM = UniformBins((0.04, 0.04, 0.04, 0.01, 0.01, 0.3, 1.0))
+SPHERICAL = SphericalGrid.fit(np.random.default_rng(0).normal(0, 0.4, (500, 7)).clip(-1, 1) * UNIFORM.limits)
+
+
+@pytest.fixture(scope="module", params=[UNIFORM, SPHERICAL], ids=["uniform", "spherical"])
+def vla(request: pytest.FixtureRequest) -> CompactVLA:
+    return build(SMALL, train_vocabulary(TEXTS, action_words=request.param.words), request.param, seed=0)
 
 
 def test_the_same_seed_builds_the_same_weights(vla: CompactVLA) -> None:
@@ -53,9 +59,11 @@ def test_cached_decoding_equals_teacher_forcing(vla: CompactVLA) -> None:
         inputs = {"input_ids": torch.tensor([prefix + answer]), "token_type_ids": torch.tensor([types])}
         logits = vla.model(**inputs, pixel_values=vla.pixel_values(IMAGES[:1])).logits[0]
     first = first_action_id(vla.tokenizer)
-    scores = logits[len(prefix) : len(prefix) + 7, first : first + BINS].log_softmax(-1)
-    assert (scores.argmax(-1) + first).tolist() == action.tokens.tolist()
-    assert np.allclose(scores.max(-1).values.numpy(), action.log_probability, atol=1e-5)
+    assert len(action.tokens) == len(vla.bins.ranges)
+    for place, (low, high) in enumerate(vla.bins.ranges):
+        scores = logits[len(prefix) + place, first + low : first + high].log_softmax(-1)
+        assert int(scores.argmax()) + first + low == action.tokens[place]
+        assert float(scores.max()) == pytest.approx(float(action.log_probability[place]), abs=1e-5)
 
 
 def test_a_batch_of_mixed_instructions_equals_one_by_one(vla: CompactVLA) -> None:
@@ -71,7 +79,8 @@ def test_a_batch_of_mixed_instructions_equals_one_by_one(vla: CompactVLA) -> Non
 def test_it_acts_and_explains_in_both_orders(vla: CompactVLA, order: str) -> None:
     policy = CompactPolicy(vla, "p", order=order)
     action = policy.act_batch(IMAGES[:2], [INSTRUCTION] * 2)[1]
-    assert action.processed.shape == (7,) and (np.abs(action.normalised) <= 1).all()
+    assert action.processed.shape == (7,) and (np.abs(action.normalised) <= np.sqrt(3)).all()  # a spherical grid fills a ball around the box
+    assert np.array_equal(policy.round_trip(action.processed), action.processed)
     assert isinstance(policy.explain(IMAGES[0], INSTRUCTION), str)
 
 
@@ -106,9 +115,27 @@ def test_a_folder_that_is_no_checkpoint_says_so(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_vocabulary_says_so(vla: CompactVLA, tmp_path: Path) -> None:
     save(vla, tmp_path / "one")
-    train_vocabulary(["other words entirely, and many more of them"]).save_pretrained(tmp_path / "one")
+    other = train_vocabulary(["other words entirely, and many more of them"], action_words=vla.bins.words)
+    other.save_pretrained(tmp_path / "one")
     with pytest.raises(KitError, match="words, its tokenizer"):
         load(tmp_path / "one")
+
+
+def test_a_vocabulary_without_the_action_words_says_so() -> None:
+    with pytest.raises(KitError, match=r"no <act8193>, and the action tokens have 8194 words .* action_words=tokens.words"):
+        build(SMALL, train_vocabulary(TEXTS), SPHERICAL, seed=0)
+
+
+def test_a_checkpoint_keeps_its_kind_of_action_tokens(vla: CompactVLA, tmp_path: Path) -> None:
+    assert load(save(vla, tmp_path / "one")).bins == vla.bins
+
+
+@pytest.mark.parametrize("name", ["compact_base", "with_reasoning"])
+def test_a_shipped_checkpoint_has_the_vocabulary_it_was_trained_with(name: str) -> None:
+    shipped = load(REPOSITORY / "data" / "checkpoints" / name)
+    first = first_action_id(shipped.tokenizer)
+    assert first + BINS == len(shipped.tokenizer) and first == token_id(shipped.tokenizer, LOCATION_TOKENS[-1]) + 1
+    assert isinstance(shipped.bins, UniformBins) and shipped.bins.ranges == ((0, BINS),) * 7
 
 
 def test_a_checkpoint_of_a_later_format_says_so(vla: CompactVLA, tmp_path: Path) -> None:

@@ -2,15 +2,18 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.policies.action_tokens import UniformBins
+from refinevla_kit.policies.action_tokens import ActionTokens, UniformBins
+from refinevla_kit.policies.compact_policy import load_policy
 from refinevla_kit.policies.compact_vla import CompactConfig, CompactVLA, build, load, save
-from refinevla_kit.policies.sequence import ACTION_KIND, RATIONALE_KIND
+from refinevla_kit.policies.sequence import ACTION_KIND, RATIONALE_KIND, pad_batch
+from refinevla_kit.policies.spherical_grid import SphericalGrid
 from refinevla_kit.policies.vocabulary import first_action_id, train_vocabulary
 from refinevla_kit.training.examples import Examples, find_rationales
 from refinevla_kit.training.freezing import freeze_lower
@@ -63,8 +66,36 @@ def test_the_objective_is_the_mean_over_action_tokens_plus_lambda_times_that_ove
 def test_a_policy_that_is_always_right_has_no_action_error(vla: CompactVLA, examples: Examples) -> None:
     s = make_batch(vla, examples, np.arange(4), CONFIG).sequences
     certain = 50.0 * torch.nn.functional.one_hot(s.input_ids.roll(-1, 1), len(vla.tokenizer)).float()  # place t names token t + 1
-    losses = joint_loss(certain, s, 0.3, first_action_id(vla.tokenizer))
+    losses = joint_loss(certain, s, 0.3, first_action_id(vla.tokenizer), vla.bins)
     assert float(losses.action_accuracy) == 1 and float(losses.action_l1) == 0 and float(losses.total) < 1e-5
+
+
+@pytest.mark.parametrize("kind", [UniformBins, SphericalGrid])
+def test_the_action_error_is_that_of_the_decoded_actions(kind: Any, examples: Examples) -> None:
+    bins: ActionTokens = kind.fit(examples.actions)
+    first, generator = 20, torch.Generator().manual_seed(0)
+    words = bins.encode(examples.actions[:6])  # 6, T
+    s = pad_batch([[0]] * 6, [([1, *(first + row).tolist()], [0, *[ACTION_KIND] * len(row)]) for row in words], 0)
+    logits = torch.randn((*s.input_ids.shape, first + bins.words), generator=generator)
+    said = [logits[:, 1 + t, first + low : first + high].argmax(-1) + low for t, (low, high) in enumerate(bins.ranges)]
+    error = np.abs(bins.decode_normalised(torch.stack(said, 1).numpy()) - bins.decode_normalised(words)).mean()
+    assert float(joint_loss(logits, s, 0.3, first, bins).action_l1) == pytest.approx(float(error), rel=1e-5)
+    if kind is UniformBins:  # as it was when there was only one scheme
+        assert float(error) == pytest.approx(np.abs(torch.stack(said, 1).numpy() - words).mean() * 2 / bins.words, rel=1e-5)
+
+
+def test_spherical_words_train_act_and_come_back_from_disk(examples: Examples, tmp_path: Path) -> None:
+    bins = SphericalGrid.fit(examples.actions)
+    vla = build(SMALL, train_vocabulary([*examples.instructions, *examples.rationales], action_words=bins.words), bins, seed=0)
+    history = train_policy(save(vla, tmp_path / "base"), examples, replace(CONFIG, steps=2), tmp_path, "spherical", progress=False)
+    assert {"action_accuracy", "action_l1", "loss_reasoning"} <= set(history[-1]) and np.isfinite(history[-1]["action_l1"])
+    action = load_policy(tmp_path / "spherical").act_batch(examples.images[:2], examples.instructions[:2])[1]
+    assert action.tokens.shape == (3,) and action.processed.shape == (7,)
+
+
+def test_data_of_another_unit_are_refused(vla: CompactVLA, examples: Examples, tmp_path: Path) -> None:
+    with pytest.raises(KitError, match=r"do not fit the checkpoint's action tokens \(x: .*gripper: "):
+        fine_tune(vla, replace(examples, actions=examples.actions * 1000), CONFIG, tmp_path, "p", progress=False)
 
 
 def test_tokens_of_a_frozen_tower_are_as_good_as_the_picture(vla: CompactVLA, examples: Examples) -> None:

@@ -1,0 +1,128 @@
+"""How many actions a second the compact VLA's own decoding makes, against transformers' `generate` of the same model, words and pictures.
+
+    python benchmarks/policy.py [--repeats 12]
+
+"own" is `CompactPolicy.act_batch`: cached, batched, at each place only the rows of the output head that may be said there. "constrained" is
+`generate` held to the same words by a logits processor; its tokens are asserted to be own's, every time. "plain" is `generate` held to nothing but
+the number of tokens: what it says is no action, only its time counts. All three start from uint8 pictures and sentences and end in words, and take
+turns within one run, so that a busy machine slows all of them. Weights are random and there is no proprioception (`generate` takes pixels), at the
+size of the shipped checkpoints. Prints a table of ratios and, as its last line, one JSON object. Medians, with the least in brackets. One process,
+one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from refinevla_kit.policies.action_tokens import ActionTokens, UniformBins
+from refinevla_kit.policies.compact_policy import CompactPolicy
+from refinevla_kit.policies.compact_vla import CompactConfig, CompactVLA, build
+from refinevla_kit.policies.contract import Array
+from refinevla_kit.policies.sequence import prefix_ids
+from refinevla_kit.policies.spherical_grid import SphericalGrid
+from refinevla_kit.policies.vocabulary import ACTION, first_action_id, token_id, train_vocabulary
+from refinevla_kit.tasks import WIDOWX_TASKS
+
+BATCHES = (1, 8)
+LIMITS = np.array([0.04, 0.04, 0.04, 0.01, 0.01, 0.3, 1.0])
+INSTRUCTION = "put carrot on plate"
+
+
+class Allowed(LogitsProcessor):
+    """Leaves only the action words of the next place; the answer starts after `start` tokens."""
+
+    def __init__(self, bins: ActionTokens, first: int, start: int) -> None:
+        self._ranges, self._first, self._start = bins.ranges, first, start
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        low, high = self._ranges[input_ids.shape[1] - self._start]
+        kept = torch.full_like(scores, -torch.inf)
+        kept[:, self._first + low : self._first + high] = scores[:, self._first + low : self._first + high]
+        return kept
+
+
+@torch.inference_mode()
+def generated(vla: CompactVLA, images: Array, instructions: list[str], constrained: bool) -> Array:
+    """int64 (B, T) tokens that `generate` writes after the action marker; decoded to actions when they are action words."""
+    mark = token_id(vla.tokenizer, ACTION)
+    ids = torch.tensor([[*prefix_ids(vla.tokenizer, vla.image_tokens, text), mark] for text in instructions])
+    types = torch.zeros_like(ids)
+    types[:, -1] = 1  # without token types the prefix would be read in one direction only
+    first, places = first_action_id(vla.tokenizer), len(vla.bins.ranges)
+    tokens = vla.model.generate(
+        input_ids=ids, token_type_ids=types, attention_mask=torch.ones_like(ids), pixel_values=vla.pixel_values(images), do_sample=False,
+        min_new_tokens=places, max_new_tokens=places,
+        logits_processor=LogitsProcessorList([Allowed(vla.bins, first, ids.shape[1])] if constrained else []),
+    )[:, ids.shape[1] :].numpy()  # fmt: skip
+    if constrained:
+        vla.bins.decode(tokens - first)
+    return np.asarray(tokens)
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """What one call takes."""
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def measure(bins: ActionTokens, batch: int, repeats: int) -> dict[str, Any]:
+    """Seconds a batch of each way, taken in turns; the tokens of own and constrained decoding are compared on fresh pictures each time."""
+    tokenizer = train_vocabulary([task.instruction for task in WIDOWX_TASKS], action_words=bins.words)
+    vla = build(CompactConfig(proprioception=False), tokenizer, bins, seed=0)
+    policy, random, instructions = CompactPolicy(vla, "own"), np.random.default_rng(batch), [INSTRUCTION] * batch
+    times: dict[str, list[float]] = {"own": [], "constrained": [], "plain": []}
+    for turn in range(repeats + 1):  # the first warms up
+        images = random.integers(0, 256, (batch, 120, 160, 3), dtype=np.uint8)
+        said = np.stack([action.tokens for action in policy.act_batch(images, instructions)])
+        np.testing.assert_array_equal(said, generated(vla, images, instructions, True))
+        ways: dict[str, Callable[[], object]] = {
+            "own": lambda images=images: policy.act_batch(images, instructions),
+            "constrained": lambda images=images: generated(vla, images, instructions, True),
+            "plain": lambda images=images: generated(vla, images, instructions, False),
+        }  # type: ignore[misc]
+        for name, way in ways.items():
+            took = seconds(way)
+            times[name] += [took] if turn else []
+    parameters = sum(parameter.numel() for parameter in vla.model.parameters())
+    row = {"tokens": bins.to_dict()["kind"], "words": bins.words, "tokens_an_action": len(bins.ranges), "batch": batch, "parameters": parameters}
+    for name, found in times.items():
+        row[name] = {"median_s": statistics.median(found), "least_s": min(found), "actions_a_second": batch / statistics.median(found)}
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=12)
+    repeats = parser.parse_args().repeats
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    data = np.random.default_rng(0).normal(0, 0.4, (2000, 7)).clip(-1, 1) * LIMITS
+    schemes = (UniformBins(tuple(float(x) for x in LIMITS)), SphericalGrid.fit(data))
+    rows = [measure(bins, batch, repeats) for bins in schemes for batch in BATCHES]
+    head = f"{'tokens':<10} {'batch':>5} {'own':>16} {'constrained':>16} {'plain':>16}"
+    print(f"{head} {'constr./own':>12} {'plain/own':>10}   ms a batch, median (least)")
+    for row in rows:
+        cells = [f"{1000 * row[way]['median_s']:.1f} ({1000 * row[way]['least_s']:.1f})" for way in ("own", "constrained", "plain")]
+        faster = [row[way]["median_s"] / row["own"]["median_s"] for way in ("constrained", "plain")]
+        print(f"{row['tokens']:<10} {row['batch']:>5} {cells[0]:>16} {cells[1]:>16} {cells[2]:>16} {faster[0]:>11.2f}x {faster[1]:>9.2f}x")
+    print(f"{head}   actions a second")
+    for row in rows:
+        rates = [f"{row[way]['actions_a_second']:.1f}" for way in ("own", "constrained", "plain")]
+        print(f"{row['tokens']:<10} {row['batch']:>5} {rates[0]:>16} {rates[1]:>16} {rates[2]:>16}")
+    print(json.dumps({"benchmark": "policy", "repeats": repeats, "tokens_equal": True, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()
