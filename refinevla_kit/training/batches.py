@@ -54,7 +54,7 @@ def tower_tokens(vla: CompactVLA, images: Array, chunk: int = 64) -> Tensor:
 def lay_out(vla: CompactVLA, examples: Examples, rows: Array, config: TrainingConfig) -> Sequences:
     """The sequences of the frames `rows` (int (B,)), on the CPU."""
     first = first_action_id(vla.tokenizer)
-    acts: Array = np.isfinite(examples.actions[rows]).all(axis=1)  # B; a frame that is only spoken about has no action
+    acts: Array = np.asarray(np.isfinite(examples.actions[rows]).all(axis=1))  # B; a frame that is only spoken about has no action
     bins = vla.bins.encode(np.nan_to_num(examples.actions[rows])) + first  # B, A
     prefixes = [prefix_ids(vla.tokenizer, vla.image_tokens, examples.instructions[row]) for row in rows]
     texts = [examples.rationales[row] if config.lambda_reasoning > 0 else "" for row in rows]

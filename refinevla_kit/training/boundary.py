@@ -1,8 +1,8 @@
 """The line between frozen and trained layers: the states that cross it, and the upper layers run on them alone.
 
 What crosses is the input of language layer k (of the final norm, when all layers are frozen). The lower part runs as the whole model does, and is
-stopped there; the upper part builds masks and positions with transformers' own functions, so both halves together are the whole model. One thing is saved in
-passing: the last layer's image places predict nothing, so only their keys and values are computed.
+stopped there; the upper part builds masks and positions with transformers' own functions, so both halves together are the whole model. One thing
+is saved in passing: the last layer's image places predict nothing, so only their keys and values are computed.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class UpperLayers(nn.Module):
             "config": self.config, "inputs_embeds": boundary, "attention_mask": attention_mask, "past_key_values": None,
             "position_ids": positions, "block_sequence_ids": torch.where(token_type_ids == 0, 0, -1),
         }  # fmt: skip
-        makers = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
+        makers: dict[str, Any] = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
         return {kind: makers[kind](**wanted) for kind in set(self.kinds)}
 
 

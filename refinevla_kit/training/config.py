@@ -27,8 +27,8 @@ class TrainingConfig:
         precision: "bf16" (autocast) or "fp32".
         validate_every, save_every: steps between evaluations on held-out episodes and between resumable states.
         seed: of the batches, and of the adapters' first values; same seed, same run.
-        mode: "upper" trains what lies above the `freeze_layers`; "lora" trains low-rank adapters of those layers' linear maps and nothing else, merged
-            into plain weights at the end; "full" trains everything, whatever `freeze_layers` says (the tower as `freeze_tower` says).
+        mode: "upper" trains what lies above the `freeze_layers`; "lora" trains low-rank adapters of those layers' linear maps and nothing else,
+            merged into plain weights at the end; "full" trains everything, whatever `freeze_layers` says (the tower as `freeze_tower` says).
         lora_rank, lora_alpha: of the adapters.
         cache: "auto" keeps the hidden states below the trained layers on disk when they never change and as many frames are drawn as there are, so
             that computing each once pays; "on" always does; "off" never does.

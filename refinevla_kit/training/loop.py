@@ -56,8 +56,8 @@ def fine_tune(
         The history: one row a step ({"step", "split": "train", "policy", losses, "seconds"}) and one an evaluation ("validation").
 
     Raises:
-        KitError: no examples, rationales missing though the reasoning loss is asked for, a state or a cache of something else, a cache above its limit,
-            a loss that is no number, a policy that has collapsed.
+        KitError: no examples, rationales missing though the reasoning loss is asked for, a state or a cache of something else, a cache above its
+            limit, a loss that is no number, a policy that has collapsed.
     """
     check(examples, config)
     counts = freeze_lower(vla, config.depth, config.tower_frozen)
