@@ -1,0 +1,215 @@
+"""What is frozen is computed once: the hidden states at the boundary, of every frame's whole sequence, in one memory-mapped file.
+
+    states.bin              one row of d numbers a token, frames one after the other, no padding; bfloat16 or float32
+    sequences.safetensors   offsets (N + 1): frame i has the rows offsets[i] to offsets[i + 1]; and each row's token id, type and kind
+    cache.json              the key: everything the states depend on
+
+The key is compared whenever a cache is opened, so states of other weights, pictures or words are refused instead of trained on. The learning rate,
+the seed and lambda (above zero) are no part of it: runs that differ in nothing else share one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from refinevla_kit.errors import KitError
+from refinevla_kit.files import replacing, write_json
+from refinevla_kit.policies.compact_vla import CompactVLA
+from refinevla_kit.policies.contract import Array
+from refinevla_kit.policies.sequence import ACTION_KIND, RATIONALE_KIND, Sequences
+from refinevla_kit.policies.vocabulary import PAD, token_id
+from refinevla_kit.training.batches import Batch, lay_out, tower_tokens
+from refinevla_kit.training.boundary import boundary_states
+from refinevla_kit.training.config import TrainingConfig
+from refinevla_kit.training.examples import Examples
+
+STATES, SEQUENCES, KEY = "states.bin", "sequences.safetensors", "cache.json"
+FORMAT, CHUNK = "refinevla-activations-1", 64
+STORED = {"bf16": (np.int16, torch.bfloat16), "fp32": (np.float32, torch.float32)}  # numpy has no bfloat16: its bits are kept as integers
+GEOMETRY = (
+    "num_attention_heads", "num_key_value_heads", "head_dim", "query_pre_attn_scalar", "attn_logit_softcapping", "rms_norm_eps", "rope_parameters",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ActivationCache:
+    """An open cache of N frames with T tokens in all.
+
+    Attributes:
+        states: (T, d), memory-mapped; bfloat16 as int16. ids, types, kinds: (T,), see `Sequences`. offsets: int64 (N + 1).
+        precision: "bf16" or "fp32". pad: the token id that fills shorter sequences.
+    """
+
+    states: Array
+    ids: Tensor
+    types: Tensor
+    kinds: Tensor
+    offsets: Array
+    precision: str
+    pad: int
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def read(self, rows: Array) -> tuple[Sequences, Tensor]:
+        """Sequences (B, N) of the frames `rows` (int (B,)), padded on the right, and their states float32 (B, N, d), 0 on padding."""
+        starts, ends = self.offsets[rows], self.offsets[rows + 1]
+        shape = (len(rows), int((ends - starts).max()))
+        ids, mask = torch.full(shape, self.pad), torch.zeros(shape, dtype=torch.int64)
+        types, kinds = torch.ones(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
+        states = torch.zeros(*shape, self.states.shape[1])
+        for row, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
+            n = end - start
+            ids[row, :n], types[row, :n], kinds[row, :n], mask[row, :n] = self.ids[start:end], self.types[start:end], self.kinds[start:end], 1
+            states[row, :n] = torch.from_numpy(np.array(self.states[start:end])).view(STORED[self.precision][1])
+        return Sequences(ids, mask, types, kinds), states
+
+
+def open_or_write(vla: CompactVLA, examples: Examples, config: TrainingConfig, folder: str | Path, progress: bool = True) -> ActivationCache:
+    """The cache of this model and data in `folder`, written first where there is none.
+
+    Args:
+        folder: of all caches of a project; each depth, layout and precision has its own folder in it (`cache_path`).
+
+    Raises:
+        KitError: the cache there is of something else, damaged, or would be too large; nothing is written then.
+    """
+    laid = [lay_out(vla, examples, rows, config) for rows in _chunks(len(examples))]
+    path, key = cache_path(folder, config), cache_key(vla, examples, config, laid)
+    if not (path / KEY).is_file():
+        _write(path, vla, examples, config, key, laid, progress)
+    return open_cache(path, key)
+
+
+def cache_path(folder: str | Path, config: TrainingConfig) -> Path:
+    """Where in `folder` runs with this configuration keep their states: lambda 0 has shorter sequences than lambda above it, seeds share them."""
+    parts = f"below_layer_{config.depth}", config.order, "rationales" if config.lambda_reasoning > 0 else "actions", config.stored_precision
+    return Path(folder) / "-".join(parts)
+
+
+def cache_bytes(tokens: int, width: int, precision: str) -> int:
+    """Size of the states of `tokens` tokens."""
+    return tokens * width * int(np.dtype(STORED[precision][0]).itemsize)
+
+
+def cache_key(vla: CompactVLA, examples: Examples, config: TrainingConfig, laid: list[Sequences]) -> dict[str, Any]:
+    """Everything the states depend on, by the name an error gives it. `laid`: the sequences of all frames, in chunks."""
+    model: Any = vla.model.model
+    language = model.language_model
+    frozen = (model.vision_tower, model.multi_modal_projector, language.embed_tokens, *language.layers[: config.depth])
+    weights = hashlib.sha256(json.dumps([str(getattr(language.config, name, None)) for name in GEOMETRY]).encode())
+    for number, module in enumerate(frozen):
+        for name, tensor in module.state_dict().items():
+            weights.update(f"{number} {name} {tuple(tensor.shape)}".encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    own = examples.proprioception if vla.reads_state else None
+    return {
+        "format": FORMAT, "frozen weights": weights.hexdigest(), "pictures": _hash(examples.images),
+        "proprioception": None if own is None else _hash(own), "frames": len(examples),
+        "instructions": _hash(*(s.input_ids[(s.token_type_ids == 0) & (s.attention_mask == 1)].numpy() for s in laid)),
+        "actions": _hash(*(s.input_ids[s.kinds == ACTION_KIND].numpy() for s in laid)),
+        "rationales": _hash(*(s.input_ids[s.kinds == RATIONALE_KIND].numpy() for s in laid)) if config.lambda_reasoning > 0 else None,
+        "lengths": _hash(*(s.attention_mask.sum(1).numpy() for s in laid)),
+        "freeze depth": config.depth, "order": config.order, "image tokens": vla.image_tokens,
+        "vocabulary": hashlib.sha256(json.dumps(sorted(vla.tokenizer.get_vocab().items())).encode()).hexdigest(),
+        "stored precision": config.stored_precision, "computed precision": config.precision,
+    }  # fmt: skip
+
+
+def open_cache(path: str | Path, key: dict[str, Any]) -> ActivationCache:
+    """Open the cache `path`.
+
+    Raises:
+        KitError: its key is not `key` (which says what differs), or it cannot be read.
+    """
+    path, again = Path(path), "delete that folder, it is made again"
+    try:
+        stored = json.loads((path / KEY).read_text(encoding="utf-8"))
+        found, pad = stored["key"], int(stored["pad"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise KitError(f"the activation cache {path} cannot be read ({error})", again) from error
+    if different := [name for name in {**key, **found} if found.get(name) != key.get(name)]:
+        remedy = "delete that folder, or give another `cache_folder`"
+        raise KitError(f"the activation cache {path} was made with other {', '.join(different)} than this run has", remedy)
+    try:
+        parts = load_file(path / SEQUENCES)
+        offsets, precision = parts["offsets"].numpy(), found["stored precision"]
+        states = np.memmap(path / STATES, STORED[precision][0], mode="r").reshape(-1, int(stored["width"]))
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise KitError(f"the activation cache {path} is damaged ({error})", again) from error
+    if len(offsets) != key["frames"] + 1 or len(states) != offsets[-1]:
+        raise KitError(f"the activation cache {path} is damaged ({len(states)} states of {offsets[-1]} tokens)", again)
+    return ActivationCache(states, parts["ids"], parts["types"], parts["kinds"], offsets, precision, pad)
+
+
+def _write(
+    path: Path, vla: CompactVLA, examples: Examples, config: TrainingConfig, key: dict[str, Any], laid: list[Sequences], progress: bool
+) -> None:
+    from tqdm.auto import tqdm
+
+    real = [s.attention_mask == 1 for s in laid]
+    lengths = np.concatenate([mask.sum(1).numpy() for mask in real])
+    width = vla.model.config.get_text_config().hidden_size
+    size = cache_bytes(int(lengths.sum()), width, config.stored_precision)
+    _check_room(path, size, config)
+    integers, number = STORED[config.stored_precision]
+    device = vla.model.device
+    if progress:
+        tqdm.write(f"activation cache: {_gigabytes(size)} for {len(examples)} frames, in {path}")
+    with replacing(path) as part, tqdm(total=len(examples), desc="activation cache", unit="frame", disable=not progress) as bar:
+        part.mkdir(parents=True)
+        with (part / STATES).open("wb") as file:  # written in order, not through the map: a full disk is then an error, not a crash
+            for rows, s, mask in zip(_chunks(len(examples)), laid, real, strict=True):
+                sequences = Sequences(*(getattr(s, field).to(device) for field in Sequences.__dataclass_fields__))
+                own = vla.states(None if examples.proprioception is None else examples.proprioception[rows])
+                batch = Batch(sequences, None, tower_tokens(vla, examples.images[rows]).to(device).float(), own)
+                with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                    states = boundary_states(vla, batch, config.depth).cpu()  # B, N, d
+                kept = states[mask].to(number).contiguous()  # tokens, d: no padding
+                file.write((kept.view(torch.int16) if integers is np.int16 else kept).numpy().tobytes())
+                bar.update(len(rows))
+        layout = {
+            "ids": torch.cat([s.input_ids[mask] for s, mask in zip(laid, real, strict=True)]).int(),
+            "types": torch.cat([s.token_type_ids[mask] for s, mask in zip(laid, real, strict=True)]).to(torch.uint8),
+            "kinds": torch.cat([s.kinds[mask] for s, mask in zip(laid, real, strict=True)]).to(torch.uint8),
+            "offsets": torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int64)),
+        }
+        save_file(layout, part / SEQUENCES)
+        write_json(part / KEY, {"key": key, "pad": token_id(vla.tokenizer, PAD), "width": width, "bytes": size})
+
+
+def _check_room(path: Path, size: int, config: TrainingConfig) -> None:
+    """Raises `KitError` before anything is written."""
+    remedy = 'raise `cache_limit_gb`, set `cache_precision` to "bf16" or `cache` to "off"'
+    if size > config.cache_limit_gb * 1e9:
+        raise KitError(f"the activation cache {path} would take {_gigabytes(size)}, the limit is {config.cache_limit_gb:g} GB", remedy)
+    free = shutil.disk_usage(next(folder for folder in path.absolute().parents if folder.exists())).free
+    if size > free:
+        remedy = 'free space, give another `cache_folder`, or set `cache` to "off"'
+        raise KitError(f"the activation cache {path} would take {_gigabytes(size)}, the disk has {_gigabytes(free)} left", remedy)
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size:,} bytes ({size / 1e9:.3g} GB)"
+
+
+def _chunks(frames: int) -> Iterator[Array]:
+    return (np.arange(start, min(start + CHUNK, frames)) for start in range(0, frames, CHUNK))
+
+
+def _hash(*arrays: Array) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,109 @@
+"""How a policy is fine-tuned: one frozen dataclass, and what cannot work is said before the first step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from refinevla_kit.errors import KitError
+from refinevla_kit.policies.sequence import ORDERS
+from refinevla_kit.training.examples import Examples
+
+MODES = ("full", "upper", "lora")
+PRECISIONS = ("bf16", "fp32")
+LEAST_GRACE = 100  # steps; before them nothing is learned that could have collapsed
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How to fine-tune.
+
+    Attributes:
+        steps, batch_size: optimiser steps, frames a step (over all processes).
+        learning_rate: peak, after a linear warm-up over `warmup` of the steps; then a cosine down to a tenth.
+        lambda_reasoning: weight of the rationale loss; 0 leaves the rationales out of the sequence (nothing to pay for).
+        freeze_layers: lower language layers frozen, with projector and embeddings when there are any.
+        freeze_tower: the vision tower is frozen; its tokens are then computed once and kept.
+        order: "action_first" or "rationale_first".
+        precision: "bf16" (autocast) or "fp32".
+        validate_every, save_every: steps between evaluations on held-out episodes and between resumable states.
+        seed: of the batches, and of the adapters' first values; same seed, same run.
+        mode: "upper" trains what lies above the `freeze_layers`; "lora" trains low-rank adapters of those layers' linear maps and nothing else,
+            merged into plain weights at the end; "full" trains everything, whatever `freeze_layers` says (the tower as `freeze_tower` says).
+        lora_rank, lora_alpha: of the adapters.
+        cache: "auto" keeps the hidden states below the trained layers on disk when they never change and as many frames are drawn as there are, so
+            that computing each once pays; "on" always does; "off" never does.
+        cache_precision: how they are stored: "bf16", "fp32", or "same" as `precision`. cache_limit_gb: a larger one is refused, unwritten.
+        accumulate: parts that a step's frames are computed in; less memory, the same step.
+        early_stop: evaluations without a better held-out action loss after which training ends; 0 never does. The last weights are kept.
+        collapse_grace: steps before a policy that says the same everywhere, or no action at all, is stopped; None is half the run, at least 100.
+        tensorboard: also write the history for TensorBoard, where it is installed.
+    """
+
+    steps: int
+    batch_size: int = 32
+    learning_rate: float = 3e-4
+    warmup: float = 0.05
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    lambda_reasoning: float = 0.3
+    freeze_layers: int = 2
+    freeze_tower: bool = True
+    order: str = "action_first"
+    precision: str = "bf16"
+    validate_every: int = 50
+    save_every: int = 200
+    seed: int = 0
+    mode: str = "upper"
+    lora_rank: int = 8
+    lora_alpha: float = 16.0
+    cache: str = "auto"
+    cache_precision: str = "same"
+    cache_limit_gb: float = 8.0
+    accumulate: int = 1
+    early_stop: int = 0
+    collapse_grace: int | None = None
+    tensorboard: bool = False
+
+    @property
+    def depth(self) -> int:
+        """Lower language layers that stay as they are."""
+        return 0 if self.mode == "full" else self.freeze_layers
+
+    @property
+    def tower_frozen(self) -> bool:
+        """The vision tower stays as it is."""
+        return self.freeze_tower or self.mode == "lora"
+
+    @property
+    def stored_precision(self) -> str:
+        """"bf16" or "fp32", of an activation cache."""
+        return self.precision if self.cache_precision == "same" else self.cache_precision
+
+    @property
+    def grace(self) -> int:
+        """Steps before a collapse is looked for."""
+        return max(self.steps // 2, LEAST_GRACE) if self.collapse_grace is None else self.collapse_grace
+
+    def caches(self, frames: int) -> bool:
+        """Whether a run over `frames` frames works from an activation cache."""
+        constant = self.depth >= 1 and self.tower_frozen
+        return constant and (self.cache == "on" or (self.cache == "auto" and self.steps * self.batch_size >= frames))
+
+
+def check(examples: Examples, config: TrainingConfig) -> None:
+    """Raises `KitError` for examples or settings that cannot be trained with."""
+    if len(examples) == 0:
+        raise KitError("no training examples", "record at least one episode")
+    if config.steps < 1 or config.batch_size < 1:
+        raise KitError(f"{config.steps} steps of {config.batch_size} frames", "ask for at least one of each")
+    if not 1 <= config.accumulate <= config.batch_size:
+        raise KitError(f"{config.batch_size} frames a step cannot be computed in {config.accumulate} parts", f"choose 1 to {config.batch_size}")
+    if config.lambda_reasoning > 0 and not any(examples.rationales):
+        raise KitError("the reasoning loss is on, but no frame has a rationale", "annotate the dataset (notebook 01) or set lambda_reasoning to 0")
+    allowed = {"mode": MODES, "order": ORDERS, "precision": PRECISIONS, "cache": ("auto", "on", "off"), "cache_precision": ("same", *PRECISIONS)}
+    for setting, values in allowed.items():
+        if (value := getattr(config, setting)) not in values:
+            raise KitError(f"unknown {setting} {value!r}", f"choose one of {', '.join(values)}")
+    if config.cache == "on" and not config.caches(len(examples)):
+        what = "nothing can be cached: the layers below the first trained one change during training"
+        raise KitError(what, 'freeze at least one language layer and the tower, or set cache to "auto" or "off"')
