@@ -96,6 +96,7 @@ def record(
     seed: int = 0,
     workers: Annotated[int, typer.Option(min=1)] = 1,
     random_moves: Annotated[int, typer.Option(min=0, help="random actions before the recording starts")] = 0,
+    disturb: Annotated[float, typer.Option(min=0, max=1, help="chance a step that random moves take over; labels stay the demonstrator's")] = 0.0,
     setting: Annotated[str, typer.Option(help="visual_matching | variant_aggregation")] = "visual_matching",
     variant: Annotated[list[str] | None, typer.Option(help="repeatable; default those that SIMPLER scores")] = None,
     driver: Annotated[Path | None, typer.Option(help="a checkpoint that acts, while each frame is recorded with the demonstrator's action")] = None,
@@ -113,7 +114,7 @@ def record(
         drive = PolicyDrive(driver)
     result = record_episodes(
         output, tasks, episodes, assets=assets, start=start, seed=seed, workers=workers, random_moves=random_moves, setting=setting, variants=named,
-        drive=drive,
+        drive=drive, disturb=disturb,
     )  # fmt: skip
     _print_json(result)
 

@@ -49,6 +49,7 @@ class Job:
     setting: str = VISUAL_MATCHING
     variant: str = BASE
     drive: Drive | None = None
+    disturb: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ def record(
     setting: str = VISUAL_MATCHING,
     variants: Sequence[str] = (BASE,),
     drive: Drive | None = None,
+    disturb: float = 0.0,
 ) -> dict[str, Any]:
     """Record demonstrations into a new dataset at `path`.
 
@@ -95,6 +97,8 @@ def record(
         setting, variants: of each task's protocol; `episodes_per_task` are recorded in each variant, from starts of their own.
         drive: what acts in the demonstrator's place: (observation, task) -> action. Each frame is still recorded with the demonstrator's action,
             the right one in a state that it would not have come to by itself. Such episodes are kept however they end. Picklable, for processes.
+        disturb: chance a step that 1 to 4 random moves, the gripper's among them, take the place of what was decided; what is recorded is still the
+            demonstrator's own action. So the data also hold what has gone wrong, and how it is mended.
 
     Returns:
         {"path", "episodes", "frames", "successes", "failures" (attempts that failed), "seconds", "bytes"}.
@@ -112,7 +116,7 @@ def record(
     jobs = [
         Job(
             task.name, number if start == "grid" else place * episodes_per_task + number, folder, start, seed, width, height, random_moves,
-            keep_failures, setting, variant, drive,
+            keep_failures, setting, variant, drive, disturb,
         )
         for task in chosen
         for place, variant in enumerate(task.protocol(setting).variant(name).name for name in variants)
@@ -136,7 +140,9 @@ def record(
     return {"path": str(path), "episodes": kept, "frames": frames, "successes": successes, "failures": failures, "seconds": seconds, "bytes": size}
 
 
-def demonstrate(simulator: Simulator, start: int | Pose, seed: int, random_moves: int = 0, drive: Drive | None = None) -> Episode:
+def demonstrate(
+    simulator: Simulator, start: int | Pose, seed: int, random_moves: int = 0, drive: Drive | None = None, disturb: float = 0.0
+) -> Episode:
     """Run the demonstrator, or `drive`, once from `start`; `simulator` must show privileged state. The episode may have failed: see `success`."""
     from refinevla_kit.simulator.demonstrator import Demonstrator
 
@@ -148,13 +154,19 @@ def demonstrate(simulator: Simulator, start: int | Pose, seed: int, random_moves
     seen: list[Observation] = []
     actions: list[Array] = []
     masks: list[dict[str, Array]] = []
-    settled, done = 0, False
+    settled, done, disturbed = 0, False, 0
     while not done and settled < SETTLED:
         assert observation.state is not None  # the simulator was made with privileged=True
         seen.append(observation)
         masks.append({name: mask for name, mask in simulator.masks().items() if name != "background"})  # which is what no mask names
         actions.append(expert.act(observation.state))
-        result = simulator.step(actions[-1] if drive is None else drive(observation, task))
+        executed = actions[-1] if drive is None else drive(observation, task)
+        if not disturbed and rng.random() < disturb:
+            disturbed, move = int(rng.integers(1, 5)), _random_move(rng)
+            move[6] = rng.choice([-1, 1])
+        if disturbed:
+            executed, disturbed = move, disturbed - 1
+        result = simulator.step(executed)
         observation, done = result.observation, result.done
         settled = settled + 1 if result.success else 0
     return Episode(
@@ -184,11 +196,11 @@ class Recorder:
 
         simulator = self._get(job)
         keep = job.keep_failures or job.drive is not None
-        again = not keep and (job.start == "random" or job.random_moves > 0)
+        again = not keep and (job.start == "random" or job.random_moves > 0 or job.disturb > 0)
         for attempt in range(ATTEMPTS if again else 1):
             seed = episode_seed(job.seed, job.task, job.number, attempt)
             start = job.number if job.start == "grid" else random_pose(simulator.task, np.random.default_rng(seed))
-            episode = demonstrate(simulator, start, seed, job.random_moves, job.drive)
+            episode = demonstrate(simulator, start, seed, job.random_moves, job.drive, job.disturb)
             if episode.success:
                 return Recorded(episode, attempt)
         if again:
