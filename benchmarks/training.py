@@ -4,8 +4,8 @@
 
 Whole steps are timed: laying out the batch, forward, backward, clipping, AdamW. "pixels" runs the whole model with its vision tower, as a loop that
 keeps nothing would; "tokens" keeps the frozen tower's tokens; "cached" runs the upper layers on stored states. "all" trains every layer above a kept
-tower. The kinds take turns step by step, so that what else the machine does hits all alike. Prints ratios of medians taken in one run and, as its last
-line, one JSON object. bf16 autocast, one process, one thread.
+tower. The kinds take turns step by step, so that what else the machine does hits all alike. Prints ratios of medians taken in one run and, as its
+last line, one JSON object. bf16 autocast, one process, one thread.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def some_examples(frames: int) -> Examples:
     rng = np.random.default_rng(0)
     return Examples(
         rng.integers(0, 256, (frames, 120, 160, 3), dtype=np.uint8), rng.uniform(-0.04, 0.04, (frames, 7)).astype(np.float32),
-        np.zeros(frames, np.int64), ("put carrot on plate", "stack the green block on the yellow block") * (frames // 2), tuple(RATIONALE.format(i % 9) for i in range(frames)),
+        np.zeros(frames, np.int64), ("put carrot on plate", "stack the green block on the yellow block") * (frames // 2),
+        tuple(RATIONALE.format(i % 9) for i in range(frames)),
     )  # fmt: skip
 
 
