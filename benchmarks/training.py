@@ -1,0 +1,120 @@
+"""Frames a second that training takes, plain and from an activation cache, at each depth of freezing, with and without a rationale in the sequence.
+
+    python benchmarks/training.py [--steps 8] [--layers 5] [--batch 32]
+
+Whole steps are timed: laying out the batch, forward, backward, clipping, AdamW. "pixels" runs the whole model with its vision tower, as a loop that
+keeps nothing would; "tokens" keeps the frozen tower's tokens; "cached" runs the upper layers on stored states. "all" trains every layer above a kept
+tower. The kinds take turns step by step, so that what else the machine does hits all alike. Prints ratios of medians taken in one run and, as its
+last line, one JSON object. bf16 autocast, one process, one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from refinevla_kit.policies.action_tokens import UniformBins
+from refinevla_kit.policies.compact_vla import CompactConfig, CompactVLA, build
+from refinevla_kit.policies.vocabulary import train_vocabulary
+from refinevla_kit.training.activation_cache import open_or_write
+from refinevla_kit.training.batches import forward, make_batch, tower_tokens
+from refinevla_kit.training.boundary import UpperLayers
+from refinevla_kit.training.config import TrainingConfig
+from refinevla_kit.training.examples import Examples
+from refinevla_kit.training.freezing import freeze_lower
+
+RATIONALE = (  # about 40 tokens of the vocabulary below
+    "the carrot lies {0} cm left of the plate and the gripper is open above it so move {0} cm left and down then close the fingers "
+    "and lift it over the plate before letting go of it there"
+)
+
+
+def some_examples(frames: int) -> Examples:
+    """Noise of the right shape: time does not depend on what is in the pictures."""
+    rng = np.random.default_rng(0)
+    return Examples(
+        rng.integers(0, 256, (frames, 120, 160, 3), dtype=np.uint8), rng.uniform(-0.04, 0.04, (frames, 7)).astype(np.float32),
+        np.zeros(frames, np.int64), ("put carrot on plate", "stack the green block on the yellow block") * (frames // 2),
+        tuple(RATIONALE.format(i % 9) for i in range(frames)),
+    )  # fmt: skip
+
+
+def stepper(vla: CompactVLA, examples: Examples, config: TrainingConfig, kept: Any, model: torch.nn.Module) -> Callable[[Any], None]:
+    """One training step on the frames it is given."""
+    trained = [p for p in vla.model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-5)
+
+    def step(rows: Any) -> None:
+        batch = make_batch(vla, examples, rows, config, kept)
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = forward(model, vla, batch, config)
+        losses.total.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--layers", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=32)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    examples = some_examples(2 * given.batch)
+    words = train_vocabulary([*examples.instructions, *examples.rationales])
+    bins, rng, found = UniformBins.fit(examples.actions), np.random.default_rng(1), []
+    for weight in (0.0, 0.3):
+        for depth in range(1, given.layers):
+            config = TrainingConfig(given.steps, given.batch, lambda_reasoning=weight, freeze_layers=depth)
+            whole, vla = (build(CompactConfig(layers=given.layers), words, bins, seed=0) for _ in range(2))
+            freeze_lower(whole, 0)
+            freeze_lower(vla, depth)
+            tokens = tower_tokens(vla, examples.images)
+            with tempfile.TemporaryDirectory() as folder:
+                began = time.perf_counter()
+                cache = open_or_write(vla, examples, config, folder, progress=False)
+                written = (time.perf_counter() - began) / len(examples)
+                kinds = {
+                    "all": stepper(whole, examples, replace(config, freeze_layers=0), tokens, whole.model),
+                    "pixels": stepper(vla, examples, config, None, vla.model),
+                    "tokens": stepper(vla, examples, config, tokens, vla.model),
+                    "cached": stepper(vla, examples, config, cache, UpperLayers(vla, depth)),
+                }
+                seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+                for number in range(given.steps + 1):
+                    rows = np.sort(rng.permutation(len(examples))[: given.batch])
+                    for kind, step in kinds.items():
+                        began = time.perf_counter()
+                        step(rows)
+                        if number:  # the first one only warms up
+                            seconds[kind].append(time.perf_counter() - began)
+            speed = {kind: given.batch / statistics.median(times) for kind, times in seconds.items()}
+            best = {kind: given.batch / min(times) for kind, times in seconds.items()}
+            length = float(np.diff(cache.offsets).mean())
+            row = {"frozen": depth, "rationales": weight > 0, "tokens_a_frame": length, "bytes_a_frame": cache.states.nbytes / len(examples)}
+            found.append(row | {"frames_a_second": speed, "best": best, "write_ms_a_frame": 1000 * written})
+    heads = f"{'tokens':>7} {'pixels':>7} {'all':>7}   (by the fastest steps)"
+    print(f"{'frozen':<8} {'rationales':<11} {'length':>6} {'cached/s':>9}   times as fast as: {heads}")
+    for row in found:
+        speeds: Any = (row["frames_a_second"], row["best"])
+        median, least = ({kind: speed["cached"] / speed[kind] for kind in ("tokens", "pixels", "all")} for speed in speeds)
+        cells = " ".join(f"{value:>7.1f}" for value in median.values()) + "   (" + " ".join(f"{value:.1f}" for value in least.values()) + ")"
+        share = f"{row['frozen']}/{given.layers}"
+        print(f"{share:<8} {row['rationales']!s:<11} {row['tokens_a_frame']:>6.0f} {speeds[0]['cached']:>9.0f} {'':>19} {cells}")
+    print(json.dumps({"benchmark": "training", "layers": given.layers, "batch": given.batch, "steps": given.steps, "rows": found}))
+
+
+if __name__ == "__main__":
+    main()
