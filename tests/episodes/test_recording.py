@@ -79,6 +79,15 @@ def test_what_is_driven_by_another_is_labelled_by_the_demonstrator(tmp_path):
     assert heights[12] - heights[0] > 0.15 and (dataset.actions(0)[12:, 2] < -0.01).all(), "the gripper rises, the label says down"
 
 
+def test_a_disturbed_demonstration_goes_astray_and_finds_its_way_back(tmp_path):
+    record(tmp_path / "disturbed", [CARROT], 1, seed=7, width=64, height=48, progress=False, disturb=0.2)
+    dataset = open_dataset(tmp_path / "disturbed")
+    (info,) = dataset.episodes
+    commanded, actions = dataset.proprioception(0)[:, 8:11], dataset.actions(0)
+    followed = np.isclose(np.diff(commanded, axis=0), actions[:-1, :3], atol=1e-4).all(axis=1)
+    assert info.success and 0.3 < followed.mean() < 0.95, "some of what was done is not what is recorded, and the task is solved all the same"
+
+
 def test_pictures_and_masks_belong_together(recorded):
     """The carrot's own pixels are more orange than the rest of the picture."""
     dataset, _ = recorded
