@@ -6,6 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from refinevla_kit.files import sha256
 from refinevla_kit.policies.compact_vla import checkpoint_hash, load, save
 from refinevla_kit.training.examples import Examples
@@ -32,5 +34,5 @@ def train_policy(
         made_by="refinevla_kit.training.policy_run", name=name, order=config.order, training=asdict(config), frames=len(examples),
         base=checkpoint_hash(base), base_statistics=sha256(Path(base) / "dataset_statistics.json")[:12], validation=history[-1],
     )  # fmt: skip
-    save(vla, Path(output) / name)
+    save(vla, Path(output) / name, torch.bfloat16)  # as the base is; half the size
     return history
