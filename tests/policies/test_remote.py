@@ -329,7 +329,9 @@ def test_the_command_serves_a_checkpoint_that_acts_as_in_this_process() -> None:
         there, here = RemotePolicy(process.stdout.readline().removeprefix("serving at ").strip()), load_policy(folder)
         assert (there.name, there.checkpoint_hash, there.conventions) == (here.name, here.checkpoint_hash, here.conventions)
         image = np.random.default_rng(0).integers(0, 256, (1, 120, 160, 3), dtype=np.uint8)
-        (a,), (b,) = (policy.act_batch(image, ["put carrot on plate"]) for policy in (there, here))
+        own = np.array([[0.3, 0, 0.1, 0.7, 0, 0.7, 0, 1, 0.32, 0, 0.1, 0.7, 0, 0.7, 0]], np.float32)  # the robot's own state goes over the socket too
+        assert there.needs_proprioception and here.needs_proprioception
+        (a,), (b,) = (policy.act_batch(image, ["put carrot on plate"], own) for policy in (there, here))
         for field in fields(a):
             assert np.array_equal(getattr(a, field.name), getattr(b, field.name)), field.name
         there.close()
