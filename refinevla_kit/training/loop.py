@@ -80,7 +80,8 @@ def _train(
 ) -> list[dict[str, Any]]:  # fmt: skip
     from tqdm.auto import tqdm
 
-    accelerator = Accelerator(mixed_precision="bf16" if config.precision == "bf16" else "no", cpu=not torch.cuda.is_available())
+    # Autocast is entered here, not by accelerate: it keeps the first precision it was given for as long as the process lives.
+    accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
     vla.model.to(accelerator.device)
     trained = [parameter for parameter in vla.model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.95))
@@ -122,7 +123,6 @@ def _train(
             if accelerator.is_main_process and (saves or ends):
                 save_state(folder, vla, optimizer, step, history, identity)
             bar.update()
-    accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # takes the autocast off `vla.model`
     return history
 
 
@@ -145,7 +145,8 @@ def _backward(accelerator: Accelerator, model: Any, vla: CompactVLA, batches: li
     for number, batch in enumerate(batches):
         act, think = (numbers[number] / max(1, sum(numbers)) for numbers in counts.values())
         with accelerator.no_sync(model) if number < len(batches) - 1 else nullcontext():
-            losses = forward(model, vla, batch, config)
+            with torch.autocast(vla.model.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                losses = forward(model, vla, batch, config)
             total = losses.total if len(batches) == 1 else act * losses.action + config.lambda_reasoning * think * losses.reasoning
             if not torch.isfinite(total):
                 raise KitError(f"the loss of {about.format(float(total))}", "lower the learning rate")
