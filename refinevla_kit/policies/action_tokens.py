@@ -23,7 +23,7 @@ from refinevla_kit.simulator.contract import ACTION_NAMES
 BINS = 255
 SMALLEST_RANGE = 1e-2  # a dimension that never moves (roll, pitch) still needs a range to divide
 MOST_OUTSIDE, MOST_FAR = 0.05, 0.02  # shares of actions; fitted at the 1 % and 99 % quantiles, at most 2 % + 2 of the very same data lie outside
-FAR = 2.0  # times the range
+BEYOND, FAR = 1.1, 2.0  # times the range: clipping a tenth does no harm, and commands that saturate may lie just outside a range fitted to few
 
 
 class ActionTokens(Protocol):
@@ -96,7 +96,7 @@ def check_words(words: Array, ranges: tuple[tuple[int, int], ...]) -> Array:
 
 
 def check_actions(tokens: ActionTokens, actions: Array) -> None:
-    """Stop when data were not made for these tokens: in a dimension more than 5 % outside the range, or more than 2 % beyond twice the range.
+    """Stop when data were not made for these tokens: in a dimension more than 5 % a tenth beyond the range, or 2 % beyond twice the range.
 
     A few outside are intended (they are clipped), so data that the tokens were fitted to always pass, whatever their tails.
 
@@ -114,7 +114,7 @@ def check_actions(tokens: ActionTokens, actions: Array) -> None:
         what = f"actions of {actions.shape[-1]} numbers, action tokens of {len(limits)}"
         raise KitError(what, "give the data set this checkpoint's robot was recorded in")
     size = np.abs(actions) / limits  # N, A
-    outside, far, farthest = (size > 1 + 1e-6).sum(axis=0), (size > FAR).sum(axis=0), size.max(axis=0)
+    outside, far, farthest = (size > BEYOND).sum(axis=0), (size > FAR).sum(axis=0), size.max(axis=0)
     names = ACTION_NAMES if len(limits) == len(ACTION_NAMES) else tuple(f"a{i + 1}" for i in range(len(limits)))
     bad = [
         f"{name}: {count} of {len(actions)} outside ±{limit:.3g}, up to {most:.3g} times that"

@@ -72,7 +72,8 @@ def ground_tower(
     """Train `vla`'s vision tower in place. images: uint8 (N, H, W, 3).
 
     Returns:
-        History: {"step", "loss", "pixel_error" (mean distance in pixels of a 160 x 120 picture), "cell_accuracy"} every 50 steps, on the batch.
+        History: {"step", "loss", "pixel_error" (mean distance in pixels of a 160 x 120 picture; left out where no patch is
+            right), "cell_accuracy"} every 50 steps, on the batch.
     """
     from tqdm.auto import trange
 
@@ -114,7 +115,8 @@ def ground_tower(
 def _errors(scores: Tensor, here: Tensor, index: Tensor, offset: Tensor) -> dict[str, float]:
     right = scores.argmax(-1) == index
     error = (here[:, 1:3] - offset).norm(dim=-1) * 20  # patches of 20 pixels
-    return {"pixel_error": float(error[right].mean()), "cell_accuracy": float(right.float().mean())}
+    found = {"pixel_error": float(error[right].mean())} if right.any() else {}  # in the wrong patch there is no such error
+    return found | {"cell_accuracy": float(right.float().mean())}
 
 
 def _axis(quaternions: Array, axis: int) -> Array:

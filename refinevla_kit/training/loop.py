@@ -114,7 +114,7 @@ def _train(
             if len(validation) and due:
                 history.append({"step": step, "split": "validation", "policy": name, **validate(vla, examples, validation, config, kept)})
                 board(history[-1])
-                bar.set_postfix(action_accuracy=f"{history[-1]['action_accuracy']:.2f}", loss=f"{history[-1]['loss']:.2f}", refresh=False)
+                bar.set_postfix({key: f"{history[-1][key]:.2f}" for key in ("action_accuracy", "loss") if key in history[-1]}, refresh=False)
             ends = _stalled(history, config.early_stop)
             if (due or saves or ends) and step > config.grace:  # before a state is saved, so that the one on disk has passed
                 vla.model.eval()
@@ -173,7 +173,7 @@ def validate(
         with torch.autocast(vla.model.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             parts.append((len(batch), forward(model, vla, make_batch(vla, examples, batch, config, kept), config).to_floats()))
     vla.model.train(was_training)
-    having = {key: [(n, part[key]) for n, part in parts if key in part] for key in parts[0][1]}
+    having = {key: [(n, part[key]) for n, part in parts if key in part] for key in dict.fromkeys(key for _, part in parts for key in part)}
     return {key: sum(n * value for n, value in rows) / sum(n for n, _ in rows) for key, rows in having.items()}
 
 

@@ -24,7 +24,7 @@ class Losses:
         action_accuracy: share of action tokens whose most likely token is the right one.
         action_l1: mean distance between the action of the most likely words allowed at each place and that of the right ones, over dimensions, in
             multiples of `ActionTokens.limits`.
-        rationale_tokens: how many there were.
+        action_tokens, rationale_tokens: how many there were.
     """
 
     total: Tensor
@@ -32,12 +32,15 @@ class Losses:
     reasoning: Tensor
     action_accuracy: Tensor
     action_l1: Tensor
+    action_tokens: int
     rationale_tokens: int
 
     def to_floats(self) -> dict[str, float]:
-        """For the history: loss, loss_action, action_accuracy, action_l1, and loss_reasoning where there were rationale tokens."""
-        values = {"loss": self.total, "loss_action": self.action, "action_accuracy": self.action_accuracy, "action_l1": self.action_l1}
-        if self.rationale_tokens:  # no tokens is not a loss of zero
+        """For the history: loss; loss_action, action_accuracy, action_l1 where there were action tokens; loss_reasoning where there were others."""
+        values = {"loss": self.total}  # and no tokens is not a loss of zero
+        if self.action_tokens:
+            values |= {"loss_action": self.action, "action_accuracy": self.action_accuracy, "action_l1": self.action_l1}
+        if self.rationale_tokens:
             values["loss_reasoning"] = self.reasoning
         return {name: float(value.detach()) for name, value in values.items()}
 
@@ -61,7 +64,7 @@ def joint_loss(logits: Tensor, sequences: Sequences, lambda_reasoning: float, fi
     with torch.no_grad():
         accuracy = (action_logits.argmax(-1) == action_target).float().mean()
         l1 = _distance(action_logits, action_target, first_action, bins)
-    return Losses(action + lambda_reasoning * reasoning, action, reasoning, accuracy, l1, int(is_rationale.sum()))
+    return Losses(action + lambda_reasoning * reasoning, action, reasoning, accuracy, l1, len(action_target), int(is_rationale.sum()))
 
 
 def _distance(logits: Tensor, target: Tensor, first_action: int, bins: ActionTokens) -> Tensor:
