@@ -154,14 +154,14 @@ def write_card(path: str | Path, provenance: Mapping[str, Any], records: Sequenc
     with replacing(Path(path) / "README.md") as part:
         part.write_text(
             f"# Compact VLA, base\n\nMade by `{provenance['made_by']}`: {provenance['pretraining']}.\n\n{data}\n{notes}\n\n"
-            "It has never been trained on a rationale. SimplerEnv's grid, 24 episodes a task:\n\n"
+            "It has never been trained on a rationale. SimplerEnv's grid, its first episodes:\n\n"
             f"| assets | setting | task | success at the last step | success at any step |\n| --- | --- | --- | --- | --- |\n{rows}",
             encoding="utf-8",
         )
 
 
 def _datasets(provenance: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    rounds = [("driven by the policy, labelled by the demonstrator", each) for one in provenance.get("improved", []) for each in one["driven"]]
+    rounds = [("driven by the policy or disturbed, labelled by the demonstrator", each) for one in provenance.get("improved", []) for each in one["driven"]]
     named = [(kind, each) for kind in ("demonstrations", "scenery") for each in provenance.get(kind, [])]
     return named + rounds
 
