@@ -161,7 +161,8 @@ def write_card(path: str | Path, provenance: Mapping[str, Any], records: Sequenc
 
 
 def _datasets(provenance: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    rounds = [("driven by the policy or disturbed, labelled by the demonstrator", each) for one in provenance.get("improved", []) for each in one["driven"]]
+    later = "driven by the policy or disturbed, labelled by the demonstrator"
+    rounds = [(later, each) for one in provenance.get("improved", []) for each in one["driven"]]
     named = [(kind, each) for kind in ("demonstrations", "scenery") for each in provenance.get(kind, [])]
     return named + rounds
 
