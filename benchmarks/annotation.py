@@ -88,7 +88,7 @@ def noise(folder: Path, frames: int) -> EpisodeDataset:
     random = np.random.default_rng(0)
     with DatasetWriter(folder, fps=5, robot_type="none") as writer:
         for _ in range(-(-frames // FRAMES)):
-            numbers = random.normal(size=(FRAMES, 15)).astype(np.float32)
+            numbers = random.normal(size=(FRAMES, 22)).astype(np.float32)
             images = np.repeat(random.integers(0, 255, (FRAMES, 4, 4, 3), np.uint8), 16, 1).repeat(16, 2)
             writer.add(Episode(images, numbers[:, :7], numbers[:, 7:], "put carrot on plate"))
     return open_dataset(folder)
