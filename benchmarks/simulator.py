@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from refinevla_kit.policies.compact_policy import load_policy
+from refinevla_kit.policies.robot_state import PROPRIOCEPTION
 from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.simulator import make
 from refinevla_kit.tasks import SETTINGS, VISUAL_MATCHING
@@ -66,10 +67,11 @@ def main() -> None:
         row = {"camera": f"{width}x{height}", "setting": setting, "task": task}
         found.append(row | {part: {"median": statistics.median(ms), "least": min(ms)} for part, ms in parts.items()})
     policy = load_policy(REPOSITORY / "data/checkpoints/compact_base")
-    image = np.zeros((120, 160, 3), np.uint8)
+    image, own = np.zeros((120, 160, 3), np.uint8), np.zeros((1, PROPRIOCEPTION), np.float32)
     action_ms = {}
     for batch in BATCHES:
-        decode = [milliseconds(lambda b=batch: policy.act_batch(np.stack([image] * b), ["put carrot on plate"] * b)) for _ in range(4)]  # type: ignore[misc]
+        asked = np.stack([image] * batch), ["put carrot on plate"] * batch, own.repeat(batch, 0)
+        decode = [milliseconds(lambda asked=asked: policy.act_batch(*asked)) for _ in range(4)]  # type: ignore[misc]
         action_ms[batch] = statistics.median(decode[1:]) / batch
     print(f"{'camera':<8} {'setting':<20} {'task':<30} {'physics':>14} {'picture':>14} {'own':>14}   ms, median (least)")
     for row in found:
