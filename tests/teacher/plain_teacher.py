@@ -76,7 +76,7 @@ def write_dataset(folder: Path, episodes: int, frames: int, size: int = 16, seed
     with DatasetWriter(folder, fps=5, robot_type="none") as writer:
         for _ in range(episodes):
             images = random.integers(0, 255, (frames, size, size, 3), np.uint8)
-            numbers = random.normal(size=(2, frames, 8)).astype(np.float32)
+            numbers = random.normal(size=(2, frames, 15)).astype(np.float32)
             writer.add(Episode(images, numbers[0][:, :7], numbers[1], "put carrot on plate"))
     return open_dataset(folder)
 
