@@ -30,7 +30,7 @@ from refinevla_kit.policies.compact_vla import CompactVLA
 from refinevla_kit.policies.contract import Array
 from refinevla_kit.policies.sequence import ACTION_KIND, RATIONALE_KIND, Sequences
 from refinevla_kit.policies.vocabulary import PAD, token_id
-from refinevla_kit.training.batches import Batch, lay_out, tower_tokens
+from refinevla_kit.training.batches import Batch, lay_out, on_device, tower_tokens
 from refinevla_kit.training.boundary import boundary_states
 from refinevla_kit.training.config import TrainingConfig
 from refinevla_kit.training.examples import Examples
@@ -171,9 +171,8 @@ def _write(
         part.mkdir(parents=True)
         with (part / STATES).open("wb") as file:  # written in order, not through the map: a full disk is then an error, not a crash
             for rows, s, mask in zip(_chunks(len(examples)), laid, real, strict=True):
-                sequences = Sequences(*(getattr(s, field).to(device) for field in Sequences.__dataclass_fields__))
                 own = vla.states(None if examples.proprioception is None else examples.proprioception[rows])
-                batch = Batch(sequences, None, tower_tokens(vla, examples.images[rows]).to(device).float(), own)
+                batch = Batch(on_device(s, device), None, tower_tokens(vla, examples.images[rows]).to(device).float(), own)
                 with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                     states = boundary_states(vla, batch, config.depth).cpu()  # B, N, d
                 kept = states[mask].to(number).contiguous()  # tokens, d: no padding

@@ -74,8 +74,8 @@ def make_batch(
     device = vla.model.device
     if kept is not None and not isinstance(kept, Tensor):
         sequences, boundary = kept.read(rows)
-        return Batch(_on(sequences, device), None, None, None, boundary.to(device))
-    sequences = _on(lay_out(vla, examples, rows, config), device)
+        return Batch(on_device(sequences, device), None, None, None, boundary.to(device))
+    sequences = on_device(lay_out(vla, examples, rows, config), device)
     states = vla.states(None if examples.proprioception is None else examples.proprioception[rows])
     if kept is not None:
         return Batch(sequences, None, kept[torch.from_numpy(rows)].to(device).float(), states)
@@ -108,5 +108,6 @@ def forward(model: Any, vla: CompactVLA, batch: Batch, config: TrainingConfig) -
     return joint_loss(predict(model, vla, batch), batch.sequences, config.lambda_reasoning, first_action_id(vla.tokenizer), vla.bins)
 
 
-def _on(sequences: Sequences, device: torch.device) -> Sequences:
+def on_device(sequences: Sequences, device: torch.device) -> Sequences:
+    """The same sequences on `device`."""
     return Sequences(*(getattr(sequences, field).to(device) for field in Sequences.__dataclass_fields__))

@@ -65,9 +65,10 @@ def pretrain(
         scenery: further datasets, that only the tower sees.
     """
     model = model or CompactConfig(layers=5, proprioception=True)
-    examples, places = _read(demonstrations)
-    vocabulary = load_examples(demonstrations[0], find_rationales(demonstrations[0])).rationales
-    tokenizer = train_vocabulary([*examples.instructions, *vocabulary, *(task.instruction for task in WIDOWX_TASKS), *map(question, THINGS)])
+    first = load_examples(demonstrations[0], find_rationales(demonstrations[0]))
+    wordless = replace(first, rationales=("",) * len(first), about="")
+    examples, places = join([wordless, *map(load_examples, demonstrations[1:])]), _places(demonstrations)
+    tokenizer = train_vocabulary([*examples.instructions, *first.rationales, *(task.instruction for task in WIDOWX_TASKS), *map(question, THINGS)])
     vla = build(model, tokenizer, UniformBins.fit(examples.actions), config.seed)
     if examples.proprioception is not None and vla.reads_state:
         features, tower = state_features(examples.proprioception), vla.model.model.vision_tower
@@ -91,7 +92,8 @@ def improve(
 ) -> CompactVLA:
     """Go on with a base (stage 3): demonstrations and episodes that the base drove, labelled by the demonstrator."""
     vla = load(base)
-    examples, places = _read([*demonstrations, *driven])
+    paths = [*demonstrations, *driven]
+    examples, places = join([load_examples(path) for path in paths]), _places(paths)
     history = _act_and_point(vla, examples, places, config, work)
     vla.provenance.update(improved=[*vla.provenance.get("improved", []), {**asdict(config), "driven": _about(driven)}], validation=history[-1])
     return vla
@@ -126,8 +128,8 @@ def _act_and_point(vla: CompactVLA, examples: Examples, places: Places, config: 
     return fine_tune(vla, both, training, work, "compact_base")
 
 
-def _read(paths: Sequence[str | Path]) -> tuple[Examples, Places]:
-    return join([load_examples(path) for path in paths]), _joined([load_places(path) for path in paths])
+def _places(paths: Sequence[str | Path]) -> Places:
+    return _joined([load_places(path) for path in paths])
 
 
 def _joined(places: Sequence[Places]) -> Places:
