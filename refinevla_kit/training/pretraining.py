@@ -119,10 +119,12 @@ def pointing(examples: Examples, places: Places, share: float, seed: int) -> Exa
 
 def _act_and_point(vla: CompactVLA, examples: Examples, places: Places, config: PretrainingConfig, work: str | Path) -> list[dict[str, Any]]:
     """Train the language model on both, an episode's frames on one side of the split to held-out ones."""
-    points = pointing(examples, places, config.pointing, config.seed)
-    both = replace(join([examples, points]), episodes=np.concatenate([examples.episodes, points.episodes]))
+    both = examples
+    if config.pointing:
+        points = pointing(examples, places, config.pointing, config.seed)
+        both = replace(join([examples, points]), episodes=np.concatenate([examples.episodes, points.episodes]))
     training = TrainingConfig(
-        steps=config.steps, batch_size=config.batch_size, learning_rate=config.learning_rate, lambda_reasoning=1.0 if len(points) else 0.0,
+        steps=config.steps, batch_size=config.batch_size, learning_rate=config.learning_rate, lambda_reasoning=1.0 if config.pointing else 0.0,
         freeze_layers=0, validate_every=100, save_every=500, seed=config.seed,
     )  # fmt: skip
     return fine_tune(vla, both, training, work, "compact_base")
