@@ -1,0 +1,44 @@
+"""Notebooks with widgets, in a real JupyterLab: every cell runs, the controls change the picture, and nothing on the page complains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from refinevla_kit.settings import REPOSITORY
+from tests.browser.lab import Lab
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+
+def test_the_explorers_controls_change_its_picture(lab: Lab, tmp_path: Path) -> None:
+    with lab.notebook("04_attention_maps", profile="smoke", output=str(tmp_path), every=4) as notebook:
+        notebook.run_all()
+        assert (notebook.errors(), notebook.complaints) == ([], [])
+        seen = [notebook.picture()]
+        notebook.press("frame", "ArrowRight")
+        seen.append(notebook.picture(other_than=seen[-1]))
+        notebook.press("action", "End")
+        seen.append(notebook.picture(other_than=seen[-1]))
+        notebook.press("layer", "ArrowLeft")
+        seen.append(notebook.picture(other_than=seen[-1]))
+        assert len(set(seen)) == 4
+        notebook.screenshot("explorer")
+        assert (notebook.errors(), notebook.complaints) == ([], [])
+        assert (tmp_path / "04_attention_maps" / "explorer.png").is_file()
+
+
+def test_the_reviewers_keys_decide(lab: Lab, tmp_path: Path) -> None:
+    with lab.notebook("01_teacher_annotation", profile="smoke", output=str(tmp_path), dataset=str(REPOSITORY / "data/demo")) as notebook:
+        notebook.run_all()
+        assert (notebook.errors(), notebook.complaints) == ([], [])
+        before = notebook.picture()
+        notebook.page.locator(".refinevla-keys img").click()
+        notebook.page.keyboard.press("a")
+        after = notebook.picture(other_than=before)
+        notebook.page.locator(".refinevla-keys", has_text="1 accepted").wait_for()
+        notebook.page.locator(".refinevla-keys button", has_text="←").click()
+        assert notebook.picture(other_than=after) != after
+        notebook.screenshot("reviewer")
+        assert (notebook.errors(), notebook.complaints) == ([], [])
