@@ -75,7 +75,8 @@ def score(frames: Sequence[Frame], captures: Sequence[Capture]) -> Any:
     rows = []
     for frame, seen in zip(frames, captures, strict=True):
         area = areas(frame.masks)
-        maps = seen.patches.mean(1).reshape(seen.layers, len(seen.dimensions), *seen.grid)  # layers, A, rows, columns
+        actions = len(seen.dimensions)  # the first queries; what else was asked about is not scored here
+        maps = seen.patches[:, :, :actions].mean(1).reshape(seen.layers, actions, *seen.grid)  # layers, A, rows, columns
         found, to_image = shares(maps, frame.masks), seen.image_share.mean(1)
         start = (seen.policy, seen.checkpoint_hash, frame.task, frame.episode, frame.step, frame.phase)
         for layer, dimension in np.ndindex(maps.shape[:2]):

@@ -15,10 +15,10 @@ from refinevla_kit.simulator.contract import Array
 INSTRUCTION = "put carrot on plate"
 
 
-def small_policy(seed: int = 0, order: str = "action_first", name: str = "small") -> CompactPolicy:
+def small_policy(seed: int = 0, order: str = "action_first", name: str = "small", proprioception: bool = False) -> CompactPolicy:
     torch.set_num_threads(1)
     words = train_vocabulary([INSTRUCTION, "the carrot is left of the plate"])
-    size = CompactConfig(layers=3, hidden=32, heads=2, feedforward=48, channels=8)
+    size = CompactConfig(layers=3, hidden=32, heads=2, feedforward=48, channels=8, proprioception=proprioception)
     return CompactPolicy(build(size, words, UniformBins((0.04, 0.04, 0.04, 0.01, 0.01, 0.3, 1.0)), seed), name, f"hash-{seed}", order)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from refinevla_kit.attention.capture import Capture
+from refinevla_kit.attention.captured import Capture, Query
 from refinevla_kit.attention.frames import Frame
 from refinevla_kit.attention.grounding import shares
 from refinevla_kit.episodes.contract import ACTION_NAMES
@@ -34,7 +34,8 @@ def attention(seed: int, name: str) -> Capture:
     rows /= rows.sum(-1, keepdims=True)
     nothing = np.zeros(7, np.float32)
     action = Action(nothing, nothing, nothing, nothing)
-    return Capture(rows[..., :48], rows[..., 48:], ("put", "<action>"), 1, ACTION_NAMES, GRID, action, name, "hash")
+    queries = tuple(Query(dimension, "action", (49 + i,), (i,)) for i, dimension in enumerate(ACTION_NAMES))
+    return Capture(rows[..., :48], rows[..., 48:], ("put", "<action>"), 1, queries, GRID, action, name, "hash")
 
 
 FRAMES = [frame(0, 0), frame(0, 1), frame(0, 2), frame(4, 0), frame(4, 1)]
