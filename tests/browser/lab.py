@@ -39,6 +39,9 @@ class Lab:
         try:
             page.goto(f"{self._address}/lab/tree/{name}.ipynb?reset")
             yield shown
+        except BaseException:
+            shown.screenshot("failed")
+            raise
         finally:
             for session in context.request.get(f"{self._address}/api/sessions").json():
                 context.request.delete(f"{self._address}/api/sessions/{session['id']}")
@@ -63,7 +66,7 @@ class NotebookPage:
 
     def run_all(self) -> None:
         """Run > Run All Cells, from the menu, and wait until every cell has its number or one has failed."""
-        self.page.locator(".jp-NotebookPanel .jp-Notebook-ExecutionIndicator[data-status='idle']").wait_for(timeout=60_000)
+        self.page.locator("#jp-main-statusbar", has_text="| Idle").wait_for(timeout=60_000)  # before that, JupyterLab drops what it is told to run
         self.page.get_by_role("menuitem", name="Run", exact=True).click()
         self.page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
         self.page.wait_for_function(ALL_RAN, arg=self._cells, timeout=1000 * RUN_SECONDS)
