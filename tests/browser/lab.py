@@ -73,7 +73,8 @@ class NotebookPage:
 
     def errors(self) -> list[str]:
         """The text of every error output."""
-        return self.page.locator("[data-mime-type='application/vnd.jupyter.stderr'], [data-mime-type='application/vnd.jupyter.error']").all_inner_texts()
+        kinds = ("application/vnd.jupyter.stderr", "application/vnd.jupyter.error")
+        return self.page.locator(", ".join(f"[data-mime-type='{kind}']" for kind in kinds)).all_inner_texts()
 
     def press(self, label: str, key: str) -> None:
         """Press a key on the slider with this description."""
