@@ -8,7 +8,7 @@ them costs next to nothing (benchmarks/attention.py). Any other implementation i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,7 +22,7 @@ from refinevla_kit.errors import KitError
 from refinevla_kit.policies.compact_policy import CompactPolicy
 from refinevla_kit.policies.contract import Action, Array
 
-__all__ = ["Capture", "Query", "attention_rows", "capture", "capture_batch", "upper_middle"]
+__all__ = ["Capture", "Query", "attention_rows", "capture", "capture_batch", "teacher_forced", "upper_middle", "watching"]
 
 
 def capture(
@@ -115,7 +115,8 @@ def attention_rows(policy: CompactPolicy, features: dict[str, Any], ids: Tensor,
     types = torch.ones_like(ids)
     types[:, :prefix] = 0
     kept: list[Tensor] = []
-    with _watching(model.model.language_model, kept, torch.tensor(list(positions), device=ids.device)):
+    wanted = torch.tensor(list(positions), device=ids.device)
+    with watching(policy, lambda weights: kept.append(weights.index_select(2, wanted))):  # a copy: a view would keep the whole square alive
         model.model(input_ids=ids, mm_encoder_outputs=features, token_type_ids=types, use_cache=False)
     if len(kept) != len(model.model.language_model.layers):
         raise KitError(f"only {len(kept)} layers of {policy.name} were run", "load the policy again")
@@ -138,16 +139,20 @@ def _pack(policy: CompactPolicy, sequence: TokenSequence, action: Action, pictur
 
 
 @contextmanager
-def _watching(language_model: nn.Module, kept: list[Tensor], positions: Tensor) -> Iterator[None]:
-    """While open, append the rows `positions` (B, heads, Q, N) of each attention layer to `kept`."""
+def watching(policy: CompactPolicy, keep: Callable[[Tensor], None]) -> Iterator[None]:
+    """While open, call `keep` with each attention layer's weights (B, heads, N, N), from the lowest layer up.
 
-    def keep(layer: nn.Module, _: object, output: tuple[Tensor, Tensor | None]) -> None:
+    Raises:
+        KitError: from the forward pass, when the attention implementation returns no weights.
+    """
+
+    def look(layer: nn.Module, _: object, output: tuple[Tensor, Tensor | None]) -> None:
         if output[1] is None:
             implementation = layer.config._attn_implementation  # type: ignore[union-attr]
             raise KitError(f"the attention implementation {implementation!r} gives no weights", "load the policy with attn_implementation='eager'")
-        kept.append(output[1].index_select(2, positions))  # a copy: a view would keep the whole square alive
+        keep(output[1])
 
-    handles = [layer.self_attn.register_forward_hook(keep) for layer in language_model.layers]  # type: ignore[union-attr, operator]
+    handles = [layer.self_attn.register_forward_hook(look) for layer in policy.vla.model.model.language_model.layers]
     try:
         yield
     finally:

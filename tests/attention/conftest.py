@@ -30,3 +30,13 @@ def policy() -> CompactPolicy:
 @pytest.fixture(scope="session")
 def image() -> Array:
     return np.random.default_rng(1).integers(0, 255, (120, 160, 3), dtype=np.uint8)
+
+
+def scene(seed: int = 0, height: int = 120, width: int = 160) -> dict[str, Array]:
+    """Masks like the simulator's: rectangles that do not overlap."""
+    rng = np.random.default_rng(seed)
+    masks = {name: np.zeros((height, width), bool) for name in ("source", "target", "gripper", "arm")}
+    for i, mask in enumerate(masks.values()):
+        top, left = rng.integers(0, height - 20), i * width // 4 + rng.integers(0, width // 4 - 20)
+        mask[top : top + rng.integers(3, 20), left : left + rng.integers(3, 20)] = True
+    return masks
