@@ -29,6 +29,7 @@ from refinevla_kit.figures.style import INK, MUTED, canvas, colours, label
 Array = NDArray[Any]
 
 ACROSS = 4  # plots in a row
+VISIBLE = 0.005  # of a patch; what covers less is not named
 ENDS = (0.05, 0.1, 0.25, 0.5, 1.0)  # of scales of shares, so that they stay put while a slider moves
 
 
@@ -88,30 +89,29 @@ class Peak:
     """The patch with the most attention.
 
     Attributes:
-        row, column: of the grid. times: its attention in multiples of even attention. things: what lies in it, by area.
-        hit: the object to move or the place where it goes is among them (the pointing game); None without masks.
+        row, column: of the grid. times: its attention in multiples of even attention.
+        covered: how much of it each visible thing of `SHOWN` covers (its score in the pointing game, `measures.pointing`); None
+            without masks.
     """
 
     row: int
     column: int
     times: float
-    things: tuple[str, ...]
-    hit: bool | None
+    covered: dict[str, float] | None
 
     def __str__(self) -> str:
-        if self.hit is None:
-            return f"brightest patch: {self.times:.1f} × even"
-        on = next((thing for thing in self.things if thing in ("source", "target")), "") or (self.things[0] if self.things else REST)
-        return f"brightest patch: {self.times:.1f} × even, on {_article(on)} ({'hit' if self.hit else 'miss'})"
+        said = f"brightest patch: {self.times:.1f} × even"
+        if self.covered is None:
+            return said
+        return f"{said}; " + (", ".join(f"{part:.0%} {THING_LABELS[thing]}" for thing, part in self.covered.items()) or "none of the objects on it")
 
 
 def peak(patch_map: Array, masks: Mapping[str, Array]) -> Peak:
     """Where a map, float (rows, columns), is largest, and what is there."""
     row, column = (int(i) for i in np.unravel_index(int(np.argmax(patch_map)), patch_map.shape))
     times = float(patch_map[row, column] / max(float(patch_map.mean()), 1e-12))
-    covered = {name: float(to_patches(mask, patch_map.shape)[row, column]) for name, mask in masks.items()}
-    things = tuple(name for name, area in sorted(covered.items(), key=lambda item: -item[1]) if area > 0)
-    return Peak(row, column, times, things, bool({"source", "target"} & {*things}) if masks else None)
+    covered = {name: float(to_patches(masks[name], patch_map.shape)[row, column]) for name in SHOWN if name in masks}
+    return Peak(row, column, times, {name: part for name, part in covered.items() if part >= VISIBLE} if masks else None)
 
 
 def found_shares(view: View) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
@@ -226,10 +226,6 @@ def _share_panel(side: Axes, view: View, colour: Mapping[str, str]) -> None:
     side.grid(axis="y", visible=False)
     rest = " | ".join(f"{one[REST]:.0%}" for one in found.values() if REST in one)
     side.set_xlabel("share of attention (dotted: area)" + (f"\neverything else: {rest}" if rest else ""), fontsize=7.5)
-
-
-def _article(thing: str) -> str:
-    return {"target": "where it goes", REST: "nothing named"}.get(thing, f"the {THING_LABELS.get(thing, thing)}")
 
 
 def _size(image: Array) -> str:

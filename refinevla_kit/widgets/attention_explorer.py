@@ -10,9 +10,10 @@ import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
+import numpy as np
 from matplotlib.figure import Figure
 
 from refinevla_kit.attention.captured import Capture, upper_middle
@@ -20,12 +21,40 @@ from refinevla_kit.attention.frames import Frame
 from refinevla_kit.errors import KitError
 from refinevla_kit.figures.saving import FORMATS, save_figure
 from refinevla_kit.figures.views import View, comparison
-from refinevla_kit.widgets.exploration import KIND_LABELS, Exploration, Method
+from refinevla_kit.simulator.contract import Array
+from refinevla_kit.widgets.exploration import KIND_LABELS, Asked, Exploration, Method
 from refinevla_kit.widgets.explorer_page import write_page
 from refinevla_kit.widgets.picture import Picture, payload
 
+if TYPE_CHECKING:
+    from refinevla_kit.policies.compact_policy import CompactPolicy
+
 MEAN = "mean"
 PAGE = "html"
+
+
+def attribution_methods(
+    policies: Mapping[str, CompactPolicy], frames: Sequence[Frame], captures: Mapping[str, Sequence[Capture]],
+    names: Sequence[str] = ("relevance", "grad_cam"),
+) -> dict[str, Method]:  # fmt: skip
+    """Methods of `attention.attribution` for an explorer: computed on these policies when they are chosen, the mean over what is asked about.
+
+    Args:
+        names: of `attribution.METHODS`; the costly ones take seconds a picture.
+    """
+    from refinevla_kit.attention.attribution import attribute  # needs torch; looking at saved captures does not
+
+    def method(name: str) -> Method:
+        def compute(policy: str, index: int, one: Asked) -> Array:
+            if policy not in policies:
+                raise KitError(f"{policy} is not here to compute {name}", "give it to attribution_methods, or choose the method 'attention'")
+            seen = captures[policy][index]
+            found = [attribute(policies[policy], frames[index], seen.queries[row], name, seen.action, seen.rationale or None) for row in one.rows]
+            return np.asarray(np.mean([each.patch_map for each in found], axis=0))
+
+        return compute
+
+    return {name: method(name) for name in names}
 
 
 class AttentionExplorer:

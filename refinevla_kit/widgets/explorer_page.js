@@ -59,10 +59,9 @@ function viewOf(chosen) {
 
 function panelOf(frame, name, colour, heat) {
   const best = heat.indexOf(Math.max(...heat)), times = heat[best].toFixed(1);
-  const there = Object.entries(frame.cover).filter(([, { part }]) => part[best] > 0).sort((a, b) => b[1].part[best] - a[1].part[best]).map(([thing]) => thing);
-  const hit = there.find((thing) => thing === "source" || thing === "target"), on = hit ?? there[0] ?? "rest";
-  const said = { target: "where it goes", rest: "nothing named" }[on] ?? `the ${store.things[on]?.label ?? on}`;
-  const note = `brightest patch: ${times} × even${Object.keys(frame.cover).length ? `, on ${said} (${hit ? "hit" : "miss"})` : ""}`;
+  const covered = Object.entries(store.things).map(([thing, { label }]) => [label, frame.cover[thing]?.part[best] ?? 0]).filter(([, part]) => part >= 0.005);
+  const on = covered.map(([label, part]) => `${(100 * part).toFixed(0)}% ${label}`).join(", ") || "none of the objects on it";
+  const note = `brightest patch: ${times} × even${Object.keys(frame.cover).length ? `; ${on}` : ""}`;
   return { name, colour, rows: store.rows, columns: store.columns, heat, peak: [Math.floor(best / store.columns), best % store.columns], note };
 }
 
