@@ -16,7 +16,7 @@ import ipywidgets as widgets
 import numpy as np
 from matplotlib.figure import Figure
 
-from refinevla_kit.attention.captured import Capture, upper_middle
+from refinevla_kit.attention.captured import ACTION_QUERY, INSTRUCTION_QUERY, KINDS, Capture, upper_middle
 from refinevla_kit.attention.frames import Frame
 from refinevla_kit.errors import KitError
 from refinevla_kit.figures.saving import FORMATS, save_figure
@@ -55,6 +55,25 @@ def attribution_methods(
         return compute
 
     return {name: method(name) for name in names}
+
+
+def capture_words(policies: Mapping[str, CompactPolicy], frames: Sequence[Frame], writer: str) -> dict[str, list[Capture]]:
+    """Captures from the action, the instruction and a rationale of each frame: the one that `writer` writes, fed to every policy, so that they are
+    asked about the same words. A frame for which it writes no word is captured without.
+
+    Args:
+        policies: name -> policy. writer: one of the names.
+    """
+    from refinevla_kit.attention.capture import capture  # needs torch
+
+    found: dict[str, list[Capture]] = {name: [] for name in policies}
+    for frame in frames:
+        text = policies[writer].explain(frame.image, frame.instruction, frame.proprioception)
+        kinds = KINDS if any(letter.isalnum() for letter in text) else (ACTION_QUERY, INSTRUCTION_QUERY)
+        for name, policy in policies.items():
+            given = (frame.image, frame.instruction, None, text, frame.proprioception, kinds)
+            found[name].append(capture(policy, *given))
+    return found
 
 
 class AttentionExplorer:

@@ -25,25 +25,26 @@ from refinevla_kit.simulator.contract import Array
 from refinevla_kit.widgets.exploration import KIND_LABELS, Exploration, asked, moment_title
 from refinevla_kit.widgets.picture import WHOLE, data_uri, outlines, script
 
-LARGEST_PAGE = 100e6  # bytes; a browser opens it still
+LARGEST_PAGE, EASY_PAGE = 100e6, 25e6  # bytes that a browser opens still, and that go by mail
 STEPS = 65535
 
 
-def write_page(path: str | Path, exploration: Exploration, query: str = "", layer: int = 0, heads: bool = True, every: int = 1) -> Path:
+def write_page(path: str | Path, exploration: Exploration, query: str = "", layer: int = 0, heads: bool | None = None, every: int = 1) -> Path:
     """Write the page. Returns its path.
 
     Args:
         query, layer: shown first; layer from 0.
-        heads: keep each head; False keeps their mean alone, a fraction of the size.
+        heads: keep each head; False keeps their mean alone, a fraction of the size; None keeps them where that is less than `EASY_PAGE`.
         every: keep each n-th frame.
 
     Raises:
         KitError: the page would be larger than `LARGEST_PAGE`.
     """
     kept = range(0, len(exploration.frames), every)
-    rows = sum(one.patches[:, : None if heads else 1, ..., 0].size for found in exploration.captures.values() for one in (found[i] for i in kept))
-    patches = next(iter(exploration.captures.values()))[0].patches.shape[-1]
-    if (size := rows * (2 * patches + 4) * 4 / 3) > LARGEST_PAGE:
+    kept_captures = [found[i] for found in exploration.captures.values() for i in kept]
+    bytes_a_head = sum(one.patches[:, 0, :, 0].size * (2 * one.patches.shape[-1] + 4) * 4 / 3 for one in kept_captures)
+    heads = exploration.heads * bytes_a_head <= EASY_PAGE if heads is None else heads
+    if (size := bytes_a_head * (exploration.heads if heads else 1)) > LARGEST_PAGE:
         what = f"the page would hold {size / 1e6:.0f} MB of attention, at most {LARGEST_PAGE / 1e6:.0f} MB is written"
         raise KitError(what, "give heads=False, a larger every=, fewer frames or fewer kinds of queries")
     store = json.dumps(_store(exploration, kept, query, layer, heads), ensure_ascii=False, allow_nan=False, separators=(",", ":"))

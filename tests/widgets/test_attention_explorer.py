@@ -12,10 +12,10 @@ import pytest
 
 from refinevla_kit.attention.attribution import attribute
 from refinevla_kit.attention.capture import capture
-from refinevla_kit.attention.captured import Capture
+from refinevla_kit.attention.captured import KINDS, Capture
 from refinevla_kit.attention.grounding import shares
 from refinevla_kit.errors import KitError
-from refinevla_kit.widgets.attention_explorer import AttentionExplorer, attribution_methods
+from refinevla_kit.widgets.attention_explorer import AttentionExplorer, attribution_methods, capture_words
 from tests.attention.conftest import small_policy
 from tests.widgets.explored import CAPTURES, FRAMES, NAMES, attention
 
@@ -120,6 +120,22 @@ def test_what_cannot_be_chosen_is_said(explorer: AttentionExplorer, choice: dict
 def test_what_does_not_fit_is_refused(captures: dict[str, list[Capture]], layer: int | None, says: str) -> None:
     with pytest.raises(KitError, match=says):
         AttentionExplorer(FRAMES, captures, layer)
+
+
+def test_policies_are_asked_about_the_words_that_one_of_them_writes() -> None:
+    policies = {name: small_policy(seed, name=name) for seed, name in enumerate(("a", "b"))}
+    found = capture_words(policies, FRAMES[:2], writer="b")
+    text = policies["b"].explain(FRAMES[1].image, FRAMES[1].instruction)
+    assert [(name, one[1].rationale) for name, one in found.items()] == [("a", text), ("b", text)]
+    assert found["a"][1].queries == found["b"][1].queries and {query.kind for query in found["a"][1].queries} == {*KINDS}
+    assert AttentionExplorer(FRAMES[:2], found).message.value == ""
+
+
+def test_where_nothing_is_written_there_are_no_words_to_look_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = small_policy(name="a")
+    monkeypatch.setattr(policy, "explain", lambda *_: " . ")
+    (found,) = capture_words({"a": policy}, FRAMES[:1], writer="a")["a"]
+    assert {query.kind for query in found.queries} == {"action", "instruction"}
 
 
 def test_a_method_is_computed_on_the_policy_when_it_is_chosen() -> None:
