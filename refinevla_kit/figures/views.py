@@ -186,7 +186,7 @@ def draw_plot(ax: Axes, plot: Plot, steps: Array, now: int) -> None:
     ax.set_ylim(plot.low - (0 if plot.share else margin), plot.high + margin)
     ax.set_title(plot.title, color=plot.colour, fontsize=8)
     ax.tick_params(labelsize=7)
-    ax.yaxis.set_major_locator(MaxNLocator(4))
+    ax.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2.5, 5, 10]))
     ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     ax.margins(x=0.02)
     ax.set_xlabel("step", fontsize=7)

@@ -18,6 +18,8 @@ RUN_SECONDS = 180
 ALL_RAN = """(cells) => document.querySelector('[data-mime-type="application/vnd.jupyter.error"]')
     || [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].filter((each) => /\\d/.test(each.textContent)).length === cells"""
 
+PIXELS = """async (each) => each.tagName === "CANVAS" ? each.toDataURL() : String(new Uint8Array(await (await fetch(each.src)).arrayBuffer()))"""
+
 
 class Lab:
     """A running JupyterLab."""
@@ -81,14 +83,14 @@ class NotebookPage:
         slider = self.page.locator(".widget-inline-hbox", has=self.page.get_by_text(label, exact=True))
         slider.locator(".noUi-handle").press(key)
 
-    def picture(self, other_than: bytes = b"") -> bytes:
-        """The bytes of the last widget's picture; waits until they differ from `other_than`."""
-        image = self.page.locator(".jupyter-widgets img").last
-        image.scroll_into_view_if_needed()
-        for _ in range(200):
-            shown = bytes(image.evaluate("async (each) => [...new Uint8Array(await (await fetch(each.src)).arrayBuffer())]"))
-            if shown != other_than:
-                return shown
+    def picture(self, other_than: str = "") -> str:
+        """The pixels of the last widget's picture as text; waits until they differ from `other_than`."""
+        shown = self.page.locator(".jupyter-widgets img, .jupyter-widgets canvas").last
+        shown.scroll_into_view_if_needed()
+        for _ in range(400):
+            pixels = str(shown.evaluate(PIXELS))
+            if pixels != other_than:
+                return pixels
             self.page.wait_for_timeout(50)
         raise AssertionError("the picture stayed as it was")
 
