@@ -20,10 +20,10 @@ def action_plots(rollout: Rollout) -> tuple[Plot, ...]:
     first = np.zeros(1, bool)
     held, solved = (np.concatenate([first, values]).astype(float) for values in (rollout.grasped, rollout.success))
     return (
-        _plot("move (cm a step)", 100 * actions[:, :3], ACTION_NAMES[:3]),
-        _plot("turn (degrees a step)", np.degrees(actions[:, 3:6]), ACTION_NAMES[3:6]),
-        Plot("gripper (+1 open, -1 closed)", (Line("command", INK, actions[:, 6], steps=True),), -1.1, 1.1),
-        Plot("state (1 = yes)", (Line("held", BLUE, held, steps=True), Line("solved", GREEN, solved, steps=True)), -0.1, 1.1),
+        _plot("move (cm)", 100 * actions[:, :3], ACTION_NAMES[:3]),
+        _plot("turn (degrees)", np.degrees(actions[:, 3:6]), ACTION_NAMES[3:6]),
+        Plot("gripper (1 open)", (Line("command", INK, actions[:, 6], steps=True),), -1.0, 1.0),
+        Plot("state (1 yes)", (Line("held", BLUE, held, steps=True), Line("solved", GREEN, solved, steps=True)), 0.0, 1.0),
     )
 
 
@@ -43,6 +43,7 @@ def episode_title(record: Any) -> str:
 
 def _plot(title: str, values: Array, names: tuple[str, ...]) -> Plot:
     """Curves about zero on a scale that holds them all."""
-    reach = max(float(np.nanmax(np.abs(values))) * 1.1, 0.5)
+    largest = max(float(np.nanmax(np.abs(values))), 0.5)
+    reach = next(step * ten for ten in (1.0, 10.0, 100.0) for step in (0.5, 1.0, 2.0, 4.0) if largest <= step * ten or step * ten >= 400)
     lines = tuple(Line(name, colour, values[:, i], steps=True) for i, (name, colour) in enumerate(zip(names, AXES, strict=True)))
     return Plot(title, lines, -reach, reach)

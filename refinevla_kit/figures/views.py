@@ -142,7 +142,7 @@ def comparison(view: View) -> Figure:
     check_view(view)
     count, tall = max(len(view.maps), 1), 3.4 * view.image.shape[0] / view.image.shape[1]
     bars, lower = bool(view.maps), 1.45 * -(-len(view.plots) // ACROSS)
-    width = 3.5 * count + (3.6 if bars else 0.2)
+    width = max(3.5 * count + (3.6 if bars else 0.2), 10.0 if view.plots else 0.0)
     with canvas(width, tall + 0.75 + lower) as (figure, (only,)):
         only.remove()
         upper, under = figure.subfigures(2, 1, squeeze=False, height_ratios=[tall + 0.75, lower])[:, 0] if view.plots else (figure, None)

@@ -105,12 +105,13 @@ class AttentionExplorer:
             raise KitError(f"there is no layer {shown}", f"choose 1 to {layers}")
         style: dict[str, Any] = {"description_width": "4.5em"}
         first = next(iter(episodes))
-        found = self.exploration.queries(episodes[first][0])
-        kinds = [(KIND_LABELS[kind], kind) for kind in dict.fromkeys(one.kind for one in found.values())]
+        there = {one.kind for index in range(len(frames)) for one in self.exploration.queries(index).values()}
+        kinds = [(name, kind) for kind, name in KIND_LABELS.items() if kind in there]
+        shown_first = next(iter(self.exploration.queries(episodes[first][0]).values())).kind
         self.episode = widgets.Dropdown(options=list(episodes), description="episode", style=style)
         self.step = widgets.IntSlider(0, 0, len(episodes[first]) - 1, description="frame", style=style)
         self.play = widgets.Play(interval=300, min=0, max=self.step.max, description="play")
-        self.kind = widgets.Dropdown(options=kinds, description="from", style=style)
+        self.kind = widgets.Dropdown(options=kinds, value=shown_first, description="from", style=style)
         self.query = widgets.SelectionSlider(options=self._options(), description="token", style=style, layout={"width": "400px"})
         self.method = widgets.Dropdown(options=self.exploration.methods, description="method", style=style)
         self.layer = widgets.IntSlider(shown, 1, layers, description="layer", style=style)

@@ -183,7 +183,7 @@ function curves(pen, view, plot, x, y, wide) {
   const px = (step) => x + wide * (step - view.steps[0]) / span, py = (part) => y + PLOT * (1 - (part - plot.low) / (plot.high - plot.low));
   write(pen, plot.title, x, y - 7, 12, plot.colour, "left", "bold");
   let at = x + pen.measureText(plot.title).width + 10;
-  for (const one of plot.share ? [] : plot.lines) {
+  for (const one of plot.share || plot.lines.length < 2 ? [] : plot.lines) {
     write(pen, one.label, at, y - 7, 11, one.colour);
     at += pen.measureText(one.label).width + 8;
   }

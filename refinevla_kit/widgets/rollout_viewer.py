@@ -169,7 +169,7 @@ class RolloutViewer:
 
     def _filter(self, name: str, narrow: dict[str, Any]) -> widgets.Dropdown:
         known = list(dict.fromkeys(getattr(record, name) for record in self.records))
-        return widgets.Dropdown(options=[ALL, *((label(one), one) for one in known)], description=name, **narrow)
+        return widgets.Dropdown(options=[(ALL, ALL), *((label(one), one) for one in known)], description=name, **narrow)
 
     def _list(self) -> None:
         """Fill the table with what the filters let through; the chosen row stays when it is among them."""

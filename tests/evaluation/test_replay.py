@@ -11,6 +11,7 @@ from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation import evaluate, load_records
 from refinevla_kit.evaluation.demonstrator_policy import DemonstratorPolicy
 from refinevla_kit.evaluation.replay import Replayer
+from refinevla_kit.settings import REPOSITORY
 from tests.evaluation.test_rollouts import CARROT, SMALL, RestPolicy
 
 
@@ -33,8 +34,8 @@ def test_a_record_is_played_again_as_it_was(tmp_path) -> None:
         assert np.ptp(np.stack([each.image for each in rollout.observations[:2]]).astype(int), axis=0).max() < 255
 
 
-def test_an_episode_of_a_policy_that_is_not_here_is_refused(tmp_path) -> None:
-    record = replace(load_records("data/records/records.parquet")[0], policy="rest", checkpoint_hash="other")
+def test_an_episode_of_a_policy_that_is_not_here_is_refused() -> None:
+    record = replace(load_records(REPOSITORY / "data/records/records.parquet")[0], policy="rest", checkpoint_hash="other")
     with pytest.raises(KitError, match="checkpoint other, here is seed-0"):
         Replayer([RestPolicy()]).play(record)
     with pytest.raises(KitError, match="no policy of that name is here"):

@@ -15,6 +15,8 @@ from refinevla_kit.attention.capture import capture
 from refinevla_kit.attention.captured import KINDS, Capture
 from refinevla_kit.attention.grounding import shares
 from refinevla_kit.errors import KitError
+from refinevla_kit.policies.compact_policy import CompactPolicy
+from refinevla_kit.simulator.contract import Array
 from refinevla_kit.widgets.attention_explorer import AttentionExplorer, attribution_methods, capture_words
 from tests.attention.conftest import small_policy
 from tests.widgets.explored import CAPTURES, FRAMES, NAMES, attention
@@ -131,10 +133,15 @@ def test_policies_are_asked_about_the_words_that_one_of_them_writes() -> None:
     assert AttentionExplorer(FRAMES[:2], found).message.value == ""
 
 
-def test_where_nothing_is_written_there_are_no_words_to_look_from(monkeypatch: pytest.MonkeyPatch) -> None:
-    policy = small_policy(name="a")
-    monkeypatch.setattr(policy, "explain", lambda *_: " . ")
-    (found,) = capture_words({"a": policy}, FRAMES[:1], writer="a")["a"]
+class Wordless(CompactPolicy):
+    """Writes a full stop and no word, as one does that has hardly been trained."""
+
+    def explain(self, image: Array, instruction: str, proprioception: Array | None = None) -> str:
+        return " . "
+
+
+def test_where_nothing_is_written_there_are_no_words_to_look_from() -> None:
+    (found,) = capture_words({"a": Wordless(small_policy().vla, "a")}, FRAMES[:1], writer="a")["a"]
     assert {query.kind for query in found.queries} == {"action", "instruction"}
 
 
