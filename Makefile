@@ -8,13 +8,16 @@ PROFILE ?= laptop
 OUTPUT ?= runs/$(PROFILE)
 export VENV
 
-.PHONY: help setup reproduce test check lab doctor clean
+.PHONY: help setup browser reproduce test check lab doctor clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
 setup:  ## virtual environment, packages, a Vulkan driver (a no-op when they are there)
 	@bash scripts/setup.sh
+
+browser:  ## Debian's Chromium, for the tests of the widgets (as root; without it they are skipped)
+	@bash scripts/browser.sh
 
 reproduce: setup  ## run the five notebooks headlessly: PROFILE=laptop, OUTPUT=runs/laptop
 	@$(VENV)/bin/refinevla reproduce --profile $(PROFILE) --output $(OUTPUT)

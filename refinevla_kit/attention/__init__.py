@@ -1,4 +1,4 @@
-"""Where a policy's action tokens look, exactly as the model computed it, and how much of that falls on the things that matter.
+"""Where a policy's action tokens and words look, exactly as the model computed it, and how much of that falls on the things that matter.
 
-`patches`, `grounding` and `frames` are NumPy and pandas alone; `capture` runs a policy and loads torch.
+`captured`, `patches`, `grounding` and `frames` are NumPy and pandas alone; `capture` and `queries` run a policy and load torch.
 """

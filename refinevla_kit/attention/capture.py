@@ -1,155 +1,158 @@
-"""Reads the attention of a policy's action tokens while it acts: only the wanted rows of each layer, never the whole square.
+"""Reads the attention of chosen tokens while a policy acts: only the wanted rows of each layer, never all layers' squares.
 
-An action dimension's row is that of the position whose output *predicts* its token: the action marker for the first dimension, then each token for
-the next one. (The ReFineVLA paper does not say which position it shows; this is the one where the decision is made.) The sequence is fed in one piece
-with the policy's own greedy tokens, which gives the rows that cached decoding used. Token types are passed, so the prefix is read in both directions;
-without them the model would silently use a causal mask.
+The sequence is fed in one piece with the policy's own greedy tokens, which gives the rows that cached decoding used (queries.py says which rows).
+Token types are passed, so the prefix is read in both directions; without them the model would silently use a causal mask. Gemma 2 caps its attention
+logits, which fused attention (SDPA) cannot do, so its plain forward is "eager" and has the weights of one layer at a time anyway: reading rows of
+them costs next to nothing (benchmarks/attention.py). Any other implementation is an error, never a missing answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from refinevla_kit.attention.captured import ACTION_QUERY, OWN_STATE, RATIONALE_QUERY, Capture, Query, image_hash, upper_middle
+from refinevla_kit.attention.queries import TokenSequence, check_kinds, lay_out
 from refinevla_kit.errors import KitError
 from refinevla_kit.policies.compact_policy import CompactPolicy
 from refinevla_kit.policies.contract import Action, Array
-from refinevla_kit.policies.sequence import prefix_ids
-from refinevla_kit.policies.vocabulary import ACTION, RATIONALE
 
-OWN_STATE = "robot state"
+__all__ = ["Capture", "Query", "attention_rows", "capture", "capture_batch", "teacher_forced", "upper_middle", "watching"]
 
 
-@dataclass(frozen=True)
-class Capture:
-    """Attention of the A action tokens on one picture. `patches` and `others` of a row add up to 1.
-
-    Attributes:
-        patches: float32 (layers, heads, A, rows * columns), attention to each image patch, row by row.
-        others: float32 (layers, heads, A, T), attention to each further token; 0 for tokens that come later.
-        labels: the T tokens: words of the instruction, the action marker, earlier action tokens, `OWN_STATE` where the policy reads proprioception.
-        words: how many of them, counted from the first, are the instruction's.
-        dimensions: name of what each of the A action tokens says: a dimension, or "translation", "rotation", "gripper".
-        grid: rows and columns of patches.
-        action: what the policy did (or was given).
-        policy, checkpoint_hash: who acted.
-    """
-
-    patches: Array
-    others: Array
-    labels: tuple[str, ...]
-    words: int
-    dimensions: tuple[str, ...]
-    grid: tuple[int, int]
-    action: Action
-    policy: str
-    checkpoint_hash: str
-
-    @property
-    def layers(self) -> int:
-        return int(self.patches.shape[0])
-
-    @property
-    def heads(self) -> int:
-        return int(self.patches.shape[1])
-
-    @property
-    def image_share(self) -> Array:
-        """float32 (layers, heads, A): how much of each row goes to the picture; the rest goes to words and to the answer so far."""
-        return np.asarray(self.patches.sum(-1))
-
-    def map(self, layer: int, token: int | None = None, head: int | None = None) -> Array:
-        """float32 (rows, columns): attention to each patch; `head` None is the mean over heads, `token` None the mean over action dimensions.
-
-        Raises:
-            KitError: layer, token or head out of range (all counted from 0).
-        """
-        for name, value, size in (("layer", layer, self.layers), ("action dimension", token, len(self.dimensions)), ("head", head, self.heads)):
-            if value is not None and not 0 <= value < size:
-                raise KitError(f"{self.policy} has no {name} {value}", f"choose 0 to {size - 1}")
-        heads = self.patches[layer].mean(0) if head is None else self.patches[layer, head]  # A, patches
-        row = heads.mean(0) if token is None else heads[token]
-        return np.asarray(row.reshape(self.grid))
-
-
-def upper_middle(layers: int) -> int:
-    """The layer (from 0) shown when none is chosen: three fifths up, past the layers that copy positions and before the ones that only read out."""
-    return 3 * layers // 5
-
-
-@torch.inference_mode()
 def capture(
     policy: CompactPolicy, image: Array, instruction: str, action: Action | None = None, rationale: str | None = None,
-    proprioception: Array | None = None,
+    proprioception: Array | None = None, queries: Sequence[str] = (ACTION_QUERY,),
 ) -> Capture:  # fmt: skip
-    """Attention of each action token on one picture.
+    """Attention of each query on one picture.
 
     Args:
         policy: of the compact VLA.
         image: uint8 (H, W, 3).
         action: what to feed as the answer; None is the policy's own greedy action.
-        rationale: for a policy that writes before it acts, the text it acts on; None is the action's own. It is tokenized anew.
+        rationale: the text to feed, tokenized anew; None is the policy's own greedy one where the sequence has one: a policy that writes before it
+            acts takes the action's own, any other writes one only if "rationale" is asked about.
         proprioception: float (15,), for a policy that reads it.
+        queries: kinds of what to look from, of "action" (each action dimension), "rationale" and "instruction" (each word).
 
     Raises:
-        KitError: the policy has no tokens to look from, or its attention implementation does not return weights.
+        KitError: the policy has no tokens to look from, or wrote no rationale where one is asked about; an attention implementation that does not
+            return weights; unknown queries.
     """
+    own = None if proprioception is None else np.asarray(proprioception)[None]
+    actions, texts = None if action is None else [action], None if rationale is None else [rationale]
+    return capture_batch(policy, np.asarray(image)[None], [instruction], actions, texts, own, queries)[0]
+
+
+@torch.inference_mode()
+def capture_batch(
+    policy: CompactPolicy, images: Array, instructions: Sequence[str], actions: Sequence[Action] | None = None,
+    rationales: Sequence[str] | None = None, proprioception: Array | None = None, queries: Sequence[str] = (ACTION_QUERY,), batch_size: int = 16,
+) -> list[Capture]:  # fmt: skip
+    """`capture` of B pictures, those with equally long sequences together; the same arguments in the plural.
+
+    Args:
+        images: uint8 (B, H, W, 3). proprioception: float (B, 15).
+        batch_size: most pictures of one forward pass; one layer's attention of so many is in memory at a time.
+    """
+    sequences, answers = teacher_forced(policy, images, instructions, actions, rationales, proprioception, queries)
+    vla = policy.vla
+    pixels, states = vla.pixel_values(np.asarray(images)), vla.states(proprioception)
+    groups: dict[tuple[int, int], list[int]] = {}
+    for row, sequence in enumerate(sequences):
+        groups.setdefault((len(sequence.ids), sequence.prefix), []).append(row)
+    captures: dict[int, Capture] = {}
+    for group in groups.values():
+        for start in range(0, len(group), batch_size):
+            chosen = group[start : start + batch_size]
+            positions = sorted({position for row in chosen for position in sequences[row].positions})
+            ids = torch.tensor([sequences[row].ids for row in chosen], device=vla.model.device)
+            features = vla.encode(pixels[chosen], None if states is None else states[chosen])
+            rows = attention_rows(policy, features, ids, sequences[chosen[0]].prefix, positions)
+            for row, found in zip(chosen, rows, strict=True):
+                captures[row] = _pack(policy, sequences[row], answers[row], image_hash(images[row]), found, positions)
+    return [captures[row] for row in range(len(sequences))]
+
+
+def teacher_forced(
+    policy: CompactPolicy, images: Array, instructions: Sequence[str], actions: Sequence[Action] | None, rationales: Sequence[str] | None,
+    proprioception: Array | None, queries: Sequence[str],
+) -> tuple[list[TokenSequence], list[Action]]:  # fmt: skip
+    """The sequences to feed, one a picture, and the actions in them: given ones, else the policy's own. Arguments as in `capture_batch`."""
     if not isinstance(policy, CompactPolicy):
         raise KitError(f"{getattr(policy, 'name', policy)!r} has no attention that this can read", "give a checkpoint of the compact VLA")
-    vla = policy.vla
-    own = None if proprioception is None else np.asarray(proprioception)[None]
-    action = policy.act_batch(np.asarray(image)[None], [instruction], own)[0] if action is None else action
-    if len(action.tokens) != len(vla.bins.ranges):
-        raise KitError(f"the action has {len(action.tokens)} tokens, the policy {len(vla.bins.ranges)}", "give an action of this policy, or None")
-    prefix = prefix_ids(vla.tokenizer, vla.image_tokens, instruction)
-    text = rationale if rationale is not None else action.rationale
-    thought = vla.tokenizer.encode(text, add_special_tokens=False) if text else []
-    mark, think = (int(vla.tokenizer.convert_tokens_to_ids(token)) for token in (ACTION, RATIONALE))  # type: ignore[arg-type]
-    before = [think, *thought] if policy.order == "rationale_first" else []
-    ids = [*prefix, *before, mark, *(int(token) for token in action.tokens[:-1])]  # the last token predicts nothing of this action
-    first = len(prefix) + len(before)
-    types = [0] * len(prefix) + [1] * (len(ids) - len(prefix))
-    features = vla.encode(vla.pixel_values(np.asarray(image)[None]), vla.states(own))
-    rows = attention_rows(policy, features, ids, types, range(first, len(ids)))
-    image_tokens, patches = vla.image_tokens, vla.patches
-    labels = tuple(str(vla.tokenizer.decode([token])).strip() or " " for token in ids[image_tokens:])
-    words_said = len(prefix) - image_tokens
-    to_patches, to_others = rows[..., :patches], np.concatenate([rows[..., image_tokens:], rows[..., patches:image_tokens]], axis=-1)
-    labels += (OWN_STATE,) * vla.reads_state
-    return Capture(to_patches, to_others, labels, words_said, vla.bins.names, vla.grid, action, policy.name, policy.checkpoint_hash)
+    check_kinds(queries)
+    images = np.asarray(images)
+    answers = policy.act_batch(images, instructions, proprioception) if actions is None else list(actions)
+    sequences = []
+    for row, (instruction, answer) in enumerate(zip(instructions, answers, strict=True)):
+        text = answer.rationale if rationales is None else rationales[row]
+        if rationales is None and not text and RATIONALE_QUERY in queries:
+            text = policy.explain(images[row], instruction, None if proprioception is None else np.asarray(proprioception)[row])
+        sequences.append(lay_out(policy, instruction, answer.tokens.tolist(), text, queries))
+    return sequences, answers
 
 
-def attention_rows(policy: CompactPolicy, features: dict[str, Any], ids: list[int], types: list[int], queries: range) -> Array:
-    """One forward pass over a sequence of N tokens, `features` from `CompactVLA.encode`; float32 (layers, heads, len(queries), N)."""
+def attention_rows(policy: CompactPolicy, features: dict[str, Any], ids: Tensor, prefix: int, positions: Sequence[int]) -> Array:
+    """One forward pass over B sequences of N tokens.
+
+    Args:
+        features: of `CompactVLA.encode`. ids: int64 (B, N). prefix: how many tokens are read in both directions.
+        positions: the wanted rows, Q of 0 to N - 1.
+
+    Returns:
+        float32 (B, layers, heads, Q, N), as the model computed them.
+
+    Raises:
+        KitError: the model's attention implementation returns no weights.
+    """
     model = policy.vla.model
+    types = torch.ones_like(ids)
+    types[:, :prefix] = 0
     kept: list[Tensor] = []
-    with _watching(model.model.language_model, kept, slice(queries.start, queries.stop)):
-        model(
-            input_ids=torch.tensor([ids], device=model.device), mm_encoder_outputs=features,
-            token_type_ids=torch.tensor([types], device=model.device), use_cache=False, logits_to_keep=1,
-        )  # fmt: skip
+    wanted = torch.tensor(list(positions), device=ids.device)
+    with watching(policy, lambda weights: kept.append(weights.index_select(2, wanted))):  # a copy: a view would keep the whole square alive
+        model.model(input_ids=ids, mm_encoder_outputs=features, token_type_ids=types, use_cache=False)
     if len(kept) != len(model.model.language_model.layers):
         raise KitError(f"only {len(kept)} layers of {policy.name} were run", "load the policy again")
-    return torch.stack(kept).float().cpu().numpy()
+    return torch.stack(kept, dim=1).float().cpu().numpy()
+
+
+def _pack(policy: CompactPolicy, sequence: TokenSequence, action: Action, picture: str, rows: Array, positions: Sequence[int]) -> Capture:
+    """Rows (layers, heads, positions, N) of one picture as a `Capture`: a query is the mean of its tokens' rows."""
+    vla = policy.vla
+    place = {position: i for i, position in enumerate(positions)}
+    means = [rows[:, :, [place[position] for position in query.positions]].mean(2) for query in sequence.queries]
+    found = np.stack(means, axis=2)  # layers, heads, Q, N
+    to_others = np.concatenate([found[..., vla.image_tokens :], found[..., vla.patches : vla.image_tokens]], axis=-1)
+    labels = tuple(str(vla.tokenizer.decode([token])).strip() or " " for token in sequence.ids[vla.image_tokens :]) + (OWN_STATE,) * vla.reads_state
+    words = sequence.prefix - vla.image_tokens
+    return Capture(
+        found[..., : vla.patches].copy(), to_others, labels, words, sequence.queries, vla.grid, action, policy.name, policy.checkpoint_hash,
+        sequence.rationale, picture,
+    )  # fmt: skip
 
 
 @contextmanager
-def _watching(language_model: nn.Module, kept: list[Tensor], queries: slice) -> Iterator[None]:
-    """While open, append the rows `queries` (heads, Q, N) of each attention layer to `kept`."""
+def watching(policy: CompactPolicy, keep: Callable[[Tensor], None]) -> Iterator[None]:
+    """While open, call `keep` with each attention layer's weights (B, heads, N, N), from the lowest layer up.
 
-    def keep(layer: nn.Module, _: object, output: tuple[Tensor, Tensor | None]) -> None:
+    Raises:
+        KitError: from the forward pass, when the attention implementation returns no weights.
+    """
+
+    def look(layer: nn.Module, _: object, output: tuple[Tensor, Tensor | None]) -> None:
         if output[1] is None:
             implementation = layer.config._attn_implementation  # type: ignore[union-attr]
             raise KitError(f"the attention implementation {implementation!r} gives no weights", "load the policy with attn_implementation='eager'")
-        kept.append(output[1][0, :, queries].clone())  # a view would keep the whole square alive
+        keep(output[1])
 
-    handles = [layer.self_attn.register_forward_hook(keep) for layer in language_model.layers]  # type: ignore[union-attr, operator]
+    handles = [layer.self_attn.register_forward_hook(look) for layer in policy.vla.model.model.language_model.layers]
     try:
         yield
     finally:

@@ -14,6 +14,12 @@ from refinevla_kit.simulator.contract import PHASES, Array
 from refinevla_kit.tasks import find_task
 
 UNSEEN = 4_000_000  # added to the seed of demonstrations recorded here, so that they are not those of notebook 1 again
+STAGES = {
+    "reach": "approach", "descend": "approach", "grasp": "grasp", "lift": "carry", "carry": "carry", "lower": "place", "release": "place",
+    "retreat": "place",
+}  # fmt: skip
+"""The demonstrator's sub-tasks in four: before the object is touched, while the gripper closes on it, while it is held, and putting it down."""
+
 
 @dataclass(frozen=True)
 class Frame:

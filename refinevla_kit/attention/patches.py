@@ -35,10 +35,25 @@ def to_patches(mask: Array, grid: tuple[int, int]) -> Array:
     return np.asarray(covered * (grid[0] * grid[1] / (height * width)))
 
 
+def resample(pixel_map: Array, image_shape: tuple[int, ...]) -> Array:
+    """A map over the picture at another resolution, by area: float (..., h, w) -> float64 (..., H, W); the mean stays the same.
+
+    With maps of fewer cells than pixels this is `to_pixels`, with more cells it is the mean of those in each pixel.
+    """
+    height, width = image_shape[:2]
+    rows, columns = np.shape(pixel_map)[-2:]
+    return np.asarray(_overlap(height, rows) @ np.asarray(pixel_map, np.float64) @ _overlap(width, columns).T)
+
+
 def _shared(pixels: int, patches: int) -> Array:
     """Fraction of each pixel that lies in each patch along one axis: (pixels, patches), rows add up to 1."""
     if pixels < patches:
         raise KitError(f"a picture {pixels} pixels across cannot show {patches} patches", "give a picture at least as large as the patch grid")
-    edges = np.arange(patches + 1) * pixels / patches
+    return _overlap(pixels, patches)
+
+
+def _overlap(pixels: int, cells: int) -> Array:
+    """The same whichever are more: (pixels, cells), rows add up to 1."""
+    edges = np.arange(cells + 1) * pixels / cells
     pixel = np.arange(pixels)[:, None]
     return np.clip(np.minimum(edges[1:], pixel + 1) - np.maximum(edges[:-1], pixel), 0.0, None)

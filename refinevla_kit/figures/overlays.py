@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -20,7 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
-from refinevla_kit.attention.grounding import REST, THINGS, areas, shares
+from refinevla_kit.attention.grounding import REST, THINGS
 from refinevla_kit.attention.patches import to_pixels
 from refinevla_kit.figures.style import GREEN, GREY, INK, MUTED, ORANGE, PINK, SKY, canvas, colours, label, name_policies
 
@@ -32,23 +31,6 @@ THING_LABELS = {"source": "object to move", "target": "where it goes", "gripper"
 SHOWN = tuple(thing for thing in THINGS if thing != REST)
 EVEN = "attention to a patch (1 = spread evenly)"
 LARGEST = 4.0  # multiples of even attention; scales end here at least, so that noise does not glow
-
-
-@dataclass(frozen=True)
-class View:
-    """What the explorer shows at one moment.
-
-    Attributes:
-        image: uint8 (H, W, 3). maps: policy -> float (rows, columns) attention. masks: thing -> bool (H, W), {} for none.
-        title: above the picture. opacity: of the heat, 0 to 1. outlines: draw the masks' outlines.
-    """
-
-    image: Array
-    maps: Mapping[str, Array]
-    masks: Mapping[str, Array] = field(default_factory=dict)
-    title: str = ""
-    opacity: float = 0.9
-    outlines: bool = True
 
 
 def times_even(patch_map: Array, image_shape: tuple[int, ...]) -> Array:
@@ -84,7 +66,7 @@ def draw_overlay(
     Args:
         norm: the scale, shared by the panels that are to be compared. Heat is the more opaque the stronger it is.
     """
-    edges = outline_layer(masks, image.shape, thickness=thickness)
+    edges, grey = outline_layer(masks, image.shape, thickness=thickness), np.asarray((1 - opacity) * image + opacity * greyed(image), np.uint8)
     alpha = opacity * np.clip(norm(heat), 0, 1)
     if not axes.images:
         height, width = image.shape[:2]
@@ -93,7 +75,7 @@ def draw_overlay(
         axes.imshow(heat, extent=extent, cmap=HEAT, norm=norm, interpolation="nearest")
         axes.imshow(edges, extent=extent)
         axes.set_axis_off()
-    for artist, layer in zip(axes.images, (greyed(image), heat, edges), strict=True):
+    for artist, layer in zip(axes.images, (grey, heat, edges), strict=True):
         artist.set_data(layer)
     axes.images[1].set_alpha(alpha)
 
@@ -128,7 +110,7 @@ def token_grid(image: Array, maps: Mapping[str, Array], dimensions: Sequence[str
         image: uint8 (H, W, 3). maps: policy -> float (A, rows, columns). dimensions: names of the A. masks: thing -> bool (H, W).
     """
     heats = {policy: [times_even(one, image.shape) for one in stack] for policy, stack in maps.items()}
-    norm = Normalize(0, _top([heat for row in heats.values() for heat in row]))
+    norm = Normalize(0, scale_top([heat for row in heats.values() for heat in row]))
     columns, shape, colour = len(dimensions) + 1, image.shape[0] / image.shape[1], colours([*maps])
     with canvas(1.45 * columns + 0.6, (1.45 * shape + 0.1) * len(maps) + 0.75, len(maps), columns) as (figure, axes):
         for row, (policy, stack) in enumerate(heats.items()):
@@ -181,78 +163,12 @@ def share_bars(summary: Any, title: str = "") -> Figure:
     return figure
 
 
-def comparison(view: View) -> Figure:
-    """The explorer's picture: an overlay a policy on one scale, and the visible frame's shares by object. `refresh` shows another view in it."""
-    count = len(view.maps)
-    shape = view.image.shape[0] / view.image.shape[1]
-    ratios = [1.0] * count + [0.62]
-    with canvas(3.5 * sum(ratios) + 1.2, 3.5 * shape + 0.75, 1, count + 1, width_ratios=ratios) as (figure, axes):
-        norm = Normalize(0, LARGEST)
-        colour = colours([*view.maps])
-        for panel, policy in zip(axes, view.maps, strict=False):
-            draw_overlay(panel, view.image, np.ones(view.image.shape[:2]), {}, norm)
-            panel.set_title(label(policy), color=colour[policy])
-        bar = figure.colorbar(axes[0].images[1], ax=axes[:count], shrink=0.85, pad=0.01, aspect=24, extend="max")
-        bar.set_label(EVEN, fontsize=7.5)
-        bar.outline.set_visible(False)  # type: ignore[operator]
-        _share_panel(axes[count], colour)
-        figure.suptitle(view.title or " ", x=0.01, ha="left", fontsize=9)
-        refresh(figure, view)
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # the layout is settled: later draws need not solve it again
-    return figure
+def scale_top(heats: Sequence[Array]) -> float:
+    """End of a scale for `heats` (multiples of even attention, a patch or a pixel each): a power of two, so that it stays put while a slider moves.
 
-
-def refresh(figure: Figure, view: View) -> None:
-    """Put another view of the same policies into a figure of `comparison`; nothing is rebuilt."""
-    count = len(view.maps)
-    panels, side = figure.axes[:count], figure.axes[count]
-    heats = [times_even(one, view.image.shape) for one in view.maps.values()]
-    norm = cast(Normalize, panels[0].images[1].norm)
-    norm.vmax = _top(heats)
-    for panel, heat in zip(panels, heats, strict=True):
-        draw_overlay(panel, view.image, heat, view.masks if view.outlines else {}, norm, view.opacity)
-    area = areas(view.masks) if view.masks else {}
-    found: list[dict[str, Any]] = [shares(one, view.masks) if view.masks else {} for one in view.maps.values()]
-    tables: list[dict[str, Any]] = [area, *found]
-    largest = max([0.0, *(float(one[thing]) for one in tables for thing in SHOWN if thing in one)])
-    end = next(step for step in (0.1, 0.25, 0.5, 1.0) if largest <= step)
-    side.set_xlim(0, 1.25 * end)
-    for row, thing in enumerate(SHOWN):
-        side.lines[row].set_xdata([area.get(thing, 0.0)] * 2)
-        for i, one in enumerate(found):
-            value, text = float(one.get(thing, 0.0)), side.texts[row * count + i]
-            side.patches[row * count + i].set_width(value)  # type: ignore[attr-defined]
-            text.set_text(f"{value:.1%}" if area.get(thing) else "not visible" if view.masks else "no mask")
-            text.set_x(max(value, area.get(thing, 0.0)) + 0.03 * end)
-    figure.suptitle(view.title or " ", x=0.01, ha="left", fontsize=9)
-
-
-def _share_panel(side: Axes, colour: Mapping[str, str]) -> None:
-    """Bars, numbers and area marks of the visible frame, all at 0 until `refresh` sets them."""
-    step = 0.8 / len(colour)
-    for row in range(len(SHOWN)):
-        for i, policy in enumerate(colour):
-            y = row + (i - (len(colour) - 1) / 2) * step
-            side.barh(y, 0.0, step * 0.86, color=colour[policy], alpha=0.85)
-            side.text(0, y, "", va="center", fontsize=7.5, color=INK)
-        side.add_line(Line2D([0, 0], [row - 0.42, row + 0.42], color=INK, linewidth=1.6, linestyle=(0, (1.5, 1))))
-    side.set_yticks(range(len(SHOWN)), [THING_LABELS[thing] for thing in SHOWN])
-    for tick, thing in zip(side.get_yticklabels(), SHOWN, strict=True):
-        tick.set(color=OUTLINES[thing], fontweight="bold")
-    side.set(ylim=(len(SHOWN) - 0.5, -0.5))
-    side.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    side.locator_params(axis="x", nbins=4)
-    side.grid(axis="y", visible=False)
-    side.set_xlabel("share of attention (dotted: area)", fontsize=8)
-
-
-def _top(heats: Sequence[Array]) -> float:
-    """End of a scale for `heats`: the next power of two, so that it stays put while a slider moves.
-
-    It holds 98 % of the pixels: one patch that takes thirty times its share would leave all others dark. The colour bar's arrow says so.
+    It holds 98 % of the values: one patch that takes thirty times its share would leave all others dark. The colour bar's arrow says so.
     """
-    return float(2.0 ** np.ceil(np.log2(max(LARGEST, float(np.quantile(np.stack(heats), 0.98))))))
+    return float(2.0 ** np.ceil(np.log2(max(LARGEST, float(np.quantile(np.stack(heats), 0.98, method="higher"))))))
 
 
 def _name_outlines(figure: Figure, masks: Mapping[str, Array]) -> None:

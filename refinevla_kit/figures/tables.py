@@ -10,6 +10,7 @@ from refinevla_kit.evaluation.aggregation import AVERAGE, AVERAGES, PUBLISHED_AV
 from refinevla_kit.evaluation.intervals import Rate, resolvable_gain
 from refinevla_kit.evaluation.published import Claim, Inconsistency, Published, select
 from refinevla_kit.evaluation.statistics import Comparison, Score, shown_tasks
+from refinevla_kit.figures.overlays import THING_LABELS
 from refinevla_kit.figures.style import label, p_text
 
 
@@ -126,6 +127,23 @@ def resolution_table(
         {name: ["none" if one is None else f"{100 * one:.1f}" for one in column] for name, column in gains.items()},
         pd.Index([f"{size:,}" for size in episodes], name="episodes a policy"),
     )
+
+
+def differences_table(tests: pd.DataFrame) -> pd.DataFrame:
+    """Differences between two policies as text with their p-values: a row a measure and stage, a column a thing.
+
+    Args:
+        tests: tables of `grounding.compare` put together, with columns measure and stage.
+
+    Returns:
+        Of text; shares and scores as fractions, so +0.010 is a percentage point of a share.
+    """
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for row in tests.itertuples():
+        sure = f"p {p_text(row.p_value)}" if row.episodes > 1 else "one episode"
+        text = f"{row.difference:+.3f} ({sure})" if row.episodes else "not visible"
+        rows.setdefault((row.measure, row.stage), {})[THING_LABELS.get(row.thing, row.thing)] = text
+    return pd.DataFrame(rows.values(), index=pd.MultiIndex.from_tuples(rows, names=["measure", "stage"])).fillna("")
 
 
 def published_table(numbers: Sequence[Published], table: str, setting: str, metric: str = "success") -> pd.DataFrame:

@@ -7,12 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from refinevla_kit.attention.capture import capture, upper_middle
+from refinevla_kit.attention.capture import capture, capture_batch, upper_middle
+from refinevla_kit.attention.captured import KINDS, OWN_STATE
+from refinevla_kit.attention.queries import lay_out
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.demonstrator_policy import DemonstratorPolicy
 from refinevla_kit.policies.compact_policy import CompactPolicy
 from refinevla_kit.policies.compact_vla import CompactConfig, build
-from refinevla_kit.policies.sequence import answer_ids, prefix_ids
+from refinevla_kit.policies.sequence import ORDERS, answer_ids, prefix_ids
 from refinevla_kit.policies.spherical_grid import SphericalGrid
 from refinevla_kit.policies.vocabulary import train_vocabulary
 from refinevla_kit.simulator.contract import Array
@@ -61,6 +63,49 @@ def test_equals_a_plain_forward(policy: CompactPolicy, image: Array) -> None:
     decided = out.logits[0, first : first + 7]
     actions = decided[:, found.action.tokens.min() : found.action.tokens.max() + 1].argmax(-1) + int(found.action.tokens.min())
     np.testing.assert_array_equal(actions.numpy(), found.action.tokens)  # these very positions decide the action
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_every_query_equals_a_plain_forward(order: str, image: Array) -> None:
+    """Action dimensions, words of the rationale and of the instruction, in both orders, with a policy that reads its own state."""
+    policy = small_policy(order=order, proprioception=True)
+    own, vla = np.linspace(0, 1, 15, dtype=np.float32), policy.vla
+    found = capture(policy, image, INSTRUCTION, rationale="the carrot is unhurried.", proprioception=own, queries=KINDS)
+    laid = lay_out(policy, INSTRUCTION, found.action.tokens.tolist(), "the carrot is unhurried.", KINDS)
+    types = torch.tensor([[0] * laid.prefix + [1] * (len(laid.ids) - laid.prefix)])
+    features = vla.encode(vla.pixel_values(image[None]), vla.states(own[None]))
+    with torch.inference_mode():
+        out = vla.model(input_ids=torch.tensor([laid.ids]), token_type_ids=types, mm_encoder_outputs=features, output_attentions=True)
+    assert [query.label for query in found.queries] == [*found.dimensions, "the", "carrot", "is", "unhurried", *INSTRUCTION.split()]
+    for layer, weights in enumerate(out.attentions):  # 1, heads, N, N
+        for i, query in enumerate(found.queries):
+            row = weights[0, :, list(query.positions)].mean(1)
+            np.testing.assert_allclose(found.patches[layer, :, i], row[:, : vla.patches], atol=1e-6)
+            np.testing.assert_allclose(found.others[layer, :, i, :-1], row[:, vla.image_tokens :], atol=1e-6)
+            np.testing.assert_allclose(found.others[layer, :, i, -1], row[:, vla.patches], atol=1e-6)
+    assert found.labels[-1] == OWN_STATE and found.rationale == "the carrot is unhurried."
+
+
+def test_a_rationale_not_given_is_the_policys_own(policy: CompactPolicy, image: Array) -> None:
+    found = capture(policy, image, INSTRUCTION, queries=("rationale",))
+    assert found.rationale == policy.explain(image, INSTRUCTION) and found.dimensions == ()
+    np.testing.assert_allclose(found.map(1), found.patches[1].mean((0, 1)).reshape(found.grid), rtol=1e-5)
+    with pytest.raises(KitError, match="the rationale has no words"):
+        capture(policy, image, INSTRUCTION, rationale="", queries=("rationale",))
+
+
+def test_a_batch_is_the_same_as_one_by_one(policy: CompactPolicy) -> None:
+    """Pictures with sequences of different length, instructions and texts too, in any mixture."""
+    images = np.random.default_rng(2).integers(0, 255, (4, 120, 160, 3), dtype=np.uint8)
+    instructions = [INSTRUCTION, "put plate on carrot", "plate", INSTRUCTION]
+    texts = ["the carrot is left", "plate is the carrot", "left", "the carrot is left of the plate"]
+    together = capture_batch(policy, images, instructions, rationales=texts, queries=KINDS, batch_size=2)
+    for one, image, instruction, text in zip(together, images, instructions, texts, strict=True):
+        alone = capture(policy, image, instruction, rationale=text, queries=KINDS)
+        assert (one.labels, one.queries, one.words, one.image_hash) == (alone.labels, alone.queries, alone.words, alone.image_hash)
+        np.testing.assert_array_equal(one.action.tokens, alone.action.tokens)
+        np.testing.assert_allclose(one.patches, alone.patches, atol=1e-6)
+        np.testing.assert_allclose(one.others, alone.others, atol=1e-6)
 
 
 def test_every_row_is_accounted_for(policy: CompactPolicy, image: Array) -> None:

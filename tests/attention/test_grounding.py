@@ -1,88 +1,43 @@
-"""Shares are what theory says for maps whose answer is known, and intervals are over episodes."""
+"""Scores are kept a frame, layer and query; what is said about policies is over episodes."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from refinevla_kit.attention.capture import capture
-from refinevla_kit.attention.frames import Frame
-from refinevla_kit.attention.grounding import COLUMNS, REST, areas, compare, interval, save_scores, score, shares, summarise
-from refinevla_kit.attention.patches import to_pixels
+from refinevla_kit.attention.frames import STAGES, Frame
+from refinevla_kit.attention.grounding import COLUMNS, MEASURES, REST, compare, interval, paired_p_value, save_scores, score, shares, summarise
 from refinevla_kit.errors import KitError
 from refinevla_kit.policies.compact_policy import CompactPolicy
-from refinevla_kit.simulator.contract import Array
+from refinevla_kit.simulator.contract import PHASES, Array
 
-from .conftest import INSTRUCTION, small_policy
+from .conftest import INSTRUCTION, scene, small_policy
 
-
-def scene(seed: int = 0, height: int = 120, width: int = 160) -> dict[str, Array]:
-    """Masks like the simulator's: rectangles that do not overlap."""
-    rng = np.random.default_rng(seed)
-    masks = {name: np.zeros((height, width), bool) for name in ("source", "target", "gripper", "arm")}
-    for i, mask in enumerate(masks.values()):
-        top, left = rng.integers(0, height - 20), i * width // 4 + rng.integers(0, width // 4 - 20)
-        mask[top : top + rng.integers(3, 20), left : left + rng.integers(3, 20)] = True
-    return masks
+CARROT = "widowx_carrot_on_plate"
 
 
-def frames(policy_image: Array, episodes: int = 2, steps: int = 2) -> list[Frame]:
+def frames(policy_image: Array, episodes: int = 2, steps: int = 2, phases: Sequence[str] = ("reach",)) -> list[Frame]:
     rng = np.random.default_rng(5)
     return [
-        Frame(rng.integers(0, 255, policy_image.shape, dtype=np.uint8), scene(e), INSTRUCTION, "widowx_carrot_on_plate", e, t, "reach")
+        Frame(rng.integers(0, 255, policy_image.shape, dtype=np.uint8), scene(e), INSTRUCTION, CARROT, e, t, phases[t % len(phases)])
         for e in range(episodes)
         for t in range(steps)
     ]
 
 
-@given(st.integers(0, 1000))
-def test_even_attention_scores_the_area(seed: int) -> None:
-    masks = scene(seed)
-    found = shares(np.full((6, 8), 0.3), masks)
-    assert list(found) == [*masks, REST]
-    for name, area in areas(masks).items():
-        assert found[name] == pytest.approx(area)
-
-
-def test_attention_the_shape_of_a_mask_scores_one() -> None:
-    mask = np.zeros((120, 160), bool)
-    mask[20:60, 40:80] = True  # patches (1..2, 2..3) of 20 x 20 pixels
-    patches = np.zeros((6, 8))
-    patches[1:3, 2:4] = 0.1
-    assert shares(patches, {"source": mask}) == {"source": pytest.approx(1.0), REST: pytest.approx(0.0)}
-
-
-@given(st.integers(0, 1000))
-def test_shares_are_those_of_the_pixel_map_and_add_up(seed: int) -> None:
-    masks, patches = scene(seed), np.random.default_rng(seed).random((3, 6, 8))
-    found, pixels = shares(patches, masks), to_pixels(patches, (120, 160))
-    np.testing.assert_allclose(sum(found.values()), 1.0)
-    for name, mask in masks.items():
-        np.testing.assert_allclose(found[name], (pixels * mask).sum((1, 2)) / pixels.sum((1, 2)))
-
-
 def test_a_hidden_object_has_no_share_and_no_ratio(policy: CompactPolicy, image: Array) -> None:
     masks = scene() | {"arm": np.zeros((120, 160), bool)}
-    frame = Frame(image, masks, INSTRUCTION, "widowx_carrot_on_plate", 0, 0, "reach")
+    frame = Frame(image, masks, INSTRUCTION, CARROT, 0, 0, "reach")
     table = summarise(score([frame], [capture(policy, image, INSTRUCTION)]), 2).set_index("thing")
     assert table.loc["arm", "share"] == 0 and np.isnan(table.loc["arm", "ratio"])
     assert np.isnan(table.loc["source", "low"])  # one episode says nothing about another
-
-
-@pytest.mark.parametrize("masks", [{}, {"a": np.ones((120, 160), bool), "b": np.ones((120, 160), bool)}])
-def test_unusable_masks_are_refused(masks: dict[str, Array]) -> None:
-    with pytest.raises(KitError, match="mask"):
-        shares(np.ones((6, 8)), masks)
-
-
-def test_an_empty_map_is_refused() -> None:
-    with pytest.raises(KitError, match="empty"):
-        shares(np.zeros((6, 8)), scene())
 
 
 def test_a_row_a_frame_layer_dimension_and_thing(policy: CompactPolicy, image: Array, tmp_path: Path) -> None:
@@ -118,3 +73,73 @@ def test_the_interval_is_students() -> None:
     low, high = interval(np.array([1.0, 2.0, 3.0, 4.0, 5.0]))
     assert (high - low) / 2 == pytest.approx(2.776 * np.sqrt(2.5 / 5), rel=1e-3)
     assert (high + low) / 2 == pytest.approx(3.0)
+
+
+def test_every_measure_is_averaged_by_episode_and_stage(policy: CompactPolicy, image: Array) -> None:
+    seen = frames(image, episodes=3, steps=4, phases=("reach", "descend", "grasp", "retreat"))
+    table = score(seen, [capture(policy, f.image, f.instruction) for f in seen])
+    for measure in MEASURES:
+        found = summarise(table, 3, measure=measure, stages=True).set_index(["stage", "thing"])
+        assert list(dict.fromkeys(found.index.get_level_values("stage"))) == ["approach", "grasp", "place"], measure
+        assert (found["episodes"] == 3).all() and (found["low"] <= found[measure]).all() and (found[measure] <= found["high"]).all(), measure
+        by_hand = table.query("layer == 3 and phase == 'grasp' and thing == 'source'")
+        if measure != "ratio":
+            assert found.loc[("grasp", "source"), measure] == pytest.approx(by_hand.groupby("episode")[measure].mean().mean()), measure
+    one = compare(pd.concat([table, table.assign(policy="twin", share=0.5)]), 3, "small", "twin", stages=True).set_index(["stage", "thing"])
+    expected = 0.5 - table.query("layer == 3 and thing == 'target' and phase in ('reach', 'descend')").groupby("episode")["share"].mean().mean()
+    assert one.loc[("approach", "target"), "difference"] == pytest.approx(expected) and one.loc[("approach", "target"), "episodes"] == 3
+
+
+def test_each_phase_belongs_to_a_stage() -> None:
+    assert list(STAGES) == list(PHASES) and list(dict.fromkeys(STAGES.values())) == ["approach", "grasp", "carry", "place"]
+
+
+def test_frames_without_the_object_do_not_count(policy: CompactPolicy, image: Array) -> None:
+    """Where a thing is not visible it has no AUC; episodes in which it never is are left out of the mean, and said to be."""
+    seen = frames(image, episodes=3, steps=1)
+    hidden = [*seen[:2], replace(seen[2], masks=seen[2].masks | {"source": np.zeros((120, 160), bool)})]
+    table = score(hidden, [capture(policy, f.image, f.instruction) for f in hidden])
+    found = summarise(table, 1, measure="auc").set_index("thing")
+    assert (found.loc["source", "episodes"], found.loc["target", "episodes"]) == (2, 3)
+    two = summarise(table[table["episode"] < 2], 1, measure="auc").set_index("thing")
+    assert found.loc["source", "auc"] == pytest.approx(two.loc["source", "auc"])
+    paired = compare(pd.concat([table, table.assign(policy="twin")]), 1, "small", "twin", measure="auc").set_index("thing")
+    assert paired.loc["source", "episodes"] == 2
+
+
+def test_words_can_be_scored_too(policy: CompactPolicy, image: Array) -> None:
+    seen = frames(image, episodes=1, steps=1)
+    captures = [capture(policy, seen[0].image, INSTRUCTION, rationale="the carrot", queries=("action", "rationale", "instruction"))]
+    assert set(score(seen, captures)["kind"]) == {"action"}
+    words = score(seen, captures, kinds=("rationale", "instruction"))
+    assert list(dict.fromkeys(zip(words["kind"], words["dimension"], strict=True))) == [
+        ("rationale", "the"), ("rationale", "carrot"), *(("instruction", word) for word in INSTRUCTION.split())
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("episodes", [2, 5, 9])
+def test_the_p_value_counts_all_sign_flips(episodes: int) -> None:
+    differences = np.random.default_rng(episodes).normal(0.4, 1, episodes)
+    flips = np.array(list(itertools.product([-1, 1], repeat=episodes)))  # all of them
+    extreme = np.abs(flips @ differences) >= abs(differences.sum()) - 1e-12
+    assert paired_p_value(differences) == pytest.approx(extreme.mean())
+    assert paired_p_value(np.ones(episodes)) == pytest.approx(2 / 2**episodes), "the least that so few episodes can give"
+    assert paired_p_value(np.zeros(episodes)) == 1 and np.isnan(paired_p_value(differences[:1]))
+
+
+def test_the_p_value_is_right_where_nothing_differs() -> None:
+    """Under the null hypothesis it is below 0.05 in 5 % of experiments; twenty episodes, where flips are drawn."""
+    random = np.random.default_rng(0)
+    low = np.mean([paired_p_value(random.standard_t(3, 20), seed) <= 0.05 for seed in range(200)])
+    assert 0.01 < low < 0.1
+
+
+def test_what_was_not_scored_is_said(policy: CompactPolicy, image: Array) -> None:
+    seen = frames(image, episodes=1, steps=1)
+    table = score(seen, [capture(policy, image, INSTRUCTION)])
+    with pytest.raises(KitError, match="no 'beauty'"):
+        summarise(table, 1, measure="beauty")
+    with pytest.raises(KitError, match="no 'auc'"):
+        summarise(table.drop(columns="auc"), 1, measure="auc")
+    with pytest.raises(KitError, match="no scores of other"):
+        compare(table, 1, "small", "other")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refinevla_kit.attention.patches import to_patches, to_pixels
+from refinevla_kit.attention.patches import resample, to_patches, to_pixels
 from refinevla_kit.errors import KitError
 from refinevla_kit.policies.compact_policy import CompactPolicy
 
@@ -50,3 +50,18 @@ def test_a_flat_map_stays_flat(size: tuple[int, int], grid: tuple[int, int]) -> 
 def test_a_picture_smaller_than_the_grid_is_refused() -> None:
     with pytest.raises(KitError, match="4 pixels across"):
         to_pixels(np.ones((6, 8)), (4, 160))
+
+
+@given(sizes, sizes, st.integers(0, 2**32 - 1))
+def test_another_resolution_keeps_the_mean(size: tuple[int, int], other: tuple[int, int], seed: int) -> None:
+    fine = np.random.default_rng(seed).random(size)
+    np.testing.assert_allclose(resample(fine, other).mean(), fine.mean())
+    np.testing.assert_allclose(resample(fine, size), fine, atol=1e-12)
+
+
+@given(sizes, grids)
+def test_of_patches_it_is_the_map_over_pixels_and_of_pixels_the_means(size: tuple[int, int], grid: tuple[int, int]) -> None:
+    patches = np.random.default_rng(0).random(grid)
+    np.testing.assert_allclose(resample(patches, size), to_pixels(patches, size))
+    mask = np.random.default_rng(1).random(size) < 0.3
+    np.testing.assert_allclose(resample(mask, grid), to_patches(mask, grid))

@@ -11,19 +11,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from refinevla_kit.attention.grounding import areas, shares
-from refinevla_kit.figures.overlays import (
-    SHOWN,
-    View,
-    comparison,
-    draw_overlay,
-    heated,
-    outline_layer,
-    refresh,
-    share_bars,
-    times_even,
-    token_grid,
-)
+from refinevla_kit.figures.overlays import draw_overlay, heated, outline_layer, share_bars, times_even, token_grid
 
 Array = NDArray[np.generic]
 IMAGE = np.full((120, 160, 3), 200, np.uint8)
@@ -64,6 +52,13 @@ def test_heat_covers_its_patch_and_nothing_else() -> None:
     assert (alpha[20:40, 40:60] == 0.5).all() and alpha.sum() == 0.5 * 400
 
 
+def test_without_opacity_the_picture_is_as_the_policy_saw_it() -> None:
+    axes = Figure().subplots()
+    draw_overlay(axes, IMAGE, np.full((120, 160), 4.0), {}, Normalize(0, 4), opacity=0.0)
+    np.testing.assert_array_equal(axes.images[0].get_array(), IMAGE)
+    assert not np.any(axes.images[1].get_alpha())
+
+
 def test_outlines_follow_the_masks_edges() -> None:
     layer = outline_layer({"source": masks()["source"]}, (120, 160), factor=4, thickness=2)
     opaque = layer[..., 3] == 255
@@ -80,32 +75,6 @@ def test_token_grid_has_one_scale() -> None:
     assert len({id(panel.images[1].norm) for panel in panels}) == 1
     assert panels[0].images[1].norm.vmax >= max(times_even(one, IMAGE.shape).max() for one in maps().values())
     assert drawn(figure).any()
-
-
-def test_comparison_shows_the_shares_of_the_visible_frame() -> None:
-    view = View(IMAGE, maps(), masks(), "title")
-    side = comparison(view).axes[2]
-    area = areas(masks())
-    for row, thing in enumerate(SHOWN):
-        assert side.lines[row].get_xdata()[0] == pytest.approx(area[thing])
-        for i, one in enumerate(maps().values()):
-            assert side.patches[2 * row + i].get_width() == pytest.approx(float(shares(one, masks())[thing]))
-
-
-def test_refresh_is_the_same_as_drawing_anew() -> None:
-    first, second = View(IMAGE, maps(), masks(), "one"), View(IMAGE // 2, maps(1), masks(), "two", opacity=0.4, outlines=False)
-    figure = comparison(first)
-    artists = [id(artist) for axes in figure.axes for artist in axes.get_children()]
-    before = drawn(figure)
-    refresh(figure, second)
-    assert artists == [id(artist) for axes in figure.axes for artist in axes.get_children()]  # nothing was rebuilt
-    assert (drawn(figure) != before).mean() > 0.1
-    assert (drawn(figure) != drawn(comparison(second))).mean() < 0.002  # a label may sit a pixel aside: the layout was settled for the first view
-
-
-@pytest.mark.parametrize(("hidden", "says"), [({}, "no mask"), (masks() | {"source": np.zeros((120, 160), bool)}, "not visible")])
-def test_missing_masks_are_said(hidden: dict[str, Array], says: str) -> None:
-    assert comparison(View(IMAGE, maps(), hidden)).axes[2].texts[0].get_text() == says
 
 
 def test_share_bars_are_as_high_as_the_shares() -> None:

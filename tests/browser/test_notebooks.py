@@ -1,0 +1,56 @@
+"""Notebooks with widgets, in a real JupyterLab: every cell runs, the controls change the picture, and nothing on the page complains."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from refinevla_kit.settings import REPOSITORY
+from tests.browser.lab import Lab
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+
+def test_the_explorers_controls_change_its_picture(lab: Lab, tmp_path: Path) -> None:
+    with lab.notebook("04_attention_maps", profile="smoke", output=str(tmp_path), every=4) as notebook:
+        notebook.run_all()
+        assert (notebook.errors(), notebook.complaints) == ([], [])
+        seen = [notebook.picture()]
+        for slider, key in (("frame", "ArrowRight"), ("token", "End"), ("layer", "ArrowLeft"), ("head", "End")):
+            notebook.press(slider, key)
+            seen.append(notebook.picture(other_than=seen[-1]))
+        notebook.page.locator(".widget-dropdown", has_text="from").locator("select").select_option("instruction, words")
+        seen.append(notebook.picture(other_than=seen[-1]))
+        assert len(set(seen)) == 6
+        canvas = notebook.page.locator(".jupyter-widgets canvas")
+        canvas.hover(position={"x": 100, "y": 150})
+        value = notebook.page.locator(".refinevla-value").inner_text()
+        assert re.fullmatch(r"actions only, row \d, column \d: \d+\.\d\d × even \(\d+\.\d\d % of the attention to the picture\)", value)
+        notebook.screenshot("explorer")
+        assert (notebook.errors(), notebook.complaints) == ([], [])
+        for name in ("explorer.png", "explorer.html"):
+            assert (tmp_path / "04_attention_maps" / name).is_file()
+
+
+def test_a_cell_that_fails_is_seen(lab: Lab, tmp_path: Path) -> None:
+    """What the other tests rely on."""
+    with lab.notebook("04_attention_maps", profile="smoke", output=str(tmp_path), frames="nowhere") as notebook:
+        notebook.run_all()
+        assert "nowhere does not exist" in "".join(notebook.errors())
+
+
+def test_the_reviewers_keys_decide(lab: Lab, tmp_path: Path) -> None:
+    with lab.notebook("01_teacher_annotation", profile="smoke", output=str(tmp_path), dataset=str(REPOSITORY / "data/demo")) as notebook:
+        notebook.run_all()
+        assert (notebook.errors(), notebook.complaints) == ([], [])
+        before = notebook.picture()
+        notebook.page.locator(".refinevla-keys img").click()
+        notebook.page.keyboard.press("a")
+        after = notebook.picture(other_than=before)
+        notebook.page.locator(".refinevla-keys", has_text="1 accepted").wait_for()
+        notebook.page.locator(".refinevla-keys button", has_text="←").click()
+        assert notebook.picture(other_than=after) != after
+        notebook.screenshot("reviewer")
+        assert (notebook.errors(), notebook.complaints) == ([], [])
