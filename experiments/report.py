@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from experiments.analysis import PRIMARY, Results, by_variant, conclusion, contrasts, costs, interactions, load_results, panels, rates
-from experiments.design import CLAIMED_GAIN
+from experiments.design import CLAIMED_GAIN, PROFILES
 from experiments.estimate import power_table
 from experiments.runner import RECORDS, STUDY
 from refinevla_kit.errors import KitError
@@ -112,7 +112,7 @@ def insert(document: Path, name: str, text: str) -> None:
 
 def publish(records: Path) -> Path:
     """Make the records in `records` the repository's, with their pictures and the generated sections of docs/experiment.md."""
-    results = load_results(records)
+    load_results(records)  # before anything is replaced
     SHIPPED.mkdir(parents=True, exist_ok=True)
     for name in (STUDY, RECORDS):
         if (SHIPPED / name).resolve() != (Path(records) / name).resolve():
@@ -120,9 +120,18 @@ def publish(records: Path) -> Path:
     report = write_report(SHIPPED, REPOSITORY / "figures")
     insert(DOCUMENT, "results", report.read_text(encoding="utf-8"))
     report.unlink()
-    main = next(block for block in results.profile.blocks if not block.exploratory)
-    insert(DOCUMENT, "power", power_table(len(main.seeds), main.starts, len(results.profile.tasks)))
+    insert(DOCUMENT, "power", power_text())
     return DOCUMENT
+
+
+def power_text() -> str:
+    """What the main comparison of each profile can find, in Markdown."""
+    parts = []
+    for profile in (PROFILES[name] for name in ("laptop", "full")):
+        main, tasks = profile.blocks[0], len(profile.tasks)
+        parts.append(f"`{profile.name}`: {len(main.seeds)} seeds of {main.starts} starts, {tasks} tasks.")
+        parts.append(power_table(len(main.seeds), main.starts, tasks))
+    return "\n\n".join(parts)
 
 
 def _comparisons(
