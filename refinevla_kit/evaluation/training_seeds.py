@@ -21,6 +21,7 @@ from refinevla_kit.evaluation.records import EpisodeRecord
 from refinevla_kit.evaluation.statistics import Comparison, compare
 from refinevla_kit.tasks import SETTINGS
 
+EQUAL = 1e-9  # a smaller range of rates is rounding
 Z = float(stats.norm.ppf(0.975))
 
 
@@ -73,7 +74,7 @@ def over_seeds(values: Sequence[float], floor: float = 0.0, limit: float = 1.0) 
     mean, n = float(np.mean(values)), len(values)
     if n < 2:
         return Estimate(mean, nan, nan, nan)
-    error = (float(np.std(values, ddof=1)) or floor) / sqrt(n)
+    error = (float(np.std(values, ddof=1)) if np.ptp(values) > EQUAL else floor) / sqrt(n)
     half = float(stats.t.ppf(0.975, n - 1)) * error
     p_value = float(2 * stats.t.sf(abs(mean) / error, n - 1)) if error else 1.0
     return Estimate(mean, max(-limit, mean - half), min(limit, mean + half), p_value)

@@ -1,0 +1,146 @@
+"""The whole experiment on real episodes and a tiny base: every block runs, a kill costs nothing that was finished, the report says what the
+statistics say about the same records."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments.analysis import PRIMARY, contrasts, load_results, panels, rates
+from experiments.design import PROFILES, plan
+from experiments.reasoning_loss import main
+from experiments.report import insert, write_report
+from experiments.runner import Study, carry_out
+from refinevla_kit.errors import KitError
+from refinevla_kit.evaluation import load_records
+from refinevla_kit.evaluation.statistics import compare, summarise
+from refinevla_kit.evaluation.training_seeds import as_one_policy, compare_seeds
+from refinevla_kit.settings import REPOSITORY
+from refinevla_kit.tasks import VARIANT_AGGREGATION, VISUAL_MATCHING
+
+SMOKE = PROFILES["smoke"]
+
+
+@pytest.fixture(scope="module")
+def study(bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """All of the smoke profile, done."""
+    done = Study(SMOKE, bases["grounded"], tmp_path_factory.mktemp("experiment"), bases["ungrounded"], workers=0, threads=1, progress=False)
+    carry_out(done, plan(SMOKE))
+    return done
+
+
+@pytest.mark.slow
+def test_every_stage_leaves_its_episodes_and_every_run_its_account(study: Study) -> None:
+    records, account = load_records(study.output / "records"), json.loads((study.output / "records" / "study.json").read_text())
+    played = {(one.policy, one.seed, one.setting, one.variant) for one in records}
+    for stage in plan(SMOKE):
+        for variant in SMOKE.variants if stage.block.setting == VARIANT_AGGREGATION and SMOKE.variants else ("base",):
+            assert (stage.arm.name, stage.seed, stage.block.setting, variant) in played
+    runs = {(run["arm"]["name"], run["seed"]): run for run in account["runs"]}
+    assert set(runs) == {(stage.arm.name, stage.seed) for stage in plan(SMOKE)} and not account["not_run"]
+    for one in records:
+        assert one.checkpoint_hash == runs[one.policy, one.seed]["checkpoint_hash"] and one.start == "dense"
+    assert len({run["data"] for run in runs.values()}) == 1 and len({run["base"] for run in runs.values()}) == 2
+    assert runs["action_only_data_50", 0]["frames"] < runs["action_only", 0]["frames"] == runs["shuffled_rationales", 0]["frames"]
+    assert not any((study.output / "activations").glob("*")), "no run is left that reads them"
+
+
+@pytest.mark.slow
+def test_arms_of_a_seed_play_the_same_starts_and_seeds_others(study: Study) -> None:
+    records = [one for one in load_records(study.output / "records") if one.setting == VISUAL_MATCHING]
+    starts = {arm: {(one.task, one.seed, one.episode_id) for one in records if one.policy == arm} for arm in (*PRIMARY, "shuffled_rationales")}
+    assert len({frozenset(found) for found in starts.values()}) == 1 and {seed for _, seed, _ in starts["action_only"]} == {0, 1}
+
+
+@pytest.mark.slow
+def test_what_is_done_is_not_done_again(study: Study) -> None:
+    def contents() -> dict[Path, int]:
+        return {file: file.stat().st_mtime_ns for file in (study.output / "runs").rglob("*") if file.is_file()}
+
+    before = contents()
+    carry_out(study, plan(SMOKE))
+    assert contents() == before
+
+
+@pytest.mark.slow
+def test_the_report_says_what_statistics_say_about_the_same_records(study: Study, tmp_path: Path) -> None:
+    results = load_results(study.output / "records")
+    text = write_report(study.output / "records", tmp_path).read_text()
+    records = load_records(study.output / "records")
+    for block in SMOKE.blocks:
+        own = [one for one in records if one.setting == block.setting]
+        found = contrasts(results, block)
+        assert [(one.a, one.b) for one in found] == list(block.contrasts)
+        for one in found:
+            assert one == compare_seeds(own, one.a, one.b)
+            assert one.pooled == compare([r for r in as_one_policy(own) if r.seed in one.seeds], one.a, one.b)
+            assert f"**{100 * one.estimate.mean:+.1f}**" in text
+    for score in summarise(as_one_policy(records)):
+        assert rates(results, score.setting)[score.policy][score.task] == score.rate
+    assert "preliminary" not in text and "### Exploratory, order" in text
+    for name in ("experiment_main", "experiment_sensitivity"):
+        made = json.loads((tmp_path / f"{name}.json").read_text())
+        assert (tmp_path / f"{name}.png").is_file() and set(made["sha256"]) == {"study", "records"}
+    weights = next(panel for panel in panels(results) if panel.mark == 0.3)
+    assert [x for x, _ in weights.lines["with_reasoning"]] == [0, 0.3, 1.0]
+
+
+@pytest.mark.slow
+def test_a_block_that_lacks_its_base_is_left_out_with_the_reason(bases: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--profile", "smoke", "--only", "grounding", "--dry-run", "--base", str(bases["grounded"])])
+    assert "left out: action_only_ungrounded: no base without grounding pretraining was given" in capsys.readouterr().out
+
+
+def test_a_dry_run_writes_nothing(bases: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--profile", "laptop", "--dry-run", "--base", str(bases["grounded"]), "--output", str(tmp_path / "out")])
+    said = capsys.readouterr().out
+    assert "with_reasoning               0,1,2,3,4,5" in said and "training runs of 400 steps" in said and not (tmp_path / "out").exists()
+
+
+def test_an_arm_that_freezes_all_there_is_stops_before_the_first_run(bases: dict[str, Path], tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    block = SMOKE.blocks[0]
+    deep = replace(SMOKE, blocks=(replace(block, arms=tuple(replace(arm, freeze_layers=5) for arm in block.arms)),))
+    with pytest.raises(KitError, match="freezes 5 language layers, .* has 5"):
+        carry_out(Study(deep, bases["grounded"], tmp_path / "out", progress=False), plan(deep))
+    assert not (tmp_path / "out" / "runs").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_experiment_goes_on_where_it_was(bases: dict[str, Path], study: Study, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    command = [
+        sys.executable, "-m", "experiments.reasoning_loss", "--profile", "smoke", "--only", "main", "--base", str(bases["grounded"]), "--workers", "0",
+        "--threads", "1", "--output", str(output),
+    ]  # fmt: skip
+    process = subprocess.Popen(command, cwd=REPOSITORY, env=os.environ | {"PYTHONPATH": str(REPOSITORY)})
+    while not (output / "records" / "records.parquet").exists() and process.poll() is None:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = {file: file.stat().st_mtime_ns for file in (output / "runs").glob("*/run.json")}
+    assert 1 <= len(done) < 6
+    with pytest.raises(SystemExit):  # a base that is none
+        main(["--profile", "smoke", "--base", str(tmp_path / "nowhere"), "--output", str(output)])
+    main(command[3:])
+    assert all(file.stat().st_mtime_ns == when for file, when in done.items())
+    uninterrupted = {one.key: one.success_last for one in load_records(study.output / "records") if one.setting == VISUAL_MATCHING}
+    resumed = {one.key: one.success_last for one in load_records(output / "records")}
+    assert len(resumed) == 6 and all(uninterrupted[key] == won for key, won in resumed.items()), "checkpoint hashes and outcomes are the same"
+
+
+def test_generated_sections_replace_only_what_stands_between_their_markers(tmp_path: Path) -> None:
+    document = tmp_path / "page.md"
+    document.write_text("before\n<!-- results: made by python -m experiments.report, not by hand -->\nold\n<!-- end of results -->\nafter\n")
+    insert(document, "results", "new\n")
+    assert document.read_text() == (
+        "before\n<!-- results: made by python -m experiments.report, not by hand -->\n\nnew\n\n<!-- end of results -->\nafter\n"
+    )
+    with pytest.raises(KitError, match="has no place for power"):
+        insert(document, "power", "x")
