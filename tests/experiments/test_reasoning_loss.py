@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -103,11 +104,9 @@ def test_a_dry_run_writes_nothing(bases: dict[str, Path], tmp_path: Path, capsys
 
 
 def test_an_arm_that_freezes_all_there_is_stops_before_the_first_run(bases: dict[str, Path], tmp_path: Path) -> None:
-    from dataclasses import replace
-
     block = SMOKE.blocks[0]
     deep = replace(SMOKE, blocks=(replace(block, arms=tuple(replace(arm, freeze_layers=5) for arm in block.arms)),))
-    with pytest.raises(KitError, match="freezes 5 language layers, .* has 5"):
+    with pytest.raises(KitError, match=r"freezes 5 language layers, .* has 5"):
         carry_out(Study(deep, bases["grounded"], tmp_path / "out", progress=False), plan(deep))
     assert not (tmp_path / "out" / "runs").exists()
 
@@ -116,8 +115,8 @@ def test_an_arm_that_freezes_all_there_is_stops_before_the_first_run(bases: dict
 def test_a_killed_experiment_goes_on_where_it_was(bases: dict[str, Path], study: Study, tmp_path: Path) -> None:
     output = tmp_path / "out"
     command = [
-        sys.executable, "-m", "experiments.reasoning_loss", "--profile", "smoke", "--only", "main", "--base", str(bases["grounded"]), "--workers", "0",
-        "--threads", "1", "--output", str(output),
+        sys.executable, "-m", "experiments.reasoning_loss", "--profile", "smoke", "--only", "main", "--base", str(bases["grounded"]),
+        "--workers", "0", "--threads", "1", "--output", str(output),
     ]  # fmt: skip
     process = subprocess.Popen(command, cwd=REPOSITORY, env=os.environ | {"PYTHONPATH": str(REPOSITORY)})
     while not (output / "records" / "records.parquet").exists() and process.poll() is None:

@@ -24,8 +24,9 @@ def test_a_shuffled_rationale_is_of_another_episode_with_the_same_instruction(ex
     donors: dict[int, set[int]] = {}
     for row, text in enumerate(shuffled.rationales):
         writers = {
-            int(examples.episodes[i]) for i, old in enumerate(examples.rationales) if old == text and examples.instructions[i] == examples.instructions[row]
-        }
+            int(examples.episodes[i]) for i, old in enumerate(examples.rationales)
+            if old == text and examples.instructions[i] == examples.instructions[row]
+        }  # fmt: skip
         donors.setdefault(int(examples.episodes[row]), writers).intersection_update(writers)
     assert all(len(found - {episode}) == 1 for episode, found in donors.items()), "each episode has one other's texts"
     assert sorted(next(iter(found - {episode})) for episode, found in donors.items()) == sorted(donors), "and each gives its own to one"
@@ -53,7 +54,7 @@ def test_an_episode_that_has_no_other_is_refused(examples: Examples) -> None:
         examples.images[rows], examples.actions[rows], examples.episodes[rows], tuple(examples.instructions[i] for i in rows),
         tuple(examples.rationales[i] for i in rows),
     )  # fmt: skip
-    with pytest.raises(KitError, match="cannot be given to another episode.*two episodes of each instruction"):
+    with pytest.raises(KitError, match=r"cannot be given to another episode.*two episodes of each instruction"):
         shuffle_rationales(alone)
 
 
