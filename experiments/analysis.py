@@ -80,7 +80,8 @@ def by_variant(results: Results, a: str, b: str) -> dict[str, SeedComparison]:
 
 def conclusion(results: Results, one: SeedComparison) -> str:
     """What a contrast of the main comparison says; preliminary while seeds are missing."""
-    planned = {seed for block in results.profile.blocks if not block.exploratory for seed in block.seeds}
+    blocks = [block for block in results.profile.blocks if not block.exploratory]
+    planned = set(blocks[0].seeds).intersection(*(block.seeds for block in blocks if block.setting == one.setting or one.pooled is None))
     low, high = one.estimate.low, one.estimate.high
     if (one.a, one.b) == PRIMARY and one.setting in (VISUAL_MATCHING, VARIANT_AGGREGATION):
         text = verdict(one.estimate, CLAIMED_GAIN)

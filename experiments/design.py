@@ -138,12 +138,13 @@ def run_key(arm: Arm, config: TrainingConfig, base: str, data: str) -> str:
 
 def design(
     main_seeds: tuple[int, ...], main_starts: int, variant_starts: int, sweep_seeds: tuple[int, ...], sweep_starts: int, thinking_starts: int,
-    depth: int = 3, depths: tuple[int, ...] = (1, 2, 4), lambdas: tuple[float, ...] = (0.1, 0.5, 1.0), shares: tuple[float, ...] = (0.25, 0.5),
+    variant_seeds: tuple[int, ...] = (), depth: int = 3, depths: tuple[int, ...] = (1, 2, 4), lambdas: tuple[float, ...] = (0.1, 0.5, 1.0), shares: tuple[float, ...] = (0.25, 0.5),
 ) -> tuple[Block, ...]:  # fmt: skip
     """The blocks of an experiment.
 
     Args:
         main_seeds, main_starts, variant_starts: of the main comparison, in visual matching and (a variant) in variant aggregation.
+        variant_seeds: where not all main ones play in variant aggregation.
         sweep_seeds, sweep_starts: of the exploratory blocks, among the main ones. thinking_starts: of the arm that writes its rationale before
             every action, which takes some ten times as long to play.
         depth: frozen layers of the main comparison; depths, lambdas, shares: further values.
@@ -169,7 +170,7 @@ def design(
     return (
         Block("main", "Does the reasoning loss raise success, and is it what the rationales say?", main, main_seeds, VISUAL_MATCHING, main_starts,
               contrasts, exploratory=False),
-        Block("variants", "The same under changed scenes.", main, main_seeds, VARIANT_AGGREGATION, variant_starts, contrasts, exploratory=False),
+        Block("variants", "The same under changed scenes.", main, variant_seeds or main_seeds, VARIANT_AGGREGATION, variant_starts, contrasts, exploratory=False),
         sweep("lambda", "How does the gain change with the weight of the reasoning loss?", weights, [(one.name, control.name) for one in weights]),
         sweep("depth", "How does it change with the number of frozen layers?", [arm for pair in deep for arm in pair], gains(deep)),
         sweep("data", "How does it change with the amount of demonstrations?", [arm for pair in fewer for arm in pair], gains(fewer)),
@@ -182,8 +183,8 @@ def design(
 WIDOWX = tuple(task.name for task in WIDOWX_TASKS)
 PROFILES = {
     # every stage runs, nothing is learned
-    "smoke": Profile("smoke", ("widowx_carrot_on_plate",), ("base", "lighting_darker"), 4, 3, 2,
-                     design((0, 1), 1, 1, (0,), 1, 1, depths=(4,), lambdas=(1.0,), shares=(0.5,)), disturb=0.0),
+    "smoke": Profile("smoke", ("widowx_carrot_on_plate",), ("lighting_darker",), 4, 3, 2,
+                     design((0, 1), 1, 1, (0,), 1, 1, variant_seeds=(0,), depths=(4,), lambdas=(1.0,), shares=(0.5,)), disturb=0.0),
     # hours on two cores: 216 distinct starts a task and arm in visual matching, 24 x 9 variants = 216 episodes in variant aggregation
     "laptop": Profile("laptop", WIDOWX, None, 24, 400, 32, design(tuple(range(6)), 36, 4, (0, 1), 18, 6)),
     # days on two cores, a night on a machine with many
