@@ -138,7 +138,8 @@ def run_key(arm: Arm, config: TrainingConfig, base: str, data: str) -> str:
 
 def design(
     main_seeds: tuple[int, ...], main_starts: int, variant_starts: int, sweep_seeds: tuple[int, ...], sweep_starts: int, thinking_starts: int,
-    variant_seeds: tuple[int, ...] = (), depth: int = 3, depths: tuple[int, ...] = (1, 2, 4), lambdas: tuple[float, ...] = (0.1, 0.5, 1.0), shares: tuple[float, ...] = (0.25, 0.5),
+    variant_seeds: tuple[int, ...] = (), depth: int = 3, depths: tuple[int, ...] = (1, 2, 4), lambdas: tuple[float, ...] = (0.1, 0.5, 1.0),
+    shares: tuple[float, ...] = (0.25, 0.5),
 ) -> tuple[Block, ...]:  # fmt: skip
     """The blocks of an experiment.
 
@@ -170,7 +171,8 @@ def design(
     return (
         Block("main", "Does the reasoning loss raise success, and is it what the rationales say?", main, main_seeds, VISUAL_MATCHING, main_starts,
               contrasts, exploratory=False),
-        Block("variants", "The same under changed scenes.", main, variant_seeds or main_seeds, VARIANT_AGGREGATION, variant_starts, contrasts, exploratory=False),
+        Block("variants", "The same under changed scenes.", main, variant_seeds or main_seeds, VARIANT_AGGREGATION, variant_starts, contrasts,
+              exploratory=False),
         sweep("lambda", "How does the gain change with the weight of the reasoning loss?", weights, [(one.name, control.name) for one in weights]),
         sweep("depth", "How does it change with the number of frozen layers?", [arm for pair in deep for arm in pair], gains(deep)),
         sweep("data", "How does it change with the amount of demonstrations?", [arm for pair in fewer for arm in pair], gains(fewer)),
