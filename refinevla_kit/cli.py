@@ -97,6 +97,8 @@ def record(
     workers: Annotated[int, typer.Option(min=1)] = 1,
     random_moves: Annotated[int, typer.Option(min=0, help="random actions before the recording starts")] = 0,
     disturb: Annotated[float, typer.Option(min=0, max=1, help="chance a step that random moves take over; labels stay the demonstrator's")] = 0.0,
+    noise: Annotated[float, typer.Option(min=0, max=1, help="noise in every motion, as a share of 15 mm and 0.15 rad; labels stay the demonstrator's")] = 0.0,
+    settle: Annotated[int, typer.Option(min=1, help="frames of success after which a recording ends")] = 3,
     setting: Annotated[str, typer.Option(help="visual_matching | variant_aggregation")] = "visual_matching",
     variant: Annotated[list[str] | None, typer.Option(help="repeatable; default those that SIMPLER scores")] = None,
     driver: Annotated[Path | None, typer.Option(help="a checkpoint that acts, while each frame is recorded with the demonstrator's action")] = None,
@@ -114,7 +116,7 @@ def record(
         drive = PolicyDrive(driver)
     result = record_episodes(
         output, tasks, episodes, assets=assets, start=start, seed=seed, workers=workers, random_moves=random_moves, setting=setting, variants=named,
-        drive=drive, disturb=disturb,
+        drive=drive, disturb=disturb, noise=noise, settle=settle,
     )  # fmt: skip
     _print_json(result)
 
@@ -179,18 +181,24 @@ def pretrain(
     steps: int = 5000,
     batch_size: int = 64,
     learning_rate: float = 1e-3,
+    pointing: Annotated[float, typer.Option(min=0, max=1, help="frames also asked for a thing's place, as a share of all")] = 0.25,
     seed: int = 0,
     threads: Annotated[int | None, typer.Option(help="compute threads; default all cores")] = None,
 ) -> None:
-    """Make the compact VLA's base: the tower learns where things are, then the language model to act; or go on with one, from driven episodes."""
+    """Make the compact VLA's base: the tower learns where things are, then the language model to act; or go on with one, from driven episodes.
+
+    Under `accelerate launch` each process takes its share of every batch; on two cores two processes of one thread are faster than two threads.
+    """
     import torch
+    from accelerate import PartialState
 
     from refinevla_kit.training.pretraining import PretrainingConfig, improve, pretrain, save_base
 
     torch.set_num_threads(threads or torch.get_num_threads())
-    config = PretrainingConfig(grounding_steps, steps, batch_size, learning_rate, seed=seed)
+    config = PretrainingConfig(grounding_steps, steps, batch_size, learning_rate, pointing, seed)
     vla = improve(base, dataset, driven or [], work, config) if base else pretrain(dataset, work, config, scenery or [])
-    _print_json({"checkpoint": str(save_base(vla, output)), **vla.provenance})
+    if PartialState().is_main_process:
+        _print_json({"checkpoint": str(save_base(vla, output)), **vla.provenance})
 
 
 @app.command()

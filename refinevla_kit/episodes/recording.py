@@ -28,9 +28,9 @@ from refinevla_kit.simulator.contract import Array, Observation, Pose, Simulator
 from refinevla_kit.tasks import BASE, VISUAL_MATCHING, Task, find_task
 
 ATTEMPTS = 20  # draws of one episode; the demonstrator succeeds in more than nine of ten
-SETTLED = 3  # frames in a row with success after which a recording ends
 Drive = Callable[[Observation, Task], Array]
 MOVE, TURN = 0.03, 0.2  # m and rad a step, the range of a random move
+NOISE, NOISE_TURN = 0.015, 0.15  # m and rad, the largest standard deviation of what `noise` adds to each step
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ class Job:
     variant: str = BASE
     drive: Drive | None = None
     disturb: float = 0.0
+    noise: float = 0.0
+    settle: int = 3
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,8 @@ def record(
     variants: Sequence[str] = (BASE,),
     drive: Drive | None = None,
     disturb: float = 0.0,
+    noise: float = 0.0,
+    settle: int = 3,
 ) -> dict[str, Any]:
     """Record demonstrations into a new dataset at `path`.
 
@@ -99,6 +103,11 @@ def record(
             the right one in a state that it would not have come to by itself. Such episodes are kept however they end. Picklable, for processes.
         disturb: chance a step that 1 to 4 random moves, the gripper's among them, take the place of what was decided; what is recorded is still the
             demonstrator's own action. So the data also hold what has gone wrong, and how it is mended.
+        noise: 0 to 1; every motion that is carried out has normal noise in it, of a standard deviation drawn for the episode up to this share of
+            15 mm and 0.15 rad, while the demonstrator's own action is recorded (DART, Laskey et al. 2017). Without it a demonstrator is always
+            already on its way, the right correction is nearly always zero, and that is what a policy learns to say.
+        settle: frames in a row with success after which a recording ends. Evaluations run on to the step limit, and what to do once all is done has
+            to be learned too.
 
     Returns:
         {"path", "episodes", "frames", "successes", "failures" (attempts that failed), "seconds", "bytes"}.
@@ -116,7 +125,7 @@ def record(
     jobs = [
         Job(
             task.name, number if start == "grid" else place * episodes_per_task + number, folder, start, seed, width, height, random_moves,
-            keep_failures, setting, variant, drive, disturb,
+            keep_failures, setting, variant, drive, disturb, noise, settle,
         )
         for task in chosen
         for place, variant in enumerate(task.protocol(setting).variant(name).name for name in variants)
@@ -141,9 +150,11 @@ def record(
 
 
 def demonstrate(
-    simulator: Simulator, start: int | Pose, seed: int, random_moves: int = 0, drive: Drive | None = None, disturb: float = 0.0
-) -> Episode:
-    """Run the demonstrator, or `drive`, once from `start`; `simulator` must show privileged state. The episode may have failed: see `success`."""
+    simulator: Simulator, start: int | Pose, seed: int, random_moves: int = 0, drive: Drive | None = None, disturb: float = 0.0, noise: float = 0.0,
+    settle: int = 3,
+) -> Episode:  # fmt: skip
+    """Run the demonstrator, or `drive`, once from `start`; `simulator` must show privileged state. The episode may have failed: see `success`.
+    Arguments as `record` has them."""
     from refinevla_kit.simulator.demonstrator import Demonstrator
 
     task, expert = simulator.task, Demonstrator(simulator.task)
@@ -155,12 +166,15 @@ def demonstrate(
     actions: list[Array] = []
     masks: list[dict[str, Array]] = []
     settled, done, disturbed = 0, False, 0
-    while not done and settled < SETTLED:
+    deviation = noise * rng.uniform() * np.array([NOISE, NOISE, NOISE, 0.0, 0.0, NOISE_TURN, 0.0]) if noise else None
+    while not done and settled < settle:
         assert observation.state is not None  # the simulator was made with privileged=True
         seen.append(observation)
         masks.append({name: mask for name, mask in simulator.masks().items() if name != "background"})  # which is what no mask names
         actions.append(expert.act(observation.state))
         executed = actions[-1] if drive is None else drive(observation, task)
+        if deviation is not None:
+            executed = (executed + deviation * rng.standard_normal(7)).astype(np.float32)
         if not disturbed and rng.random() < disturb:
             disturbed, move = int(rng.integers(1, 5)), _random_move(rng)
             move[6] = rng.choice([-1, 1])
@@ -196,11 +210,11 @@ class Recorder:
 
         simulator = self._get(job)
         keep = job.keep_failures or job.drive is not None
-        again = not keep and (job.start == "random" or job.random_moves > 0 or job.disturb > 0)
+        again = not keep and (job.start == "random" or job.random_moves > 0 or job.disturb > 0 or job.noise > 0)
         for attempt in range(ATTEMPTS if again else 1):
             seed = episode_seed(job.seed, job.task, job.number, attempt)
             start = job.number if job.start == "grid" else random_pose(simulator.task, np.random.default_rng(seed))
-            episode = demonstrate(simulator, start, seed, job.random_moves, job.drive, job.disturb)
+            episode = demonstrate(simulator, start, seed, job.random_moves, job.drive, job.disturb, job.noise, job.settle)
             if episode.success:
                 return Recorded(episode, attempt)
         if again:

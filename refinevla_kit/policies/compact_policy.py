@@ -1,4 +1,8 @@
-"""Acting with the compact VLA: greedy, key-value cached, batched, restricted at each place to the action words allowed there.
+"""Acting with the compact VLA: key-value cached, batched, restricted at each place to the action words allowed there.
+
+Uniform bins lie in order, so of what the policy holds likely the *median* bin can be said instead of the likeliest. A demonstrator who is already on
+its way commands exactly nothing in a tenth of the frames, and that one bin outweighs each of the twenty that a correction is spread over: the likeliest
+word then stands still beside the object (docs/log.md has the figures). The median loses the least distance, and of two minds takes the larger side.
 
 The first step runs the whole sequence through PaliGemma, which merges the picture and makes the mask of both directions. A later step is one token
 over the cache and skips the wrapper: the token attends to everything before it, so there is no mask to make. Of the output head only the rows that
@@ -19,12 +23,14 @@ from transformers import DynamicCache
 
 from refinevla_kit.conventions import WIDOWX, Conventions
 from refinevla_kit.errors import KitError
+from refinevla_kit.policies.action_tokens import UniformBins
 from refinevla_kit.policies.compact_vla import CompactVLA, checkpoint_hash, load
 from refinevla_kit.policies.contract import Action, Array
 from refinevla_kit.policies.sequence import ORDERS, prefix_ids
 from refinevla_kit.policies.vocabulary import ACTION, EOS, RATIONALE, first_action_id, token_id
 
 LONGEST_RATIONALE = 160  # tokens
+DECODINGS = ("median", "greedy")
 
 
 class CompactPolicy:
@@ -35,12 +41,19 @@ class CompactPolicy:
         name: what records call it.
         checkpoint_hash: of the files it was read from, "" when it never was on disk.
         order: "action_first" acts at once; "rationale_first" writes its rationale before every action.
+        decoding: of action words: "median" (uniform bins only) or "greedy", the likeliest; None is the median where there is one.
     """
 
-    def __init__(self, vla: CompactVLA, name: str, checkpoint_hash: str = "", order: str = "action_first") -> None:
+    def __init__(
+        self, vla: CompactVLA, name: str, checkpoint_hash: str = "", order: str = "action_first", decoding: str | None = None
+    ) -> None:  # fmt: skip
         if order not in ORDERS:
             raise KitError(f"unknown order {order!r}", f"choose one of {', '.join(ORDERS)}")
-        self.vla, self.name, self.checkpoint_hash, self.order = vla, name, checkpoint_hash, order
+        ordered = isinstance(vla.bins, UniformBins)
+        decoding = decoding or ("median" if ordered else "greedy")
+        if decoding not in DECODINGS or (decoding == "median" and not ordered):
+            raise KitError(f"{name} cannot decode by {decoding!r}", "choose 'greedy', or for uniform bins 'median'")
+        self.vla, self.name, self.checkpoint_hash, self.order, self.decoding = vla, name, checkpoint_hash, order, decoding
         self._first = first_action_id(vla.tokenizer)
         self._instruction = ""
 
@@ -108,15 +121,15 @@ class CompactPolicy:
         return [Action(processed[i], normalised[i], tokens[i], log_probability[i], text) for i in range(decoder.batch)]
 
     def _action_tokens(self, decoder: _Decoder) -> tuple[Tensor, Tensor]:
-        """Greedy action tokens (B, T) and their log-probabilities among the words allowed at their places (B, T)."""
+        """Action tokens (B, T) and their log-probabilities among the words allowed at their places (B, T)."""
         token = self._column(decoder.batch, ACTION)
         tokens, scores = [], []
         for low, high in self.vla.bins.ranges:
             logits = decoder.feed(token, slice(self._first + low, self._first + high)).float().log_softmax(-1)  # B, high - low
-            score, best = logits.max(-1)
-            token = (best + self._first + low)[:, None]
+            chosen = (logits.exp().cumsum(-1) < 0.5).sum(-1).clamp(max=high - low - 1) if self.decoding == "median" else logits.argmax(-1)  # B
+            token = (chosen + self._first + low)[:, None]
             tokens.append(token[:, 0])
-            scores.append(score)
+            scores.append(logits.gather(-1, chosen[:, None])[:, 0])
         return torch.stack(tokens, 1), torch.stack(scores, 1)
 
     def _text(self, decoder: _Decoder) -> str:
@@ -166,7 +179,7 @@ class _Decoder:
         return logits if self._cap is None else self._cap * torch.tanh(logits / self._cap)
 
 
-def load_policy(path: str | Path, name: str | None = None, order: str | None = None) -> CompactPolicy:
-    """Read a checkpoint as a policy. `name` defaults to the folder's, `order` to the one it was trained with."""
+def load_policy(path: str | Path, name: str | None = None, order: str | None = None, decoding: str | None = None) -> CompactPolicy:
+    """Read a checkpoint as a policy. `name` defaults to the folder's, `order` to the one it was trained with; `decoding`: see `CompactPolicy`."""
     vla = load(path)
-    return CompactPolicy(vla, name or Path(path).name, checkpoint_hash(path), order or vla.provenance.get("order", "action_first"))
+    return CompactPolicy(vla, name or Path(path).name, checkpoint_hash(path), order or vla.provenance.get("order", "action_first"), decoding)

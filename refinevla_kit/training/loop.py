@@ -88,7 +88,7 @@ def _train(
     step, history = resume(folder, vla, optimizer, identity)
     if step >= config.steps or _stalled(history, config.early_stop):
         return history
-    with accelerator.local_main_process_first():  # it writes the cache, the others open it
+    with accelerator.local_main_process_first() if config.caches(len(examples)) else nullcontext():  # it writes the cache, the others open it
         kept = _keep(vla, examples, config, cache_folder, progress and accelerator.is_local_main_process)
     model, optimizer = accelerator.prepare(runner(vla, config, kept), optimizer)
     training, validation = examples.split()

@@ -91,10 +91,8 @@ def improve(
     base: str | Path, demonstrations: Sequence[str | Path], driven: Sequence[str | Path], work: str | Path, config: PretrainingConfig
 ) -> CompactVLA:
     """Go on with a base (stage 3): demonstrations and episodes that the base drove, labelled by the demonstrator."""
-    vla = load(base)
-    paths = [*demonstrations, *driven]
-    examples, places = join([load_examples(path) for path in paths]), _places(paths)
-    history = _act_and_point(vla, examples, places, config, work)
+    vla, paths = load(base), [*demonstrations, *driven]
+    history = _act_and_point(vla, join([load_examples(path) for path in paths]), _places(paths), config, work)
     vla.provenance.update(improved=[*vla.provenance.get("improved", []), {**asdict(config), "driven": _about(driven)}], validation=history[-1])
     return vla
 
@@ -119,10 +117,13 @@ def pointing(examples: Examples, places: Places, share: float, seed: int) -> Exa
 
 def _act_and_point(vla: CompactVLA, examples: Examples, places: Places, config: PretrainingConfig, work: str | Path) -> list[dict[str, Any]]:
     """Train the language model on both, an episode's frames on one side of the split to held-out ones."""
-    points = pointing(examples, places, config.pointing, config.seed)
-    both = replace(join([examples, points]), episodes=np.concatenate([examples.episodes, points.episodes]))
+    both = examples
+    if config.pointing:
+        points = pointing(examples, places, config.pointing, config.seed)
+        both = replace(join([examples, points]), episodes=np.concatenate([examples.episodes, points.episodes]))
+        del examples, points  # gigabytes, twice
     training = TrainingConfig(
-        steps=config.steps, batch_size=config.batch_size, learning_rate=config.learning_rate, lambda_reasoning=1.0 if len(points) else 0.0,
+        steps=config.steps, batch_size=config.batch_size, learning_rate=config.learning_rate, lambda_reasoning=1.0 if config.pointing else 0.0,
         freeze_layers=0, validate_every=100, save_every=500, seed=config.seed,
     )  # fmt: skip
     return fine_tune(vla, both, training, work, "compact_base")

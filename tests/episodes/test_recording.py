@@ -88,6 +88,22 @@ def test_a_disturbed_demonstration_goes_astray_and_finds_its_way_back(tmp_path):
     assert info.success and 0.3 < followed.mean() < 0.95, "some of what was done is not what is recorded, and the task is solved all the same"
 
 
+def test_noise_in_every_motion_is_mended_by_the_next_action(tmp_path):
+    """And the recording goes on for as many frames of success as asked for."""
+    for name, noise, settle in (("calm", 0.0, 3), ("noisy", 1.0, 9)):
+        record(tmp_path / name, [CARROT], 1, seed=7, width=64, height=48, progress=False, noise=noise, settle=settle)
+    calm, noisy = (open_dataset(tmp_path / name) for name in ("calm", "noisy"))
+    still = []
+    for dataset in (calm, noisy):
+        coming = np.array([state.phase < PHASES.index("grasp") for state in dataset.states(0)])
+        still.append((np.abs(dataset.actions(0)[coming][3:, :2]) < 1e-4).all(axis=1).mean())
+    assert still[0] > 0.3 and still[1] < 0.1, "without noise the right motion in the plane is nearly always none"
+    deviation = np.diff(noisy.proprioception(0)[:, 8:11], axis=0) - noisy.actions(0)[:-1, :3]
+    assert noisy.episodes[0].success and 0.0005 < deviation.std() < 0.02
+    phases = [state.phase for state in noisy.states(0)]
+    assert phases.count(phases[-1]) >= 6, "it stays where it is once all is done"
+
+
 def test_pictures_and_masks_belong_together(recorded):
     """The carrot's own pixels are more orange than the rest of the picture."""
     dataset, _ = recorded

@@ -10,7 +10,7 @@ import torch
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.policies.action_tokens import BINS, UniformBins
-from refinevla_kit.policies.compact_policy import CompactPolicy, load_policy
+from refinevla_kit.policies.compact_policy import DECODINGS, CompactPolicy, load_policy
 from refinevla_kit.policies.compact_vla import STATISTICS, CompactConfig, CompactVLA, build, load, save
 from refinevla_kit.policies.sequence import prefix_ids
 from refinevla_kit.policies.spherical_grid import SphericalGrid
@@ -50,8 +50,13 @@ def test_a_saved_policy_acts_as_before(vla: CompactVLA, tmp_path: Path) -> None:
     assert not [path.name for path in (tmp_path / "checkpoint").iterdir() if path.suffix in (".bin", ".pt", ".pkl")]
 
 
-def test_cached_decoding_equals_teacher_forcing(vla: CompactVLA) -> None:
-    action = CompactPolicy(vla, "p").act_batch(IMAGES[:1], [INSTRUCTION])[0]
+@pytest.mark.parametrize("decoding", DECODINGS)
+def test_cached_decoding_equals_teacher_forcing(vla: CompactVLA, decoding: str) -> None:
+    if decoding == "median" and not isinstance(vla.bins, UniformBins):
+        with pytest.raises(KitError, match=r"cannot decode by 'median'.*choose 'greedy'"):
+            CompactPolicy(vla, "p", decoding=decoding)
+        return
+    action = CompactPolicy(vla, "p", decoding=decoding).act_batch(IMAGES[:1], [INSTRUCTION])[0]
     prefix = prefix_ids(vla.tokenizer, vla.image_tokens, INSTRUCTION)
     answer = [vla.tokenizer.convert_tokens_to_ids(ACTION), *action.tokens.tolist()]
     types = [0] * len(prefix) + [1] * len(answer)
@@ -62,8 +67,13 @@ def test_cached_decoding_equals_teacher_forcing(vla: CompactVLA) -> None:
     assert len(action.tokens) == len(vla.bins.ranges)
     for place, (low, high) in enumerate(vla.bins.ranges):
         scores = logits[len(prefix) + place, first + low : first + high].log_softmax(-1)
-        assert int(scores.argmax()) + first + low == action.tokens[place]
-        assert float(scores.max()) == pytest.approx(float(action.log_probability[place]), abs=1e-5)
+        said = int(action.tokens[place]) - first - low
+        assert float(scores[said]) == pytest.approx(float(action.log_probability[place]), abs=1e-5)
+        if decoding == "greedy":
+            assert said == int(scores.argmax())
+        else:
+            below, up_to = float(scores[:said].exp().sum()), float(scores[: said + 1].exp().sum())
+            assert below < 0.5 + 1e-5 and up_to > 0.5 - 1e-5, "as much is held likely on one side as on the other"
 
 
 def test_a_batch_of_mixed_instructions_equals_one_by_one(vla: CompactVLA) -> None:
