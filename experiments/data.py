@@ -21,7 +21,7 @@ def demonstrations(profile: Profile, folder: str | Path, assets: str = "embedded
     if not folder.exists():
         record(
             folder, profile.tasks, profile.episodes_per_task, assets=assets, seed=profile.data_seed, workers=workers, disturb=profile.disturb,
-            noise=profile.noise, progress=progress,
+            noise=profile.noise, settle=profile.settle, progress=progress,
         )  # fmt: skip
     annotate_dataset(folder, OracleTeacher(), progress=progress)
     return load_examples(folder, find_rationales(folder), strict=True)
