@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.design import CLAIMED_GAIN, PROFILES, Arm, Block, Profile
+from experiments.design import CLAIMED_GAIN, PROFILES, Block, Profile
 from experiments.runner import RECORDS, STUDY
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation import load_records
@@ -20,11 +20,12 @@ from refinevla_kit.evaluation.aggregation import AVERAGE, Rule
 from refinevla_kit.evaluation.intervals import Rate
 from refinevla_kit.evaluation.records import EpisodeRecord
 from refinevla_kit.evaluation.statistics import summarise
+from refinevla_kit.evaluation.sweeps import REFERENCES, arms_of
 from refinevla_kit.evaluation.training_seeds import SeedComparison, as_one_policy, change_between_settings, compare_seeds, verdict
-from refinevla_kit.figures.experiment import Panel
+from refinevla_kit.figures.experiment import Panel, sweep_panels
 from refinevla_kit.tasks import VARIANT_AGGREGATION, VISUAL_MATCHING
 
-PRIMARY = ("with_reasoning", "action_only")
+PRIMARY = tuple(reversed(REFERENCES))
 
 
 @dataclass(frozen=True)
@@ -101,27 +102,8 @@ def rates(results: Results, setting: str, rule: Rule = "last", records: Iterable
 
 
 def panels(results: Results) -> list[Panel]:
-    """Success by loss weight, frozen layers and amount of demonstrations, on the seeds and starts that the arms of a panel share."""
-    arms, base = results.profile.arms(), {name: results.profile.arms()[name] for name in PRIMARY}
-    found = []
-    for block_name, field, title, axis, mark in (
-        ("lambda", "lambda_reasoning", "weight of the reasoning loss", "lambda", 0.3),
-        ("depth", "freeze_layers", "selective transfer", "frozen language layers", None),
-        ("data", "share", "demonstrations", "share of the demonstrations", None),
-    ):
-        block = next((one for one in results.profile.blocks if one.name == block_name), None)
-        if block is None:
-            continue
-        names = {arm.name for arm in block.arms} | set(base)
-        shared = [one for one in results.records if one.policy in names and one.seed in block.seeds and one.episode_id < block.starts]
-        played = rates(results, block.setting, records=shared)
-        lines: dict[str, list[tuple[float, Rate]]] = {}
-        for name, by_task in played.items():
-            lines.setdefault(_line(arms[name], block_name), []).append((float(getattr(arms[name], field)), by_task[AVERAGE]))
-        if len(played) > len(base):
-            ordered = {name: sorted(line, key=lambda point: point[0]) for name, line in sorted(lines.items())}
-            found.append(Panel(title, axis, ordered, mark))
-    return found
+    """Success by loss weight, frozen layers and amount of demonstrations, as far as they have been varied."""
+    return sweep_panels([one for one in results.records if one.setting == VISUAL_MATCHING], arms_of(results.study))
 
 
 def costs(results: Results) -> list[dict[str, Any]]:
@@ -139,11 +121,6 @@ def costs(results: Results) -> list[dict[str, Any]]:
             if all(key in run["validation"] for run in found)}}
         for name, found in runs.items()
     ]  # fmt: skip
-
-
-def _line(arm: Arm, block: str) -> str:
-    """The line an arm's point lies on: one of all weights, one each of with and without the reasoning loss elsewhere."""
-    return "with_reasoning" if block == "lambda" or arm.lambda_reasoning > 0 else "action_only"
 
 
 def _compare(results: Results, a: str, b: str, setting: str, rule: Rule, task: str) -> SeedComparison | None:

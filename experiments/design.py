@@ -188,7 +188,8 @@ WIDOWX = tuple(task.name for task in WIDOWX_TASKS)
 PROFILES = {
     # every stage runs, nothing is learned
     "smoke": Profile("smoke", ("widowx_carrot_on_plate",), ("lighting_darker",), 4, 3, 2,
-                     design((0, 1), 1, 1, (0,), 1, 1, variant_seeds=(0,), depths=(4,), lambdas=(1.0,), shares=(0.5,)), disturb=0.0, noise=0.0, settle=3),
+                     design((0, 1), 1, 1, (0,), 1, 1, variant_seeds=(0,), depths=(4,), lambdas=(1.0,), shares=(0.5,)),
+                     disturb=0.0, noise=0.0, settle=3),
     # hours on two cores: 216 distinct starts a task and arm in visual matching, 24 x 9 variants = 216 episodes in variant aggregation
     "laptop": Profile("laptop", WIDOWX, None, 24, 400, 32, design(tuple(range(6)), 36, 4, (0, 1), 18, 6)),
     # days on two cores, a night on a machine with many

@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from refinevla_kit.evaluation.intervals import Rate
+from refinevla_kit.evaluation.records import EpisodeRecord
+from refinevla_kit.evaluation.sweeps import WEIGHT, sweep
 from refinevla_kit.evaluation.training_seeds import SeedComparison
 from refinevla_kit.figures.style import BLUE, GREY, INK, MUTED, VERMILION, beside, canvas, colours, label, p_text, points
+
+FACTORS = {  # title and x axis
+    WEIGHT: ("weight of the reasoning loss", "lambda"), "freeze_layers": ("selective transfer", "frozen language layers"),
+    "share": ("fine-tuning data", "share of the demonstrations"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -21,13 +29,14 @@ class Panel:
     Attributes:
         title, axis: of the panel and its x axis.
         lines: policy's name -> its points (x, rate).
-        mark: the value of x at which the paper has its peak, None where it says nothing.
+        mark: the value of x at which the paper has its peak, None where it has none on this scale. claim: what the paper says, in words.
     """
 
     title: str
     axis: str
     lines: Mapping[str, Sequence[tuple[float, Rate]]]
     mark: float | None = None
+    claim: str = ""
 
 
 def seed_differences(groups: Mapping[str, Mapping[str, SeedComparison]], claimed: float | None = None) -> Figure:
@@ -74,7 +83,19 @@ def seed_differences(groups: Mapping[str, Mapping[str, SeedComparison]], claimed
     return figure
 
 
-def sensitivity(panels: Sequence[Panel], claim: str = "the paper's peak") -> Figure:
+def sweep_panels(records: Sequence[EpisodeRecord], arms: Mapping[str, Mapping[str, Any]], claims: Mapping[str, str] | None = None) -> list[Panel]:
+    """Panels of what was varied, by `sweeps.sweep`: those with more than the main comparison's own value.
+
+    Args:
+        records: of one setting. arms: see `sweep`. claims: factor -> what the paper says about it.
+    """
+    found = {factor: sweep(records, arms, factor) for factor in FACTORS}
+    varied = {factor: lines for factor, lines in found.items() if max(map(len, lines.values()), default=0) > (2 if factor == WEIGHT else 1)}
+    said = claims or {}
+    return [Panel(*FACTORS[factor], lines, 0.3 if factor == WEIGHT else None, said.get(factor, "")) for factor, lines in varied.items()]
+
+
+def sensitivity(panels: Sequence[Panel]) -> Figure:
     """Success against what was varied, one panel each, as the paper's Figure 8 has it; bars are 95 % intervals with the checkpoints as they are."""
     colour = colours(list(dict.fromkeys(name for panel in panels for name in panel.lines)))
     with canvas(max(4.2, 3.3 * len(panels)), 3.2, columns=len(panels), sharey=True) as (figure, all_axes):
@@ -89,7 +110,8 @@ def sensitivity(panels: Sequence[Panel], claim: str = "the paper's peak") -> Fig
                     axes.plot([x, x], [rate.low, rate.high], color=colour[name], linewidth=2.0, alpha=0.4)
             if panel.mark is not None:
                 axes.axvline(panel.mark, color=MUTED, linewidth=1.0, linestyle=(0, (4, 3)))
-                axes.annotate(claim, (panel.mark, 1.0), (3, -2), ("data", "axes fraction"), "offset points", fontsize=8, color=MUTED, va="top")
+            if panel.claim:
+                axes.annotate(panel.claim, (0.03, 0.98), xycoords="axes fraction", fontsize=8, color=MUTED, va="top")
             axes.set_title(panel.title)
             axes.set_xlabel(panel.axis)
             axes.set_xticks(values, [f"{value:g}" for value in values])
