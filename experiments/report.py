@@ -27,7 +27,7 @@ from refinevla_kit.files import replacing
 from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.tasks import VARIANT_AGGREGATION, VISUAL_MATCHING
 
-SHIPPED, DOCUMENT = REPOSITORY / "experiments" / "records", REPOSITORY / "docs" / "experiment.md"
+SHIPPED, DOCUMENT = REPOSITORY / "data" / "experiment", REPOSITORY / "docs" / "experiment.md"
 BEGIN, END = "<!-- {}: made by python -m experiments.report, not by hand -->", "<!-- end of {} -->"
 
 
@@ -186,7 +186,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point; see the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m experiments.report", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--records", type=Path, default=SHIPPED)
-    parser.add_argument("--publish", action="store_true", help="into the repository: experiments/records, figures, docs/experiment.md")
+    parser.add_argument("--publish", action="store_true", help="into the repository: data/experiment, figures, docs/experiment.md")
     given = parser.parse_args(arguments)
     try:
         print(publish(given.records) if given.publish else write_report(given.records, given.records.parent / "report"))

@@ -5,15 +5,21 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-from refinevla_kit.figures.overlays import EVEN, Array, _name_outlines, _top, draw_overlay, times_even
+from refinevla_kit.attention.frames import Frame
+from refinevla_kit.episodes import EpisodeDataset
+from refinevla_kit.figures.overlays import EVEN, LARGEST, OUTLINES, THING_LABELS, Array, draw_overlay, times_even
 from refinevla_kit.figures.style import BLUE, GREEN, GREY, INK, MUTED, ORANGE, VERMILION, canvas, colours, label
+from refinevla_kit.teacher.answers import StoredRationale
+from refinevla_kit.teacher.schema import PARTS
 
 PART_NAMES = {
     "observation": "Observation", "situation_analysis": "Situation analysis", "spatial_reasoning": "Spatial reasoning",
@@ -22,22 +28,21 @@ PART_NAMES = {
 PART_COLOURS = (BLUE, GREEN, ORANGE, VERMILION)
 
 
-def attention_rows(
-    images: Sequence[Array], maps: Mapping[str, Sequence[Array]], masks: Sequence[Mapping[str, Array]], captions: Sequence[str], title: str = ""
-) -> Figure:
+def attention_rows(frames: Sequence[Frame], maps: Mapping[str, Sequence[Array]], title: str = "") -> Figure:
     """Figures 1 and 6: moments of an episode in a row, the attention of each policy in a row below, all on one scale.
 
     Args:
-        images: uint8 (H, W, 3) each. maps: policy -> float (rows, columns) an image. masks: thing -> bool (H, W), an image. captions: one an image.
+        frames: the moments. maps: policy -> float (rows, columns) a moment, as `fused_maps` gives them.
     """
+    images, masks = [frame.image for frame in frames], [frame.masks for frame in frames]
     heats = {policy: [times_even(one, image.shape) for one, image in zip(row, images, strict=True)] for policy, row in maps.items()}
-    norm, columns, shape = Normalize(0, _top([heat for row in heats.values() for heat in row])), len(images), images[0].shape[0] / images[0].shape[1]
-    colour, rows = colours([*maps]), len(maps) + 1
+    norm, columns, shape = Normalize(0, LARGEST), len(images), images[0].shape[0] / images[0].shape[1]
+    colour, rows, outlined = colours([*maps]), len(maps) + 1, [name for name in OUTLINES if any(name in one for one in masks)]
     with canvas(2.1 * columns + 0.9, (2.1 * shape + 0.08) * rows + 0.75, rows, columns) as (figure, axes):
-        for column, (image, caption) in enumerate(zip(images, captions, strict=True)):
-            axes[column].imshow(image)
+        for column, frame in enumerate(frames):
+            axes[column].imshow(frame.image)
             axes[column].set_axis_off()
-            axes[column].set_title(caption, loc="center", fontweight="normal", fontsize=8.5)
+            axes[column].set_title(f"step {frame.step}: {frame.phase}", loc="center", fontweight="normal", fontsize=8.5)
         for row, (policy, stack) in enumerate(heats.items(), 1):
             for column, heat in enumerate(stack):
                 draw_overlay(axes[row * columns + column], images[column], heat, masks[column], norm, thickness=4)
@@ -47,9 +52,34 @@ def attention_rows(
         bar = figure.colorbar(axes[columns].images[1], ax=axes, shrink=0.85, pad=0.01, aspect=28, extend="max")
         bar.set_label(EVEN, fontsize=7.5)
         bar.outline.set_visible(False)  # type: ignore[operator]
-        _name_outlines(figure, masks[0])
+        handles = [Line2D([], [], color=OUTLINES[name], linewidth=2, label=THING_LABELS[name]) for name in outlined]
+        if handles:
+            figure.legend(handles=handles, loc="outside lower left", ncols=len(handles), fontsize=8, handlelength=1.2)
         figure.suptitle(title, x=0.01, ha="left", fontsize=9)
     return figure
+
+
+def fused_maps(policy: Any, frames: Sequence[Frame], k: int = 3) -> list[Array]:
+    """What `attention_rows` draws of a policy: for each frame its k strongest maps of the upper layers as one."""
+    from refinevla_kit.attention.capture import capture, upper_middle  # needs torch; the pictures alone do not
+    from refinevla_kit.attention.fusion import fuse_top
+
+    seen = [capture(policy, one.image, one.instruction, None, None, one.proprioception) for one in frames]
+    return [fuse_top(one.patches, k, upper_middle(one.layers)).reshape(one.grid) for one in seen]
+
+
+def annotated_segment(dataset: EpisodeDataset, answer: StoredRationale, keyframes: int = 3) -> Figure:
+    """`annotation_pipeline` of one answered segment of a dataset. `answer` must hold a rationale."""
+    assert answer.rationale is not None
+    rows = [answer.start + place for place in moments(answer.end - answer.start, keyframes)]
+    moved = dataset.actions(answer.episode)[answer.start : answer.end].sum(0)
+    instruction = next(one.instruction for one in dataset.episodes if one.index == answer.episode)
+    names = ", ".join(f"{name} {value:+.3f}" for name, value in zip(dataset.action_names, moved[:6], strict=False))
+    says = f"<action> a_1 ... a_n <rationale> {answer.rationale.text()}"
+    return annotation_pipeline(
+        list(dataset.images(answer.episode, rows)), instruction, f"frames {answer.start} to {answer.end - 1}; sum of actions: {names}",
+        answer.teacher, {part: getattr(answer.rationale, part) for part in PARTS}, _short(says, 150),
+    )  # fmt: skip
 
 
 def annotation_pipeline(
@@ -68,20 +98,20 @@ def annotation_pipeline(
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
         _box(axes, 0.15, 1.2, 2.9, 4.15, "Trajectory  (o, a)", INK)
-        height = 3.3 / len(images) - 0.1
+        height = 2.9 / len(images) - 0.08
         width = min(2.4, height * images[0].shape[1] / images[0].shape[0])
         for number, image in enumerate(images):
             top = 4.9 - number * (height + 0.08)
             axes.imshow(image, extent=(1.6 - width / 2, 1.6 + width / 2, top - height, top), zorder=3, aspect="auto")
-        _text(axes, 0.3, 1.52, f"“{instruction}”\n{actions}", 34, va="center", size=8)
+        _text(axes, 0.3, 1.98, f"“{instruction}”\n{actions}", 42, size=7.5)
         _box(axes, 3.75, 2.45, 1.6, 1.6, "Teacher", GREY)
         _text(axes, 4.55, 3.15, teacher, 18, ha="center", va="center", size=10)
         _box(axes, 6.05, 1.2, 7.3, 4.15, "Rationale  r", INK)
         step = 3.7 / len(rationale)
         for number, ((part, text), colour) in enumerate(zip(rationale.items(), PART_COLOURS, strict=True)):
             top = 4.98 - number * step
-            axes.text(6.2, top, PART_NAMES.get(part, part), color=colour, fontweight="bold", fontsize=9.5, va="top")
-            _text(axes, 6.2, top - 0.21, _short(text, 320), 112, va="top", size=8)
+            axes.text(6.2, top, PART_NAMES.get(part, part), color=colour, fontweight="bold", fontsize=10.5, va="top")
+            _text(axes, 6.2, top - 0.25, _short(text, 330), 96, size=9.5)
         _box(axes, 0.15, 0.12, 13.2, 0.8, "", INK)
         _text(axes, 0.3, 0.66, f"training sequence: [picture] {instruction} | {sequence}", 190, va="center", size=8)
         axes.text(0.3, 0.3, f"L = L_action + {weight:g} L_reasoning,   on (o, a, r)", fontsize=9.5, color=VERMILION, fontweight="bold", va="center")

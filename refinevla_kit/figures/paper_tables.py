@@ -20,7 +20,7 @@ from refinevla_kit.files import replacing, write_json
 from refinevla_kit.tasks import SETTINGS, VARIANT_AGGREGATION, VISUAL_MATCHING, WIDOWX_TASKS
 
 MARK = "mark"
-OWN = "this kit"
+OWN, FIGURE_8 = "this kit", "ReFineVLA Figure 8"
 GOOGLE = ("pick_coke_can", "move_near", "open_close_drawer", AVERAGE)
 ABLATION = ("action_only", "shuffled_rationales", "with_reasoning")
 
@@ -111,3 +111,10 @@ def _frame(rows: Mapping[str, Mapping[Any, str]], columns: Sequence[tuple[str, s
 
 def _cell(value: Rate) -> str:
     return rate_text(value, counts=False, decimals=1)
+
+
+def peaks(published: Sequence[Published]) -> dict[str, str]:
+    """Figure 8: what was varied (`experiment.FACTORS`) -> the paper's peak in words. The figure's other points are not known."""
+    factors = {"lambda": "lambda_reasoning", "frozen": "freeze_layers"}
+    found = {factor: one for word, factor in factors.items() for one in published if one.table == FIGURE_8 and word in one.task}
+    return {factor: f"the paper ({one.tier}): {one.percent:+.1f} points at\n{one.task.replace('_', ' ')}" for factor, one in found.items()}

@@ -24,7 +24,7 @@ OTHERS = (GREEN, PINK, SKY, ORANGE)
 LABELS = {
     "action_only": "actions only", "with_reasoning": "with reasoning loss", "pick_coke_can": "pick coke can", "move_near": "move near",
     "open_close_drawer": "open or close drawer", "place_apple_in_closed_top_drawer": "place apple in drawer", "visual_matching": "visual matching",
-    "variant_aggregation": "variant aggregation", "shuffled_rationales": "shuffled rationales",
+    "variant_aggregation": "variant aggregation", "shuffled_rationales": "shuffled rationales", "compact_base": "the base",
     "variant_aggregation - visual_matching": "aggregation minus matching",
 }  # fmt: skip
 SHORT_TASKS = {
