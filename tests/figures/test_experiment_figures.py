@@ -103,7 +103,7 @@ def test_figure_2_shows_the_teachers_own_words_and_the_segments_frames() -> None
 def test_figures_1_and_6_put_each_policys_heat_under_the_moment_it_is_of() -> None:
     every = choose_frames(open_dataset(DEMO), "widowx_carrot_on_plate", 1)
     shown = [every[number] for number in moments(len(every), 3)]
-    assert [frame.step for frame in shown][0] == 0 and shown[-1].step == every[-1].step
+    assert shown[0].step == 0 and shown[-1].step == every[-1].step
     maps = {name: [np.eye(6, 8) * (column + 1) for column in range(3)] for name in ("action_only", "with_reasoning")}
     axes = attention_rows(shown, maps, "put carrot on plate").axes
     np.testing.assert_array_equal(np.asarray(axes[0].images[0].get_array()), shown[0].image)
