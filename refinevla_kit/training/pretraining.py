@@ -93,7 +93,8 @@ def improve(
     """Go on with a base (stage 3): demonstrations and episodes that the base drove, labelled by the demonstrator."""
     vla, paths = load(base), [*demonstrations, *driven]
     history = _act_and_point(vla, join([load_examples(path) for path in paths]), _places(paths), config, work)
-    vla.provenance.update(improved=[*vla.provenance.get("improved", []), {**asdict(config), "driven": _about(driven)}], validation=history[-1])
+    stage = {**asdict(config), "demonstrations": _about(demonstrations), "driven": _about(driven)}
+    vla.provenance.update(improved=[*vla.provenance.get("improved", []), stage], validation=history[-1])
     return vla
 
 
@@ -164,8 +165,11 @@ def write_card(path: str | Path, provenance: Mapping[str, Any], records: Sequenc
 
 
 def _datasets(provenance: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    later = "driven by the policy or disturbed, labelled by the demonstrator"
-    rounds = [(later, each) for one in provenance.get("improved", []) for each in one["driven"]]
+    what = {"demonstrations": "demonstrations", "driven": "driven by the policy or disturbed, labelled by the demonstrator"}
+    rounds = [
+        (f"round {number}, {of}", each)
+        for number, one in enumerate(provenance.get("improved", []), 1) for key, of in what.items() for each in one.get(key, [])
+    ]  # fmt: skip
     named = [(kind, each) for kind in ("demonstrations", "scenery") for each in provenance.get(kind, [])]
     return named + rounds
 
