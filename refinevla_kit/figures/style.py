@@ -16,12 +16,16 @@ from refinevla_kit.tasks import TASKS
 
 INK, MUTED, GRID = "#222222", "#6b6b6b", "#e3e3e3"
 BLUE, VERMILION, GREEN, ORANGE, SKY, PINK, GREY = "#0072b2", "#d55e00", "#009e73", "#e69f00", "#56b4e9", "#cc79a7", "#8a8a8a"
-KNOWN = {"action_only": BLUE, "with_reasoning": VERMILION, "demonstrator": GREY, "ReFineVLA": VERMILION, "SpatialVLA (fine-tuning)": BLUE}
-OTHERS = (GREEN, ORANGE, PINK, SKY)
+KNOWN = {
+    "action_only": BLUE, "with_reasoning": VERMILION, "shuffled_rationales": ORANGE, "demonstrator": GREY,
+    "ReFineVLA": VERMILION, "SpatialVLA (fine-tuning)": BLUE,
+}  # fmt: skip
+OTHERS = (GREEN, PINK, SKY, ORANGE)
 LABELS = {
     "action_only": "actions only", "with_reasoning": "with reasoning loss", "pick_coke_can": "pick coke can", "move_near": "move near",
     "open_close_drawer": "open or close drawer", "place_apple_in_closed_top_drawer": "place apple in drawer", "visual_matching": "visual matching",
-    "variant_aggregation": "variant aggregation",
+    "variant_aggregation": "variant aggregation", "shuffled_rationales": "shuffled rationales", "compact_base": "the base",
+    "variant_aggregation - visual_matching": "aggregation minus matching",
 }  # fmt: skip
 SHORT_TASKS = {
     "widowx_spoon_on_towel": "spoon on towel", "widowx_carrot_on_plate": "carrot on plate", "widowx_stack_cube": "stack cubes",

@@ -58,7 +58,9 @@ def join(parts: Sequence[Examples]) -> Examples:
     )  # fmt: skip
 
 
-def load_examples(dataset: str | Path, rationales: str | Path | None = None, elsewhere: str | Path | None = None) -> Examples:
+def load_examples(
+    dataset: str | Path, rationales: str | Path | None = None, elsewhere: str | Path | None = None, strict: bool = False
+) -> Examples:
     """Read a LeRobot dataset and, when given, the rationales written about it.
 
     Args:
@@ -66,6 +68,7 @@ def load_examples(dataset: str | Path, rationales: str | Path | None = None, els
             decisions beside it; or such a file of decisions. Reviewed means accepted or edited by a person, nothing else.
             Rationales whose teacher finds that the instruction does not match are never trained on.
         elsewhere: see `find_rationales`.
+        strict: refuse rationales that leave an episode without any. Otherwise such episodes train the action only, and `about` counts them.
 
     Raises:
         KitError: the dataset's actions are not the seven the policies have, the rationales are of other episodes, or none is reviewed.
@@ -90,6 +93,14 @@ def load_examples(dataset: str | Path, rationales: str | Path | None = None, els
         instructions += [item.instruction] * len(action)
         found = [lookup(stored, item.index, frame) for frame in range(len(action))]
         texts += [stored_one.rationale.text() if stored_one and stored_one.rationale else "" for stored_one in found]
+    if rationales:
+        told = {episode for episode, text in zip(np.concatenate(episodes).tolist(), texts, strict=True) if text}
+        if silent := sorted(known - told):
+            what = f"{len(silent)} of {len(known)} episodes without any"
+            if strict:
+                remedy = "annotate the dataset again (it goes on where it stopped), or leave `strict` off to train these on actions alone"
+                raise KitError(f"{about}: {what}, the first is episode {silent[0]}", remedy)
+            about += f"; {what}"
     shown, acted, numbers = np.concatenate(images), np.concatenate(actions), np.concatenate(episodes)
     return Examples(shown, acted, numbers, tuple(instructions), tuple(texts), about, np.concatenate(own))
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,13 @@ __all__ = [
 ]  # fmt: skip
 
 Kept = ActivationCache | Tensor | None
+Watch = Callable[[dict[str, Any]], None]
 BOARD = "tensorboard"  # folder in a run's
 
 
 def fine_tune(
     vla: CompactVLA, examples: Examples, config: TrainingConfig, output: str | Path, name: str, progress: bool = True,
-    cache_folder: str | Path | None = None,
+    cache_folder: str | Path | None = None, watch: Watch | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Fine-tune `vla` in place; keep a history and a resumable state in `output`.
 
@@ -52,6 +54,7 @@ def fine_tune(
     Args:
         output: folder for `history.jsonl` and `resume/`. name: the policy's name in the history and on the bar.
         cache_folder: of activation caches (see `TrainingConfig.cache`), shared by runs that differ in seed or learning rate; None: in `output`.
+        watch: called with each new row of the history as it comes, in the main process; what it does changes nothing about the run.
 
     Returns:
         The history: one row a step ({"step", "split": "train", "policy", losses, "seconds"}) and one an evaluation ("validation").
@@ -69,14 +72,15 @@ def fine_tune(
         adapted = adapters(vla, config.depth, config.lora_rank, config.lora_alpha, config.seed)
     folder = Path(output)
     with adapted, _board(folder / BOARD if config.tensorboard else None) as board:
-        history = _train(vla, examples, config, folder, name, progress, Path(cache_folder or folder / "activations"), identity, board)
+        watchers, caches = [board, *([watch] if watch else [])], Path(cache_folder or folder / "activations")
+        history = _train(vla, examples, config, folder, name, progress, caches, identity, watchers)
     vla.model.eval()
     return history
 
 
 def _train(
     vla: CompactVLA, examples: Examples, config: TrainingConfig, folder: Path, name: str, progress: bool, cache_folder: Path,
-    identity: dict[str, Any], board: Any,
+    identity: dict[str, Any], watchers: Sequence[Watch],
 ) -> list[dict[str, Any]]:  # fmt: skip
     from tqdm.auto import tqdm
 
@@ -98,7 +102,7 @@ def _train(
     hidden = not (progress and accelerator.is_main_process)
     with tqdm(total=config.steps, initial=step, desc=f"fine-tuning {name}", unit="step", disable=hidden) as bar:
         while step < config.steps and not _stalled(history, config.early_stop):
-            began = time.perf_counter()
+            began, known = time.perf_counter(), len(history)
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * _schedule(step, config)
             rows = np.sort(_rows(training, config, step)[mine])
@@ -109,12 +113,13 @@ def _train(
             optimizer.zero_grad(set_to_none=True)
             step += 1
             history.append({"step": step, "split": "train", "policy": name, **row, "seconds": time.perf_counter() - began})
-            board(history[-1])
             due, saves = (step % every == 0 or step == config.steps for every in (config.validate_every, config.save_every))
             if len(validation) and due:
                 history.append({"step": step, "split": "validation", "policy": name, **validate(vla, examples, validation, config, kept)})
-                board(history[-1])
                 bar.set_postfix({key: f"{history[-1][key]:.2f}" for key in ("action_accuracy", "loss") if key in history[-1]}, refresh=False)
+            if accelerator.is_main_process:
+                for new, watcher in product(history[known:], watchers):
+                    watcher(new)
             ends = _stalled(history, config.early_stop)
             if (due or saves or ends) and step > config.grace:  # before a state is saved, so that the one on disk has passed
                 vla.model.eval()

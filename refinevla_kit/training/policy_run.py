@@ -11,24 +11,25 @@ import torch
 from refinevla_kit.files import sha256
 from refinevla_kit.policies.compact_vla import checkpoint_hash, load, save
 from refinevla_kit.training.examples import Examples
-from refinevla_kit.training.loop import TrainingConfig, fine_tune
+from refinevla_kit.training.loop import TrainingConfig, Watch, fine_tune
 
 
 def train_policy(
     base: str | Path, examples: Examples, config: TrainingConfig, output: str | Path, name: str, progress: bool = True,
-    cache_folder: str | Path | None = None,
+    cache_folder: str | Path | None = None, watch: Watch | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Fine-tune a copy of the checkpoint `base` and save it as `output/name`; its history and resumable state lie in `output/training/name`.
 
     Args:
         cache_folder: see `fine_tune`; None is `output/training/activations`, shared by the policies trained there.
+        watch: see `fine_tune`.
 
     Returns:
         The history, see `fine_tune`.
     """
     vla = load(base)
     work = Path(output) / "training"
-    history = fine_tune(vla, examples, config, work / name, name, progress, cache_folder or work / "activations")
+    history = fine_tune(vla, examples, config, work / name, name, progress, cache_folder or work / "activations", watch)
     vla.provenance.clear()
     vla.provenance.update(
         made_by="refinevla_kit.training.policy_run", name=name, order=config.order, training=asdict(config), frames=len(examples),

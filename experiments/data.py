@@ -1,0 +1,41 @@
+"""The demonstrations of an experiment: recorded and annotated once, and what each arm is given of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+
+from experiments.design import SHUFFLE_SEED, Arm, Profile
+from refinevla_kit.episodes.recording import record
+from refinevla_kit.teacher import OracleTeacher, annotate_dataset
+from refinevla_kit.training.controls import first_episodes, shuffle_rationales
+from refinevla_kit.training.examples import Examples, find_rationales, load_examples
+
+
+def demonstrations(profile: Profile, folder: str | Path, assets: str = "embedded", workers: int = 1, progress: bool = True) -> Examples:
+    """The profile's demonstrations with the oracle's rationales, one a segment; recorded into `folder` where they are not there yet."""
+    folder = Path(folder)
+    if not folder.exists():
+        record(
+            folder, profile.tasks, profile.episodes_per_task, assets=assets, seed=profile.data_seed, workers=workers, disturb=profile.disturb,
+            noise=profile.noise, settle=profile.settle, progress=progress,
+        )  # fmt: skip
+    annotate_dataset(folder, OracleTeacher(), progress=progress)
+    return load_examples(folder, find_rationales(folder), strict=True)
+
+
+def given_to(arm: Arm, examples: Examples) -> Examples:
+    """What an arm trains on."""
+    chosen = first_episodes(examples, arm.share)
+    return shuffle_rationales(chosen, SHUFFLE_SEED) if arm.rationales == "shuffled" else chosen
+
+
+def content_hash(examples: Examples) -> str:
+    """First 12 hex digits of the SHA-256 over everything in the examples that training reads; where they lie does not matter."""
+    digest = hashlib.sha256(json.dumps([examples.instructions, examples.rationales]).encode())
+    for array in (examples.images, examples.actions, examples.episodes, examples.proprioception):
+        digest.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,51 @@
+"""The controlled experiment on the reasoning loss that the paper does not report: docs/experiment.md says what is asked and how it is answered.
+
+    python -m experiments.reasoning_loss --profile smoke|laptop|full [--only main,variants] [--dry-run] [--output DIR]
+
+One command, started again after any stop. Records of what is finished are always in DIR/records, the report in DIR/report;
+`python -m experiments.report --records DIR/records --publish` makes them the repository's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from experiments.design import PROFILES, plan
+from experiments.estimate import describe
+from experiments.report import write_report
+from experiments.runner import Study, carry_out, possible
+from refinevla_kit.errors import KitError
+from refinevla_kit.settings import REPOSITORY
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point; see the module's docstring."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.reasoning_loss", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--profile", choices=PROFILES, default="laptop")
+    parser.add_argument("--only", default="", help="comma-separated blocks; default all")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan, its episodes and about how long it takes; do nothing")
+    parser.add_argument("--output", type=Path, help="default runs/experiment/<profile>")
+    parser.add_argument("--base", type=Path, default=REPOSITORY / "data/checkpoints/compact_base")
+    parser.add_argument("--base-without-grounding", type=Path, help="without it the block `grounding` is left out")
+    parser.add_argument("--assets", default="embedded", help="embedded | official | a folder")
+    parser.add_argument("--workers", type=int, help="simulator processes; default one a core, 0 for none")
+    parser.add_argument("--threads", type=int, help="of torch, in training; default all cores")
+    given = parser.parse_args(arguments)
+    profile = PROFILES[given.profile]
+    try:
+        stages, whole = plan(profile, [name for name in given.only.split(",") if name]), plan(profile)
+        output = given.output or REPOSITORY / "runs/experiment" / profile.name
+        study = Study(profile, given.base, output, given.base_without_grounding, given.assets, given.workers, given.threads, sys.stderr.isatty())
+        doable, reasons = possible(study, stages)
+        print(describe(profile, doable, reasons))
+        if not given.dry_run:
+            records = carry_out(study, stages, [stage for stage in whole if stage not in stages])
+            print(write_report(records, output / "report"))
+    except KitError as error:
+        raise SystemExit(f"experiment: {error}") from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""The report of an experiment, from its records alone: pictures with the JSON of what made them, tables, and the section of docs/experiment.md.
+
+    python -m experiments.report [--records DIR/records] [--publish]
+
+Without `--publish` it writes beside the records; with it, the records go into the repository, and figures/ and docs/experiment.md are made anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from experiments.analysis import PRIMARY, Results, by_variant, conclusion, contrasts, costs, interactions, load_results, panels, rates
+from experiments.design import CLAIMED_GAIN, PROFILES
+from experiments.estimate import power_table
+from experiments.runner import RECORDS, STUDY
+from refinevla_kit.errors import KitError
+from refinevla_kit.evaluation.aggregation import AVERAGE
+from refinevla_kit.evaluation.training_seeds import SeedComparison
+from refinevla_kit.figures.experiment import seed_differences, sensitivity
+from refinevla_kit.figures.saving import save_figure
+from refinevla_kit.figures.style import label, p_text
+from refinevla_kit.figures.tables import interval_text, rate_text
+from refinevla_kit.files import replacing
+from refinevla_kit.settings import REPOSITORY
+from refinevla_kit.tasks import VARIANT_AGGREGATION, VISUAL_MATCHING
+
+SHIPPED, DOCUMENT = REPOSITORY / "data" / "experiment", REPOSITORY / "docs" / "experiment.md"
+BEGIN, END = "<!-- {}: made by python -m experiments.report, not by hand -->", "<!-- end of {} -->"
+
+
+def write_report(records: str | Path, folder: str | Path, results: Results | None = None) -> Path:
+    """Write pictures and `report.md` of the records in `records` into `folder`. Returns the report's path.
+
+    Args:
+        results: already loaded, for a profile that is not among the named ones.
+    """
+    results, folder = results or load_results(records), Path(folder)
+    made_from = {"study": Path(records) / STUDY, "records": Path(records) / RECORDS, "profile": results.profile.name}
+    if groups := main_groups(results):
+        save_figure(seed_differences(groups, CLAIMED_GAIN), folder / "experiment_main", made_from)
+    if found := panels(results):
+        save_figure(sensitivity(found), folder / "experiment_sensitivity", made_from)
+    path = folder / "report.md"
+    with replacing(path) as part:
+        part.write_text(results_text(results), encoding="utf-8")
+    return path
+
+
+def main_groups(results: Results) -> dict[str, dict[str, SeedComparison]]:
+    """Lines of the main picture by heading: the contrasts in each setting, then the primary one by task and by variant."""
+    blocks, primary = [one for one in results.profile.blocks if not one.exploratory], _named(*PRIMARY)
+    groups = {label(block.setting): {_pair(one): one for one in contrasts(results, block)} for block in blocks}
+    groups["variant aggregation minus visual matching"] = {_pair(one): one for one in interactions(results)}
+    for block in blocks:
+        found = {label(task): one for task in results.profile.tasks for one in contrasts(results, block, task=task) if (one.a, one.b) == PRIMARY}
+        groups[f"{primary}: tasks, {label(block.setting)}"] = found
+    groups[f"{primary}: variants"] = {name.replace("_", " "): one for name, one in by_variant(results, *PRIMARY).items()}
+    return {heading: group for heading, group in groups.items() if group}
+
+
+def results_text(results: Results) -> str:
+    """The report in Markdown."""
+    study, parts = results.study, list[str]()
+    bases, data = study["bases"], study["data"]
+    planned = sum(len(block.seeds) * len(block.arms) for block in results.profile.blocks)
+    done = len({(one.policy, one.seed, one.setting) for one in results.records})
+    parts.append(
+        f"Profile `{results.profile.name}`: {len(study['runs'])} training runs, {len(results.records):,} episodes; {done} of {planned} stages of the "
+        f"plan are done. Base {bases['grounded']}, without grounding {bases['ungrounded'] or 'none'}; {data['episodes']} demonstrations, "
+        f"{data['frames']:,} frames (content {data['hash']}); {study['assets']} assets; {study['machine']['cores']} cores."
+    )
+    if study["not_run"]:
+        parts.append("Not run: " + "; ".join(f"{name} ({reason})" for name, reason in study["not_run"].items()) + ".")
+    main = [one for block in results.profile.blocks if not block.exploratory for one in contrasts(results, block)] + interactions(results)
+    if main:
+        parts += ["### Main comparison, average of the tasks, success at the last step", _comparisons(main, lambda one: conclusion(results, one))]
+        anywhere = [one for block in results.profile.blocks if not block.exploratory for one in contrasts(results, block, "any")]
+        parts += ["The same with success at any step:", _comparisons(anywhere)]
+    for block in (one for one in results.profile.blocks if not one.exploratory):
+        if by_task := [one for task in results.profile.tasks for one in contrasts(results, block, task=task) if (one.a, one.b) == PRIMARY]:
+            parts += [f"### Where it helps and where not: tasks, {label(block.setting)}", _comparisons(by_task, name=lambda one: label(one.task))]
+    if variants := by_variant(results, *PRIMARY):
+        names = {id(one): name.replace("_", " ") for name, one in variants.items()}
+        parts += ["### Where it helps and where not: variants", _comparisons(list(variants.values()), name=lambda one: names[id(one)])]
+    for block in (one for one in results.profile.blocks if one.exploratory):
+        if found := contrasts(results, block):
+            parts += [f"### Exploratory, {block.name}: {block.question}", _comparisons(found)]
+    for setting in (VISUAL_MATCHING, VARIANT_AGGREGATION):
+        if success := _success(results, setting):
+            parts += [f"### Success at the last step by arm, {label(setting)}, checkpoints as they are", success]
+    parts += ["### What it costs", _costs(results)]
+    return "\n\n".join(parts) + "\n"
+
+
+def insert(document: Path, name: str, text: str) -> None:
+    """Replace what stands between the markers of `name` in a Markdown file.
+
+    Raises:
+        KitError: the markers are not there.
+    """
+    begin, end = BEGIN.format(name), END.format(name)
+    old = document.read_text(encoding="utf-8")
+    if begin not in old or end not in old:
+        raise KitError(f"{document} has no place for {name}", f"put the lines {begin!r} and {end!r} where it belongs")
+    before, after = old.split(begin)[0], old.split(end)[1]
+    with replacing(document) as part:
+        part.write_text(f"{before}{begin}\n\n{text.strip()}\n\n{end}{after}", encoding="utf-8")
+
+
+def publish(records: Path) -> Path:
+    """Make the records in `records` the repository's, with their pictures and the generated sections of docs/experiment.md."""
+    load_results(records)  # before anything is replaced
+    SHIPPED.mkdir(parents=True, exist_ok=True)
+    for name in (STUDY, RECORDS):
+        if (SHIPPED / name).resolve() != (Path(records) / name).resolve():
+            shutil.copyfile(Path(records) / name, SHIPPED / name)
+    report = write_report(SHIPPED, REPOSITORY / "figures")
+    insert(DOCUMENT, "results", report.read_text(encoding="utf-8"))
+    report.unlink()
+    insert(DOCUMENT, "power", power_text())
+    return DOCUMENT
+
+
+def power_text() -> str:
+    """What the main comparison of each profile can find, in Markdown."""
+    parts = []
+    for profile in (PROFILES[name] for name in ("laptop", "full")):
+        main, tasks = profile.blocks[0], len(profile.tasks)
+        parts.append(f"`{profile.name}`: {len(main.seeds)} seeds of {main.starts} starts, {tasks} tasks.")
+        parts.append(power_table(len(main.seeds), main.starts, tasks))
+    return "\n\n".join(parts)
+
+
+def _comparisons(
+    rows: Sequence[SeedComparison], say: Callable[[SeedComparison], str] | None = None, name: Callable[[SeedComparison], str] | None = None
+) -> str:
+    """Markdown of contrasts, one a line."""
+    heads = ["contrast" if name is None else "", "setting", "seeds", "episodes", "each seed, points", "difference, points", "95 % over seeds", "p",
+             "spread of runs", "checkpoints as they are", "exact p"] + (["says"] if say else [])  # fmt: skip
+    lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
+    for one in rows:
+        found, pooled = one.estimate, one.pooled
+        cells = [
+            (name or _pair)(one), label(one.setting), f"{len(one.seeds)}", f"{pooled.episodes:,}" if pooled else "",
+            " ".join(f"{100 * value:+.1f}" for value in one.differences), f"**{100 * found.mean:+.1f}**",
+            interval_text(found.low, found.high) if found.known else "", p_text(found.p_value) if found.known else "",
+            f"{100 * one.between:.1f}" if one.between == one.between else "", interval_text(pooled.low, pooled.high) if pooled else "",
+            p_text(pooled.p_value) if pooled else "",
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cells + ([say(one)] if say else [])) + " |")
+    return "\n".join(lines)
+
+
+def _success(results: Results, setting: str) -> str:
+    found = rates(results, setting)
+    tasks = [*results.profile.tasks, AVERAGE]
+    lines = ["| arm | " + " | ".join(map(label, tasks)) + " |", "|" + " --- |" * (1 + len(tasks))]
+    for arm, by_task in found.items():
+        cells = [rate_text(by_task[task], counts=task != AVERAGE) if task in by_task else "" for task in tasks]
+        lines.append(f"| {label(arm)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) if found else ""
+
+
+def _costs(results: Results) -> str:
+    lines = ["| arm | runs | training, s | a training step, s | a control step, s | held-out action accuracy |", "|" + " --- |" * 6]
+    lines += [
+        f"| {label(row['arm'])} | {row['runs']} | {row['training']:.0f} | {row['step']:.3f} | {row['control step']:.3f} | "
+        + (f"{row['action_accuracy']:.3f} |" if "action_accuracy" in row else "|")
+        for row in costs(results)
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _pair(one: SeedComparison) -> str:
+    return _named(one.a, one.b)
+
+
+def _named(a: str, b: str) -> str:
+    return f"{label(a)} minus {label(b)}"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point; see the module's docstring."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.report", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--records", type=Path, default=SHIPPED)
+    parser.add_argument("--publish", action="store_true", help="into the repository: data/experiment, figures, docs/experiment.md")
+    given = parser.parse_args(arguments)
+    try:
+        print(publish(given.records) if given.publish else write_report(given.records, given.records.parent / "report"))
+    except KitError as error:
+        raise SystemExit(f"experiment: {error}") from None
+
+
+if __name__ == "__main__":
+    main()

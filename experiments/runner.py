@@ -1,0 +1,190 @@
+"""Carries out a plan: trains each run once, plays its episodes, and keeps the records of all finished stages together.
+
+    runs/<arm>-seed<n>-<key>/    run.json, the checkpoint, its training history, one parquet file a setting
+    records/                     study.json and records.parquet: what analysis reads, whole after every stage
+
+Whatever a run's outcome depends on is in its key, so another base or other data never meet old records. A kill at any point costs at most the
+episodes in play and the training steps since the last saved state.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from experiments.data import content_hash, demonstrations, given_to
+from experiments.design import Arm, Profile, Stage, run_key
+from refinevla_kit.errors import KitError
+from refinevla_kit.evaluation import evaluate, load_records
+from refinevla_kit.evaluation.records import EpisodeRecord, journal_path, save_parquet
+from refinevla_kit.files import write_json
+from refinevla_kit.journal import Journal
+from refinevla_kit.policies.compact_policy import load_policy
+from refinevla_kit.policies.compact_vla import checkpoint_hash, load
+from refinevla_kit.tasks import VARIANT_AGGREGATION
+from refinevla_kit.training.examples import Examples
+from refinevla_kit.training.policy_run import train_policy
+
+RUN, STUDY, RECORDS = "run.json", "study.json", "records.parquet"
+
+
+@dataclass(frozen=True)
+class Study:
+    """Where and with what a profile is run.
+
+    Attributes:
+        base, ungrounded: checkpoints to start from; without the second, arms that need it are left out, with that as the reason.
+        output: folder of everything. assets: as in `simulator.make`.
+        workers: simulator processes; None for one a core, 0 for none. threads: of torch, in training.
+    """
+
+    profile: Profile
+    base: Path
+    output: Path
+    ungrounded: Path | None = None
+    assets: str = "embedded"
+    workers: int | None = None
+    threads: int | None = None
+    progress: bool = True
+
+    def base_of(self, arm: Arm) -> Path | None:
+        """The checkpoint an arm starts from."""
+        return self.base if arm.grounded else self.ungrounded
+
+
+def possible(study: Study, stages: Sequence[Stage]) -> tuple[list[Stage], dict[str, str]]:
+    """The stages that can be carried out, and the reason by the arm's name for the others.
+
+    Raises:
+        KitError: a base that is none, or has not more layers than an arm freezes.
+    """
+    layers = {path: len(load(path).model.model.language_model.layers) for path in (study.base, study.ungrounded) if path}
+    for arm in {stage.arm for stage in stages}:
+        if (base := study.base_of(arm)) and arm.freeze_layers >= layers[base]:
+            remedy = "give a deeper base, or another profile"
+            raise KitError(f"{arm.name} freezes {arm.freeze_layers} language layers, {base} has {layers[base]}", remedy)
+    reasons = {stage.arm.name: "no base without grounding pretraining was given" for stage in stages if study.base_of(stage.arm) is None}
+    return [stage for stage in stages if stage.arm.name not in reasons], reasons
+
+
+def carry_out(study: Study, stages: Sequence[Stage], later: Sequence[Stage] = ()) -> Path:
+    """Do all `stages` that are not done yet. Returns the folder of the records.
+
+    Args:
+        later: stages of the plan that another call will do: their records, where there are any, are kept with the others.
+    Raises:
+        KitError: another process works in the same folder; whatever training and evaluation raise.
+    """
+    study.output.mkdir(parents=True, exist_ok=True)
+    lock = Journal(study.output / "running.jsonl")
+    try:
+        torch.set_num_threads(study.threads or len(os.sched_getaffinity(0)))
+        examples = demonstrations(study.profile, study.output / "dataset", study.assets, max(1, _workers(study)), study.progress)
+        doable, reasons = possible(study, stages)
+        runs = _Runs(study, examples)
+        everything = [*stages, *(stage for stage in later if study.base_of(stage.arm))]
+        with tqdm(doable, desc=f"experiment, {study.profile.name}", unit="stage", disable=not study.progress) as bar:
+            for number, stage in enumerate(bar):
+                bar.set_postfix_str(f"{stage.block.name}: {stage.arm.name}, seed {stage.seed}")
+                runs.train(stage.arm, stage.seed)
+                runs.drop_cache(stage.arm, doable[number + 1 :])
+                runs.play(stage)
+                collect(study, runs, [one for one in everything if one.arm.name not in reasons], reasons)
+        return collect(study, runs, [one for one in everything if one.arm.name not in reasons], reasons)
+    finally:
+        lock.close()
+
+
+class _Runs:
+    """The runs of a study on given demonstrations."""
+
+    def __init__(self, study: Study, examples: Examples) -> None:
+        self.study, self.examples, self.data = study, examples, content_hash(examples)
+        self.bases = {path: checkpoint_hash(path) for path in (study.base, study.ungrounded) if path}
+
+    def folder(self, arm: Arm, seed: int) -> Path:
+        """Of one run."""
+        key = run_key(arm, self.study.profile.training(arm, seed), self._base(arm)[1], self.data)
+        return self.study.output / "runs" / f"{arm.name}-seed{seed}-{key}"
+
+    def train(self, arm: Arm, seed: int) -> None:
+        """Train a run that is not trained yet; one that was interrupted goes on."""
+        folder, config, (path, base) = self.folder(arm, seed), self.study.profile.training(arm, seed), self._base(arm)
+        if (folder / RUN).is_file():
+            return
+        given = given_to(arm, self.examples)
+        history = train_policy(path, given, config, folder, arm.name, self.study.progress, self._cache(arm))
+        seconds = [row["seconds"] for row in history if row["split"] == "train"]
+        content = {
+            "key": folder.name.rsplit("-", 1)[1], "arm": asdict(arm), "seed": seed, "base": base, "data": self.data, "training": asdict(config),
+            "checkpoint_hash": checkpoint_hash(folder / arm.name), "frames": len(given), "about": given.about.replace(f"{self.study.output}/", ""),
+            "training_seconds": sum(seconds), "step_seconds": statistics.median(seconds),
+            "validation": {key: value for key, value in history[-1].items() if key not in ("policy", "split", "step", "seconds")},
+        }  # fmt: skip
+        shutil.rmtree(folder / "training" / arm.name / "resume")  # larger than the checkpoint, and of no use to a finished run
+        write_json(folder / RUN, content)
+
+    def play(self, stage: Stage) -> None:
+        """Play the stage's episodes that are not played yet."""
+        study, block, folder = self.study, stage.block, self.folder(stage.arm, stage.seed)
+        path = folder / f"{block.setting}.parquet"
+        variants = study.profile.variants if block.setting == VARIANT_AGGREGATION else None
+        if path.exists() and not journal_path(path).exists() and max(one.episode_id for one in load_records(path)) >= block.starts - 1:
+            return
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # the simulators have the other cores
+        evaluate(
+            load_policy(folder / stage.arm.name), study.profile.tasks, "dense", block.starts, setting=block.setting, variants=variants,
+            assets=study.assets, seed=stage.seed, workers=study.workers, output=path, progress=study.progress,
+        )  # fmt: skip
+        torch.set_num_threads(threads)
+
+    def drop_cache(self, arm: Arm, left: Iterable[Stage]) -> None:
+        """Remove activations that no run left to train reads."""
+        needed = {self._cache(stage.arm) for stage in left if not (self.folder(stage.arm, stage.seed) / RUN).is_file()}
+        if (cache := self._cache(arm)) not in needed:
+            shutil.rmtree(cache, ignore_errors=True)
+
+    def _base(self, arm: Arm) -> tuple[Path, str]:
+        path = self.study.base_of(arm)
+        assert path is not None  # `possible` left such arms out
+        return path, self.bases[path]
+
+    def _cache(self, arm: Arm) -> Path:
+        """Each base and each choice of texts and frames has caches of its own."""
+        return self.study.output / "activations" / f"{self._base(arm)[1]}-{arm.rationales}-{arm.share:g}"
+
+
+def collect(study: Study, runs: _Runs, stages: Sequence[Stage], reasons: dict[str, str]) -> Path:
+    """Write the records of all finished stages, and what their runs were, into `output/records`."""
+    target, found = study.output / "records", dict[str, dict[str, Any]]()
+    records: dict[tuple[Any, ...], EpisodeRecord] = {}
+    for stage in stages:
+        folder = runs.folder(stage.arm, stage.seed)
+        path = folder / f"{stage.block.setting}.parquet"
+        if path.exists() and not journal_path(path).exists():  # a journal: part of the episodes, and not the same part of each arm's
+            found[folder.name] = json.loads((folder / RUN).read_text(encoding="utf-8")) | {"arm": asdict(stage.arm)}
+            records |= {record.key: replace(record, policy=stage.arm.name) for record in load_records(path)}
+    save_parquet(sorted(records.values(), key=lambda record: record.key), target / RECORDS)
+    content = {
+        "profile": study.profile.name, "bases": {"grounded": runs.bases[study.base], "ungrounded": runs.bases.get(study.ungrounded or Path())},
+        "data": {"hash": runs.data, "frames": len(runs.examples), "episodes": len(set(runs.examples.episodes.tolist()))},
+        "assets": Path(study.assets).name, "machine": {"cores": len(os.sched_getaffinity(0)), "python": platform.python_version()},
+        "not_run": reasons, "runs": list(found.values()),
+    }  # fmt: skip
+    write_json(target / STUDY, content)
+    return target
+
+
+def _workers(study: Study) -> int:
+    return len(os.sched_getaffinity(0)) if study.workers is None else study.workers

@@ -1,0 +1,66 @@
+"""Training curves that grow while a policy trains: give it to `fine_tune` or `train_policy` as `watch`.
+
+A thin shell over `figures.training_curves`: one display, whose picture is replaced. Drawing takes time that training does not have, so it happens at
+evaluations and at most once in `pause` seconds. Without a notebook nothing is shown; `figure` gives the picture all the same.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from typing import Any
+
+import pandas as pd
+from IPython.display import DisplayHandle, Image
+from matplotlib.figure import Figure
+
+from refinevla_kit.errors import KitError
+from refinevla_kit.figures.training_curves import PANELS, training_curves
+
+LOSSES = {name: title for name, title in PANELS.items() if name.startswith("loss_")}
+
+
+class LiveCurves:
+    """Callable with one row of a training history (see `fine_tune`); several policies may come one after the other.
+
+    Args:
+        panels: column -> title; the two losses by default.
+        pause: seconds between pictures, at least.
+    """
+
+    def __init__(self, panels: dict[str, str] | None = None, pause: float = 2.0) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self._panels, self._pause = panels or LOSSES, pause
+        self._handle: DisplayHandle | None = None
+        self._drawn = -pause
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        """Take note of a row; draw at evaluations."""
+        self.rows.append(row)
+        if row["split"] != "train" and time.monotonic() - self._drawn >= self._pause:
+            self.draw()
+
+    def again(self) -> LiveCurves:
+        """The same curves, to be shown below the cell that asks: the next picture begins a display of its own."""
+        self._handle, self._drawn = None, -self._pause
+        return self
+
+    def figure(self) -> Figure:
+        """The curves so far, of the panels that any policy has. Raises `KitError` before the first row."""
+        if not self.rows:
+            raise KitError("there is no training step to draw yet", "train first, with these curves as `watch`")
+        frame = pd.DataFrame(self.rows)
+        shown = {column: title for column, title in self._panels.items() if column in frame and frame[column].notna().any()}
+        return training_curves({str(policy): rows for policy, rows in frame.groupby("policy", sort=False)}, shown)
+
+    def draw(self) -> None:
+        """Show the curves so far, in the place of the last picture."""
+        packed = io.BytesIO()
+        self.figure().savefig(packed, format="png", dpi=90)
+        picture = Image(data=packed.getvalue(), width=760)
+        if self._handle is None:
+            self._handle = DisplayHandle()
+            self._handle.display(picture)
+        else:
+            self._handle.update(picture)
+        self._drawn = time.monotonic()
