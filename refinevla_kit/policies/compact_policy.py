@@ -1,8 +1,8 @@
 """Acting with the compact VLA: key-value cached, batched, restricted at each place to the action words allowed there.
 
-Uniform bins lie in order, so of what the policy holds likely the *median* bin can be said instead of the likeliest. A demonstrator who is already on
-its way commands exactly nothing in a tenth of the frames, and that one bin outweighs each of the twenty that a correction is spread over: the likeliest
-word then stands still beside the object (docs/log.md has the figures). The median loses the least distance, and of two minds takes the larger side.
+Uniform bins lie in order, so of what the policy holds likely the *median* bin can be said instead of the likeliest. A demonstrator that is already on
+its way commands exactly nothing in many frames, and that one bin outweighs each of the twenty that a correction is spread over: the likeliest word
+then stands still beside the object (docs/log.md has the figures). The median loses the least distance, and of two minds takes the larger side.
 
 The first step runs the whole sequence through PaliGemma, which merges the picture and makes the mask of both directions. A later step is one token
 over the cache and skips the wrapper: the token attends to everything before it, so there is no mask to make. Of the output head only the rows that

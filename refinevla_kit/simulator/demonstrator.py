@@ -109,8 +109,8 @@ def _goal(task: Task, state: SceneState) -> tuple[Array, float, float]:
 
 
 def _hover(recipe: Recipe, state: SceneState) -> float:
-    """Height (m) to keep above the place to grasp while the tool is not yet over it: the less is missing, the lower. A sudden drop at a threshold could
-    only be learned as a coin toss by whoever sees the threshold less exactly."""
+    """Height (m) to keep above the place to grasp while the tool is not yet over it: the less is missing, the lower. A drop at a threshold could only
+    be learned as a coin toss by whoever sees the threshold less exactly."""
     beside = float(np.linalg.norm(state.source[:2] - state.tcp[:2])) - 0.012
     turned = abs(_yaw_error(recipe, state.source, state.tcp)) - 0.15
     return HOVER * float(np.clip(max(beside / LEAN[0], turned / LEAN[1]), 0.0, 1.0))
