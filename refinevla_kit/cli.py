@@ -97,7 +97,7 @@ def record(
     workers: Annotated[int, typer.Option(min=1)] = 1,
     random_moves: Annotated[int, typer.Option(min=0, help="random actions before the recording starts")] = 0,
     disturb: Annotated[float, typer.Option(min=0, max=1, help="chance a step that random moves take over; labels stay the demonstrator's")] = 0.0,
-    noise: Annotated[float, typer.Option(min=0, max=1, help="noise in every motion, share of 15 mm and 0.15 rad; labels stay the demonstrator's")] = 0.0,
+    noise: Annotated[float, typer.Option(min=0, max=1, help="noise in each motion, part of 15 mm, 0.15 rad; labels stay the demonstrator's")] = 0.0,
     settle: Annotated[int, typer.Option(min=1, help="frames of success after which a recording ends")] = 3,
     setting: Annotated[str, typer.Option(help="visual_matching | variant_aggregation")] = "visual_matching",
     variant: Annotated[list[str] | None, typer.Option(help="repeatable; default those that SIMPLER scores")] = None,
