@@ -131,8 +131,8 @@ class _Runs:
             "training_seconds": sum(seconds), "step_seconds": statistics.median(seconds),
             "validation": {key: value for key, value in history[-1].items() if key not in ("policy", "split", "step", "seconds")},
         }  # fmt: skip
-        shutil.rmtree(folder / "training" / arm.name / "resume")  # larger than the checkpoint, and of no use to a finished run
         write_json(folder / RUN, content)
+        shutil.rmtree(folder / "training" / arm.name / "resume")  # larger than the checkpoint, and of no use to a finished run
 
     def play(self, stage: Stage) -> None:
         """Play the stage's episodes that are not played yet."""

@@ -41,6 +41,7 @@ __all__ = [
 Kept = ActivationCache | Tensor | None
 Watch = Callable[[dict[str, Any]], None]
 BOARD = "tensorboard"  # folder in a run's
+KEYS = {ACTION_KIND: ("loss_action", "action_accuracy", "action_l1"), RATIONALE_KIND: ("loss_reasoning",)}
 
 
 def fine_tune(
@@ -96,8 +97,8 @@ def _train(
         kept = _keep(vla, examples, config, cache_folder, progress and accelerator.is_local_main_process)
     model, optimizer = accelerator.prepare(runner(vla, config, kept), optimizer)
     training, validation = examples.split()
-    share = max(1, config.batch_size // accelerator.num_processes)
-    mine = slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
+    if accelerator.num_processes > (most := min(config.batch_size, len(training))):
+        raise KitError(f"{accelerator.num_processes} processes share steps of {most} frames", "launch fewer processes, or raise batch_size")
     model.train()
     hidden = not (progress and accelerator.is_main_process)
     with tqdm(total=config.steps, initial=step, desc=f"fine-tuning {name}", unit="step", disable=hidden) as bar:
@@ -105,7 +106,7 @@ def _train(
             began, known = time.perf_counter(), len(history)
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * _schedule(step, config)
-            rows = np.sort(_rows(training, config, step)[mine])
+            rows = np.sort(np.array_split(_rows(training, config, step), accelerator.num_processes)[accelerator.process_index])
             batches = [make_batch(vla, examples, part, config, kept) for part in np.array_split(rows, min(config.accumulate, len(rows)))]
             row = _backward(accelerator, model, vla, batches, config, f"{name} is {{}} at step {step}")
             accelerator.clip_grad_norm_(trained, config.clip)
@@ -144,24 +145,31 @@ def _keep(vla: CompactVLA, examples: Examples, config: TrainingConfig, folder: P
 
 
 def _backward(accelerator: Accelerator, model: Any, vla: CompactVLA, batches: list[Batch], config: TrainingConfig, about: str) -> dict[str, float]:
-    """Gradients of one step, its frames in parts; each part counts by its tokens, so that parts make no difference. Returns the history's numbers."""
-    counts = {kind: [int((batch.sequences.kinds == kind).sum()) for batch in batches] for kind in (ACTION_KIND, RATIONALE_KIND)}
-    row: dict[str, float] = {}
+    """Gradients of one step, its frames in parts and over processes; each part counts by its tokens, so that neither makes a difference.
+
+    Returns the history's numbers, of the frames of all processes.
+    """
+    kinds, processes = (ACTION_KIND, RATIONALE_KIND), accelerator.num_processes
+    counts = [[int((batch.sequences.kinds == kind).sum()) for batch in batches] for kind in kinds]
+    sums = accelerator.reduce(torch.tensor([sum(numbers) for numbers in counts], device=accelerator.device), "sum").tolist()
+    row = dict.fromkeys(["loss", *(KEYS[ACTION_KIND] if sums[0] else ()), *(KEYS[RATIONALE_KIND] if sums[1] else ())], 0.0)
     for number, batch in enumerate(batches):
-        act, think = (numbers[number] / max(1, sum(numbers)) for numbers in counts.values())
+        # gradients are averaged over processes, hence their number
+        act, think = (processes * numbers[number] / max(1, total) for numbers, total in zip(counts, sums, strict=True))
         with accelerator.no_sync(model) if number < len(batches) - 1 else nullcontext():
             with torch.autocast(vla.model.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                 losses = forward(model, vla, batch, config)
-            total = losses.total if len(batches) == 1 else act * losses.action + config.lambda_reasoning * think * losses.reasoning
+            total = losses.total if len(batches) * processes == 1 else act * losses.action + config.lambda_reasoning * think * losses.reasoning
             if not torch.isfinite(total):
                 raise KitError(f"the loss of {about.format(float(total))}", "lower the learning rate")
             accelerator.backward(total)
-        if len(batches) == 1:
+        if len(batches) * processes == 1:
             return losses.to_floats()
         for key, value in {**losses.to_floats(), "loss": float(total.detach())}.items():
             share = {"loss": 1.0, "loss_reasoning": think}.get(key, act)
             row[key] = row.get(key, 0.0) + (share * value if share else 0.0)
-    return row
+    means = accelerator.reduce(torch.tensor(list(row.values()), dtype=torch.float64, device=accelerator.device), "mean")
+    return dict(zip(row, means.tolist(), strict=True))
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 
 from refinevla_kit.files import sha256
 from refinevla_kit.policies.compact_vla import checkpoint_hash, load, save
@@ -30,10 +31,15 @@ def train_policy(
     vla = load(base)
     work = Path(output) / "training"
     history = fine_tune(vla, examples, config, work / name, name, progress, cache_folder or work / "activations", watch)
+    state = PartialState()
+    if not state.is_main_process:  # under `accelerate launch` one process writes, the others wait until all is there
+        state.wait_for_everyone()
+        return history
     vla.provenance.clear()
     vla.provenance.update(
         made_by="refinevla_kit.training.policy_run", name=name, order=config.order, training=asdict(config), frames=len(examples),
         base=checkpoint_hash(base), base_statistics=sha256(Path(base) / "dataset_statistics.json")[:12], validation=history[-1],
     )  # fmt: skip
     save(vla, Path(output) / name, torch.bfloat16)  # as the base is; half the size
+    state.wait_for_everyone()
     return history

@@ -1,0 +1,28 @@
+"""One fine-tuning run on noise, for `accelerate launch`: python -m tests.training.launched BASE OUTPUT CONFIG (JSON of `TrainingConfig`)."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from refinevla_kit.training.config import TrainingConfig
+from refinevla_kit.training.examples import Examples
+from refinevla_kit.training.policy_run import train_policy
+
+
+def noise(frames: int = 24) -> Examples:
+    """Frames of noise with texts of different lengths, some without: shares of a batch then differ in their tokens."""
+    rng = np.random.default_rng(0)
+    return Examples(
+        rng.integers(0, 256, (frames, 120, 160, 3), dtype=np.uint8), rng.uniform(-0.04, 0.04, (frames, 7)).astype(np.float32),
+        np.repeat(np.arange(frames // 2), 2), ("put carrot on plate", "stack the green block on the yellow block") * (frames // 2),
+        tuple("the carrot is left of the plate " * (i % 4) for i in range(frames)),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    base, output, config = sys.argv[1:]
+    train_policy(Path(base), noise(), TrainingConfig(**json.loads(config)), output, "policy", progress=False)

@@ -1,0 +1,65 @@
+"""`accelerate launch` with two processes trains the policy that one process trains, from pictures and from an activation cache."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from refinevla_kit.policies.action_tokens import UniformBins
+from refinevla_kit.policies.compact_vla import CompactConfig, build, save
+from refinevla_kit.policies.vocabulary import train_vocabulary
+from refinevla_kit.settings import REPOSITORY
+from refinevla_kit.training.config import TrainingConfig
+from refinevla_kit.training.loop import read_history
+from refinevla_kit.training.policy_run import train_policy
+from tests.training.launched import noise
+
+CONFIG = TrainingConfig(steps=4, batch_size=5, freeze_layers=1, precision="fp32", save_every=2, validate_every=2, learning_rate=1e-3)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    examples = noise()
+    small = CompactConfig(layers=2, hidden=32, heads=2, feedforward=48, channels=8)
+    vla = build(small, train_vocabulary([*examples.instructions, *examples.rationales]), UniformBins.fit(examples.actions), seed=0)
+    return save(vla, tmp_path_factory.mktemp("launched") / "base")
+
+
+def launch(processes: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1", "--num_processes", str(processes)]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "--module", "tests.training.launched"]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([*command, *map(str, arguments)], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cache", ["off", "on"])
+def test_two_processes_train_what_one_does(cache: str, base: Path, tmp_path: Path) -> None:
+    config = replace(CONFIG, cache=cache)
+    alone = train_policy(base, noise(), config, tmp_path / "alone", "policy", progress=False)
+    done = launch(2, base, tmp_path / "two", json.dumps(asdict(config)))
+    assert done.returncode == 0, done.stderr[-2000:]
+    together = read_history(tmp_path / "two" / "training" / "policy" / "history.jsonl")
+    assert [(row["step"], row["split"]) for row in together] == [(row["step"], row["split"]) for row in alone]
+    for one, other in zip(alone, together, strict=True):
+        assert {key: value for key, value in other.items() if key.startswith(("loss", "action_"))} == pytest.approx(
+            {key: value for key, value in one.items() if key.startswith(("loss", "action_"))}, rel=1e-4, abs=1e-5
+        )
+    weights, others = (load_file(tmp_path / name / "training" / "policy" / "resume" / "state.safetensors") for name in ("alone", "two"))
+    assert weights.keys() == others.keys()
+    for name, tensor in weights.items():
+        torch.testing.assert_close(others[name], tensor, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+    assert (tmp_path / "two" / "policy" / "model.safetensors").is_file()
+    assert (tmp_path / "two" / "training" / "activations").exists() == (cache == "on")
+
+
+@pytest.mark.slow
+def test_more_processes_than_frames_a_step_are_refused(base: Path, tmp_path: Path) -> None:
+    done = launch(2, base, tmp_path / "two", json.dumps(asdict(replace(CONFIG, batch_size=1))))
+    assert done.returncode != 0 and "2 processes share steps of 1 frames" in done.stderr
