@@ -195,7 +195,7 @@ def pretrain(
     from refinevla_kit.training.pretraining import PretrainingConfig, improve, pretrain, save_base
 
     torch.set_num_threads(threads or torch.get_num_threads())
-    config = PretrainingConfig(grounding_steps, steps, batch_size, learning_rate, pointing, seed)
+    config = PretrainingConfig(0 if base else grounding_steps, steps, batch_size, learning_rate, pointing, seed)
     vla = improve(base, dataset, driven or [], work, config) if base else pretrain(dataset, work, config, scenery or [])
     if PartialState().is_main_process:
         _print_json({"checkpoint": str(save_base(vla, output)), **vla.provenance})

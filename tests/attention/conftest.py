@@ -19,7 +19,7 @@ def small_policy(seed: int = 0, order: str = "action_first", name: str = "small"
     torch.set_num_threads(1)
     words = train_vocabulary([INSTRUCTION, "the carrot is left of the plate"])
     size = CompactConfig(layers=3, hidden=32, heads=2, feedforward=48, channels=8, proprioception=proprioception)
-    return CompactPolicy(build(size, words, UniformBins((0.04, 0.04, 0.04, 0.01, 0.01, 0.3, 1.0)), seed), name, f"hash-{seed}", order)
+    return CompactPolicy(build(size, words, UniformBins((0.04, 0.04, 0.04, 0.01, 0.01, 0.3, 1.0)), seed), name, f"hash-{seed}", order, "greedy")
 
 
 @pytest.fixture(scope="session")
