@@ -66,4 +66,4 @@ def test_a_base_is_made_drives_and_goes_on_with_what_it_drove(dataset: Path, tmp
     row = {"assets": "embedded", "setting": "visual matching", "task": CARROT, "last": 0, "any": 1, "episodes": 24}
     write_card(tmp_path / "better", better.provenance, [row], "Made in seconds.")
     card = (tmp_path / "better/README.md").read_text()
-    assert "| 0/24 | 1/24 |" in card and "- scenery: scenery, 1 episodes" in card and "- driven by the policy" in card
+    assert "| 0/24 | 1/24 |" in card and "- scenery: scenery, 1 episodes" in card and "- round 1, driven by the policy" in card
