@@ -1,6 +1,7 @@
 """The fine-tuning loop: batches drawn from (seed, step) alone, so a run killed at any point continues exactly where its last checkpoint stood.
 
-Runs on accelerate: one CPU process in a notebook, several processes or GPUs under `accelerate launch`, the same code. With an activation cache only
+Runs on accelerate: one CPU process in a notebook, several processes or GPUs under `accelerate launch`, the same code
+(on CPUs `accelerate launch --multi_gpu` or torchrun: with --cpu it starts one process). With an activation cache only
 the upper layers run, on stored states; the rest of the loop does not know.
 """
 

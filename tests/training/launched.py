@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from accelerate import PartialState
 
 from refinevla_kit.training.config import TrainingConfig
 from refinevla_kit.training.examples import Examples
@@ -25,4 +26,6 @@ def noise(frames: int = 24) -> Examples:
 
 if __name__ == "__main__":
     base, output, config = sys.argv[1:]
+    state = PartialState(cpu=True)
+    print(f"process {state.process_index} of {state.num_processes}", flush=True)
     train_policy(Path(base), noise(), TrainingConfig(**json.loads(config)), output, "policy", progress=False)

@@ -32,7 +32,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def launch(processes: int, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1", "--num_processes", str(processes)]
+    # with --cpu it starts a single process, unless MPI is there; with --multi_gpu it calls torchrun, and where there is no GPU that is gloo on CPUs
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--num_processes", str(processes)]
     command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "--module", "tests.training.launched"]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     return subprocess.run([*command, *map(str, arguments)], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
@@ -45,6 +46,7 @@ def test_two_processes_train_what_one_does(cache: str, base: Path, tmp_path: Pat
     alone = train_policy(base, noise(), config, tmp_path / "alone", "policy", progress=False)
     done = launch(2, base, tmp_path / "two", json.dumps(asdict(config)))
     assert done.returncode == 0, done.stderr[-2000:]
+    assert sorted(done.stdout.split("\n")[:2]) == ["process 0 of 2", "process 1 of 2"]
     together = read_history(tmp_path / "two" / "training" / "policy" / "history.jsonl")
     assert [(row["step"], row["split"]) for row in together] == [(row["step"], row["split"]) for row in alone]
     for one, other in zip(alone, together, strict=True):
