@@ -86,6 +86,8 @@ def conclusion(results: Results, one: SeedComparison) -> str:
     low, high = one.estimate.low, one.estimate.high
     if (one.a, one.b) == PRIMARY and one.setting in (VISUAL_MATCHING, VARIANT_AGGREGATION):
         text = verdict(one.estimate, CLAIMED_GAIN)
+        if one.pooled and (control := (one.pooled.both + one.pooled.only_b) / one.pooled.episodes) > 1 - CLAIMED_GAIN:
+            text = f"no room for the claimed gain, the control succeeds in {control:.0%}: {text}"
     else:
         text = "one training run: no verdict" if not one.estimate.known else (
             "above zero" if low > 0 else "below zero" if high < 0 else "not told apart from zero")  # fmt: skip

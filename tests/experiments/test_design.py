@@ -4,11 +4,13 @@ from dataclasses import asdict, replace
 
 import pytest
 
+from experiments.analysis import Results, conclusion, contrasts
 from experiments.design import PROFILES, Arm, Profile, plan, run_key
 from experiments.estimate import describe, episodes, power_table
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.training_seeds import detectable
 from refinevla_kit.tasks import VARIANT_AGGREGATION
+from tests.evaluation.rows import row
 
 ALL = pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
 
@@ -108,3 +110,16 @@ def test_the_power_table_is_that_of_the_functions_behind_it() -> None:
     table = power_table(6, 36, 4, discordant=(0.35,), between=(0.03,))
     assert table.splitlines()[-1].endswith(f"| {100 * detectable(6, 144, 0.35, 0.03):.1f} |")
     assert detectable(3, 288, 0.35, 0.03) > 1.5 * detectable(6, 144, 0.35, 0.03), "as many episodes on half the runs find much less"
+
+
+def test_a_control_that_leaves_no_room_for_the_claimed_gain_is_said() -> None:
+    def results(lost: int) -> Results:
+        records = [
+            replace(row(policy, number, number >= (lost if policy == "action_only" else 0)), seed=seed, start="dense")
+            for policy in ("action_only", "with_reasoning") for seed in range(6) for number in range(36)
+        ]  # fmt: skip
+        return Results(PROFILES["laptop"], {}, tuple(records))
+
+    for lost, words in ((1, "no room for the claimed gain, the control succeeds in 97%: "), (9, "a gain, as large as")):
+        found = contrasts(results(lost), PROFILES["laptop"].blocks[0])
+        assert len(found) == 1 and conclusion(results(lost), found[0]).startswith(words)
