@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, ConsoleMessage, Locator, Page
 
 RUN_SECONDS = 180
-ALL_RAN = """(cells) => document.querySelector('[data-mime-type="application/vnd.jupyter.error"]')
+FAILED = '[data-mime-type="application/vnd.jupyter.error"], [data-mime-type="application/vnd.jupyter.stderr"]'
+ALL_RAN = f"""(cells) => [...document.querySelectorAll('{FAILED}')].some((each) => each.textContent)
     || [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].filter((each) => /\\d/.test(each.textContent)).length === cells"""
 
 PIXELS = """async (each) => each.tagName === "CANVAS" ? each.toDataURL() : String(new Uint8Array(await (await fetch(each.src)).arrayBuffer()))"""
@@ -75,8 +76,7 @@ class NotebookPage:
 
     def errors(self) -> list[str]:
         """The text of every error output."""
-        kinds = ("application/vnd.jupyter.stderr", "application/vnd.jupyter.error")
-        return self.page.locator(", ".join(f"[data-mime-type='{kind}']" for kind in kinds)).all_inner_texts()
+        return self.page.locator(FAILED).all_text_contents()
 
     def press(self, label: str, key: str) -> None:
         """Press a key on the slider with this description."""
