@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -27,5 +28,5 @@ def noise(frames: int = 24) -> Examples:
 if __name__ == "__main__":
     base, output, config = sys.argv[1:]
     state = PartialState(cpu=True)
-    print(f"process {state.process_index} of {state.num_processes}", flush=True)
+    os.write(1, f"process {state.process_index} of {state.num_processes}\n".encode())  # in one piece: the processes share it
     train_policy(Path(base), noise(), TrainingConfig(**json.loads(config)), output, "policy", progress=False)

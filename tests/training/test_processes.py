@@ -46,7 +46,7 @@ def test_two_processes_train_what_one_does(cache: str, base: Path, tmp_path: Pat
     alone = train_policy(base, noise(), config, tmp_path / "alone", "policy", progress=False)
     done = launch(2, base, tmp_path / "two", json.dumps(asdict(config)))
     assert done.returncode == 0, done.stderr[-2000:]
-    assert sorted(done.stdout.split("\n")[:2]) == ["process 0 of 2", "process 1 of 2"]
+    assert {"process 0 of 2", "process 1 of 2"} <= set(done.stdout.split("\n"))
     together = read_history(tmp_path / "two" / "training" / "policy" / "history.jsonl")
     assert [(row["step"], row["split"]) for row in together] == [(row["step"], row["split"]) for row in alone]
     for one, other in zip(alone, together, strict=True):
