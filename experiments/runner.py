@@ -89,8 +89,8 @@ def carry_out(study: Study, stages: Sequence[Stage], later: Sequence[Stage] = ()
     lock = Journal(study.output / "running.jsonl")
     try:
         torch.set_num_threads(study.threads or len(os.sched_getaffinity(0)))
-        examples = demonstrations(study.profile, study.output / "dataset", study.assets, max(1, _workers(study)), study.progress)
         doable, reasons = possible(study, stages)
+        examples = demonstrations(study.profile, study.output / "dataset", study.assets, max(1, _workers(study)), study.progress)
         runs = _Runs(study, examples)
         everything = [*stages, *(stage for stage in later if study.base_of(stage.arm))]
         with tqdm(doable, desc=f"experiment, {study.profile.name}", unit="stage", disable=not study.progress) as bar:
