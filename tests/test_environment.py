@@ -74,13 +74,14 @@ def test_every_pinned_package_admits_debian_12s_python() -> None:
 def test_every_import_of_the_package_is_declared() -> None:
     declared = set(by_name(PROJECT["dependencies"] + [line for extra in PROJECT["optional-dependencies"].values() for line in extra]))
     original = {"mani_skill2_real2sim", "simpler_env"}  # of environment.yml, in an environment of their own
+    known = {*sys.stdlib_module_names, "refinevla_kit", "experiments", "tests", "conftest", "", *original}
     owners = metadata.packages_distributions()
     undeclared = set()
     for path in (path for folder in ("refinevla_kit", "experiments", "tests") for path in (REPOSITORY / folder).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
-            for top in {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"refinevla_kit", "experiments", "tests", "conftest", "", *original}:
+            for top in {name.split(".")[0] for name in names} - known:
                 if not {canonicalize_name(owner) for owner in owners.get(top, [top])} & declared:
                     undeclared.add(f"{path.relative_to(REPOSITORY)}: {top}")
     assert undeclared == set()
