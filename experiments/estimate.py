@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from experiments.design import Profile, Stage
 from refinevla_kit.evaluation.intervals import resolvable_gain
 from refinevla_kit.evaluation.training_seeds import detectable
+from refinevla_kit.figures.tables import markdown
 from refinevla_kit.tasks import VARIANT_AGGREGATION, find_task
 
 # Seconds on two cores with nothing else on them (docs/experiment.md): a training step of 32 frames below and in each layer that trains, for a
@@ -56,13 +57,12 @@ def power_table(seeds: int, starts: int, tasks: int, discordant: Sequence[float]
         starts: a seed and task. discordant: shares of the episodes on which two arms differ. between: spread over training runs.
     """
     heads = ["the two differ on", "these checkpoints", *(f"way of training, runs spread by {100 * one:g} points" for one in between)]
-    lines = [f"| {' | '.join(heads)} |"]
-    lines.append("|" + " --- |" * (2 + len(between)))
+    rows = []
     for share in discordant:
         fixed = resolvable_gain(0.5, seeds * starts * tasks, share)
         cells = [f"{100 * detectable(seeds, starts * tasks, share, one):.1f}" for one in between]
-        lines.append(f"| {share:.0%} of episodes | {'none' if fixed is None else f'{100 * fixed:.1f}'} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append([f"{share:.0%} of episodes", "none" if fixed is None else f"{100 * fixed:.1f}", *cells])
+    return markdown(heads, rows)
 
 
 def _variants(profile: Profile, stage: Stage, task: str) -> int:

@@ -22,7 +22,7 @@ from refinevla_kit.evaluation.training_seeds import SeedComparison
 from refinevla_kit.figures.experiment import seed_differences, sensitivity
 from refinevla_kit.figures.saving import save_figure
 from refinevla_kit.figures.style import label, p_text
-from refinevla_kit.figures.tables import interval_text, rate_text
+from refinevla_kit.figures.tables import interval_text, markdown, rate_text
 from refinevla_kit.files import replacing
 from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.tasks import VARIANT_AGGREGATION, VISUAL_MATCHING
@@ -140,7 +140,7 @@ def _comparisons(
     """Markdown of contrasts, one a line."""
     heads = ["contrast" if name is None else "", "setting", "seeds", "episodes", "each seed, points", "difference, points", "95 % over seeds", "p",
              "spread of runs", "checkpoints as they are", "exact p"] + (["says"] if say else [])  # fmt: skip
-    lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
+    lines = []
     for one in rows:
         found, pooled = one.estimate, one.pooled
         cells = [
@@ -150,28 +150,28 @@ def _comparisons(
             f"{100 * one.between:.1f}" if one.between == one.between else "", interval_text(pooled.low, pooled.high) if pooled else "",
             p_text(pooled.p_value) if pooled else "",
         ]  # fmt: skip
-        lines.append("| " + " | ".join(cells + ([say(one)] if say else [])) + " |")
-    return "\n".join(lines)
+        lines.append(cells + ([say(one)] if say else []))
+    return markdown(heads, lines)
 
 
 def _success(results: Results, setting: str) -> str:
     found = rates(results, setting)
     tasks = [*results.profile.tasks, AVERAGE]
-    lines = ["| arm | " + " | ".join(map(label, tasks)) + " |", "|" + " --- |" * (1 + len(tasks))]
-    for arm, by_task in found.items():
-        cells = [rate_text(by_task[task], counts=task != AVERAGE) if task in by_task else "" for task in tasks]
-        lines.append(f"| {label(arm)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) if found else ""
+    lines = [
+        [label(arm), *(rate_text(by_task[task], counts=task != AVERAGE) if task in by_task else "" for task in tasks)]
+        for arm, by_task in found.items()
+    ]  # fmt: skip
+    return markdown(["arm", *map(label, tasks)], lines) if found else ""
 
 
 def _costs(results: Results) -> str:
-    lines = ["| arm | runs | training, s | a training step, s | a control step, s | held-out action accuracy |", "|" + " --- |" * 6]
-    lines += [
-        f"| {label(row['arm'])} | {row['runs']} | {row['training']:.0f} | {row['step']:.3f} | {row['control step']:.3f} | "
-        + (f"{row['action_accuracy']:.3f} |" if "action_accuracy" in row else "|")
+    heads = ["arm", "runs", "training, s", "a training step, s", "a control step, s", "held-out action accuracy"]
+    lines = [
+        [label(row["arm"]), str(row["runs"]), f"{row['training']:.0f}", f"{row['step']:.3f}", f"{row['control step']:.3f}",
+         f"{row['action_accuracy']:.3f}" if "action_accuracy" in row else ""]
         for row in costs(results)
     ]  # fmt: skip
-    return "\n".join(lines)
+    return markdown(heads, lines)
 
 
 def _pair(one: SeedComparison) -> str:

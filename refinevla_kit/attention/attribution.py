@@ -89,7 +89,7 @@ def attribute(
 def ask(policy: CompactPolicy, frame: Seen, target: Query | str, action: Action | None = None, rationale: str | None = None) -> Asked:
     """The question behind `attribute`: one sequence with the target in it."""
     kind = ACTION_QUERY if isinstance(target, str) else target.kind
-    own = None if frame.proprioception is None else np.asarray(frame.proprioception)[None]
+    own = own_state(frame)
     actions, texts = None if action is None else [action], None if rationale is None else [rationale]
     with torch.no_grad():
         (sequence,), _ = teacher_forced(policy, np.asarray(frame.image)[None], [frame.instruction], actions, texts, own, (ACTION_QUERY, kind))
@@ -99,6 +99,11 @@ def ask(policy: CompactPolicy, frame: Seen, target: Query | str, action: Action 
         dimensions = ", ".join(policy.vla.bins.names)
         raise KitError(f"the answer of {policy.name} has no {wanted}", f"choose an action dimension ({dimensions}) or a query of the same capture")
     return Asked(policy, np.asarray(frame.image), policy.vla.states(own), sequence, matching[0])
+
+
+def own_state(frame: Seen) -> Array | None:
+    """Its proprioception as a batch of one, (1, 15), where there is any."""
+    return None if frame.proprioception is None else np.asarray(frame.proprioception)[None]
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ import torch
 from scipy.integrate import trapezoid
 from torch import Tensor, nn
 
-from refinevla_kit.attention.attribution import Seen, ask, attribute
+from refinevla_kit.attention.attribution import Seen, ask, attribute, own_state
 from refinevla_kit.attention.fills import FILLS, MEAN, Fill, filling, masked
 from refinevla_kit.attention.forward import Asked, hidden_states, log_probabilities, said
 from refinevla_kit.attention.frames import STAGES, Frame
@@ -167,7 +167,7 @@ def sanity(policy: CompactPolicy, frames: Sequence[Seen], target: str, method: s
     import pandas as pd
     from scipy import stats
 
-    actions = [policy.act_batch(np.asarray(one.image)[None], [one.instruction], _own(one))[0] for one in frames]
+    actions = [policy.act_batch(np.asarray(one.image)[None], [one.instruction], own_state(one))[0] for one in frames]
     trained = [attribute(policy, one, target, method, action, **options).patch_map for one, action in zip(frames, actions, strict=True)]
     rows = []
     for name, other in _shuffled(policy, seed):
@@ -198,7 +198,3 @@ def _own_action(asked: Asked, pixels: Tensor) -> Tensor:
     for query in asked.sequence.queries:
         total = total + said(asked.policy, hidden, query)
     return total
-
-
-def _own(seen: Seen) -> Array | None:
-    return None if seen.proprioception is None else np.asarray(seen.proprioception)[None]

@@ -7,6 +7,8 @@ its patches by area. Both directions below use the same areas, so scores compute
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from refinevla_kit.errors import KitError
@@ -23,9 +25,7 @@ def to_pixels(patch_map: Array, image_shape: tuple[int, ...]) -> Array:
     Returns:
         float64 (..., H, W): each pixel has its patch's value, pixels on a border the mean by area. Block edges are kept: nothing is smoothed.
     """
-    rows, columns = np.shape(patch_map)[-2:]
-    height, width = image_shape[:2]
-    return np.asarray(_shared(height, rows) @ np.asarray(patch_map, np.float64) @ _shared(width, columns).T)
+    return _spread(patch_map, image_shape, _shared)
 
 
 def to_patches(mask: Array, grid: tuple[int, int]) -> Array:
@@ -40,9 +40,14 @@ def resample(pixel_map: Array, image_shape: tuple[int, ...]) -> Array:
 
     With maps of fewer cells than pixels this is `to_pixels`, with more cells it is the mean of those in each pixel.
     """
+    return _spread(pixel_map, image_shape, _overlap)
+
+
+def _spread(cells: Array, image_shape: tuple[int, ...], along: Callable[[int, int], Array]) -> Array:
+    """float (..., rows, columns) -> float64 (..., H, W), by what `along` gives for each axis."""
     height, width = image_shape[:2]
-    rows, columns = np.shape(pixel_map)[-2:]
-    return np.asarray(_overlap(height, rows) @ np.asarray(pixel_map, np.float64) @ _overlap(width, columns).T)
+    rows, columns = np.shape(cells)[-2:]
+    return np.asarray(along(height, rows) @ np.asarray(cells, np.float64) @ along(width, columns).T)
 
 
 def _shared(pixels: int, patches: int) -> Array:

@@ -15,7 +15,7 @@ from refinevla_kit.evaluation.records import EpisodeRecord
 from refinevla_kit.evaluation.statistics import summarise
 from refinevla_kit.evaluation.training_seeds import as_one_policy, compare_seeds
 from refinevla_kit.figures.style import label
-from refinevla_kit.figures.tables import interval_text, rate_text
+from refinevla_kit.figures.tables import interval_text, markdown, rate_text
 from refinevla_kit.files import replacing, write_json
 from refinevla_kit.tasks import SETTINGS, VARIANT_AGGREGATION, VISUAL_MATCHING, WIDOWX_TASKS
 
@@ -83,11 +83,11 @@ def save_table(frame: pd.DataFrame, path: str | Path, made_from: Mapping[str, An
     """Write a table as Markdown and, beside it, a JSON with what made it and its cells. Returns the Markdown's path."""
     path = Path(path).with_suffix(".md")
     heads = ["", *(" ".join(map(str, column)).strip() if isinstance(column, tuple) else str(column) for column in frame.columns)]
-    lines = [heads, ["---"] * len(heads), *([str(name), *map(str, row)] for name, row in zip(frame.index, frame.to_numpy().tolist(), strict=True))]
+    rows = [[str(name), *map(str, row)] for name, row in zip(frame.index, frame.to_numpy().tolist(), strict=True)]
     with replacing(path) as part:
-        part.write_text("".join(f"| {' | '.join(line)} |\n" for line in lines), encoding="utf-8")
+        part.write_text(markdown(heads, rows) + "\n", encoding="utf-8")
     values = {name: str(value) if isinstance(value, Path) else value for name, value in made_from.items()}
-    cells = {str(name): dict(zip(heads[1:], map(str, row), strict=True)) for name, row in zip(frame.index, frame.to_numpy().tolist(), strict=True)}
+    cells = {row[0]: dict(zip(heads[1:], row[1:], strict=True)) for row in rows}
     write_json(path.with_suffix(".json"), {"table": path.name, "made_from": values, "cells": cells})
     return path
 

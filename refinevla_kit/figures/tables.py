@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
@@ -155,6 +155,11 @@ def published_table(numbers: Sequence[Published], table: str, setting: str, metr
         row["mark"] = "secondary" if "secondary" in (number.tier, row.get("mark")) else number.tier
     frame = pd.DataFrame.from_dict(rows, orient="index").fillna("")
     return frame[[column for column in frame if column != "mark"] + ["mark"]] if len(frame) else frame
+
+
+def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown, without a line end after it."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in (heads, ["---"] * len(heads), *rows))
 
 
 def rate_text(rate: Rate, counts: bool = True, decimals: int = 0) -> str:

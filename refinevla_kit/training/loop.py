@@ -168,7 +168,7 @@ def _backward(accelerator: Accelerator, model: Any, vla: CompactVLA, batches: li
             return losses.to_floats()
         for key, value in {**losses.to_floats(), "loss": float(total.detach())}.items():
             share = {"loss": 1.0, "loss_reasoning": think}.get(key, act)
-            row[key] = row.get(key, 0.0) + (share * value if share else 0.0)
+            row[key] += share * value if share else 0.0
     means = accelerator.reduce(torch.tensor(list(row.values()), dtype=torch.float64, device=accelerator.device), "mean")
     return dict(zip(row, means.tolist(), strict=True))
 
