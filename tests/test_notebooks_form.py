@@ -69,3 +69,13 @@ def test_parameters_are_those_of_the_profiles(notebook: str) -> None:
         held = load_profile(profile)[notebook]
         assert {name for name, value in shown.items() if value is None} <= {*COMMON, *held}, profile
         assert set(held) <= words, profile
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_parameters_keep_their_values(notebook: str) -> None:
+    """Else whoever runs the first cells again gives the notebook what a later cell made of them."""
+    held = {*parameter_names(notebook), *load_profile("laptop")[notebook]}
+    for cell in code(notebook):
+        if "parameters" not in cell.metadata.get("tags", []):
+            stored = {node.id for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+            assert not stored & held, cell.source

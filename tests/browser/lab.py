@@ -46,8 +46,10 @@ class Lab:
             shown.screenshot("failed")
             raise
         finally:
+            token = next((cookie["value"] for cookie in context.cookies() if cookie["name"] == "_xsrf"), "")
             for session in context.request.get(f"{self._address}/api/sessions").json():
-                context.request.delete(f"{self._address}/api/sessions/{session['id']}")
+                ended = context.request.delete(f"{self._address}/api/sessions/{session['id']}", headers={"X-XSRFToken": token})
+                assert ended.ok, ended.text()  # else the next notebook of this name goes on with this kernel and its variables
             context.close()
 
 
