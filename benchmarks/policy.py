@@ -81,7 +81,7 @@ def measure(bins: ActionTokens, batch: int, repeats: int) -> dict[str, Any]:
     """Seconds a batch of each way, taken in turns; the tokens of own and constrained decoding are compared on fresh pictures each time."""
     tokenizer = train_vocabulary([task.instruction for task in WIDOWX_TASKS], action_words=bins.words)
     vla = build(CompactConfig(proprioception=False), tokenizer, bins, seed=0)
-    policy, random, instructions = CompactPolicy(vla, "own"), np.random.default_rng(batch), [INSTRUCTION] * batch
+    policy, random, instructions = CompactPolicy(vla, "own", decoding="greedy"), np.random.default_rng(batch), [INSTRUCTION] * batch
     times: dict[str, list[float]] = {"own": [], "constrained": [], "plain": []}
     for turn in range(repeats + 1):  # the first warms up
         images = random.integers(0, 256, (batch, 120, 160, 3), dtype=np.uint8)

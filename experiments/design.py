@@ -1,8 +1,8 @@
 """The experiment as data: what is trained, what is compared with what, on how many starts, in which order.
 
 An arm is a way of training; with a seed it is a run. A block asks one question: its arms, seeds, setting, number of starts, and the contrasts that
-answer it. All arms of a seed are played before the next seed, and blocks in order of their weight, so that an experiment stopped anywhere has whole
-pairs of what matters most. Runs that two blocks share are made once.
+answer it. Blocks from which conclusions are drawn come first, and all arms of a seed before the next seed, so that an experiment stopped anywhere has
+whole pairs of what matters most. Runs that two blocks share are made once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Arm:
         lambda_reasoning, order, freeze_layers: as in `TrainingConfig`.
         rationales: "own", or "shuffled": texts of other episodes of the same task (`training.controls.shuffle_rationales`).
         share: of the demonstrations, the first ones of each task.
-        grounded: starts from the base whose tower learned where things are; else from the one without.
+        base: it starts from: "main"; or of two bases made alike, "grounded", whose tower first learned where things are, or "ungrounded".
     """
 
     name: str
@@ -39,7 +39,7 @@ class Arm:
     order: str = "action_first"
     rationales: str = "own"
     share: float = 1.0
-    grounded: bool = True
+    base: str = "main"
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Stage:
 
 
 def plan(profile: Profile, only: Sequence[str] = ()) -> list[Stage]:
-    """What is to be done, in order: confirmatory blocks one after the other, then all exploratory ones seed by seed.
+    """What is to be done, in order: the confirmatory blocks seed by seed, then so the exploratory ones.
 
     Args:
         only: names of blocks; none means all.
@@ -122,7 +122,7 @@ def plan(profile: Profile, only: Sequence[str] = ()) -> list[Stage]:
     if unknown := [name for name in only if name not in known]:
         raise KitError(f"unknown block {unknown[0]!r}", f"choose from {', '.join(known)}")
     chosen = [block for block in profile.blocks if not only or block.name in only]
-    groups = [[block] for block in chosen if not block.exploratory] + [[block for block in chosen if block.exploratory]]
+    groups = [[block for block in chosen if block.exploratory == exploratory] for exploratory in (False, True)]
     return [
         Stage(block, arm, seed)
         for group in groups
@@ -167,7 +167,7 @@ def design(
     weights = [replace(reasoning, name=f"lambda_{value:g}", lambda_reasoning=value) for value in lambdas]
     deep = [pairs(f"depth_{value}", freeze_layers=value) for value in depths]
     fewer = [pairs(f"data_{value:.0%}".rstrip("%"), share=value) for value in shares]
-    ungrounded = pairs("ungrounded", grounded=False)
+    twins = [pairs(name, base=name) for name in ("grounded", "ungrounded")]
     thinking = replace(reasoning, name="rationale_first", order="rationale_first")
     gains = lambda found: [(b.name, a.name) for a, b in found]  # noqa: E731
     return (
@@ -178,7 +178,8 @@ def design(
         sweep("lambda", "How does the gain change with the weight of the reasoning loss?", weights, [(one.name, control.name) for one in weights]),
         sweep("depth", "How does it change with the number of frozen layers?", [arm for pair in deep for arm in pair], gains(deep)),
         sweep("data", "How does it change with the amount of demonstrations?", [arm for pair in fewer for arm in pair], gains(fewer)),
-        sweep("grounding", "How does it change with a base that was never taught where things are?", ungrounded, gains([ungrounded])),
+        sweep("grounding", "How does it change with a base that was never taught where things are?", [arm for pair in twins for arm in pair],
+              [*gains(twins), (twins[0][0].name, twins[1][0].name)]),
         sweep("order", "What does writing the rationale before the action do?", [thinking],
               [(thinking.name, reasoning.name), (thinking.name, control.name)], thinking_starts),
     )  # fmt: skip

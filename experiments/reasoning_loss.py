@@ -27,8 +27,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", default="", help="comma-separated blocks; default all")
     parser.add_argument("--dry-run", action="store_true", help="print the plan, its episodes and about how long it takes; do nothing")
     parser.add_argument("--output", type=Path, help="default runs/experiment/<profile>")
-    parser.add_argument("--base", type=Path, default=REPOSITORY / "data/checkpoints/compact_base")
-    parser.add_argument("--base-without-grounding", type=Path, help="without it the block `grounding` is left out")
+    parser.add_argument("--base", type=Path, default=REPOSITORY / "data/checkpoints/earlier_base")
+    twins = "two bases made alike, with and without grounding; without them the block `grounding` is left out"
+    parser.add_argument("--grounding", type=Path, nargs=2, metavar=("WITH", "WITHOUT"), default=(None, None), help=twins)
     parser.add_argument("--assets", default="embedded", help="embedded | official | a folder")
     parser.add_argument("--workers", type=int, help="simulator processes; default one a core, 0 for none")
     parser.add_argument("--threads", type=int, help="of torch, in training; default all cores")
@@ -37,7 +38,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         stages, whole = plan(profile, [name for name in given.only.split(",") if name]), plan(profile)
         output = given.output or REPOSITORY / "runs/experiment" / profile.name
-        study = Study(profile, given.base, output, given.base_without_grounding, given.assets, given.workers, given.threads, sys.stderr.isatty())
+        grounded, ungrounded = given.grounding
+        study = Study(profile, given.base, output, grounded, ungrounded, given.assets, given.workers, given.threads, sys.stderr.isatty())
         doable, reasons = possible(study, stages)
         print(describe(profile, doable, reasons))
         if not given.dry_run:

@@ -69,8 +69,9 @@ def results_text(results: Results) -> str:
     done = len({(one.policy, one.seed, one.setting) for one in results.records})
     parts.append(
         f"Profile `{results.profile.name}`: {len(study['runs'])} training runs, {len(results.records):,} episodes; {done} of {planned} stages of the "
-        f"plan are done. Base {bases['grounded']}, without grounding {bases['ungrounded'] or 'none'}; {data['episodes']} demonstrations, "
-        f"{data['frames']:,} frames (content {data['hash']}); {study['assets']} assets; {study['machine']['cores']} cores."
+        f"plan are done. Base {bases['main']}, for grounding {bases['grounded'] or 'none'} and {bases['ungrounded'] or 'none'}; "
+        f"{data['episodes']} demonstrations, {data['frames']:,} frames (content {data['hash']}); {study['assets']} assets; "
+        f"{study['machine']['cores']} cores."
     )
     if study["not_run"]:
         parts.append("Not run: " + "; ".join(f"{name} ({reason})" for name, reason in study["not_run"].items()) + ".")

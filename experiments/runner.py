@@ -4,7 +4,7 @@
     records/                     study.json and records.parquet: what analysis reads, whole after every stage
 
 Whatever a run's outcome depends on is in its key, so another base or other data never meet old records. A kill at any point costs at most the
-episodes in play and the training steps since the last saved state.
+episodes in play and the training steps since the last saved state. The folder `records` alone is enough to go on elsewhere.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class Study:
     """Where and with what a profile is run.
 
     Attributes:
-        base, ungrounded: checkpoints to start from; without the second, arms that need it are left out, with that as the reason.
+        base: checkpoint to start from. grounded, ungrounded: further ones, made alike but for grounding; without them, arms that need them are left
+            out, with that as the reason.
         output: folder of everything. assets: as in `simulator.make`.
         workers: simulator processes; None for one a core, 0 for none. threads: of torch, in training.
     """
@@ -51,15 +52,21 @@ class Study:
     profile: Profile
     base: Path
     output: Path
+    grounded: Path | None = None
     ungrounded: Path | None = None
     assets: str = "embedded"
     workers: int | None = None
     threads: int | None = None
     progress: bool = True
 
+    @property
+    def bases(self) -> dict[str, Path | None]:
+        """Checkpoints by the name arms call them."""
+        return {"main": self.base, "grounded": self.grounded, "ungrounded": self.ungrounded}
+
     def base_of(self, arm: Arm) -> Path | None:
         """The checkpoint an arm starts from."""
-        return self.base if arm.grounded else self.ungrounded
+        return self.bases[arm.base]
 
 
 def possible(study: Study, stages: Sequence[Stage]) -> tuple[list[Stage], dict[str, str]]:
@@ -68,12 +75,12 @@ def possible(study: Study, stages: Sequence[Stage]) -> tuple[list[Stage], dict[s
     Raises:
         KitError: a base that is none, or has not more layers than an arm freezes.
     """
-    layers = {path: len(load(path).model.model.language_model.layers) for path in (study.base, study.ungrounded) if path}
+    layers = {path: len(load(path).model.model.language_model.layers) for path in study.bases.values() if path}
     for arm in {stage.arm for stage in stages}:
         if (base := study.base_of(arm)) and arm.freeze_layers >= layers[base]:
             remedy = "give a deeper base, or another profile"
             raise KitError(f"{arm.name} freezes {arm.freeze_layers} language layers, {base} has {layers[base]}", remedy)
-    reasons = {stage.arm.name: "no base without grounding pretraining was given" for stage in stages if study.base_of(stage.arm) is None}
+    reasons = {stage.arm.name: f"no {stage.arm.base} base was given" for stage in stages if study.base_of(stage.arm) is None}
     return [stage for stage in stages if stage.arm.name not in reasons], reasons
 
 
@@ -83,7 +90,7 @@ def carry_out(study: Study, stages: Sequence[Stage], later: Sequence[Stage] = ()
     Args:
         later: stages of the plan that another call will do: their records, where there are any, are kept with the others.
     Raises:
-        KitError: another process works in the same folder; whatever training and evaluation raise.
+        KitError: another process works in the same folder, or it holds records of other runs; whatever training and evaluation raise.
     """
     study.output.mkdir(parents=True, exist_ok=True)
     lock = Journal(study.output / "running.jsonl")
@@ -92,15 +99,18 @@ def carry_out(study: Study, stages: Sequence[Stage], later: Sequence[Stage] = ()
         doable, reasons = possible(study, stages)
         examples = demonstrations(study.profile, study.output / "dataset", study.assets, max(1, _workers(study)), study.progress)
         runs = _Runs(study, examples)
-        everything = [*stages, *(stage for stage in later if study.base_of(stage.arm))]
+        everything = [stage for stage in [*stages, *later] if study.base_of(stage.arm)]
+        runs.check(everything)
         with tqdm(doable, desc=f"experiment, {study.profile.name}", unit="stage", disable=not study.progress) as bar:
             for number, stage in enumerate(bar):
                 bar.set_postfix_str(f"{stage.block.name}: {stage.arm.name}, seed {stage.seed}")
+                if runs.recorded(stage):
+                    continue
                 runs.train(stage.arm, stage.seed)
                 runs.drop_cache(stage.arm, doable[number + 1 :])
                 runs.play(stage)
-                collect(study, runs, [one for one in everything if one.arm.name not in reasons], reasons)
-        return collect(study, runs, [one for one in everything if one.arm.name not in reasons], reasons)
+                collect(study, runs, everything, reasons)
+        return study.output / "records"
     finally:
         lock.close()
 
@@ -110,12 +120,27 @@ class _Runs:
 
     def __init__(self, study: Study, examples: Examples) -> None:
         self.study, self.examples, self.data = study, examples, content_hash(examples)
-        self.bases = {path: checkpoint_hash(path) for path in (study.base, study.ungrounded) if path}
+        self.bases = {path: checkpoint_hash(path) for path in study.bases.values() if path}
+        self.kept = _kept(study.output / "records")
 
     def folder(self, arm: Arm, seed: int) -> Path:
         """Of one run."""
         key = run_key(arm, self.study.profile.training(arm, seed), self._base(arm)[1], self.data)
         return self.study.output / "runs" / f"{arm.name}-seed{seed}-{key}"
+
+    def check(self, stages: Sequence[Stage]) -> None:
+        """Raise `KitError` when there are records of runs that are not in the plan."""
+        if strange := sorted(set(self.kept[0]) - {self.folder(stage.arm, stage.seed).name for stage in stages}):
+            raise KitError(
+                f"{self.study.output / 'records'} holds a run that this plan does not make, {strange[0]}: it is of another profile or base, or of "
+                "demonstrations drawn on another machine", "give another --output",
+            )  # fmt: skip
+
+    def recorded(self, stage: Stage) -> bool:
+        """True when all the stage's episodes were among the records when this process began."""
+        runs, records = self.kept
+        played = [one.episode_id for one in records if (one.policy, one.seed, one.setting) == (stage.arm.name, stage.seed, stage.block.setting)]
+        return self.folder(stage.arm, stage.seed).name in runs and bool(played) and max(played) >= stage.block.starts - 1
 
     def train(self, arm: Arm, seed: int) -> None:
         """Train a run that is not trained yet; one that was interrupted goes on."""
@@ -167,8 +192,8 @@ class _Runs:
 
 def collect(study: Study, runs: _Runs, stages: Sequence[Stage], reasons: dict[str, str]) -> Path:
     """Write the records of all finished stages, and what their runs were, into `output/records`."""
-    target, found = study.output / "records", dict[str, dict[str, Any]]()
-    records: dict[tuple[Any, ...], EpisodeRecord] = {}
+    target, found = study.output / "records", dict(runs.kept[0])
+    records: dict[tuple[Any, ...], EpisodeRecord] = {record.key: record for record in runs.kept[1]}
     for stage in stages:
         folder = runs.folder(stage.arm, stage.seed)
         path = folder / f"{stage.block.setting}.parquet"
@@ -177,13 +202,21 @@ def collect(study: Study, runs: _Runs, stages: Sequence[Stage], reasons: dict[st
             records |= {record.key: replace(record, policy=stage.arm.name) for record in load_records(path)}
     save_parquet(sorted(records.values(), key=lambda record: record.key), target / RECORDS)
     content = {
-        "profile": study.profile.name, "bases": {"grounded": runs.bases[study.base], "ungrounded": runs.bases.get(study.ungrounded or Path())},
+        "profile": study.profile.name, "bases": {name: path and runs.bases[path] for name, path in study.bases.items()},
         "data": {"hash": runs.data, "frames": len(runs.examples), "episodes": len(set(runs.examples.episodes.tolist()))},
         "assets": Path(study.assets).name, "machine": {"cores": len(os.sched_getaffinity(0)), "python": platform.python_version()},
         "not_run": reasons, "runs": list(found.values()),
     }  # fmt: skip
     write_json(target / STUDY, content)
     return target
+
+
+def _kept(folder: Path) -> tuple[dict[str, dict[str, Any]], list[EpisodeRecord]]:
+    """Runs by their folder's name, and their records, that `collect` wrote before."""
+    if not (folder / STUDY).is_file():
+        return {}, []
+    runs = json.loads((folder / STUDY).read_text(encoding="utf-8"))["runs"]
+    return {f"{run['arm']['name']}-seed{run['seed']}-{run['key']}": run for run in runs}, list(load_records(folder / RECORDS))
 
 
 def _workers(study: Study) -> int:

@@ -6,7 +6,7 @@ then stands still beside the object (docs/log.md has the figures). The median lo
 
 The first step runs the whole sequence through PaliGemma, which merges the picture and makes the mask of both directions. A later step is one token
 over the cache and skips the wrapper: the token attends to everything before it, so there is no mask to make. Of the output head only the rows that
-may be said are multiplied.
+may be said are multiplied. Rows whose instructions differ in length are decoded together: the shorter ones are padded on the left, and masked there.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from refinevla_kit.policies.action_tokens import UniformBins
 from refinevla_kit.policies.compact_vla import CompactVLA, checkpoint_hash, load
 from refinevla_kit.policies.contract import Action, Array
 from refinevla_kit.policies.sequence import ORDERS, prefix_ids
-from refinevla_kit.policies.vocabulary import ACTION, EOS, RATIONALE, first_action_id, token_id
+from refinevla_kit.policies.vocabulary import ACTION, EOS, PAD, RATIONALE, first_action_id, token_id
 
 LONGEST_RATIONALE = 160  # tokens
 DECODINGS = ("median", "greedy")
@@ -88,25 +88,20 @@ class CompactPolicy:
 
     @torch.inference_mode()
     def act_batch(self, images: Array, instructions: Sequence[str], proprioception: Array | None = None) -> list[Action]:
-        """See `Policy.act_batch`. Rows with equally long prefixes are decoded together, so no padding enters a prefix."""
+        """See `Policy.act_batch`. All rows are decoded together; a policy that writes its rationale first decodes one by one, as texts differ."""
         prefixes = [prefix_ids(self.vla.tokenizer, self.vla.image_tokens, text) for text in instructions]
-        groups: dict[int, list[int]] = {}
-        for row, prefix in enumerate(prefixes):  # rationales differ in length: those rows are decoded one by one
-            groups.setdefault(len(prefix) if self.order == "action_first" else -row, []).append(row)
         pixels, states = self.vla.pixel_values(np.asarray(images)), self.vla.states(proprioception)
-        actions: dict[int, Action] = {}
-        for rows in groups.values():
-            stacked = torch.tensor([prefixes[i] for i in rows], device=self.vla.model.device)
-            decoder = _Decoder(self.vla, pixels[rows], None if states is None else states[rows], stacked)
-            actions.update(zip(rows, self._decode(decoder), strict=True))
-        return [actions[row] for row in range(len(prefixes))]
+        actions: list[Action] = []
+        for rows in [slice(None)] if self.order == "action_first" else [slice(row, row + 1) for row in range(len(prefixes))]:
+            actions += self._decode(_Decoder(self.vla, pixels[rows], None if states is None else states[rows], prefixes[rows]))
+        return actions
 
     @torch.inference_mode()
     def explain(self, image: Array, instruction: str, proprioception: Array | None = None) -> str:
         """The rationale the policy writes for one image (uint8 (H, W, 3)) and state (float (15,)), greedily."""
-        prefix = torch.tensor([prefix_ids(self.vla.tokenizer, self.vla.image_tokens, instruction)], device=self.vla.model.device)
+        prefix = prefix_ids(self.vla.tokenizer, self.vla.image_tokens, instruction)
         states = self.vla.states(None if proprioception is None else proprioception[None])
-        decoder = _Decoder(self.vla, self.vla.pixel_values(np.asarray(image)[None]), states, prefix)
+        decoder = _Decoder(self.vla, self.vla.pixel_values(np.asarray(image)[None]), states, [prefix])
         if self.order == "action_first":
             tokens, _ = self._action_tokens(decoder)
             decoder.feed(tokens[:, -1:])
@@ -152,26 +147,34 @@ class CompactPolicy:
 class _Decoder:
     """One growing sequence a row: the first `feed` runs image and prefix too, later ones a token over the cache."""
 
-    def __init__(self, vla: CompactVLA, pixels: Tensor, states: Tensor | None, prefix: Tensor) -> None:
-        self._model, self._features, self._prefix = vla.model, vla.encode(pixels, states), prefix
-        text = vla.model.config.get_text_config()
-        self._cap, self._no_mask = text.final_logit_softcapping, dict.fromkeys(text.layer_types)  # no mask: the newest token sees all before it
+    def __init__(self, vla: CompactVLA, pixels: Tensor, states: Tensor | None, prefixes: Sequence[Sequence[int]]) -> None:
+        self._model, self._features = vla.model, vla.encode(pixels, states)
+        text, device = vla.model.config.get_text_config(), vla.model.device
+        pad, longest = token_id(vla.tokenizer, PAD), max(map(len, prefixes))
+        self._prefix = torch.tensor([[pad] * (longest - len(one)) + list(one) for one in prefixes], device=device)  # B, N
+        self._padding = torch.tensor([[longest - len(one)] for one in prefixes], device=device)  # B, 1: tokens on the left that are not there
+        self._padded, self._layer_types, self._cap = bool(self._padding.any()), set(text.layer_types), text.final_logit_softcapping
         self._cache = DynamicCache(config=text)
-        self.batch = len(prefix)
+        self.batch = len(prefixes)
 
     def feed(self, token: Tensor, words: slice = slice(None)) -> Tensor:
         """Append `token` (B, 1); logits (B, V) of what follows, of the vocabulary's slice `words`."""
         length = self._cache.get_seq_length()
+        ids = torch.cat([self._prefix, token], 1) if length == 0 else token  # B, N + 1 or B, 1
+        seen = torch.arange(length + ids.shape[1], device=ids.device) >= self._padding  # B, tokens so far
+        place = seen.cumsum(1)[:, length:].clamp(min=1) if self._padded else seen[:1].cumsum(1)[:, length:]  # PaliGemma counts places from 1
         if length == 0:
-            ids = torch.cat([self._prefix, token], 1)
             types = torch.cat([torch.zeros_like(self._prefix), torch.ones_like(token)], 1)  # prefix in both directions, answer causal
             out = self._model.model(
-                input_ids=ids, mm_encoder_outputs=self._features, token_type_ids=types, past_key_values=self._cache, use_cache=True
+                input_ids=ids, mm_encoder_outputs=self._features, token_type_ids=types, position_ids=place,
+                attention_mask=seen.long() if self._padded else None, past_key_values=self._cache, use_cache=True,
             )  # fmt: skip
         else:
-            place = torch.full_like(token[:1], length + 1)  # 1, 1; PaliGemma counts places from 1
+            lowest = torch.finfo(self._model.dtype).min
+            hidden = (~seen[:, None, None]).to(self._model.dtype) * lowest if self._padded else None  # B, 1, 1, tokens; None: all is seen
             out = self._model.model.language_model(
-                input_ids=token, position_ids=place, attention_mask=self._no_mask, past_key_values=self._cache, use_cache=True
+                input_ids=ids, position_ids=place, attention_mask=dict.fromkeys(self._layer_types, hidden), past_key_values=self._cache,
+                use_cache=True,
             )  # fmt: skip
         newest, head = out.last_hidden_state[:, -1], self._model.lm_head  # B, d
         plain = type(head) is torch.nn.Linear  # an adapter around the head has to be run as a whole

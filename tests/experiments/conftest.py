@@ -15,8 +15,8 @@ TINY = CompactConfig(layers=5, hidden=32, heads=2, feedforward=48, channels=8, p
 
 @pytest.fixture(scope="session")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Two tiny checkpoints, "grounded" and "ungrounded" by name alone: they differ in their first weights."""
+    """Three tiny checkpoints, "main", "grounded" and "ungrounded" by name alone: they differ in their first weights."""
     folder, demo = tmp_path_factory.mktemp("bases"), REPOSITORY / "data" / "demo"
     examples = load_examples(demo, find_rationales(demo))
     tokenizer, bins = train_vocabulary([*examples.instructions, *examples.rationales]), UniformBins.fit(examples.actions)
-    return {name: save(build(TINY, tokenizer, bins, seed), folder / name) for seed, name in enumerate(("grounded", "ungrounded"))}
+    return {name: save(build(TINY, tokenizer, bins, seed), folder / name) for seed, name in enumerate(("main", "grounded", "ungrounded"))}

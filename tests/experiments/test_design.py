@@ -33,7 +33,8 @@ def test_arms_of_a_contrast_differ_in_one_thing(profile: Profile) -> None:
 @ALL
 def test_every_factor_that_is_asked_for_has_its_values(profile: Profile) -> None:
     arms = profile.arms().values()
-    assert {arm.order for arm in arms} == {"action_first", "rationale_first"} and {arm.grounded for arm in arms} == {True, False}
+    assert {arm.order for arm in arms} == {"action_first", "rationale_first"}
+    assert {arm.base for arm in arms} == {"main", "grounded", "ungrounded"}
     assert {arm.rationales for arm in arms} == {"own", "shuffled"}
     if profile.name != "smoke":
         assert {arm.lambda_reasoning for arm in arms} == {0, 0.1, 0.3, 0.5, 1.0}

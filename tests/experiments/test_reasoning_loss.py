@@ -3,6 +3,7 @@ statistics say about the same records."""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,10 +42,11 @@ def files(study: Study) -> dict[Path, int]:
 
 @pytest.fixture(scope="module")
 def killed(bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Killed:
-    study = Study(SMOKE, bases["grounded"], tmp_path_factory.mktemp("experiment"), bases["ungrounded"], workers=0, threads=1, progress=False)
+    twins = bases["grounded"], bases["ungrounded"]
+    study = Study(SMOKE, bases["main"], tmp_path_factory.mktemp("experiment"), *twins, workers=0, threads=1, progress=False)
     command = [sys.executable, "-m", "experiments.reasoning_loss", "--profile", "smoke", "--base", str(study.base), "--output", str(study.output)]
     process = subprocess.Popen(
-        [*command, "--base-without-grounding", str(study.ungrounded), "--workers", "0", "--threads", "1"], cwd=REPOSITORY,
+        [*command, "--grounding", str(study.grounded), str(study.ungrounded), "--workers", "0", "--threads", "1"], cwd=REPOSITORY,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
     )  # fmt: skip
     while not (study.output / "records" / "records.parquet").exists() and process.poll() is None:
@@ -81,7 +83,7 @@ def test_every_stage_leaves_its_episodes_and_every_run_its_account(study: Study)
     assert set(runs) == {(stage.arm.name, stage.seed) for stage in plan(SMOKE)} and not account["not_run"]
     for one in records:
         assert one.checkpoint_hash == runs[one.policy, one.seed]["checkpoint_hash"] and one.start == "dense"
-    assert len({run["data"] for run in runs.values()}) == 1 and len({run["base"] for run in runs.values()}) == 2
+    assert len({run["data"] for run in runs.values()}) == 1 and len({run["base"] for run in runs.values()}) == 3
     assert runs["action_only_data_50", 0]["frames"] < runs["action_only", 0]["frames"] == runs["shuffled_rationales", 0]["frames"]
     assert not any((study.output / "activations").glob("*")), "no run is left that reads them"
 
@@ -98,6 +100,19 @@ def test_what_is_done_is_not_done_again(study: Study) -> None:
     before = files(study)
     carry_out(study, plan(SMOKE))
     assert files(study) == before
+
+
+@pytest.mark.slow
+def test_records_alone_are_enough_to_go_on_and_are_not_mixed_with_others(study: Study, bases: dict[str, Path], tmp_path: Path) -> None:
+    """As on another machine, to which nobody carries checkpoints."""
+    for name in ("records", "dataset"):
+        shutil.copytree(study.output / name, tmp_path / name)
+    carried = replace(study, output=tmp_path)
+    carry_out(carried, plan(SMOKE))
+    assert not (tmp_path / "runs").exists()
+    assert load_records(tmp_path / "records") == load_records(study.output / "records")
+    with pytest.raises(KitError, match=r"records holds a run that this plan does not make, .*-seed0-.* -> give another --output"):
+        carry_out(replace(carried, base=bases["grounded"]), plan(SMOKE))
 
 
 @pytest.mark.slow
@@ -125,12 +140,12 @@ def test_the_report_says_what_statistics_say_about_the_same_records(study: Study
 
 @pytest.mark.slow
 def test_a_block_that_lacks_its_base_is_left_out_with_the_reason(bases: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    main(["--profile", "smoke", "--only", "grounding", "--dry-run", "--base", str(bases["grounded"])])
-    assert "left out: action_only_ungrounded: no base without grounding pretraining was given" in capsys.readouterr().out
+    main(["--profile", "smoke", "--only", "grounding", "--dry-run", "--base", str(bases["main"])])
+    assert "left out: action_only_ungrounded: no ungrounded base was given" in capsys.readouterr().out
 
 
 def test_a_dry_run_writes_nothing(bases: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["--profile", "laptop", "--dry-run", "--base", str(bases["grounded"]), "--output", str(tmp_path / "out")])
+    main(["--profile", "laptop", "--dry-run", "--base", str(bases["main"]), "--output", str(tmp_path / "out")])
     said = capsys.readouterr().out
     assert "with_reasoning               0,1,2,3,4,5" in said and "training runs of 400 steps" in said and not (tmp_path / "out").exists()
 
@@ -139,7 +154,7 @@ def test_an_arm_that_freezes_all_there_is_stops_before_the_first_run(bases: dict
     block = SMOKE.blocks[0]
     deep = replace(SMOKE, blocks=(replace(block, arms=tuple(replace(arm, freeze_layers=5) for arm in block.arms)),))
     with pytest.raises(KitError, match=r"freezes 5 language layers, .* has 5"):
-        carry_out(Study(deep, bases["grounded"], tmp_path / "out", progress=False), plan(deep))
+        carry_out(Study(deep, bases["main"], tmp_path / "out", progress=False), plan(deep))
     assert not (tmp_path / "out" / "runs").exists()
 
 

@@ -82,7 +82,9 @@ def test_a_batch_of_mixed_instructions_equals_one_by_one(vla: CompactVLA) -> Non
     together = policy.act_batch(IMAGES, instructions)
     for image, instruction, action in zip(IMAGES, instructions, together, strict=True):
         policy.reset(instruction)
-        assert np.array_equal(policy.act(image).tokens, action.tokens)
+        alone = policy.act(image)
+        assert np.array_equal(alone.tokens, action.tokens)
+        assert action.log_probability == pytest.approx(alone.log_probability, abs=1e-4)
 
 
 @pytest.mark.parametrize("order", ["action_first", "rationale_first"])
