@@ -16,13 +16,13 @@ from torch import Tensor
 from refinevla_kit.attention.capture import watching
 from refinevla_kit.attention.captured import upper_middle
 from refinevla_kit.attention.forward import Asked, Found, hidden_states, score
+from refinevla_kit.attention.fusion import fuse_top
 from refinevla_kit.attention.queries import TokenSequence
 from refinevla_kit.errors import KitError
 from refinevla_kit.policies.compact_policy import CompactPolicy
 from refinevla_kit.policies.contract import Array
 
 SINKS = ("bos", "newline", "registers", "state")
-TOP_K = 8  # of 48 patches
 
 
 def sinks(policy: CompactPolicy, sequence: TokenSequence) -> dict[str, list[int]]:
@@ -47,20 +47,13 @@ def head_mean(asked: Asked, layer: int | None = None, exclude: Sequence[str] = (
     return _of_layer(asked, layer, None, exclude)
 
 
-def top_k(asked: Asked, k: int = TOP_K, layers: Sequence[int] | None = None) -> Found:
-    """Each head's `k` strongest patches, the others set to 0, averaged over heads and `layers` (from 0; None: all).
-
-    The ReFineVLA paper names "top-k attention fusion" for its figures; what is fused and how is not known. This is the kit's reading of it.
-    """
+def top_k(asked: Asked, k: int = 3, layers: Sequence[int] | None = None) -> Found:
+    """For each patch the mean of the `k` strongest maps among heads and `layers` (from 0; None: `upper_middle` and above): `fusion.fuse_top`."""
     rows = _rows(asked)  # layers, heads, N
-    chosen = range(len(rows)) if layers is None else [_in_range("layer", one, len(rows)) for one in layers]
-    patches = rows[list(chosen), :, : asked.policy.vla.patches]
-    if not 1 <= k <= patches.shape[-1]:
-        raise KitError(f"the {k} strongest of {patches.shape[-1]} patches", f"choose k from 1 to {patches.shape[-1]}")
-    weakest = np.sort(patches, axis=-1)[..., -k, None]
-    fused = np.where(patches >= weakest, patches, 0.0).mean((0, 1))
-    held = {name: float(rows[list(chosen)][..., at].sum(-1).mean()) for name, at in sinks(asked.policy, asked.sequence).items()}
-    details = {"k": k, "layers": list(chosen), "sinks": held, "fusion": "the kit's own reading of the paper's top-k attention fusion"}
+    chosen = list(range(upper_middle(len(rows)), len(rows))) if layers is None else [_in_range("layer", one, len(rows)) for one in layers]
+    fused = fuse_top(rows[chosen, :, None, : asked.policy.vla.patches], k)
+    held = {name: float(rows[chosen][..., at].sum(-1).mean()) for name, at in sinks(asked.policy, asked.sequence).items()}
+    details = {"k": k, "layers": chosen, "sinks": held, "fusion": "the kit's own reading of the paper's top-k attention fusion"}
     return Found(fused.reshape(asked.policy.vla.grid), None, details)
 
 

@@ -146,7 +146,8 @@ def comparison(view: View) -> Figure:
     with canvas(width, tall + 0.75 + lower) as (figure, (only,)):
         only.remove()
         upper, under = figure.subfigures(2, 1, squeeze=False, height_ratios=[tall + 0.75, lower])[:, 0] if view.plots else (figure, None)
-        grid = GridSpec(1, count + bars, figure=upper, width_ratios=[1.0] * count + [0.62] * bars)
+        wide = 0.62 * (width - 3.5 * count) / 3.6  # of the bars: what the pictures leave
+        grid = GridSpec(1, count + bars, figure=upper, width_ratios=[1.0] * count + [wide] * bars)
         panels = [upper.add_subplot(grid[0, i]) for i in range(count)]
         heats = {policy: times_even(one, view.image.shape) for policy, one in view.maps.items()}
         norm, colour = Normalize(0, view.top), colours([*view.maps])
@@ -157,6 +158,7 @@ def comparison(view: View) -> Figure:
         if not view.maps:
             panels[0].imshow(view.image)
             panels[0].set_axis_off()
+            panels[0].set_anchor("W")
         if bars:
             bar = upper.colorbar(panels[0].images[1], ax=panels, shrink=0.85, pad=0.01, aspect=24, extend="max")
             bar.set_label(EVEN, fontsize=7.5)

@@ -13,6 +13,7 @@ from refinevla_kit.attention.capture import capture
 from refinevla_kit.attention.captured import KINDS
 from refinevla_kit.attention.fills import filling, masked
 from refinevla_kit.attention.forward import Asked, score
+from refinevla_kit.attention.fusion import fuse_top
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.demonstrator_policy import DemonstratorPolicy
 from refinevla_kit.policies.compact_policy import CompactPolicy
@@ -78,14 +79,12 @@ def test_attention_methods_are_the_captured_rows(reader: CompactPolicy, seen: Ob
     assert word.provenance["score"] is None and word.provenance["target"] == "plate"
 
 
-def test_top_k_keeps_each_heads_strongest_patches(reader: CompactPolicy, seen: Observation) -> None:
-    rows = capture(reader, seen.image, INSTRUCTION, proprioception=OWN).patches[:, :, 0].reshape(6, -1)  # layers * heads
-    kept = np.zeros_like(rows)
-    for i, row in enumerate(rows):
-        kept[i, np.argsort(row)[-3:]] = np.sort(row)[-3:]
-    found = attribute(reader, seen, "x", "top_k", k=3)
-    np.testing.assert_allclose(found.patch_map.ravel(), kept.mean(0), atol=1e-6)
-    np.testing.assert_allclose(attribute(reader, seen, "x", "top_k", k=48, layers=[1]).patch_map.ravel(), rows[2:4].mean(0), atol=1e-6)
+def test_top_k_is_the_fusion_that_the_figures_draw(reader: CompactPolicy, seen: Observation) -> None:
+    rows = capture(reader, seen.image, INSTRUCTION, proprioception=OWN).patches[:, :, :1]  # layers, heads, 1, P
+    np.testing.assert_allclose(attribute(reader, seen, "x", "top_k").patch_map.ravel(), fuse_top(rows, 3, first_layer=1), atol=1e-6)
+    found = attribute(reader, seen, "x", "top_k", k=2, layers=[1])
+    np.testing.assert_allclose(found.patch_map.ravel(), fuse_top(rows[1:2], 2), atol=1e-6)
+    assert (found.provenance["k"], found.provenance["layers"]) == (2, [1])
 
 
 def test_rollout_is_the_product_of_the_layers(reader: CompactPolicy, seen: Observation) -> None:
@@ -201,7 +200,7 @@ def test_what_cannot_be_done_is_said(reader: CompactPolicy, seen: Observation) -
         attribute(reader, seen, "x", "occlusion", layer=1)
     with pytest.raises(KitError, match="no layer 3"):
         attribute(reader, seen, "x", "raw", layer=3)
-    with pytest.raises(KitError, match="choose k from 1 to 48"):
+    with pytest.raises(KitError, match="the 0 strongest of 4 attention maps -> choose 1 to 4"):
         attribute(reader, seen, "x", "top_k", k=0)
     with pytest.raises(KitError, match="unknown fill 'sand'"):
         attribute(reader, seen, "x", "occlusion", fill="sand")

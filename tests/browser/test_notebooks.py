@@ -54,3 +54,28 @@ def test_the_reviewers_keys_decide(lab: Lab, tmp_path: Path) -> None:
         assert notebook.picture(other_than=after) != after
         notebook.screenshot("reviewer")
         assert (notebook.errors(), notebook.complaints) == ([], [])
+
+
+def test_an_episode_is_chosen_from_the_table_and_played_again(lab: Lab, tmp_path: Path) -> None:
+    with lab.notebook("03_simpler_evaluation", profile="smoke", output=str(tmp_path)) as notebook:
+        notebook.run_all()
+        assert (notebook.errors(), notebook.complaints) == ([], [])
+        seen = [notebook.picture()]
+        for slider, key in (("step", "End"), ("step", "ArrowLeft"), ("layer", "Home")):
+            notebook.press(slider, key)
+            seen.append(notebook.picture(other_than=seen[-1]))
+        notebook.page.locator("label", has_text="attention").locator("input").uncheck()
+        seen.append(notebook.picture(other_than=seen[-1]))
+        assert len(set(seen)) == 5
+        rows = notebook.page.locator(".refinevla-rollouts option")
+        everything = rows.count()
+        notebook.page.locator(".widget-dropdown", has_text="policy").locator("select").select_option("with_reasoning")
+        notebook.page.locator(".widget-label", has_text=re.compile(rf"\d+ of {everything} episodes")).wait_for()
+        assert 0 < rows.count() < everything
+        rows.last.click()
+        notebook.page.get_by_role("button", name="replay").click()
+        notebook.page.get_by_text("It ended as recorded.").wait_for(timeout=60_000)
+        notebook.page.locator("label", has_text="rationale").locator("input").check()
+        assert notebook.picture(other_than=seen[-1]) not in seen
+        notebook.screenshot("rollouts")
+        assert (notebook.errors(), notebook.complaints) == ([], [])
