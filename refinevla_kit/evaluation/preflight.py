@@ -103,7 +103,7 @@ def preflight(
         return Preflight(name, task.name, 0, found, note="only the conventions were checked: the policy has no round_trip(actions)")
     if task.name not in RECIPES:
         return Preflight(name, task.name, 0, found, note="only the conventions were checked: this task has no scripted demonstrator")
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     starts: list[int | Pose] = []
     if episodes == "dense":

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from refinevla_kit.conventions import check_conventions
 from refinevla_kit.errors import KitError

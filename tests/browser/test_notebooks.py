@@ -69,12 +69,12 @@ def test_an_episode_is_chosen_from_the_table_and_played_again(lab: Lab, tmp_path
         assert len(set(seen)) == 5
         rows = notebook.page.locator(".refinevla-rollouts option")
         everything = rows.count()
-        notebook.page.locator(".widget-dropdown", has_text="policy").locator("select").select_option("with_reasoning")
+        notebook.page.locator(".widget-dropdown", has_text="policy").locator("select").select_option("with reasoning loss")
         notebook.page.locator(".widget-label", has_text=re.compile(rf"\d+ of {everything} episodes")).wait_for()
         assert 0 < rows.count() < everything
         rows.last.click()
         notebook.page.get_by_role("button", name="replay").click()
-        notebook.page.get_by_text("It ended as recorded.").wait_for(timeout=60_000)
+        notebook.page.locator(".widget-html", has_text="It ended as recorded.").wait_for(timeout=60_000)
         notebook.page.locator("label", has_text="rationale").locator("input").check()
         assert notebook.picture(other_than=seen[-1]) not in seen
         notebook.screenshot("rollouts")
