@@ -13,7 +13,7 @@ from refinevla_kit.tasks import VARIANT_AGGREGATION, find_task
 # Seconds on two cores with nothing else on them (docs/experiment.md): a training step of 32 frames below and in each layer that trains, for a
 # sequence without and with a rationale; an episode; an environment made; an episode of a policy that writes its rationale before every action.
 STEP, LAYER = {False: 0.05, True: 0.15}, {False: 0.035, True: 0.12}
-EPISODE, ENVIRONMENT, THINKING = 1.1, 1.5, 14.0
+EPISODE, ENVIRONMENT, THINKING = 2.1, 1.5, 14.0
 LAYERS = 5
 
 

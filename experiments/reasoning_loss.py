@@ -41,7 +41,8 @@ def main(arguments: list[str] | None = None) -> None:
         grounded, ungrounded = given.grounding
         study = Study(profile, given.base, output, grounded, ungrounded, given.assets, given.workers, given.threads, sys.stderr.isatty())
         doable, reasons = possible(study, stages)
-        print(describe(profile, doable, reasons))
+        how = f"{profile.steps} steps of {profile.batch_size} frames a run, {profile.episodes_per_task} demonstrations a task, {given.assets} assets"
+        print(f"from {given.base} into {output}: {how}\n{describe(profile, doable, reasons)}")
         if not given.dry_run:
             records = carry_out(study, stages, [stage for stage in whole if stage not in stages])
             print(write_report(records, output / "report"))

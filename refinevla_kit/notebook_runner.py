@@ -123,7 +123,7 @@ def run_notebooks(
                 start = time.perf_counter()
                 bar = {"desc": f"{position}/{len(notebooks)} {notebook}", "leave": True} if progress else False
                 result["failed"] = _execute(notebook, folder, values, kernel, bar)
-                result["notebooks"][notebook] = _outcome(notebook, folder, time.perf_counter() - start, failed=bool(result["failed"]))
+                result["notebooks"][notebook] = _outcome(notebook, folder, time.perf_counter() - start, result["failed"])
                 if result["failed"]:
                     break
         write_json(folder / "summary.json", result)
@@ -163,15 +163,17 @@ def _earlier(folder: Path) -> dict[str, Any]:
     return {name: found[name] for name in NOTEBOOKS if name in found}
 
 
-def _outcome(notebook: str, folder: Path, seconds: float, failed: bool) -> dict[str, Any]:
-    """Where what a notebook left is, relative to the run's folder. A failed notebook has no summary, whatever an earlier run left."""
+def _outcome(notebook: str, folder: Path, seconds: float, failed: Mapping[str, str] | None) -> dict[str, Any]:
+    """Where what a notebook left is, relative to the run's folder, and how it failed. Then it has no summary, whatever an earlier run left."""
     own = folder / notebook
     summary = own / "summary.json"
     pictures = sorted(path.relative_to(folder).as_posix() for path in own.rglob("*.png")) if own.is_dir() else []
-    return {"executed": f"executed/{notebook}.ipynb", "seconds": round(seconds, 1), "pictures": pictures,
+    return {"executed": f"executed/{notebook}.ipynb", "seconds": round(seconds, 1), "pictures": pictures, "failed": failed,
             "summary": summary.relative_to(folder).as_posix() if summary.is_file() and not failed else None}  # fmt: skip
 
 
 def failure_line(failed: Mapping[str, str]) -> str:
     """A failure as one line for the terminal."""
-    return f"notebook {failed['notebook']}, cell {failed['cell']}: {failed['message']} (stopped at {failed['executed']})"
+    left = ",".join(name[:2] for name in NOTEBOOKS[NOTEBOOKS.index(failed["notebook"]) :])
+    stopped = f"notebook {failed['notebook']}, cell {failed['cell']}: {failed['message']} (stopped at {failed['executed']})"
+    return f"{stopped} -> once that is mended, go on with --only {left} and the same profile and output"

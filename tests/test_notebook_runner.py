@@ -103,6 +103,10 @@ def test_failure_names_notebook_cell_and_message_and_ends_the_run(write_notebook
     result = run_notebooks(["1", "2"], "smoke", tmp_path / "run", progress=False)
     line = failure_line(result["failed"])
     assert line.startswith("notebook 01_teacher_annotation, cell In [4]: KitError: bad dataset -> record anew (stopped at ")
+    assert line.endswith("go on with --only 01,02,03,04,05 and the same profile and output")
+    write_notebook("03_simpler_evaluation", "1")
+    again = run_notebooks(["3"], "smoke", tmp_path / "run", progress=False)
+    assert again["failed"] is None and again["notebooks"]["01_teacher_annotation"]["failed"] == result["failed"], "what failed is not forgotten"
     assert len(line.splitlines()) == 1
     assert list(result["notebooks"]) == ["01_teacher_annotation"] and result["notebooks"]["01_teacher_annotation"]["summary"] is None
     executed = nbformat.read(tmp_path / "run" / "executed" / "01_teacher_annotation.ipynb", as_version=4)

@@ -21,6 +21,7 @@ from refinevla_kit.attention.flows import head_mean, raw, relevance, rollout, to
 from refinevla_kit.attention.forward import Asked, Found
 from refinevla_kit.attention.patches import resample, to_pixels
 from refinevla_kit.attention.pixel_methods import grad_cam, integrated_gradients, occlusion
+from refinevla_kit.attention.queries import check_policy
 from refinevla_kit.errors import KitError
 from refinevla_kit.policies.compact_policy import CompactPolicy
 from refinevla_kit.policies.contract import Action, Array
@@ -88,6 +89,10 @@ def attribute(
 
 def ask(policy: CompactPolicy, frame: Seen, target: Query | str, action: Action | None = None, rationale: str | None = None) -> Asked:
     """The question behind `attribute`: one sequence with the target in it."""
+    check_policy(policy)
+    if not hasattr(frame, "image") or not hasattr(frame, "instruction"):
+        remedy = "give a frame or an observation: something with image, instruction and proprioception, such as attention.frames.Frame"
+        raise KitError(f"{type(frame).__name__} is no moment to ask about", remedy)
     kind = ACTION_QUERY if isinstance(target, str) else target.kind
     own = own_state(frame)
     actions, texts = None if action is None else [action], None if rationale is None else [rationale]
@@ -103,7 +108,8 @@ def ask(policy: CompactPolicy, frame: Seen, target: Query | str, action: Action 
 
 def own_state(frame: Seen) -> Array | None:
     """Its proprioception as a batch of one, (1, 15), where there is any."""
-    return None if frame.proprioception is None else np.asarray(frame.proprioception)[None]
+    own = getattr(frame, "proprioception", None)
+    return None if own is None else np.asarray(own)[None]
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from refinevla_kit.attention.captured import ACTION_QUERY, OWN_STATE, RATIONALE_QUERY, Capture, Query, image_hash, upper_middle
-from refinevla_kit.attention.queries import TokenSequence, check_kinds, lay_out
+from refinevla_kit.attention.queries import TokenSequence, check_kinds, check_policy, lay_out
 from refinevla_kit.errors import KitError
 from refinevla_kit.policies.compact_policy import CompactPolicy
 from refinevla_kit.policies.contract import Action, Array
@@ -84,8 +84,7 @@ def teacher_forced(
     proprioception: Array | None, queries: Sequence[str],
 ) -> tuple[list[TokenSequence], list[Action]]:  # fmt: skip
     """The sequences to feed, one a picture, and the actions in them: given ones, else the policy's own. Arguments as in `capture_batch`."""
-    if not isinstance(policy, CompactPolicy):
-        raise KitError(f"{getattr(policy, 'name', policy)!r} has no attention that this can read", "give a checkpoint of the compact VLA")
+    check_policy(policy)
     check_kinds(queries)
     images = np.asarray(images)
     answers = policy.act_batch(images, instructions, proprioception) if actions is None else list(actions)

@@ -18,12 +18,13 @@ import torch
 from scipy.integrate import trapezoid
 from torch import Tensor, nn
 
-from refinevla_kit.attention.attribution import Seen, ask, attribute, own_state
+from refinevla_kit.attention.attribution import Attribution, Seen, ask, attribute, own_state
 from refinevla_kit.attention.fills import FILLS, MEAN, Fill, filling, masked
 from refinevla_kit.attention.forward import Asked, hidden_states, log_probabilities, said
 from refinevla_kit.attention.frames import STAGES, Frame
 from refinevla_kit.attention.grounding import interval
 from refinevla_kit.attention.measures import REST
+from refinevla_kit.attention.queries import check_policy
 from refinevla_kit.errors import KitError
 from refinevla_kit.policies.compact_policy import CompactPolicy
 from refinevla_kit.policies.contract import Action, Array
@@ -63,28 +64,31 @@ class Curves:
 
 @torch.inference_mode()
 def curves(
-    policy: CompactPolicy, frame: Seen, patch_map: Array, fill: Fill = MEAN, steps: int = 12, orders: int = 4, seed: int = 0,
+    policy: CompactPolicy, frame: Seen, patch_map: Array | Attribution, fill: Fill = MEAN, steps: int = 12, orders: int = 4, seed: int = 0,
     action: Action | None = None, rationale: str | None = None,
 ) -> Curves:  # fmt: skip
     """Deletion and insertion (Petsiuk et al. 2018) with the patches of one picture.
 
     Args:
-        patch_map: float (rows, columns), any unit; ties in random order.
+        patch_map: float (rows, columns), any unit, ties in random order; or an `Attribution`, whose map it takes.
         fill: what stands in for a deleted patch. steps: of equally many patches. orders: random ones to compare with.
         action, rationale: the answer whose probability is followed; None is the policy's own on the whole picture.
 
     Raises:
         KitError: a map of another grid, or fewer than one step or order.
     """
+    check_policy(policy)
     asked = ask(policy, frame, policy.vla.bins.names[0], action, rationale)
     grid, patches = policy.vla.grid, policy.vla.patches
-    if np.shape(patch_map) != grid:
-        raise KitError(f"a map of {np.shape(patch_map)} patches for a policy of {grid}", "give a map of this policy")
+    patch_map = np.asarray(getattr(patch_map, "patch_map", patch_map), np.float64)
+    if patch_map.shape != grid or not np.isfinite(patch_map).all():
+        what = f"a map of {patch_map.shape} patches for a policy of {grid}" if patch_map.shape != grid else "the map has values that are no numbers"
+        raise KitError(what, "give a map of this policy")
     if not 1 <= steps <= patches or orders < 1:
         raise KitError(f"{steps} steps and {orders} random orders", f"ask for 1 to {patches} steps and at least one order")
     random = np.random.default_rng(seed)
     shuffled = [random.permutation(patches) for _ in range(orders)]
-    ranked = np.lexsort((random.random(patches), -np.asarray(patch_map, np.float64).ravel()))
+    ranked = np.lexsort((random.random(patches), -patch_map.ravel()))
     counts = np.linspace(0, patches, steps + 1).round().astype(int)
     kept = np.ones((orders + 2, steps + 1, patches), bool)  # deletion, insertion, random deletions
     for row, order in enumerate([ranked, ranked[::-1], *shuffled]):
@@ -108,7 +112,7 @@ def by_episode(frames: Sequence[Frame], found: Sequence[Curves]) -> list[Curves]
 
 
 @torch.inference_mode()
-def cover(policy: CompactPolicy, frames: Sequence[Frame], covered: Sequence[str] = COVERED, fills: Sequence[Fill] = FILLS) -> Any:
+def cover(policy: CompactPolicy, frames: Sequence[Frame] | Frame, covered: Sequence[str] = COVERED, fills: Sequence[Fill] = FILLS) -> Any:
     """Cover each thing in turn and see how far the action moves: a pandas table (columns `COVER_COLUMNS`), a row a frame, thing, fill and token.
 
     `total_variation`, 0 to 1, is between the distributions of an action token on the covered and on the whole picture, both after the policy's own
@@ -120,8 +124,11 @@ def cover(policy: CompactPolicy, frames: Sequence[Frame], covered: Sequence[str]
     """
     import pandas as pd
 
+    check_policy(policy)
     rows = []
-    for frame in frames:
+    for frame in [frames] if isinstance(frames, Frame) else frames:
+        if not isinstance(frame, Frame):
+            raise KitError(f"{type(frame).__name__} has no masks to cover by", "give attention.frames.Frame, with a mask of each thing")
         masks = {**frame.masks, REST: ~np.any([*frame.masks.values()], axis=0), WHOLE: np.ones(frame.image.shape[:2], bool)}
         if unknown := [name for name in covered if name not in masks]:
             raise KitError(f"there is no {unknown[0]} to cover in the frames", f"choose of {', '.join(masks)}")

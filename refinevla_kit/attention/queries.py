@@ -42,6 +42,12 @@ class TokenSequence:
         return tuple(sorted({position for query in self.queries for position in query.positions}))
 
 
+def check_policy(policy: object) -> None:
+    """Raise `KitError` unless this is a policy whose tokens can be looked from."""
+    if not isinstance(policy, CompactPolicy):
+        raise KitError(f"{getattr(policy, 'name', policy)!r} has no attention that this can read", "give a checkpoint of the compact VLA")
+
+
 def check_kinds(kinds: Sequence[str]) -> None:
     """Raise `KitError` unless these are kinds of queries, at least one."""
     unknown = [kind for kind in kinds if kind not in KINDS]

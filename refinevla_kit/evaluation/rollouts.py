@@ -122,6 +122,11 @@ def evaluate(
         run = _Run(policy, seed, journal, Path(videos) if videos else None, overlay)
         done = [records[run.key(job)] for job in wanted if run.key(job) in records]
         jobs = [job for job in wanted if run.key(job) not in records]
+        if done and not run.checkpoint_hash:
+            warnings.warn(
+                f"{len(done)} of {len(wanted)} episodes are taken from {output}: {run.name!r} has no `checkpoint_hash`, so nothing tells this policy "
+                "from another of that name; give it one, or another output, when it has changed", stacklevel=2,
+            )  # fmt: skip
         with tqdm(total=len(wanted), initial=len(done), desc=run.name, unit="episode", disable=not progress) as bar:
             for record in run.play(jobs, len(os.sched_getaffinity(0)) if workers is None else workers, lanes):
                 records[record.key] = record

@@ -62,9 +62,10 @@ class View:
 
     Attributes:
         image: uint8 (H, W, 3). maps: policy -> float (rows, columns) attention; {} shows the picture alone. masks: thing -> bool (H, W), {} for none.
-        title, detail: the two lines above. unit: of the heat; `EVEN` unless `signed`.
+        title, detail: the two lines above.
         opacity: of the heat, 0 to 1; at 0 the picture is as the policy saw it. outlines: draw the masks' outlines.
         steps: int (T,), the episode's steps on the plots' axes. now: which of them is shown. plots: curves over the steps.
+        measure: what the maps are of: attention, or another method's name.
     """
 
     image: Array
@@ -77,6 +78,12 @@ class View:
     steps: Array = field(default_factory=lambda: np.zeros(0, int))
     now: int = 0
     plots: tuple[Plot, ...] = ()
+    measure: str = "attention"
+
+    @property
+    def unit(self) -> str:
+        """Of the heat."""
+        return EVEN if self.measure == "attention" else f"{self.measure} of a patch (1 = spread evenly)"
 
     @property
     def top(self) -> float:
@@ -161,7 +168,7 @@ def comparison(view: View) -> Figure:
             panels[0].set_anchor("W")
         if bars:
             bar = upper.colorbar(panels[0].images[1], ax=panels, shrink=0.85, pad=0.01, aspect=24, extend="max")
-            bar.set_label(EVEN, fontsize=7.5)
+            bar.set_label(view.unit, fontsize=7.5)
             bar.outline.set_visible(False)  # type: ignore[operator]
             _share_panel(upper.add_subplot(grid[0, count]), view, colour)
         if under:
@@ -227,7 +234,7 @@ def _share_panel(side: Axes, view: View, colour: Mapping[str, str]) -> None:
     side.locator_params(axis="x", nbins=4)
     side.grid(axis="y", visible=False)
     rest = " | ".join(f"{one[REST]:.0%}" for one in found.values() if REST in one)
-    side.set_xlabel("share of attention (dotted: area)" + (f"\neverything else: {rest}" if rest else ""), fontsize=7.5)
+    side.set_xlabel(f"share of {view.measure} (dotted: area)" + (f"\neverything else: {rest}" if rest else ""), fontsize=7.5)
 
 
 def _size(image: Array) -> str:

@@ -115,9 +115,11 @@ class CompactVLA:
         return self.image_features(self.model.model.vision_tower(pixel_values=pixels).last_hidden_state, states)
 
     def pixel_values(self, images: Array) -> Tensor:
-        """uint8 (B, H, W, 3) -> float32 (B, 3, height, width) in [-1, 1], area-resampled when the size differs."""
-        config = self._vision
-        x = torch.from_numpy(np.array(images)).to(self.model.device).permute(0, 3, 1, 2).float()  # B, 3, H, W
+        """uint8 (B, H, W, 3) -> float32 (B, 3, height, width) in [-1, 1], area-resampled when the size differs; `KitError` for anything else."""
+        config, images = self._vision, np.array(images)
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+            raise KitError(f"pictures are {images.dtype} {images.shape[1:]}", "give RGB as the camera has it: uint8 (H, W, 3), 0 to 255")
+        x = torch.from_numpy(images).to(self.model.device).permute(0, 3, 1, 2).float()  # B, 3, H, W
         if x.shape[-2:] != (config.height, config.width):
             x = torch.nn.functional.interpolate(x, size=(config.height, config.width), mode="area")
         return x / 127.5 - 1.0

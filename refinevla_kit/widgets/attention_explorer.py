@@ -42,7 +42,10 @@ def attribution_methods(
     Args:
         names: of `attribution.METHODS`; the costly ones take seconds a picture.
     """
-    from refinevla_kit.attention.attribution import attribute  # needs torch; looking at saved captures does not
+    from refinevla_kit.attention.attribution import METHODS, attribute  # needs torch; looking at saved captures does not
+
+    if unknown := [name for name in names if name not in METHODS]:
+        raise KitError(f"unknown attribution method {unknown[0]!r}", f"choose from {', '.join(METHODS)}")
 
     def method(name: str) -> Method:
         def compute(policy: str, index: int, one: Asked) -> Array:
@@ -65,7 +68,11 @@ def capture_words(policies: Mapping[str, CompactPolicy], frames: Sequence[Frame]
         policies: name -> policy. writer: one of the names.
     """
     from refinevla_kit.attention.capture import capture  # needs torch
+    from refinevla_kit.attention.queries import check_policy
 
+    if writer not in policies:
+        raise KitError(f"there is no policy {writer!r} to write rationales", f"choose one of {', '.join(policies)}")
+    check_policy(policies[writer])
     found: dict[str, list[Capture]] = {name: [] for name in policies}
     for frame in frames:
         text = policies[writer].explain(frame.image, frame.instruction, frame.proprioception)

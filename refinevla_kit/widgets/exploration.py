@@ -27,6 +27,7 @@ from refinevla_kit.simulator.contract import Array
 ACTIONS, SENTENCES, WORDS, INSTRUCTION = "action", "sentence", "word", "instruction"
 KIND_LABELS = {ACTIONS: "action", SENTENCES: "rationale, sentences", WORDS: "rationale, words", INSTRUCTION: "instruction, words"}
 ATTENTION = "attention"
+FED_ALL = "rationale fed to each policy"
 SENTENCE_ENDS = re.compile(r"[.!?](\s|$)|\n")
 Method = Callable[[str, int, "Asked"], Array]
 
@@ -87,6 +88,8 @@ class Exploration:
     """
 
     def __init__(self, frames: Sequence[Frame], captures: Mapping[str, Sequence[Capture]], methods: Mapping[str, Method] | None = None) -> None:
+        if not isinstance(captures, Mapping):
+            raise KitError(f"captures are given as {type(captures).__name__}", "give a mapping: the policy's name to its captures, one a frame")
         self.frames, self.captures = list(frames), {name: list(found) for name, found in captures.items()}
         first = _check(self.frames, self.captures)
         self.methods, self.layers, self.heads = [ATTENTION, *(methods or {})], first.layers, first.heads
@@ -105,9 +108,11 @@ class Exploration:
         return dict(sorted(found.items(), key=lambda item: kinds.index(item[1].kind)))
 
     def rationales(self, index: int, key: str) -> dict[str, tuple[str, tuple[int, int]]]:
-        """Policy -> its rationale of the frame and the part of it that is asked about; only where there is one."""
+        """Policy -> the rationale in its sequence of the frame and the part of it that is asked about; only where there is one. `FED_ALL` where all
+        were fed the same: then it says nothing about who would have written it."""
         texts = {name: found[index].rationale for name, found in self.captures.items()}
-        return {name: (text, one.span if (one := self._queries(name, index).get(key)) else (0, 0)) for name, text in texts.items() if text}
+        found = {name: (text, one.span if (one := self._queries(name, index).get(key)) else (0, 0)) for name, text in texts.items() if text}
+        return {FED_ALL: next(iter(found.values()))} if len(found) > 1 and len({*found.values()}) == 1 else found
 
     def maps(self, index: int, key: str, layer: int, head: int | None = None, method: str = ATTENTION) -> dict[str, Array]:
         """Policy -> float (rows, columns) of frame `index`.
@@ -116,7 +121,7 @@ class Exploration:
             key: of `queries`. layer, head: from 0; head None is the mean over heads. Other methods than attention have neither.
 
         Raises:
-            KitError: a frame, query, layer, head or method that a policy has not, or a capture of another picture.
+            KitError: a frame, query, layer, head or method that a policy has not.
         """
         if not 0 <= index < len(self.frames):
             raise KitError(f"there is no frame {index}", f"choose 0 to {len(self.frames) - 1}")
@@ -136,7 +141,7 @@ class Exploration:
         detail = f"from {what.said}; {where}"
         steps = np.array([self.frames[i].step for i in mine])
         plots = self._over_time(mine, key, layer, head) if method == ATTENTION and len(mine) > 1 else ()
-        return View(frame.image, maps, frame.masks, moment_title(frame), detail, opacity, outlines, steps, mine.index(index), plots)
+        return View(frame.image, maps, frame.masks, moment_title(frame), detail, opacity, outlines, steps, mine.index(index), plots, method)
 
     def _over_time(self, mine: Sequence[int], key: str, layer: int, head: int | None) -> tuple[Plot, ...]:
         """A plot an object: the share of each policy's attention over the episode, and the object's share of the area, dotted."""
@@ -172,10 +177,7 @@ class Exploration:
         return self._cover[index]
 
     def _map(self, name: str, index: int, key: str, layer: int, head: int | None, method: str) -> Array:
-        seen, frame = self.captures[name][index], self.frames[index]
-        if seen.image_hash and seen.image_hash != image_hash(frame.image):
-            what = f"the capture {index} of {name} is of another picture than the frame (episode {frame.episode}, step {frame.step})"
-            raise KitError(what, "give captures and frames in one order, or capture again")
+        frame = self.frames[index]
         one = self._queries(name, index).get(key)
         if one is None:
             what = f"{label(name)}: there is no {key.replace(':', ' ')} to look from in episode {frame.episode}, step {frame.step}"
@@ -207,6 +209,7 @@ def moment_title(frame: Frame) -> str:
 
 
 def _check(frames: Sequence[Frame], captures: Mapping[str, Sequence[Capture]]) -> Capture:
+    """The first capture, once all are known to belong together."""
     if not frames or not captures:
         raise KitError("there is nothing to explore", "give at least one frame and one policy's captures of it")
     for name, found in captures.items():
@@ -215,6 +218,10 @@ def _check(frames: Sequence[Frame], captures: Mapping[str, Sequence[Capture]]) -
         if len(hashes := {one.checkpoint_hash for one in found}) > 1:
             what = f"the captures of {name} are of {len(hashes)} checkpoints ({', '.join(sorted(hashes))})"
             raise KitError(what, "capture again with one checkpoint")
+        for index, (seen, frame) in enumerate(zip(found, frames, strict=True)):
+            if seen.image_hash and seen.image_hash != image_hash(frame.image):
+                what = f"the capture {index} of {name} is of another picture than the frame (episode {frame.episode}, step {frame.step})"
+                raise KitError(what, "give captures and frames in one order, or capture again")
     first = next(iter(captures.values()))[0]
     for name, found in captures.items():
         if any((*one.patches.shape[:2], one.grid) != (*first.patches.shape[:2], first.grid) for one in found):

@@ -53,7 +53,7 @@ function viewOf(chosen) {
     shares: { things: rows, end: endOf(rows.flatMap((row) => [row.area, ...row.values])),
               rest: things.length ? found.map((one) => 1 - Object.values(one).reduce((a, b) => a + b, 0)) : [] },
     plots: mine.length > 1 ? overTime(mine, chosen) : [], steps: mine.map((each) => each.step), now: chosen.step,
-    texts: store.policies.map((policy) => textOf(frame, policy, chosen)).filter(Boolean),
+    texts: once(store.policies.map((policy) => textOf(frame, policy, chosen)).filter(Boolean)),
   };
 }
 
@@ -84,6 +84,11 @@ function textOf(frame, policy, chosen) {
   const letters = [...text];  // as Python counts them
   return { name: policy.name, colour: policy.colour, before: letters.slice(0, start).join(""), marked: letters.slice(start, end).join(""),
            after: letters.slice(end).join("") };
+}
+
+function once(texts) {  // what all were fed says nothing about who would have written it
+  const same = texts.length > 1 && new Set(texts.map(({ before, marked, after }) => JSON.stringify([before, marked, after]))).size === 1;
+  return same ? [{ ...texts[0], name: store.fedAll, colour: INK }] : texts;
 }
 
 const endOf = (values) => store.ends.find((end) => Math.max(0, ...values.filter((each) => each !== null)) <= end + 1e-9);

@@ -22,7 +22,7 @@ from refinevla_kit.figures.style import colours, label
 from refinevla_kit.figures.views import ENDS
 from refinevla_kit.files import replacing
 from refinevla_kit.simulator.contract import Array
-from refinevla_kit.widgets.exploration import KIND_LABELS, Exploration, asked, moment_title
+from refinevla_kit.widgets.exploration import FED_ALL, KIND_LABELS, Exploration, asked, moment_title
 from refinevla_kit.widgets.picture import WHOLE, data_uri, outlines, script
 
 LARGEST_PAGE, EASY_PAGE = 100e6, 25e6  # bytes that a browser opens still, and that go by mail
@@ -66,7 +66,7 @@ def _store(exploration: Exploration, kept: range, query: str, layer: int, heads:
     return {
         "policies": policies, "layers": exploration.layers, "heads": exploration.heads if heads else 1, "allHeads": heads,
         "rows": first.grid[0], "columns": first.grid[1], "kinds": KIND_LABELS, "things": things, "unit": EVEN, "whole": WHOLE, "ends": ENDS,
-        "least": LARGEST, "query": query, "layer": layer, "frames": [_frame(exploration, index, heads) for index in kept],
+        "fedAll": FED_ALL, "least": LARGEST, "query": query, "layer": layer, "frames": [_frame(exploration, index, heads) for index in kept],
     }  # fmt: skip
 
 

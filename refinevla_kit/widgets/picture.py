@@ -15,7 +15,7 @@ from matplotlib import colormaps
 from PIL import Image
 
 from refinevla_kit.attention.grounding import REST
-from refinevla_kit.figures.overlays import EVEN, HEAT, OUTLINES, SHOWN, THING_LABELS
+from refinevla_kit.figures.overlays import HEAT, OUTLINES, SHOWN, THING_LABELS
 from refinevla_kit.figures.style import INK, colours, label
 from refinevla_kit.figures.views import View, check_view, found_shares, peak, scale_end
 from refinevla_kit.simulator.contract import Array
@@ -69,8 +69,9 @@ def payload(view: View, texts: Texts | None = None) -> dict[str, Any]:
         rows.append({"label": THING_LABELS[thing], "colour": OUTLINES[thing], "area": area[thing], "values": values})
     end = scale_end([part for row in rows for part in (row["area"], *row["values"])])
     plots = [vars(plot) | {"lines": [vars(line) | {"values": _numbers(line.values)} for line in plot.lines]} for plot in view.plots]
+    whole = WHOLE if view.measure == "attention" else f"{view.measure} of the picture"
     return {
-        "title": view.title, "detail": view.detail, "unit": EVEN, "whole": WHOLE, "height": view.image.shape[0], "width": view.image.shape[1],
+        "title": view.title, "detail": view.detail, "unit": view.unit, "whole": whole, "height": view.image.shape[0], "width": view.image.shape[1],
         "image": data_uri(view.image), "outlines": outlines(view.masks) if view.outlines else [], "opacity": view.opacity, "top": view.top,
         "panels": panels, "shares": {"things": rows, "end": end, "rest": [one[REST] for one in found.values() if REST in one]},
         "plots": plots, "steps": np.asarray(view.steps).tolist(), "now": view.now,

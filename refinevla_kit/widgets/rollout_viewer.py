@@ -6,7 +6,7 @@ looks and how its attention was shared among the objects over the episode.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -48,17 +48,18 @@ class RolloutViewer:
 
     Args:
         records: of `load_records`.
-        policies: those that played them; an episode of a policy that is not here stays a row of the table.
+        policies: those that played them, by name or not; an episode of a policy that is not here stays a row of the table.
         folder: where `save` writes.
 
     Raises:
         KitError: no records.
     """
 
-    def __init__(self, records: Sequence[EpisodeRecord], policies: Iterable[Any] = (), folder: str | Path = ".") -> None:
+    def __init__(self, records: Sequence[EpisodeRecord], policies: Iterable[Any] | Mapping[str, Any] = (), folder: str | Path = ".") -> None:
         if not records:
             raise KitError("there are no episodes to view", "give the records of an evaluation (notebook 03)")
-        self.records, self._replayer, self._folder = list(records), Replayer(policies), Path(folder)
+        players = policies.values() if isinstance(policies, Mapping) else policies
+        self.records, self._replayer, self._folder = list(records), Replayer(players), Path(folder)
         self._played: dict[int, tuple[Rollout, Exploration | None]] = {}
         self._thoughts: dict[tuple[int, int], str] = {}
         narrow: dict[str, Any] = {"style": {"description_width": "4.5em"}, "layout": {"width": "280px"}}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from refinevla_kit.attention.attribution import ask
+from refinevla_kit.attention.attribution import ask, attribute
 from refinevla_kit.attention.faithfulness import COVER_COLUMNS, by_episode, cover, curves, sanity, summarise_cover
 from refinevla_kit.attention.fills import filling, masked
 from refinevla_kit.attention.forward import hidden_states, log_probabilities
@@ -131,3 +131,17 @@ def test_what_cannot_be_done_is_said(policy: CompactPolicy, frame: Frame) -> Non
         curves(policy, frame, np.ones((6, 8)), steps=49)
     with pytest.raises(KitError, match="no sky to cover"):
         cover(policy, [frame], covered=("sky",))
+
+
+def test_what_is_given_in_another_form_is_taken_or_said(policy: CompactPolicy, frame: Frame) -> None:
+    found = attribute(policy, frame, "x", "head_mean")
+    np.testing.assert_array_equal(curves(policy, frame, found, orders=1).deletion, curves(policy, frame, found.patch_map, orders=1).deletion)
+    assert len(cover(policy, frame)) == len(cover(policy, [frame]))
+    bad = np.full(policy.vla.grid, np.nan)
+    for call, says in (
+        (lambda: curves(policy, frame, bad), "no numbers"), (lambda: cover(policy, [frame.image]), "ndarray has no masks"),
+        (lambda: cover(object(), [frame]), "no attention that this can read"), (lambda: curves(object(), frame, bad), "no attention that this"),
+        (lambda: attribute(policy, frame.image, "x"), "ndarray is no moment to ask about"),
+    ):  # fmt: skip
+        with pytest.raises(KitError, match=says):
+            call()

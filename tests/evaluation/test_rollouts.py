@@ -220,6 +220,8 @@ def test_a_plain_policy_of_reset_and_act_drops_in_and_leaves_a_video(tmp_path: P
     assert not record.success_any and not record.grasped
     (path,) = (tmp_path / "videos/plain").iterdir()
     assert path.name == f"{CARROT}-base-grid-005.mp4"
+    with pytest.warns(UserWarning, match=r"1 of 1 episodes are taken from .*'plain' has no `checkpoint_hash`"):
+        evaluate(policy, [CARROT], episodes=[5], workers=0, output=tmp_path, **SMALL)
     with av.open(str(path)) as video:
         assert len(list(video.decode(video=0))) == record.steps + 1
 

@@ -87,6 +87,15 @@ def test_a_batch_of_mixed_instructions_equals_one_by_one(vla: CompactVLA) -> Non
         assert action.log_probability == pytest.approx(alone.log_probability, abs=1e-4)
 
 
+@pytest.mark.parametrize(("picture", "says"), [
+    (IMAGES[:1] / 255, r"float64 \(\d+, \d+, 3\) -> give RGB"), (IMAGES[:1, :, :, 0], r"uint8 \(\d+, \d+\) -> give RGB"),
+    (np.concatenate([IMAGES[:1], IMAGES[:1, :, :, :1]], -1), r"uint8 \(\d+, \d+, 4\) -> give RGB"),
+])  # fmt: skip
+def test_other_pictures_than_the_cameras_are_refused(vla: CompactVLA, picture: np.ndarray, says: str) -> None:
+    with pytest.raises(KitError, match=says):
+        CompactPolicy(vla, "p").act_batch(picture, [INSTRUCTION])
+
+
 @pytest.mark.parametrize("order", ["action_first", "rationale_first"])
 def test_it_acts_and_explains_in_both_orders(vla: CompactVLA, order: str) -> None:
     policy = CompactPolicy(vla, "p", order=order)

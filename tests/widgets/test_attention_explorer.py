@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 from refinevla_kit.attention.attribution import attribute
 from refinevla_kit.attention.capture import capture
 from refinevla_kit.attention.captured import KINDS, Capture
 from refinevla_kit.attention.grounding import shares
 from refinevla_kit.errors import KitError
+from refinevla_kit.figures.overlays import EVEN
 from refinevla_kit.policies.compact_policy import CompactPolicy
 from refinevla_kit.simulator.contract import Array
 from refinevla_kit.widgets.attention_explorer import AttentionExplorer, attribution_methods, capture_words
@@ -53,7 +55,18 @@ def test_the_picture_has_the_numbers_of_the_captures(explorer: AttentionExplorer
 
 def test_a_word_is_marked_in_its_rationale(explorer: AttentionExplorer) -> None:
     explorer.choose(query="word:carrot:2")
-    assert [(text["before"], text["marked"]) for text in explorer.picture.view["texts"]] == [("The carrot is near. Move to the ", "carrot")] * 2
+    (text,) = explorer.picture.view["texts"]  # one for both: they were fed the same, which says nothing about who would have written it
+    assert (text["name"], text["before"], text["marked"]) == ("rationale fed to each policy", "The carrot is near. Move to the ", "carrot")
+
+
+def test_what_another_method_computed_is_not_called_attention() -> None:
+    explorer = AttentionExplorer(FRAMES, CAPTURES, methods={"grad_cam": lambda *_: np.ones((6, 8))})
+    units = [explorer.picture.view["unit"], explorer.picture.view["whole"]]
+    explorer.choose(method="grad_cam")
+    units += [explorer.picture.view["unit"], explorer.picture.view["whole"]]
+    assert units == [EVEN, "the attention to the picture", "grad_cam of a patch (1 = spread evenly)", "grad_cam of the picture"]
+    said = [text.get_text() for text in explorer.figure().findobj(Text)]
+    assert units[2] in said and any(text.startswith("share of grad_cam") for text in said) and EVEN not in said
 
 
 def test_a_shorter_episode_holds_the_step(explorer: AttentionExplorer) -> None:
@@ -98,9 +111,10 @@ def test_a_mistake_is_said_in_the_widget(explorer: AttentionExplorer) -> None:
     explorer.exploration.frames[1] = replace(FRAMES[1], masks=dict.fromkeys(FRAMES[1].masks, np.ones((60, 80), bool)))
     explorer.step.value = 1
     assert "object masks overlap" in explorer.message.value
-    explorer.exploration.frames[1] = replace(FRAMES[1], image=FRAMES[1].image[:50])
-    explorer.layer.value = 1
-    assert "of another picture than the frame" in explorer.message.value
+    explorer.exploration.frames[1] = replace(FRAMES[1], image=FRAMES[1].image[:50], masks={})
+    explorer.exploration.frames[2] = replace(FRAMES[2], image=FRAMES[2].image[:5])
+    explorer.step.value = 2
+    assert "the mask of" in explorer.message.value
     explorer.choose(episode=4)  # and it lives on
     assert explorer.message.value == "" and "episode 4" in explorer.picture.view["title"]
 
@@ -117,7 +131,8 @@ def test_what_cannot_be_chosen_is_said(explorer: AttentionExplorer, choice: dict
 
 
 @pytest.mark.parametrize(("captures", "layer", "says"), [
-    ({}, None, "nothing to explore"), ({"a": CAPTURES["action_only"][:2]}, None, "2 captures of a for 5 frames"), (CAPTURES, 4, "choose 1 to 3"),
+    ({}, None, "nothing to explore"), (list(CAPTURES.values()), None, "captures are given as list -> give a mapping"),
+    ({"a": CAPTURES["action_only"][:2]}, None, "2 captures of a for 5 frames"), (CAPTURES, 4, "choose 1 to 3"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused(captures: dict[str, list[Capture]], layer: int | None, says: str) -> None:
     with pytest.raises(KitError, match=says):
@@ -132,6 +147,10 @@ def test_policies_are_asked_about_the_words_that_one_of_them_writes() -> None:
     words = [[query for query in one[1].queries if query.kind != "action"] for one in found.values()]  # their actions are their own
     assert words[0] == words[1] and {query.kind for query in found["a"][1].queries} == {*KINDS}
     assert AttentionExplorer(FRAMES[:2], found).message.value == ""
+    with pytest.raises(KitError, match="there is no policy 'c' to write rationales -> choose one of a, b"):
+        capture_words(policies, FRAMES[:2], writer="c")
+    with pytest.raises(KitError, match="unknown attribution method 'lime' -> choose from raw"):
+        attribution_methods(policies, FRAMES[:2], found, names=("lime",))
 
 
 class Wordless(CompactPolicy):

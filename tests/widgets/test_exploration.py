@@ -101,10 +101,10 @@ def test_captures_that_do_not_fit_are_refused(change, says: str) -> None:
         Exploration(FRAMES, {"with_reasoning": CAPTURES["with_reasoning"], "action_only": change(CAPTURES["action_only"])})
 
 
-def test_a_capture_of_another_picture_is_named(exploration: Exploration) -> None:
-    exploration.frames[1] = replace(FRAMES[1], image=FRAMES[1].image[:, ::-1])
+def test_a_capture_of_another_picture_is_named_before_anything_is_drawn_or_exported() -> None:
+    frames = [FRAMES[0], replace(FRAMES[1], image=FRAMES[1].image[:, ::-1]), *FRAMES[2:]]
     with pytest.raises(KitError, match=r"capture 1 of action_only is of another picture than the frame \(episode 0, step 1\)"):
-        exploration.view(1, "action", 0)
+        Exploration(frames, CAPTURES)
 
 
 def test_saved_captures_are_explored_without_torch(tmp_path) -> None:
