@@ -48,6 +48,8 @@ def published_results(published: Sequence[Score], own: Sequence[Score] = ()) -> 
         panels[0].set_yticks(places, [f"{label(model)}, this kit" if model in ours else model for model in rows])
         for tick, model in zip(panels[0].get_yticklabels(), rows, strict=True):
             tick.set_color(colour[model] if colour[model] != GREY else INK)
+        said = "success, with its 95 % interval; models by their average, those without one last"
+        figure.supxlabel(said, fontsize=8, color=MUTED)
     return figure
 
 

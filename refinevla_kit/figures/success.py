@@ -69,7 +69,8 @@ def paired_differences(comparisons: Sequence[Comparison]) -> Figure:
         axes.set_xlim(-1.08 * widest, 1.08 * widest)
         points(axes)
         axes.grid(axis="y", visible=False)
-        beside(axes, len(comparisons) - 0.25, "won alone", "exact p", width=54, color=MUTED)
+        beside(axes, len(comparisons) - 0.25, "won alone*", "exact p", width=54, color=MUTED)
+        figure.supxlabel(f"* episodes that only {label(first.a)} solved : only {label(first.b)}", fontsize=7.5, color=MUTED, x=0.98, ha="right")
         figure.suptitle(
             f"{label(first.a)} minus {label(first.b)}, same episodes, {first.rule} step", x=0.01, ha="left", fontsize=10, fontweight="bold"
         )

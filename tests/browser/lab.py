@@ -14,7 +14,7 @@ from refinevla_kit.settings import REPOSITORY
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, ConsoleMessage, Locator, Page
 
-RUN_SECONDS = 180
+RUN_SECONDS = 300
 FAILED = '[data-mime-type="application/vnd.jupyter.error"], [data-mime-type="application/vnd.jupyter.stderr"]'
 ALL_RAN = f"""(cells) => [...document.querySelectorAll('{FAILED}')].some((each) => each.textContent)
     || [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].filter((each) => /\\d/.test(each.textContent)).length === cells"""
