@@ -119,7 +119,8 @@ def costs(results: Results) -> list[dict[str, Any]]:
     return [
         {"arm": name, "runs": len(found), "training": statistics.median(run["training_seconds"] for run in found),
          "step": statistics.median(run["step_seconds"] for run in found), "control step": statistics.median(acting[name]),
-         **{key: statistics.mean(run["validation"][key] for run in found if key in run["validation"]) for key in ("action_accuracy", "loss_action")
+         **{key: statistics.mean(run["validation"][key] for run in found if key in run["validation"]) for key in (
+            "action_accuracy", "loss_action", "loss_reasoning")
             if all(key in run["validation"] for run in found)}}
         for name, found in runs.items()
     ]  # fmt: skip

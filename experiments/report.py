@@ -166,10 +166,11 @@ def _success(results: Results, setting: str) -> str:
 
 
 def _costs(results: Results) -> str:
-    heads = ["arm", "runs", "training, s", "a training step, s", "a control step, s", "held-out action accuracy"]
+    heads = ["arm", "runs", "training, s", "a training step, s", "a control step, s", "held-out action accuracy",
+             "held-out rationale loss, nats a token"]  # fmt: skip
     lines = [
         [label(row["arm"]), str(row["runs"]), f"{row['training']:.0f}", f"{row['step']:.3f}", f"{row['control step']:.3f}",
-         f"{row['action_accuracy']:.3f}" if "action_accuracy" in row else ""]
+         *(f"{row[key]:.3f}" if key in row else "" for key in ("action_accuracy", "loss_reasoning"))]
         for row in costs(results)
     ]  # fmt: skip
     return markdown(heads, lines)
