@@ -162,7 +162,7 @@ class _Decoder:
         length = self._cache.get_seq_length()
         ids = torch.cat([self._prefix, token], 1) if length == 0 else token  # B, N + 1 or B, 1
         seen = torch.arange(length + ids.shape[1], device=ids.device) >= self._padding  # B, tokens so far
-        place = seen.cumsum(1)[:, length:].clamp(min=1) if self._padded else seen[:1].cumsum(1)[:, length:]  # PaliGemma counts places from 1
+        place = seen.cumsum(1)[:, length:].clamp(min=1)  # B, N + 1 or B, 1; PaliGemma counts places from 1
         if length == 0:
             types = torch.cat([torch.zeros_like(self._prefix), torch.ones_like(token)], 1)  # prefix in both directions, answer causal
             out = self._model.model(

@@ -88,10 +88,8 @@ class Exploration:
     """
 
     def __init__(self, frames: Sequence[Frame], captures: Mapping[str, Sequence[Capture]], methods: Mapping[str, Method] | None = None) -> None:
-        if not isinstance(captures, Mapping):
-            raise KitError(f"captures are given as {type(captures).__name__}", "give a mapping: the policy's name to its captures, one a frame")
+        first = _check(frames, captures)
         self.frames, self.captures = list(frames), {name: list(found) for name, found in captures.items()}
-        first = _check(self.frames, self.captures)
         self.methods, self.layers, self.heads = [ATTENTION, *(methods or {})], first.layers, first.heads
         self.episodes: dict[int, list[int]] = {}
         for index, frame in enumerate(self.frames):
@@ -210,16 +208,19 @@ def moment_title(frame: Frame) -> str:
 
 def _check(frames: Sequence[Frame], captures: Mapping[str, Sequence[Capture]]) -> Capture:
     """The first capture, once all are known to belong together."""
+    if not isinstance(captures, Mapping):
+        raise KitError(f"captures are given as {type(captures).__name__}", "give a mapping: the policy's name to its captures, one a frame")
     if not frames or not captures:
         raise KitError("there is nothing to explore", "give at least one frame and one policy's captures of it")
+    pictures = [image_hash(frame.image) for frame in frames]
     for name, found in captures.items():
         if len(found) != len(frames):
             raise KitError(f"{len(found)} captures of {name} for {len(frames)} frames", "capture each policy on each of these frames")
         if len(hashes := {one.checkpoint_hash for one in found}) > 1:
             what = f"the captures of {name} are of {len(hashes)} checkpoints ({', '.join(sorted(hashes))})"
             raise KitError(what, "capture again with one checkpoint")
-        for index, (seen, frame) in enumerate(zip(found, frames, strict=True)):
-            if seen.image_hash and seen.image_hash != image_hash(frame.image):
+        for index, (seen, frame, picture) in enumerate(zip(found, frames, pictures, strict=True)):
+            if seen.image_hash and seen.image_hash != picture:
                 what = f"the capture {index} of {name} is of another picture than the frame (episode {frame.episode}, step {frame.step})"
                 raise KitError(what, "give captures and frames in one order, or capture again")
     first = next(iter(captures.values()))[0]
