@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import expect
 
 from refinevla_kit.settings import REPOSITORY
 from tests.browser.lab import Lab
@@ -26,8 +27,8 @@ def test_the_explorers_controls_change_its_picture(lab: Lab, tmp_path: Path) -> 
         assert len(set(seen)) == 6
         canvas = notebook.page.locator(".jupyter-widgets canvas")
         canvas.hover(position={"x": 100, "y": 150})
-        value = notebook.page.locator(".refinevla-value").inner_text()
-        assert re.fullmatch(r"actions only, row \d, column \d: \d+\.\d\d × even \(\d+\.\d\d % of the attention to the picture\)", value)
+        value = re.compile(r"^actions only, row \d, column \d: \d+\.\d\d × even \(\d+\.\d\d % of the attention to the picture\)$")
+        expect(notebook.page.locator(".refinevla-value")).to_have_text(value)
         notebook.screenshot("explorer")
         assert (notebook.errors(), notebook.complaints) == ([], [])
         for name in ("explorer.png", "explorer.html"):
@@ -70,8 +71,11 @@ def test_an_episode_is_chosen_from_the_table_and_played_again(lab: Lab, tmp_path
         rows = notebook.page.locator(".refinevla-rollouts option")
         everything = rows.count()
         notebook.page.locator(".widget-dropdown", has_text="policy").locator("select").select_option("with reasoning loss")
-        notebook.page.locator(".widget-label", has_text=re.compile(rf"\d+ of {everything} episodes")).wait_for()
-        assert 0 < rows.count() < everything
+        count = notebook.page.locator(".widget-label", has_text=f"of {everything} episodes")
+        expect(count).not_to_have_text(re.compile(rf"^{everything} of"))  # the kernel answers in its own time: asked again until it has
+        shown = int(count.inner_text().split()[0])
+        assert 0 < shown < everything
+        expect(rows).to_have_count(shown)
         rows.last.click()
         notebook.page.get_by_role("button", name="replay").click()
         notebook.page.locator(".widget-html", has_text="It ended as recorded.").wait_for(timeout=60_000)
