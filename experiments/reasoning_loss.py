@@ -1,6 +1,6 @@
 """The controlled experiment on the reasoning loss that the paper does not report: docs/experiment.md says what is asked and how it is answered.
 
-    python -m experiments.reasoning_loss --profile smoke|laptop|full [--only main,variants] [--dry-run] [--output DIR]
+    python -m experiments.reasoning_loss --profile smoke|laptop|full [--only main,variants] [--published] [--dry-run] [--output DIR]
 
 One command, started again after any stop. Records of what is finished are always in DIR/records, the report in DIR/report;
 `python -m experiments.report --records DIR/records --publish` makes them the repository's.
@@ -14,8 +14,8 @@ from pathlib import Path
 
 from experiments.design import PROFILES, plan
 from experiments.estimate import describe
-from experiments.report import write_report
-from experiments.runner import Study, carry_out, possible
+from experiments.report import SHIPPED, write_report
+from experiments.runner import Study, carry_out, possible, start_from
 from refinevla_kit.errors import KitError
 from refinevla_kit.settings import REPOSITORY
 
@@ -30,6 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--base", type=Path, default=REPOSITORY / "data/checkpoints/earlier_base")
     twins = "two bases made alike, with and without grounding; without them the block `grounding` is left out"
     parser.add_argument("--grounding", type=Path, nargs=2, metavar=("WITH", "WITHOUT"), default=(None, None), help=twins)
+    parser.add_argument("--published", action="store_true", help="go on from the records and demonstrations in data/experiment")
     parser.add_argument("--assets", default="embedded", help="embedded | official | a folder")
     parser.add_argument("--workers", type=int, help="simulator processes; default one a core, 0 for none")
     parser.add_argument("--threads", type=int, help="of torch, in training; default all cores")
@@ -44,6 +45,8 @@ def main(arguments: list[str] | None = None) -> None:
         how = f"{profile.steps} steps of {profile.batch_size} frames a run, {profile.episodes_per_task} demonstrations a task, {given.assets} assets"
         print(f"from {given.base} into {output}: {how}\n{describe(profile, doable, reasons)}")
         if not given.dry_run:
+            if given.published:
+                start_from(SHIPPED, output)
             records = carry_out(study, stages, [stage for stage in whole if stage not in stages])
             print(write_report(records, output / "report"))
     except KitError as error:

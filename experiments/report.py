@@ -15,7 +15,7 @@ from pathlib import Path
 from experiments.analysis import PRIMARY, Results, by_variant, conclusion, contrasts, costs, interactions, load_results, panels, rates
 from experiments.design import CLAIMED_GAIN, PROFILES
 from experiments.estimate import power_table
-from experiments.runner import RECORDS, STUDY
+from experiments.runner import DEMONSTRATIONS, RECORDS, STUDY
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.aggregation import AVERAGE
 from refinevla_kit.evaluation.training_seeds import SeedComparison
@@ -118,6 +118,9 @@ def publish(records: Path) -> Path:
     for name in (STUDY, RECORDS):
         if (SHIPPED / name).resolve() != (Path(records) / name).resolve():
             shutil.copyfile(Path(records) / name, SHIPPED / name)
+    if (demonstrations := Path(records).parent / DEMONSTRATIONS).exists():
+        with replacing(SHIPPED / DEMONSTRATIONS) as part:
+            shutil.copytree(demonstrations, part)
     report = write_report(SHIPPED, REPOSITORY / "figures")
     insert(DOCUMENT, "results", report.read_text(encoding="utf-8"))
     report.unlink()

@@ -4,7 +4,7 @@
     records/                     study.json and records.parquet: what analysis reads, whole after every stage
 
 Whatever a run's outcome depends on is in its key, so another base or other data never meet old records. A kill at any point costs at most the
-episodes in play and the training steps since the last saved state. The folder `records` alone is enough to go on elsewhere.
+episodes in play and the training steps since the last saved state. Records and demonstrations are enough to go on elsewhere (`start_from`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from experiments.design import Arm, Profile, Stage, run_key
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation import evaluate, load_records
 from refinevla_kit.evaluation.records import EpisodeRecord, journal_path, save_parquet
-from refinevla_kit.files import write_json
+from refinevla_kit.files import replacing, write_json
 from refinevla_kit.journal import Journal
 from refinevla_kit.policies.compact_policy import load_policy
 from refinevla_kit.policies.compact_vla import checkpoint_hash, load
@@ -35,7 +35,7 @@ from refinevla_kit.tasks import VARIANT_AGGREGATION
 from refinevla_kit.training.examples import Examples
 from refinevla_kit.training.policy_run import train_policy
 
-RUN, STUDY, RECORDS = "run.json", "study.json", "records.parquet"
+RUN, STUDY, RECORDS, DEMONSTRATIONS = "run.json", "study.json", "records.parquet", "dataset"
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,23 @@ class Study:
         return self.bases[arm.base]
 
 
+def start_from(finished: Path, output: Path) -> None:
+    """Give `output` the records and the demonstrations that `report.publish` left in `finished`; one that has records already stays as it is.
+
+    Raises:
+        KitError: nothing was published there.
+    """
+    if (output / "records").exists():
+        return
+    if missing := [name for name in (STUDY, RECORDS, DEMONSTRATIONS) if not (finished / name).exists()]:
+        raise KitError(f"{finished} has no {missing[0]}", "start without --published, or publish records first (python -m experiments.report)")
+    shutil.copytree(finished / DEMONSTRATIONS, output / DEMONSTRATIONS, dirs_exist_ok=True)
+    with replacing(output / "records") as part:
+        part.mkdir()
+        for name in (STUDY, RECORDS):
+            shutil.copyfile(finished / name, part / name)
+
+
 def possible(study: Study, stages: Sequence[Stage]) -> tuple[list[Stage], dict[str, str]]:
     """The stages that can be carried out, and the reason by the arm's name for the others.
 
@@ -97,7 +114,7 @@ def carry_out(study: Study, stages: Sequence[Stage], later: Sequence[Stage] = ()
     try:
         torch.set_num_threads(study.threads or len(os.sched_getaffinity(0)))
         doable, reasons = possible(study, stages)
-        examples = demonstrations(study.profile, study.output / "dataset", study.assets, max(1, _workers(study)), study.progress)
+        examples = demonstrations(study.profile, study.output / DEMONSTRATIONS, study.assets, max(1, _workers(study)), study.progress)
         runs = _Runs(study, examples)
         everything = [stage for stage in [*stages, *later] if study.base_of(stage.arm)]
         runs.check(everything)
@@ -132,8 +149,8 @@ class _Runs:
         """Raise `KitError` when there are records of runs that are not in the plan."""
         if strange := sorted(set(self.kept[0]) - {self.folder(stage.arm, stage.seed).name for stage in stages}):
             raise KitError(
-                f"{self.study.output / 'records'} holds a run that this plan does not make, {strange[0]}: it is of another profile or base, or of "
-                "demonstrations drawn on another machine", "give another --output",
+                f"{self.study.output / 'records'} holds a run that this plan does not make, {strange[0]}: it is of another profile, another base or "
+                "other demonstrations", "give another --output",
             )  # fmt: skip
 
     def recorded(self, stage: Stage) -> bool:

@@ -36,25 +36,17 @@ class ManiSkillSimulator:
     def __init__(self, task: Task, assets: str | Path, width: int, height: int, privileged: bool, protocol: Protocol, variant: Variant) -> None:
         self.task, self.instruction, self.variant, self.privileged = task, task.instruction, variant, privileged
         self.width, self.height = width, height
-        root = resolve_assets(assets)
-        self._env = _make_environment(task, variant, root, width, height)
+        self._assets = resolve_assets(assets)
+        self._env = _make_environment(task, variant, self._assets, width, height)
+        self._env._obs_mode = "none"
         self._grid = (self._env.xyz_configs, self._env.quat_configs)  # as converted by the first reset
-        self._source, self._target = self._env.objs[self._env.source_obj_name], self._env.objs[self._env.target_obj_name]
-        self._robot, self._links = self._env.agent.robot, self._env.agent.robot.links_map
-        self._home = self._robot.get_qpos().clone()  # as the first reset left it
-        self._ids = self._segmentation_ids()
+        self._dressed = protocol.setting == VARIANT_AGGREGATION
         self._photograph: Array | None = None  # uint8 (H, W, 3), shown wherever none of `_kept` is seen
-        self._kept: Array = self._env._segmentation_ids_to_keep.numpy()
         self._basket: Array | None = None  # bool (H, W), where the photograph shows it
-        self._dressing = None
-        if protocol.setting == VARIANT_AGGREGATION:
-            self._dressing = dress(self._env, task, variant, root / BRIDGE / "custom/models")
-            self._ids |= self._dressing.ids
-        else:
+        if not self._dressed:
             self._photograph = self._env._rgb_overlay_images[CAMERA].numpy()
             if task.name == "widowx_put_eggplant_in_basket":
                 self._basket = box_outline(task, (*BASKET_LOW[:2], 0.955), (*BASKET_HIGH[:2], 0.977), width, height)
-        self._env._obs_mode = "none"
         self._steps = 0
         self._segmentation: Array = np.zeros((height, width), np.int16)
 
@@ -71,13 +63,19 @@ class ManiSkillSimulator:
                 raise KitError(f"episode {episode} is outside the grid of {self.task.name}", f"choose 0 to {self.task.grid - 1}")
             self._env.xyz_configs, self._env.quat_configs = self._grid
             index = int(episode)
-        if self._dressing is not None:
+        # The scene is built anew: what PhysX remembers of an episode (contacts, their order, when a thing may come to rest) cannot be cleared, and
+        # ManiSkill leaves the motors on the last command. So an episode does not depend on which one was played before it.
+        _read_from(self._assets)
+        _, info = self._env.reset(seed=seed, options={"episode_id": torch.tensor([index]), "reconfigure": True})
+        self._source, self._target = self._env.objs[self._env.source_obj_name], self._env.objs[self._env.target_obj_name]
+        self._robot, self._links = self._env.agent.robot, self._env.agent.robot.links_map
+        self._ids, self._kept = self._segmentation_ids(), self._env._segmentation_ids_to_keep.numpy()
+        if self._dressed:
             place, turn = divmod(index, len(self._env.quat_configs))
             starts = torch.cat([self._env.xyz_configs[place], self._env.quat_configs[turn]], dim=1).numpy()  # 2 x 7
-            self._dressing.arrange(self.task, self.variant, starts[0], starts[1])
-        # ManiSkill lets objects fall before it moves the arm: where the last episode left the arm, it could knock them away.
-        self._env.agent.reset(self._home)
-        _, info = self._env.reset(seed=seed, options={"episode_id": torch.tensor([index])})
+            dressing = dress(self._env, self.task, self.variant, self._assets / BRIDGE / "custom/models")
+            dressing.arrange(self.task, self.variant, starts[0], starts[1])
+            self._ids |= dressing.ids
         self._steps = 0
         return self._observe(bool(info.get("success", False)), grasped=False)
 
@@ -154,15 +152,12 @@ def _make_environment(task: Task, variant: Variant, assets: Path, width: int, he
     try:
         import mani_skill.envs  # noqa: F401  (registers the environments)
         import sapien
-        from mani_skill.agents.robots.widowx.widowx import WidowX250S
         from mani_skill.envs.tasks.digital_twins.base_env import BaseDigitalTwinEnv
-        from mani_skill.envs.tasks.digital_twins.bridge_dataset_eval import base_env
         from mani_skill.utils.registration import REGISTERED_ENVS
     except ImportError as error:
         raise KitError(f"ManiSkill 3 cannot be imported ({error})", "run `make setup`, then `refinevla doctor`") from error
     logging.getLogger("mani_skill ").setLevel(logging.ERROR)  # (the blank is theirs) it warns, at every start, of what its own classes do
-    base_env.BRIDGE_DATASET_ASSET_PATH = assets / BRIDGE
-    WidowX250S.urdf_path = str(assets / "data/robots/widowx/wx250s.urdf")
+    _read_from(assets)
     overlays: dict[str, Any] = {}
     BaseDigitalTwinEnv._rgb_overlay_images = overlays
     BaseDigitalTwinEnv._objects_to_remove_from_greenscreen = []
@@ -186,3 +181,12 @@ def _make_environment(task: Task, variant: Variant, assets: Path, width: int, he
         raise
     environment._rgb_overlay_images = overlays
     return environment
+
+
+def _read_from(assets: Path) -> None:
+    """ManiSkill's classes build scenes from `assets` from now on; every simulator of a process says it again before it builds one."""
+    from mani_skill.agents.robots.widowx.widowx import WidowX250S
+    from mani_skill.envs.tasks.digital_twins.bridge_dataset_eval import base_env
+
+    base_env.BRIDGE_DATASET_ASSET_PATH = assets / BRIDGE
+    WidowX250S.urdf_path = str(assets / "data/robots/widowx/wx250s.urdf")

@@ -16,8 +16,8 @@ import pytest
 from experiments.analysis import PRIMARY, contrasts, load_results, panels, rates
 from experiments.design import PROFILES, plan
 from experiments.reasoning_loss import main
-from experiments.report import insert, write_report
-from experiments.runner import Study, carry_out
+from experiments.report import SHIPPED, insert, write_report
+from experiments.runner import Study, carry_out, start_from
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation import load_records
 from refinevla_kit.evaluation.statistics import compare, summarise
@@ -103,16 +103,29 @@ def test_what_is_done_is_not_done_again(study: Study) -> None:
 
 
 @pytest.mark.slow
-def test_records_alone_are_enough_to_go_on_and_are_not_mixed_with_others(study: Study, bases: dict[str, Path], tmp_path: Path) -> None:
+def test_records_and_demonstrations_are_enough_to_go_on_and_are_not_mixed_with_others(study: Study, bases: dict[str, Path], tmp_path: Path) -> None:
     """As on another machine, to which nobody carries checkpoints."""
-    for name in ("records", "dataset"):
-        shutil.copytree(study.output / name, tmp_path / name)
-    carried = replace(study, output=tmp_path)
+    shutil.copytree(study.output / "records", tmp_path / "published")
+    carried = replace(study, output=tmp_path / "elsewhere")
+    with pytest.raises(KitError, match="published has no dataset -> start without --published"):
+        start_from(tmp_path / "published", carried.output)
+    shutil.copytree(study.output / "dataset", tmp_path / "published/dataset")
+    start_from(tmp_path / "published", carried.output)
     carry_out(carried, plan(SMOKE))
-    assert not (tmp_path / "runs").exists()
-    assert load_records(tmp_path / "records") == load_records(study.output / "records")
+    assert not (carried.output / "runs").exists()
+    assert load_records(carried.output / "records") == load_records(study.output / "records")
     with pytest.raises(KitError, match=r"records holds a run that this plan does not make, .*-seed0-.* -> give another --output"):
         carry_out(replace(carried, base=bases["grounded"]), plan(SMOKE))
+
+
+@pytest.mark.slow
+def test_the_published_records_can_be_gone_on_with(tmp_path: Path) -> None:
+    """They are of the demonstrations beside them: otherwise this would be refused."""
+    study = Study(PROFILES["laptop"], REPOSITORY / "data/checkpoints/earlier_base", tmp_path / "laptop", progress=False)
+    start_from(SHIPPED, study.output)
+    first, *later = plan(study.profile)
+    carry_out(study, [first], later)
+    assert not (study.output / "runs").exists(), "nothing that is recorded is done again"
 
 
 @pytest.mark.slow
