@@ -80,6 +80,13 @@ def seed_differences(groups: Mapping[str, Mapping[str, SeedComparison]], claimed
         axes.set_ylim(y + 0.3, 0.8)
         points(axes)
         axes.grid(axis="y", visible=False)
+        handles = [
+            axes.plot([], [], "o", color=VERMILION, markerfacecolor="white", markersize=7, label="mean (filled: interval without 0)")[0],
+            axes.plot([], [], color=VERMILION, linewidth=4.5, alpha=0.4, label="95 %, over training seeds")[0],
+            axes.plot([], [], color=GREY, linewidth=1.0, label="95 %, these checkpoints")[0],
+            axes.plot([], [], "|", color=MUTED, markersize=6, markeredgewidth=1.1, label="one training seed")[0],
+        ]
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8)
     return figure
 
 
