@@ -182,6 +182,7 @@ def pretrain(
     batch_size: int = 64,
     learning_rate: float = 1e-3,
     pointing: Annotated[float, typer.Option(min=0, max=1, help="frames also asked for a thing's place, as a share of all")] = 0.25,
+    train_tower: Annotated[bool, typer.Option(help="the vision tower learns on with the language model")] = False,
     seed: int = 0,
     threads: Annotated[int | None, typer.Option(help="compute threads; default all cores")] = None,
 ) -> None:
@@ -195,7 +196,7 @@ def pretrain(
     from refinevla_kit.training.pretraining import PretrainingConfig, improve, pretrain, save_base
 
     torch.set_num_threads(threads or torch.get_num_threads())
-    config = PretrainingConfig(0 if base else grounding_steps, steps, batch_size, learning_rate, pointing, seed)
+    config = PretrainingConfig(0 if base else grounding_steps, steps, batch_size, learning_rate, pointing, train_tower, seed)
     vla = improve(base, dataset, driven or [], work, config) if base else pretrain(dataset, work, config, scenery or [])
     if PartialState().is_main_process:
         _print_json({"checkpoint": str(save_base(vla, output)), **vla.provenance})

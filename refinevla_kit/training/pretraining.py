@@ -39,6 +39,7 @@ class PretrainingConfig:
         grounding_steps: of 64 frames, tower alone; 0 leaves the tower as it was initialised (a control).
         steps, batch_size, learning_rate: of the language model.
         pointing: frames that are also asked for a thing's place, as a share of all.
+        train_tower: the tower learns on with the language model, instead of staying as grounding left it.
         seed: of everything.
     """
 
@@ -47,6 +48,7 @@ class PretrainingConfig:
     batch_size: int = 64
     learning_rate: float = 1e-3
     pointing: float = 0.25
+    train_tower: bool = False
     seed: int = 0
 
 
@@ -125,7 +127,7 @@ def _act_and_point(vla: CompactVLA, examples: Examples, places: Places, config: 
         del examples, points  # gigabytes, twice
     training = TrainingConfig(
         steps=config.steps, batch_size=config.batch_size, learning_rate=config.learning_rate, lambda_reasoning=1.0 if config.pointing else 0.0,
-        freeze_layers=0, validate_every=100, save_every=500, seed=config.seed,
+        freeze_layers=0, freeze_tower=not config.train_tower, validate_every=100, save_every=500, seed=config.seed,
     )  # fmt: skip
     return fine_tune(vla, both, training, work, "compact_base")
 
