@@ -2,9 +2,9 @@
 
     python -m experiments.grounding_bases OUTPUT [--episodes 100] [--steps 2500] [--grounding-steps 2500]
 
-Both see the same noisy demonstrations of the four tasks, and take the same steps of actions with the tower learning along, from the same first weights.
-OUTPUT/grounded began with grounding of the tower and was asked for places between actions; OUTPUT/ungrounded was not. Started again after a stop, it
-keeps what is done. Then: python -m experiments.reasoning_loss --grounding OUTPUT/grounded OUTPUT/ungrounded
+Both see the same noisy demonstrations of the four tasks, and take the same steps of actions with the tower learning along, from the same first
+weights. OUTPUT/grounded began with grounding of the tower and was asked for places between actions; OUTPUT/ungrounded was not. Started again after a
+stop, it keeps what is done. Then: python -m experiments.reasoning_loss --grounding OUTPUT/grounded OUTPUT/ungrounded
 """
 
 from __future__ import annotations
