@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
 from refinevla_kit.evaluation.intervals import Rate
@@ -81,10 +82,10 @@ def seed_differences(groups: Mapping[str, Mapping[str, SeedComparison]], claimed
         points(axes)
         axes.grid(axis="y", visible=False)
         handles = [
-            axes.plot([], [], "o", color=VERMILION, markerfacecolor="white", markersize=7, label="mean (filled: interval without 0)")[0],
-            axes.plot([], [], color=VERMILION, linewidth=4.5, alpha=0.4, label="95 %, over training seeds")[0],
-            axes.plot([], [], color=GREY, linewidth=1.0, label="95 %, these checkpoints")[0],
-            axes.plot([], [], "|", color=MUTED, markersize=6, markeredgewidth=1.1, label="one training seed")[0],
+            Line2D([], [], color=VERMILION, marker="o", markerfacecolor="white", markersize=7, linestyle="", label="mean (filled: interval without 0)"),
+            Line2D([], [], color=VERMILION, linewidth=4.5, alpha=0.4, label="95 %, over training seeds"),
+            Line2D([], [], color=GREY, linewidth=1.0, label="95 %, these checkpoints"),
+            Line2D([], [], color=MUTED, marker="|", markersize=6, markeredgewidth=1.1, linestyle="", label="one training seed"),
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8)
     return figure
