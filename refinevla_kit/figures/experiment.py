@@ -82,11 +82,12 @@ def seed_differences(groups: Mapping[str, Mapping[str, SeedComparison]], claimed
         points(axes)
         axes.grid(axis="y", visible=False)
         handles = [
-            Line2D([], [], color=VERMILION, marker="o", markerfacecolor="white", markersize=7, linestyle="", label="mean (filled: interval without 0)"),
+            Line2D([], [], color=VERMILION, marker="o", markerfacecolor="white", markersize=7, linestyle="",
+                   label="mean (filled: interval without 0)"),
             Line2D([], [], color=VERMILION, linewidth=4.5, alpha=0.4, label="95 %, over training seeds"),
             Line2D([], [], color=GREY, linewidth=1.0, label="95 %, these checkpoints"),
             Line2D([], [], color=MUTED, marker="|", markersize=6, markeredgewidth=1.1, linestyle="", label="one training seed"),
-        ]
+        ]  # fmt: skip
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8)
     return figure
 
