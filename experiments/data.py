@@ -17,14 +17,18 @@ from refinevla_kit.training.examples import Examples, find_rationales, load_exam
 
 def demonstrations(profile: Profile, folder: str | Path, assets: str = "embedded", workers: int = 1, progress: bool = True) -> Examples:
     """The profile's demonstrations with the oracle's rationales, one a segment; recorded into `folder` where they are not there yet."""
-    folder = Path(folder)
-    if not folder.exists():
+    prepare(profile, folder, assets, workers, progress)
+    return load_examples(folder, find_rationales(folder), strict=True)
+
+
+def prepare(profile: Profile, folder: str | Path, assets: str = "embedded", workers: int = 1, progress: bool = True) -> None:
+    """Record and annotate what `demonstrations` reads, where that has not been done."""
+    if not Path(folder).exists():
         record(
             folder, profile.tasks, profile.episodes_per_task, assets=assets, seed=profile.data_seed, workers=workers, disturb=profile.disturb,
             noise=profile.noise, settle=profile.settle, progress=progress,
         )  # fmt: skip
     annotate_dataset(folder, OracleTeacher(), progress=progress)
-    return load_examples(folder, find_rationales(folder), strict=True)
 
 
 def given_to(arm: Arm, examples: Examples) -> Examples:

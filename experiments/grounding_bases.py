@@ -12,13 +12,13 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-from refinevla_kit.episodes.recording import record
+from experiments.data import prepare
+from experiments.design import PROFILES
 from refinevla_kit.errors import KitError
 from refinevla_kit.policies.compact_vla import CompactConfig
-from refinevla_kit.tasks import WIDOWX_TASKS
-from refinevla_kit.teacher import OracleTeacher, annotate_dataset
 from refinevla_kit.training.pretraining import PretrainingConfig, pretrain, save_base
 
 DATA_SEED = 3000  # the demonstrations that policies are fine-tuned on have another
@@ -28,11 +28,9 @@ def make_bases(
     output: Path, episodes: int, steps: int, grounding_steps: int, batch_size: int = 64, workers: int = 2, model: CompactConfig | None = None
 ) -> list[Path]:
     """Record `episodes` demonstrations a task and make both bases in `output`; returns their folders, the grounded one first."""
-    data, tasks = output / "demonstrations", [task.name for task in WIDOWX_TASKS]
-    if not data.exists():
-        record(data, tasks, episodes, seed=DATA_SEED, workers=workers, disturb=0.1, noise=1.0, settle=8, progress=sys.stderr.isatty())
-    annotate_dataset(data, OracleTeacher(), progress=False)  # gives the rationales' words to the vocabulary, nothing else
-    made = []
+    data, made = output / "demonstrations", []
+    profile = replace(PROFILES["laptop"], episodes_per_task=episodes, data_seed=DATA_SEED)
+    prepare(profile, data, workers=workers, progress=sys.stderr.isatty())  # rationales give words to the vocabulary, nothing else
     for name, taught in (("grounded", True), ("ungrounded", False)):
         made.append(output / name)
         if made[-1].exists():

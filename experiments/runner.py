@@ -79,7 +79,8 @@ def start_from(finished: Path, output: Path) -> None:
         return
     if missing := [name for name in (STUDY, RECORDS, DEMONSTRATIONS) if not (finished / name).exists()]:
         raise KitError(f"{finished} has no {missing[0]}", "start without --published, or publish records first (python -m experiments.report)")
-    shutil.copytree(finished / DEMONSTRATIONS, output / DEMONSTRATIONS, dirs_exist_ok=True)
+    with replacing(output / DEMONSTRATIONS) as part:
+        shutil.copytree(finished / DEMONSTRATIONS, part)
     with replacing(output / "records") as part:
         part.mkdir()
         for name in (STUDY, RECORDS):
