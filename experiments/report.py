@@ -8,6 +8,7 @@ Without `--publish` it writes beside the records; with it, the records go into t
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -162,7 +163,7 @@ def _success(results: Results, setting: str) -> str:
     found = rates(results, setting)
     tasks = [*results.profile.tasks, AVERAGE]
     lines = [
-        [label(arm), *(rate_text(by_task[task], counts=task != AVERAGE) if task in by_task else "" for task in tasks)]
+        [arm_label(arm), *(rate_text(by_task[task], counts=task != AVERAGE) if task in by_task else "" for task in tasks)]
         for arm, by_task in found.items()
     ]  # fmt: skip
     return markdown(["arm", *map(label, tasks)], lines) if found else ""
@@ -172,7 +173,7 @@ def _costs(results: Results) -> str:
     heads = ["arm", "runs", "training, s", "a training step, s", "a control step, s", "held-out action accuracy",
              "held-out rationale loss, nats a token"]  # fmt: skip
     lines = [
-        [label(row["arm"]), str(row["runs"]), f"{row['training']:.0f}", f"{row['step']:.3f}", f"{row['control step']:.3f}",
+        [arm_label(row["arm"]), str(row["runs"]), f"{row['training']:.0f}", f"{row['step']:.3f}", f"{row['control step']:.3f}",
          *(f"{row[key]:.3f}" if key in row else "" for key in ("action_accuracy", "loss_reasoning"))]
         for row in costs(results)
     ]  # fmt: skip
@@ -184,7 +185,15 @@ def _pair(one: SeedComparison) -> str:
 
 
 def _named(a: str, b: str) -> str:
-    return f"{label(a)} minus {label(b)}"
+    return f"{arm_label(a)} minus {arm_label(b)}"
+
+
+def arm_label(name: str) -> str:
+    """What an arm is called: one of the main comparison as everywhere, one of a sweep with what is different about it."""
+    main = next((one for one in PRIMARY if name.startswith(f"{one}_")), "")
+    rest = re.sub(r"data (\d+)", r"\1 % of the data", name.removeprefix(f"{main}_").replace("_", " "))
+    rest = re.sub(r"depth (\d+)", r"\1 frozen", rest).replace("lambda ", "lambda = ").replace("grounded", "grounded base")
+    return f"{label(main)}, {rest}" if main else label(name).replace(name, rest)
 
 
 def main(arguments: list[str] | None = None) -> None:

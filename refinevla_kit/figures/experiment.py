@@ -126,7 +126,7 @@ def sensitivity(panels: Sequence[Panel]) -> Figure:
             axes.set_xticks(values, [f"{value:g}" for value in values])
             axes.set_ylim(-0.02, 1.02)
         all_axes[0].yaxis.set_major_formatter(PercentFormatter(1.0))
-        all_axes[0].set_ylabel("success at the last step, average of the tasks")
+        all_axes[0].set_ylabel("success, average of the tasks")
         handles = [all_axes[0].plot([], [], "o-", color=value, label=label(name))[0] for name, value in colour.items()]
         if len(colour) > 1:
             figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), labelcolor="linecolor", fontsize=9.5)

@@ -16,7 +16,7 @@ import pytest
 from experiments.analysis import PRIMARY, contrasts, load_results, panels, rates
 from experiments.design import PROFILES, plan
 from experiments.reasoning_loss import main
-from experiments.report import SHIPPED, insert, write_report
+from experiments.report import SHIPPED, arm_label, insert, write_report
 from experiments.runner import Study, carry_out, start_from
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation import load_records
@@ -169,6 +169,12 @@ def test_an_arm_that_freezes_all_there_is_stops_before_the_first_run(bases: dict
     with pytest.raises(KitError, match=r"freezes 5 language layers, .* has 5"):
         carry_out(Study(deep, bases["main"], tmp_path / "out", progress=False), plan(deep))
     assert not (tmp_path / "out" / "runs").exists()
+
+
+def test_arms_of_a_sweep_are_called_by_what_is_different_about_them() -> None:
+    assert [arm_label(name) for name in ("with_reasoning", "action_only_depth_1", "with_reasoning_data_25", "action_only_ungrounded", "lambda_0.1")] == [
+        "with reasoning loss", "actions only, 1 frozen", "with reasoning loss, 25 % of the data", "actions only, ungrounded base", "lambda = 0.1",
+    ]  # fmt: skip
 
 
 def test_generated_sections_replace_only_what_stands_between_their_markers(tmp_path: Path) -> None:
