@@ -8,6 +8,7 @@ Without `--publish` it writes beside the records; with it, the records go into t
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from experiments.analysis import PRIMARY, Results, by_variant, conclusion, contr
 from experiments.design import CLAIMED_GAIN, PROFILES
 from experiments.estimate import power_table
 from experiments.runner import DEMONSTRATIONS, RECORDS, STUDY
+from experiments.text_use import TEXT_USE
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.aggregation import AVERAGE
 from refinevla_kit.evaluation.training_seeds import SeedComparison
@@ -46,7 +48,7 @@ def write_report(records: str | Path, folder: str | Path, results: Results | Non
         save_figure(sensitivity(found), folder / "experiment_sensitivity", made_from)
     path = folder / "report.md"
     with replacing(path) as part:
-        part.write_text(results_text(results), encoding="utf-8")
+        part.write_text(results_text(results, text_use(records)), encoding="utf-8")
     return path
 
 
@@ -62,8 +64,22 @@ def main_groups(results: Results) -> dict[str, dict[str, SeedComparison]]:
     return {heading: group for heading, group in groups.items() if group}
 
 
-def results_text(results: Results) -> str:
-    """The report in Markdown."""
+def text_use(records: str | Path) -> str:
+    """What `experiments.text_use` measured, in Markdown; "" where it has not been run."""
+    if not (path := Path(records) / TEXT_USE).is_file():
+        return ""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    lines = [
+        [arm_label(one["arm"]), one["seed"], one["what"], f"{one['mean']:+.1f}" if " minus " in one["what"] else f"{one['mean']:.1f}",
+         f"{one['low']:.1f} to {one['high']:.1f}"]
+        for one in found["lines"]
+    ]  # fmt: skip
+    about = f"The same by the error of the commanded movement (sum over x, y and z), on a frame of each of {found['episodes']} demonstrations:"
+    return f"{about}\n\n{markdown(['arm', 'seed', 'movement', 'error, mm', '95 % over episodes'], lines)}"
+
+
+def results_text(results: Results, texts: str = "") -> str:
+    """The report in Markdown. `texts`: of `text_use`."""
     study, parts = results.study, list[str]()
     bases, data = study["bases"], study["data"]
     planned = sum(len(block.seeds) * len(block.arms) for block in results.profile.blocks)
@@ -89,7 +105,7 @@ def results_text(results: Results) -> str:
         parts += ["### Where it helps and where not: variants", _comparisons(list(variants.values()), name=lambda one: names[id(one)])]
     for block in (one for one in results.profile.blocks if one.exploratory):
         if found := contrasts(results, block):
-            parts += [f"### Exploratory, {block.name}: {block.question}", _comparisons(found)]
+            parts += [f"### Exploratory, {block.name}: {block.question}", _comparisons(found), *([texts] if block.name == "order" and texts else [])]
     for setting in (VISUAL_MATCHING, VARIANT_AGGREGATION):
         if success := _success(results, setting):
             parts += [f"### Success at the last step by arm, {label(setting)}, checkpoints as they are", success]
@@ -119,6 +135,8 @@ def publish(records: Path) -> Path:
     for name in (STUDY, RECORDS):
         if (SHIPPED / name).resolve() != (Path(records) / name).resolve():
             shutil.copyfile(Path(records) / name, SHIPPED / name)
+    if (texts := Path(records) / TEXT_USE).is_file() and texts.resolve() != (SHIPPED / TEXT_USE).resolve():
+        shutil.copyfile(texts, SHIPPED / TEXT_USE)
     if (demonstrations := Path(records).parent / DEMONSTRATIONS).exists():
         with replacing(SHIPPED / DEMONSTRATIONS) as part:
             shutil.copytree(demonstrations, part)

@@ -87,13 +87,24 @@ class CompactPolicy:
         return self.act_batch(np.asarray(image)[None], [self._instruction], None if proprioception is None else proprioception[None])[0]
 
     @torch.inference_mode()
-    def act_batch(self, images: Array, instructions: Sequence[str], proprioception: Array | None = None) -> list[Action]:
-        """See `Policy.act_batch`. All rows are decoded together; a policy that writes its rationale first decodes one by one, as texts differ."""
+    def act_batch(
+        self, images: Array, instructions: Sequence[str], proprioception: Array | None = None, rationales: Sequence[str] | None = None
+    ) -> list[Action]:
+        """See `Policy.act_batch`. All rows are decoded together; a policy that writes its rationale first decodes one by one, as texts differ.
+
+        Args:
+            rationales: one a row, to act on as if the policy had written it. None: it writes its own.
+        Raises:
+            KitError: rationales for a policy that acts first.
+        """
+        if rationales is not None and self.order == "action_first":
+            raise KitError(f"{self.name} acts before its rationale: no text changes what it does", "give a policy of the order 'rationale_first'")
         prefixes = [prefix_ids(self.vla.tokenizer, self.vla.image_tokens, text) for text in instructions]
         pixels, states = self.vla.pixel_values(np.asarray(images)), self.vla.states(proprioception)
         actions: list[Action] = []
         for rows in [slice(None)] if self.order == "action_first" else [slice(row, row + 1) for row in range(len(prefixes))]:
-            actions += self._decode(_Decoder(self.vla, pixels[rows], None if states is None else states[rows], prefixes[rows]))
+            decoder = _Decoder(self.vla, pixels[rows], None if states is None else states[rows], prefixes[rows])
+            actions += self._decode(decoder, None if rationales is None else rationales[rows.start])
         return actions
 
     @torch.inference_mode()
@@ -107,9 +118,9 @@ class CompactPolicy:
             decoder.feed(tokens[:, -1:])
         return self._text(decoder)
 
-    def _decode(self, decoder: _Decoder) -> list[Action]:
+    def _decode(self, decoder: _Decoder, given: str | None) -> list[Action]:
         """One action a row."""
-        text = self._text(decoder) if self.order == "rationale_first" else ""
+        text = "" if self.order == "action_first" else self._text(decoder) if given is None else self._take(decoder, given)
         tokens, log_probability = (x.cpu().numpy() for x in self._action_tokens(decoder))
         words = tokens - self._first  # B, T
         normalised, processed = self.vla.bins.decode_normalised(words), self.vla.bins.decode(words)
@@ -139,6 +150,13 @@ class CompactPolicy:
             written.append(int(token))
             logits = decoder.feed(token)
         return str(self.vla.tokenizer.decode(written)).strip()
+
+    def _take(self, decoder: _Decoder, text: str) -> str:
+        """Read `text` after the rationale marker, as if it had been written; an empty one leaves out the marker, as in training."""
+        words = self.vla.tokenizer.encode(text, add_special_tokens=False)
+        for token in [token_id(self.vla.tokenizer, RATIONALE), *words] if words else []:
+            decoder.feed(torch.tensor([[token]], device=self.vla.model.device))
+        return text
 
     def _column(self, batch: int, token: str) -> Tensor:
         return torch.full((batch, 1), token_id(self.vla.tokenizer, token), device=self.vla.model.device)

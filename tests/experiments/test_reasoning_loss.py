@@ -172,7 +172,8 @@ def test_an_arm_that_freezes_all_there_is_stops_before_the_first_run(bases: dict
 
 
 def test_arms_of_a_sweep_are_called_by_what_is_different_about_them() -> None:
-    assert [arm_label(name) for name in ("with_reasoning", "action_only_depth_1", "with_reasoning_data_25", "action_only_ungrounded", "lambda_0.1")] == [
+    names = "with_reasoning", "action_only_depth_1", "with_reasoning_data_25", "action_only_ungrounded", "lambda_0.1"
+    assert [arm_label(name) for name in names] == [
         "with reasoning loss", "actions only, 1 frozen", "with reasoning loss, 25 % of the data", "actions only, ungrounded base", "lambda = 0.1",
     ]  # fmt: skip
 

@@ -12,7 +12,7 @@ from refinevla_kit.errors import KitError
 from refinevla_kit.policies.action_tokens import BINS, UniformBins
 from refinevla_kit.policies.compact_policy import DECODINGS, CompactPolicy, load_policy
 from refinevla_kit.policies.compact_vla import STATISTICS, CompactConfig, CompactVLA, build, load, save
-from refinevla_kit.policies.sequence import prefix_ids
+from refinevla_kit.policies.sequence import answer_ids, prefix_ids
 from refinevla_kit.policies.spherical_grid import SphericalGrid
 from refinevla_kit.policies.vocabulary import ACTION, ACTION_TOKENS, LOCATION_TOKENS, first_action_id, token_id, train_vocabulary
 from refinevla_kit.settings import REPOSITORY
@@ -50,23 +50,28 @@ def test_a_saved_policy_acts_as_before(vla: CompactVLA, tmp_path: Path) -> None:
     assert not [path.name for path in (tmp_path / "checkpoint").iterdir() if path.suffix in (".bin", ".pt", ".pkl")]
 
 
+@pytest.mark.parametrize("given", [None, "the yellow block", ""])
 @pytest.mark.parametrize("decoding", DECODINGS)
-def test_cached_decoding_equals_teacher_forcing(vla: CompactVLA, decoding: str) -> None:
+def test_cached_decoding_equals_teacher_forcing(vla: CompactVLA, decoding: str, given: str | None) -> None:
+    """Acting first, and after a rationale that was given (an empty one: none, as in training)."""
     if decoding == "median" and not isinstance(vla.bins, UniformBins):
         with pytest.raises(KitError, match=r"cannot decode by 'median'.*choose 'greedy'"):
             CompactPolicy(vla, "p", decoding=decoding)
         return
-    action = CompactPolicy(vla, "p", decoding=decoding).act_batch(IMAGES[:1], [INSTRUCTION])[0]
+    policy = CompactPolicy(vla, "p", order="action_first" if given is None else "rationale_first", decoding=decoding)
+    action = policy.act_batch(IMAGES[:1], [INSTRUCTION], rationales=given if given is None else [given])[0]
     prefix = prefix_ids(vla.tokenizer, vla.image_tokens, INSTRUCTION)
-    answer = [vla.tokenizer.convert_tokens_to_ids(ACTION), *action.tokens.tolist()]
+    answer, _ = answer_ids(vla.tokenizer, action.tokens.tolist(), given or "", policy.order)
     types = [0] * len(prefix) + [1] * len(answer)
+    begin = len(prefix) + answer.index(vla.tokenizer.convert_tokens_to_ids(ACTION))
+    assert action.rationale == (given or "")
     with torch.no_grad():
         inputs = {"input_ids": torch.tensor([prefix + answer]), "token_type_ids": torch.tensor([types])}
         logits = vla.model(**inputs, pixel_values=vla.pixel_values(IMAGES[:1])).logits[0]
     first = first_action_id(vla.tokenizer)
     assert len(action.tokens) == len(vla.bins.ranges)
     for place, (low, high) in enumerate(vla.bins.ranges):
-        scores = logits[len(prefix) + place, first + low : first + high].log_softmax(-1)
+        scores = logits[begin + place, first + low : first + high].log_softmax(-1)
         said = int(action.tokens[place]) - first - low
         assert float(scores[said]) == pytest.approx(float(action.log_probability[place]), abs=1e-5)
         if decoding == "greedy":
@@ -74,6 +79,11 @@ def test_cached_decoding_equals_teacher_forcing(vla: CompactVLA, decoding: str) 
         else:
             below, up_to = float(scores[:said].exp().sum()), float(scores[: said + 1].exp().sum())
             assert below < 0.5 + 1e-5 and up_to > 0.5 - 1e-5, "as much is held likely on one side as on the other"
+
+
+def test_a_rationale_is_only_given_to_who_acts_after_it(vla: CompactVLA) -> None:
+    with pytest.raises(KitError, match=r"p acts before its rationale.*rationale_first"):
+        CompactPolicy(vla, "p").act_batch(IMAGES[:1], [INSTRUCTION], rationales=["the yellow block"])
 
 
 def test_a_batch_of_mixed_instructions_equals_one_by_one(vla: CompactVLA) -> None:
