@@ -4,7 +4,7 @@
 
 Both see the same noisy demonstrations of the four tasks, and take the same steps of actions with the tower learning along, from the same first
 weights. OUTPUT/grounded began with grounding of the tower and was asked for places between actions; OUTPUT/ungrounded was not. Started again after a
-stop, it keeps what is done. Then: python -m experiments.reasoning_loss --grounding OUTPUT/grounded OUTPUT/ungrounded
+stop, it keeps what is done. The shipped ones were made so; others go to the experiment by --grounding OUTPUT/grounded OUTPUT/ungrounded.
 """
 
 from __future__ import annotations

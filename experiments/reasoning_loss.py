@@ -19,6 +19,8 @@ from experiments.runner import Study, carry_out, possible, start_from
 from refinevla_kit.errors import KitError
 from refinevla_kit.settings import REPOSITORY
 
+CHECKPOINTS = REPOSITORY / "data" / "checkpoints"
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; see the module's docstring."""
@@ -27,9 +29,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", default="", help="comma-separated blocks; default all")
     parser.add_argument("--dry-run", action="store_true", help="print the plan, its episodes and about how long it takes; do nothing")
     parser.add_argument("--output", type=Path, help="default runs/experiment/<profile>")
-    parser.add_argument("--base", type=Path, default=REPOSITORY / "data/checkpoints/earlier_base")
-    twins = "two bases made alike, with and without grounding; without them the block `grounding` is left out"
-    parser.add_argument("--grounding", type=Path, nargs=2, metavar=("WITH", "WITHOUT"), default=(None, None), help=twins)
+    parser.add_argument("--base", type=Path, default=CHECKPOINTS / "earlier_base")
+    twins = [CHECKPOINTS / "grounded_base", CHECKPOINTS / "ungrounded_base"]
+    parser.add_argument("--grounding", type=Path, nargs=2, metavar=("WITH", "WITHOUT"), default=twins, help="bases of that block, made alike")
     parser.add_argument("--published", action="store_true", help="go on from the records and demonstrations in data/experiment")
     parser.add_argument("--assets", default="embedded", help="embedded | official | a folder")
     parser.add_argument("--workers", type=int, help="simulator processes; default one a core, 0 for none")
