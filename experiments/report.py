@@ -17,8 +17,7 @@ from pathlib import Path
 from experiments.analysis import PRIMARY, Results, by_variant, conclusion, contrasts, costs, interactions, load_results, panels, rates
 from experiments.design import CLAIMED_GAIN, PROFILES
 from experiments.estimate import power_table
-from experiments.runner import DEMONSTRATIONS, RECORDS, STUDY
-from experiments.text_use import TEXT_USE
+from experiments.runner import DEMONSTRATIONS, RECORDS, STUDY, TEXT_USE
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.aggregation import AVERAGE
 from refinevla_kit.evaluation.training_seeds import SeedComparison
@@ -74,7 +73,8 @@ def text_use(records: str | Path) -> str:
          f"{one['low']:.1f} to {one['high']:.1f}"]
         for one in found["lines"]
     ]  # fmt: skip
-    about = f"The same by the error of the commanded movement (sum over x, y and z), on a frame of each of {found['episodes']} demonstrations:"
+    frames = f"a frame of each of {found['episodes']} demonstrations, most of them trained on"
+    about = f"The same by the error of the commanded movement (sum over x, y and z), on {frames}:"
     return f"{about}\n\n{markdown(['arm', 'seed', 'movement', 'error, mm', '95 % over episodes'], lines)}"
 
 

@@ -35,7 +35,7 @@ from refinevla_kit.tasks import VARIANT_AGGREGATION
 from refinevla_kit.training.examples import Examples
 from refinevla_kit.training.policy_run import train_policy
 
-RUN, STUDY, RECORDS, DEMONSTRATIONS = "run.json", "study.json", "records.parquet", "dataset"
+RUN, STUDY, RECORDS, TEXT_USE, DEMONSTRATIONS = "run.json", "study.json", "records.parquet", "text_use.json", "dataset"
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def start_from(finished: Path, output: Path) -> None:
         shutil.copytree(finished / DEMONSTRATIONS, part)
     with replacing(output / "records") as part:
         part.mkdir()
-        for name in (STUDY, RECORDS):
+        for name in (STUDY, RECORDS, *([TEXT_USE] if (finished / TEXT_USE).exists() else [])):
             shutil.copyfile(finished / name, part / name)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from experiments.design import SHUFFLE_SEED
-from experiments.runner import DEMONSTRATIONS
+from experiments.runner import DEMONSTRATIONS, TEXT_USE
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.training_seeds import over_seeds
 from refinevla_kit.files import write_json
@@ -26,7 +26,6 @@ from refinevla_kit.policies.contract import Action, Array
 from refinevla_kit.training.controls import shuffle_rationales
 from refinevla_kit.training.examples import find_rationales, load_examples
 
-TEXT_USE = "text_use.json"
 STILL, FIRST = "no movement at all", "acting first"
 OWN, TRUE, OTHER = "after its own text", "after the teacher's", "after the teacher's about another episode"
 
