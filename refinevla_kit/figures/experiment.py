@@ -120,7 +120,8 @@ def sensitivity(panels: Sequence[Panel]) -> Figure:
             if panel.mark is not None:
                 axes.axvline(panel.mark, color=MUTED, linewidth=1.0, linestyle=(0, (4, 3)))
             if panel.claim:
-                axes.annotate(panel.claim, (0.03, 0.98), xycoords="axes fraction", fontsize=8, color=MUTED, va="top")
+                box = {"color": "white", "pad": 1.0}
+                axes.annotate(panel.claim, (0.03, 0.98), xycoords="axes fraction", fontsize=8, color=MUTED, va="top", bbox=box)
             axes.set_title(panel.title)
             axes.set_xlabel(panel.axis)
             axes.set_xticks(values, [f"{value:g}" for value in values])
