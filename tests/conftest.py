@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 settings.register_profile("kit", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("kit")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs deaf to it, and what they start is deaf too
 
 
 def optional_folder(variable: str, beside: str, holds: str, what: str) -> Path:
