@@ -17,7 +17,7 @@ from pathlib import Path
 from experiments.analysis import PRIMARY, Results, by_variant, conclusion, contrasts, costs, interactions, load_results, panels, rates
 from experiments.design import CLAIMED_GAIN, PROFILES
 from experiments.estimate import power_table
-from experiments.runner import DEMONSTRATIONS, RECORDS, STUDY, TEXT_USE
+from experiments.runner import DEMONSTRATIONS, RECORDS, STUDY, TEXT_USE, copy_records
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.aggregation import AVERAGE
 from refinevla_kit.evaluation.training_seeds import SeedComparison
@@ -132,11 +132,7 @@ def publish(records: Path) -> Path:
     """Make the records in `records` the repository's, with their pictures and the generated sections of docs/experiment.md."""
     load_results(records)  # before anything is replaced
     SHIPPED.mkdir(parents=True, exist_ok=True)
-    for name in (STUDY, RECORDS):
-        if (SHIPPED / name).resolve() != (Path(records) / name).resolve():
-            shutil.copyfile(Path(records) / name, SHIPPED / name)
-    if (texts := Path(records) / TEXT_USE).is_file() and texts.resolve() != (SHIPPED / TEXT_USE).resolve():
-        shutil.copyfile(texts, SHIPPED / TEXT_USE)
+    copy_records(Path(records), SHIPPED)
     if (demonstrations := Path(records).parent / DEMONSTRATIONS).exists():
         with replacing(SHIPPED / DEMONSTRATIONS) as part:
             shutil.copytree(demonstrations, part)
@@ -208,10 +204,12 @@ def _named(a: str, b: str) -> str:
 
 def arm_label(name: str) -> str:
     """What an arm is called: one of the main comparison as everywhere, one of a sweep with what is different about it."""
+    if (known := label(name)) != name:
+        return known
     main = next((one for one in PRIMARY if name.startswith(f"{one}_")), "")
     rest = re.sub(r"data (\d+)", r"\1 % of the data", name.removeprefix(f"{main}_").replace("_", " "))
     rest = re.sub(r"depth (\d+)", r"\1 frozen", rest).replace("lambda ", "lambda = ").replace("grounded", "grounded base")
-    return f"{label(main)}, {rest}" if main else label(name).replace(name, rest)
+    return f"{label(main)}, {rest}" if main else rest
 
 
 def main(arguments: list[str] | None = None) -> None:

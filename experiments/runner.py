@@ -23,7 +23,7 @@ import torch
 from tqdm.auto import tqdm
 
 from experiments.data import content_hash, demonstrations, given_to
-from experiments.design import Arm, Profile, Stage, run_key
+from experiments.design import Arm, Block, Profile, Stage, run_key
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation import evaluate, load_records
 from refinevla_kit.evaluation.records import EpisodeRecord, journal_path, save_parquet
@@ -83,8 +83,14 @@ def start_from(finished: Path, output: Path) -> None:
         shutil.copytree(finished / DEMONSTRATIONS, part)
     with replacing(output / "records") as part:
         part.mkdir()
-        for name in (STUDY, RECORDS, *([TEXT_USE] if (finished / TEXT_USE).exists() else [])):
-            shutil.copyfile(finished / name, part / name)
+        copy_records(finished, part)
+
+
+def copy_records(source: Path, target: Path) -> None:
+    """Copy what a folder of records holds into another that exists; nothing where both are the same."""
+    if source.resolve() != target.resolve():
+        for name in (STUDY, RECORDS, *([TEXT_USE] if (source / TEXT_USE).exists() else [])):
+            shutil.copyfile(source / name, target / name)
 
 
 def possible(study: Study, stages: Sequence[Stage]) -> tuple[list[Stage], dict[str, str]]:
@@ -157,8 +163,8 @@ class _Runs:
     def recorded(self, stage: Stage) -> bool:
         """True when all the stage's episodes were among the records when this process began."""
         runs, records = self.kept
-        played = [one.episode_id for one in records if (one.policy, one.seed, one.setting) == (stage.arm.name, stage.seed, stage.block.setting)]
-        return self.folder(stage.arm, stage.seed).name in runs and bool(played) and max(played) >= stage.block.starts - 1
+        played = [one for one in records if (one.policy, one.seed, one.setting) == (stage.arm.name, stage.seed, stage.block.setting)]
+        return self.folder(stage.arm, stage.seed).name in runs and _all_played(played, stage.block)
 
     def train(self, arm: Arm, seed: int) -> None:
         """Train a run that is not trained yet; one that was interrupted goes on."""
@@ -182,7 +188,7 @@ class _Runs:
         study, block, folder = self.study, stage.block, self.folder(stage.arm, stage.seed)
         path = folder / f"{block.setting}.parquet"
         variants = study.profile.variants if block.setting == VARIANT_AGGREGATION else None
-        if path.exists() and not journal_path(path).exists() and max(one.episode_id for one in load_records(path)) >= block.starts - 1:
+        if path.exists() and not journal_path(path).exists() and _all_played(load_records(path), block):
             return
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # the simulators have the other cores
@@ -227,6 +233,11 @@ def collect(study: Study, runs: _Runs, stages: Sequence[Stage], reasons: dict[st
     }  # fmt: skip
     write_json(target / STUDY, content)
     return target
+
+
+def _all_played(records: Iterable[EpisodeRecord], block: Block) -> bool:
+    """Whether the last of the block's starts is among the records of a run in its setting."""
+    return max((one.episode_id for one in records), default=-1) >= block.starts - 1
 
 
 def _kept(folder: Path) -> tuple[dict[str, dict[str, Any]], list[EpisodeRecord]]:
