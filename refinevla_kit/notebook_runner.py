@@ -20,21 +20,25 @@ from typing import Any
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.files import write_json
-from refinevla_kit.settings import NOTEBOOKS, REPOSITORY, check_kind, load_profile, parameter_names
+from refinevla_kit.settings import KINDS, NOTEBOOKS, REPOSITORY, check_kind, load_profile, parameter_names
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def parse_parameter(text: str) -> tuple[str, Any]:
-    """`name=value` as typed on a command line. Values are JSON or Python literals (`3`, `true`, `["a", "b"]`), else text."""
+    """`name=value` as typed on a command line. Values are JSON or Python literals (`3`, `true`, `["a", "b"]`), else text.
+
+    A parameter that is a text, such as a path, stays one: a folder may be called 2024 or 1e3.
+    """
     name, separator, value = text.partition("=")
     if not separator or not name.isidentifier():
         raise KitError(f"{text!r} is not name=value", "write a parameter as -p steps=40")
     for read in (json.loads, ast.literal_eval):
         try:
-            return name, read(value)
+            literal = read(value)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             continue
+        return name, literal if KINDS.get(name) is not str or literal is None or isinstance(literal, str) else value
     return name, value
 
 
@@ -64,11 +68,10 @@ def check_parameters(notebooks: Sequence[str], profile: str, parameters: Mapping
         if not any(name in names for names in known.values()):
             names = [n for n in dict.fromkeys(n for names in known.values() for n in names) if n not in ("profile", "output")]
             raise KitError(f"unknown parameter {name!r} of {', '.join(notebooks)}", f"choose from {', '.join(names)}")
-    each = {notebook: {name: value for name, value in parameters.items() if name in names} for notebook, names in known.items()}
-    for notebook, values in each.items():
-        for name, value in values.items():
-            check_kind(name, sections.get(notebook, {}).get(name), value)
-    return each
+    return {
+        notebook: {name: check_kind(name, sections.get(notebook, {}).get(name), value) for name, value in parameters.items() if name in names}
+        for notebook, names in known.items()
+    }
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import difflib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,14 +17,25 @@ from typing import Any
 import yaml
 
 from refinevla_kit.errors import KitError
+from refinevla_kit.files import write_json
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ("01_teacher_annotation", "02_fine_tuning", "03_simpler_evaluation", "04_attention_maps", "05_paper_figures")
 COMMON = ("profile", "output", "seed")
 
-_SIMPLE = (str, bool, int, float, list, tuple, dict, type(None))
-_NOT_PARAMETERS = ("In", "Out", "exit", "quit")  # IPython's own
+KINDS: dict[str, type] = {
+    **dict.fromkeys(("output", "dataset", "rationales", "base", "action_only", "with_reasoning", "frames"), str),
+    **dict.fromkeys(("records", "history", "attention", "experiment"), str),
+    **dict.fromkeys(("assets", "teacher", "model", "prices", "granularity", "camera", "gripper"), str),
+    **dict.fromkeys(("order", "starts", "setting", "backend", "task"), str),
+    **dict.fromkeys(("seed", "width", "layer", "threads", "requests_per_minute"), int),
+    **dict.fromkeys(("tasks", "variants"), list),
+    "budget_money": float, "confirm": bool, "deltas": bool, "columns": dict,
+}  # fmt: skip
+"""Kinds of the parameters that a profile may leave at null. Of any other parameter the profile's value shows the kind."""
+
 _READ = "_refinevla_settings_read"
+PLACES = "places.json"  # in a notebook's folder: what each path there was made from, and which was used last
 
 
 class Settings:
@@ -66,20 +77,83 @@ class Settings:
             raise KitError(f"the output folder {folder} cannot be made: {error.strerror}", "choose another `output`") from error
         return folder
 
+    def place(self, name: str, made_from: Mapping[str, Any]) -> Path:
+        """Where what is made from `made_from` lies in this notebook's folder. Later notebooks `find` the path that was given last.
+
+        Args:
+            name: its name, such as "dataset". It is numbered, "dataset-2", where that name was made from something else.
+            made_from: all that it depends on, as JSON can hold it. The same gives the same path, so that a notebook goes on with what is there.
+        """
+        wanted = json.loads(json.dumps(dict(made_from), default=str, sort_keys=True))
+        known, latest = _read_places(self.folder)
+        number, chosen = 1, name
+        while known.get(chosen) != wanted and (chosen in known or (self.folder / chosen).exists()):
+            number += 1
+            chosen = str(Path(name).with_name(f"{Path(name).stem}-{number}{Path(name).suffix}"))
+        if chosen != name:
+            print(f"{self.folder / name} was made from something else and stays as it is; this run's is {chosen}")
+        write_json(self.folder / PLACES, {"made_from": known | {chosen: wanted}, "latest": latest | {name: chosen}})
+        return self.folder / chosen
+
+    def remember(self, name: str, path: str | Path) -> Path:
+        """Have later notebooks `find` the existing `path` under `name`; it is returned."""
+        known, latest = _read_places(self.folder)
+        write_json(self.folder / PLACES, {"made_from": known, "latest": latest | {name: str(path)}})
+        return Path(path)
+
     def find(self, value: str | Path | None, run_path: str, shipped_name: str) -> Path:
-        """The input to read: `value` if one is given, else `output/run_path` if an earlier notebook left it, else `data/shipped_name`."""
+        """The input to read: `value` if one is given, else what an earlier notebook left last as `output/run_path`, else `data/shipped_name`.
+
+        Raises:
+            KitError: none of them exists, or what the earlier notebook left last is not there (any more).
+        """
         if value is not None:
             given = Path(value).expanduser()
             for candidate in (given, REPOSITORY / given):
                 if candidate.exists():
                     return candidate.resolve()
-            raise KitError(f"{value} does not exist", "give an existing path, or None for what the run folder or data/ holds")
-        for candidate in (self._values["output"] / run_path, REPOSITORY / "data" / shipped_name):
-            if candidate.exists():
-                return candidate
-        earlier = run_path.split("/")[0]
+            raise KitError(
+                f"{value} does not exist: there is no such file or folder in {Path.cwd()} or {REPOSITORY}",
+                "give an existing path, or None for what the run folder or data/ holds",
+            )
+        earlier, _, name = run_path.partition("/")
+        left = self._left(run_path)
+        if left is not None:
+            return left
+        shipped = REPOSITORY / "data" / shipped_name
+        if shipped.exists():
+            print(f"{self._values['output']} has no {name or 'result'} of notebook {earlier}: {shipped}, which the kit ships, is used")
+            return shipped
         remedy = "give a path as the parameter" if earlier == self._notebook else f"run notebook {earlier} first, or give a path as the parameter"
         raise KitError(f"neither {self._values['output'] / run_path} nor data/{shipped_name} exists", remedy)
+
+    def find_policies(self, names: Sequence[str]) -> dict[str, Path]:
+        """The checkpoint of each policy: the one given as the parameter of its name, else notebook 2's, else the shipped one.
+
+        Raises:
+            KitError: of those not given, notebook 2 left some and not others: they would be compared with policies of another training.
+        """
+        asked = [name for name in names if getattr(self, name) is None]
+        left = [name for name in asked if self._left(f"02_fine_tuning/{name}")]
+        if left and left != asked:
+            missing = ", ".join(name for name in asked if name not in left)
+            raise KitError(
+                f"notebook 02_fine_tuning left {', '.join(left)} in {self._values['output']}, but not {missing}",
+                f"run notebook 2 to its end, or give {missing} as a parameter",
+            )
+        return {name: self.find(getattr(self, name), f"02_fine_tuning/{name}", f"checkpoints/{name}") for name in names}
+
+    def _left(self, run_path: str) -> Path | None:
+        """What an earlier notebook left as `run_path`, None where it left nothing."""
+        earlier, _, name = run_path.partition("/")
+        folder = self._values["output"] / earlier
+        latest = _read_places(folder)[1].get(name)
+        path: Path = folder / (latest or name)
+        if path.exists():
+            return path
+        if latest is not None:
+            raise KitError(f"{path}, the {name} of notebook {earlier}, is not there", f"run notebook {earlier} to its end, or give a path")
+        return None
 
     def as_dict(self) -> dict[str, Any]:
         """The values as JSON can hold them (paths as strings), for summary.json."""
@@ -114,39 +188,112 @@ def read_settings(notebook: str, namespace: dict[str, Any]) -> Settings:
 
     Args:
         notebook: name without suffix, such as `01_teacher_annotation`.
-        namespace: the notebook's `globals()`. At the first call every public variable of a simple type counts as a parameter.
+        namespace: the notebook's `globals()`. In a kernel the names that the parameters cell and papermill's cell assign are parameters; elsewhere
+            every public variable of a simple type.
 
     Raises:
-        KitError: the profile or a parameter is unknown.
+        KitError: the profile or a parameter is unknown or of the wrong kind.
     """
-    profile = namespace.get("profile") or "laptop"
+    assigned, again = _assigned(namespace), namespace.get(_READ, False)
+    given = {name: namespace[name] for name in assigned if namespace.get(name) is not None}
+    profile = given.get("profile", "laptop")
     sections = load_profile(profile)
     if notebook not in sections:
         raise KitError(f"profile {profile!r} has no section {notebook!r}", f"name one of {', '.join(sections)}")
     values = sections[notebook]
     known = list(dict.fromkeys([*COMMON, *values, *parameter_names(notebook)]))
-    if _READ not in namespace:
-        for name, value in namespace.items():
-            if isinstance(value, _SIMPLE) and not name.startswith("_") and name not in _NOT_PARAMETERS and name not in known:
-                raise KitError(f"unknown parameter {name!r} of {notebook}{_suggest(name, known)}", f"choose from {', '.join(known)}")
+    for name in assigned:
+        # Outside of a kernel a later call sees what other lines have made, too: there only a near miss is an error.
+        if name not in known and (not again or difflib.get_close_matches(name, known, n=1, cutoff=0.8)):
+            raise KitError(f"unknown parameter {name!r} of {notebook}{_suggest(name, known)}", f"choose from {', '.join(known)}")
+    if not _cells(namespace):
         namespace[_READ] = True
-    given = {name: namespace[name] for name in known if namespace.get(name) is not None}
-    for name, value in given.items():
-        check_kind(name, values.get(name), value)
-    values |= given
-    output = namespace.get("output")
+    given = {name: check_kind(name, values.get(name), value) for name, value in given.items() if name in known}
+    output, seed = given.pop("output", None), given.pop("seed", 0)
+    if seed < 0:
+        raise KitError(f"seed is {seed}", "give a whole number from 0 on")
     folder = REPOSITORY / "runs" / profile if output is None else Path(output).expanduser().resolve()
-    seed = 0 if namespace.get("seed") is None else namespace["seed"]
-    return Settings(notebook, {"profile": profile, **dict.fromkeys(known), **values, "output": folder, "seed": seed})
+    return Settings(notebook, dict.fromkeys(known) | values | given | {"profile": profile, "output": folder, "seed": seed})
 
 
-def check_kind(name: str, usual: Any, value: Any) -> None:
-    """Raise `KitError` when `value` is of another kind than the profile's value `usual` (None admits anything)."""
-    if isinstance(usual, list) and isinstance(value, str):
+def _assigned(namespace: Mapping[str, Any]) -> list[str]:
+    """Names of the parameters that were set, known or not, in order.
+
+    What IPython's start-up files and other cells of the notebook define is none: a kernel keeps the source of each cell that was run in `In`.
+    """
+    cells = _cells(namespace)
+    if not cells:
+        simple = (str, bool, int, float, list, tuple, dict)
+        own = [name for name, value in namespace.items() if isinstance(value, simple) and not name.startswith("_")]
+        return [name for name in own if name not in ("In", "Out")]
+    names: dict[str, None] = {}
+    for source in reversed(cells):
+        found = _assignments(source)
+        injected = source.startswith("# Parameters")  # papermill's cell, run after the notebook's own
+        if injected or "profile" in found:
+            names |= dict.fromkeys(found)
+        if "profile" in found and not injected:
+            break
+    return list(names)
+
+
+def _cells(namespace: Mapping[str, Any]) -> list[str]:
+    """Sources of the cells that a kernel has run, in order; none outside of a kernel."""
+    cells = namespace.get("In")
+    return [source for source in cells if isinstance(source, str) and source] if isinstance(cells, list) else []
+
+
+def _assignments(source: str) -> list[str]:
+    """Names that a cell's own lines assign; none of a cell that is not plain Python."""
+    try:
+        body = ast.parse(source).body
+    except (SyntaxError, ValueError):
+        return []
+    targets: list[ast.expr] = []
+    for node in body:
+        if isinstance(node, ast.Assign):
+            targets += node.targets
+        elif isinstance(node, ast.AnnAssign) and node.value is not None:
+            targets.append(node.target)
+    return [node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)]
+
+
+def check_kind(name: str, usual: Any, value: Any) -> Any:
+    """`value` as a parameter of the kind of `usual`, the profile's value; of `KINDS` where the profile has none.
+
+    Raises:
+        KitError: it is of another kind.
+    """
+    kind = type(usual) if usual is not None else KINDS.get(name)
+    if value is None or kind is None:
+        return value
+    if kind is list and isinstance(value, str):
         remedy = f"with papermill write -y '{name}: [...]', with refinevla -p '{name}=[\"...\"]'"
         raise KitError(f"{name} is a list, not the text {value!r}", remedy)
-    if isinstance(usual, int | float) and (not isinstance(value, int | float) or isinstance(value, bool) != isinstance(usual, bool)):
-        raise KitError(f"{name} is {type(usual).__name__}, such as {usual}, not {value!r}", f"give {name} a value of that kind")
+    if kind is str and isinstance(value, Path):
+        return str(value)
+    if kind is str and type(value) is int:  # papermill reads a folder called 2024 as a number
+        return str(value)
+    if kind is list and isinstance(value, tuple):
+        return list(value)
+    numbers = (int, float) if kind in (int, float) else (kind,)
+    if not isinstance(value, numbers) or isinstance(value, bool) != (kind is bool) or (kind is int and value != int(value)):
+        word = {str: "a text", int: "a whole number", float: "a number", bool: "True or False", list: "a list", dict: "a mapping"}[kind]
+        example = "" if usual is None else f", such as {usual}"
+        raise KitError(f"{name} is {word}{example}, not {value!r}", f"give {name} a value of that kind")
+    return int(value) if kind is int else value
+
+
+def _read_places(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """(what each path in a notebook's folder was made from, the path used last under each name)."""
+    path = folder / PLACES
+    if not path.is_file():
+        return {}, {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return dict(found["made_from"]), dict(found["latest"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise KitError(f"{path} is damaged ({error})", "move the folder away, or give another output") from error
 
 
 def _suggest(name: str, known: list[str]) -> str:

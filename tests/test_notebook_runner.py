@@ -20,7 +20,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from refinevla_kit import notebook_runner, settings
 from refinevla_kit.errors import KitError
 from refinevla_kit.notebook_runner import failure_line, parse_parameter, run_notebooks, select_notebooks
-from refinevla_kit.settings import NOTEBOOKS
+from refinevla_kit.settings import KINDS, NOTEBOOKS
 
 WriteNotebook = Callable[..., None]
 
@@ -53,7 +53,12 @@ def test_values_are_literals_else_text() -> None:
             parse_parameter(wrong)
 
 
-names = st.from_regex(r"[a-z_]{1,10}", fullmatch=True).filter(str.isidentifier)
+def test_a_text_stays_a_text_whatever_it_looks_like() -> None:
+    texts = ["dataset=2024", "dataset=1e3", "base=007", "teacher=true", 'model="m"', "dataset=null"]
+    assert [parse_parameter(text)[1] for text in texts] == ["2024", "1e3", "007", "true", "m", None]
+
+
+names = st.from_regex(r"[a-z_]{1,10}", fullmatch=True).filter(str.isidentifier).filter(lambda name: name not in KINDS)
 values = st.integers() | st.booleans() | st.none() | st.lists(st.text()) | st.floats(allow_nan=False, allow_infinity=False)
 
 

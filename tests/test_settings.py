@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.settings import COMMON, NOTEBOOKS, REPOSITORY, load_profile, profile_names, read_settings
+from refinevla_kit.settings import COMMON, NOTEBOOKS, REPOSITORY, Settings, load_profile, profile_names, read_settings
 from refinevla_kit.tasks import TASKS
 
 NOTEBOOK = "02_fine_tuning"
@@ -50,6 +51,105 @@ def test_variables_of_later_cells_are_no_parameters() -> None:
     read_settings(NOTEBOOK, namespace)
     namespace |= {"losses": [1.0], "steps": 7}
     assert read_settings(NOTEBOOK, namespace).steps == 7
+
+
+class Kernel:
+    """A real IPython, as a notebook's kernel runs it: cells of source in, the settings that the second cell of a notebook reads out."""
+
+    def __init__(self, startup: str = "") -> None:
+        from IPython.core.interactiveshell import InteractiveShell
+
+        self.shell = InteractiveShell()
+        self.shell.ex(startup)  # as start-up files are run: outside of the history
+        self.shell.run_cell("from refinevla_kit.settings import read_settings", store_history=True)
+
+    def run(self, *cells: str) -> Settings:
+        for source in (*cells, f"settings = read_settings({NOTEBOOK!r}, globals())"):
+            self.shell.run_cell(source, store_history=True).raise_error()
+        return cast(Settings, self.shell.user_ns["settings"])
+
+
+PARAMETERS = "profile = 'smoke'\noutput = None\nseed = 0\nsteps = None\n"
+
+
+def test_a_misspelt_parameter_is_an_error_at_every_run_of_the_cell() -> None:
+    kernel = Kernel()
+    assert kernel.run(PARAMETERS, "losses = [1.0]").steps == 4
+    for _ in range(2):
+        with pytest.raises(KitError, match=r"unknown parameter 'stepps'.*did you mean 'steps'"):
+            kernel.run(PARAMETERS + "stepps = 9")
+    assert kernel.run(PARAMETERS.replace("steps = None", "steps = 9")).steps == 9, "mended, it runs"
+    with pytest.raises(KitError, match="unknown parameter 'lamda_reasoning'"):
+        kernel.run(PARAMETERS, "# Parameters\nlamda_reasoning = 0.1\n")
+
+
+def test_what_papermill_injects_is_a_parameter() -> None:
+    settings = Kernel().run(PARAMETERS, "# Parameters\nsteps = 7\nbatch_size = 3\n")
+    assert (settings.steps, settings.batch_size) == (7, 3)
+
+
+def test_names_of_start_up_files_and_of_other_cells_are_no_parameters() -> None:
+    """People keep `from math import *` and constants in IPython's start-up files; `threads` is a parameter that only the profile names."""
+    kernel = Kernel("from math import *\nDEBUG = True\nthreads = 99\norder = 'descending'")
+    settings = kernel.run(PARAMETERS, "scratch = 5\nfor pi in range(3): pass")
+    assert (settings.threads, settings.order) == (2, "action_first")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("base", 0.5, "base is a text"), ("threads", "two", "threads is a whole number, such as 2"), ("steps", 2.5, "steps is a whole number"),
+        ("steps", True, "steps is a whole number"), ("seed", -1, "seed is -1"), ("seed", "x", "seed is a whole number"),
+        ("rationales", ["a"], "a text"),
+    ],
+)  # fmt: skip
+def test_a_value_of_another_kind_is_refused(name: str, value: object, message: str) -> None:
+    with pytest.raises(KitError, match=message):
+        read_settings(NOTEBOOK, {"profile": "smoke", name: value})
+
+
+def test_a_folder_may_be_called_by_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = read_settings(NOTEBOOK, {"profile": "smoke", "dataset": 2024, "output": 7})
+    assert settings.output == tmp_path / "7"
+    with pytest.raises(KitError, match="2024 does not exist: there is no such file or folder"):
+        settings.find(settings.dataset, "x", "y")
+    (tmp_path / "2024").mkdir()
+    assert settings.find(settings.dataset, "x", "y") == tmp_path / "2024"
+
+
+def test_the_same_settings_go_on_and_others_get_a_place_of_their_own(tmp_path: Path) -> None:
+    settings = read_settings(NOTEBOOK, {"profile": "smoke", "output": str(tmp_path)})
+    first = settings.place("model", {"steps": 4})
+    first.mkdir()
+    assert settings.place("model", {"steps": 4}) == first == settings.folder / "model"
+    second = settings.place("model", {"steps": 8})
+    assert second == settings.folder / "model-2" and second == settings.place("model", {"steps": 8}), "before it is made, too"
+    second.mkdir()
+    later = read_settings("03_simpler_evaluation", {"profile": "smoke", "output": str(tmp_path)})
+    assert later.find(None, "02_fine_tuning/model", "demo") == second
+    settings.place("model", {"steps": 4})
+    assert later.find(None, "02_fine_tuning/model", "demo") == first, "the one that was used last"
+
+
+def test_what_nobody_knows_the_making_of_is_never_taken_over(tmp_path: Path) -> None:
+    settings = read_settings(NOTEBOOK, {"profile": "smoke", "output": str(tmp_path)})
+    (settings.folder / "table.parquet").touch()
+    assert settings.place("table.parquet", {}).name == "table-2.parquet"
+
+
+def test_a_result_that_the_run_should_have_is_not_replaced_by_a_shipped_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = read_settings(NOTEBOOK, {"profile": "smoke", "output": str(tmp_path)})
+    later = read_settings("03_simpler_evaluation", {"profile": "smoke", "output": str(tmp_path)})
+    names = ("action_only", "with_reasoning")
+    assert later.find_policies(names)["action_only"] == REPOSITORY / "data" / "checkpoints" / "action_only"
+    assert "which the kit ships, is used" in capsys.readouterr().out
+    settings.place("action_only", {}).mkdir()
+    with pytest.raises(KitError, match=r"left action_only in .* but not with_reasoning -> run notebook 2 to its end"):
+        later.find_policies(names)
+    settings.place("with_reasoning", {})
+    with pytest.raises(KitError, match="is not there -> run notebook 02_fine_tuning to its end"):
+        later.find_policies(names)
 
 
 def test_settings_are_frozen() -> None:

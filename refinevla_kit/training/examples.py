@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,20 +107,33 @@ def load_examples(
     return Examples(shown, acted, numbers, tuple(instructions), tuple(texts), about, np.concatenate(own))
 
 
-def find_rationales(dataset: str | Path, elsewhere: str | Path | None = None, reviews: bool = False) -> Path:
-    """The rationale table of a dataset: one named after it in the folder `elsewhere`, else the one beside it; the first by name of several.
+def find_rationales(
+    dataset: str | Path, elsewhere: str | Path | None = None, reviews: bool = False, last: str | Path | None = None
+) -> Path:
+    """The rationale table of a dataset. Of several the newest is taken, and a warning names it and the others.
 
     Args:
+        elsewhere: folder of tables named after their dataset; one there comes before those beside the dataset.
         reviews: instead of the table, the decisions about it; tables that nobody reviewed do not count.
+        last: the table that the run at hand wrote about this dataset last; it comes before all others.
     Raises:
         KitError: there is none.
     """
     suffix = SUFFIX if reviews else ".parquet"
-    files = sorted(Path(elsewhere).glob(f"{Path(dataset).resolve().name}-*{suffix}")) if elsewhere else []
-    files = files or sorted((Path(dataset) / "rationales").glob(f"*{suffix}"))
+    if last is not None:
+        written = Path(last).with_name(Path(last).name.removesuffix(".parquet") + suffix)
+        if written.is_file():
+            return written
+    named = re.compile(re.escape(Path(dataset).resolve().name) + r"-\D.*")  # and not "demo-2-...", of another dataset
+    files = [file for file in Path(elsewhere).glob(f"*{suffix}") if named.fullmatch(file.name)] if elsewhere else []
+    files = files or list((Path(dataset) / "rationales").glob(f"*{suffix}"))
     if not files:
         what, remedy = ("reviewed rationales", "review some in notebook 01") if reviews else ("rationales", "annotate it with notebook 01")
         raise KitError(f"{dataset} has no {what} beside it", f"{remedy}, or give `rationales` a parquet file")
+    files.sort(key=lambda file: (-file.stat().st_mtime_ns, file.name))
+    if others := ", ".join(file.name for file in files[1:]):
+        chosen = f"{files[0].name} of {files[0].parent} is taken, the newest; there are also {others}"
+        warnings.warn(f"{chosen} -> give `rationales` the file to take another", stacklevel=2)
     return files[0]
 
 

@@ -210,6 +210,18 @@ def test_rationales_in_the_run_folder_come_before_those_beside_the_dataset(tmp_p
     assert find_rationales(dataset, run) == dataset / "rationales" / "oracle-segment.parquet"
     (run / "mine-oracle-segment.parquet").touch()
     (run / "other-oracle-segment.parquet").touch()
+    (run / "mine-2-oracle-segment.parquet").touch()  # of a dataset called mine-2
     assert find_rationales(dataset, run) == run / "mine-oracle-segment.parquet"
     with pytest.raises(KitError, match="no rationales beside it"):
         find_rationales(tmp_path)
+
+
+def test_of_several_tables_the_runs_own_is_taken_else_the_newest_and_that_is_said(tmp_path: Path) -> None:
+    folder = tmp_path / "mine" / "rationales"
+    folder.mkdir(parents=True)
+    for age, teacher in enumerate(("zephyr", "gemini", "oracle")):
+        (folder / f"{teacher}-segment.parquet").touch()
+        os.utime(folder / f"{teacher}-segment.parquet", (1e9 - age, 1e9 - age))
+    with pytest.warns(UserWarning, match=r"zephyr-segment\.parquet .*newest.*gemini-segment\.parquet, oracle-segment\.parquet"):
+        assert find_rationales(tmp_path / "mine").name == "zephyr-segment.parquet"
+    assert find_rationales(tmp_path / "mine", last=folder / "gemini-segment.parquet").name == "gemini-segment.parquet"
