@@ -117,7 +117,7 @@ class Settings:
                 "give an existing path, or None for what the run folder or data/ holds",
             )
         earlier, _, name = run_path.partition("/")
-        left = self._left(run_path)
+        left = self.left(run_path)
         if left is not None:
             return left
         shipped = REPOSITORY / "data" / shipped_name
@@ -133,17 +133,17 @@ class Settings:
         Raises:
             KitError: of those not given, notebook 2 left some and not others: they would be compared with policies of another training.
         """
-        asked = [name for name in names if getattr(self, name) is None]
-        left = [name for name in asked if self._left(f"02_fine_tuning/{name}")]
+        asked = [name for name in names if getattr(self, name, None) is None]
+        left = [name for name in asked if self.left(f"02_fine_tuning/{name}")]
         if left and left != asked:
             missing = ", ".join(name for name in asked if name not in left)
             raise KitError(
                 f"notebook 02_fine_tuning left {', '.join(left)} in {self._values['output']}, but not {missing}",
                 f"run notebook 2 to its end, or give {missing} as a parameter",
             )
-        return {name: self.find(getattr(self, name), f"02_fine_tuning/{name}", f"checkpoints/{name}") for name in names}
+        return {name: self.find(getattr(self, name, None), f"02_fine_tuning/{name}", f"checkpoints/{name}") for name in names}
 
-    def _left(self, run_path: str) -> Path | None:
+    def left(self, run_path: str) -> Path | None:
         """What an earlier notebook left as `run_path`, None where it left nothing."""
         earlier, _, name = run_path.partition("/")
         folder = self._values["output"] / earlier

@@ -60,7 +60,7 @@ def test_hand_over_files(run: dict[str, Any]) -> None:
     folder = Path(run["output"])
     assert run["failed"] is None
     assert json.loads((folder / "01_teacher_annotation" / "dataset" / "meta" / "info.json").read_text())["codebase_version"] == "v3.0"
-    assert list((folder / "01_teacher_annotation" / "dataset" / "rationales").glob("*.parquet"))
+    assert list((folder / "01_teacher_annotation" / "rationales").glob("*.parquet"))
     for policy in ("action_only", "with_reasoning"):
         assert list((folder / "02_fine_tuning" / policy).rglob("*.safetensors")), policy
     assert (folder / "03_simpler_evaluation" / "records.parquet").is_file()

@@ -48,7 +48,7 @@ def demonstrations(source: str | Path, task: str, episodes: int, folder: Path, s
         source: folder of a dataset; or "embedded" or "official", the assets to record `episodes` new ones with, from random starts: frames that
             no policy was trained on. A dataset that has no demonstration of `task` with masks (another task's, a real robot's) is left aside,
             and new ones are recorded with the embedded assets.
-        folder: where new ones go; what is there is replaced.
+        folder: where new ones go; a recording that is there is taken as it is (`Settings.place` keeps others apart).
     """
     assets = str(source)
     if assets not in ("embedded", "official"):
@@ -56,9 +56,10 @@ def demonstrations(source: str | Path, task: str, episodes: int, folder: Path, s
         if any(info.task == task and found.masks(info.index) for info in found.episodes):
             return found
         assets = "embedded"
-    from refinevla_kit.episodes.recording import record
+    if not folder.exists():
+        from refinevla_kit.episodes.recording import record
 
-    record(folder, [find_task(task)], episodes, assets, seed=seed + UNSEEN, overwrite=True)
+        record(folder, [find_task(task)], episodes, assets, seed=seed + UNSEEN)
     return open_dataset(folder)
 
 

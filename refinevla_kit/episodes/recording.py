@@ -6,6 +6,7 @@ again. Processes are spawned, each keeps the simulator of the task it is at, and
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import os
 import time
@@ -147,6 +148,13 @@ def record(
     size = sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())
     seconds = round(time.perf_counter() - began, 1)
     return {"path": str(path), "episodes": kept, "frames": frames, "successes": successes, "failures": failures, "seconds": seconds, "bytes": size}
+
+
+def recording_code() -> str:
+    """Digest of the code that decides what a recording holds: settings alone do not tell two recordings apart."""
+    package = Path(__file__).resolve().parents[1]
+    sources = [*sorted((package / "simulator").rglob("*.py")), package / "tasks.py", Path(__file__)]
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
 
 
 def demonstrate(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -15,8 +15,11 @@ PANELS = {"action_l1": "L1 error of the actions", "action_accuracy": "accuracy o
           "loss_reasoning": "loss on rationale tokens"}  # fmt: skip
 
 
-def load_histories(path: str | Path) -> dict[str, pd.DataFrame]:
+def load_histories(path: str | Path, names: Collection[str] | None = None) -> dict[str, pd.DataFrame]:
     """Training histories by policy: of one file, or of every `history.jsonl` / `history.parquet` below a folder (none there: an empty dictionary).
+
+    Args:
+        names: of the policies wanted; None: all there are.
 
     A history has one row a logged step: columns step, split ("train", "validation"), policy and any of `PANELS`.
 
@@ -35,7 +38,7 @@ def load_histories(path: str | Path) -> dict[str, pd.DataFrame]:
             raise KitError(f"{file} is not a readable training history ({error})", "give the history that notebook 02 wrote") from error
         if missing := {"step", "split", "policy"} - set(frame.columns):
             raise KitError(f"{file} has no column {', '.join(sorted(missing))}", "give the history that notebook 02 wrote")
-        found |= {str(policy): rows for policy, rows in frame.groupby("policy", sort=False)}
+        found |= {str(policy): rows for policy, rows in frame.groupby("policy", sort=False) if names is None or policy in names}
     return found
 
 

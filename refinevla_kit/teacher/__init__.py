@@ -5,7 +5,7 @@ from importlib import import_module
 from typing import Any
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.teacher.annotation import annotate_dataset, estimate
+from refinevla_kit.teacher.annotation import annotate_dataset, estimate, written_by
 from refinevla_kit.teacher.answers import StoredRationale, Summary, load_rationales, lookup, summarise
 from refinevla_kit.teacher.estimate import Estimate, confirm
 from refinevla_kit.teacher.limits import Limits, Prices, parse_prices
@@ -22,7 +22,7 @@ TEACHERS = {
 __all__ = [
     "PARTS", "TEACHERS", "CallFailed", "Estimate", "Limits", "OracleTeacher", "Prices", "Rationale", "Refusal", "Reply", "Request", "StoredRationale",
     "Summary", "Teacher", "Usage", "annotate_dataset", "confirm", "estimate", "load_rationales", "lookup", "make_teacher", "parse_prices",
-    "summarise",
+    "summarise", "written_by",
 ]  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.teacher.answers import StoredRationale, load_rationales, lookup
+from refinevla_kit.teacher.answers import Span, StoredRationale, load_rationales, lookup
 from refinevla_kit.teacher.estimate import Estimate, estimate_calls
 from refinevla_kit.teacher.estimate import confirm as confirm_estimate
 from refinevla_kit.teacher.executors import Calls, connect
@@ -30,7 +30,7 @@ from refinevla_kit.teacher.store import Store
 if TYPE_CHECKING:
     from refinevla_kit.episodes import EpisodeDataset
 
-__all__ = ["StoredRationale", "annotate_dataset", "estimate", "keyframe_indices", "load_rationales", "lookup", "ranges", "requests"]
+__all__ = ["StoredRationale", "annotate_dataset", "estimate", "keyframe_indices", "load_rationales", "lookup", "ranges", "requests", "written_by"]
 
 
 def annotate_dataset(dataset: EpisodeDataset | str | Path, teacher: Teacher, granularity: str = "segment", keyframes: int = 3, progress: bool = True,
@@ -79,6 +79,22 @@ def estimate(dataset: EpisodeDataset | str | Path, teacher: Teacher, granularity
         return estimate_calls(opened, teacher, granularity, keyframes, limits, latency=latency)
     with Store(target, identity) as store:
         return estimate_calls(opened, teacher, granularity, keyframes, limits, store.done, store.spent, latency)
+
+
+def written_by(dataset: EpisodeDataset, teacher: Teacher, granularity: str = "segment", keyframes: int = 3) -> dict[str, Any]:
+    """What tells one table of answers from another: whose they are, and which dataset they are about, by its first episode.
+
+    A dataset that was moved, or has got more episodes, keeps its table.
+    """
+    digests: list[str] = []
+
+    def note(_: int, digest: str, __: list[Span]) -> list[Span]:
+        digests.append(digest)
+        return []
+
+    list(requests(dataset, granularity, keyframes, dataset.episodes[:1], note))
+    _, _, identity = _place(dataset, teacher, granularity, keyframes, None)
+    return identity | {"dataset": dataset.name, "first_episode": digests}
 
 
 def _place(dataset: EpisodeDataset | str | Path, teacher: Teacher, granularity: str, keyframes: int, output: str | Path | None,

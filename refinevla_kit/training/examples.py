@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import warnings
 from collections.abc import Sequence
@@ -41,6 +43,14 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.actions)
+
+    def digest(self) -> str:
+        """SHA-256 of everything that training reads."""
+        found = hashlib.sha256(json.dumps([self.instructions, self.rationales]).encode())
+        for array in (self.images, self.actions, self.episodes, self.proprioception):
+            if array is not None:
+                found.update(np.ascontiguousarray(array).tobytes())
+        return found.hexdigest()
 
     def split(self, every: int = 10) -> tuple[Array, Array]:
         """(training, validation) frame numbers, int64; every `every`-th episode is held out when there are that many."""

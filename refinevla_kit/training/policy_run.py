@@ -13,6 +13,13 @@ from refinevla_kit.files import sha256
 from refinevla_kit.policies.compact_vla import checkpoint_hash, load, save
 from refinevla_kit.training.examples import Examples
 from refinevla_kit.training.loop import TrainingConfig, Watch, fine_tune
+from refinevla_kit.training.resume import WITHOUT_EFFECT
+
+
+def made_from(base: str | Path, examples: Examples, config: TrainingConfig) -> dict[str, Any]:
+    """All that the policy of `train_policy` with these arguments depends on."""
+    settings = {name: value for name, value in asdict(config).items() if name not in WITHOUT_EFFECT}
+    return settings | {"base": checkpoint_hash(base), "examples": examples.digest()}
 
 
 def train_policy(

@@ -1,5 +1,6 @@
 """Joint training: the objective is the two averages it claims to be, frozen stays frozen, and a killed run continues bit for bit."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
