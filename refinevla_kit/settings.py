@@ -276,12 +276,13 @@ def check_kind(name: str, usual: Any, value: Any) -> Any:
         return str(value)
     if kind is list and isinstance(value, tuple):
         return list(value)
-    numbers = (int, float) if kind in (int, float) else (kind,)
-    if not isinstance(value, numbers) or isinstance(value, bool) != (kind is bool) or (kind is int and value != int(value)):
+    fits = isinstance(value, (int, float)) if kind in (int, float) else isinstance(value, kind)
+    whole = not isinstance(value, float) or value.is_integer()
+    if not fits or isinstance(value, bool) != (kind is bool) or (kind is int and not whole):
         word = {str: "a text", int: "a whole number", float: "a number", bool: "True or False", list: "a list", dict: "a mapping"}[kind]
         example = "" if usual is None else f", such as {usual}"
         raise KitError(f"{name} is {word}{example}, not {value!r}", f"give {name} a value of that kind")
-    return int(value) if kind is int else value
+    return int(value) if kind is int and isinstance(value, float) else value
 
 
 def _read_places(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:

@@ -92,7 +92,7 @@ def written_by(dataset: EpisodeDataset, teacher: Teacher, granularity: str = "se
         digests.append(digest)
         return []
 
-    list(requests(dataset, granularity, keyframes, dataset.episodes[:1], note))
+    list(requests(dataset, granularity, keyframes, list(dataset.episodes[:1]), note))
     _, _, identity = _place(dataset, teacher, granularity, keyframes, None)
     return identity | {"dataset": dataset.name, "first_episode": digests}
 
