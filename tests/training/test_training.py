@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.policies.action_tokens import ActionTokens, UniformBins
@@ -199,6 +200,31 @@ def test_a_damaged_state_says_how_to_start_again(vla: CompactVLA, examples: Exam
     fine_tune(vla, examples, CONFIG, tmp_path, "p", progress=False)
     (tmp_path / "resume" / "state.safetensors").write_bytes(b"half")
     with pytest.raises(KitError, match="delete that folder"):
+        fine_tune(build(SMALL, vla.tokenizer, vla.bins, seed=0), examples, CONFIG, tmp_path, "p", progress=False)
+
+
+STATES: dict[str, tuple[Any, str]] = {
+    "a tensor less": (lambda s: {k: v for k, v in s.items() if k != "model.lm_head.weight"}, r"1 tensors differ: model\.lm_head\.weight"),
+    "a tensor more": (lambda s: s | {"model.x.lora_A": torch.zeros(2)}, r"1 tensors differ: model\.x\.lora_A"),
+    "another shape": (lambda s: s | {"optimizer.0.exp_avg": torch.zeros(2)}, r"1 tensors differ: optimizer\.0\.exp_avg"),
+    "no number": (lambda s: s | {"optimizer.0.step": torch.tensor(torch.nan)}, r"no number \(optimizer\.0\.step\)"),
+}
+
+
+@pytest.mark.parametrize("kind", STATES)
+def test_a_state_whose_tensors_are_not_the_models_is_refused(vla: CompactVLA, examples: Examples, tmp_path: Path, kind: str) -> None:
+    change, says = STATES[kind]
+    fine_tune(vla, examples, CONFIG, tmp_path, "p", progress=False)
+    file = tmp_path / "resume" / "state.safetensors"
+    save_file(change(load_file(file)), file)
+    with pytest.raises(KitError, match=says):
+        fine_tune(build(SMALL, vla.tokenizer, vla.bins, seed=0), examples, CONFIG, tmp_path, "p", progress=False)
+
+
+def test_a_state_without_its_history_says_how_to_start_again(vla: CompactVLA, examples: Examples, tmp_path: Path) -> None:
+    fine_tune(vla, examples, CONFIG, tmp_path, "p", progress=False)
+    (tmp_path / "resume" / "rows.jsonl").unlink()
+    with pytest.raises(KitError, match=r"cannot be read .*rows\.jsonl.* delete that folder"):
         fine_tune(build(SMALL, vla.tokenizer, vla.bins, seed=0), examples, CONFIG, tmp_path, "p", progress=False)
 
 
