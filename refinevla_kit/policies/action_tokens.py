@@ -20,6 +20,7 @@ from refinevla_kit.errors import KitError
 from refinevla_kit.policies.contract import Array
 from refinevla_kit.simulator.contract import ACTION_NAMES
 
+STATISTICS = "dataset_statistics.json"  # the file of a checkpoint that holds its action tokens
 BINS = 255
 SMALLEST_RANGE = 1e-2  # a dimension that never moves (roll, pitch) still needs a range to divide
 MOST_OUTSIDE, MOST_FAR = 0.05, 0.02  # shares of actions; fitted at the 1 % and 99 % quantiles, at most 2 % + 2 of the very same data lie outside

@@ -25,13 +25,13 @@ from transformers.utils import logging as hub_logging
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.files import replacing, sha256, write_json
-from refinevla_kit.policies.action_tokens import ActionTokens, read_action_tokens
+from refinevla_kit.policies.action_tokens import STATISTICS, ActionTokens, read_action_tokens
 from refinevla_kit.policies.contract import Array
 from refinevla_kit.policies.robot_state import FEATURES, state_features
 from refinevla_kit.policies.vision_tower import ConvTowerConfig
 from refinevla_kit.policies.vocabulary import EOS, IMAGE, PAD, check_action_words, load_vocabulary, token_id
 
-STATISTICS, WEIGHTS = "dataset_statistics.json", "model.safetensors"
+WEIGHTS = "model.safetensors"
 FORMAT = "refinevla-compact-1"
 NUMBERS = ("BF16", "F16", "F32", "F64")  # dtypes a weight may be stored in; integers and 8-bit floats need a scale that nothing here applies
 COPY = "copy or make the whole folder again"
@@ -151,6 +151,14 @@ def build(config: CompactConfig, tokenizer: PreTrainedTokenizerFast, bins: Actio
     return CompactVLA(model.eval(), tokenizer, bins, {})
 
 
+def forget_state(vla: CompactVLA) -> None:
+    """Make a policy that reads the robot's own state one that does not, in place: the state's token leaves the sequence."""
+    tower: Any = vla.model.model.vision_tower
+    tower.config.state_size = vla._vision.state_size = 0
+    for part in ("state", "state_mean", "state_scale"):
+        delattr(tower, part)
+
+
 def save(vla: CompactVLA, path: str | Path, dtype: torch.dtype = torch.float32) -> Path:
     """Write a checkpoint directory: safetensors, config, tokenizer, dataset statistics. Appears whole or not at all."""
     with replacing(path) as part, _quiet():
@@ -216,8 +224,9 @@ def _read_model(directory: Path) -> PaliGemmaForConditionalGeneration:
     """The model of config.json with exactly the tensors of the file; transformers alone would make up what is missing."""
     if (kind := json.loads((directory / "config.json").read_text(encoding="utf-8")).get("model_type")) != PaliGemmaConfig.model_type:
         raise KitError(f"{directory}/config.json is of a {kind!r}, the compact VLA is a {PaliGemmaConfig.model_type!r}", COPY)
+    source: Any = PaliGemmaForConditionalGeneration  # its types do not know of the report
     with _quiet():
-        model, report = PaliGemmaForConditionalGeneration.from_pretrained(
+        model, report = source.from_pretrained(
             str(directory), dtype=torch.float32, local_files_only=True, use_safetensors=True, ignore_mismatched_sizes=True,
             output_loading_info=True,
         )  # fmt: skip
@@ -228,7 +237,8 @@ def _read_model(directory: Path) -> PaliGemmaForConditionalGeneration:
     if any(wrong.values()):
         said = "; ".join(f"{len(names)} {how}: {listed(names)}" for how, names in wrong.items() if names)
         raise KitError(f"the weights in {directory / WEIGHTS} are not those of its config.json ({said})", COPY)
-    return model
+    loaded: PaliGemmaForConditionalGeneration = model
+    return loaded
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:

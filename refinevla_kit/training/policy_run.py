@@ -10,6 +10,7 @@ import torch
 from accelerate import PartialState
 
 from refinevla_kit.files import sha256
+from refinevla_kit.policies.action_tokens import STATISTICS
 from refinevla_kit.policies.compact_vla import checkpoint_hash, load, save
 from refinevla_kit.training.examples import Examples
 from refinevla_kit.training.loop import TrainingConfig, Watch, fine_tune
@@ -38,7 +39,8 @@ def train_policy(
     vla.provenance.clear()
     vla.provenance.update(
         made_by="refinevla_kit.training.policy_run", name=name, order=config.order, training=asdict(config), frames=len(examples),
-        base=checkpoint_hash(base), base_statistics=sha256(Path(base) / "dataset_statistics.json")[:12], validation=history[-1],
+        base=checkpoint_hash(base), base_statistics=sha256(Path(base) / STATISTICS)[:12],
+        validation=next((row for row in reversed(history) if row["split"] == "validation"), None), reads_state=vla.reads_state,
     )  # fmt: skip
     save(vla, Path(output) / name, torch.bfloat16)  # as the base is; half the size
     state.wait_for_everyone()

@@ -69,8 +69,8 @@ def resume(folder: Path, vla: CompactVLA, optimizer: torch.optim.Optimizer, iden
         raise KitError(f"{folder} holds a run with another {', '.join(different)}", "give another output folder, or delete this one")
     trained = {f"model.{name}": p for name, p in vla.model.named_parameters() if p.requires_grad}
     wanted = {name: p.shape for name, p in trained.items()}
-    for index, p in enumerate(trained.values()):
-        wanted |= {f"optimizer.{index}.step": torch.Size([])} | {f"optimizer.{index}.{key}": p.shape for key in ("exp_avg", "exp_avg_sq")}
+    for number, p in enumerate(trained.values()):
+        wanted |= {f"optimizer.{number}.step": torch.Size([])} | {f"optimizer.{number}.{key}": p.shape for key in ("exp_avg", "exp_avg_sq")}
     shapes = {name: x.shape for name, x in tensors.items()}
     if strange := sorted(name for name in {**wanted, **shapes} if wanted.get(name) != shapes.get(name)):
         raise KitError(f"the state in {folder / RESUME} is not of this model ({len(strange)} tensors differ: {listed(strange)})", again)

@@ -212,7 +212,9 @@ def test_weights_that_are_not_the_models_are_refused_by_name(vla: CompactVLA, tm
 
 def test_a_config_of_another_size_is_not_filled_with_random_weights(vla: CompactVLA, tmp_path: Path) -> None:
     path = save(vla, tmp_path / "one") / "config.json"
-    path.write_text(path.read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 3').replace('"full_attention"\n', '"full_attention", "full_attention"\n'))
+    config = json.loads(path.read_text())
+    config["text_config"] |= {"num_hidden_layers": 3, "layer_types": ["full_attention"] * 3}
+    path.write_text(json.dumps(config))
     with pytest.raises(KitError, match=r"11 missing: model\.language_model\.layers\.2\."):
         load(tmp_path / "one")
 
