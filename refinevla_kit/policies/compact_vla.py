@@ -119,8 +119,13 @@ class CompactVLA:
         """`image_features` from pixel values (B, 3, H, W)."""
         return self.image_features(self.model.model.vision_tower(pixel_values=pixels).last_hidden_state, states)
 
-    def pixel_values(self, images: Array) -> Tensor:
-        """uint8 (B, H, W, 3) -> float32 (B, 3, height, width) in [-1, 1], area-resampled when the size differs; `KitError` for anything else."""
+    def pixel_values(self, images: Array | Sequence[Array]) -> Tensor:
+        """uint8 (B, H, W, 3) -> float32 (B, 3, height, width) in [-1, 1], area-resampled when the size differs; `KitError` for anything else.
+
+        B pictures of several sizes come as a sequence.
+        """
+        if len({np.shape(image) for image in images}) > 1:
+            return torch.cat([self.pixel_values(np.asarray(image)[None]) for image in images])
         config, images = self._vision, np.array(images)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
             raise KitError(f"pictures are {images.dtype} {images.shape[1:]}", "give RGB as the camera has it: uint8 (H, W, 3), 0 to 255")

@@ -245,6 +245,15 @@ def test_a_run_that_never_validated_says_so_in_its_checkpoint(vla: CompactVLA, e
     assert load(tmp_path / "p").provenance["validation"] is None
 
 
+@pytest.mark.parametrize("name", ["", "..", "a/b", "training"])
+def test_a_name_that_is_no_folders_is_refused(vla: CompactVLA, examples: Examples, tmp_path: Path, name: str) -> None:
+    base = save(vla, tmp_path / "base")
+    with pytest.raises(KitError, match=r"cannot be its folder's name -> choose another"):
+        train_policy(base, examples, CONFIG, tmp_path, name, progress=False)
+    with pytest.raises(KitError, match="is the base itself"):
+        train_policy(base, examples, CONFIG, tmp_path, "base", progress=False)
+
+
 def test_episodes_that_would_all_be_held_out_are_trained_on(vla: CompactVLA, examples: Examples, tmp_path: Path) -> None:
     alone = replace(examples, episodes=np.full(len(examples), 9))
     training, validation = alone.split()
