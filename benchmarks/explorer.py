@@ -64,10 +64,9 @@ def kernel(explorer: AttentionExplorer, moves: int) -> list[float]:
     return times
 
 
-def browser(explorer: AttentionExplorer, moves: int) -> list[float]:
+def browser(explorer: AttentionExplorer, moves: int, chromium: str) -> list[float]:
     from playwright.sync_api import sync_playwright
 
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
         page = opened.new_page(viewport={"width": 1250, "height": 900})
@@ -80,10 +79,13 @@ def browser(explorer: AttentionExplorer, moves: int) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--moves", type=int, default=60)
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        raise SystemExit("explorer: no Chromium on this machine -> run `make browser` as root, or install the package chromium")
     moves, random = parser.parse_args().moves, np.random.default_rng(0)
     frames = [frame(step, random) for step in range(FRAMES)]
     explorer = AttentionExplorer(frames, {name: [capture(name, random) for _ in frames] for name in ("action_only", "with_reasoning")})
-    found = {"kernel": kernel(explorer, moves), "browser": browser(explorer, moves)}
+    found = {"kernel": kernel(explorer, moves), "browser": browser(explorer, moves, chromium)}
     for name, times in found.items():
         print(f"{name:<8} {statistics.median(times):7.1f} ({max(times):.1f}) ms a move, {len(times)} moves")
     print(json.dumps({"benchmark": "explorer", **{name: {"median_ms": statistics.median(t), "largest_ms": max(t)} for name, t in found.items()}}))

@@ -49,7 +49,7 @@ def measure(output: Path, episodes: int = 96, seed: int = 0) -> Path:
     for run in _runs(output, "with_reasoning"):
         lines.append(_line(run, FIRST, error(load_policy(_checkpoint(run)).act_batch(examples.images[rows], instructions, own))))
     if not (found := _runs(output, "rationale_first")):
-        raise KitError(f"no run of rationale_first in {output / 'runs'}", "run the block `order` first (--only main,order)")
+        raise KitError(f"no run of rationale_first in {output / 'runs'}", "run `python -m experiments.reasoning_loss --only main,order` first")
     for run in found:
         policy, errors = load_policy(_checkpoint(run)), dict[str, Array]()
         for name, texts in ((OWN, None), (TRUE, examples.rationales), (OTHER, others)):

@@ -222,17 +222,19 @@ def preflight(
     task: Annotated[list[str] | None, typer.Option(help="repeatable; default the four WidowX tasks")] = None,
     episodes: Annotated[int, typer.Option(min=1, help="grid starts a task")] = 24,
 ) -> None:
-    """Compare a policy's conventions with the tasks', and measure what its action encoding leaves of demonstrations."""
+    """Compare a policy's conventions with the tasks', and measure what its action encoding leaves of demonstrations. Exit status 1 if they differ."""
     from refinevla_kit.evaluation.preflight import preflight as fly
     from refinevla_kit.policies.compact_policy import load_policy
     from refinevla_kit.tasks import WIDOWX_TASKS
 
-    policy, ceilings = load_policy(checkpoint), {}
+    policy, ceilings, differ = load_policy(checkpoint), {}, False
     for each in task or [each.name for each in WIDOWX_TASKS]:
         report = fly(policy, each, episodes, progress=sys.stderr.isatty())
         print(report, flush=True)
         ceilings[each] = report.ceiling and report.ceiling.rate
+        differ = differ or bool(report.mismatches)
     _print_json({"policy": policy.name, "ceiling": ceilings})
+    raise typer.Exit(1 if differ else 0)
 
 
 def _run(only: list[str], profile: str, output: Path | None, parameters: list[str] | None, threads: int | None) -> None:

@@ -6,7 +6,9 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,6 +55,12 @@ def write_json(path: str | Path, value: Any) -> Path:
     with replacing(path) as part:
         part.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     return Path(path)
+
+
+def file_name(text: str) -> str:
+    """`text` as a file's name without suffix: letters, digits, - and _. Names that had to be changed differ by a checksum."""
+    plain = re.sub(r"[^0-9A-Za-z_-]+", "_", text)[:120]
+    return plain if plain == text != "" else f"{plain}-{zlib.crc32(text.encode(errors='surrogatepass')):08x}"
 
 
 def sha256(path: str | Path) -> str:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.files import replacing, sha256, write_json
+from refinevla_kit.files import file_name, replacing, sha256, write_json
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -76,3 +76,16 @@ def test_full_disk_is_one_line_and_leaves_nothing(small_disk: Path) -> None:
     assert "\n" not in str(caught.value)
     assert json.loads(target.read_text()) == ["kept"]
     assert [path.name for path in small_disk.iterdir()] == ["records.json"]
+
+
+@given(st.text(), st.text())
+def test_any_name_is_a_files_and_two_names_are_two_files(tmp_path_factory: pytest.TempPathFactory, one: str, other: str) -> None:
+    path = tmp_path_factory.getbasetemp() / f"{file_name(one)}.txt"
+    path.write_text("")
+    assert path.parent == tmp_path_factory.getbasetemp() and path.with_suffix("").name == file_name(one)
+    assert (file_name(one) == file_name(other)) == (one == other)
+
+
+def test_a_plain_name_stays_as_it_is() -> None:
+    assert file_name("with_reasoning-2") == "with_reasoning-2"
+    assert file_name("openvla/7b v1.5").startswith("openvla_7b_v1_5-")

@@ -51,18 +51,18 @@ def capture(
 
 @torch.inference_mode()
 def capture_batch(
-    policy: CompactPolicy, images: Array, instructions: Sequence[str], actions: Sequence[Action] | None = None,
+    policy: CompactPolicy, images: Array | Sequence[Array], instructions: Sequence[str], actions: Sequence[Action] | None = None,
     rationales: Sequence[str] | None = None, proprioception: Array | None = None, queries: Sequence[str] = (ACTION_QUERY,), batch_size: int = 16,
 ) -> list[Capture]:  # fmt: skip
     """`capture` of B pictures, those with equally long sequences together; the same arguments in the plural.
 
     Args:
-        images: uint8 (B, H, W, 3). proprioception: float (B, 15).
+        images: uint8 (B, H, W, 3), or a sequence of B pictures of any sizes. proprioception: float (B, 15).
         batch_size: most pictures of one forward pass; one layer's attention of so many is in memory at a time.
     """
     sequences, answers = teacher_forced(policy, images, instructions, actions, rationales, proprioception, queries)
     vla = policy.vla
-    pixels, states = vla.pixel_values(np.asarray(images)), vla.states(proprioception)
+    pixels, states = vla.pixel_values(images), vla.states(proprioception)
     groups: dict[tuple[int, int], list[int]] = {}
     for row, sequence in enumerate(sequences):
         groups.setdefault((len(sequence.ids), sequence.prefix), []).append(row)
@@ -80,13 +80,12 @@ def capture_batch(
 
 
 def teacher_forced(
-    policy: CompactPolicy, images: Array, instructions: Sequence[str], actions: Sequence[Action] | None, rationales: Sequence[str] | None,
-    proprioception: Array | None, queries: Sequence[str],
+    policy: CompactPolicy, images: Array | Sequence[Array], instructions: Sequence[str], actions: Sequence[Action] | None,
+    rationales: Sequence[str] | None, proprioception: Array | None, queries: Sequence[str],
 ) -> tuple[list[TokenSequence], list[Action]]:  # fmt: skip
     """The sequences to feed, one a picture, and the actions in them: given ones, else the policy's own. Arguments as in `capture_batch`."""
     check_policy(policy)
     check_kinds(queries)
-    images = np.asarray(images)
     answers = policy.act_batch(images, instructions, proprioception) if actions is None else list(actions)
     sequences = []
     for row, (instruction, answer) in enumerate(zip(instructions, answers, strict=True)):
@@ -132,7 +131,7 @@ def _pack(policy: CompactPolicy, sequence: TokenSequence, action: Action, pictur
     labels = tuple(str(vla.tokenizer.decode([token])).strip() or " " for token in sequence.ids[vla.image_tokens :]) + (OWN_STATE,) * vla.reads_state
     words = sequence.prefix - vla.image_tokens
     return Capture(
-        found[..., : vla.patches].copy(), to_others, labels, words, sequence.queries, vla.grid, action, policy.name, policy.checkpoint_hash,
+        found[..., : vla.patches].copy(), to_others, labels, words, sequence.queries, vla.grid, action, policy.name, policy.checkpoint_hash or "",
         sequence.rationale, picture,
     )  # fmt: skip
 
@@ -148,7 +147,8 @@ def watching(policy: CompactPolicy, keep: Callable[[Tensor], None]) -> Iterator[
     def look(layer: nn.Module, _: object, output: tuple[Tensor, Tensor | None]) -> None:
         if output[1] is None:
             implementation = layer.config._attn_implementation  # type: ignore[union-attr]
-            raise KitError(f"the attention implementation {implementation!r} gives no weights", "load the policy with attn_implementation='eager'")
+            remedy = "call policy.vla.model.set_attn_implementation('eager')"
+            raise KitError(f"the attention implementation {implementation!r} gives no weights", remedy)
         keep(output[1])
 
     handles = [layer.self_attn.register_forward_hook(look) for layer in policy.vla.model.model.language_model.layers]

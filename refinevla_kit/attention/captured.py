@@ -127,7 +127,7 @@ def save_captures(captures: Sequence[Capture], path: str | Path) -> Path:
     Raises:
         KitError: no captures, or of two checkpoints.
     """
-    owners = {(one.policy, one.checkpoint_hash) for one in captures}
+    owners = {(one.policy, one.checkpoint_hash or "") for one in captures}
     if len(owners) != 1:
         what = f"captures of {len(owners)} policies for one file"
         raise KitError(what, "write one file a policy, with at least one capture")

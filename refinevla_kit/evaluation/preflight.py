@@ -1,4 +1,4 @@
-"""Before an evaluation: do the policy's conventions fit, and how well can anyone do through its action encoding?
+"""Before an evaluation: do the policy's conventions fit, and how well can anyone do through its action encoding? It reports; `evaluate` refuses.
 
 The scripted demonstrator plays each start four times: freely; its recorded actions replayed as they are (does the simulator repeat itself?); the same
 after the policy's own encoding and decoding; and in closed loop with every action passing through them. The last is the ceiling the policy's tokens
@@ -23,6 +23,7 @@ from refinevla_kit.tasks import MANISKILL, VISUAL_MATCHING, Task, find_task
 
 DIMENSIONS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 UNITS = ("mm", "mm", "mm", "deg", "deg", "deg", "")
+REFUSED = "evaluate() refuses this policy until that is mended; preflight only reports"
 SCALE = np.array([1e3, 1e3, 1e3, *[180 / np.pi] * 3, 1.0])  # metres and radians into `UNITS`
 
 
@@ -57,6 +58,8 @@ class Preflight:
     def __str__(self) -> str:
         lines = [f"preflight of {self.policy} on {self.task}"]
         lines += [f"  conventions: {each} -> {each.remedy}" for each in self.mismatches] or ["  conventions: nothing that differs"]
+        if self.mismatches:
+            lines.append(f"  {REFUSED}")
         rows = {
             "demonstrator": self.demonstrator, "its actions replayed": self.replay, "replayed through the policy's encoding": self.replay_encoded,
             "demonstrator acting through it (the ceiling)": self.ceiling,
@@ -84,7 +87,7 @@ def preflight(
     variant: str = "base",
     progress: bool = False,
 ) -> Preflight:
-    """Check the conventions of `policy` against those of `task`, and replay demonstrations through its action encoding (2 s a start).
+    """Compare the conventions of `policy` with those of `task`, and replay demonstrations through its action encoding (2 s a start).
 
     Args:
         policy: needs `round_trip(actions)` (see `Policy`) for the replay; without it only the conventions are checked.

@@ -88,8 +88,9 @@ class CompactPolicy:
 
     @torch.inference_mode()
     def act_batch(
-        self, images: Array, instructions: Sequence[str], proprioception: Array | None = None, rationales: Sequence[str] | None = None
-    ) -> list[Action]:
+        self, images: Array | Sequence[Array], instructions: Sequence[str], proprioception: Array | None = None,
+        rationales: Sequence[str] | None = None,
+    ) -> list[Action]:  # fmt: skip
         """See `Policy.act_batch`. All rows are decoded together; a policy that writes its rationale first decodes one by one, as texts differ.
 
         Args:
@@ -100,7 +101,7 @@ class CompactPolicy:
         if rationales is not None and self.order == "action_first":
             raise KitError(f"{self.name} acts before its rationale: no text changes what it does", "give a policy of the order 'rationale_first'")
         prefixes = [prefix_ids(self.vla.tokenizer, self.vla.image_tokens, text) for text in instructions]
-        pixels, states = self.vla.pixel_values(np.asarray(images)), self.vla.states(proprioception)
+        pixels, states = self.vla.pixel_values(images), self.vla.states(proprioception)
         actions: list[Action] = []
         for rows in [slice(None)] if self.order == "action_first" else [slice(row, row + 1) for row in range(len(prefixes))]:
             decoder = _Decoder(self.vla, pixels[rows], None if states is None else states[rows], prefixes[rows])

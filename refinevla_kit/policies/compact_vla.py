@@ -8,13 +8,16 @@ output head, so that "policy head trained, vocabulary frozen" can be said.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import Gemma2Config, PaliGemmaConfig, PaliGemmaForConditionalGeneration, PreTrainedTokenizerFast
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -22,14 +25,16 @@ from transformers.utils import logging as hub_logging
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.files import replacing, sha256, write_json
-from refinevla_kit.policies.action_tokens import ActionTokens, read_action_tokens
+from refinevla_kit.policies.action_tokens import STATISTICS, ActionTokens, read_action_tokens
 from refinevla_kit.policies.contract import Array
 from refinevla_kit.policies.robot_state import FEATURES, state_features
 from refinevla_kit.policies.vision_tower import ConvTowerConfig
 from refinevla_kit.policies.vocabulary import EOS, IMAGE, PAD, check_action_words, load_vocabulary, token_id
 
-STATISTICS = "dataset_statistics.json"
+WEIGHTS = "model.safetensors"
 FORMAT = "refinevla-compact-1"
+NUMBERS = ("BF16", "F16", "F32", "F64")  # dtypes a weight may be stored in; integers and 8-bit floats need a scale that nothing here applies
+COPY = "copy or make the whole folder again"
 
 
 @dataclass(frozen=True)
@@ -114,8 +119,13 @@ class CompactVLA:
         """`image_features` from pixel values (B, 3, H, W)."""
         return self.image_features(self.model.model.vision_tower(pixel_values=pixels).last_hidden_state, states)
 
-    def pixel_values(self, images: Array) -> Tensor:
-        """uint8 (B, H, W, 3) -> float32 (B, 3, height, width) in [-1, 1], area-resampled when the size differs; `KitError` for anything else."""
+    def pixel_values(self, images: Array | Sequence[Array]) -> Tensor:
+        """uint8 (B, H, W, 3) -> float32 (B, 3, height, width) in [-1, 1], area-resampled when the size differs; `KitError` for anything else.
+
+        B pictures of several sizes come as a sequence.
+        """
+        if len({np.shape(image) for image in images}) > 1:
+            return torch.cat([self.pixel_values(np.asarray(image)[None]) for image in images])
         config, images = self._vision, np.array(images)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
             raise KitError(f"pictures are {images.dtype} {images.shape[1:]}", "give RGB as the camera has it: uint8 (H, W, 3), 0 to 255")
@@ -146,11 +156,18 @@ def build(config: CompactConfig, tokenizer: PreTrainedTokenizerFast, bins: Actio
     return CompactVLA(model.eval(), tokenizer, bins, {})
 
 
+def forget_state(vla: CompactVLA) -> None:
+    """Make a policy that reads the robot's own state one that does not, in place: the state's token leaves the sequence."""
+    tower: Any = vla.model.model.vision_tower
+    tower.config.state_size = vla._vision.state_size = 0
+    for part in ("state", "state_mean", "state_scale"):
+        delattr(tower, part)
+
+
 def save(vla: CompactVLA, path: str | Path, dtype: torch.dtype = torch.float32) -> Path:
     """Write a checkpoint directory: safetensors, config, tokenizer, dataset statistics. Appears whole or not at all."""
-    with replacing(path) as part:
+    with replacing(path) as part, _quiet():
         part.mkdir(parents=True)
-        hub_logging.disable_progress_bar()
         exact = ("state_mean", "state_scale")  # in metres: bfloat16 would shift them by half a millimetre
         state = {name: x.detach() if name.endswith(exact) else x.detach().to(dtype) for name, x in vla.model.state_dict().items()}
         vla.model.save_pretrained(part, state_dict=state)
@@ -163,32 +180,94 @@ def load(path: str | Path) -> CompactVLA:
     """Read a checkpoint directory, in float32.
 
     Raises:
-        KitError: not a checkpoint, a damaged one, another format, or weights of another vocabulary.
+        KitError: not a checkpoint, a damaged one, another format, weights that are not exactly the model's, or of another vocabulary.
     """
     directory = Path(path)
     if not (directory / STATISTICS).is_file():
         what = f"{directory} is no checkpoint of the compact VLA ({STATISTICS} is missing)"
         raise KitError(what, "give a folder written by notebook 02 or shipped in data/checkpoints")
-    hub_logging.disable_progress_bar()  # a bar for a 20 MB file only flickers
+    _check_files(directory)
     try:
         statistics = json.loads((directory / STATISTICS).read_text(encoding="utf-8"))
         if statistics.get("format") != FORMAT:
             raise KitError(f"{directory} has format {statistics.get('format')!r}", f"this version reads {FORMAT!r}")
-        tokenizer = load_vocabulary(directory)
-        model = PaliGemmaForConditionalGeneration.from_pretrained(str(directory), dtype=torch.float32, local_files_only=True, use_safetensors=True)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise KitError(f"the checkpoint {directory} is damaged ({error})", "copy or make it again") from error
+        bins, provenance = read_action_tokens(statistics["action_tokens"]), dict(statistics["provenance"])
+        tokenizer, model = load_vocabulary(directory), _read_model(directory)
+    except KitError:
+        raise
+    except Exception as error:  # a foreign config fails in transformers in any way it likes
+        raise KitError(f"the checkpoint {directory} is damaged ({type(error).__name__}: {error})", COPY) from error
     words = model.get_input_embeddings().num_embeddings
     if words != len(tokenizer):
         raise KitError(
             f"the model in {directory} has {words} words, its tokenizer {len(tokenizer)}",
             "the files are of two checkpoints: copy the whole folder again",
         )
-    bins = read_action_tokens(statistics["action_tokens"])
     check_action_words(tokenizer, bins.words)
-    return CompactVLA(model.eval(), tokenizer, bins, statistics["provenance"])
+    return CompactVLA(model.eval(), tokenizer, bins, provenance)
+
+
+def _check_files(directory: Path) -> None:
+    """Raise `KitError` unless one whole file of numbers holds the weights."""
+    file = directory / WEIGHTS
+    if (directory / "adapter_config.json").exists():  # transformers would follow it to another base
+        raise KitError(f"{directory} holds an adapter", "merge it into its base (peft's merge_and_unload) and save the whole model")
+    if not file.is_file():
+        parts = sorted(part.name for part in directory.glob("model-*-of-*.safetensors"))
+        what = f"{directory} has no {WEIGHTS}" + (f", only parts of one ({listed(parts)})" if parts else "")
+        raise KitError(what, "save the model in one file (save_pretrained(max_shard_size='100GB'))" if parts else COPY)
+    try:
+        with safe_open(file, "pt") as tensors:
+            kinds = {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118, it is no dict
+    except (SafetensorError, OSError) as error:
+        raise KitError(f"the checkpoint {directory} is damaged ({error})", COPY) from error
+    if strange := [f"{name} of {kind}" for name, kind in kinds.items() if kind not in NUMBERS]:
+        raise KitError(f"{file} holds {listed(strange)}", f"store the weights as one of {', '.join(NUMBERS)}, not quantised")
+
+
+def _read_model(directory: Path) -> PaliGemmaForConditionalGeneration:
+    """The model of config.json with exactly the tensors of the file; transformers alone would make up what is missing."""
+    if (kind := json.loads((directory / "config.json").read_text(encoding="utf-8")).get("model_type")) != PaliGemmaConfig.model_type:
+        raise KitError(f"{directory}/config.json is of a {kind!r}, the compact VLA is a {PaliGemmaConfig.model_type!r}", COPY)
+    source: Any = PaliGemmaForConditionalGeneration  # its types do not know of the report
+    with _quiet():
+        model, report = source.from_pretrained(
+            str(directory), dtype=torch.float32, local_files_only=True, use_safetensors=True, ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )  # fmt: skip
+    shapes = [f"{name} {tuple(found)} for {tuple(wanted)}" for name, found, wanted in report["mismatched_keys"]]
+    wrong = {"missing": sorted(report["missing_keys"]), "unknown": sorted(report["unexpected_keys"]), "of another shape": sorted(shapes)}
+    if not any(wrong.values()):
+        wrong["not finite"] = [name for name, x in model.state_dict().items() if not torch.isfinite(x).all()]
+    if any(wrong.values()):
+        said = "; ".join(f"{len(names)} {how}: {listed(names)}" for how, names in wrong.items() if names)
+        raise KitError(f"the weights in {directory / WEIGHTS} are not those of its config.json ({said})", COPY)
+    loaded: PaliGemmaForConditionalGeneration = model
+    return loaded
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """The first few of many names."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No bar (it only flickers for 20 MB) and no report from transformers inside; the user's own settings afterwards."""
+    bars, hub_bars = hub_logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    level = hub_logging.get_verbosity()
+    hub_logging.disable_progress_bar()
+    hub_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hub_logging.set_verbosity(level)
+        if bars:
+            hub_logging.enable_progress_bar()
+        if not hub_bars:  # transformers switches both with one call
+            disable_progress_bars()
 
 
 def checkpoint_hash(path: str | Path) -> str:
     """First 12 hex digits of the SHA-256 over the checkpoint's weights; goes into every evaluation record."""
-    return sha256(Path(path) / "model.safetensors")[:12]
+    return sha256(Path(path) / WEIGHTS)[:12]

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.policies.sequence import ORDERS
@@ -11,21 +16,28 @@ from refinevla_kit.training.examples import Examples
 MODES = ("full", "upper", "lora")
 PRECISIONS = ("bf16", "fp32")
 LEAST_GRACE = 100  # steps; before them nothing is learned that could have collapsed
+LEAST_WHOLE = {
+    "steps": 1, "batch_size": 1, "freeze_layers": 0, "validate_every": 0, "save_every": 0, "seed": 0, "lora_rank": 1, "accumulate": 1,
+    "early_stop": 0, "collapse_grace": 0,
+}  # fmt: skip
+NOT_NEGATIVE = ("learning_rate", "warmup", "weight_decay", "clip", "lambda_reasoning", "lora_alpha", "cache_limit_gb")
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How to fine-tune.
+    """How to fine-tune. Making one raises `KitError` for a setting that cannot work.
 
     Attributes:
         steps, batch_size: optimiser steps, frames a step (over all processes).
-        learning_rate: peak, after a linear warm-up over `warmup` of the steps; then a cosine down to a tenth.
+        learning_rate: peak, after a linear warm-up over `warmup` of the steps, a share in [0, 1); then a cosine down to a tenth.
+        clip: largest norm of the gradient; 0 never clips.
         lambda_reasoning: weight of the rationale loss; 0 leaves the rationales out of the sequence (nothing to pay for).
         freeze_layers: lower language layers frozen, with projector and embeddings when there are any.
         freeze_tower: the vision tower is frozen; its tokens are then computed once and kept.
         order: "action_first" or "rationale_first".
         precision: "bf16" (autocast) or "fp32".
-        validate_every, save_every: steps between evaluations on held-out episodes and between resumable states.
+        validate_every, save_every: steps between evaluations on held-out episodes and between resumable states; both come after the last step too.
+            0 is never.
         seed: of the batches, and of the adapters' first values; same seed, same run.
         mode: "upper" trains what lies above the `freeze_layers`; "lora" trains low-rank adapters of those layers' linear maps and nothing else,
             merged into plain weights at the end; "full" trains everything, whatever `freeze_layers` says (the tower as `freeze_tower` says).
@@ -64,6 +76,33 @@ class TrainingConfig:
     collapse_grace: int | None = None
     tensorboard: bool = False
 
+    def __post_init__(self) -> None:
+        for name in (*LEAST_WHOLE, *NOT_NEGATIVE):
+            value: Any = getattr(self, name)
+            whole, least = name in LEAST_WHOLE, LEAST_WHOLE.get(name, 0)
+            if name == "collapse_grace" and value is None:
+                continue
+            kind: Any = Integral if whole else Real
+            if isinstance(value, bool) or not isinstance(value, kind) or not least <= value < math.inf:
+                raise KitError(f"{name} is {value!r}", f"give a {'whole ' if whole else ''}number, {least} or more")
+            object.__setattr__(self, name, int(value) if whole else float(value))  # numpy's own numbers are not written to JSON
+        if self.warmup >= 1:
+            steps = f"; for {self.warmup:g} of the {self.steps} steps give {self.warmup / self.steps:.3g}" if self.warmup < self.steps else ""
+            raise KitError(f"warmup is {self.warmup:g}", f"give the share of the steps in which the rate rises, 0 to less than 1{steps}")
+        if self.accumulate > self.batch_size:
+            what = f"{self.batch_size} frames a step cannot be computed in {self.accumulate} parts"
+            raise KitError(what, f"set accumulate to 1 to {self.batch_size}")
+        if self.early_stop and not self.validate_every:
+            what = f"early_stop={self.early_stop} waits for evaluations, and validate_every=0 makes none"
+            raise KitError(what, "set validate_every, or early_stop to 0")
+        allowed = {"mode": MODES, "order": ORDERS, "precision": PRECISIONS, "cache": ("auto", "on", "off"), "cache_precision": ("same", *PRECISIONS)}
+        for setting, values in allowed.items():
+            if (value := getattr(self, setting)) not in values:
+                raise KitError(f"unknown {setting} {value!r}", f"choose one of {', '.join(values)}")
+        if self.cache == "on" and not self.caches(0):
+            what = "nothing can be cached: the layers below the first trained one change during training"
+            raise KitError(what, 'freeze at least one language layer and the tower, or set cache to "auto" or "off"')
+
     @property
     def depth(self) -> int:
         """Lower language layers that stay as they are."""
@@ -91,19 +130,11 @@ class TrainingConfig:
 
 
 def check(examples: Examples, config: TrainingConfig) -> None:
-    """Raises `KitError` for examples or settings that cannot be trained with."""
+    """Raises `KitError` for examples that cannot be trained with in this way."""
     if len(examples) == 0:
         raise KitError("no training examples", "record at least one episode")
-    if config.steps < 1 or config.batch_size < 1:
-        raise KitError(f"{config.steps} steps of {config.batch_size} frames", "ask for at least one of each")
-    if not 1 <= config.accumulate <= config.batch_size:
-        raise KitError(f"{config.batch_size} frames a step cannot be computed in {config.accumulate} parts", f"choose 1 to {config.batch_size}")
     if config.lambda_reasoning > 0 and not any(examples.rationales):
         raise KitError("the reasoning loss is on, but no frame has a rationale", "annotate the dataset (notebook 01) or set lambda_reasoning to 0")
-    allowed = {"mode": MODES, "order": ORDERS, "precision": PRECISIONS, "cache": ("auto", "on", "off"), "cache_precision": ("same", *PRECISIONS)}
-    for setting, values in allowed.items():
-        if (value := getattr(config, setting)) not in values:
-            raise KitError(f"unknown {setting} {value!r}", f"choose one of {', '.join(values)}")
-    if config.cache == "on" and not config.caches(len(examples)):
-        what = "nothing can be cached: the layers below the first trained one change during training"
-        raise KitError(what, 'freeze at least one language layer and the tower, or set cache to "auto" or "off"')
+    if examples.proprioception is not None and not (known := np.isfinite(examples.proprioception).all(axis=1)).all():
+        what = f"the robot's state holds what is no number, first in episode {int(examples.episodes[~known][0])}"
+        raise KitError(what, "leave that episode out, or mend its observation.state")

@@ -9,16 +9,23 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from refinevla_kit.episodes import open_dataset
+from refinevla_kit.episodes.contract import STATE_NAMES
 from refinevla_kit.errors import KitError
+from refinevla_kit.policies.action_tokens import STATISTICS, check_actions, read_action_tokens
 from refinevla_kit.policies.contract import Array
+from refinevla_kit.policies.robot_state import PROPRIOCEPTION
+from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.teacher.answers import StoredRationale, load_rationales, lookup
 from refinevla_kit.teacher.reviews import SUFFIX, load_decisions, reviewed
 
 REVIEWED = "reviewed"
+SHIPPED_BASE = REPOSITORY / "data" / "checkpoints" / "compact_base"
+LOOKED_AT = 200  # episodes whose actions are compared with a base before anything is paid
 
 
 @dataclass(frozen=True)
@@ -29,7 +36,7 @@ class Examples:
         images: uint8 (N, H, W, 3). actions: float32 (N, 7), as recorded (units of `Simulator.step`); NaN where a frame is only spoken
             about. episodes: int64 (N,).
         instructions, rationales: one text a frame; a rationale is "" where none was written, or none that is trained on.
-        proprioception: float32 (N, P), as recorded; None where nothing reads it.
+        proprioception: float32 (N, 15), the kit's own state (`Observation.proprioception`); (N, 0) or None where the data have none or another.
         about: which rationales these are and how many were left out, one line.
     """
 
@@ -52,18 +59,28 @@ class Examples:
                 found.update(np.ascontiguousarray(array).tobytes())
         return found.hexdigest()
 
+    @property
+    def stateful(self) -> bool:
+        """The robot's own state is there, in the form that policies read."""
+        return self.proprioception is not None and self.proprioception.shape[1] == PROPRIOCEPTION
+
     def split(self, every: int = 10) -> tuple[Array, Array]:
-        """(training, validation) frame numbers, int64; every `every`-th episode is held out when there are that many."""
+        """(training, validation) frame numbers, int64.
+
+        Every `every`-th episode is held out when there are that many; none where nothing would be left to train on.
+        """
         held_out = self.episodes % every == every - 1
+        if held_out.all():
+            held_out = np.zeros(len(self), bool)
         return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
 def join(parts: Sequence[Examples]) -> Examples:
-    """All frames of several, episodes numbered on."""
+    """All frames of several, episodes numbered on; without the robot's own state where one of them has none."""
     offsets = np.cumsum([0, *(int(part.episodes.max()) + 1 for part in parts[:-1])])
-    own = [part.proprioception for part in parts if part.proprioception is not None]
+    own = [part.proprioception for part in parts if part.proprioception is not None and part.stateful]
     return Examples(
-        np.concatenate([part.images for part in parts]), np.concatenate([part.actions for part in parts]),
+        _one_size([part.images for part in parts]), np.concatenate([part.actions for part in parts]),
         np.concatenate([part.episodes + offset for part, offset in zip(parts, offsets, strict=True)]),
         tuple(text for part in parts for text in part.instructions), tuple(text for part in parts for text in part.rationales),
         "; ".join(part.about for part in parts if part.about), np.concatenate(own) if len(own) == len(parts) else None,
@@ -94,10 +111,7 @@ def load_examples(
         raise KitError(f"{rationales} has rationales of episode {min(strange)}, {dataset} has none such", "annotate this dataset anew (notebook 01)")
     images, actions, episodes, instructions, texts, own = [], [], [], [], [], []
     for item in source.episodes:
-        action = source.actions(item.index)
-        if action.shape[1] != 7:
-            remedy = "the compact VLA has 7 (displacement, rotation, gripper): train on a WidowX dataset"
-            raise KitError(f"{dataset} has {action.shape[1]}-dimensional actions", remedy)
+        action = _seven(source, item.index)
         images.append(source.images(item.index))
         actions.append(action)
         own.append(source.proprioception(item.index))
@@ -113,8 +127,62 @@ def load_examples(
                 remedy = "annotate the dataset again (it goes on where it stopped), or leave `strict` off to train these on actions alone"
                 raise KitError(f"{about}: {what}, the first is episode {silent[0]}", remedy)
             about += f"; {what}"
-    shown, acted, numbers = np.concatenate(images), np.concatenate(actions), np.concatenate(episodes)
+    if other := _other_state(own, source.state_names):
+        own = [part[:, :0] for part in own]
+        about = "; ".join(filter(None, [about, f"the robot's own state is not read: {other}"]))
+    shown, acted, numbers = _one_size(images), np.concatenate(actions), np.concatenate(episodes)
     return Examples(shown, acted, numbers, tuple(instructions), tuple(texts), about, np.concatenate(own))
+
+
+def trainable(dataset: Any, base: str | Path | None = None) -> str | None:
+    """Why a dataset cannot be trained on later, in one line; None when it can. Looks at numbers alone: ask it before a teacher is paid.
+
+    Args:
+        dataset: an open dataset, or the folder of one.
+        base: the checkpoint to start from; None is the shipped one.
+    """
+    try:
+        source = open_dataset(dataset) if isinstance(dataset, str | Path) else dataset
+        if not source.episodes or not source.cameras:
+            raise KitError(f"{source.name} has no {'pictures' if source.episodes else 'episodes'}", "record at least one episode, with a camera")
+        chosen = source.episodes[:: max(1, len(source.episodes) // LOOKED_AT)]
+        actions = np.concatenate([_seven(source, item.index) for item in chosen])
+        tokens = read_action_tokens(json.loads((Path(base or SHIPPED_BASE) / STATISTICS).read_text(encoding="utf-8"))["action_tokens"])
+        check_actions(tokens, actions)
+        if base is not None:  # reading a vocabulary takes seconds, and the shipped one has its words
+            from refinevla_kit.policies.vocabulary import check_action_words, load_vocabulary
+
+            check_action_words(load_vocabulary(base), tokens.words)
+    except KitError as error:
+        return str(error)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{base or SHIPPED_BASE} is no base to train from ({error}) -> give a checkpoint of the compact VLA"
+    return None
+
+
+def _seven(source: Any, episode: int) -> Array:
+    """float32 (T, 7), the episode's actions."""
+    actions: Array = source.actions(episode)
+    if actions.shape[1] != 7:
+        remedy = "the compact VLA has 7 (displacement, rotation, gripper): train on a WidowX dataset"
+        raise KitError(f"{source.path} has {actions.shape[1]}-dimensional actions", remedy)
+    return actions
+
+
+def _other_state(own: Sequence[Array], names: tuple[str, ...]) -> str:
+    """What keeps recorded states, (T, P) an episode, from being read; "" when nothing does."""
+    widths = {part.shape[1] for part in own}
+    if widths != {PROPRIOCEPTION}:
+        return "the data have none" if widths == {0} else f"{max(widths)} numbers, the kit's own has {PROPRIOCEPTION}"
+    return "" if names in ((), STATE_NAMES) else f"its columns are {', '.join(names[:3])} ..., the kit's own {', '.join(STATE_NAMES[:3])} ..."
+
+
+def _one_size(images: Sequence[Array]) -> Array:
+    """Pictures (n, H, W, 3) of several episodes together."""
+    if len(sizes := {part.shape[1:3] for part in images}) > 1:
+        said = " and ".join(f"{width} x {height}" for height, width in sorted(sizes))
+        raise KitError(f"the episodes have pictures of {len(sizes)} sizes ({said})", "train on episodes of one camera and size")
+    return np.concatenate(images)
 
 
 def find_rationales(

@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.policies.action_tokens import check_actions
-from refinevla_kit.policies.compact_vla import CompactVLA
+from refinevla_kit.policies.compact_vla import CompactVLA, forget_state
 from refinevla_kit.policies.contract import Array
 from refinevla_kit.policies.sequence import ACTION_KIND, RATIONALE_KIND
 from refinevla_kit.training.activation_cache import ActivationCache, open_or_write
@@ -51,7 +52,8 @@ def fine_tune(
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Fine-tune `vla` in place; keep a history and a resumable state in `output`.
 
-    A second call with the same configuration and data continues an interrupted run, and returns at once when it had ended.
+    A second call with the same configuration and data continues an interrupted run, and returns at once when it had ended. Where the examples have no
+    state that the policy could read (`Examples.stateful`), it becomes one that reads none.
 
     Args:
         output: folder for `history.jsonl` and `resume/`. name: the policy's name in the history and on the bar.
@@ -67,6 +69,10 @@ def fine_tune(
     """
     check(examples, config)
     check_actions(vla.bins, examples.actions)
+    if vla.reads_state and not examples.stateful:
+        forget_state(vla)
+        if progress:
+            tqdm.write(f"{name} will not read the robot's own state: the data have none in the form of the kit's recordings")
     counts = freeze_lower(vla, config.depth, config.tower_frozen)
     identity = identity_of(vla, examples, config, counts)
     adapted: AbstractContextManager[None] = nullcontext()
@@ -84,8 +90,6 @@ def _train(
     vla: CompactVLA, examples: Examples, config: TrainingConfig, folder: Path, name: str, progress: bool, cache_folder: Path,
     identity: dict[str, Any], watchers: Sequence[Watch],
 ) -> list[dict[str, Any]]:  # fmt: skip
-    from tqdm.auto import tqdm
-
     # Autocast is entered here, not by accelerate: it keeps the first precision it was given for as long as the process lives.
     accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
     vla.model.to(accelerator.device)
@@ -110,12 +114,14 @@ def _train(
             rows = np.sort(np.array_split(_rows(training, config, step), accelerator.num_processes)[accelerator.process_index])
             batches = [make_batch(vla, examples, part, config, kept) for part in np.array_split(rows, min(config.accumulate, len(rows)))]
             row = _backward(accelerator, model, vla, batches, config, f"{name} is {{}} at step {step}")
-            accelerator.clip_grad_norm_(trained, config.clip)
+            if config.clip:
+                accelerator.clip_grad_norm_(trained, config.clip)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             step += 1
             history.append({"step": step, "split": "train", "policy": name, **row, "seconds": time.perf_counter() - began})
-            due, saves = (step % every == 0 or step == config.steps for every in (config.validate_every, config.save_every))
+            last = step == config.steps
+            due, saves = (every and (last or step % every == 0) for every in (config.validate_every, config.save_every))
             if len(validation) and due:
                 history.append({"step": step, "split": "validation", "policy": name, **validate(vla, examples, validation, config, kept)})
                 bar.set_postfix({key: f"{history[-1][key]:.2f}" for key in ("action_accuracy", "loss") if key in history[-1]}, refresh=False)
@@ -123,13 +129,15 @@ def _train(
                 for new, watcher in product(history[known:], watchers):
                     watcher(new)
             ends = _stalled(history, config.early_stop)
-            if (due or saves or ends) and step > config.grace:  # before a state is saved, so that the one on disk has passed
+            if (due or saves or ends or last) and step > config.grace:  # before a state is saved, so that the one on disk has passed
                 vla.model.eval()
                 check_collapse(runner(vla, config, kept), vla, examples, validation, config, kept, name, step)
                 model.train()
-            if accelerator.is_main_process and (saves or ends):
+            if accelerator.is_main_process and (saves or (ends and config.save_every)):
                 save_state(folder, vla, optimizer, step, history, identity)
             bar.update()
+    if accelerator.is_main_process and not config.save_every:
+        write_history(folder / HISTORY, history)
     return history
 
 
@@ -208,7 +216,7 @@ def _schedule(step: int, config: TrainingConfig) -> float:
 
 def _stalled(history: list[dict[str, Any]], patience: int) -> bool:
     """The last `patience` evaluations brought no better action loss than there had been."""
-    losses = [row["loss_action"] for row in history if row["split"] == "validation"]
+    losses = [row["loss_action"] for row in history if row["split"] == "validation" and "loss_action" in row]
     return 0 < patience < len(losses) and min(losses[-patience:]) >= min(losses[:-patience])
 
 

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from refinevla_kit.errors import KitError
 from refinevla_kit.files import sha256
+from refinevla_kit.policies.action_tokens import STATISTICS
 from refinevla_kit.policies.compact_vla import checkpoint_hash, load, save
 from refinevla_kit.training.examples import Examples
 from refinevla_kit.training.loop import TrainingConfig, Watch, fine_tune
@@ -20,6 +22,8 @@ def made_from(base: str | Path, examples: Examples, config: TrainingConfig) -> d
     """All that the policy of `train_policy` with these arguments depends on."""
     settings = {name: value for name, value in asdict(config).items() if name not in WITHOUT_EFFECT}
     return settings | {"base": checkpoint_hash(base), "examples": examples.digest()}
+
+WORK = "training"  # folder of histories and states, beside the policies
 
 
 def train_policy(
@@ -34,9 +38,16 @@ def train_policy(
 
     Returns:
         The history, see `fine_tune`.
+
+    Raises:
+        KitError: a name that is no folder's, or the base's own; what `load` and `fine_tune` raise.
     """
+    target, work = Path(output) / name, Path(output) / WORK
+    if name in ("", ".", "..", WORK) or "/" in name:
+        raise KitError(f"the policy's name {name!r} cannot be its folder's name", "choose another, without a slash")
+    if target.resolve() == Path(base).resolve():
+        raise KitError(f"{target} is the base itself and would be replaced", "give another name or output")
     vla = load(base)
-    work = Path(output) / "training"
     history = fine_tune(vla, examples, config, work / name, name, progress, cache_folder or work / "activations", watch)
     state = PartialState()
     if not state.is_main_process:  # under `accelerate launch` one process writes, the others wait until all is there
@@ -45,8 +56,9 @@ def train_policy(
     vla.provenance.clear()
     vla.provenance.update(
         made_by="refinevla_kit.training.policy_run", name=name, order=config.order, training=asdict(config), frames=len(examples),
-        base=checkpoint_hash(base), base_statistics=sha256(Path(base) / "dataset_statistics.json")[:12], validation=history[-1],
+        base=checkpoint_hash(base), base_statistics=sha256(Path(base) / STATISTICS)[:12],
+        validation=next((row for row in reversed(history) if row["split"] == "validation"), None), reads_state=vla.reads_state,
     )  # fmt: skip
-    save(vla, Path(output) / name, torch.bfloat16)  # as the base is; half the size
+    save(vla, target, torch.bfloat16)  # as the base is; half the size
     state.wait_for_everyone()
     return history

@@ -71,8 +71,9 @@ def pretrain(
     wordless = replace(first, rationales=("",) * len(first), about="")
     examples, places = join([wordless, *map(load_examples, demonstrations[1:])]), _places(demonstrations)
     tokenizer = train_vocabulary([*examples.instructions, *first.rationales, *(task.instruction for task in WIDOWX_TASKS), *map(question, THINGS)])
+    model = model if examples.stateful else replace(model, proprioception=False)
     vla = build(model, tokenizer, UniformBins.fit(examples.actions), config.seed)
-    if examples.proprioception is not None and vla.reads_state:
+    if vla.reads_state and examples.proprioception is not None:
         features, tower = state_features(examples.proprioception), vla.model.model.vision_tower
         tower.state_mean.copy_(torch.from_numpy(features.mean(0)))
         tower.state_scale.copy_(torch.from_numpy(np.maximum(features.std(0), STILL)))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.files import replacing, write_json
-from refinevla_kit.policies.compact_vla import CompactVLA
+from refinevla_kit.policies.compact_vla import CompactVLA, listed
 from refinevla_kit.training.config import TrainingConfig
 from refinevla_kit.training.examples import Examples
 
@@ -51,18 +51,31 @@ def save_state(folder: Path, vla: CompactVLA, optimizer: Any, step: int, history
 
 
 def resume(folder: Path, vla: CompactVLA, optimizer: torch.optim.Optimizer, identity: dict[str, Any]) -> tuple[int, list[dict[str, Any]]]:
-    """Put the last state back; (0, []) when there is none."""
+    """Put the last state back; (0, []) when there is none.
+
+    Raises:
+        KitError: it cannot be read, is of another run, or its tensors are not exactly those that train now.
+    """
     state = folder / RESUME / "state.json"
     if not state.is_file():
         return 0, []
+    again = "delete that folder to start again"
     try:
-        stored = json.loads(state.read_text(encoding="utf-8"))
-        tensors = load_file(folder / RESUME / "state.safetensors")
-    except (SafetensorError, OSError, ValueError) as error:
-        raise KitError(f"the state in {folder / RESUME} cannot be read ({error})", "delete that folder to start again") from error
-    if stored["identity"] != identity:
-        different = [key for key in identity if stored["identity"].get(key) != identity[key]]
+        stored, rows = json.loads(state.read_text(encoding="utf-8")), read_history(folder / RESUME / ROWS)
+        tensors, found, step = load_file(folder / RESUME / "state.safetensors"), dict(stored["identity"]), int(stored["step"])
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise KitError(f"the state in {folder / RESUME} cannot be read ({error})", again) from error
+    if different := [key for key in {**identity, **found} if key not in identity or found.get(key) != identity[key]]:
         raise KitError(f"{folder} holds a run with another {', '.join(different)}", "give another output folder, or delete this one")
+    trained = {f"model.{name}": p for name, p in vla.model.named_parameters() if p.requires_grad}
+    wanted = {name: p.shape for name, p in trained.items()}
+    for number, p in enumerate(trained.values()):
+        wanted |= {f"optimizer.{number}.step": torch.Size([])} | {f"optimizer.{number}.{key}": p.shape for key in ("exp_avg", "exp_avg_sq")}
+    shapes = {name: x.shape for name, x in tensors.items()}
+    if strange := sorted(name for name in {**wanted, **shapes} if wanted.get(name) != shapes.get(name)):
+        raise KitError(f"the state in {folder / RESUME} is not of this model ({len(strange)} tensors differ: {listed(strange)})", again)
+    if broken := [name for name, x in tensors.items() if not torch.isfinite(x).all()]:
+        raise KitError(f"the state in {folder / RESUME} holds what is no number ({listed(broken)})", again)
     vla.model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}, strict=False)
     layout = optimizer.state_dict()
     moments: dict[int, dict[str, Tensor]] = {}
@@ -71,7 +84,7 @@ def resume(folder: Path, vla: CompactVLA, optimizer: torch.optim.Optimizer, iden
             _, index, field = key.split(".", 2)
             moments.setdefault(int(index), {})[field] = value
     optimizer.load_state_dict({"state": moments, "param_groups": layout["param_groups"]})
-    return int(stored["step"]), read_history(folder / RESUME / ROWS)
+    return step, rows
 
 
 def write_history(path: str | Path, rows: list[dict[str, Any]]) -> None:

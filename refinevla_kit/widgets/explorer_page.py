@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,9 @@ def write_page(path: str | Path, exploration: Exploration, query: str = "", laye
     title = escape(", ".join(label(name) for name in exploration.captures))
     page = Path(__file__).with_name("explorer_page.html").read_text(encoding="utf-8")
     code = script() + Path(__file__).with_name("explorer_page.js").read_text(encoding="utf-8")
-    filled = page.replace("TITLE", title).replace("VERSION", __version__).replace("STORE", store.replace("</", "<\\/")).replace("SCRIPT", code)
+    store = store.replace("<", "\\u003c")  # "</script>" and "<!--" would end or hide the rest of the page
+    parts = {"TITLE": title, "VERSION": __version__, "STORE": store, "SCRIPT": code}
+    filled = re.sub("|".join(parts), lambda place: parts[place[0]], page)  # in one pass: what is filled in is never filled again
     with replacing(Path(path)) as part:
         part.write_text(filled, encoding="utf-8")
     return Path(path)

@@ -24,6 +24,7 @@ from refinevla_kit.figures.rollouts import action_plots, episode_title, outcome
 from refinevla_kit.figures.saving import FORMATS, save_figure
 from refinevla_kit.figures.style import label
 from refinevla_kit.figures.views import View, comparison
+from refinevla_kit.files import file_name
 from refinevla_kit.tasks import find_task
 from refinevla_kit.widgets.exploration import ACTIONS, Exploration
 from refinevla_kit.widgets.picture import Picture, payload
@@ -196,7 +197,7 @@ class RolloutViewer:
         record = self.record
         name = f"rollout-{record.policy}-{record.task}-{record.variant}-{record.start}{record.episode_id}-step{self.step.value}"
         made_from = {"record": vars(record), "step": self.step.value, "layer": self.layer.value}
-        self.message.value = f"saved {escape(str(save_figure(self.figure(), self._folder / name, made_from, [self.form.value])))}"
+        self.message.value = f"saved {escape(str(save_figure(self.figure(), self._folder / file_name(name), made_from, [self.form.value])))}"
 
     def _say(self, what: Callable[[], None]) -> None:
         try:

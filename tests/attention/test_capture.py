@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from refinevla_kit.attention.capture import capture, capture_batch, upper_middle
-from refinevla_kit.attention.captured import KINDS, OWN_STATE
+from refinevla_kit.attention.captured import KINDS, OWN_STATE, load_captures, save_captures
 from refinevla_kit.attention.queries import lay_out
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.demonstrator_policy import DemonstratorPolicy
@@ -144,12 +147,33 @@ def test_maps_pick_layer_head_and_token(policy: CompactPolicy, image: Array) -> 
         found.map(0, head=2)
 
 
+def test_pictures_of_two_sizes_are_captured_as_each_alone(policy: CompactPolicy, image: Array) -> None:
+    large = np.repeat(np.repeat(image, 2, axis=0), 2, axis=1)[:, :-20]
+    together = capture_batch(policy, [image, large], [INSTRUCTION] * 2)
+    for one, picture in zip(together, (image, large), strict=True):
+        alone = capture(policy, picture, INSTRUCTION)
+        assert np.allclose(one.patches, alone.patches, atol=1e-6) and one.image_hash == alone.image_hash
+
+
+def test_a_policy_without_a_checkpoint_is_captured_and_kept(image: Array, tmp_path: Path) -> None:
+    policy = small_policy()
+    found = replace(capture(policy, image, INSTRUCTION), checkpoint_hash=None)  # what policies of other people say
+    (again,) = load_captures(save_captures([found], tmp_path / "one.safetensors"))
+    assert again.checkpoint_hash == "" and np.array_equal(again.patches, found.patches)
+
+
+def test_the_remedy_for_no_attention_works(image: Array) -> None:
+    blind = small_policy()
+    blind.vla.model.set_attn_implementation("eager")
+    assert capture(blind, image, INSTRUCTION).layers == 3
+
+
 def test_says_so_when_there_is_no_attention(image: Array) -> None:
     blind = small_policy()
     for layer in blind.vla.model.model.language_model.layers:
         layer.self_attn.config._attn_implementation = "sdpa"  # computes outputs but no weights ...
         layer.self_attn.attn_logit_softcapping = None  # ... and refuses a model with soft-capping
-    with pytest.raises(KitError, match="'sdpa' gives no weights"):
+    with pytest.raises(KitError, match=r"'sdpa' gives no weights -> call policy\.vla\.model\.set_attn_implementation"):
         capture(blind, image, INSTRUCTION)
     assert not any(layer.self_attn._forward_hooks for layer in blind.vla.model.model.language_model.layers)  # nothing is left behind
     with pytest.raises(KitError, match="no attention"):

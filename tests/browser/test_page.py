@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +108,18 @@ def test_what_only_one_policy_said_is_named(browser: Browser, tmp_path: Path) ->
     page.goto(write_page(tmp_path / "explorer.html", Exploration(FRAMES, captures)).as_uri())
     page.locator("#from").select_option("word")
     assert "with reasoning loss: there is no word The 1" in page.locator(".refinevla-value").inner_text()
+    page.close()
+
+
+@pytest.mark.parametrize("name", ["SCRIPT", "STORE", "TITLE VERSION", "</script><script>alert(1)</script>", "<!--<script>", "a&b\\u2028'\""])
+def test_a_policys_name_is_never_code(browser: Browser, tmp_path: Path, name: str) -> None:
+    hostile = {name: [replace(one, policy=name) for one in CAPTURES["action_only"]], "with_reasoning": CAPTURES["with_reasoning"]}
+    page, failed = browser.new_page(), list[Any]()
+    page.on("pageerror", lambda error: failed.append(str(error)))
+    page.on("dialog", lambda dialog: (failed.append(dialog.message), dialog.dismiss()))
+    page.goto(write_page(tmp_path / "explorer.html", Exploration(FRAMES, hostile)).as_uri())
+    assert page.title() == f"Where they look: {name}, with reasoning loss"
+    assert (page.evaluate("store.policies[0].name"), failed) == (name, [])
     page.close()
 
 

@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from refinevla_kit.conventions import WIDOWX, Array
+from refinevla_kit.conventions import WIDOWX, Array, check_conventions
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.preflight import preflight
 from refinevla_kit.policies.action_tokens import ActionTokens, UniformBins
 from refinevla_kit.policies.spherical_grid import SphericalGrid
-from refinevla_kit.tasks import TASKS
+from refinevla_kit.tasks import TASKS, Task, find_task
 
 CARROT = "widowx_carrot_on_plate"
 FINE = (0.04, 0.04, 0.04, 0.01, 0.01, 0.3, 1.0)  # m, rad, gripper a step: the demonstrator's own limits
@@ -79,6 +79,9 @@ def test_without_an_encoding_or_a_demonstrator_only_conventions_are_checked_whic
     ]:
         report = preflight(policy, task)
         assert report.ceiling is None and "only the conventions were checked" in report.note and said in str(report)
+        assert "evaluate() refuses this policy" in str(report)
+        with pytest.raises(KitError, match="does not fit"):  # as the report says
+            check_conventions(policy, task if isinstance(task, Task) else find_task(task))
 
 
 def test_an_encoding_that_returns_something_else_says_so() -> None:

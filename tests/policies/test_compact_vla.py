@@ -1,12 +1,17 @@
 """The compact VLA: saved and read back it is the same policy; cached decoding says what the full forward says."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.utils import are_progress_bars_disabled
+from safetensors.torch import load_file, save_file
+from transformers.utils import logging
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.policies.action_tokens import BINS, UniformBins
@@ -17,6 +22,7 @@ from refinevla_kit.policies.spherical_grid import SphericalGrid
 from refinevla_kit.policies.vocabulary import ACTION, ACTION_TOKENS, LOCATION_TOKENS, first_action_id, token_id, train_vocabulary
 from refinevla_kit.settings import REPOSITORY
 
+Weights = dict[str, torch.Tensor]
 SMALL = CompactConfig(layers=2, hidden=64, heads=2, feedforward=96, channels=16)
 INSTRUCTION = "put carrot on plate"
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 120, 160, 3), dtype=np.uint8)
@@ -182,6 +188,68 @@ def test_a_damaged_checkpoint_is_one_line(vla: CompactVLA, tmp_path: Path, name:
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(KitError, match=r"checkpoint .* is damaged"):
         load(tmp_path / "one")
+
+
+FOREIGN: dict[str, tuple[Callable[[Weights], Weights], str]] = {
+    "layer missing": (lambda w: {k: v for k, v in w.items() if ".layers.1." not in k}, r"11 missing: .*layers\.1\..* and 8 more"),
+    "other names": (lambda w: {f"base_model.{k}": v for k, v in w.items()}, r"\d+ missing: .*; \d+ unknown: base_model\."),
+    "one more": (lambda w: w | {"x.lora_A.weight": torch.zeros(2, 2)}, r"1 unknown: x\.lora_A\.weight"),
+    "other shape": (lambda w: w | {"language_model.lm_head.weight": torch.zeros(9, 64)}, r"1 of another shape: lm_head\.weight \(9, 64\) for \("),
+    "no number": (lambda w: w | {"vision_tower.norm.bias": torch.full((64,), torch.nan)}, r"1 not finite: model\.vision_tower\.norm\.bias"),
+    "integers": (lambda w: w | {"vision_tower.norm.bias": torch.zeros(64, dtype=torch.int8)}, r"vision_tower\.norm\.bias of I8 -> .*BF16"),
+    "nothing": (lambda w: {}, r"\d+ missing"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_weights_that_are_not_the_models_are_refused_by_name(vla: CompactVLA, tmp_path: Path, kind: str) -> None:
+    change, says = FOREIGN[kind]
+    file = save(vla, tmp_path / "one") / "model.safetensors"
+    save_file({name: x.contiguous() for name, x in change(load_file(file)).items()}, file, metadata={"format": "pt"})
+    with pytest.raises(KitError, match=says):
+        load(tmp_path / "one")
+
+
+def test_a_config_of_another_size_is_not_filled_with_random_weights(vla: CompactVLA, tmp_path: Path) -> None:
+    path = save(vla, tmp_path / "one") / "config.json"
+    config = json.loads(path.read_text())
+    config["text_config"] |= {"num_hidden_layers": 3, "layer_types": ["full_attention"] * 3}
+    path.write_text(json.dumps(config))
+    with pytest.raises(KitError, match=r"11 missing: model\.language_model\.layers\.2\."):
+        load(tmp_path / "one")
+
+
+@pytest.mark.parametrize(("statistics", "says"), [
+    ({"action_tokens": None}, "is damaged"), ({"provenance": None}, "is damaged"),
+    ({"action_tokens": {"kind": "uniform", "bins": BINS, "limits": [0.0, float("nan"), 1.0]}}, r"limits .*nan"),
+])  # fmt: skip
+def test_statistics_that_say_no_action_are_refused(vla: CompactVLA, tmp_path: Path, statistics: dict[str, Any], says: str) -> None:
+    path = save(vla, tmp_path / "one") / STATISTICS
+    path.write_text(json.dumps(json.loads(path.read_text()) | statistics))
+    with pytest.raises(KitError, match=says):
+        load(tmp_path / "one")
+
+
+def test_parts_of_a_model_and_adapters_are_told_apart_from_a_checkpoint(vla: CompactVLA, tmp_path: Path) -> None:
+    folder = save(vla, tmp_path / "one")
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "somebody/else"}')
+    with pytest.raises(KitError, match="holds an adapter -> merge it"):
+        load(folder)
+    (folder / "adapter_config.json").unlink()
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    with pytest.raises(KitError, match=r"has no model\.safetensors, only parts of one \(model-00001-of-"):
+        load(folder)
+
+
+@pytest.mark.parametrize("bars", [True, False])
+def test_the_users_own_progress_bars_and_messages_stay_as_they_were(vla: CompactVLA, tmp_path: Path, bars: bool) -> None:
+    (logging.enable_progress_bar if bars else logging.disable_progress_bar)()
+    before, level = are_progress_bars_disabled(), logging.get_verbosity()
+    try:
+        load(save(vla, tmp_path / "one"))
+        assert (logging.is_progress_bar_enabled(), are_progress_bars_disabled(), logging.get_verbosity()) == (bars, before, level)
+    finally:
+        logging.enable_progress_bar()
 
 
 def test_a_full_disk_leaves_no_half_checkpoint(vla: CompactVLA, small_disk: Path) -> None:

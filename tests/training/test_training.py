@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.policies.action_tokens import ActionTokens, UniformBins
@@ -16,7 +17,7 @@ from refinevla_kit.policies.compact_vla import CompactConfig, CompactVLA, build,
 from refinevla_kit.policies.sequence import ACTION_KIND, RATIONALE_KIND, pad_batch
 from refinevla_kit.policies.spherical_grid import SphericalGrid
 from refinevla_kit.policies.vocabulary import first_action_id, train_vocabulary
-from refinevla_kit.training.examples import Examples, find_rationales
+from refinevla_kit.training.examples import Examples, find_rationales, join
 from refinevla_kit.training.freezing import freeze_lower
 from refinevla_kit.training.loop import HISTORY, TrainingConfig, fine_tune, forward, make_batch, read_history, tower_tokens
 from refinevla_kit.training.objective import joint_loss
@@ -200,6 +201,118 @@ def test_a_damaged_state_says_how_to_start_again(vla: CompactVLA, examples: Exam
     fine_tune(vla, examples, CONFIG, tmp_path, "p", progress=False)
     (tmp_path / "resume" / "state.safetensors").write_bytes(b"half")
     with pytest.raises(KitError, match="delete that folder"):
+        fine_tune(build(SMALL, vla.tokenizer, vla.bins, seed=0), examples, CONFIG, tmp_path, "p", progress=False)
+
+
+WRONG = [
+    ({"steps": 0}, "steps is 0 -> give a whole number, 1 or more"), ({"steps": -3}, "steps is -3"), ({"steps": 2.5}, "steps is 2.5"),
+    ({"batch_size": 0}, "batch_size is 0"), ({"freeze_layers": -1}, "freeze_layers is -1"), ({"save_every": -1}, "save_every is -1"),
+    ({"seed": -1}, "seed is -1"), ({"learning_rate": -1.0}, "learning_rate is -1.0 -> give a number, 0 or more"),
+    ({"learning_rate": float("nan")}, "learning_rate is nan"), ({"learning_rate": float("inf")}, "learning_rate is inf"),
+    ({"learning_rate": "1e-4"}, "learning_rate is '1e-4'"), ({"lambda_reasoning": -1.0}, "lambda_reasoning is -1.0"),
+    ({"lambda_reasoning": float("nan")}, "lambda_reasoning is nan"), ({"weight_decay": -0.1}, "weight_decay is -0.1"),
+    ({"warmup": 2.0, "steps": 100}, r"warmup is 2 -> give the share of the steps .*; for 2 of the 100 steps give 0\.02"),
+    ({"warmup": 1}, "warmup is 1 "),
+    ({"accumulate": 5}, "4 frames a step cannot be computed in 5 parts"), ({"early_stop": 2, "validate_every": 0}, "validate_every=0 makes none"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("setting", "says"), WRONG, ids=[str(setting) for setting, _ in WRONG])
+def test_a_setting_that_cannot_work_is_refused_when_it_is_made(setting: dict[str, Any], says: str) -> None:
+    with pytest.raises(KitError, match=says):
+        replace(CONFIG, **setting)
+
+
+def test_more_layers_than_there_are_cannot_be_frozen(vla: CompactVLA, examples: Examples, tmp_path: Path) -> None:
+    with pytest.raises(KitError, match=r"cannot freeze 3 of 2 .* choose 0 to 2"):
+        fine_tune(vla, examples, replace(CONFIG, freeze_layers=3), tmp_path, "p", progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_numpys_own_numbers_are_settings(vla: CompactVLA, examples: Examples, tmp_path: Path) -> None:
+    config = replace(CONFIG, steps=np.int64(2), learning_rate=np.float32(1e-3), seed=np.int32(1))
+    assert fine_tune(vla, examples, config, tmp_path, "p", progress=False)[-1]["step"] == 2
+
+
+def test_zero_is_never(vla: CompactVLA, examples: Examples, tmp_path: Path) -> None:
+    config = replace(CONFIG, validate_every=0, save_every=0, warmup=0, clip=0)
+    history = fine_tune(vla, examples, config, tmp_path, "p", progress=False)
+    assert {row["split"] for row in history} == {"train"} and len(history) == 6
+    assert read_history(tmp_path / HISTORY) == history and not (tmp_path / "resume").exists()
+
+
+def test_a_run_that_never_validated_says_so_in_its_checkpoint(vla: CompactVLA, examples: Examples, tmp_path: Path) -> None:
+    train_policy(save(vla, tmp_path / "base"), examples, replace(CONFIG, steps=1, validate_every=0), tmp_path, "p", progress=False)
+    assert load(tmp_path / "p").provenance["validation"] is None
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "training"])
+def test_a_name_that_is_no_folders_is_refused(vla: CompactVLA, examples: Examples, tmp_path: Path, name: str) -> None:
+    base = save(vla, tmp_path / "base")
+    with pytest.raises(KitError, match=r"cannot be its folder's name -> choose another"):
+        train_policy(base, examples, CONFIG, tmp_path, name, progress=False)
+    with pytest.raises(KitError, match="is the base itself"):
+        train_policy(base, examples, CONFIG, tmp_path, "base", progress=False)
+
+
+def test_episodes_that_would_all_be_held_out_are_trained_on(vla: CompactVLA, examples: Examples, tmp_path: Path) -> None:
+    alone = replace(examples, episodes=np.full(len(examples), 9))
+    training, validation = alone.split()
+    assert len(training) == len(alone) and not len(validation)
+    assert [row["split"] for row in fine_tune(vla, alone, replace(CONFIG, steps=2), tmp_path, "p", progress=False)] == ["train"] * 2
+
+
+@pytest.mark.parametrize("width", [None, 0, 7])
+def test_data_without_the_kits_own_state_train_a_policy_that_reads_none(
+    examples: Examples, tmp_path: Path, width: int | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = train_vocabulary([*examples.instructions, *examples.rationales])
+    base = save(build(replace(SMALL, proprioception=True), words, UniformBins.fit(examples.actions), seed=0), tmp_path / "base")
+    assert load_policy(base).needs_proprioception
+    own = None if width is None else np.zeros((len(examples), width), np.float32)
+    train_policy(base, replace(examples, proprioception=own), replace(CONFIG, cache="on"), tmp_path, "p")
+    policy = load_policy(tmp_path / "p")
+    assert not policy.needs_proprioception and policy.vla.image_tokens == policy.vla.patches
+    assert not policy.vla.provenance["reads_state"]
+    alone, given = (policy.act_batch(examples.images[:2], examples.instructions[:2], state) for state in (None, np.ones((2, 15), np.float32)))
+    assert np.array_equal(alone[1].log_probability, given[1].log_probability)
+    assert "p will not read the robot's own state" in "".join(capsys.readouterr())
+
+
+def test_a_state_that_is_no_number_is_named(vla: CompactVLA, examples: Examples, tmp_path: Path) -> None:
+    own = np.zeros((len(examples), 15), np.float32)
+    own[5, 3] = np.nan
+    with pytest.raises(KitError, match="no number, first in episode 2"):
+        fine_tune(vla, replace(examples, proprioception=own), CONFIG, tmp_path, "p", progress=False)
+
+
+def test_pictures_of_two_sizes_are_not_joined(examples: Examples) -> None:
+    with pytest.raises(KitError, match=r"pictures of 2 sizes \(80 x 60 and 160 x 120\)"):
+        join([examples, replace(examples, images=examples.images[:, ::2, ::2])])
+
+
+STATES: dict[str, tuple[Any, str]] = {
+    "a tensor less": (lambda s: {k: v for k, v in s.items() if k != "model.lm_head.weight"}, r"1 tensors differ: model\.lm_head\.weight"),
+    "a tensor more": (lambda s: s | {"model.x.lora_A": torch.zeros(2)}, r"1 tensors differ: model\.x\.lora_A"),
+    "another shape": (lambda s: s | {"optimizer.0.exp_avg": torch.zeros(2)}, r"1 tensors differ: optimizer\.0\.exp_avg"),
+    "no number": (lambda s: s | {"optimizer.0.step": torch.tensor(torch.nan)}, r"no number \(optimizer\.0\.step\)"),
+}
+
+
+@pytest.mark.parametrize("kind", STATES)
+def test_a_state_whose_tensors_are_not_the_models_is_refused(vla: CompactVLA, examples: Examples, tmp_path: Path, kind: str) -> None:
+    change, says = STATES[kind]
+    fine_tune(vla, examples, CONFIG, tmp_path, "p", progress=False)
+    file = tmp_path / "resume" / "state.safetensors"
+    save_file(change(load_file(file)), file)
+    with pytest.raises(KitError, match=says):
+        fine_tune(build(SMALL, vla.tokenizer, vla.bins, seed=0), examples, CONFIG, tmp_path, "p", progress=False)
+
+
+def test_a_state_without_its_history_says_how_to_start_again(vla: CompactVLA, examples: Examples, tmp_path: Path) -> None:
+    fine_tune(vla, examples, CONFIG, tmp_path, "p", progress=False)
+    (tmp_path / "resume" / "rows.jsonl").unlink()
+    with pytest.raises(KitError, match=r"cannot be read .*rows\.jsonl.* delete that folder"):
         fine_tune(build(SMALL, vla.tokenizer, vla.bins, seed=0), examples, CONFIG, tmp_path, "p", progress=False)
 
 

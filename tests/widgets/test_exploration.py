@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from refinevla_kit.attention.grounding import areas, shares
 from refinevla_kit.errors import KitError
 from refinevla_kit.figures.overlays import SHOWN
 from refinevla_kit.widgets.exploration import Exploration, asked
+from refinevla_kit.widgets.explorer_page import write_page
 from tests.widgets.explored import CAPTURES, FRAMES, NAMES, WORDS, attention, without_words
 
 
@@ -126,3 +129,13 @@ assert "torch" not in sys.modules
 def test_words_are_told_apart_by_their_count() -> None:
     capture: Capture = CAPTURES["action_only"][0]
     assert [one.rows[0] - 7 for one in asked(capture).values() if one.kind == "word"] == [*range(len(WORDS))]
+
+
+@pytest.mark.parametrize("name", ["SCRIPT", "STORE", "TITLE", "</script><script>alert(1)</script>", "<!--<script>"])
+def test_a_policys_name_stays_a_name_in_the_exported_page(tmp_path: Path, name: str) -> None:
+    hostile = {name: [replace(one, policy=name) for one in CAPTURES["action_only"]]}
+    page = write_page(tmp_path / "page.html", Exploration(FRAMES, hostile)).read_text()
+    plain = write_page(tmp_path / "plain.html", Exploration(FRAMES, {"x": hostile[name]})).read_text()
+    store, code = (text.split('id="store">')[1].split("</script>", 1) for text in (page, plain))
+    assert json.loads(store[0])["policies"][0]["name"] == name and store[1] == code[1], "the same code, whatever the policy is called"
+    assert page.count("<script") == 2
