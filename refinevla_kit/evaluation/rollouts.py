@@ -185,7 +185,7 @@ def wanted_episodes(episodes: Any) -> int | list[int]:
     Raises:
         KitError: something else, or bools among them.
     """
-    if isinstance(episodes, Iterable) and getattr(episodes, "ndim", 1):  # an array without a dimension is a number
+    if isinstance(episodes, Iterable) and getattr(episodes, "ndim", 1) != 0:  # an array without a dimension is a number
         return list(dict.fromkeys(whole(each, "an episode's id", 0) for each in episodes))
     return whole(episodes, "episodes", 0)
 

@@ -133,13 +133,13 @@ def read_answer(answer: Any, axis_angle: bool = False) -> list[Action]:
     finished = over is not None and bool(numeric(over).reshape(-1)[:1].any())
     if isinstance(answer, Action) and len(rows) == 1:
         return [replace(answer, processed=rows[0])]
-    normalised = _column(said, "normalised", rows, rows)
+    normalised = _column(said, "normalised", rows, rows).astype(np.float32)
     tokens = _column(said, "tokens", rows, np.zeros((len(rows), 0))).astype(np.int64)
-    chances = _column(said, "log_probability", rows, np.zeros((len(rows), 0)))
+    chances = _column(said, "log_probability", rows, np.zeros((len(rows), 0))).astype(np.float32)
     text = said.get("rationale") or ""
     last = len(rows) - 1
     return [
-        Action(row, normalised[i], tokens[i], chances[i].astype(np.float32), str(text), finished and i == last) for i, row in enumerate(rows)
+        Action(row, normalised[i], tokens[i], chances[i], str(text), finished and i == last) for i, row in enumerate(rows)
     ]
 
 
