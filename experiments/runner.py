@@ -29,7 +29,7 @@ from refinevla_kit.evaluation import evaluate, load_records
 from refinevla_kit.evaluation.records import EpisodeRecord, journal_path, save_parquet
 from refinevla_kit.files import replacing, write_json
 from refinevla_kit.journal import Journal
-from refinevla_kit.policies.compact_policy import load_policy
+from refinevla_kit.policies.compact_policy import files_hash, load_policy
 from refinevla_kit.policies.compact_vla import checkpoint_hash, load
 from refinevla_kit.tasks import VARIANT_AGGREGATION
 from refinevla_kit.training.examples import Examples
@@ -176,7 +176,7 @@ class _Runs:
         seconds = [row["seconds"] for row in history if row["split"] == "train"]
         content = {
             "key": folder.name.rsplit("-", 1)[1], "arm": asdict(arm), "seed": seed, "base": base, "data": self.data, "training": asdict(config),
-            "checkpoint_hash": checkpoint_hash(folder / arm.name), "frames": len(given), "about": given.about.replace(f"{self.study.output}/", ""),
+            "checkpoint_hash": files_hash(folder / arm.name), "frames": len(given), "about": given.about.replace(f"{self.study.output}/", ""),
             "training_seconds": sum(seconds), "step_seconds": statistics.median(seconds),
             "validation": {key: value for key, value in history[-1].items() if key not in ("policy", "split", "step", "seconds")},
         }  # fmt: skip

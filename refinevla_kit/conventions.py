@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refinevla_kit.errors import KitError
+from refinevla_kit.policies.answers import ask, begin, has, identity_of, name_of, read_answer
 from refinevla_kit.tasks import CAMERA_SIZES, Task, find_task
 
 Array = NDArray[Any]
@@ -162,7 +163,7 @@ def check_conventions(policy: Any, task: str | Task) -> None:
         KitError: one line with every mismatch and its remedy.
     """
     task = task if isinstance(task, Task) else find_task(task)
-    name, ours = getattr(policy, "name", type(policy).__name__), _declared(policy)
+    name, ours = name_of(policy), _declared(policy)
     names = [field.name for field in fields(ours) if field.name not in ("image_size", "resize")]
     if silent := [field for field in names if getattr(ours, field) is None]:
         what = "no conventions" if silent == names else f"no {', '.join(silent)}"
@@ -192,29 +193,40 @@ class Converted:
 
     def __init__(self, policy: Any, ours: Conventions, robots: Conventions) -> None:
         self._policy, self._ours, self._robots = policy, ours, robots
-        self.name, self.checkpoint_hash = getattr(policy, "name", type(policy).__name__), getattr(policy, "checkpoint_hash", "")
+        self.name, self._instruction = name_of(policy), ""
         handled = {name: getattr(robots, name) for name in _CONVERTED if getattr(ours, name) is not None}
         reshaped = not _agree("resize", ours, robots)
         self.needs_proprioception = bool(getattr(policy, "needs_proprioception", False))
         self.conventions = replace(ours, **handled, image_size=robots.image_size if reshaped else ours.image_size)
         self._motion = bool(ours.gripper and _relative(robots.gripper) and (not _relative(ours.gripper) or (ours.sticky_gripper or 1) > 1))
         self._forget()
-        if hasattr(policy, "act_batch") and not self._motion:
+        if has(policy, "act_batch") and not self._motion:
             self.act_batch = self._act_batch
+
+    @property
+    def checkpoint_hash(self) -> str:
+        """See `Policy`: the policy's own, and what is converted."""
+        names = [name for name in (*_CONVERTED, "image_size") if not _agree(name, self._ours, self._robots)]
+        if "resize" not in names:
+            names = [name for name in names if name != "image_size"]  # the simulator renders at that size
+        if not self._motion:
+            names = [name for name in names if name != "sticky_gripper"]
+        return identity_of(self._policy) + "".join(f"+{name}={getattr(self._ours, name)}" for name in names)
 
     def reset(self, instruction: str) -> None:
         """See `Policy.reset`."""
         self._forget()
-        if hasattr(self._policy, "reset"):
-            self._policy.reset(instruction)
+        self._instruction = instruction
+        begin(self._policy, instruction)
 
-    def act(self, image: Array, *proprioception: Array) -> Any:
+    def act(self, image: Array, proprioception: Array | None = None) -> Any:
         """See `Policy.act`; what comes back is what the policy returned, an `Action` or an array, with the numbers converted."""
-        return self._converted(self._policy.act(self._image(image), *proprioception))
+        own = None if proprioception is None else [proprioception]
+        return self._converted(ask(self._policy, [self._image(image)], [self._instruction], own)[0])
 
-    def _act_batch(self, images: Array, instructions: Sequence[str], *proprioception: Array) -> list[Any]:
-        answers = self._policy.act_batch(np.stack([self._image(image) for image in images]), instructions, *proprioception)
-        return [self._converted(answer) for answer in answers]
+    def _act_batch(self, images: Array, instructions: Sequence[str], proprioception: Array | None = None) -> list[Any]:
+        own = None if proprioception is None else list(proprioception)
+        return [self._converted(answer) for answer in ask(self._policy, [self._image(image) for image in images], instructions, own)]
 
     def _forget(self) -> None:
         self._openness: float | None = None  # commanded last, 0 closed to 1 open
@@ -231,13 +243,22 @@ class Converted:
         return np.ascontiguousarray(image[..., ::-1]) if self._ours.colour == "bgr" else image
 
     def _converted(self, answer: Any) -> Any:
-        action = np.array(getattr(answer, "processed", answer), np.float64)
-        if action.shape == (7,) and np.isfinite(action).all():  # anything else is for the caller to refuse
+        actions = read_answer(answer, axis_angle=self._ours.rotation == "axis_angle")
+        rows = np.stack([self._numbers(action.processed) for action in actions])
+        if isinstance(answer, np.ndarray):
+            return rows[0] if answer.ndim == 1 else rows
+        if len(actions) == 1:
+            return replace(actions[0], processed=rows[0])
+        return {"actions": rows, "rationale": actions[0].rationale, "terminate": actions[-1].terminate}
+
+    def _numbers(self, numbers: Array) -> Array:
+        """float32 (7,) of the policy -> of the robot."""
+        action = numbers.astype(np.float64)
+        if np.isfinite(action).all():  # anything else is for the caller to refuse
             action[:3] *= _METRES[self._ours.unit or "m"]
             action[3:6] = _rotation(action[3:6], self._ours.rotation)
             action[6] = self._gripper(float(action[6]))
-        action = action.astype(np.float32)
-        return replace(answer, processed=action) if hasattr(answer, "processed") else action
+        return action.astype(np.float32)
 
     def _gripper(self, value: float) -> float:
         ours, robots = self._ours.gripper, self._robots.gripper

@@ -276,7 +276,10 @@ def run_jobs(jobs: Sequence[Job], workers: int) -> Iterator[Recorded]:
 
 def _one_thread() -> None:
     """Several processes with several torch threads each would wait for each other; torch reads this when the first simulator is made."""
+    from refinevla_kit.simulator import maniskill
+
     os.environ["OMP_NUM_THREADS"] = "1"
+    maniskill.own_process = True
 
 
 @cache

@@ -16,7 +16,9 @@ import numpy as np
 
 from refinevla_kit.conventions import Mismatch, mismatches
 from refinevla_kit.errors import KitError
+from refinevla_kit.evaluation.rollouts import wanted_episodes
 from refinevla_kit.evaluation.statistics import Rate, rate
+from refinevla_kit.policies.answers import name_of
 from refinevla_kit.simulator import make
 from refinevla_kit.simulator.contract import Array, Pose, Simulator
 from refinevla_kit.tasks import MANISKILL, VISUAL_MATCHING, Task, find_task
@@ -101,7 +103,7 @@ def preflight(
     from refinevla_kit.simulator.demonstrator import RECIPES
 
     task = task if isinstance(task, Task) else find_task(task)
-    name, found = getattr(policy, "name", type(policy).__name__), tuple(mismatches(policy, task))
+    name, found = name_of(policy), tuple(mismatches(policy, task))
     if not hasattr(policy, "round_trip"):
         return Preflight(name, task.name, 0, found, note="only the conventions were checked: the policy has no round_trip(actions)")
     if task.name not in RECIPES:
@@ -114,7 +116,8 @@ def preflight(
 
         starts.extend(dense_pose(task, number, seed) for number in range(n))
     else:
-        starts.extend(range(episodes) if isinstance(episodes, int) else [int(each) for each in episodes])
+        wanted = wanted_episodes(episodes)
+        starts.extend(range(wanted) if isinstance(wanted, int) else wanted)
     if not starts:
         raise KitError("no starts to replay from", "ask for at least one")
 

@@ -25,6 +25,7 @@ from refinevla_kit.tasks import PROTOCOL_VERSION
 VERSIONED = ("mani_skill", "mani_skill2_real2sim", "sapien", "torch", "transformers", "numpy")
 KEY = ("policy", "checkpoint_hash", "protocol", "backend", "task", "setting", "variant", "assets", "start", "episode_id", "seed", "width", "height")
 Key = tuple[Any, ...]
+OUTCOME = ("success_any", "success_last", "grasped", "steps", "reason")  # what two rows of one episode have in common
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class EpisodeRecord:
     """What happened in one episode.
 
     Attributes:
-        policy, checkpoint_hash: what acted; the hash tells two checkpoints of one name apart.
+        policy, checkpoint_hash: what acted; the second is the policy's identity (see `Policy`), which tells two of one name apart.
         protocol: `tasks.PROTOCOL_VERSION` the episode was played under.
         backend: "maniskill" or "simpler_env".
         task, setting, variant: task name (`tasks.TASKS`), SIMPLER's setting, and the named change of the scene ("base": none).
@@ -123,10 +124,26 @@ def load_records(path: str | Path) -> list[EpisodeRecord]:
     journal = journal_path(path)
     if not path.exists() and not journal.exists():
         raise KitError(f"no evaluation records at {path}", "run notebook 03, or give the records.parquet of another run")
-    records = {} if path == journal or not path.exists() else {record.key: record for record in _load_parquet(path)}
+    records = [] if path == journal or not path.exists() else _load_parquet(path)
     if journal.exists():
-        records |= {record.key: record for record in _parse_journal(journal.read_bytes(), journal)[0]}
-    return list(records.values())
+        records += _parse_journal(journal.read_bytes(), journal)[0]
+    return distinct(records)
+
+
+def distinct(records: Iterable[EpisodeRecord]) -> list[EpisodeRecord]:
+    """Each episode once, in order: records of two machines may have the same ones, and differ in time and versions.
+
+    Raises:
+        KitError: two records of one episode differ in what came of it.
+    """
+    kept: dict[Key, EpisodeRecord] = {}
+    for record in records:
+        first = kept.setdefault(record.key, record)
+        if differing := [name for name in OUTCOME if getattr(first, name) != getattr(record, name)]:
+            said = " and ".join(", ".join(f"{name} {getattr(one, name)}" for name in differing) for one in (first, record))
+            what = f"{record.policy!r} has two records of {record.task} ({record.variant}), {record.start} episode {record.episode_id}: {said}"
+            raise KitError(what, "keep the records of one machine, or play the episode again into a new file")
+    return list(kept.values())
 
 
 def save_parquet(records: Iterable[EpisodeRecord], path: str | Path) -> Path:
@@ -150,13 +167,16 @@ class Journal:
     """Append-only JSON lines of one run, held by one process at a time. Opening it repairs a line cut in half.
 
     Raises:
-        KitError: another run holds the file, or a line in its middle is damaged.
+        KitError: another run holds the file, it cannot be written, or a line in its middle is damaged.
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self._file = path.open("a+b")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a+b", buffering=0)
+        except OSError as error:
+            raise KitError(f"cannot write {path} ({error.strerror})", "give an output where files can be written") from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -173,18 +193,14 @@ class Journal:
     def append(self, record: EpisodeRecord) -> None:
         """Put one row on the disk; it is there when this returns."""
         line = json.dumps(asdict(record), allow_nan=False).encode() + b"\n"
-        before = self._file.seek(0, os.SEEK_END)
+        start, left = self._file.seek(0, os.SEEK_END), memoryview(line)
         try:
-            self._file.write(line)
-            self._file.flush()
+            while left:
+                left = left[self._file.write(left) :]
             os.fsync(self._file.fileno())
         except OSError as error:
-            os.truncate(self.path, before)
-            if error.errno == 28:  # ENOSPC
-                raise KitError(
-                    f"no space left on the disk while writing {self.path}", "free space and run again: finished episodes are kept"
-                ) from error
-            raise
+            self._file.truncate(start)
+            raise KitError(f"cannot write {self.path} ({error.strerror})", "free space and run again: finished episodes are kept") from error
         self.records.append(record)
 
     def __enter__(self) -> Journal:

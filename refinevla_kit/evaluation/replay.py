@@ -16,6 +16,8 @@ import numpy as np
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.records import EpisodeRecord
 from refinevla_kit.evaluation.stations import Scene
+from refinevla_kit.policies.answers import ask, begin, identity_of, name_of, naming, read_answer
+from refinevla_kit.policies.contract import Action
 from refinevla_kit.simulator.contract import Array, Observation, Simulator
 from refinevla_kit.tasks import find_task
 
@@ -28,14 +30,14 @@ class Rollout:
         record: of what was played again.
         observations: the T + 1, first to last. masks: name -> bool (H, W) of each, {} when they
             were not asked for.
-        answers: the policy's T answers (`Action` or array). actions: float32 (T, 7), as the simulator took them.
+        answers: the policy's T answers. actions: float32 (T, 7), as the simulator took them.
         success, grasped: bool (T,), after each step. reason: why it ended.
     """
 
     record: EpisodeRecord
     observations: tuple[Observation, ...]
     masks: tuple[dict[str, Array], ...]
-    answers: tuple[Any, ...]
+    answers: tuple[Action, ...]
     actions: Array
     success: Array
     grasped: Array
@@ -57,7 +59,7 @@ class Replayer:
     """
 
     def __init__(self, policies: Iterable[Any]) -> None:
-        self._policies = {(str(getattr(one, "name", type(one).__name__)), str(getattr(one, "checkpoint_hash", ""))): one for one in policies}
+        self._policies = {(name_of(one), identity_of(one)): one for one in policies}
         self._scene: Scene | None = None
         self._simulator: Simulator | None = None
 
@@ -81,21 +83,27 @@ class Replayer:
         policy = self.policy(record)
         simulator = self._at(record, bool(getattr(policy, "needs_state", False)))
         observation = simulator.reset(_start(record), record.seed)
-        observations, seen, answers = [observation], [simulator.masks() if masks else {}], list[Any]()
+        observations, seen, answers = [observation], [simulator.masks() if masks else {}], list[Action]()
         results: list[tuple[bool, bool, bool, str]] = []
-        instruction = None
+        instruction, rows = None, list[Action]()
         while not results or not results[-1][2]:
-            if observation.instruction != instruction and hasattr(policy, "reset"):
-                policy.reset(observation.instruction)
-            instruction = observation.instruction
-            answers.append(_ask(policy, observation, record.task))
-            over = bool(getattr(answers[-1], "terminate", False)) and not simulator.advance()
-            step = simulator.step(np.asarray(getattr(answers[-1], "processed", answers[-1]), np.float32))
+            with naming(f"policy {record.policy!r} in {record.task}, episode {record.episode_id}, step {len(results)}"):
+                if observation.instruction != instruction:
+                    begin(policy, observation.instruction)
+                    rows = []
+                instruction = observation.instruction
+                if not rows:
+                    own, state = observation.proprioception, observation.state
+                    (answer,) = ask(policy, [observation.image], [instruction], [own], [state], [record.task])
+                    rows = read_answer(answer)
+            answers.append(rows.pop(0))
+            over = answers[-1].terminate and not simulator.advance()
+            step = simulator.step(answers[-1].processed)
             results.append((step.success, step.grasped, step.done or over, step.reason or ("terminated" if over else "")))
             observation = step.observation
             observations.append(observation)
             seen.append(simulator.masks() if masks else {})
-        actions = np.stack([np.asarray(getattr(answer, "processed", answer), np.float32) for answer in answers])
+        actions = np.stack([answer.processed for answer in answers])
         success, grasped = (np.array([result[i] for result in results]) for i in (0, 1))
         return Rollout(record, tuple(observations), tuple(seen), tuple(answers), actions, success, grasped, results[-1][3])
 
@@ -125,13 +133,3 @@ def _start(record: EpisodeRecord) -> Any:
     from refinevla_kit.simulator.start_poses import dense_pose
 
     return dense_pose(find_task(record.task), record.episode_id, record.seed)
-
-
-def _ask(policy: Any, observation: Observation, task: str) -> Any:
-    """One answer; `evaluate` asks for several at once where it can."""
-    if getattr(policy, "needs_state", False):
-        return policy.act_states([observation.state], [task])[0]
-    own = [observation.proprioception] if getattr(policy, "needs_proprioception", False) else []
-    if hasattr(policy, "act_batch"):
-        return policy.act_batch(observation.image[None], [observation.instruction], *(np.stack([one]) for one in own))[0]
-    return policy.act(observation.image, *own)

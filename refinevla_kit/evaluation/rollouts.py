@@ -8,13 +8,17 @@ size of its batch).
 
 from __future__ import annotations
 
+import hashlib
+import json
+import operator
 import os
+import re
 import time
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +31,14 @@ from refinevla_kit.evaluation.records import KEY, EpisodeRecord, Journal, Key, j
 from refinevla_kit.evaluation.stations import LocalStation, ProcessStation, Scene, Station, StationDied
 from refinevla_kit.evaluation.statistics import wilson
 from refinevla_kit.files import replacing
+from refinevla_kit.policies.answers import ask, begin, has, identity_of, name_of, naming, read_answer
+from refinevla_kit.policies.contract import Action
 from refinevla_kit.simulator import find_backend
 from refinevla_kit.simulator.contract import Array, Observation, Pose, StepResult
 from refinevla_kit.tasks import CAMERA_SIZES, MANISKILL, PROTOCOL_VERSION, VISUAL_MATCHING, Task, find_task, find_tasks
 
 LIMITS = np.array([1, 1, 1, np.pi, np.pi, np.pi, 1], np.float32) * 1.001  # metres, radians, gripper: what is beyond is no action of these robots
+LARGEST_SIDE = 4096  # pixels
 CRASHES = 2  # of one episode, after which it is recorded as such
 Overlay = Callable[[Observation, Any], Array]
 
@@ -74,13 +81,16 @@ def evaluate(
     Calling it again with the same arguments continues: recorded episodes are not repeated. Several policies may go into one file.
 
     Args:
-        policy: anything with `reset(instruction)` and `act(image)`, which plays one episode at a time, or with `act_batch(images, instructions)`,
-            which plays many. `name` and `checkpoint_hash` go into the records; `conventions` are compared with the task's before the first episode.
+        policy: anything with `reset(instruction)` and `act(image)` or `step(image, instruction)`, which plays one episode at a time, or with
+            `act_batch(images, instructions)`, which plays many; what it may return is told in `policies.answers`. The rows of a chunk are executed
+            one after another before it is asked again. `name` and `checkpoint_hash` (see `Policy`) go into the records: another hash is another
+            policy, whose episodes are played. `conventions` are compared with the task's before the first episode.
             With `needs_proprioception = True` both get the robot's own state too, `act(image, proprioception)`; with `needs_state = True` it gets
             simulator state instead: `act_states(states, tasks)`.
-        tasks: names of tasks, of groups of them ("pick_coke_can") or of a robot ("widowx"), or `Task`s.
-        episodes: number of grid episodes a task and variant (the first ones), the ids themselves, None for those SIMPLER scores, or "dense" for the
-            `n` continuous starts that `start_poses.dense_pose` draws from `seed`: the same for every policy, as many as a small gain needs.
+        tasks: names of tasks, of groups of them ("pick_coke_can") or of a robot ("widowx"), or `Task`s; what is named twice is played once.
+        episodes: number of grid episodes a task and variant (the first ones), the ids themselves (NumPy's and pandas' too), None for those
+            SIMPLER scores, or "dense" for the `n` continuous starts that `start_poses.dense_pose` draws from `seed`: the same for every policy, as
+            many as a small gain needs.
         setting: "visual_matching" or "variant_aggregation".
         variants: names of the task's variants in this setting; None for those that are scored.
         backend, assets: as in `simulator.make`.
@@ -90,45 +100,58 @@ def evaluate(
         batch: episodes played at the same time, over all workers; a batched policy gets half that many images at once. A kill costs at most these.
         output: parquet file, or a folder for `records.parquet`. A journal lies beside it while the run is going on.
         progress: show a bar with the successes so far and their 95 % interval.
-        width, height: camera resolution in pixels. None: what the policy's conventions ask for, else SIMPLER's own (640 x 480 for the WidowX), the
-            one to use in comparisons with the literature.
-        videos: folder for one mp4 an episode, or None.
-        overlay: draws on a video frame: (`Observation`, the policy's answer or None at the end) -> image uint8, of any one size.
+        width, height: camera resolution in pixels; with one of them, the other follows the camera's aspect. None: what the policy's conventions ask
+            for, else SIMPLER's own (640 x 480 for the WidowX), the one to use in comparisons with the literature.
+        videos: folder for one mp4 an episode, in a folder of the policy's name, or None. A name ends in a digest of the record's key.
+        overlay: draws on a video frame: (`Observation`, the policy's `Action` or None at the end) -> image uint8, of any one size.
             `figures.overlays.attention_overlay(policy)` is one.
 
     Raises:
-        KitError: unknown task, variant or episode; conventions that differ; a policy that returns something else than 7 finite numbers in range
-            (names the episode); another run writing to `output`. Episodes finished before are kept.
+        KitError: unknown task, variant or episode; conventions that differ; a policy that fails, or returns something else than 7 finite numbers in
+            range (names policy, episode and step; what the policy raised is the `__cause__`); an output or folder of videos that cannot be written,
+            or that another run writes to. Episodes finished before are kept.
     """
-    output = Path(output) if Path(output).suffix == ".parquet" else Path(output) / "records.parquet"
-    named = [tasks] if isinstance(tasks, str) else tasks
+    output = Path(output)
+    if output.suffix != ".parquet" or output.is_dir():
+        output /= "records.parquet"
+    named = [tasks] if isinstance(tasks, (str, Task)) else tasks
     chosen = [task for each in named for task in ([each] if isinstance(each, Task) else find_tasks(each))]
-    size = (width, height) if width and height else getattr(getattr(policy, "conventions", None), "image_size", None)
-    wanted: list[Job] = []
+    if not chosen:
+        raise KitError("no tasks were asked for", 'name one, as in tasks="widowx"')
+    batch, seed = whole(batch, "batch", 1), whole(seed, "seed", 0, 2**32 - 1)
+    workers = len(os.sched_getaffinity(0)) if workers is None else whole(workers, "workers", 0)
+    episodes = episodes if episodes is None or isinstance(episodes, str) else wanted_episodes(episodes)
+    variants = None if variants is None else [variants] if isinstance(variants, str) else list(variants)
+    if not any(has(policy, verb) for verb in ("act_states", "act_batch", "act", "step")):
+        remedy = "give it `act(image)`, `act_batch(images, instructions)` or `step(image, instruction)`"
+        raise KitError(f"policy {name_of(policy)!r} has nothing to act with", remedy)
+    asked: dict[Job, None] = {}  # in order, each once
     for task in chosen:
         check_conventions(policy, task)
         protocol = task.protocol(setting)
         start, ids = _episodes(task, setting, episodes, n)
         found = find_backend(protocol, backend)
-        columns, rows = size or CAMERA_SIZES[task.robot]
+        columns, rows = _camera_size(policy, task, width, height)
         place = str(assets or ("embedded" if found == MANISKILL else "official"))
         names = [v.name for v in protocol.variants if v.scored] if variants is None else [protocol.variant(name).name for name in variants]
         for name in names:
             scene = Scene(task.name, name, setting, found, place, columns, rows, bool(getattr(policy, "needs_state", False)))
-            wanted += [Job(scene, start, episode) for episode in ids]
-    lanes = batch if hasattr(policy, "act_batch") or getattr(policy, "needs_state", False) else 1
+            asked |= dict.fromkeys(Job(scene, start, episode) for episode in ids)
+    wanted = list(asked)
+    lanes = batch if has(policy, "act_batch") or getattr(policy, "needs_state", False) else 1
+    folder = _video_folder(videos)
     with Journal(journal_path(output)) as journal:
-        records = {record.key: record for record in [*(load_records(output) if output.exists() else []), *journal.records]}
-        run = _Run(policy, seed, journal, Path(videos) if videos else None, overlay)
+        records = {record.key: record for record in load_records(output)}
+        run = _Run(policy, seed, journal, folder, overlay)
         done = [records[run.key(job)] for job in wanted if run.key(job) in records]
         jobs = [job for job in wanted if run.key(job) not in records]
-        if done and not run.checkpoint_hash:
+        if done and run.checkpoint_hash.partition("+")[0] == "":
             warnings.warn(
                 f"{len(done)} of {len(wanted)} episodes are taken from {output}: {run.name!r} has no `checkpoint_hash`, so nothing tells this policy "
                 "from another of that name; give it one, or another output, when it has changed", stacklevel=2,
             )  # fmt: skip
         with tqdm(total=len(wanted), initial=len(done), desc=run.name, unit="episode", disable=not progress) as bar:
-            for record in run.play(jobs, len(os.sched_getaffinity(0)) if workers is None else workers, lanes):
+            for record in run.play(jobs, workers, lanes):
                 records[record.key] = record
                 done.append(record)
                 succeeded = sum(each.success_last for each in done)
@@ -140,6 +163,33 @@ def evaluate(
     return output
 
 
+def whole(value: Any, name: str, least: int, most: int = 2**63 - 1) -> int:
+    """`value` as an int, also of NumPy.
+
+    Raises:
+        KitError: no whole number, a bool, or out of bounds.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if isinstance(value, (bool, np.bool_)) or not least <= number <= most:
+        limits = f"from {least} to {most}" if most < 2**63 - 1 else f"of at least {least}"
+        raise KitError(f"{name} is {value!r}", f"give a whole number {limits}")
+    return number
+
+
+def wanted_episodes(episodes: Any) -> int | list[int]:
+    """The number of episodes, or their ids, as plain ints; each id once.
+
+    Raises:
+        KitError: something else, or bools among them.
+    """
+    if isinstance(episodes, Iterable) and getattr(episodes, "ndim", 1) != 0:  # an array without a dimension is a number
+        return list(dict.fromkeys(whole(each, "an episode's id", 0) for each in episodes))
+    return whole(episodes, "episodes", 0)
+
+
 @dataclass
 class _Seat:
     """A lane of a station, and the episode it is playing."""
@@ -148,7 +198,8 @@ class _Seat:
     lane: int
     job: Job | None = None
     observation: Observation | None = None  # that the policy has not answered yet
-    instruction: str = ""
+    instruction: str | None = None
+    chunk: deque[Action] = field(default_factory=deque)  # said already, to be executed without asking again
     started: float = 0.0
     steps: int = 0
     success_any: bool = False
@@ -161,7 +212,7 @@ class _Run:
 
     def __init__(self, policy: Any, seed: int, journal: Journal, videos: Path | None, overlay: Overlay | None) -> None:
         self.policy, self.seed, self.journal, self.videos, self.overlay = policy, seed, journal, videos, overlay
-        self.name, self.checkpoint_hash = str(getattr(policy, "name", type(policy).__name__)), str(getattr(policy, "checkpoint_hash", ""))
+        self.name, self.checkpoint_hash = name_of(policy), identity_of(policy)
         self._queues: dict[Scene, deque[Job]] = {}
         self._seats: list[_Seat] = []
         self._crashes: Counter[Job] = Counter()
@@ -207,23 +258,55 @@ class _Run:
                 yield from self._recover(seat.station, death)
                 continue
             if isinstance(reply, Observation):
-                seat.observation, seat.started, seat.instruction = reply, time.perf_counter(), ""
+                seat.observation, seat.started, seat.instruction = reply, time.perf_counter(), None
             elif record := self._advance(seat, reply):
                 yield record
                 self._begin(seat, self._next(seat))
         asking = [seat for seat in table if seat.observation]
-        if asking:
-            try:
-                answers = self._ask(asking)
-            except KitError as error:
-                who = f"policy {self.name!r} in {asking[0].job}, step {asking[0].steps}" + (f" (and {len(asking) - 1} more)" if asking[1:] else "")
-                raise KitError(f"{who}: {error.what}", error.remedy) from error
-            for seat, answer in zip(asking, answers, strict=True):
-                action = self._checked(answer, seat)
-                if seat.video and seat.observation:
-                    seat.video.write(seat.observation, answer)
-                seat.observation = None
-                seat.station.step(seat.lane, action, bool(getattr(answer, "terminate", False)))
+        self._fill([seat for seat in asking if not seat.chunk or _told_anew(seat)])
+        for seat in asking:
+            answer = seat.chunk.popleft()
+            action = self._checked(answer, seat)
+            self._film(seat, seat.observation, answer)
+            seat.observation = None
+            seat.station.step(seat.lane, action, answer.terminate)
+
+    def _fill(self, seats: list[_Seat]) -> None:
+        """Ask the policy what the seats do next."""
+        asking = [(seat, seat.observation) for seat in seats if seat.observation]
+        if not asking:
+            return
+        with naming(self._where(seats[0]) + (f" (and {len(seats) - 1} more)" if seats[1:] else "")):
+            for seat, observation in asking:
+                if seat.instruction != observation.instruction:
+                    begin(self.policy, observation.instruction)
+                seat.instruction = observation.instruction
+            answers = ask(
+                self.policy,
+                [observation.image for _, observation in asking],
+                [observation.instruction for _, observation in asking],
+                [observation.proprioception for _, observation in asking],
+                [observation.state for _, observation in asking],
+                [seat.job.scene.task for seat in seats if seat.job],
+            )
+        for seat, answer in zip(seats, answers, strict=True):
+            with naming(self._where(seat)):
+                seat.chunk = deque(read_answer(answer))
+
+    def _where(self, seat: _Seat) -> str:
+        return f"policy {self.name!r} in {seat.job}, step {seat.steps}"
+
+    def _film(self, seat: _Seat, observation: Observation | None, answer: Action | None) -> None:
+        """Add a frame to the seat's video, if there is one."""
+        if not seat.video or not observation:
+            return
+        try:
+            seat.video.write(observation, answer)
+        except KitError:
+            raise
+        except Exception as error:  # of the overlay, which may be anyone's
+            what = f"the overlay failed in {seat.job}, step {seat.steps}: {type(error).__name__}: {error}"
+            raise KitError(what, "an overlay makes a uint8 picture (H, W, 3) of one size; or evaluate without it") from error
 
     def _next(self, seat: _Seat) -> Job | None:
         """The next episode of the seat's own scene, else of the scene with the most episodes left for each seat that plays it."""
@@ -243,13 +326,19 @@ class _Run:
         if seat.video:
             seat.video.drop()
         seat.job, seat.observation, seat.steps, seat.success_any, seat.grasped, seat.video = job, None, 0, False, False, None
+        seat.chunk.clear()
         if job is None:
             return
         task = find_task(job.scene.task)
         if self.videos:
-            path = self.videos / self.name / f"{task.name}-{job.scene.variant}-{job.start}-{job.episode:03d}.mp4"
-            seat.video = _Video(path, task.control_hz, self.overlay)
+            seat.video = _Video(self._video_path(self.videos, job), task.control_hz, self.overlay)
         seat.station.reset(seat.lane, job.scene, self._start(task, job), self.seed)
+
+    def _video_path(self, folder: Path, job: Job) -> Path:
+        """No other episode has it, of whatever policy, setting or size."""
+        digest = hashlib.sha256(json.dumps(self.key(job)).encode()).hexdigest()[:8]
+        name = re.sub(r"[^\w.+-]", "_", self.name).strip(".")[:80] or "policy"  # as a folder's, wherever it is looked at
+        return folder / name / f"{job.scene.task}-{job.scene.variant}-{job.start}-{job.episode:03d}-{digest}.mp4"
 
     def _start(self, task: Task, job: Job) -> int | Pose:
         if job.start == "grid":
@@ -278,39 +367,9 @@ class _Run:
         for seat in seats:
             self._begin(seat, seat.job)
 
-    def _ask(self, seats: list[_Seat]) -> list[Any]:
-        """One answer of the policy a seat."""
-        observations = [seat.observation for seat in seats if seat.observation]
-        for seat, observation in zip(seats, observations, strict=True):
-            if seat.instruction != observation.instruction and hasattr(self.policy, "reset"):
-                self.policy.reset(observation.instruction)
-            seat.instruction = observation.instruction
-        own = [observation.proprioception for observation in observations] if getattr(self.policy, "needs_proprioception", False) else None
-        if getattr(self.policy, "needs_state", False):
-            tasks = [seat.job.scene.task for seat in seats if seat.job]
-            answers = self.policy.act_states([observation.state for observation in observations], tasks)
-        elif hasattr(self.policy, "act_batch"):
-            groups: dict[tuple[int, ...], list[int]] = {}
-            for index, observation in enumerate(observations):  # robots differ in their cameras: one call a size
-                groups.setdefault(observation.image.shape, []).append(index)
-            answers = [None] * len(seats)
-            for rows in groups.values():
-                images, sentences = np.stack([observations[row].image for row in rows]), [observations[row].instruction for row in rows]
-                found = self.policy.act_batch(images, sentences, *([np.stack([own[row] for row in rows])] if own else []))
-                if len(found) != len(rows):
-                    raise KitError(f"{len(found)} actions came back for {len(rows)} images", "act_batch returns one an image")
-                for row, answer in zip(rows, found, strict=True):
-                    answers[row] = answer
-        else:
-            answers = [self.policy.act(observation.image, *(own[row : row + 1] if own else [])) for row, observation in enumerate(observations)]
-        return list(answers)
-
-    def _checked(self, answer: Any, seat: _Seat) -> Array:
-        """The action in an answer, float32 (7,)."""
-        action = np.asarray(getattr(answer, "processed", answer), np.float32)
-        where = f"policy {self.name!r} in {seat.job}, step {seat.steps}"
-        if action.shape != LIMITS.shape:
-            raise KitError(f"{where} returned an action of shape {action.shape}", f"an action is {len(LIMITS)} numbers: see Simulator.step")
+    def _checked(self, answer: Action, seat: _Seat) -> Array:
+        """The action of an answer, float32 (7,)."""
+        action, where = answer.processed, self._where(seat)
         if not np.isfinite(action).all():
             raise KitError(f"{where} returned {action.tolist()}", "check the policy's un-normalisation statistics and its checkpoint")
         if (np.abs(action) > LIMITS).any():
@@ -328,8 +387,7 @@ class _Run:
         if not result.done:
             seat.observation = result.observation
             return None
-        if seat.video:
-            seat.video.write(result.observation, None)
+        self._film(seat, result.observation, None)
         return self._record(seat, result.success, result.reason)
 
     def _record(self, seat: _Seat, success: bool, reason: str) -> EpisodeRecord:
@@ -354,40 +412,84 @@ class _Video:
         self._path, self._fps, self._overlay, self._stack = path, fps, overlay, ExitStack()
         self._writer: Any = None
 
-    def write(self, observation: Observation, answer: Any) -> None:
+    def write(self, observation: Observation, answer: Action | None) -> None:
         """Add a frame; answer: what the policy makes of it."""
         from refinevla_kit.episodes.video import VideoWriter
 
-        frame = observation.image if self._overlay is None else self._overlay(observation, answer)
-        if self._writer is None:
-            self._writer = VideoWriter(self._stack.enter_context(replacing(self._path)), self._fps, *frame.shape[:2])
-        self._writer.write(frame[None])
+        frame = observation.image if self._overlay is None else np.asarray(self._overlay(observation, answer))
+        with self._told():
+            if self._writer is None:
+                self._writer = VideoWriter(self._stack.enter_context(replacing(self._path)), self._fps, *frame.shape[:2])
+            self._writer.write(frame[None])
 
     def keep(self) -> None:
-        if self._writer:
-            self._writer.close()
-        self._stack.close()
+        with self._told():
+            if self._writer:
+                self._writer.close()
+            self._stack.close()
 
     def drop(self) -> None:
-        if self._writer:
-            self._writer.close()
+        with suppress(OSError):  # its disk may be full
+            if self._writer:
+                self._writer.close(flush=False)
         error = InterruptedError("the episode did not end")
         self._stack.__exit__(InterruptedError, error, None)  # takes the part away
 
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise KitError(f"cannot write {self._path} ({error.strerror})", "free space and run again: finished episodes are kept") from error
 
-def _episodes(task: Task, setting: str, episodes: str | int | Iterable[int] | None, n: int | None) -> tuple[str, list[int]]:
+
+def _video_folder(path: str | Path | None) -> Path | None:
+    """The folder of videos, made, and without the parts that killed runs have left in it."""
+    if path is None:
+        return None
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for part in folder.rglob(".*.mp4.part-*"):
+            if not Path("/proc", part.name.rpartition("-")[2]).exists():
+                part.unlink(missing_ok=True)
+    except OSError as error:
+        raise KitError(f"videos cannot be written to {folder} ({error.strerror})", "give a folder where files can be written") from error
+    return folder
+
+
+def _camera_size(policy: Any, task: Task, width: Any, height: Any) -> tuple[int, int]:
+    """Width and height in pixels."""
+    full_width, full_height = CAMERA_SIZES[task.robot]
+    if width is None and height is None:
+        width, height = getattr(getattr(policy, "conventions", None), "image_size", None) or (full_width, full_height)
+    if width is None:
+        width = max(1, round(whole(height, "height", 1, LARGEST_SIDE) * full_width / full_height))
+    if height is None:
+        height = max(1, round(whole(width, "width", 1, LARGEST_SIDE) * full_height / full_width))
+    return whole(width, "width", 1, LARGEST_SIDE), whole(height, "height", 1, LARGEST_SIDE)
+
+
+def _episodes(task: Task, setting: str, episodes: str | int | list[int] | None, n: Any) -> tuple[str, list[int]]:
     """(kind of start, ids) that were asked for."""
     protocol = task.protocol(setting)
     if isinstance(episodes, str):
-        if episodes != "dense" or not n or n < 1:
+        if episodes != "dense" or n is None:
             raise KitError(f"episodes={episodes!r} with n={n}", 'give a number, ids, None, or episodes="dense" with n=200 or so')
-        return "dense", list(range(n))
-    ids = list(range(protocol.scored if episodes is None else episodes) if episodes is None or isinstance(episodes, int) else episodes)
+        return "dense", list(range(whole(n, "n", 1)))
+    if episodes is None:
+        episodes = protocol.scored
+    ids = list(range(episodes)) if isinstance(episodes, int) else episodes
     outside = [episode for episode in ids if not 0 <= episode < len(protocol.starts)]
     if outside or not ids:
         what = f"episode {outside[0]} is outside the grid of {task.name}" if outside else "no episodes were asked for"
         raise KitError(what, f'choose from 0 to {len(protocol.starts) - 1}, or episodes="dense" with n=200 or so')
     return "grid", ids
+
+
+def _told_anew(seat: _Seat) -> bool:
+    """Whether another instruction holds than that of the seat's chunk."""
+    return seat.observation is not None and seat.observation.instruction != seat.instruction
 
 
 def _last_line(death: StationDied) -> str:

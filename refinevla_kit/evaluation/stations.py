@@ -166,6 +166,9 @@ def _serve(connection: Connection) -> None:
     import os
     import traceback
 
+    from refinevla_kit.simulator import maniskill
+
+    maniskill.own_process = True
     os.environ["OMP_NUM_THREADS"] = "1"  # torch's threads of several workers would wait for each other, whatever the parent may use
     station = LocalStation()
     try:

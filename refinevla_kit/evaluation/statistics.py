@@ -17,7 +17,7 @@ from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation import aggregation
 from refinevla_kit.evaluation.aggregation import AVERAGE, PUBLISHED_AVERAGE, RULES, Rule, start_of, start_values, succeeded, task_weights
 from refinevla_kit.evaluation.intervals import FEWEST, Rate, mean_rate, paired_adjusted, paired_bootstrap, paired_size, rate, sign_flip, wilson
-from refinevla_kit.evaluation.records import KEY, EpisodeRecord
+from refinevla_kit.evaluation.records import KEY, EpisodeRecord, distinct
 from refinevla_kit.tasks import BASE, GROUPS, TASKS, VISUAL_MATCHING
 
 __all__ = [
@@ -87,7 +87,8 @@ def summarise(records: Iterable[EpisodeRecord], rule: Rule = "last") -> list[Sco
     it is another number. Policies, settings and tasks in the order in which they first appear.
 
     Raises:
-        KitError: a policy's records are of two checkpoints, backends, asset packs, kinds of start or resolutions.
+        KitError: a policy's records are of two checkpoints, backends, asset packs, kinds of start or resolutions; two records of one episode
+            contradict each other (the same one twice counts once).
     """
     return _summarise([record for record in records if aggregation.is_scored(record)], rule)
 
@@ -101,6 +102,7 @@ def summarise_variants(records: Iterable[EpisodeRecord], rule: Rule = "last") ->
 
 
 def _summarise(records: list[EpisodeRecord], rule: Rule) -> list[Score]:
+    records = distinct(records)
     aggregation.check_one_kind(records)
     cells: dict[tuple[str, str], dict[str, list[EpisodeRecord]]] = {}
     for record in records:
@@ -148,6 +150,7 @@ def compare(
         one for one in records
         if one.policy in (a, b) and setting in (None, one.setting) and aggregation.is_scored(one) and (members is None or one.task in members)
     ]  # fmt: skip
+    chosen = distinct(chosen)
     aggregation.check_one_kind(chosen)
     if len(settings := list(dict.fromkeys(one.setting for one in chosen))) > 1:
         raise KitError(f"the records of {a!r} and {b!r} are of {' and '.join(settings)}", f"choose one, as in setting={settings[0]!r}")

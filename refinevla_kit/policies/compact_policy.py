@@ -11,6 +11,7 @@ may be said are multiplied. Rows whose instructions differ in length are decoded
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,8 +24,9 @@ from transformers import DynamicCache
 
 from refinevla_kit.conventions import WIDOWX, Conventions
 from refinevla_kit.errors import KitError
+from refinevla_kit.files import sha256
 from refinevla_kit.policies.action_tokens import UniformBins
-from refinevla_kit.policies.compact_vla import CompactVLA, checkpoint_hash, load
+from refinevla_kit.policies.compact_vla import CompactVLA, load
 from refinevla_kit.policies.contract import Action, Array
 from refinevla_kit.policies.sequence import ORDERS, prefix_ids
 from refinevla_kit.policies.vocabulary import ACTION, EOS, PAD, RATIONALE, first_action_id, token_id
@@ -39,7 +41,7 @@ class CompactPolicy:
     Args:
         vla: the model and its tokenizer.
         name: what records call it.
-        checkpoint_hash: of the files it was read from, "" when it never was on disk.
+        checkpoint_hash: of the files it was read from (`files_hash`), "" when it never was on disk.
         order: "action_first" acts at once; "rationale_first" writes its rationale before every action.
         decoding: of action words: "median" (uniform bins only) or "greedy", the likeliest; None is the median where there is one.
     """
@@ -49,13 +51,18 @@ class CompactPolicy:
     ) -> None:  # fmt: skip
         if order not in ORDERS:
             raise KitError(f"unknown order {order!r}", f"choose one of {', '.join(ORDERS)}")
-        ordered = isinstance(vla.bins, UniformBins)
-        decoding = decoding or ("median" if ordered else "greedy")
-        if decoding not in DECODINGS or (decoding == "median" and not ordered):
+        decoding = decoding or _usual_decoding(vla)
+        if decoding not in DECODINGS or (decoding == "median" and not isinstance(vla.bins, UniformBins)):
             raise KitError(f"{name} cannot decode by {decoding!r}", "choose 'greedy', or for uniform bins 'median'")
-        self.vla, self.name, self.checkpoint_hash, self.order, self.decoding = vla, name, checkpoint_hash, order, decoding
+        self.vla, self.name, self._files, self.order, self.decoding = vla, name, checkpoint_hash, order, decoding
         self._first = first_action_id(vla.tokenizer)
         self._instruction = ""
+
+    @property
+    def checkpoint_hash(self) -> str:
+        """See `Policy`. The checkpoint's own order and decoding are not said: the hash of its files covers them."""
+        usual = {"order": _trained_order(self.vla), "decoding": _usual_decoding(self.vla)}
+        return self._files + "".join(f"+{name}={value}" for name in usual if (value := getattr(self, name)) != usual[name])
 
     @property
     def conventions(self) -> Conventions:
@@ -201,7 +208,21 @@ class _Decoder:
         return logits if self._cap is None else self._cap * torch.tanh(logits / self._cap)
 
 
+def files_hash(path: str | Path) -> str:
+    """12 hex digits over all of a checkpoint that changes what it does: weights, configuration, words, bin limits; not its card or its curves."""
+    files = sorted(file for file in Path(path).iterdir() if file.suffix in (".safetensors", ".json", ".model", ".txt"))
+    return hashlib.sha256("".join(f"{file.name} {sha256(file)}\n" for file in files).encode()).hexdigest()[:12]
+
+
 def load_policy(path: str | Path, name: str | None = None, order: str | None = None, decoding: str | None = None) -> CompactPolicy:
     """Read a checkpoint as a policy. `name` defaults to the folder's, `order` to the one it was trained with; `decoding`: see `CompactPolicy`."""
     vla = load(path)
-    return CompactPolicy(vla, name or Path(path).name, checkpoint_hash(path), order or vla.provenance.get("order", "action_first"), decoding)
+    return CompactPolicy(vla, name or Path(path).name, files_hash(path), order or _trained_order(vla), decoding)
+
+
+def _trained_order(vla: CompactVLA) -> str:
+    return str(vla.provenance.get("order", "action_first"))
+
+
+def _usual_decoding(vla: CompactVLA) -> str:
+    return "median" if isinstance(vla.bins, UniformBins) else "greedy"

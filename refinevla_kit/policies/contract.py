@@ -1,4 +1,4 @@
-"""The policy contract: the same three verbs as SimplerEnv's own policy wrappers, so anyone's policy drops in."""
+"""The policy contract. What others' policies have and return instead is asked for and read in `policies.answers`, so anyone's drops in."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ class Action:
 
 
 class Policy(Protocol):
-    """Anything that acts. `name` and `checkpoint_hash` go into every evaluation record.
+    """Anything that acts. `name` and `checkpoint_hash` go into every evaluation record, and tell which episodes are played already.
+
+    `checkpoint_hash` is the policy's identity: it changes with everything that changes what the policy does. Those of the kit begin with the hash of
+    the checkpoint's files, and "+name=value" follows for each setting that is not the checkpoint's own.
 
     A policy may have more, which is used where it is found:
         conventions: `refinevla_kit.conventions.Conventions`, what its numbers mean; compared with the task's before an evaluation.

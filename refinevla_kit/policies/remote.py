@@ -7,11 +7,13 @@ one binary frame a message, msgpack inside. An array is a map {b"__ndarray__": t
     client: an observation, {"observation/image": uint8 (H, W, 3), "prompt": the instruction}, and "observation/state" (`Observation.proprioception`)
         where the server asks for it; `RemotePolicy(observation=...)` makes another
     server: a map with "actions", (n, 7), the next n actions. If the policy failed, a *text* frame with the traceback, and it closes
-Replies come in the order of the observations. What this kit adds, and openpi's clients and servers pass over:
+Replies come in the order of the observations. GET /healthz is answered by 200, as by openpi's server.
+What this kit adds, and openpi's clients and servers pass over:
     metadata: "name", "checkpoint_hash", "conventions" (a map, see `Conventions`), "stateless" (each answer depends on its observation alone), "reset"
         (true: the client begins an episode with {"reset": true, "prompt": the instruction}, which is answered by an empty map),
-        "needs_proprioception" (true: it wants "observation/state")
-    replies: "normalised", "tokens", "log_probability", "rationale", "terminate", as in `Action`
+        "needs_proprioception" (true: it wants "observation/state"), "busy" (why it will refuse this client's first message: it serves another)
+    replies: "normalised", "tokens", "log_probability" (a row an action, as openpi's chunk broker takes rows of all arrays; left out where the policy
+        has none), "rationale", "terminate" (after the last action), as in `Action`
 This module needs numpy, websockets (15 or newer) and msgpack only, and Python 3.10, so that the policy's environment can be its own.
 """
 
@@ -19,30 +21,35 @@ from __future__ import annotations
 
 import socket
 import struct
+import sys
 import threading
 import time
 import traceback
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
+from dataclasses import replace
+from http import HTTPStatus
 from math import ceil
 from typing import Any
 
 import msgpack
 import numpy as np
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
+from websockets.http11 import Request, Response
 from websockets.sync.client import ClientConnection, connect
 from websockets.sync.server import ServerConnection
 from websockets.sync.server import serve as listen
 
 from refinevla_kit.conventions import Conventions
 from refinevla_kit.errors import KitError
+from refinevla_kit.policies.answers import ask, begin, has, identity_of, name_of, naming, read_answer
 from refinevla_kit.policies.contract import Action, Array
 
 LARGEST = 64 * 2**20  # bytes of a message, both ways; an image of 640 x 480 has 0.9 MB
 IN_FLIGHT = 8  # observations sent before their answers are read, so that neither side waits for the other to empty its buffers
-EXTRAS = ("normalised", "tokens", "log_probability", "rationale", "terminate")  # of an `Action`, in a reply
+ROWS = ("normalised", "tokens", "log_probability")  # of an `Action`, in a reply
 START = "start it (`refinevla serve CHECKPOINT`, or your own script) and give the address that it prints"
 AGAIN = "look at the server's terminal, start it again and run again: finished episodes are kept"
 
@@ -58,7 +65,7 @@ def unpack(message: bytes) -> Any:
     """Inverse of `pack`. Raises `ValueError` for what is no such message."""
     try:
         return msgpack.unpackb(message, object_hook=_array)
-    except (KeyError, TypeError, msgpack.UnpackException) as error:
+    except Exception as error:  # the bytes may be anyone's
         raise ValueError(f"not a message of this protocol ({type(error).__name__}: {error})") from error
 
 
@@ -93,12 +100,14 @@ class RemotePolicy:
         url: "ws://127.0.0.1:8000".
         timeout: seconds to wait for the connection and for each answer; the first one of a large model can take minutes.
         name, checkpoint_hash, conventions: for records and checks; None: what the server says of itself.
-        observation: makes the message of an image (uint8 (H, W, 3)) and an instruction, for servers that want other keys or more than these.
-        execute: how many actions of an answer are executed before the server is asked again. More than 1 makes the policy stateful.
+        observation: makes the message of an image (uint8 (H, W, 3)) and an instruction, for servers that want other keys or more than these. Its name
+            goes into the identity: give the function another when it has changed.
+        execute: how many actions of an answer are executed before the server is asked again. More than 1 makes the policy stateful, and is another
+            policy in records.
 
     Raises:
-        KitError: no server there, something else that answers, no name; from `reset`, `act` and `act_batch`: the server died, was silent for
-            `timeout`, failed, or answered with something else than actions of 7 finite numbers. All name the server.
+        KitError: no server there, something else that answers, no name, a policy that serves another client; from `reset`, `act` and `act_batch`:
+            the server died, was silent for `timeout`, failed, or answered with something else than actions of 7 finite numbers. All name the server.
     """
 
     act_batch: Callable[..., list[Action]]
@@ -113,6 +122,8 @@ class RemotePolicy:
         observation: Callable[[Array, str], Mapping[str, Any]] = _observation,
         execute: int = 1,
     ) -> None:
+        if isinstance(execute, bool) or not isinstance(execute, int) or execute < 1:
+            raise KitError(f"RemotePolicy's execute is {execute!r}", "give the number of actions to execute of each answer, 1 or more")
         self.url, self.timeout, self._observation, self._execute = url, timeout, observation, execute
         self._instruction, self._chunk = "", deque[Action]()
         self._opened = ExitStack()
@@ -124,8 +135,11 @@ class RemotePolicy:
         self.needs_proprioception = bool(said.get("needs_proprioception", False))
         if not (name or said.get("name")):
             raise KitError(f"the policy server at {url} says no name", "give one: RemotePolicy(url, name=...); records carry it")
-        self.name = name or str(said["name"])
-        self.checkpoint_hash = str(said.get("checkpoint_hash", "")) if checkpoint_hash is None else checkpoint_hash
+        self.name = name or _text(said["name"])
+        identity = _text(said.get("checkpoint_hash") or "") if checkpoint_hash is None else checkpoint_hash
+        self.checkpoint_hash = identity + (f"+execute={execute}" if execute > 1 else "")
+        if observation is not _observation:
+            self.checkpoint_hash += f"+observation={getattr(observation, '__qualname__', type(observation).__name__)}"
         self.conventions = conventions or (Conventions.from_dict(said["conventions"]) if said.get("conventions") else None)
         if execute == 1 and said.get("stateless", True):
             self.act_batch = self._act_batch
@@ -143,7 +157,7 @@ class RemotePolicy:
         """See `Policy.act`."""
         if not self._chunk:
             (answer,) = self._answers([self._message(image, self._instruction, proprioception)])
-            self._chunk.extend(self._actions(answer)[: self._execute])
+            self._chunk.extend(self._actions(answer, self._execute))
         return self._chunk.popleft()
 
     def _message(self, image: Array, instruction: str, proprioception: Array | None) -> dict[str, Any]:
@@ -154,7 +168,7 @@ class RemotePolicy:
         states = [None] * len(images) if proprioception is None else proprioception
         messages = (self._message(*each) for each in zip(images, instructions, states, strict=True))
         answers = list(self._answers(messages))  # all of them before one can be refused, so that none is left for the next question
-        return [self._actions(answer)[0] for answer in answers]
+        return [self._actions(answer, 1)[0] for answer in answers]
 
     def close(self) -> None:
         """Let go of the server; it goes on serving others."""
@@ -175,6 +189,10 @@ class RemotePolicy:
         except InvalidHandshake as error:
             raise KitError(f"{self.url} is no policy server: it does not answer as a websocket ({error})", START) from error
         before, self.metadata = self.metadata, self._receive()
+        if busy := self.metadata.get("busy"):
+            self.metadata = before
+            self.close()
+            raise KitError(f"the policy server at {self.url}: {_text(busy)}", "wait until the other client has gone, or start another server")
         if before not in ({}, self.metadata):
             self.close()
             raise KitError(f"another policy is served at {self.url} than before ({self.metadata.get('name')!r})", "make a new RemotePolicy for it")
@@ -224,19 +242,25 @@ class RemotePolicy:
             raise KitError(f"the connection to {self.url} was lost in this episode", "begin the episode again with reset(instruction)")
         return self._socket
 
-    def _actions(self, answer: Mapping[str, Any]) -> list[Action]:
-        numbers = np.asarray(answer.get("actions"))
-        if numbers.dtype.kind not in "iuf" or numbers.ndim not in (1, 2) or numbers.shape[-1] != 7 or not numbers.size:
-            said = f"actions of shape {numbers.shape}" if "actions" in answer else f"no actions, but {sorted(map(str, answer))}"
-            raise KitError(f"the policy server at {self.url} returned {said}", "it has to answer with {'actions': array (n, 7)}")
-        numbers = numbers.reshape(-1, 7).astype(np.float32)
-        if not np.isfinite(numbers).all():
-            raise KitError(f"the policy server at {self.url} returned {numbers.tolist()}", "check its un-normalisation statistics and its checkpoint")
-        first = Action(
-            numbers[0], np.asarray(answer.get("normalised", numbers[0]), np.float32), np.asarray(answer.get("tokens", []), np.int64),
-            np.asarray(answer.get("log_probability", []), np.float32), str(answer.get("rationale", "")), bool(answer.get("terminate", False)),
-        )  # fmt: skip
-        return [first, *(Action(row, row, first.tokens[:0], first.log_probability[:0]) for row in numbers[1:])]
+    def _actions(self, answer: Mapping[str, Any], most: int) -> list[Action]:
+        """The first actions of an answer; that it is over holds after the last of them."""
+        try:
+            if "actions" not in answer:
+                raise KitError(f"returned no actions, but {sorted(map(str, answer))}", "")
+            actions = read_answer(answer)
+        except KitError as error:
+            remedy = "it has to answer with {'actions': array (n, 7)}"
+            raise KitError(f"the policy server at {self.url} {error.what}", remedy) from error
+        if not all(np.isfinite(action.processed).all() for action in actions):
+            said = [action.processed.tolist() for action in actions]
+            raise KitError(f"the policy server at {self.url} returned {said}", "check its un-normalisation statistics and its checkpoint")
+        over, actions = actions[-1].terminate, actions[:most]
+        return [*actions[:-1], replace(actions[-1], terminate=over)]
+
+
+def _text(value: Any) -> str:
+    """Text, also where the other side sent it as bytes."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def _announce(url: str) -> None:
@@ -247,8 +271,8 @@ def serve(policy: Any, host: str = "127.0.0.1", port: int = 0, ready: Callable[[
     """Serve `policy` until interrupted. There is no authentication: any program that reaches the address may use it.
 
     Args:
-        policy: a `Policy`, or anything with `act(image)` (and `reset(instruction)`) that returns an `Action` or 7 numbers. Without `act_batch` it is
-            taken to remember its episode: it serves one client at a time, and is reset when the instruction changes.
+        policy: whatever `evaluate` takes. Without `act_batch` it is taken to remember its episode: it serves one client at a time, and is reset when
+            the instruction changes.
         host, port: to listen on; port 0 takes a free one.
         ready: called once with the address, "ws://127.0.0.1:40123".
 
@@ -258,7 +282,9 @@ def serve(policy: Any, host: str = "127.0.0.1", port: int = 0, ready: Callable[[
     session = _Session(policy)
     try:
         # origins: a web page in this machine's browser could connect too, but browsers say where the page is from
-        server = listen(session.talk, host, port, origins=[None], compression=None, max_size=LARGEST, ping_interval=None)
+        server = listen(
+            session.talk, host, port, origins=[None], compression=None, max_size=LARGEST, ping_interval=None, process_request=_health
+        )  # fmt: skip
     except OSError as error:
         raise KitError(f"cannot listen on {host}:{port} ({error})", "choose another port; 0 takes a free one") from error
     with server:
@@ -267,57 +293,99 @@ def serve(policy: Any, host: str = "127.0.0.1", port: int = 0, ready: Callable[[
             server.serve_forever()
 
 
+def _health(client: ServerConnection, request: Request) -> Response | None:
+    """What openpi's server says to who asks whether it is there."""
+    return client.respond(HTTPStatus.OK, "OK\n") if request.path == "/healthz" else None
+
+
 class _Session:
     """A policy and whose turn it is."""
 
     def __init__(self, policy: Any) -> None:
         self._policy, self._turn = policy, threading.Lock()
         self._instruction: str | None = None
-        self._stateless, self._wants_state = hasattr(policy, "act_batch"), bool(getattr(policy, "needs_proprioception", False))
+        self._stateless = has(policy, "act_batch")
         conventions = getattr(policy, "conventions", None)
         self._metadata = {
-            "name": getattr(policy, "name", type(policy).__name__), "checkpoint_hash": getattr(policy, "checkpoint_hash", ""),
-            "conventions": conventions.to_dict() if conventions else None, "stateless": self._stateless, "reset": True,
-            "needs_proprioception": self._wants_state,
+            "name": name_of(policy), "checkpoint_hash": identity_of(policy), "conventions": conventions.to_dict() if conventions else None,
+            "stateless": self._stateless, "reset": True, "needs_proprioception": bool(getattr(policy, "needs_proprioception", False)),
         }  # fmt: skip
 
     def talk(self, client: ServerConnection) -> None:
         """One client, from its connection to its end."""
-        if not self._stateless and not self._turn.acquire(blocking=False):
-            client.send(f"another client is using {self._metadata['name']!r}, which remembers its episode and serves one at a time")
-            return
+        mine = self._stateless or self._turn.acquire(blocking=False)
         try:
-            client.send(pack(self._metadata))
+            busy = f"another client is using {self._metadata['name']!r}, which remembers its episode and serves one at a time"
+            client.send(pack(self._metadata if mine else self._metadata | {"busy": busy}))
             for message in client:
-                client.send(pack(self._answer(unpack(message if isinstance(message, bytes) else message.encode()))))
+                if not mine:
+                    raise KitError(busy, "wait until it has gone, or start another server")
+                client.send(pack(self._answer(message)))
         except ConnectionClosed:
             pass
-        except Exception:  # told to the client, as openpi's server does, and shown here
+        except KitError as error:
+            self._refuse(client, str(error))
+        except Exception as error:  # of the protocol: what cannot be packed or unpacked
             traceback.print_exc()
-            with suppress(ConnectionClosed):
-                client.send(traceback.format_exc())
-                client.close(1011, "the policy failed")
+            self._refuse(client, f"{type(error).__name__}: {error}")
         finally:
-            if not self._stateless:
+            if mine and not self._stateless:
                 self._instruction = None
                 self._turn.release()
 
-    def _answer(self, message: Any) -> dict[str, Any]:
-        instruction, begun = str(message["prompt"]), time.perf_counter()
-        state = [np.asarray(message["observation/state"], np.float32)] if self._wants_state and not message.get("reset") else []
-        if self._stateless:
-            if message.get("reset"):
-                return {}
-            with self._turn:
-                (answer,) = self._policy.act_batch(np.asarray(message["observation/image"])[None], [instruction], *(one[None] for one in state))
-        else:
-            if message.get("reset") or instruction != self._instruction:
-                self._instruction = instruction
-                if hasattr(self._policy, "reset"):
-                    self._policy.reset(instruction)
-            if message.get("reset"):
-                return {}
-            answer = self._policy.act(message["observation/image"], *state)
-        reply: dict[str, Any] = {"actions": np.asarray(getattr(answer, "processed", answer), np.float32)[None]}
-        reply |= {name: getattr(answer, name) for name in EXTRAS if hasattr(answer, name)}
-        return reply | {"server_timing": {"infer_ms": 1e3 * (time.perf_counter() - begun)}}
+    def _refuse(self, client: ServerConnection, line: str) -> None:
+        """Tell the client, as openpi's server does, and show it here; the server goes on with the others."""
+        print(line, file=sys.stderr, flush=True)
+        with suppress(ConnectionClosed):
+            client.send(line)
+            client.close(1011, "the policy failed")
+
+    def _answer(self, received: bytes | str) -> dict[str, Any]:
+        try:
+            message = unpack(received if isinstance(received, bytes) else received.encode())
+        except ValueError as error:
+            raise KitError(f"an observation that cannot be read: {error}", "send msgpack as openpi's client does") from error
+        if not isinstance(message, dict) or "prompt" not in message:
+            said = ", ".join(map(repr, message)) if isinstance(message, dict) else f"a {type(message).__name__}"
+            raise KitError(f"an observation without 'prompt', but {said}", "send {'observation/image': uint8 (H, W, 3), 'prompt': the instruction}")
+        instruction, started = _text(message["prompt"]), time.perf_counter()
+        if not self._stateless and (message.get("reset") or instruction != self._instruction):
+            self._instruction = instruction
+            self._told(begin, self._policy, instruction)
+        if message.get("reset"):
+            return {}
+        image = _given(message, "observation/image", None)
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+            raise KitError(f"'observation/image' is {image.dtype} {image.shape}", "send RGB as a camera has it: uint8 (H, W, 3)")
+        own = [_given(message, "observation/state", np.float32)] if self._metadata["needs_proprioception"] else None
+        with self._turn if self._stateless else nullcontext():
+            (answer,) = self._told(ask, self._policy, [image], [instruction], own)
+        actions = self._told(read_answer, answer)
+        reply: dict[str, Any] = {"actions": np.stack([action.processed for action in actions])}
+        for name in ROWS:
+            rows = [np.asarray(getattr(action, name)) for action in actions]
+            if rows[0].size and len({row.shape for row in rows}) == 1:
+                reply[name] = np.stack(rows)
+        reply |= {"rationale": actions[0].rationale, "terminate": actions[-1].terminate}
+        return reply | {"server_timing": {"infer_ms": 1e3 * (time.perf_counter() - started)}}
+
+    def _told(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call it; an error names the policy, and the terminal shows where it was."""
+        try:
+            with naming(f"policy {self._metadata['name']!r}"):
+                return function(*arguments)
+        except KitError as error:
+            if error.__cause__ is not None and not isinstance(error.__cause__, KitError):
+                traceback.print_exception(error.__cause__)
+            raise
+
+
+def _given(message: Mapping[str, Any], name: str, dtype: Any) -> Array:
+    """The array of this name in an observation."""
+    value = message.get(name)
+    if not isinstance(value, (np.ndarray, list)):
+        raise KitError(f"an observation without an array {name!r}, but {', '.join(map(repr, message))}", f"send {name!r} as an array")
+    try:
+        return np.asarray(value, dtype)
+    except (TypeError, ValueError) as error:
+        raise KitError(f"{name!r} is no array of numbers ({error})", "send an array") from error

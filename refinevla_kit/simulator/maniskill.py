@@ -30,6 +30,7 @@ CAMERA = "3rd_view_camera"  # the one SIMPLER's policies see
 CLOSED, OPEN = 0.015, 0.037  # finger joint positions (m)
 GRIPPER_LINKS = ("gripper_link", "gripper_prop_link", "gripper_bar_link", "left_finger_link", "right_finger_link")
 FARTHEST = 2.0  # m from the robot: an object beyond it was thrown there by broken physics
+own_process = False  # set by the kit's simulator processes: in anyone else's the garbage collector is left as it is
 
 
 class ManiSkillSimulator:
@@ -159,7 +160,8 @@ def _make_environment(task: Task, variant: Variant, assets: Path, width: int, he
     except ImportError as error:
         raise KitError(f"ManiSkill 3 cannot be imported ({error})", "run `make setup`, then `refinevla doctor`") from error
     logging.getLogger("mani_skill ").setLevel(logging.ERROR)  # (the blank is theirs) it warns, at every start, of what its own classes do
-    _set_imports_aside()
+    if own_process:
+        _set_imports_aside()
     _read_from(assets)
     overlays: dict[str, Any] = {}
     BaseDigitalTwinEnv._rgb_overlay_images = overlays

@@ -117,7 +117,7 @@ def test_every_row_is_accounted_for(policy: CompactPolicy, image: Array) -> None
     np.testing.assert_allclose(found.image_share + found.others.sum(-1), 1.0, atol=1e-5)
     assert " ".join(found.labels[: found.words]) == INSTRUCTION
     assert found.labels[found.words] == "<action>" and len(found.labels) == found.others.shape[-1]
-    assert (found.policy, found.checkpoint_hash) == ("small", "hash-0")
+    assert (found.policy, found.checkpoint_hash) == ("small", "hash-0+decoding=greedy")
 
 
 def test_another_action_changes_only_later_rows(policy: CompactPolicy, image: Array) -> None:

@@ -69,6 +69,13 @@ def test_records_of_another_protocol_version_are_refused_by_number(protocol: dic
         parse_record(old, "row 0")
 
 
+def test_a_journal_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("no folder")
+    for path in (tmp_path / "taken/records.jsonl", tmp_path):
+        with pytest.raises(KitError, match=r"cannot write .* -> give an output"):
+            Journal(path)
+
+
 def test_two_runs_cannot_write_one_file(tmp_path: Path) -> None:
     with Journal(tmp_path / "records.jsonl"), pytest.raises(KitError, match="another run"):
         Journal(tmp_path / "records.jsonl")
@@ -82,6 +89,10 @@ def test_the_journal_adds_to_the_finished_file(tmp_path: Path) -> None:
         journal.append(replace(first, wall_time=2.0))
         journal.append(second)
     assert [record.episode_id for record in load_records(path)] == [0, 1]
+    with Journal(journal_path(path)) as journal:
+        journal.append(replace(first, success_last=False))
+    with pytest.raises(KitError, match=r"'p' has two records of .* episode 0: success_last True and success_last False"):
+        load_records(path)
 
 
 def test_what_is_not_there_or_not_parquet_is_said(tmp_path: Path) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
+import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,19 +15,24 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from refinevla_kit import __version__
-from refinevla_kit.conventions import ROBOT_CONVENTIONS
+from refinevla_kit.conventions import ROBOT_CONVENTIONS, WIDOWX, converted
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation import EpisodeRecord, evaluate, load_records
 from refinevla_kit.evaluation.demonstrator_policy import DemonstratorPolicy
+from refinevla_kit.evaluation.stations import Scene
+from refinevla_kit.policies.answers import ask, read_answer
+from refinevla_kit.policies.compact_policy import load_policy
 from refinevla_kit.policies.contract import Action
-from refinevla_kit.simulator.contract import Array
-from refinevla_kit.tasks import PROTOCOL_VERSION, VARIANT_AGGREGATION
+from refinevla_kit.settings import REPOSITORY
+from refinevla_kit.simulator.contract import Array, Observation, StepResult
+from refinevla_kit.tasks import PROTOCOL_VERSION, VARIANT_AGGREGATION, find_task
 
 CARROT, STACK = "widowx_carrot_on_plate", "widowx_stack_cube"
 SMALL: Any = {"width": 48, "height": 36, "progress": False}
@@ -87,6 +96,7 @@ def test_a_killed_run_continues_without_repeating_or_losing_an_episode(tmp_path:
     program = f"""
         from refinevla_kit.evaluation import evaluate
         from refinevla_kit.evaluation.demonstrator_policy import DemonstratorPolicy
+from refinevla_kit.evaluation.stations import Scene
         evaluate(DemonstratorPolicy(), ["{CARROT}"], episodes=3, workers=0, batch=1, output=r"{tmp_path}", width=48, height=36, progress=False)
     """
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)])
@@ -180,7 +190,7 @@ def test_a_policy_that_asks_for_the_robots_own_state_gets_it(tmp_path: Path) -> 
     evaluate(Single(), [CARROT], episodes=1, workers=0, output=tmp_path / "single", **SMALL)
 
 
-def test_a_policy_that_returns_nonsense_is_named_with_its_episode_and_step(tmp_path: Path) -> None:
+def test_a_policy_that_returns_nonsense_is_named_with_its_episode_and_step(tmp_path: Path, rooms: None) -> None:
     class Nonsense(RandomPolicy):
         answer: Array = np.full(7, np.nan)
 
@@ -189,8 +199,8 @@ def test_a_policy_that_returns_nonsense_is_named_with_its_episode_and_step(tmp_p
 
     with pytest.raises(KitError, match=rf"'random' in {CARROT}, episode 3, step 0 returned \[nan"):
         evaluate(Nonsense(), [CARROT], episodes=[3], workers=0, output=tmp_path, **SMALL)
-    Nonsense.answer = np.zeros((2, 7))
-    with pytest.raises(KitError, match=r"step 0 returned an action of shape \(2, 7\)"):
+    Nonsense.answer = np.zeros((2, 6))
+    with pytest.raises(KitError, match=r"step 0 returned an action of shape \(2, 6\)"):
         evaluate(Nonsense(), [CARROT], episodes=[3], workers=0, output=tmp_path, **SMALL)
     Nonsense.answer = np.array([0, 0, 20.0, 0, 0, 0, 1])  # centimetres, perhaps
     with pytest.raises(KitError, match=rf"{CARROT}, episode 3, step 0 returned .*20.0.* beyond 1 m"):
@@ -219,7 +229,7 @@ def test_a_plain_policy_of_reset_and_act_drops_in_and_leaves_a_video(tmp_path: P
     assert policy.told == ["put carrot on plate"]
     assert not record.success_any and not record.grasped
     (path,) = (tmp_path / "videos/plain").iterdir()
-    assert path.name == f"{CARROT}-base-grid-005.mp4"
+    assert path.name.startswith(f"{CARROT}-base-grid-005-")
     with pytest.warns(UserWarning, match=r"1 of 1 episodes are taken from .*'plain' has no `checkpoint_hash`"):
         evaluate(policy, [CARROT], episodes=[5], workers=0, output=tmp_path, **SMALL)
     with av.open(str(path)) as video:
@@ -275,6 +285,250 @@ def test_the_resolution_is_the_protocols_unless_the_policy_or_the_caller_asks_fo
     evaluate(policy, [CARROT], 1, workers=0, output=tmp_path, progress=False)
     assert policy.shape == (48, 64)
     assert [(record.width, record.height) for record in load_records(tmp_path)] == [(64, 48), (640, 480)]
+
+
+class Room:
+    """A simulator in which nothing happens, for what is not about simulation: making a real one takes seconds."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.scene, self.task = scene, find_task(scene.task)
+
+    def observe(self) -> Observation:
+        image = np.full((self.scene.height, self.scene.width, 3), self.steps, np.uint8)
+        return Observation(image, np.zeros(15, np.float32), self.task.instruction)
+
+    def reset(self, episode: Any, seed: int = 0) -> Observation:
+        self.steps = 0
+        return self.observe()
+
+    def step(self, action: Array) -> StepResult:
+        self.steps += 1
+        done = self.steps == self.task.max_steps
+        return StepResult(self.observe(), False, False, done, "budget" if done else "")
+
+    def advance(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def rooms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Scene, "make", lambda scene: Room(scene))
+
+
+class Ends(RestPolicy):
+    """Ends each episode with its first step, and counts them."""
+
+    conventions = WIDOWX
+
+    def __init__(self, name: Any = "ends", identity: Any = "1") -> None:
+        self.name, self.checkpoint_hash, self.asked = name, identity, 0
+
+    def act_batch(self, images: Array, instructions: Sequence[str]) -> list[Any]:
+        self.asked += len(images)
+        return [SimpleNamespace(processed=action, terminate=True) for action in super().act_batch(images, instructions)]
+
+
+def test_whatever_acts_otherwise_is_another_policy_in_the_records(tmp_path: Path) -> None:
+    """The checkpoint's own settings are its files' hash alone; each other setting, and each file that changes what it does, is another identity."""
+    source, changed = REPOSITORY / "data/checkpoints/action_only", tmp_path / "action_only"
+    usual = load_policy(source)
+    shipped = {record.checkpoint_hash for record in load_records(REPOSITORY / "data/records") if record.policy == "action_only"}
+    assert shipped == {usual.checkpoint_hash}, "the shipped records are those of the shipped checkpoint"
+    assert load_policy(source, decoding="median", order="action_first").checkpoint_hash == usual.checkpoint_hash
+    shutil.copytree(source, changed)
+    (changed / "README.md").write_text("a card acts on nothing")
+    assert load_policy(changed).checkpoint_hash == usual.checkpoint_hash
+    statistics = json.loads((changed / "dataset_statistics.json").read_text())
+    statistics["action_tokens"]["limits"][0] *= 2
+    (changed / "dataset_statistics.json").write_text(json.dumps(statistics))
+    centimetres = replace(WIDOWX, unit="cm")
+    others = [load_policy(changed), load_policy(source, decoding="greedy"), load_policy(source, order="rationale_first")]
+    wrapped = [SimpleNamespace(name="a", checkpoint_hash="1", conventions=centimetres, act=None), Ends()]
+    hashes = [policy.checkpoint_hash for policy in [usual, *others, *(converted(policy, CARROT) for policy in wrapped)]]
+    assert len(set(hashes)) == 6 and hashes[-2:] == ["1+unit=cm", "1"], hashes
+    assert hashes[2] == f"{usual.checkpoint_hash}+decoding=greedy"
+    usual.decoding = "greedy"
+    assert usual.checkpoint_hash == hashes[2], "also where it is set later"
+
+
+def test_another_identity_is_played_and_no_video_takes_the_place_of_another(tmp_path: Path, rooms: None) -> None:
+    options: Any = {"workers": 0, "output": tmp_path, "videos": tmp_path / "videos", "progress": False}
+    first, second, rude = Ends(identity="1"), Ends(identity="1+decoding=greedy"), Ends("../a/b", None)
+    for policy in (first, second, rude, first):
+        evaluate(policy, [CARROT], 1, width=48, height=36, **options)
+    evaluate(first, [CARROT], 1, width=64, height=48, **options)
+    evaluate(first, [CARROT], 1, width=48, height=36, seed=1, **options)
+    assert (first.asked, second.asked, rude.asked) == (3, 1, 1)
+    assert len(load_records(tmp_path)) == 5
+    assert sorted(path.parent.name for path in (tmp_path / "videos").rglob("*.mp4")) == ["_a_b"] + ["ends"] * 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["records.parquet", "videos"]
+
+
+def test_what_is_named_twice_is_played_once(tmp_path: Path, rooms: None) -> None:
+    policy, tasks = Ends(), ("widowx", CARROT, find_task(CARROT))
+    ids = (id for id in np.array([3, 3, 5]))
+    records = load_records(evaluate(policy, (task for task in tasks), ids, workers=0, output=tmp_path, **SMALL))  # generators are read once
+    assert policy.asked == len(records) == 8 and {(record.episode_id, type(record.episode_id)) for record in records} == {(3, int), (5, int)}
+
+
+A = [0.01, 0, 0, 0, 0, 0, 1.0]
+TURNED = [0.3, 0.4, 0.2]  # a rotation vector
+
+
+def answers() -> dict[str, tuple[Any, Array]]:
+    """What others' policies return -> the first action that reaches the robot."""
+    import torch
+    from scipy.spatial.transform import Rotation
+
+    parts: dict[str, Any] = {"world_vector": A[:3], "gripper": A[6:], "terminate_episode": [0.0]}
+    euler = Rotation.from_rotvec(TURNED).as_euler("xyz")
+    return {
+        "list": (A, np.array(A)),
+        "one row": (np.array([A]), np.array(A)),
+        "float64": (np.array(A, np.float64), np.array(A)),
+        "tensor with gradient": (torch.tensor(A, requires_grad=True) * 1.0, np.array(A)),
+        "bfloat16": (torch.tensor([A], dtype=torch.bfloat16), torch.tensor(A, dtype=torch.bfloat16).float().numpy()),
+        "list of tensors": ([torch.tensor(each, dtype=torch.float64) for each in A], np.array(A)),
+        "map": ({"action": torch.tensor(A)}, np.array(A)),
+        "chunk in a map": ({"actions": np.array([A, A])}, np.array(A)),
+        "processed by SimplerEnv": ({**parts, "rot_axangle": TURNED}, np.array([*A[:3], *euler, 1])),
+        "turned by roll, pitch, yaw": ({**parts, "rotation_delta": TURNED}, np.array([*A[:3], *TURNED, 1])),
+        "pair": (({"world_vector": [9, 9, 9]}, {**parts, "rot_axangle": [0, 0, 0]}), np.array(A)),
+        "action and something": ((np.array(A), {"value": 0.5}), np.array(A)),
+    }
+
+
+@pytest.mark.parametrize("name", list(answers()))
+def test_what_others_policies_return_is_read(name: str) -> None:
+    answer, expected = answers()[name]
+    for verb, returned in {"act": lambda *_: answer, "step": lambda image, instruction: answer, "act_batch": lambda *_: [answer]}.items():
+        (found,) = ask(SimpleNamespace(**{verb: returned}), [np.zeros((36, 48, 3), np.uint8)], ["go"])
+        actions = read_answer(found)
+        assert actions[0].processed == pytest.approx(expected, abs=1e-6) and actions[0].processed.dtype == np.float32
+        assert not actions[0].terminate
+
+
+def test_a_batch_comes_as_a_map_a_tensor_or_a_generator() -> None:
+    import torch
+
+    images, rows = [np.zeros((36, 48, 3), np.uint8)] * 3, np.arange(21).reshape(3, 7)
+    for found in ({"actions": rows}, torch.tensor(rows), (row for row in rows), {"actions": rows[:, None], "server": {"ms": 1.0}}):
+        policy = SimpleNamespace(act_batch=lambda images, instructions, found=found: found)
+        assert [read_answer(answer)[0].processed.tolist() for answer in ask(policy, images, ["go"] * 3)] == rows.tolist()
+
+
+def test_the_rows_of_a_chunk_are_executed_before_the_policy_is_asked_again(tmp_path: Path, rooms: None) -> None:
+    class Chunks:
+        name, checkpoint_hash, conventions = "chunks", "1", WIDOWX
+        asked = 0
+
+        def reset(self, task_description: str) -> None:
+            self.asked = 0
+
+        def step(self, image: Array, task_description: str) -> Any:
+            self.asked += 1
+            return {"action": [[0, 0, 0, 0, 0, 0, 1]] * 4, "terminate": self.asked == 3}
+
+    policy = Chunks()
+    (record,) = load_records(evaluate(policy, [CARROT], 1, workers=0, output=tmp_path, **SMALL))
+    assert (record.steps, record.reason, policy.asked) == (12, "terminated", 3)
+
+
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        ({"act": lambda image: 1 / 0}, r"step 0 failed: ZeroDivisionError: division by zero \(test_rollouts.py, line \d+\)"),
+        ({"act": lambda image: ["left", "down", *A[2:]]}, "step 0 returned 'left' where numbers belong"),
+        ({"act": lambda image: None}, "step 0 returned None where numbers belong"),
+        ({"act": lambda image: {"wrist": 1}}, "step 0 returned no 'world_vector' or 'action', but 'wrist'"),
+        ({"act": lambda image: (A, A)}, "step 0 returned a pair, and both may be its action"),
+        ({"step": lambda image: A}, "step 0 failed: TypeError"),
+        ({"act_batch": lambda images, instructions: {"actions": np.zeros((5, 7))}}, "step 0 returned 5 answers for 1 images"),
+        ({"act_batch": lambda images, instructions: None}, "step 0 returned None for 1 images"),
+        ({"reset": lambda: None, "act": lambda image: A}, "step 0 failed: TypeError"),
+    ],
+)
+def test_a_policy_that_fails_is_told_in_one_line_with_its_episode_and_step(tmp_path: Path, rooms: None, policy: Any, said: str) -> None:
+    with pytest.raises(KitError, match=rf"^policy 'mine' in {CARROT}, episode 3, {said}") as caught:
+        evaluate(SimpleNamespace(name="mine", conventions=WIDOWX, **policy), CARROT, [3], workers=0, output=tmp_path, **SMALL)
+    if "failed" in said:
+        assert isinstance(caught.value.__cause__, (ZeroDivisionError, TypeError)), "what the policy raised is kept"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"batch": 0}, "batch is 0"), ({"batch": True}, "batch is True"), ({"workers": -1}, "workers is -1"), ({"seed": 0.5}, "seed is 0.5"),
+        ({"width": 0, "height": 36}, "width is 0"), ({"height": -3}, "height is -3"), ({"width": 10**6}, "width is 1000000"),
+        ({"episodes": True}, "episodes is True"), ({"episodes": np.array([True, False])}, "an episode's id is"), ({"episodes": [1.5]}, "id is 1.5"),
+        ({"episodes": "dense", "n": -2}, "n is -2"), ({"tasks": []}, "no tasks"), ({"policy": SimpleNamespace(name="mute")}, "'mute' has nothing"),
+        ({"output": "taken/records.parquet"}, "cannot write .*taken"), ({"videos": "taken"}, "videos cannot be written to .*taken"),
+        ({"videos": "taken/deeper"}, "videos cannot be written to .*taken"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_arguments_that_mean_nothing_are_refused_before_anything_is_played(tmp_path: Path, options: Any, said: str) -> None:
+    (tmp_path / "taken").write_text("a file, where a folder is wanted")
+    given: Any = {"policy": Ends(), "tasks": CARROT, "episodes": 1, "output": "new", "progress": False} | options
+    given |= {name: tmp_path / given[name] for name in ("output", "videos") if name in given}
+    with pytest.raises(KitError, match=said):
+        evaluate(**given)
+    assert not (tmp_path / "new").exists()
+
+
+def test_one_side_of_the_picture_gives_the_other_and_an_output_may_be_a_folder_of_any_name(tmp_path: Path, rooms: None) -> None:
+    (tmp_path / "odd.parquet").mkdir()
+    for options in ({"width": np.int64(64)}, {"height": 33}):
+        path = evaluate(Ends(None, None), CARROT, np.int64(1), workers=0, output=tmp_path / "odd.parquet", progress=False, **options)
+    assert [(record.policy, record.width, record.height) for record in load_records(path)] == [("Ends", 44, 33), ("Ends", 64, 48)]
+
+
+@pytest.mark.parametrize("videos", [False, True])
+def test_a_full_disk_ends_the_run_in_one_line_and_leaves_no_parts(tmp_path: Path, videos: bool) -> None:
+    """A limit on the size of files stands for the disk."""
+    program = f"""
+        import resource, signal, sys
+        from tests.evaluation.test_rollouts import CARROT, Ends, KitError, Room, SMALL, Scene, evaluate
+        Scene.make = lambda scene: Room(scene)
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        noise = lambda observation, answer: np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+        import numpy as np
+        resource.setrlimit(resource.RLIMIT_FSIZE, ({20_000 if videos else 100}, resource.RLIM_INFINITY))
+        try:
+            evaluate(Ends(), CARROT, 2, workers=0, output=r"{tmp_path}", videos={str(tmp_path / "v")!r} if {videos} else None, overlay=noise, **SMALL)
+        except KitError as error:
+            print("told:", error)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False, cwd=REPOSITORY)
+    assert re.search(r"told: cannot write .*(mp4|jsonl) \(File too large\) -> free space and run again", done.stdout), done.stdout + done.stderr
+    assert load_records(tmp_path) == [] and not list(tmp_path.rglob("*.part*")) and not list(tmp_path.rglob("*.mp4"))
+
+
+def test_parts_of_videos_that_a_killed_run_left_are_gone_after_the_next(tmp_path: Path, rooms: None) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    folder = tmp_path / "videos/ends"
+    folder.mkdir(parents=True)
+    for pid in (dead.pid, os.getpid()):
+        (folder / f".{CARROT}-base-grid-009-00000000.mp4.part-{pid}").write_bytes(b"half")
+    evaluate(Ends(), CARROT, 1, workers=0, output=tmp_path, videos=tmp_path / "videos", **SMALL)
+    assert [path.name.rpartition("-")[2] for path in folder.iterdir() if path.name.startswith(".")] == [str(os.getpid())]
+
+
+@pytest.mark.slow
+def test_a_run_in_this_process_leaves_its_garbage_collector_as_it_was(tmp_path: Path) -> None:
+    program = f"""
+        import gc
+        from tests.evaluation.test_rollouts import CARROT, Ends, SMALL, evaluate
+        before = gc.get_freeze_count(), gc.isenabled(), gc.get_threshold()
+        evaluate(Ends(), CARROT, 1, workers=0, output=r"{tmp_path}", **SMALL)
+        print(before == (gc.get_freeze_count(), gc.isenabled(), gc.get_threshold()))
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    assert done.stdout.strip() == "True"
 
 
 @pytest.mark.parametrize(

@@ -203,3 +203,18 @@ def test_what_does_not_belong_together_is_refused() -> None:
     for other in (replace(a, episode_id=2, start="dense"), replace(a, width=640), replace(a, checkpoint_hash="1" * 16)):
         with pytest.raises(KitError, match="the records of 'a' mix"):
             statistics.summarise([a, other])
+
+
+def test_records_of_two_machines_count_an_episode_once_and_contradictions_are_named() -> None:
+    records = [row(policy, episode, success=episode < 9) for policy in "ab" for episode in range(24)]
+    again = [replace(record, wall_time=9.0, numpy="2.0") for record in reversed(records)]
+    assert statistics.summarise(records + again) == statistics.summarise(records)
+    assert statistics.summarise_variants(records + again) == statistics.summarise_variants(records)
+    assert statistics.compare(records + again, "a", "b") == statistics.compare(records, "a", "b")
+    for change in ({"success_last": False}, {"success_any": False}, {"steps": 7}):
+        other = replace(records[3], **change)  # type: ignore[arg-type]
+        (name, value), before = next(iter(change.items())), getattr(records[3], next(iter(change)))
+        said = rf"'a' has two records of widowx_carrot_on_plate \(base\), grid episode 3: {name} {before} and {name} {value}"
+        for call in (statistics.summarise, lambda rows: statistics.compare(rows, "a", "b")):
+            with pytest.raises(KitError, match=said):
+                call([*records, other])

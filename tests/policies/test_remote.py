@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
@@ -23,8 +24,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
-from websockets.exceptions import InvalidStatus
-from websockets.sync.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import ClientConnection, connect
 from websockets.sync.server import ServerConnection
 from websockets.sync.server import serve as listen
 
@@ -33,6 +34,7 @@ from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation import evaluate, load_records
 from refinevla_kit.policies import remote
 from refinevla_kit.policies.compact_policy import load_policy
+from refinevla_kit.policies.contract import Action
 from refinevla_kit.policies.remote import RemotePolicy, pack, unpack
 from refinevla_kit.settings import REPOSITORY
 
@@ -60,6 +62,12 @@ POLICY = """
         def act_batch(self, images, instructions):
             return [np.array([image[..., 0].mean() / 1e4, -image[..., 1].mean() / 1e4, 0, 0, 0, 0, len(text) / 100], np.float32)
                     for image, text in zip(images, instructions)]
+
+    class Falls(Drifter):
+        name = "falls"
+
+        def act(self, image):
+            return 1 / 0
 """
 NAMES: dict[str, Any] = {}
 exec(textwrap.dedent(POLICY), NAMES)  # the very same policies, in this process
@@ -229,10 +237,10 @@ def test_a_batch_is_answered_in_order_however_long() -> None:
 @pytest.mark.parametrize(
     ("reply", "message"),
     [
-        ({"actions": np.zeros((2, 6))}, r"returned actions of shape \(2, 6\)"),
+        ({"actions": np.zeros((2, 6))}, r"returned an action of shape \(2, 6\)"),
         ({"actions": np.full((1, 7), np.nan)}, r"returned \[\[nan.*un-normalisation"),
         ({"action": [0] * 7}, r"returned no actions, but \['action'\]"),
-        ({"actions": ["left"] * 7}, r"returned actions of shape \(7,\)"),
+        ({"actions": ["left"] * 7}, "returned 'left' where numbers belong"),
         (b"\xc1 not msgpack", "does not speak openpi's protocol"),
         (b"\x07", "a int instead of a map"),
         ("Traceback (most recent call last):\n  ...\nRuntimeError: CUDA out of memory\n", "failed: RuntimeError: CUDA out of memory"),
@@ -249,7 +257,13 @@ def test_a_policy_that_fails_over_there_is_told_here(capfd: pytest.CaptureFixtur
         policy = RemotePolicy(url, timeout=30)
         policy.reset("go")
         policy._observation = lambda image, text: {"prompt": text}
-        with pytest.raises(KitError, match="failed: KeyError: 'observation/image'"):
+        with pytest.raises(KitError, match="failed: an observation without an array 'observation/image', but 'prompt'"):
+            policy.act(IMAGE)
+    assert "Traceback" not in capfd.readouterr().err
+    with serving("Falls()") as (url, _):
+        policy = RemotePolicy(url, timeout=30)
+        policy.reset("go")
+        with pytest.raises(KitError, match=r"failed: policy 'falls' failed: ZeroDivisionError: division by zero \(<string>, line \d+\)"):
             policy.act(IMAGE)
     assert "Traceback" in capfd.readouterr().err, "the server's terminal shows where"
 
@@ -317,6 +331,127 @@ def test_a_policy_that_remembers_serves_one_client_and_no_web_page() -> None:
         RemotePolicy(url, timeout=30).close()
         with pytest.raises(InvalidStatus, match="403"):
             connect(url, origin="http://127.0.0.1:8888", proxy=None)  # type: ignore[arg-type]
+
+
+@contextmanager
+def served(policy: Any) -> Iterator[ClientConnection]:
+    """A plain client, as openpi's is, of `policy` served in a thread; the metadata is read."""
+    found, ready = list[str](), threading.Event()
+    threading.Thread(target=remote.serve, args=(policy,), kwargs={"ready": lambda url: (found.append(url), ready.set())}, daemon=True).start()
+    assert ready.wait(20)
+    with connect(found[0], max_size=None, proxy=None) as client:
+        client.url = found[0]  # type: ignore[attr-defined]
+        client.metadata = unpack(client.recv())  # type: ignore[attr-defined]
+        yield client
+
+
+def ask(client: Any, **changes: Any) -> Any:
+    client.send(pack({"observation/image": IMAGE, "prompt": "go"} | changes))
+    answer = client.recv()
+    return answer if isinstance(answer, str) else unpack(answer)
+
+
+def test_every_array_of_an_answer_has_a_row_an_action_as_openpis_chunk_broker_takes_them() -> None:
+    class Chunks:
+        def act_batch(self, images: Array, instructions: list[str]) -> list[Any]:
+            return [np.arange(21, dtype=np.float64).reshape(3, 7)] * len(images)
+
+    class Tokens:
+        def act_batch(self, images: Array, instructions: list[str]) -> list[Any]:
+            return [Action(np.ones(7), np.full(7, 0.5), np.arange(3), np.zeros(3, np.float32))] * len(images)
+
+    with served(Chunks()) as client:
+        answer = ask(client)
+        assert {name: value.shape for name, value in answer.items() if isinstance(value, np.ndarray)} == {"actions": (3, 7), "normalised": (3, 7)}
+        policy = RemotePolicy(client.url, timeout=20, execute=3)  # type: ignore[attr-defined]
+        assert [policy.act(IMAGE).processed[0] for _ in range(4)] == [0, 7, 14, 0]
+    with served(Tokens()) as client:
+        shapes = {name: value.shape for name, value in ask(client).items() if isinstance(value, np.ndarray)}
+        assert shapes == {"actions": (1, 7), "normalised": (1, 7), "tokens": (1, 3), "log_probability": (1, 3)}
+        (action,) = RemotePolicy(client.url, timeout=20).act_batch(IMAGE[None], ["go"])  # type: ignore[attr-defined]
+        assert (action.normalised.tolist(), action.tokens.tolist()) == ([0.5] * 7, [0, 1, 2])
+
+
+def test_a_prompt_of_bytes_is_text_and_what_has_no_name_or_hash_is_served() -> None:
+    class Nameless:
+        name = checkpoint_hash = None
+
+        def step(self, image: Array, task_description: str) -> Any:
+            said.append(task_description)
+            turned = {"world_vector": [0.1, 0, 0], "rot_axangle": [0, 0, 0.2], "gripper": [1], "terminate_episode": [1.0]}
+            return {"world_vector": [9, 9, 9]}, turned
+
+    said: list[str] = []
+    with served(Nameless()) as client:
+        assert (client.metadata["name"], client.metadata["checkpoint_hash"]) == ("Nameless", "")  # type: ignore[attr-defined]
+        answer = ask(client, prompt=b"put carrot on plate")
+        assert said == ["put carrot on plate"]
+        assert answer["actions"] == pytest.approx(np.array([[0.1, 0, 0, 0, 0, 0.2, 1]])) and answer["terminate"]
+
+
+def test_a_second_openpi_client_of_a_policy_that_remembers_is_told_why_and_disturbs_nothing() -> None:
+    with served(NAMES["Drifter"]()) as first:
+        before, alone = ask(first)["actions"], NAMES["Drifter"]()
+        with connect(first.url, proxy=None) as second:  # type: ignore[attr-defined]
+            assert unpack(second.recv())["name"] == "drifter"
+            assert ask(second, prompt="another") == "another client is using 'drifter', which remembers its episode and serves one at a time -> " \
+                "wait until it has gone, or start another server"  # fmt: skip
+        after = ask(first)["actions"]
+    alone.reset("go")
+    assert np.array_equal(np.stack([before[0], after[0]]), np.stack([alone.act(IMAGE) for _ in range(2)]))
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        (b"\xc1 not msgpack", "cannot be read"),
+        ("words", "cannot be read|without 'prompt'"),
+        (pack([1, 2]), "without 'prompt', but a list"),
+        (pack({"observation/image": IMAGE}), "without 'prompt', but 'observation/image'"),
+        (pack({"prompt": "go", "image": IMAGE}), "without an array 'observation/image', but 'prompt', 'image'"),
+        (pack({"prompt": "go", "observation/image": IMAGE / 255}), r"'observation/image' is float64 \(36, 48, 3\) -> send RGB"),
+        (pack({"prompt": "go", "observation/image": IMAGE.transpose(2, 0, 1)}), r"is uint8 \(3, 36, 48\)"),
+        (msgpack.packb({"prompt": "go", "x": {b"__ndarray__": True, b"data": b"", b"dtype": "(", b"shape": (10**12,)}}), "cannot be read"),
+        (bytes(remote.LARGEST + 1), "too big"),
+    ],
+    ids=["noise", "words", "list", "no prompt", "other keys", "float", "channels first", "damaged array", "huge"],
+)
+def test_a_message_that_is_no_observation_is_answered_by_one_line_and_the_server_goes_on(
+    message: Any, told: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with served(NAMES["Seer"]()) as client:
+        url = client.url  # type: ignore[attr-defined]
+        try:
+            client.send(message)
+            answer = client.recv()
+        except ConnectionClosed as error:
+            answer = str(error)
+        assert isinstance(answer, str) and re.search(told, answer) and "\n" not in answer.strip()
+        with connect(url, proxy=None) as another:
+            another.recv()
+            assert ask(another)["actions"].shape == (1, 7)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_the_server_says_that_it_is_there() -> None:
+    with served(NAMES["Drifter"]()) as client:
+        address = client.url.replace("ws:", "http:") + "/healthz"  # type: ignore[attr-defined]
+        with urllib.request.urlopen(address, timeout=20) as answer:
+            assert (answer.status, answer.read()) == (200, b"OK\n")
+        assert ask(client)["actions"].shape == (1, 7)
+
+
+def test_what_the_client_makes_of_answers_is_in_its_identity() -> None:
+    def wrist(image: Array, instruction: str) -> dict[str, Any]:
+        return {"observation/wrist_image": image, "prompt": instruction}
+
+    with served(NAMES["Seer"]()) as client:
+        url = client.url  # type: ignore[attr-defined]
+        hashes = [RemotePolicy(url, 20, **options).checkpoint_hash for options in ({}, {"execute": 2}, {"execute": 5}, {"observation": wrist})]
+        assert hashes[:3] == ["abc", "abc+execute=2", "abc+execute=5"] and hashes[3].endswith("wrist")
+        for execute in (0, -1, True, 1.5):
+            with pytest.raises(KitError, match="execute is"):
+                RemotePolicy(url, 20, execute=execute)  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
