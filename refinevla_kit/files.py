@@ -34,7 +34,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
             raise PermissionError(errno.EACCES, "no permission")
         _clear(target)
     except OSError as error:
-        raise KitError(f"{target.parent} cannot be made or written ({error.strerror})", "choose another output folder") from error
+        raise _not_written(target, error) from error
     temporary = target.with_name(f".{target.name}.part-{os.getpid()}")
     _keep_paid(target)
     try:
@@ -51,7 +51,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
         _remove(temporary)
         if getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error):  # the latter is how safetensors says it
             raise KitError(f"no space left on the disk while writing {target}", "free space or choose another output folder") from error
+        if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EROFS) and str(temporary) in str(error):
+            raise _not_written(target, error) from error
         raise
+
+
+def _not_written(target: Path, error: BaseException) -> KitError:
+    return KitError(f"{target.parent} cannot be made or written ({getattr(error, 'strerror', error)})", "choose another output folder")
 
 
 def paid_files(folder: str | Path) -> list[Path]:

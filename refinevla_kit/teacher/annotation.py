@@ -65,10 +65,11 @@ def annotate_dataset(dataset: EpisodeDataset | str | Path, teacher: Teacher, gra
                 doubted = [info for info in opened.episodes if info.index in {span[0] for span in store.again}]
                 run.drive(chain(requests(opened, granularity, keyframes, wanted=store.wanted),
                                 requests(opened, granularity, keyframes, doubted, partial(store.wanted, again=True))))
-        about = {"model": getattr(teacher, "model", ""), "dataset": opened.name, "spent": run.budget.total, "stopped": run.stopped}
-        store.compact(about | ({"again": sorted(run.again)} if run.again else {}))
+        again = {"again": sorted(run.again)} if run.again else {}
+        store.compact(run.budget.total, run.stopped, model=getattr(teacher, "model", ""), dataset=opened.name, **again)
     if run.stopped and store.fruitful:
-        print(f"{run.stopped}\n{run.settled} of about {max(total, run.settled)} requests are answered, and usable: {target}", flush=True)
+        settled = run.settled - len(run.again)
+        print(f"{run.stopped}\n{settled} of about {max(total, settled)} requests are answered, and usable: {target}", flush=True)
     error = run.error or (None if target.exists() and (store.fruitful or not run.paying) else run.failure)
     if isinstance(error, RunFailed):
         error.path = target

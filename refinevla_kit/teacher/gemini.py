@@ -104,7 +104,7 @@ class _Gemini:
                 self._import()
                 try:
                     self._send = self._connect()
-                except ValueError as error:  # the SDKs' own check of options
+                except (ValueError, TypeError) as error:  # the SDKs' own check of options
                     raise KitError(f"the teacher {self.name} has an option that its SDK refuses ({_line(_scrub(str(error)))})", "mend it") from None
 
     def check(self) -> None:
@@ -133,9 +133,10 @@ class _Gemini:
             outcome = received.with_traceback(None)  # or the frames, with their pictures, stay until the garbage collector comes
         except Exception as error:  # each SDK has its own, and each of its HTTP libraries
             outcome = _problem(error)
-        if isinstance(outcome, CallFailed):
-            raise outcome  # out here, so that no SDK's exception hangs on to it
-        used, raw, result = outcome.answer(request)
+        answer = outcome.answer(request) if isinstance(outcome, _Received) else outcome
+        if isinstance(answer, CallFailed):
+            raise answer  # out here, so that no SDK's exception hangs on to it, and no variable beside it holds what came back
+        used, raw, result = answer
         used = used or self.worst_case(request)
         return Reply(result, raw, used.input_tokens, used.output_tokens)
 
@@ -166,6 +167,8 @@ class GeminiTeacher(_Gemini):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.thinking is not None and type(self.thinking) not in (int, str):
+            raise KitError(f"thinking is {self.thinking!r}", 'give a number of tokens, a level such as "low", or None')
         self.version += "" if self.thinking is None else f", thinking {self.thinking}"
 
     def _connect(self) -> Callable[[list[Any]], Any]:
@@ -226,8 +229,8 @@ class _Received(Exception):  # noqa: N818 - not an error: how a response leaves 
         super().__init__(status)
         self.status, self.retry_after, self.body = status, retry_after, body
 
-    def answer(self, request: Request) -> tuple[Usage | None, str, Rationale | Refusal]:
-        """Tokens paid for (None where the server does not say), the text, and what it amounts to. Raises `CallFailed` for an error."""
+    def answer(self, request: Request) -> tuple[Usage | None, str, Rationale | Refusal] | CallFailed:
+        """Tokens paid for (None where the server does not say), the text, and what it amounts to; or the error that came."""
         raw = _scrub(self.body.decode("utf-8", "replace").strip())
         try:
             found = json.loads(self.body)
@@ -236,7 +239,7 @@ class _Received(Exception):  # noqa: N818 - not an error: how a response leaves 
         document = found[0] if isinstance(found, list) and found else found
         candidates = _at(document, "candidates")
         if self.status >= 300 or (_at(document, "error") and not candidates):
-            raise self._failure(document, raw)
+            return self._failure(document, raw)
         if not isinstance(document, dict):
             return None, raw, Refusal("not_json" if raw else "empty", f"the server's answer could not be read: {_line(raw)}")
         used, block = _usage(document), _name(_at(document, "promptFeedback", "blockReason"))
@@ -258,7 +261,7 @@ class _Received(Exception):  # noqa: N818 - not an error: how a response leaves 
         """An error in Google's JSON, or in whatever a proxy makes of it."""
         error = _at(document, "error") or document
         message = error if isinstance(error, str) else _at(error, "message")
-        said = _line(message if isinstance(message, str) else raw) or "no reason given"
+        said = _line(_scrub(message) if isinstance(message, str) else raw) or "no reason given"
         code = _at(error, "code")
         status = self.status if self.status >= 300 else code if type(code) is int else 500
         details = _at(error, "details")
@@ -296,7 +299,7 @@ def _usage(document: dict[str, Any]) -> Usage | None:
 
 def _name(value: Any) -> str:
     """An enum's name; "" for none and "unspecified"."""
-    return value if isinstance(value, str) and "UNSPECIFIED" not in value else ""
+    return _line(_scrub(value)) if isinstance(value, str) and "UNSPECIFIED" not in value else ""
 
 
 def _problem(error: Exception) -> CallFailed:

@@ -135,19 +135,19 @@ class Store:
         self._place(row, self.journal.append(row | {"spent": spent}))
         self.fruitful |= row["refusal_kind"] is None
 
-    def compact(self, about: dict[str, Any]) -> None:
+    def compact(self, spent: Spent, stopped: str = "", **more: Any) -> None:
         """Put the journal's rows into the table, sorted by span; the journal goes when the table is on the disk. Memory: `ROWS` rows.
 
         Without any row there is no table; the journal then stays only for what may have been paid.
 
         Args:
-            about: what `run_of` is to say of the run, beside its identity.
+            spent, stopped, more: what `run_of` is to say of the run, beside its identity.
         """
-        if not self._places[0] and not self._continues and not about["spent"].paid:
+        if not self._places[0] and not self._continues and not spent.paid:
             self._header = self.journal.end
         if self.journal.end == self._header or not (self._places[0] or self._continues):
             return
-        rows, about = self._merged(), {"identity": self.identity, **about}
+        rows, about = self._merged(), {"identity": self.identity, "spent": spent, "stopped": stopped, **more}
         with replacing(self.target) as temporary:
             with pq.ParquetWriter(temporary, SCHEMA.with_metadata({"refinevla": json.dumps(about)})) as writer:
                 while chunk := list(islice(rows, ROWS)):
