@@ -163,16 +163,20 @@ def annotate(
     agreed = yes or (None if sys.stdin.isatty() else False)
     try:
         path = annotate_dataset(dataset, teaching, granularity, keyframes, output=output, limits=limits, executor=executor, confirm=agreed)
+        failure = ""
     except RunFailed as error:
-        found = summarise(error.path) if error.path and error.path.exists() else None
-        counts = {"answers": found.rationales, "refusals": found.refusals, "money": found.money} if found else {"answers": 0, "refusals": {}, "money": 0.0}
-        _print_json({"rationales": str(error.path), **counts, "stopped": str(error)})
-        raise SystemExit(_fail(str(error), 1)) from None
-    found = summarise(path)
-    print(found)
-    if export is not None:
+        path, failure = error.path or Path(), str(error)
+    result = {"rationales": str(path), "answers": 0, "refusals": {}, "money": 0.0, "stopped": failure}
+    if path.is_file():
+        found = summarise(path)
+        print(found)
+        result |= {"answers": found.rationales, "refusals": found.refusals, "money": found.money}
+        result["stopped"] = failure or found.stopped
+    if export is not None and not failure:
         print(f"with language columns: {export_language(dataset, load_rationales(path), export)}")
-    _print_json({"rationales": str(path), "answers": found.rationales, "refusals": found.refusals, "money": found.money, "stopped": found.stopped})
+    _print_json(result)
+    if failure:
+        raise SystemExit(_fail(failure, 1))
 
 
 @app.command()

@@ -125,7 +125,7 @@ def test_a_killed_writer_leaves_nothing_once_another_has_written(tmp_path: Path)
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     for target in (tmp_path / "file/in/it", Path("/proc/none/one"), Path("/sys/one")):
-        with pytest.raises(KitError, match="cannot be made or written .* -> choose another output folder"):
+        with pytest.raises(KitError, match=r"cannot be made or written .* -> choose another output folder"):
             write_json(target, 1)
 
 
@@ -145,9 +145,10 @@ def test_a_folder_with_what_was_paid_for_is_never_replaced(tmp_path: Path) -> No
     pq.write_table(pa.table({"action": [1]}), made / "meta/episodes.parquet")
     assert paid_files(made) == []  # free of charge, and made again by the same command
     paid = [table(made / "rationales/gemini-segment.parquet", spent=[3, 900, 20, 0]), table(made / "elsewhere/of_an_older_version.parquet")]
-    for name, text in {"rationales/gemini-step.parquet.part": '{"spent": [1, 900, 20, 0]}\n', "rationales/oracle-segment.reviews.jsonl": "{}\n"}.items():
-        (made / name).write_text(text)
-        paid.append(made / name)
+    journal, reviews = made / "rationales/gemini-step.parquet.part", made / "rationales/oracle-segment.reviews.jsonl"
+    journal.write_text('{"spent": [1, 900, 20, 0]}\n')
+    reviews.write_text("{}\n")
+    paid += [journal, reviews]
     assert paid_files(made) == sorted(paid)
     before = sorted(made.rglob("*"))
     for each in paid:

@@ -26,8 +26,8 @@ def compare_teachers(audits: pd.DataFrame | Sequence[pd.DataFrame]) -> pd.DataFr
         audits: rows of `teacher.audit.audit_dataset`, of one or several teachers.
     Returns: one row a teacher and measure: teacher, measure, count, of, share, low, high (NaN where `of` is 0). Measures: each of `PARTS` and
         "all parts" (true claims of the decided ones), "checked" (decided claims, of all claims and the sentences without one), "doubted" (of the
-        rationales with a decided claim or a doubt: the others have no score), "refused" and "refused: <kind>" (of the answers). Claims of one
-        rationale hang together: their intervals are somewhat too narrow.
+        rationales; of 0 where no claim was decided and none is doubted), "refused" and "refused: <kind>" (of the answers). Claims of one rationale
+        hang together: their intervals are somewhat too narrow.
     """
     table = audits if isinstance(audits, pd.DataFrame) else pd.concat(audits, ignore_index=True)
     rows = []
@@ -37,8 +37,8 @@ def compare_teachers(audits: pd.DataFrame | Sequence[pd.DataFrame]) -> pd.DataFr
         counts[WHOLE] = [sum(column) for column in zip(*counts.values())]
         measures = {part: (true, true + false) for part, (true, false, *_) in counts.items()}
         measures[CHECKED] = (measures[WHOLE][1], sum(counts[WHOLE]))
-        decided = told[[f"{part}_{name}" for part in PARTS for name in ("true", "false")]].sum(axis=1) > 0
-        measures[DOUBTED] = (int(told["doubt"].sum()), int((decided | told["doubt"].astype(bool)).sum()))
+        doubted = int(told["doubt"].sum())
+        measures[DOUBTED] = (doubted, len(told) if doubted or measures[WHOLE][1] else 0)
         measures[REFUSED] = (len(own) - len(told), len(own))
         measures |= {f"{REFUSED}: {kind}": (count, len(own)) for kind, count in own["refusal"].value_counts().items() if kind}
         for measure, (count, of) in measures.items():

@@ -43,7 +43,8 @@ def annotate_dataset(dataset: EpisodeDataset | str | Path, teacher: Teacher, gra
         dataset: an opened dataset or its folder. teacher: anything with `annotate`.
         granularity: one rationale a "step", a "segment" (split at gripper events and changes of motion) or a "trajectory".
         keyframes: pictures a request. progress: show a bar with cost and refusals so far.
-        output: the parquet file; None: `<dataset>/rationales/<teacher>-<granularity>.parquet`.
+        output: the parquet file; None: `<dataset>/rationales/<teacher>-<granularity>.parquet`, for a dataset that stays: with paid answers in it, it
+            is never recorded anew (`files.paid_files`).
         limits: concurrency, rates, budget, prices. executor: see `executors.connect`.
         confirm: for teachers that cost something: True goes ahead, None shows the estimate and asks (an error where nobody can answer).
     Returns: path of the parquet file. It is also written when the budget is used up or the run is interrupted; `summarise` says what it holds.

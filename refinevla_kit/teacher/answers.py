@@ -113,8 +113,10 @@ def summarise(path: str | Path) -> Summary:
 def run_of(path: Path) -> dict[str, Any]:
     """Which run wrote a table; nothing where there is no table or an older version of the kit wrote it.
 
-    Returns: "identity" (teacher, version, prompt_hash, granularity, keyframes), "model" and "dataset" (its folder's name), "rationales" (how many),
-        "spent" (as `Spent`), "stopped" (why it ended, "" when complete), "again" (spans whose refusals the next run does not believe).
+    Returns:
+        "identity" (teacher, version, prompt_hash, granularity, keyframes), "model", "dataset" (its folder's name),
+        "spent" (as `Spent`), "stopped" (why it ended, "" when complete), "again" (spans whose refusals the next run
+        does not believe).
     """
     try:
         about: dict[str, Any] = json.loads((pq.read_schema(path).metadata or {}).get(b"refinevla", b"{}")) if path.exists() else {}

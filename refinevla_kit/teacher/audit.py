@@ -3,8 +3,9 @@
 With the simulator's state and masks, every claim that `claims` can read is true, false or undecided: each kind has a threshold from which it is true
 and one from which it is false, and what lies between, or cannot be known, is undecided. Without a simulator the actions, the proprioception and the
 instruction remain: which arm moves, what the gripper is told, the direction of displacements. A plan out of order is false, and one that is in order
-is undecided, as is a thing that the instruction names: they would be so in any scene. Picture words (left, top) are held against mask centroids, distances and heights against world positions,
-directions against displacements in the robot base frame (x forward, y left, z up); thresholds are those of `facts`, with room for free speech.
+is undecided, as is a thing that the instruction names: they would be so in any scene. Picture words (left, top) are held against mask centroids,
+distances and heights against world positions, directions against displacements in the robot base frame (x forward, y left, z up); thresholds are
+those of `facts`, with room for free speech.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 from urllib.parse import quote
 
 from PIL.Image import Image
@@ -79,7 +79,8 @@ class _Gemini:
     timeout: float = 120.0
     base_url: str | None = None
 
-    name, packages = "", ("",)
+    name = ""
+    packages: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         if not self.model:
@@ -163,7 +164,8 @@ class GeminiTeacher(_Gemini):
     later), None for the model's own."""
 
     thinking: int | str | None = None
-    name, packages = "gemini", ("httpx2", "google.genai")
+    name = "gemini"
+    packages = ("httpx2", "google.genai")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -179,7 +181,7 @@ class GeminiTeacher(_Gemini):
             base_url=self.base_url, api_version="v1beta", timeout=round(1000 * self.timeout),  # milliseconds
             client_args={
                 "limits": httpx2.Limits(max_connections=None),  # as many connections as the run allows calls, not 100
-                "event_hooks": {"response": [lambda answer: answer.next_request or _received(answer.status_code, answer.headers, answer.read())]},
+                "event_hooks": {"response": [lambda got: got.next_request or _received(got.status_code, got.headers, got.read())]},
             },
         )  # fmt: skip
         thinking = {"thinking_budget" if isinstance(self.thinking, int) else "thinking_level": self.thinking}
@@ -197,7 +199,8 @@ class GeminiTeacher(_Gemini):
 class GeminiLegacyTeacher(_Gemini):
     """Gemini through google-generativeai, over REST; arguments as `_Gemini` has them. Models think as they please, within `max_output_tokens`."""
 
-    name, packages = "gemini-legacy", ("requests", "google.generativeai")
+    name = "gemini-legacy"
+    packages = ("requests", "google.generativeai")
 
     def _connect(self) -> Callable[[list[Any]], Any]:
         import google.generativeai as genai
@@ -211,7 +214,7 @@ class GeminiLegacyTeacher(_Gemini):
         session._max_refresh_attempts = 0  # a 401 would be sent three times: there is nothing to refresh about a key
         for scheme in ("https://", "http://"):
             session.mount(scheme, HTTPAdapter(pool_maxsize=256))  # not 10, beyond which connections are thrown away after each call
-        session.hooks["response"] = [lambda answer, **_: answer.is_redirect or _received(answer.status_code, answer.headers, answer.content)]
+        session.hooks["response"] = [lambda got, **_: got.is_redirect or _received(got.status_code, got.headers, got.content)]
         config = {"max_output_tokens": self.max_output_tokens, "response_mime_type": "application/json", "response_schema": self._prompt.schema}
         options = {"timeout": self.timeout, "retry": None}
         return lambda contents: model.generate_content(contents, generation_config=config, request_options=options)
@@ -222,8 +225,8 @@ def _received(status: int, headers: Mapping[str, str], body: bytes) -> NoReturn:
     raise _Received(status, headers.get("Retry-After") or "", body)
 
 
-class _Received(Exception):  # noqa: N818 - not an error: how a response leaves the SDK
-    """A response as it came off the wire."""
+class _Received(Exception):
+    """A response as it came off the wire: no error, but the way in which it leaves the SDK."""
 
     def __init__(self, status: int, retry_after: str, body: bytes) -> None:
         super().__init__(status)

@@ -29,6 +29,7 @@ from refinevla_kit.teacher.store import Store
 
 SILENT = 20  # requests in a row that no call answered, or that were refused: it is not the request
 FIRST = 10  # refused requests in a row that end a run whose output has no rationale yet
+WRONG = 3  # requests that the server calls wrong before it has answered any: one may have an odd picture
 LONGEST_WAIT = 900.0  # s; a server that asks to wait longer ends the run
 REMEDIES = {
     "truncated": "raise max_output_tokens (local: max_new_tokens) or lower thinking, on a command line -o max_output_tokens=8192 or -o thinking=low,",
@@ -245,7 +246,8 @@ class Run:
 
     def _failed(self, call: _Call, failure: CallFailed) -> None:
         now, wait, said = self.clock.now(), failure.retry_after or 0.0, f"{failure.kind}: {failure.reason}"
-        if failure.kind in ("unauthorised", "not_found") or (failure.kind == "bad_request" and not self._heard):
+        wrong = failure.kind == "bad_request" and not self._heard and self.silent + 1 >= WRONG
+        if failure.kind in ("unauthorised", "not_found") or wrong:
             self._fail(KitError(f"the teacher's server refuses to answer ({said})", "mend the key, the model's name or the request"))
         elif failure.kind == "daily_quota":
             self._stop(f"because the daily quota is used up ({failure.reason})", "run again when it is renewed, or have it raised")

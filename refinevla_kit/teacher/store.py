@@ -8,7 +8,6 @@ keeps them at their worst case. A power cut can take with it what was not yet fs
 
 from __future__ import annotations
 
-import glob
 import heapq
 import json
 import threading
@@ -58,8 +57,6 @@ class Store:
             raise KitError(f"{target} is a folder", "give a parquet file as output (on a command line --output), such as rationales.parquet in it")
         self.journal = Journal(target.with_name(target.name + ".part"))
         try:
-            for left in target.parent.glob(f".{glob.escape(target.name)}.part-*"):  # of a run that was killed while compacting
-                left.unlink()
             self._open()
         except BaseException:
             self.journal.close()

@@ -112,11 +112,17 @@ def test_a_teacher_is_checked_before_anything_long(monkeypatch: pytest.MonkeyPat
         with pytest.raises(KitError, match="there is no Gemini API key"):
             check_teacher(name, model="m")
     monkeypatch.setenv("GEMINI_API_KEY", "AIza-key-of-the-tests")
-    wrong = {
-        "prices are 'cheap'": {"prices": "cheap"}, "budget_money is set without prices": {"budget_money": 5.0}, "max_output_tokens": {"max_output_tokens": 0},
-        "timeout is": {"timeout": "long"}, "an option that its SDK refuses": {"base_url": 5}, "thinking is": {"thinking": 0.5}, "no option 'modle'": {"modle": "m"},
-        "nobody is here to confirm it": {"confirm": None}, "no prompt 'mine'": {"prompt": "mine"},
-    }  # fmt: skip
+    wrong: dict[str, dict] = {
+        "prices are 'cheap'": {"prices": "cheap"},
+        "budget_money is set without prices": {"budget_money": 5.0},
+        "max_output_tokens is 0": {"max_output_tokens": 0},
+        "timeout is 'long'": {"timeout": "long"},
+        "an option that its SDK refuses": {"base_url": 5},
+        "thinking is 0.5": {"thinking": 0.5},
+        "no option 'modle'": {"modle": "m"},
+        "nobody is here to confirm it": {"confirm": None},
+        "no prompt 'mine'": {"prompt": "mine"},
+    }
     for why, options in wrong.items():
         with pytest.raises(KitError, match=why):
             check_teacher("gemini", model="m", **options)

@@ -246,13 +246,25 @@ def test_a_follow_up_that_could_not_be_paid_or_made_is_made_later(run) -> None:
     assert summarise(path).rationales == 40
 
 
-@pytest.mark.parametrize("kind", ["unauthorised", "not_found", "bad_request"])
+@pytest.mark.parametrize("kind", ["unauthorised", "not_found"])
 def test_what_is_wrong_from_the_start_costs_one_call(run, kind: str, tmp_path: Path) -> None:
     world = World(lambda *_: CallFailed(kind, "no such thing"))
     with pytest.raises(KitError, match=f"refuses to answer \\({kind}: no such thing\\)"):
         run(world)
     assert len(world.calls) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_requests_that_are_all_wrong_cost_three_calls_and_no_token(run) -> None:
+    world = World(lambda *_: CallFailed("bad_request", "no such option"))
+    with pytest.raises(KitError, match=r"refuses to answer \(bad_request: no such option\)"):
+        run(world)
+    assert len(world.calls) == 3
+
+
+def test_the_first_pictures_may_be_bad(run) -> None:
+    path = run(World(lambda number, *_: CallFailed("bad_request", "odd picture") if number < 2 else GOOD))
+    assert (summarise(path).rationales, summarise(path).refusals) == (38, {"bad_request": 2})
 
 
 def test_one_bad_request_among_good_ones_is_a_refusal(run) -> None:
