@@ -145,8 +145,9 @@ def annotate(
     export: Annotated[Path | None, typer.Option(help="then write the dataset with the rationales in LeRobot's language columns here")] = None,
 ) -> None:
     """Have a teacher write rationales for a dataset; they are stored beside it. Run it again to continue."""
+    from refinevla_kit.episodes.language import check_export, export_language
     from refinevla_kit.notebook_runner import parse_parameter
-    from refinevla_kit.teacher import Limits, annotate_dataset, estimate, make_teacher, parse_prices, summarise
+    from refinevla_kit.teacher import Limits, RunFailed, annotate_dataset, estimate, load_rationales, make_teacher, parse_prices, summarise
 
     options = dict(parse_parameter(text) for text in option or []) | ({"model": model} if model else {})
     teaching = make_teacher(teacher, seed, **options)
@@ -157,16 +158,25 @@ def annotate(
         print(expected)
         _print_json({"requests": expected.requests, "money": expected.money, "worst_money": expected.worst_money, "hours": expected.hours})
         return
-    agreed = yes or (None if sys.stdin.isatty() else False)
-    path = annotate_dataset(dataset, teaching, granularity, keyframes, output=output, limits=limits, executor=executor, confirm=agreed)
-    found = summarise(path)
-    print(found)
     if export is not None:
-        from refinevla_kit.episodes.language import export_language
-        from refinevla_kit.teacher import load_rationales
-
+        check_export(dataset, export)
+    agreed = yes or (None if sys.stdin.isatty() else False)
+    try:
+        path = annotate_dataset(dataset, teaching, granularity, keyframes, output=output, limits=limits, executor=executor, confirm=agreed)
+        failure = ""
+    except RunFailed as error:
+        path, failure = error.path or Path(), str(error)
+    result = {"rationales": str(path), "answers": 0, "refusals": {}, "money": 0.0, "stopped": failure}
+    if path.is_file():
+        found = summarise(path)
+        print(found)
+        result |= {"answers": found.rationales, "refusals": found.refusals, "money": found.money}
+        result["stopped"] = failure or found.stopped
+    if export is not None and not failure:
         print(f"with language columns: {export_language(dataset, load_rationales(path), export)}")
-    _print_json({"rationales": str(path), "answers": found.rationales, "refusals": found.refusals, "money": found.money, "stopped": found.stopped})
+    _print_json(result)
+    if failure:
+        raise SystemExit(_fail(failure, 1))
 
 
 @app.command()

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
+
+def install(extra: str) -> str:
+    """The remedy for a package that is not there: the kit is on no index, its extras are installed from its checkout."""
+    return f"in the kit's folder: {sys.executable} -m pip install -e '.[{extra}]'"
+
 
 class KitError(Exception):
     """A mistake the user can mend. Shown as a single line, in a terminal and in a notebook alike.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -10,26 +11,38 @@ import re
 import shutil
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from refinevla_kit.errors import KitError
+
+DATASET = ("data", "meta", "videos", "images")  # folders of a LeRobot dataset, in which nothing else lies
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path next to `path`; on success it replaces `path`, on any error it is removed.
 
-    Works for a file and for a directory (the block decides which it makes). A full disk becomes a `KitError`.
+    Works for a file and for a directory (the block decides which it makes). What processes that were killed left next to `path` is removed.
+
+    Raises:
+        KitError: the folder cannot be made or written; the disk is full; the directory at `path` holds what was paid for (see `paid_files`).
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(target.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, "no permission")
+        _clear(target)
+    except OSError as error:
+        raise _not_written(target, error) from error
     temporary = target.with_name(f".{target.name}.part-{os.getpid()}")
-    _remove(temporary)
+    _keep_paid(target)
     try:
         yield temporary
         if target.is_dir() and temporary.is_dir():
+            _keep_paid(target)  # what came meanwhile
             old = target.with_name(f".{target.name}.old-{os.getpid()}")
             target.rename(old)
             temporary.rename(target)
@@ -40,7 +53,69 @@ def replacing(path: str | Path) -> Iterator[Path]:
         _remove(temporary)
         if getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error):  # the latter is how safetensors says it
             raise KitError(f"no space left on the disk while writing {target}", "free space or choose another output folder") from error
+        if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EROFS) and str(temporary) in str(error):
+            raise _not_written(target, error) from error
         raise
+
+
+def _not_written(target: Path, error: BaseException) -> KitError:
+    return KitError(f"{target.parent} cannot be made or written ({getattr(error, 'strerror', error)})", "choose another output folder")
+
+
+def paid_files(folder: str | Path) -> list[Path]:
+    """What in a folder cost money or a person's time: tables of rationales that a teacher was paid for, their journals, people's reviews."""
+    root = Path(folder)
+    skipped = DATASET if (root / "meta/info.json").exists() else ()
+    inside = [child for child in root.iterdir() if child.name not in skipped]
+    files = {file for child in inside for file in (child, *child.rglob("*")) if file.is_file()}
+    return sorted(file for file in files if file.name.endswith(".reviews.jsonl") or _paid(file))
+
+
+def _paid(file: Path) -> bool:
+    """Whether tokens were paid for what is in this file, as `teacher.store` writes it; True where that cannot be told."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        if file.name.endswith(".parquet.part"):
+            with file.open("rb") as lines:
+                return any(any(json.loads(line)["spent"][1:3]) for line in lines if line.endswith(b"\n"))
+        if file.suffix != ".parquet":
+            return False
+        schema = pq.read_schema(file)
+        about = json.loads((schema.metadata or {}).get(b"refinevla", b"{}"))
+        return any(about["spent"][1:3]) if "spent" in about else "refusal_kind" in schema.names
+    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError):
+        return True
+
+
+def _keep_paid(target: Path) -> None:
+    if target.is_dir() and not target.is_symlink() and (paid := paid_files(target)):
+        more = f" and {len(paid) - 1} more" if len(paid) > 1 else ""
+        what = f"{target} would be replaced and holds what was paid for or reviewed by a person: {paid[0]}{more}"
+        raise KitError(what, "give another output, or move these files out of it")
+
+
+def _clear(target: Path) -> None:
+    """Remove what dead processes, and an earlier try of this one, left of replacing `target`."""
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*-*"):
+        kind, _, process = left.name[len(target.name) + 2:].partition("-")
+        if kind not in ("part", "old") or not process.isdecimal() or (int(process) != os.getpid() and _alive(int(process))):
+            continue
+        if kind == "old" and not target.exists():
+            left.rename(target)  # killed between the two renames: what was there before comes back
+        with suppress(OSError):  # another user's
+            _remove(left)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def _remove(path: Path) -> None:

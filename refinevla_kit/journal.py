@@ -17,13 +17,17 @@ class Journal:
     """Opens (or makes) `path`, locks it, and cuts a half-written last line off. Threads may append.
 
     Raises:
-        KitError: another run holds it; from reading: a line in its middle is damaged; from writing: no disk space.
+        KitError: it cannot be made; another run holds it; from reading: a line in its middle is damaged; from writing: no disk space.
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self._writing = path, threading.Lock()
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            remedy = "give another output, on a command line --output, in a folder that can be written"
+            raise KitError(f"{path} cannot be made ({error.strerror})", remedy) from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not path.exists() or os.fstat(self._file).st_ino != path.stat().st_ino:  # the run that had it ended between the two lines above

@@ -45,13 +45,7 @@ def export_language(dataset: EpisodeDataset | str | Path, rationales: Sequence[S
         KitError: `output` exists or lies in the dataset; the dataset is v2.x or has language columns already; rationales of other episodes.
     """
     opened, target = open_dataset(dataset) if isinstance(dataset, str | Path) else dataset, Path(output)
-    info = json.loads((opened.path / "meta/info.json").read_bytes())
-    if opened.version != "v3.0":
-        raise KitError(f"{opened.path} has LeRobot version {opened.version}, language columns need v3.0", "convert it with LeRobot's own script")
-    if COLUMNS.keys() & info["features"].keys():
-        raise KitError(f"{opened.path} has language columns already", "export from the dataset as it was before")
-    if target.exists() or target.resolve().is_relative_to(opened.path.resolve()):
-        raise KitError(f"{target} exists, or lies in the dataset", "give a new folder elsewhere")
+    info = check_export(opened, target)
     by_episode: dict[int, list[StoredRationale]] = {episode.index: [] for episode in opened.episodes}
     for one in rationales:
         if one.episode not in by_episode or one.start >= opened.info(one.episode).length:
@@ -65,6 +59,28 @@ def export_language(dataset: EpisodeDataset | str | Path, rationales: Sequence[S
         info["features"] |= {name: {"dtype": "language", "shape": [1], "names": None} for name in COLUMNS}
         write_json(folder / "meta/info.json", info)
     return target
+
+
+def check_export(dataset: EpisodeDataset | str | Path, output: str | Path) -> dict[str, Any]:
+    """What of `export_language`'s refusals can be known before there are rationales.
+
+    Returns:
+        The dataset's info.json.
+
+    Raises:
+        KitError: `output` exists, cannot be made or lies in the dataset; the dataset is v2.x or has language columns already.
+    """
+    opened, target = open_dataset(dataset) if isinstance(dataset, str | Path) else dataset, Path(output)
+    info: dict[str, Any] = json.loads((opened.path / "meta/info.json").read_bytes())
+    if opened.version != "v3.0":
+        raise KitError(f"{opened.path} has LeRobot version {opened.version}, language columns need v3.0", "convert it with LeRobot's own script")
+    if COLUMNS.keys() & info["features"].keys():
+        raise KitError(f"{opened.path} has language columns already", "export from the dataset as it was before")
+    if target.exists() or target.resolve().is_relative_to(opened.path.resolve()):
+        raise KitError(f"{target} exists, or lies in the dataset", "give a new folder elsewhere")
+    with suppress(InterruptedError), replacing(target):  # whether its folder can be made and written
+        raise InterruptedError
+    return info
 
 
 def _rewrite(file: Path, rationales: dict[int, list[StoredRationale]], camera: str | None) -> None:

@@ -98,7 +98,7 @@ def record(
         progress: show a bar.
         random_moves: random actions before the recording starts, so that the arm's pose does not betray where the expert goes.
         keep_failures: keep failed episodes too (success False) and draw nothing again.
-        overwrite: replace what is at `path`.
+        overwrite: replace what is at `path`, unless it holds what was paid for or reviewed (`files.paid_files`).
         setting, variants: of each task's protocol; `episodes_per_task` are recorded in each variant, from starts of their own.
         drive: what acts in the demonstrator's place: (observation, task) -> action. Each frame is still recorded with the demonstrator's action,
             the right one in a state that it would not have come to by itself. Such episodes are kept however they end. Picklable, for processes.

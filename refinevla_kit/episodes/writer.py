@@ -42,7 +42,7 @@ class DatasetWriter:
         camera: name of the one camera's feature.
         action_names, state_names: name of each dimension.
         deltas: actions are displacements (this kit's own), else absolute positions.
-        overwrite: replace what is at `path`, once the new dataset is complete.
+        overwrite: replace what is at `path`, once the new dataset is complete, unless it holds what was paid for (`files.paid_files`).
         video_megabytes: an mp4 that has reached this size takes no further episode.
 
     Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import nan
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -15,6 +16,7 @@ from refinevla_kit.teacher.audit import COUNTS
 from refinevla_kit.teacher.schema import PARTS
 
 WHOLE, CHECKED, DOUBTED, REFUSED = "all parts", "checked", "doubted", "refused"
+NOTHING = "nothing could be checked"
 
 
 def compare_teachers(audits: pd.DataFrame | Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -24,7 +26,8 @@ def compare_teachers(audits: pd.DataFrame | Sequence[pd.DataFrame]) -> pd.DataFr
         audits: rows of `teacher.audit.audit_dataset`, of one or several teachers.
     Returns: one row a teacher and measure: teacher, measure, count, of, share, low, high (NaN where `of` is 0). Measures: each of `PARTS` and
         "all parts" (true claims of the decided ones), "checked" (decided claims, of all claims and the sentences without one), "doubted" (of the
-        rationales), "refused" and "refused: <kind>" (of the answers). Claims of one rationale hang together: their intervals are somewhat too narrow.
+        rationales; of 0 where no claim was decided and none is doubted), "refused" and "refused: <kind>" (of the answers). Claims of one rationale
+        hang together: their intervals are somewhat too narrow.
     """
     table = audits if isinstance(audits, pd.DataFrame) else pd.concat(audits, ignore_index=True)
     rows = []
@@ -34,7 +37,8 @@ def compare_teachers(audits: pd.DataFrame | Sequence[pd.DataFrame]) -> pd.DataFr
         counts[WHOLE] = [sum(column) for column in zip(*counts.values())]
         measures = {part: (true, true + false) for part, (true, false, *_) in counts.items()}
         measures[CHECKED] = (measures[WHOLE][1], sum(counts[WHOLE]))
-        measures[DOUBTED] = (int(told["doubt"].sum()), len(told))
+        doubted = int(told["doubt"].sum())
+        measures[DOUBTED] = (doubted, len(told) if doubted or measures[WHOLE][1] else 0)
         measures[REFUSED] = (len(own) - len(told), len(own))
         measures |= {f"{REFUSED}: {kind}": (count, len(own)) for kind, count in own["refusal"].value_counts().items() if kind}
         for measure, (count, of) in measures.items():
@@ -44,7 +48,7 @@ def compare_teachers(audits: pd.DataFrame | Sequence[pd.DataFrame]) -> pd.DataFr
 
 def teachers_table(comparison: pd.DataFrame) -> pd.DataFrame:
     """`compare_teachers` to print: a line a teacher, "97 % (95-98) of 412" a measure."""
-    text = [f"{row.share:.0%} ({100 * row.low:.0f}-{100 * row.high:.0f}) of {row.of}" if row.of else "-" for row in comparison.itertuples()]
+    text = [_cell(row) for row in comparison.itertuples()]
     measures = list(dict.fromkeys(comparison["measure"]))
     wide = comparison.assign(text=text).pivot(index="teacher", columns="measure", values="text").fillna("-")
     return wide.loc[list(dict.fromkeys(comparison["teacher"])), measures].rename(columns=_label).rename_axis(columns=None)
@@ -68,6 +72,8 @@ def teachers_compared(comparison: pd.DataFrame) -> Figure:
                 for index, teacher in enumerate(teachers):
                     cell, y = cells.get((teacher, measure)), place + (index - (len(teachers) - 1) / 2) * step
                     if cell is None or not cell.of:
+                        if cell is not None and measure == WHOLE:
+                            axes.text(0.5, y, NOTHING, va="center", ha="center", fontsize=6.5, color=MUTED)
                         continue
                     axes.plot([cell.low, cell.high], [y, y], color=colour[teacher], linewidth=2.2, alpha=0.45, solid_capstyle="round")
                     axes.plot(cell.share, y, "o", color=colour[teacher], markersize=5)
@@ -81,6 +87,14 @@ def teachers_compared(comparison: pd.DataFrame) -> Figure:
             axes.set_title(title, fontsize=9, color=INK)
         name_policies(figure, colour)
     return figure
+
+
+def _cell(row: Any) -> str:
+    if not row.of:
+        return NOTHING if row.measure == WHOLE else "-"
+    if row.measure == CHECKED and not row.count:
+        return f"none of {row.of}"
+    return f"{row.share:.0%} ({100 * row.low:.0f}-{100 * row.high:.0f}) of {row.of}"
 
 
 def _label(measure: str) -> str:

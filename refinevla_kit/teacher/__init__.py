@@ -4,13 +4,13 @@ import inspect
 from importlib import import_module
 from typing import Any
 
-from refinevla_kit.errors import KitError
+from refinevla_kit.errors import KitError, install
 from refinevla_kit.teacher.annotation import annotate_dataset, estimate, written_by
-from refinevla_kit.teacher.answers import StoredRationale, Summary, load_rationales, lookup, summarise
-from refinevla_kit.teacher.estimate import Estimate, confirm
+from refinevla_kit.teacher.answers import StoredRationale, Summary, load_rationales, lookup, run_of, summarise
+from refinevla_kit.teacher.estimate import Estimate, attended, confirm
 from refinevla_kit.teacher.limits import Limits, Prices, parse_prices
 from refinevla_kit.teacher.oracle import OracleTeacher
-from refinevla_kit.teacher.schema import PARTS, CallFailed, Rationale, Refusal, Reply, Request, Teacher, Usage
+from refinevla_kit.teacher.schema import PARTS, CallFailed, Rationale, Refusal, Reply, Request, RunFailed, Teacher, Usage
 
 TEACHERS = {
     "oracle": "oracle.OracleTeacher",
@@ -20,9 +20,9 @@ TEACHERS = {
 }
 
 __all__ = [
-    "PARTS", "TEACHERS", "CallFailed", "Estimate", "Limits", "OracleTeacher", "Prices", "Rationale", "Refusal", "Reply", "Request", "StoredRationale",
-    "Summary", "Teacher", "Usage", "annotate_dataset", "confirm", "estimate", "load_rationales", "lookup", "make_teacher", "parse_prices",
-    "summarise", "written_by",
+    "PARTS", "TEACHERS", "CallFailed", "Estimate", "Limits", "OracleTeacher", "Prices", "Rationale", "Refusal", "Reply", "Request", "RunFailed",
+    "StoredRationale", "Summary", "Teacher", "Usage", "annotate_dataset", "check_teacher", "confirm", "estimate", "load_rationales", "lookup",
+    "make_teacher", "parse_prices", "run_of", "summarise", "written_by",
 ]  # fmt: skip
 
 
@@ -39,8 +39,40 @@ def make_teacher(name: str, seed: int = 0, **options: Any) -> Teacher:
     try:
         make: Any = getattr(import_module(f"{__name__}.{module}"), kind)
     except ImportError as error:
-        raise KitError(f"the teacher {name} needs a package that is not here ({error})", "install it: pip install 'refinevla-kit[gemini]'") from error
+        raise KitError(f"the teacher {name} needs a package that is not here ({error})", install("gemini" if "gemini" in name else name)) from error
     known = inspect.signature(make).parameters
     if unknown := sorted(options.keys() - known.keys()):
         raise KitError(f"the teacher {name} has no option {unknown[0]!r}", f"choose from {', '.join(known) or 'none'}")
     return make(**({"seed": seed} if "seed" in known else {}) | options)
+
+
+def check_teacher(
+    name: str,
+    seed: int = 0,
+    prices: Prices | str | None = None,
+    budget_money: float | None = None,
+    confirm: bool | None = True,
+    **options: Any,
+) -> Teacher:
+    """Make a teacher and find out, before anything long or paid, what would stop its run. Makes no call and asks nobody.
+
+    Args:
+        name, seed, options: as for `make_teacher`.
+        prices: of a million tokens, or as `parse_prices` reads them.
+        budget_money: as for `Limits`.
+        confirm: what `annotate_dataset` will be told; anything but True is an error where nobody can be asked about calls that cost something.
+
+    Returns:
+        The teacher, ready for `annotate_dataset`.
+
+    Raises:
+        KitError: a missing model, option, package or key (where nobody can be asked for it), wrong prices, or a run that nobody would confirm.
+    """
+    paid = prices if isinstance(prices, Prices) else parse_prices(prices) if prices else None
+    Limits(budget_money=budget_money, prices=paid)
+    teacher = make_teacher(name, seed, **options)
+    getattr(teacher, "check", lambda: None)()
+    costs = name != "oracle" and (paid is None or paid.input_per_million + paid.output_per_million > 0)
+    if costs and (confirm is False or (confirm is None and not attended())):
+        raise KitError(f"the teacher {name} costs something, and nobody is here to confirm it", "pass confirm=True")
+    return teacher

@@ -11,12 +11,13 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import closing, contextmanager
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from refinevla_kit.errors import KitError
 from refinevla_kit.teacher.answers import Span, StoredRationale, load_rationales, lookup
 from refinevla_kit.teacher.estimate import Estimate, estimate_calls
 from refinevla_kit.teacher.estimate import confirm as confirm_estimate
@@ -24,7 +25,7 @@ from refinevla_kit.teacher.executors import Calls, connect
 from refinevla_kit.teacher.limits import Limits
 from refinevla_kit.teacher.requests import count_requests, keyframe_indices, ranges, requests
 from refinevla_kit.teacher.scheduler import Run
-from refinevla_kit.teacher.schema import Teacher, Usage
+from refinevla_kit.teacher.schema import RunFailed, Teacher, Usage
 from refinevla_kit.teacher.store import Store
 
 if TYPE_CHECKING:
@@ -42,13 +43,15 @@ def annotate_dataset(dataset: EpisodeDataset | str | Path, teacher: Teacher, gra
         dataset: an opened dataset or its folder. teacher: anything with `annotate`.
         granularity: one rationale a "step", a "segment" (split at gripper events and changes of motion) or a "trajectory".
         keyframes: pictures a request. progress: show a bar with cost and refusals so far.
-        output: the parquet file; None: `<dataset>/rationales/<teacher>-<granularity>.parquet`.
+        output: the parquet file; None: `<dataset>/rationales/<teacher>-<granularity>.parquet`, for a dataset that stays: with paid answers in it, it
+            is never recorded anew (`files.paid_files`).
         limits: concurrency, rates, budget, prices. executor: see `executors.connect`.
         confirm: for teachers that cost something: True goes ahead, None shows the estimate and asks (an error where nobody can answer).
     Returns: path of the parquet file. It is also written when the budget is used up or the run is interrupted; `summarise` says what it holds.
     Raises:
-        KitError: not confirmed; the budget allows no call; the key or the model is refused; 20 requests in a row got no answer; the output belongs to
-            another run (see `Store`); no disk space. Answers had by then are kept.
+        RunFailed: a run that costs something ended without a rationale; the server is not reached; 20 requests in a row got no answer, or were
+            refused (10 where no rationale was had before). The next run asks about them again. Answers had by then are kept.
+        KitError: not confirmed; the key or the model is refused; the output belongs to another run (see `Store`); no disk space.
         KeyboardInterrupt: after the calls in flight have come back. A second interrupt gives them up.
     """
     opened, target, identity = _place(dataset, teacher, granularity, keyframes, output)
@@ -60,14 +63,19 @@ def annotate_dataset(dataset: EpisodeDataset | str | Path, teacher: Teacher, gra
               tqdm(total=max(total, store.done), initial=store.done, desc="rationales", unit="", disable=not progress) as bar):
             run = Run(store, limits, teacher, calls, bar)
             with _first_interrupt(run.interrupt):
-                run.drive(requests(opened, granularity, keyframes, wanted=store.wanted))
-        store.compact(run.budget.total, run.stopped)
-    if run.stopped and target.exists():
-        print(f"{run.stopped}\n{run.settled} of about {max(total, run.settled)} requests are answered, and usable: {target}", flush=True)
-    if run.error:
-        raise run.error
-    if not target.exists():
-        raise KitError(f"no call was answered. {run.stopped}", "raise the budget and run again")
+                doubted = [info for info in opened.episodes if info.index in {span[0] for span in store.again}]
+                run.drive(chain(requests(opened, granularity, keyframes, wanted=store.wanted),
+                                requests(opened, granularity, keyframes, doubted, partial(store.wanted, again=True))))
+        again = {"again": sorted(run.again)} if run.again else {}
+        store.compact(run.budget.total, run.stopped, model=getattr(teacher, "model", ""), dataset=opened.name, **again)
+    if run.stopped and store.fruitful:
+        settled = run.settled - len(run.again)
+        print(f"{run.stopped}\n{settled} of about {max(total, settled)} requests are answered, and usable: {target}", flush=True)
+    error = run.error or (None if target.exists() and (store.fruitful or not run.paying) else run.failure)
+    if isinstance(error, RunFailed):
+        error.path = target
+    if error:
+        raise error
     return target
 
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.teacher.limits import NANO, Prices, Spent
-from refinevla_kit.teacher.schema import PARTS, Rationale, Refusal, Reply
+from refinevla_kit.teacher.schema import PARTS, REPAIRABLE, Rationale, Refusal, Reply
 
 IDENTITY = ("teacher", "version", "prompt_hash", "granularity")
 SCHEMA = pa.schema([
@@ -24,7 +24,7 @@ SCHEMA = pa.schema([
     ("currency", pa.string()), ("prices_as_of", pa.string()), ("attempts", pa.int32()),
 ])  # fmt: skip
 """`raw` is the last reply's text; where a first reply needed a follow-up, `first_kind` and `first_raw` keep it; tokens, cost and attempts are of all
-calls. `dataset_hash` is of the episode. Metadata "refinevla": identity, what the output cost in all, why the run stopped ("" when complete)."""
+calls. `dataset_hash` is of the episode. Metadata "refinevla": see `run_of`."""
 
 Row = dict[str, Any]
 Span = tuple[int, int, int]
@@ -111,7 +111,13 @@ def summarise(path: str | Path) -> Summary:
 
 
 def run_of(path: Path) -> dict[str, Any]:
-    """A table's metadata: identity, spent, stopped; nothing where there is no table or an older version of the kit wrote it."""
+    """Which run wrote a table; nothing where there is no table or an older version of the kit wrote it.
+
+    Returns:
+        "identity" (teacher, version, prompt_hash, granularity, keyframes), "model", "dataset" (its folder's name),
+        "spent" (as `Spent`), "stopped" (why it ended, "" when complete), "again" (spans whose refusals the next run
+        does not believe).
+    """
     try:
         about: dict[str, Any] = json.loads((pq.read_schema(path).metadata or {}).get(b"refinevla", b"{}")) if path.exists() else {}
     except (OSError, pa.ArrowException) as error:
@@ -142,6 +148,11 @@ def reply_row(span: Span, reply: Reply, used: Spent, prices: Prices | None, atte
     row |= {"first_kind": before.get("refusal_kind"), "first_raw": before.get("raw"), "cost": used.money / NANO + before.get("cost", 0.0)}
     row |= {name: getattr(used, name) + before.get(name, 0) for name in ("input_tokens", "output_tokens")}
     return row | {"currency": prices.currency if prices else "", "prices_as_of": prices.as_of if prices else ""}
+
+
+def repairable(row: Row) -> bool:
+    """Whether a follow-up may mend this first reply. One that never began (the model thought away all its tokens) would only be paid for again."""
+    return row["refusal_kind"] in REPAIRABLE and row["first_kind"] is None and bool((row["raw"] or "").strip())
 
 
 def row_reply(row: Row) -> Reply:

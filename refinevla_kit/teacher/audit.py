@@ -2,9 +2,10 @@
 
 With the simulator's state and masks, every claim that `claims` can read is true, false or undecided: each kind has a threshold from which it is true
 and one from which it is false, and what lies between, or cannot be known, is undecided. Without a simulator the actions, the proprioception and the
-instruction remain: which arm moves, what the gripper is told, the direction of displacements, the order of a plan, and whether rationale and
-instruction speak of the same thing. Picture words (left, top) are held against mask centroids, distances and heights against world positions,
-directions against displacements in the robot base frame (x forward, y left, z up); thresholds are those of `facts`, with room for free speech.
+instruction remain: which arm moves, what the gripper is told, the direction of displacements. A plan out of order is false, and one that is in order
+is undecided, as is a thing that the instruction names: they would be so in any scene. Picture words (left, top) are held against mask centroids,
+distances and heights against world positions, directions against displacements in the robot base frame (x forward, y left, z up); thresholds are
+those of `facts`, with room for free speech.
 """
 
 from __future__ import annotations
@@ -205,7 +206,8 @@ class _Scene:
 
     def _object(self, claim: Claim) -> Answer:
         if not self.known:
-            return (True, "the instruction names it") if claim.subject in self.names else (None, "only the pictures could tell whether it is there")
+            named = "the instruction names it, but " if claim.subject in self.names else ""
+            return None, f"{named}only the pictures could tell whether it is there"
         there = claim.subject in self.names
         return there, "it is in the scene" if there else f"there is no {claim.subject} in this scene, but {', '.join(self.names)}"
 
@@ -353,7 +355,8 @@ class _Scene:
 
     def _order(self, claim: Claim) -> Answer:
         first, then = ([PHASES.index(name) for name in words.split(" or ")] for words in (claim.subject, claim.object))
-        return not (min(then) < min(first) and max(then) <= max(first)), "the order of a pick and place is " + ", ".join(PHASES)
+        wrong = min(then) < min(first) and max(then) <= max(first)
+        return False if wrong else None, "the order of a pick and place is " + ", ".join(PHASES)  # right in any scene, so no evidence of this one
 
     def _role(self, claim: Claim) -> Answer:
         if not self.known or claim.subject not in self.names:

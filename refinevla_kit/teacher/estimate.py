@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -88,6 +89,14 @@ def estimate_calls(dataset: EpisodeDataset, teacher: Teacher, granularity: str, 
     for rate, amount in ((limits.requests_per_minute, left), (limits.tokens_per_minute, typical.input_tokens + typical.output_tokens)):
         hours = max(hours, amount / rate / 60 if rate else 0)
     return Estimate(left, total, len(chosen), typical, worst, hours, latency, limits)
+
+
+def attended() -> bool:
+    """Whether a person may be there to answer a question: at a terminal, or before a notebook in a browser."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if kernel := getattr(shell, "kernel", None):
+        return bool(getattr(kernel, "_allow_stdin", True))  # papermill allows none
+    return sys.stdin is not None and sys.stdin.isatty()
 
 
 def confirm(expected: Estimate, confirmed: bool | None = None) -> None:

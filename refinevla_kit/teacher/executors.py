@@ -9,7 +9,7 @@ import logging
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
-from refinevla_kit.errors import KitError
+from refinevla_kit.errors import KitError, install
 from refinevla_kit.teacher.schema import CallFailed, Reply, Request, Teacher
 
 
@@ -65,7 +65,7 @@ class RayCalls:
         try:
             import ray
         except ImportError as error:
-            raise KitError("executor ray: Ray is not installed", "pip install 'refinevla-kit[ray]', or use executor threads") from error
+            raise KitError("executor ray: Ray is not installed", f"{install('ray')}; or use executor threads") from error
         if not ray.is_initialized():
             ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         count = max(1, min(concurrency, workers or int(ray.cluster_resources().get("CPU", 1))))

@@ -12,31 +12,42 @@ import getpass
 import json
 import os
 import re
-import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from importlib import import_module
+from typing import Any, ClassVar, NoReturn
 from urllib.parse import quote
 
 from PIL.Image import Image
 
-from refinevla_kit.errors import KitError
+from refinevla_kit.errors import KitError, install
+from refinevla_kit.teacher.estimate import attended
 from refinevla_kit.teacher.prompt import QUOTED, jpeg, load_prompt, render
 from refinevla_kit.teacher.replies import parse
 from refinevla_kit.teacher.schema import CallFailed, Rationale, Refusal, Reply, Request, Usage
 
 KEYS = ("GEMINI_API_KEY", "GOOGLE_API_KEY")
 STOPPED = ("SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "MODEL_ARMOR", "ESCALATION", "PUP_LIMITED_DISABLED")
+DAILY = re.compile(r"per[\s_-]?day|\bdaily\b|\brpd\b", re.IGNORECASE)  # in a refusal for the quota: waiting seconds will not help
+MOST_TOKENS = 10**9  # a server that counts more of them in a call is wrong
+UNREACHABLE = {
+    "ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol", "NewConnectionError", "ConnectTimeoutError", "NameResolutionError",
+    "SSLError", "InvalidSchema", "InvalidURL", "MissingSchema", "ConnectionRefusedError", "gaierror",
+}  # fmt: skip
+"""Errors of HTTP libraries by which nothing was sent, so that nothing is paid."""
 _CONNECTING = threading.Lock()  # google-generativeai is configured globally, and a key is asked for once
+
+
+def _known_key() -> str:
+    return next((os.environ[name].strip() for name in KEYS if os.environ.get(name, "").strip()), "")
 
 
 def api_key() -> str:
     """The key in GEMINI_API_KEY or GOOGLE_API_KEY; in a terminal or JupyterLab, asked for in a box that does not show it and kept in this process's
     environment, so that workers started later have it. Raises `KitError` when there is none."""
-    key = next((os.environ[name].strip() for name in KEYS if os.environ.get(name, "").strip()), "")
-    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    if not key and (hasattr(shell, "kernel") or (sys.stdin is not None and sys.stdin.isatty())):
+    key = _known_key()
+    if not key and attended():
         try:
             key = os.environ[KEYS[0]] = getpass.getpass("Gemini API key (not shown, not stored): ").strip()
         except (EOFError, NotImplementedError):  # a notebook run without a person before it
@@ -69,10 +80,15 @@ class _Gemini:
     base_url: str | None = None
 
     name = ""
+    packages: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         if not self.model:
             raise KitError(f"the teacher {self.name} needs a model", "give model=..., one that Google lists and your key may use (gemini-3.8-flash)")
+        if type(self.max_output_tokens) is not int or self.max_output_tokens < 1:
+            raise KitError(f"max_output_tokens is {self.max_output_tokens!r}", "give a whole number of 1 or more")
+        if type(self.timeout) not in (int, float) or not self.timeout > 0:
+            raise KitError(f"timeout is {self.timeout!r}", "give a number of seconds above 0")
         self._send: Any = None
         self._prompt = load_prompt(self.prompt)
         self.prompt_hash = self._prompt.hash
@@ -86,25 +102,42 @@ class _Gemini:
         """Make the client, asking for the key if need be: for the main thread, before the first call. Raises `KitError` without SDK or key."""
         with _CONNECTING:
             if self._send is None:
-                self._send = self._connect()
+                self._import()
+                try:
+                    self._send = self._connect()
+                except (ValueError, TypeError) as error:  # the SDKs' own check of options
+                    raise KitError(f"the teacher {self.name} has an option that its SDK refuses ({_line(_scrub(str(error)))})", "mend it") from None
+
+    def check(self) -> None:
+        """Find out what would stop the first call, without one and without asking anybody. Raises `KitError`."""
+        if _known_key() or not attended():
+            self.prepare()
+        else:
+            self._import()
+
+    def _import(self) -> None:
+        try:
+            for package in self.packages:
+                import_module(package)
+        except ImportError as error:
+            raise KitError(f"the teacher {self.name} needs {self.packages[-1]} ({error})", install("gemini")) from error
 
     def annotate(self, request: Request, previous: Reply | None = None) -> Reply:
         """See `Teacher.annotate`. A reply without token counts (a page from a proxy, say) counts at its worst case."""
         self.prepare()
         parts = render(self._prompt, request, previous, contact_sheet=self.contact_sheet, state=self.state)
         contents = [part if isinstance(part, str) else {"inline_data": {"mime_type": "image/jpeg", "data": jpeg(part)}} for part in parts]
-        problem = None
         try:
-            response = self._send(contents)
+            self._send(contents)
+            outcome: _Received | CallFailed = CallFailed("connection", "the server's answer went past the kit")
+        except _Received as received:
+            outcome = received.with_traceback(None)  # or the frames, with their pictures, stay until the garbage collector comes
         except Exception as error:  # each SDK has its own, and each of its HTTP libraries
-            problem = _problem(error)
-        if isinstance(problem, CallFailed):
-            raise problem  # out here, so that no SDK's exception hangs on to it
-        if problem is not None:
-            used, raw = None, problem.strip()
-            result: Rationale | Refusal = Refusal("not_json" if raw else "empty", f"the server's answer could not be read: {_line(raw)}")
-        else:
-            used, (raw, result) = _usage(response), _read(response, request)
+            outcome = _problem(error)
+        answer = outcome.answer(request) if isinstance(outcome, _Received) else outcome
+        if isinstance(answer, CallFailed):
+            raise answer  # out here, so that no SDK's exception hangs on to it, and no variable beside it holds what came back
+        used, raw, result = answer
         used = used or self.worst_case(request)
         return Reply(result, raw, used.input_tokens, used.output_tokens)
 
@@ -121,7 +154,7 @@ class _Gemini:
         return Usage(len(text.encode("utf-8", "replace")) + QUOTED + 400 + pictures + 256, self.max_output_tokens)
 
     def _connect(self) -> Callable[[list[Any]], Any]:
-        """A function that sends contents, once, and returns the SDK's response."""
+        """A function that sends contents, once, and raises `_Received`."""
         raise NotImplementedError
 
 
@@ -132,20 +165,24 @@ class GeminiTeacher(_Gemini):
 
     thinking: int | str | None = None
     name = "gemini"
+    packages = ("httpx2", "google.genai")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.thinking is not None and type(self.thinking) not in (int, str):
+            raise KitError(f"thinking is {self.thinking!r}", 'give a number of tokens, a level such as "low", or None')
         self.version += "" if self.thinking is None else f", thinking {self.thinking}"
 
     def _connect(self) -> Callable[[list[Any]], Any]:
-        try:
-            import httpx2
-            from google import genai
-        except ImportError as error:
-            raise KitError("the teacher gemini needs google-genai", "pip install 'refinevla_kit[gemini]'") from error
+        import httpx2
+        from google import genai
+
         options = genai.types.HttpOptions(
             base_url=self.base_url, api_version="v1beta", timeout=round(1000 * self.timeout),  # milliseconds
-            client_args={"limits": httpx2.Limits(max_connections=None)},  # as many connections as the run allows calls, not 100
+            client_args={
+                "limits": httpx2.Limits(max_connections=None),  # as many connections as the run allows calls, not 100
+                "event_hooks": {"response": [lambda got: got.next_request or _received(got.status_code, got.headers, got.read())]},
+            },
         )  # fmt: skip
         thinking = {"thinking_budget" if isinstance(self.thinking, int) else "thinking_level": self.thinking}
         config = genai.types.GenerateContentConfig(
@@ -163,14 +200,13 @@ class GeminiLegacyTeacher(_Gemini):
     """Gemini through google-generativeai, over REST; arguments as `_Gemini` has them. Models think as they please, within `max_output_tokens`."""
 
     name = "gemini-legacy"
+    packages = ("requests", "google.generativeai")
 
     def _connect(self) -> Callable[[list[Any]], Any]:
-        try:
-            import google.generativeai as genai
-            from google.generativeai.client import get_default_generative_client
-            from requests.adapters import HTTPAdapter
-        except ImportError as error:
-            raise KitError("the teacher gemini-legacy needs google-generativeai", "pip install 'refinevla_kit[gemini]'") from error
+        import google.generativeai as genai
+        from google.generativeai.client import get_default_generative_client
+        from requests.adapters import HTTPAdapter
+
         genai.configure(api_key=api_key(), transport="rest", client_options={"api_endpoint": self.base_url} if self.base_url else None)
         model: Any = genai.GenerativeModel(self.model)
         model._client = get_default_generative_client()  # this teacher's own: another one may configure another server
@@ -178,56 +214,120 @@ class GeminiLegacyTeacher(_Gemini):
         session._max_refresh_attempts = 0  # a 401 would be sent three times: there is nothing to refresh about a key
         for scheme in ("https://", "http://"):
             session.mount(scheme, HTTPAdapter(pool_maxsize=256))  # not 10, beyond which connections are thrown away after each call
+        session.hooks["response"] = [lambda got, **_: got.is_redirect or _received(got.status_code, got.headers, got.content)]
         config = {"max_output_tokens": self.max_output_tokens, "response_mime_type": "application/json", "response_schema": self._prompt.schema}
         options = {"timeout": self.timeout, "retry": None}
         return lambda contents: model.generate_content(contents, generation_config=config, request_options=options)
 
 
-def _read(response: Any, request: Request) -> tuple[str, Rationale | Refusal]:
-    """The text of a response and what it amounts to. Both SDKs name things alike; what is absent is None in one, 0 or empty in the other."""
-    block = _name(getattr(response.prompt_feedback, "block_reason", None))
-    if block or (not response.candidates and _usage(response)):  # without an answer the question was blocked, for a reason this SDK may not know
-        return "", Refusal("blocked", f"the question was blocked ({block or 'no reason given'})")
-    candidate = response.candidates[0] if response.candidates else None
-    finish = _name(getattr(candidate, "finish_reason", None))
-    parts = getattr(getattr(candidate, "content", None), "parts", None) or []
-    text = _scrub("".join(part.text or "" for part in parts if not getattr(part, "thought", False)))
-    if finish in STOPPED or finish.startswith("IMAGE_"):
-        return text, Refusal("safety", f"the answer was stopped ({finish})")
-    if finish == "LANGUAGE":
-        return text, Refusal("other_language", "the answer was stopped for its language")
-    return text, parse(text, request, cut=finish in ("MAX_TOKENS", "CONTINUATION"))
+def _received(status: int, headers: Mapping[str, str], body: bytes) -> NoReturn:
+    """The hook in each SDK's HTTP library: takes a response out of the SDK's hands, whose own reading fails on what proxies answer."""
+    raise _Received(status, headers.get("Retry-After") or "", body)
 
 
-def _usage(response: Any) -> Usage | None:
-    """Tokens paid for: thinking is paid as output (google-generativeai does not know it, but the total holds it). None where the server is silent."""
-    counts = (getattr(response.usage_metadata, f"{kind}_token_count", None) for kind in ("prompt", "candidates", "thoughts", "total"))
-    asked, answered, thought, total = (int(count or 0) for count in counts)
+class _Received(Exception):
+    """A response as it came off the wire: no error, but the way in which it leaves the SDK."""
+
+    def __init__(self, status: int, retry_after: str, body: bytes) -> None:
+        super().__init__(status)
+        self.status, self.retry_after, self.body = status, retry_after, body
+
+    def answer(self, request: Request) -> tuple[Usage | None, str, Rationale | Refusal] | CallFailed:
+        """Tokens paid for (None where the server does not say), the text, and what it amounts to; or the error that came."""
+        raw = _scrub(self.body.decode("utf-8", "replace").strip())
+        try:
+            found = json.loads(self.body)
+        except (ValueError, RecursionError):
+            found = None
+        document = found[0] if isinstance(found, list) and found else found
+        candidates = _at(document, "candidates")
+        if self.status >= 300 or (_at(document, "error") and not candidates):
+            return self._failure(document, raw)
+        if not isinstance(document, dict):
+            return None, raw, Refusal("not_json" if raw else "empty", f"the server's answer could not be read: {_line(raw)}")
+        used, block = _usage(document), _name(_at(document, "promptFeedback", "blockReason"))
+        if block or (used and not candidates):  # without an answer the question was blocked, for a reason that is not told
+            return used, "", Refusal("blocked", f"the question was blocked ({block or 'no reason given'})")
+        candidate = _at(candidates, 0)
+        if candidates and not isinstance(candidate, dict):
+            return used, raw, Refusal("not_json", f"the server's answer has not the shape of Gemini's: {_line(raw)}")
+        finish, parts = _name(_at(candidate, "finishReason")), _at(candidate, "content", "parts")
+        texts = [_at(part, "text") for part in (parts if isinstance(parts, list) else []) if not _at(part, "thought")]
+        text = _scrub("".join(text for text in texts if isinstance(text, str)))
+        if finish in STOPPED or finish.startswith("IMAGE_"):
+            return used, text, Refusal("safety", f"the answer was stopped ({finish})")
+        if finish == "LANGUAGE":
+            return used, text, Refusal("other_language", "the answer was stopped for its language")
+        return used, text, parse(text, request, cut=finish in ("MAX_TOKENS", "CONTINUATION"))
+
+    def _failure(self, document: Any, raw: str) -> CallFailed:
+        """An error in Google's JSON, or in whatever a proxy makes of it."""
+        error = _at(document, "error") or document
+        message = error if isinstance(error, str) else _at(error, "message")
+        said = _line(_scrub(message) if isinstance(message, str) else raw) or "no reason given"
+        code = _at(error, "code")
+        status = self.status if self.status >= 300 else code if type(code) is int else 500
+        details = _at(error, "details")
+        waits = [self.retry_after, *(_at(detail, "retryDelay") for detail in (details if isinstance(details, list) else []))]
+        matches = [re.fullmatch(r"(\d+(?:\.\d+)?)s?", wait) for wait in waits if isinstance(wait, str)]
+        kind = _kind(status, said)
+        if kind == "quota" and DAILY.search(raw):
+            kind = "daily_quota"
+        return CallFailed(kind, f"HTTP {status}: {said}", max((float(match[1]) for match in matches if match), default=None))
+
+
+def _at(value: Any, *path: str | int) -> Any:
+    """What lies at `path` in a JSON value of any shape, None where nothing does."""
+    for key in path:
+        if isinstance(value, dict):
+            value = value.get(key)
+        elif isinstance(value, list) and isinstance(key, int) and key < len(value):
+            value = value[key]
+        else:
+            return None
+    return value
+
+
+def _usage(document: dict[str, Any]) -> Usage | None:
+    """Tokens paid for: thinking is paid as output. None where the server is silent or its counts make no sense."""
+    counts = [_at(document, "usageMetadata", f"{kind}TokenCount") or 0 for kind in ("prompt", "candidates", "thoughts", "total")]
+    try:
+        asked, answered, thought, total = map(int, counts)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    if min(asked, answered, thought, total) < 0 or max(asked, answered, thought, total) > MOST_TOKENS:
+        return None
     return Usage(asked, max(answered + thought, total - asked)) if asked or answered or total else None
 
 
 def _name(value: Any) -> str:
-    """An enum's name in either SDK; "" for none and "unspecified"."""
-    name = getattr(value, "name", None) or ("" if value is None else str(value))
-    return "" if "UNSPECIFIED" in name else name
+    """An enum's name; "" for none and "unspecified"."""
+    return _line(_scrub(value)) if isinstance(value, str) and "UNSPECIFIED" not in value else ""
 
 
-def _problem(error: Exception) -> CallFailed | str:
-    """What an exception of an SDK means: a call that brought no answer, or the text of an answer (status 200) that the SDK could not read."""
-    kinds = {kind.__name__ for kind in type(error).__mro__}
-    said = re.sub(r"^POST \S+: ", "", _line(_scrub(str(getattr(error, "message", None) or error))))
-    code = getattr(error, "code", None)
-    if isinstance(code, int):
-        return CallFailed(_kind(int(code), said), f"HTTP {int(code)}: {said}", _retry_after(error))
+def _problem(error: Exception) -> CallFailed:
+    """What an exception means that came instead of a response."""
+    said, kinds = _line(_scrub(str(error))) or type(error).__name__, _kinds(error)
+    if kinds & UNREACHABLE:
+        return CallFailed("unreachable", said)
     if kinds & {"TimeoutException", "Timeout", "TimeoutError"}:
-        return CallFailed("timeout", said or type(error).__name__)
+        return CallFailed("timeout", said)
     if kinds & {"TransportError", "RequestError", "RequestException", "OSError"}:
-        return CallFailed("connection", said or type(error).__name__)
-    if kinds & {"ValueError", "ParseError", "AttributeError", "TypeError"}:
-        causes = (error, error.__cause__, error.__context__)
-        raw = next((text for cause in causes if (text := getattr(cause, "doc", getattr(cause, "object", None))) is not None), said)
-        return _scrub(raw.decode("utf-8", "replace") if isinstance(raw, bytes) else str(raw))
-    return CallFailed("bad_request", f"{type(error).__name__}: {said}")
+        return CallFailed("connection", said)
+    return CallFailed("bad_request", f"{type(error).__name__}: {said}")  # the SDK's: it has not sent the question
+
+
+def _kinds(error: Any) -> set[str]:
+    """Names of the classes of an error and of those it was made from: HTTP libraries wrap the system's."""
+    names: set[str] = set()
+    todo, seen = [error], set[int]()
+    while todo:
+        each = todo.pop()
+        if isinstance(each, BaseException) and id(each) not in seen:
+            seen.add(id(each))
+            names |= {kind.__name__ for kind in type(each).__mro__}
+            todo += [each.__cause__, each.__context__, getattr(each, "reason", None), *each.args]
+    return names
 
 
 def _kind(code: int, said: str) -> str:
@@ -236,15 +336,6 @@ def _kind(code: int, said: str) -> str:
     if code < 400 or code >= 500:
         return "server"
     return {404: "not_found", 408: "timeout", 429: "quota"}.get(code, "bad_request")
-
-
-def _retry_after(error: Any) -> float | None:
-    """Seconds to wait, as the header Retry-After or google.rpc.RetryInfo in the body says; the longer of the two."""
-    header = getattr(getattr(error, "response", None), "headers", {}).get("Retry-After", "")
-    body = getattr(error, "details", None) or []
-    details = (body.get("error") or body).get("details") or [] if isinstance(body, dict) else body
-    said = [header, *(detail.get("retryDelay", "") for detail in details if isinstance(detail, dict))]
-    return max((float(match[1]) for text in said if (match := re.fullmatch(r"(\d+(?:\.\d+)?)s?", str(text)))), default=None)
 
 
 def _scrub(text: str) -> str:

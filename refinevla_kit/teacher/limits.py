@@ -59,7 +59,8 @@ class Limits:
     Attributes:
         concurrency: calls in flight. requests_per_minute, tokens_per_minute (input and output): in any minute.
         budget_calls, budget_tokens, budget_money: of everything that the output has cost, earlier runs included. Calls that failed count as calls;
-            calls whose fate is unknown (cut off, killed) at their worst case. budget_money needs `prices` and is in their currency.
+            calls whose fate is unknown (cut off, killed) at their worst case, a server that was not reached not at all. budget_money needs `prices`
+            and is in their currency.
         max_attempts: calls about one request before it is given up. seed: of the back-off's jitter.
     """
 

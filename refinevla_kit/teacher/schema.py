@@ -5,10 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from refinevla_kit.errors import KitError
 from refinevla_kit.simulator.contract import SceneState
 
 Array = NDArray[Any]
@@ -79,8 +81,8 @@ class Request:
         return self.episode, self.start, self.end
 
 
-REPAIRABLE = ("truncated", "not_json", "wrong_shape", "empty", "other_language", "boilerplate", "echo")
-"""Refusal kinds that one follow-up request may mend: the teacher answered, but not what was asked for."""
+REPAIRABLE = ("truncated", "not_json", "wrong_shape", "other_language", "boilerplate", "echo")
+"""Refusal kinds that one follow-up request may mend: the teacher answered, but not what was asked for. See `answers.repairable`."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,9 @@ class Refusal:
     """A reply that is no rationale.
 
     Attributes:
-        kind: counted in reports. One of `REPAIRABLE`; "blocked" (the prompt), "safety" (the answer), "no_state" (the oracle has no simulator state);
-            or how calls failed for good: "bad_request" (400), "unauthorised" (401, 403), "not_found" (404), "quota" (429), "server" (5xx),
-            "timeout", "connection", "gave_up".
+        kind: counted in reports. One of `REPAIRABLE`; "empty"; "blocked" (the prompt), "safety" (the answer), "no_state" (the oracle has no
+            simulator state); or how calls failed for good: "bad_request" (400), "unauthorised" (401, 403), "not_found" (404), "quota" and
+            "daily_quota" (429), "server" (5xx), "timeout", "connection" (it broke off), "unreachable" (there was none), "gave_up".
         reason: for a person, one line, without any key.
     """
 
@@ -131,7 +133,13 @@ class CallFailed(Exception):
     @property
     def retryable(self) -> bool:
         """Whether the same call may succeed later. Wrong keys and wrong requests will not; they stop the run."""
-        return self.kind in ("quota", "server", "timeout", "connection")
+        return self.kind in ("quota", "server", "timeout", "connection", "unreachable")
+
+
+class RunFailed(KitError):
+    """A run that ended without what it was paid for; answers had by then are kept. `path`: of the table, which need not exist."""
+
+    path: Path | None = None
 
 
 class Teacher(Protocol):

@@ -48,6 +48,20 @@ def test_a_teacher_that_only_refuses_has_no_shares() -> None:
     teachers_compared(comparison).draw_without_rendering()
 
 
+def test_texts_without_a_checked_claim_have_no_score() -> None:
+    table = audits("vague", 0, ())
+    for part in PARTS:
+        table[f"{part}_undecided"], table[f"{part}_true"] = 3, 0
+    comparison = compare_teachers([table, audits("one", 3, ())])
+    line = teachers_table(comparison).loc["vague"]
+    assert line["all parts"] == "nothing could be checked"
+    assert (line["task planning"], line["claims checked"], line["rationales doubted"]) == ("-", "none of 130", "-")
+    figure = teachers_compared(comparison)
+    assert "nothing could be checked" in [text.get_text() for text in figure.axes[0].texts]
+    table.loc[0, "doubt"] = True  # of an undecided claim: a person should look, though nothing is false
+    assert teachers_table(compare_teachers(table)).loc["vague", "rationales doubted"] == "10% (2-40) of 10"
+
+
 def test_the_picture_shows_every_share_with_its_interval() -> None:
     comparison = compare_teachers([audits("one", 3, ()), audits("two", 0, ("safety", "safety", "quota"))])
     figure = teachers_compared(comparison)

@@ -233,6 +233,18 @@ def test_nothing_is_paid_for_before_somebody_agreed(noise, tmp_path: Path, monke
         assert server.count == 12
 
 
+def test_a_recording_that_holds_paid_rationales_is_not_made_anew(tmp_path: Path) -> None:
+    from refinevla_kit.episodes.recording import record
+
+    data = write_dataset(tmp_path / "noise", 1, 4)
+    free = annotate_dataset(data, Counting(), progress=False)
+    with GeminiServer(play({})) as server:
+        paid = annotate_dataset(data, PlainTeacher(server.url), "trajectory", 1, False, confirm=True)
+    with pytest.raises(KitError, match=r"would be replaced and holds what was paid for or reviewed .*plain-trajectory\.parquet ->"):
+        record(data.path, ["widowx_carrot_on_plate"], 1, overwrite=True)
+    assert paid.exists() and free.exists()
+
+
 def test_calls_are_concurrent_as_far_as_allowed(noise, tmp_path: Path) -> None:
     with GeminiServer(play({}), latency=0.03) as server:
         stored = load_rationales(annotate(noise, server, tmp_path / "r.parquet", concurrency=6))
@@ -321,7 +333,8 @@ def test_no_kill_loses_an_answer_or_repeats_one(tmp_path: Path) -> None:
 def test_every_kind_of_reply_ends_as_a_rationale_or_a_typed_refusal(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both Gemini clients over real sockets: each frame meets another kind of answer first and a good one after that."""
     monkeypatch.setenv("GEMINI_API_KEY", "AIza-key-of-the-tests")
-    stops = {"bad_key", "unauthorised", "forbidden", "not_found", "quota_header"}  # see test_scheduler
+    stops = {"bad_key", "unauthorised", "forbidden", "not_found", "quota_header", "daily_quota", "daily_quota_text", "error_text", "error_string",
+             "error_list"}  # see test_scheduler
     kinds = ["ok", *sorted(ANSWERS.keys() - stops - {"ok"})]
     met: dict[bytes, list[str]] = {}
 
@@ -336,7 +349,8 @@ def test_every_kind_of_reply_ends_as_a_rationale_or_a_typed_refusal(name: str, t
         path = annotate_dataset(noise, teacher, "step", 1, False, tmp_path / "r.parquet", limits=Limits(6, prices=PRICES), confirm=True)
     rows, found = pq.read_table(path).to_pylist(), summarise(path)
     assert len(rows) == len(met) == len(kinds)
-    assert {row["refusal_kind"] for row in rows} == {None, "blocked", "safety", "bad_request"}  # what no second call can mend
+    # what no second call can mend, and what it is not made for: an answer that never began
+    assert {row["refusal_kind"] for row in rows} == {None, "blocked", "safety", "bad_request", "empty", "truncated"}
     assert {row["first_kind"] for row in rows} >= set(REPAIRABLE)
     assert all(row["first_raw"] != row["raw"] for row in rows if row["first_kind"])
     assert max(len(answers) for answers in met.values()) == 2

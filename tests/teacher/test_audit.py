@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refinevla_kit.episodes import open_dataset
+from refinevla_kit.episodes import DatasetWriter, Episode, open_dataset
 from refinevla_kit.evaluation.statistics import wilson
-from refinevla_kit.teacher.answers import load_rationales
+from refinevla_kit.figures.audit import compare_teachers, teachers_table
+from refinevla_kit.teacher.answers import StoredRationale, load_rationales
 from refinevla_kit.teacher.audit import Audit, audit, audit_dataset
 from refinevla_kit.teacher.oracle import OracleTeacher
 from refinevla_kit.teacher.requests import ranges, requests
@@ -203,6 +204,7 @@ def test_without_a_simulator_actions_readings_and_instruction_decide() -> None:
     assert verdicts("task_planning", "Move the carrot left to the plate.") == {("motion", "true"), ("sub-task", "undecided")}
     assert ("motion", "false") in verdicts("task_planning", "Move the carrot right to the plate.")
     assert ("sub-task", "false") in verdicts("task_planning", "Release the carrot, then retreat.")  # the gripper is told to close throughout
+    assert verdicts("task_planning", "Reach, descend, grasp, lift.") <= {("order", "undecided"), ("sub-task", "undecided")}  # so in any scene
     assert verdicts("observation", "The gripper is closed around the carrot and the plate.") == {("grip", "true")}
     assert ("grip", "false") in verdicts("observation", "The gripper is open. A carrot and a plate.")
     assert verdicts("spatial_reasoning", "The carrot is left of the plate, 10 cm away.") == {("side", "undecided"), ("distance", "undecided")}
@@ -236,6 +238,28 @@ def test_a_real_robots_data(real_dataset: Path, case: str) -> None:
     found = audit(request, rationale)
     assert {one.reason for one in found.findings if one.doubt} == doubts
     assert {one.claim.kind for one in found.findings if one.verdict != "undecided"} <= {"arm", "order", "object"}
+
+
+def test_a_made_up_text_about_data_that_decides_nothing_has_no_score(tmp_path: Path) -> None:
+    """The same words for every segment of a teleoperation; the second time the instruction happens to name the thing."""
+    made_up = Rationale(
+        "A red block lies on the wooden table to the left of the gripper.", "The arm has begun to reach and the block is not held yet.",
+        "The gripper is above the block and about ten centimetres to the right of it.", "Reach, descend to the red block, then grasp and lift it.",
+    )  # fmt: skip
+    for name, instruction in (("other", "teleoperation session"), ("same", "pick up the red block")):
+        with DatasetWriter(tmp_path / name, fps=5, robot_type="arm", action_names=list("abcdef"), state_names=list("abcdef"), deltas=False) as writer:
+            for seed in range(2):
+                numbers = np.random.default_rng(seed).normal(size=(2, 12, 6)).astype(np.float32)
+                writer.add(Episode(np.zeros((12, 16, 16, 3), np.uint8), numbers[0], numbers[1], instruction))
+        dataset = open_dataset(tmp_path / name)
+        answers = [StoredRationale(*asked.span, made_up, None, "", "gemini", "m", "p", 1, 1, 0.0) for asked in requests(dataset, keyframes=1)]
+        table = audit_dataset(dataset, answers)
+        assert not table[[f"{part}_{verdict}" for part in PARTS for verdict in ("true", "false")]].to_numpy().any()
+        assert table[[f"{part}_undecided" for part in PARTS]].to_numpy().any()
+        line = teachers_table(compare_teachers(table)).loc["gemini"]
+        assert line["all parts"] == "nothing could be checked"
+        assert line["claims checked"].startswith("none of ")
+        assert "100%" not in " ".join(line)
 
 
 def test_a_dataset_with_refusals_becomes_a_table() -> None:

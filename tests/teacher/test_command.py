@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +14,8 @@ from typer.testing import CliRunner
 
 from refinevla_kit.cli import app
 from refinevla_kit.errors import KitError
-from refinevla_kit.teacher import make_teacher
+from refinevla_kit.teacher import check_teacher, make_teacher
+from tests.conftest import REPOSITORY
 from tests.teacher.gemini_server import GeminiServer
 from tests.teacher.plain_teacher import write_dataset
 
@@ -47,6 +52,86 @@ def test_a_budgeted_run_from_the_command_line(noise: Path, tmp_path: Path, monke
         lines, found = annotate(*arguments, "--yes")
         assert (server.count, found["answers"], found["refusals"], found["stopped"]) == (5, 5, {}, "")
         assert annotate(*arguments, "--dry-run")[1]["requests"] == 0
+
+
+def failing(*arguments: object) -> tuple[int, dict, str]:
+    """Exit status, the JSON object on the last line, and standard error's last line, of the command itself."""
+    command = [sys.executable, "-m", "refinevla_kit.cli", "annotate", *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
+    lines = result.stdout.splitlines()
+    return result.returncode, json.loads(lines[-1]) if lines else {}, result.stderr.splitlines()[-1]
+
+
+def test_a_run_without_a_rationale_says_why_and_has_exit_status_1(noise: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GEMINI_API_KEY", "AIza-key-of-the-tests")
+    with GeminiServer(("all_thought",)) as server:
+        output = tmp_path / "thought.parquet"
+        status, found, line = failing(noise, *GEMINI, "-o", f"base_url={server.url}", "--granularity", "step", "--yes", "--output", output)
+        assert (status, server.count) == (1, 10)
+        assert (found["rationales"], found["answers"], found["refusals"]) == (str(output), 0, {"truncated": 10})
+        assert found["money"] == pytest.approx(10 * (900 * 1e-6 + 150 * 1e-5))
+        assert found["stopped"] in line and "max_output_tokens" in line
+    with GeminiServer(("daily_quota",)) as server:
+        status, found, line = failing(noise, *GEMINI, "-o", f"base_url={server.url}", "--yes", "--output", tmp_path / "quota.parquet")
+        assert (status, server.count, found["answers"], found["money"]) == (1, 1, 0, 0.0)
+        assert "the daily quota is used up" in line
+    status, found, line = failing(noise, *GEMINI, "-o", f"base_url={server.url}", "--yes", "--max-attempts", 1, "--output", tmp_path / "off.parquet")
+    assert (status, found["answers"], found["refusals"], found["money"]) == (1, 0, {"unreachable": 1}, 0.0)  # that server is gone
+    assert "the server cannot be reached" in line
+
+
+def test_what_can_be_known_is_said_before_the_first_call(noise: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GEMINI_API_KEY", "AIza-key-of-the-tests")
+    (tmp_path / "there").mkdir()
+    with GeminiServer(("ok",)) as server:
+        arguments = (noise, *GEMINI, "-o", f"base_url={server.url}", "--yes")
+        for output in (tmp_path / "there", "/proc/none/r.parquet", noise / "meta/info.json/r.parquet"):
+            with pytest.raises(KitError, match="--output"):
+                annotate(*arguments, "--output", output)
+        for export, why in ((tmp_path / "there", "exists"), (noise / "inside", "lies in"), ("/proc/none/exported", "cannot be made")):
+            with pytest.raises(KitError, match=why):
+                annotate(*arguments, "--output", tmp_path / "r.parquet", "--export", export)
+        old = tmp_path / "old"
+        shutil.copytree(noise, old)
+        info = json.loads((old / "meta/info.json").read_text())
+        (old / "meta/info.json").write_text(json.dumps(info | {"codebase_version": "v2.1"}))
+        (old / "meta/episodes.jsonl").write_text('{"episode_index": 0, "tasks": ["x"], "length": 8}\n')
+        with pytest.raises(KitError):
+            annotate(old, *arguments[1:], "--output", tmp_path / "r.parquet", "--export", tmp_path / "exported")
+        assert server.count == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"there", "old"}
+
+
+def test_a_teacher_is_checked_before_anything_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("never read"))  # nobody is there
+    for name in ("GEMINI_API_KEY", "GOOGLE_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("gemini", "gemini-legacy"):
+        with pytest.raises(KitError, match=r"needs a model -> give model=\.\.\."):
+            check_teacher(name)
+        with pytest.raises(KitError, match="there is no Gemini API key"):
+            check_teacher(name, model="m")
+    monkeypatch.setenv("GEMINI_API_KEY", "AIza-key-of-the-tests")
+    wrong: dict[str, dict] = {
+        "prices are 'cheap'": {"prices": "cheap"},
+        "budget_money is set without prices": {"budget_money": 5.0},
+        "max_output_tokens is 0": {"max_output_tokens": 0},
+        "timeout is 'long'": {"timeout": "long"},
+        "an option that its SDK refuses": {"base_url": 5},
+        "thinking is 0.5": {"thinking": 0.5},
+        "no option 'modle'": {"modle": "m"},
+        "nobody is here to confirm it": {"confirm": None},
+        "no prompt 'mine'": {"prompt": "mine"},
+    }
+    for why, options in wrong.items():
+        with pytest.raises(KitError, match=why):
+            check_teacher("gemini", model="m", **options)
+    assert check_teacher("gemini", model="m", prices="0.3,2.5,USD,2026-11-24", budget_money=5.0).version == "m"
+    assert check_teacher("gemini", model="m", prices="0,0,USD,2026-11-24", confirm=None).version == "m"
+    assert check_teacher("oracle", 3, confirm=None).seed == 3
+    monkeypatch.setitem(sys.modules, "google.generativeai", None)
+    with pytest.raises(KitError, match=r"pip install -e '\.\[gemini\]'"):
+        check_teacher("gemini-legacy", model="m")
 
 
 def test_a_teacher_or_option_that_does_not_exist_is_one_line(noise: Path) -> None:

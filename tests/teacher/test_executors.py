@@ -37,7 +37,7 @@ class FastClock(Clock):
 @pytest.fixture(scope="module")
 def cluster():
     """Ray with two processors, so two workers."""
-    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'refinevla-kit[ray]'")
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=80_000_000,
              runtime_env={"env_vars": {"PYTHONPATH": str(REPOSITORY), "NO_PROXY": "127.0.0.1"}})  # fmt: skip
     yield ray

@@ -30,7 +30,7 @@ from transformers import (
 
 from refinevla_kit.episodes import DatasetWriter, Episode, open_dataset
 from refinevla_kit.errors import KitError
-from refinevla_kit.teacher import annotate_dataset, load_rationales
+from refinevla_kit.teacher import RunFailed, annotate_dataset, load_rationales
 from refinevla_kit.teacher.json_form import MATCHES, OPENINGS, JsonForm, Words
 from refinevla_kit.teacher.local import LocalTeacher
 from refinevla_kit.teacher.schema import PARTS, CallFailed, Rationale, Refusal, Reply, Request
@@ -186,7 +186,9 @@ def test_its_refusals_are_counted_like_any_other(random_model: Path, question: s
             writer.add(Episode(images, np.zeros((length, 7), np.float32), np.zeros((length, 15), np.float32), "put carrot on plate"))
     dataset = open_dataset(tmp_path / "two")
     teacher = LocalTeacher(str(random_model), prompt=question, max_new_tokens=250)
-    stored = load_rationales(annotate_dataset(dataset, teacher, "trajectory", 2, progress=False, confirm=True))
+    with pytest.raises(RunFailed, match=r"no rationale was written: .* 2 refused requests in a row") as failed:
+        annotate_dataset(dataset, teacher, "trajectory", 2, progress=False, confirm=True)
+    stored = load_rationales(failed.value.path)
     assert Counter(one.refusal.kind if one.refusal else "rationale" for one in stored).total() == 2
     assert all(one.refusal and one.raw and one.output_tokens and one.version == teacher.version for one in stored)
 

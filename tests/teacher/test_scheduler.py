@@ -16,9 +16,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.teacher import CallFailed, Limits, Rationale, Refusal, Reply, Request, Usage, annotate_dataset, load_rationales, summarise
+from refinevla_kit.teacher import (
+    CallFailed,
+    Limits,
+    Rationale,
+    Refusal,
+    Reply,
+    Request,
+    RunFailed,
+    Usage,
+    annotate_dataset,
+    load_rationales,
+    run_of,
+    summarise,
+)
+from refinevla_kit.teacher.limits import Spent
 from refinevla_kit.teacher.requests import requests
-from refinevla_kit.teacher.scheduler import SILENT, Run
+from refinevla_kit.teacher.scheduler import FIRST, SILENT, Run
 from tests.teacher.plain_teacher import PRICES, PlainTeacher, write_dataset
 
 WORST = Usage(100, 50)
@@ -162,7 +176,7 @@ def test_a_stopped_run_says_why_is_usable_and_goes_on(run, capsys: pytest.Captur
 
 
 def test_a_budget_for_no_call_is_an_error(run) -> None:
-    with pytest.raises(KitError, match="no call was answered"):
+    with pytest.raises(RunFailed, match="no rationale was written: the run ended at the budget: the next call may exceed budget_tokens=100"):
         run(World(), budget_tokens=100)
 
 
@@ -210,32 +224,47 @@ def test_one_follow_up_shows_the_reply_that_it_mends(run) -> None:
     mended = [one for one in load_rationales(path) if one.start % 2 == 0]
     assert all((one.rationale is not None, one.input_tokens, one.output_tokens, one.attempts) == (True, 170, 70, 2) for one in mended)
     assert all(one.cost == pytest.approx(170e-6 + 70e-5) and one.prices_as_of == "2026-11-24" for one in mended)
-    stubborn = World(lambda *_: CUT)
-    assert summarise(run(stubborn, "s.parquet")).refusals == {"truncated": 40}
-    assert len(stubborn.calls) == 80
+    stubborn = World(lambda number, request, _: CUT if request.start % 3 else GOOD)
+    assert summarise(run(stubborn, "s.parquet")).refusals == {"truncated": 24}
+    assert len(stubborn.calls) == 40 + 24
     finished = World()
     run(finished, "s.parquet")
     assert finished.calls == []
 
 
 def test_a_follow_up_that_could_not_be_paid_or_made_is_made_later(run) -> None:
-    first = World(lambda number, request, previous: CUT if previous is None else CallFailed("server", "503"))
+    def behave(number: int, request: Request, previous: Reply | None) -> Any:
+        return CUT if previous is None and number else CallFailed("server", "503") if number else GOOD
+
+    first = World(behave)
     path = run(first, budget_calls=39, max_attempts=1)
     asked = {span for _, span, _ in first.calls}
     second = World()
     run(second)
-    assert {span for _, span, previous in second.calls if previous} == asked  # none of the first replies is asked for again
-    assert len(second.calls) == 40
+    assert {span for _, span, previous in second.calls if previous} == asked - {(0, 0, 1)}  # none of the first replies is asked for again
+    assert len(second.calls) == 39
     assert summarise(path).rationales == 40
 
 
-@pytest.mark.parametrize("kind", ["unauthorised", "not_found", "bad_request"])
+@pytest.mark.parametrize("kind", ["unauthorised", "not_found"])
 def test_what_is_wrong_from_the_start_costs_one_call(run, kind: str, tmp_path: Path) -> None:
     world = World(lambda *_: CallFailed(kind, "no such thing"))
     with pytest.raises(KitError, match=f"refuses to answer \\({kind}: no such thing\\)"):
         run(world)
     assert len(world.calls) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_requests_that_are_all_wrong_cost_three_calls_and_no_token(run) -> None:
+    world = World(lambda *_: CallFailed("bad_request", "no such option"))
+    with pytest.raises(KitError, match=r"refuses to answer \(bad_request: no such option\)"):
+        run(world)
+    assert len(world.calls) == 3
+
+
+def test_the_first_pictures_may_be_bad(run) -> None:
+    path = run(World(lambda number, *_: CallFailed("bad_request", "odd picture") if number < 2 else GOOD))
+    assert (summarise(path).rationales, summarise(path).refusals) == (38, {"bad_request": 2})
 
 
 def test_one_bad_request_among_good_ones_is_a_refusal(run) -> None:
@@ -255,8 +284,8 @@ def test_a_key_that_is_revoked_stops_the_run_and_keeps_what_was_paid(run, tmp_pa
 
 
 def test_a_server_that_is_down_stops_the_run(run) -> None:
-    world = World(lambda number, *_: GOOD if number < 3 else CallFailed("connection", "refused"))
-    with pytest.raises(KitError, match=f"{SILENT} requests in a row got no answer"):
+    world = World(lambda number, *_: GOOD if number < 3 else CallFailed("connection", "reset"))
+    with pytest.raises(RunFailed, match=f"{SILENT} requests in a row got no answer"):
         run(world, max_attempts=2)
     assert len(world.calls) <= 3 + 2 * (SILENT + 8)
 
@@ -265,6 +294,118 @@ def test_a_server_that_asks_to_wait_for_hours_ends_the_run(run, capsys: pytest.C
     path = run(World(lambda number, *_: GOOD if number < 10 else CallFailed("quota", "daily quota", 7200.0)))
     assert "asks to wait 2.0 h (daily quota)" in capsys.readouterr().out
     assert summarise(path).rationales == 10
+
+
+def test_a_daily_quota_ends_the_run_at_once(run, capsys: pytest.CaptureFixture[str]) -> None:
+    world = World(lambda number, *_: GOOD if number < 10 else CallFailed("daily_quota", "429: per day", 2.0))
+    path = run(world)
+    assert "Stopped because the daily quota is used up (429: per day)" in capsys.readouterr().out
+    assert len(world.calls) <= 10 + 4
+    assert (summarise(path).rationales, summarise(path).refusals) == (10, {})
+    again = World()
+    run(again)
+    assert len(again.calls) == 30
+    with pytest.raises(RunFailed, match="no rationale was written: the run ended because the daily quota is used up"):
+        run(only := World(lambda *_: CallFailed("daily_quota", "429")), "s.parquet")
+    assert len(only.calls) == 1
+
+
+def test_a_server_that_is_not_reached_costs_nothing_and_ends_the_run(run, tmp_path: Path) -> None:
+    world = World(lambda *_: CallFailed("unreachable", "refused"))
+    with pytest.raises(RunFailed, match="the server cannot be reached \\(refused\\) -> mend base_url, the network or the proxy"):
+        run(world, max_attempts=3, budget_calls=30)
+    assert len(world.calls) == 3  # of one request
+    assert summarise(tmp_path / "r.parquet").spent == Spent()
+    blinking = World(lambda number, *_: CallFailed("unreachable", "refused") if number % 5 == 3 else GOOD)
+    path = run(blinking, budget_calls=40)  # the budget holds all 40 calls that were made
+    assert (summarise(path).rationales, summarise(path).spent.calls) == (40, 40)
+
+
+THOUGHT = Reply(Refusal("truncated", "all tokens allowed were spent before the answer began"), "", 90, 50)
+REFUSED = {
+    "thought": (THOUGHT, 1), "cut": (CUT, 2), "empty": (Reply(Refusal("empty", "no text"), "", 90, 0), 1),
+    "blocked": (Reply(Refusal("blocked", "OTHER"), "", 90, 0), 1), "page": (Reply(Refusal("not_json", "an HTML page"), "<html>", 90, 0), 2),
+    "shape": (Reply(Refusal("wrong_shape", "no plan"), "{}", 90, 9), 2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusals_in_a_row_end_the_run_and_are_asked_again(run, name: str, tmp_path: Path) -> None:
+    reply, calls = REFUSED[name]
+    world = World(lambda *_: reply)
+    with pytest.raises(RunFailed, match=f"after {FIRST} refused requests in a row \\({FIRST} {reply.result.kind}; the last: {reply.result.reason}"):
+        run(world)
+    assert len(world.calls) == calls * FIRST  # what has no text is not followed up
+    assert summarise(tmp_path / "r.parquet").refusals == {reply.result.kind: FIRST}
+    with pytest.raises(RunFailed, match="refused requests in a row"):
+        run(World(lambda *_: reply))  # nothing is mended: it asks others, so that none is paid for over and over
+    assert summarise(tmp_path / "r.parquet").refusals == {reply.result.kind: 2 * FIRST}
+    mended = World()
+    path = run(mended)
+    assert len(mended.calls) == 40
+    assert (summarise(path).rationales, summarise(path).refusals, summarise(path).stopped) == (40, {}, "")
+    assert summarise(path).spent.calls == 2 * calls * FIRST + 40
+
+
+def test_refusals_that_begin_in_the_middle_end_the_run_too_and_no_answer_is_paid_for_twice(run, tmp_path: Path) -> None:
+    world = World(lambda number, *_: GOOD if number < 12 else THOUGHT)
+    with pytest.raises(RunFailed, match="max_output_tokens"):
+        run(world)
+    assert len(world.calls) <= 12 + SILENT + 2 * 4
+    assert summarise(tmp_path / "r.parquet").rationales == 12
+    second = World()
+    path = run(second)
+    assert 40 - 12 - 4 < len(second.calls) <= 40 - 12  # up to those that overtook the last answer are believed
+    assert summarise(path).rationales == 12 + len(second.calls)
+
+
+def test_refusals_that_only_some_inputs_get_do_not_end_a_run(run) -> None:
+    world = World(lambda number, request, _: GOOD if request.start % 3 else REFUSED["blocked"][0])
+    path = run(world)
+    assert (summarise(path).rationales, summarise(path).refusals) == (24, {"blocked": 16})
+    assert len(world.calls) == 40
+    run(again := World())
+    assert again.calls == []  # they are believed
+
+
+def test_inputs_that_are_always_refused_are_asked_last_and_then_believed(run) -> None:
+    """The first 20 requests are blocked, whatever is done: a second run gets past them, and a third has nothing to do."""
+    def behave(number: int, request: Request, previous: Reply | None) -> Any:
+        return REFUSED["blocked"][0] if request.episode < 2 else GOOD
+
+    with pytest.raises(RunFailed):
+        run(World(behave))
+    with pytest.raises(RunFailed):
+        run(World(behave))
+    path = run(third := World(behave))
+    assert [span[0] for _, span, _ in third.calls] == [2] * 10 + [3] * 10 + [0] * 10 + [1] * 10
+    assert (summarise(path).rationales, summarise(path).refusals, summarise(path).stopped) == (20, {"blocked": 20}, "")
+    run(again := World(behave))
+    assert again.calls == []
+
+
+def test_a_short_run_without_a_rationale_is_an_error_and_is_asked_again(dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def go(reply: Reply, **options: Any) -> tuple[World, Path]:
+        monkeypatch.setattr(Run, "clock", world := World(lambda *_: reply))
+        teacher = PlainTeacher("")
+        for name, value in options.items():
+            setattr(teacher, name, value)
+        worlds.append(world)
+        limits = Limits(2, prices=PRICES)
+        return annotate_dataset(dataset, teacher, "trajectory", 1, False, tmp_path / "r", limits=limits, executor=world, confirm=True)
+
+    worlds: list[World] = []
+    for _ in range(2):
+        with pytest.raises(RunFailed, match="no rationale was written: the run ended after 4 refused requests in a row") as failed:
+            go(THOUGHT)
+        assert failed.value.path == tmp_path / "r"
+    assert [len(world.calls) for world in worlds] == [4, 4]
+    path = go(GOOD, version="1, thinking low")  # another teacher, but nothing that was paid for is lost
+    assert (summarise(path).rationales, summarise(path).spent.calls) == (4, 12)
+    assert run_of(path)["identity"]["version"] == "1, thinking low"
+    assert run_of(path)["dataset"] == "noise"
+    with pytest.raises(KitError, match="holds paid answers of another teacher"):
+        go(GOOD, version="2")
 
 
 def test_an_error_in_the_teacher_is_raised_once_all_is_stored(run, tmp_path: Path) -> None:
