@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from types import TracebackType
+
 
 class KitError(Exception):
     """A mistake the user can mend. Shown as a single line, in a terminal and in a notebook alike.
@@ -23,3 +26,15 @@ class KitError(Exception):
     def _render_traceback_(self) -> list[str]:
         """IPython calls this instead of printing ten levels of traceback."""
         return [f"{type(self).__name__}: {self}"]
+
+
+def _one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A `KitError` that ends a script is one line too."""
+    if isinstance(error, KitError):
+        print(f"{kind.__name__}: {error}", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+if sys.excepthook is sys.__excepthook__:  # a debugger's or a notebook's own stands
+    sys.excepthook = _one_line

@@ -7,12 +7,14 @@ Other LeRobot readers do not look here.
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 
+from refinevla_kit.episodes.damage import unreadable
 from refinevla_kit.errors import KitError
 from refinevla_kit.files import write_json
 from refinevla_kit.simulator.contract import PHASES, Array, SceneState
@@ -80,5 +82,5 @@ def _load(path: Path, prefix: str) -> dict[str, Array]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files if name.startswith(prefix)}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise KitError(f"{path} cannot be read ({error})", "the file is cut off or damaged: copy or record the dataset again") from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise unreadable(path, error, "the file is cut off or damaged: copy or record the dataset again") from error
