@@ -69,10 +69,13 @@ def export_language(dataset: EpisodeDataset | str | Path, rationales: Sequence[S
         except shutil.Error as error:  # gathers what each file said
             full = any("No space left" in str(said) for said in error.args[0])
             raise OSError(errno.ENOSPC if full else errno.EIO, str(error.args[0][0][-1])) from error
-        for file in sorted(folder.glob("data/*/*.parquet")):
-            _rewrite(file, by_episode, opened.camera or None, opened.fps)
-        info["features"] |= {name: {"dtype": "language", "shape": [1], "names": None} for name in COLUMNS}
-        write_json(folder / "meta/info.json", info)
+        try:
+            for file in sorted(folder.glob("data/*/*.parquet")):
+                _rewrite(file, by_episode, opened.camera or None, opened.fps)
+            info["features"] |= {name: {"dtype": "language", "shape": [1], "names": None} for name in COLUMNS}
+            write_json(folder / "meta/info.json", info)
+        except (ValueError, TypeError, pa.ArrowException) as error:
+            raise KitError(f"{opened.path} cannot be written anew ({error})", "mend its tables and meta/info.json as this says") from error
     return target
 
 

@@ -137,8 +137,8 @@ class EpisodeDataset:
         column = self._column(episode, self.columns.instruction)
         if column is None:
             return [info.instruction] * info.length
-        named = [each if isinstance(each, str) else self._sentences.get(_whole(each)) for each in column.to_pylist()]
-        return [sentence if isinstance(sentence, str) else info.instruction for sentence in named]
+        named: dict[Any, str] = {**self._sentences, None: info.instruction}
+        return [each if isinstance(each, str) else named.get(_whole(each), info.instruction) for each in column.to_pylist()]
 
     def segments(self, episode: int) -> list[Segment]:
         """Where a teacher is asked anew: at gripper events, where the motion changes, and where the instruction does."""
@@ -320,7 +320,8 @@ class EpisodeDataset:
         column = self._column(episode, name) if name else None
         if column is None:
             if name == self.columns.action:
-                raise KitError(f"{self._table_file(episode)} has no column {name!r}", "name the column that holds the action: columns={'action': ...}")
+                what = f"{self._table_file(episode)} has no column {name!r}"
+                raise KitError(what, "name the column that holds the action: columns={'action': ...}")
             return np.zeros((length, 0), np.float32)
         try:
             values = _matrix(column)

@@ -8,7 +8,7 @@ displacements at 5 Hz and a humanoid's joint angles at 30 Hz.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -46,9 +46,12 @@ def split_segments(
         Segments in order, covering [0, T) without gap or overlap.
     """
     if len(stretches := same(instructions)) > 1:
-        parts = [split_segments(actions[start:end], deltas, gripper, shortest) for start, end in stretches]
-        moved = [[Segment(start + part.start, start + part.end, part.reason) for part in each] for each, (start, _) in zip(parts, stretches, strict=True)]
-        return moved[0] + [segment for first, *others in moved[1:] for segment in (replace(first, reason="task"), *others)]
+        cut: list[Segment] = []
+        for at, to in stretches:
+            for part in split_segments(actions[at:to], deltas, gripper, shortest):
+                reason = "task" if at and not part.start else part.reason
+                cut.append(Segment(at + part.start, at + part.end, reason))
+        return cut
     if not np.isfinite(actions).all():
         actions = filled(actions, deltas)
     gripper = gripper if gripper is not None and gripper < actions.shape[1] else None

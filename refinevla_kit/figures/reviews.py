@@ -37,7 +37,8 @@ def action_paths(dataset: EpisodeDataset, request: Request) -> list[Array]:
         return []
     paths, ends = [], [*request.keyframe_indices[1:], request.end]
     for frame, end in zip(request.keyframe_indices, ends, strict=True):
-        moves = filled(request.actions[frame - request.start: end - request.start, :3], True) * (-1, -1, 1)  # the base is turned half round against the world
+        moves = filled(request.actions[frame - request.start: end - request.start, :3], True)
+        moves *= (-1, -1, 1)  # the base is turned half round against the world
         points = np.asarray(states[frame].tcp[:3], np.float64) + np.concatenate([np.zeros((1, 3)), np.cumsum(moves, 0)])
         paths.append(project(task, points, *request.keyframes.shape[2:0:-1]))
     return paths

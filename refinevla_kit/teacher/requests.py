@@ -112,8 +112,9 @@ def without_pictures(dataset: EpisodeDataset, episode: int, spans: Sequence[Span
     actions, readings, instructions = dataset.actions(episode), dataset.proprioception(episode), dataset.instructions(episode)
     states, masks = dataset.states(episode), dataset.masks(episode)
     for _, start, end in spans:
+        sentence = instructions[min(start, len(instructions) - 1)]
         yield Request(
-            dataset.name, episode, start, end, instructions[min(start, len(instructions) - 1)], np.zeros((0, 1, 1, 3), np.uint8), (), actions[start:end],
+            dataset.name, episode, start, end, sentence, np.zeros((0, 1, 1, 3), np.uint8), (), actions[start:end],
             states[start] if states else None, {name: mask[start] for name, mask in masks.items()} if masks else None,
             dataset.action_names, dataset.deltas, float(dataset.fps), readings[start:end] if readings.shape[1] else None,
             dataset.state_names, metric=dataset.metric, gripper=dataset.gripper, gripper_dimension=dataset.gripper_dimension,
