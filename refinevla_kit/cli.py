@@ -157,7 +157,7 @@ def annotate(
 
     columns = dict(pair.partition("=")[::2] for pair in column or [])
     opened = open_dataset(dataset, deltas, camera=camera, episodes=episodes, columns=columns or None, gripper=gripper, strict=strict)
-    print(opened)
+    print(opened, file=sys.stderr, flush=True)
     options = dict(parse_parameter(text) for text in option or []) | ({"model": model} if model else {})
     teaching = make_teacher(teacher, seed, **options)
     paid = parse_prices(prices) if prices else None

@@ -119,7 +119,7 @@ class EpisodeDataset:
         wanted = list(self._rows) if episodes is None else meaning.episode_numbers(episodes)
         self.episodes: tuple[EpisodeInfo, ...] = ()
         self._choose(wanted)
-        self._width = 0
+        self._widths: dict[str, int] = {}
         sample = self._sample()
         self._infer(sample, deltas, gripper)
 
@@ -210,10 +210,10 @@ class EpisodeDataset:
         if self.strict:
             raise error
         self._left[episode], self.left_out[episode] = error, error.what
-        self.episodes = tuple(other for other in self.episodes if other.index != episode)
-        if not self.episodes:
-            first = next(iter(self._left.values()))
-            raise KitError(f"no episode of {self.path} can be read; episode {min(self._left)}: {first.what}", first.remedy) from error
+        if not (others := tuple(other for other in self.episodes if other.index != episode)):
+            number, first = next(iter(self._left.items()))
+            raise KitError(f"no episode of {self.path} can be read; episode {number}: {first.what}", first.remedy) from error
+        self.episodes = others
 
     def warn(self) -> None:
         """Say how many episodes are left out, where that has grown since it was said."""
@@ -232,7 +232,7 @@ class EpisodeDataset:
             "episodes": f"{len(self.episodes)} of {sum(info.length for info in self.episodes)} frames, {self.fps:g} a second",
             "left out": self._losses() if self.left_out else "",
             "pictures": f"{self.camera or 'none'}{', of ' + ', '.join(self.cameras) if len(self.cameras) > 1 else ''}",
-            "action": f"{self.columns.action}, {self._width} numbers{names}",
+            "action": f"{self.columns.action}, {self._widths[self.columns.action]} numbers{names}",
             "meaning": f"{kinds[self.deltas]}{unit} ({self._why['deltas']})",
             "gripper": f"{which}open is {'not known, and not told' if self.gripper is None else f'{self.gripper:g}'} ({self._why['gripper']})",
             "state": f"{self.columns.state or 'none'}{' (' + ' '.join(self.state_names) + ')' if self.state_names else ''}",
@@ -278,8 +278,8 @@ class EpisodeDataset:
         """The first episode that can be read; sets the number of dimensions, and fills in sentences that the listing lacks."""
         for info in self.episodes:
             try:
-                self._width = self.actions(info.index).shape[1]
-                self.proprioception(info.index)
+                actions, state = self.actions(info.index), self.proprioception(info.index)
+                self._widths = {self.columns.state: state.shape[1], self.columns.action: actions.shape[1]}
                 break
             except KitError as error:
                 self.leave_out(info.index, error)
@@ -295,7 +295,8 @@ class EpisodeDataset:
     def _infer(self, sample: int, deltas: bool | None, gripper: float | None) -> None:
         """Set what the numbers of action and state mean."""
         actions, state, features = self.actions(sample), self.proprioception(sample), self._info["features"]
-        self.action_names = meaning.flat_names(features.get(self.columns.action, {}).get("names"), self._width)
+        width = actions.shape[1]
+        self.action_names = meaning.flat_names(features.get(self.columns.action, {}).get("names"), width)
         self.state_names = meaning.flat_names(features.get(self.columns.state, {}).get("names"), state.shape[1])
         own = self._info.get("refinevla")
         recorded = own.get("deltas") if isinstance(own, dict) else None
@@ -304,9 +305,9 @@ class EpisodeDataset:
             self.deltas, why = recorded, "info.json says so"
         if deltas is not None:
             self.deltas, why = bool(deltas), "as told"
-        tool = self._width == 7 and meaning.is_tool_motion(self.action_names)
+        tool = width == 7 and meaning.is_tool_motion(self.action_names)
         self.metric = bool(self.deltas and tool and (isinstance(recorded, bool) or meaning.is_plausible(actions)))
-        self.gripper_dimension = meaning.gripper_dimension(self.action_names, self._width, bool(self.deltas))
+        self.gripper_dimension = meaning.gripper_dimension(self.action_names, width, bool(self.deltas))
         command = actions[:, self.gripper_dimension] if self.gripper_dimension is not None else np.zeros(0, np.float32)
         self.gripper, sense = meaning.opens_at(command, self.robot_type) if len(command) else (None, "no gripper is named")
         if isinstance(recorded, bool):
@@ -328,8 +329,8 @@ class EpisodeDataset:
         except (ValueError, TypeError, OverflowError, pa.ArrowException) as error:
             what = f"{self._table_file(episode)}: {name!r} of episode {episode} {error}"
             raise KitError(what, "mend or leave out this episode: each row takes as many numbers") from error
-        if name == self.columns.action and self._width and values.shape[1] != self._width:
-            what = f"episode {episode} of {self.path} has rows of {values.shape[1]} numbers in {name!r}, others {self._width}"
+        if (width := self._widths.get(name, values.shape[1])) != values.shape[1]:
+            what = f"episode {episode} of {self.path} has rows of {values.shape[1]} numbers in {name!r}, others {width}"
             raise KitError(what, "leave it out, or split the dataset by robot")
         return values
 

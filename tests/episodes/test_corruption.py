@@ -155,7 +155,7 @@ def corrupt(files: Files, dice: random.Random) -> None:
     elif kind == "structure" and name.endswith((".json", ".jsonl", ".parquet")):
         try:
             files[name] = change_table(content, dice) if name.endswith(".parquet") else change_text(content, dice)
-        except (ValueError, pa.ArrowException, IndexError):  # it was corrupted before
+        except (OSError, ValueError, pa.ArrowException, IndexError):  # it was corrupted before
             files[name] = b"x"
     elif content:
         files[name] = change_file(content, dice, files)
