@@ -1,6 +1,7 @@
-"""What a dataset's features mean: which column is the action, which the state, where the pictures are, and what the numbers say.
+"""What a dataset's features mean: which is the action, which the state, where the pictures are, what the numbers say.
 
-What is certain is inferred. What is not stays None, and then no teacher is told a word about it: a guess would be read as a fact.
+What is certain is inferred. What is not stays None, and then no teacher is told a word about it: a guess would be read
+as a fact.
 """
 
 from __future__ import annotations
@@ -19,8 +20,14 @@ from refinevla_kit.simulator.contract import Array
 ROLES = ("action", "state", "instruction")
 STATES = ("state", "states", "proprio", "proprioception", "robot_state", "qpos")
 SENTENCES = ("language_instruction", "instruction", "prompt", "task")
-STEP, REACH = 0.2, 2.0  # metres; a larger step, or a longer way, is no displacement of a tool between two frames
-OPEN_X = ("widowx", "google_robot")  # their public conversions keep Open X-Embodiment's gripper, 1 open and 0 closed
+STEP, REACH = (
+    0.2,
+    2.0,
+)  # metres; a larger step, or a longer way, is no displacement of a tool between two frames
+OPEN_X = (
+    "widowx",
+    "google_robot",
+)  # their public conversions keep Open X-Embodiment's gripper, 1 open and 0 closed
 
 
 @dataclass(frozen=True)
@@ -57,15 +64,25 @@ def find_columns(features: Any, given: Mapping[str, str] | None, camera: str | N
         KitError: nothing is the action, several may be, or what is given is not there.
     """
     if not isinstance(features, dict) or not all(isinstance(feature, dict) for feature in features.values()):
-        raise KitError(f"{where}/meta/info.json has no table of features", "write there what each column is, as LeRobot does ('features')")
+        raise KitError(
+            f"{where}/meta/info.json has no table of features",
+            "write there what each column is, as LeRobot does ('features')",
+        )
     given = dict(given or {})
     for role, name in given.items():
         if role not in ROLES:
             raise KitError(f"columns={{{role!r}: ...}} is unknown", f"name columns for {', '.join(ROLES)}")
         if name not in features and not (name == "" and role == "state"):
-            raise KitError(f"{where} has no feature {name!r} for columns={{{role!r}: ...}}", f"choose one of {', '.join(sorted(features))}")
-    pictures = {name: feature for name, feature in features.items() if feature.get("dtype") in ("video", "image")}
-    vectors = [name for name, feature in features.items() if re.match(r"float|int|uint", str(feature.get("dtype")))]
+            raise KitError(
+                f"{where} has no feature {name!r} for columns={{{role!r}: ...}}",
+                f"choose one of {', '.join(sorted(features))}",
+            )
+    pictures = {
+        name: feature for name, feature in features.items() if feature.get("dtype") in ("video", "image")
+    }
+    vectors = [
+        name for name, feature in features.items() if re.match(r"float|int|uint", str(feature.get("dtype")))
+    ]
     texts = [name for name in SENTENCES if features.get(name, {}).get("dtype") in ("string", "str")]
     cameras = tuple(sorted(pictures, key=lambda name: (_is_depth(name, pictures[name]), name)))
     return Columns(
@@ -73,7 +90,9 @@ def find_columns(features: Any, given: Mapping[str, str] | None, camera: str | N
         given["state"] if "state" in given else _state(vectors),
         given.get("instruction") or ("task_index" if "task_index" in features or not texts else texts[0]),
         cameras,
-        _camera(cameras, camera, where) if camera else next((name for name in cameras if not _is_depth(name, pictures[name])), ""),
+        _camera(cameras, camera, where)
+        if camera
+        else next((name for name in cameras if not _is_depth(name, pictures[name])), ""),
         tuple(name for name in cameras if pictures[name]["dtype"] == "image"),
     )
 
@@ -81,14 +100,15 @@ def find_columns(features: Any, given: Mapping[str, str] | None, camera: str | N
 def flat_names(names: Any, width: int) -> tuple[str, ...]:
     """One name for each of `width` dimensions, () where the dataset does not give as many.
 
-    LeRobot datasets give a list, a list in a list, a mapping of lists ({"left": [...], "right": [...]}) or a mapping to positions.
+    LeRobot datasets give a list, a list in a list, a mapping of lists ({"left": [...], "right": [...]}) or a mapping
+    to positions.
     """
     flat = tuple(_flatten(names))
     return flat if len(flat) == width else ()
 
 
 def is_tool_motion(names: Sequence[str]) -> bool:
-    """Whether seven dimensions are called like a tool's motion: x, y, z, three angles and a gripper; or are not called anything."""
+    """Whether seven dimensions are called x, y, z, three angles and a gripper, or are not called anything."""
     if tuple(names) in ((), ACTION_NAMES):
         return True
     words = [set(re.split(r"[^a-z]+", name.lower())) for name in names]
@@ -97,7 +117,7 @@ def is_tool_motion(names: Sequence[str]) -> bool:
 
 
 def displacements(actions: Array, state: Array, names: Sequence[str]) -> tuple[bool | None, str]:
-    """Whether actions are displacements (in metres and radians), else positions, with the reason; None where neither is sure.
+    """Whether actions are displacements (metres, radians), else positions, and why; None where neither is sure.
 
     Args:
         actions: float (T, A) of one episode.
@@ -135,7 +155,7 @@ def opens_at(command: Array, robot: str) -> tuple[float | None, str]:
 
 
 def is_open(command: Array, value: float) -> Array:
-    """bool (T,): whether each command asks for an open gripper, where `value` means open. Closed is 0 or -1 for 1, and 1 for 0 or -1."""
+    """bool (T,): each command asks for an open gripper. `value` means open; closed is 0 or -1 for 1, 1 for 0 or -1."""
     command = filled(command[:, None], False)[:, 0]
     if value <= 0:
         return np.asarray(command < (value + 1) / 2)
@@ -144,7 +164,7 @@ def is_open(command: Array, value: float) -> Array:
 
 
 def filled(actions: Array, deltas: bool | None) -> Array:
-    """float64 (T, A): where a number is missing (NaN, infinite), no displacement; else the position before it, or the first after it."""
+    """float64 (T, A): a missing number (NaN, infinite) as no displacement; or as the position before, or first after it."""
     values = np.array(actions, np.float64)
     missing = ~np.isfinite(values)
     if not missing.any():
@@ -186,7 +206,9 @@ def _flatten(names: Any, group: str = "") -> Iterable[str]:
 def _is_depth(name: str, feature: dict[str, Any]) -> bool:
     about = feature.get("info")
     marks = about.items() if isinstance(about, dict) else ()
-    return "depth" in name.lower() or any(key.endswith("is_depth_map") and mark is True for key, mark in marks)
+    return "depth" in name.lower() or any(
+        key.endswith("is_depth_map") and mark is True for key, mark in marks
+    )
 
 
 def _last(name: str) -> str:
@@ -218,7 +240,10 @@ def _state(vectors: Sequence[str]) -> str:
 def _camera(cameras: Sequence[str], wanted: str, where: str) -> str:
     called = [name for name in cameras if name == wanted] or [name for name in cameras if wanted in name]
     if len(called) != 1:
-        raise KitError(f"{where} has no camera {wanted!r}", f"choose one of {', '.join(cameras) or 'none: it has no pictures'}")
+        raise KitError(
+            f"{where} has no camera {wanted!r}",
+            f"choose one of {', '.join(cameras) or 'none: it has no pictures'}",
+        )
     return called[0]
 
 

@@ -18,7 +18,10 @@ def unreadable(file: Path, why: object, remedy: str = AGAIN) -> KitError:
     except (OSError, ValueError):
         pointer = False
     if pointer:
-        return KitError(f"{file} is a pointer of Git LFS, not the file itself", "fetch the files: run `git lfs pull` in the dataset's folder")
+        return KitError(
+            f"{file} is a pointer of Git LFS, not the file itself",
+            "fetch the files: run `git lfs pull` in the dataset's folder",
+        )
     return KitError(f"{file} cannot be read ({why})", remedy)
 
 

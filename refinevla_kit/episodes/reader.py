@@ -1,15 +1,13 @@
-"""Reads LeRobot datasets of all three layouts in use (v2.0, v2.1, v3.0), whoever made them; pictures are decoded when asked for.
+"""Reads LeRobot datasets of all three layouts in use (v2.0, v2.1, v3.0), whoever made them.
 
-v2.x keeps one parquet and one mp4 an episode and the listing in JSON lines; v3.0 keeps many episodes a file and the listing in parquet, with the
-time at which an episode starts in its mp4. Pictures may also lie in the tables, as PNG or JPEG. An episode that cannot be read is left out and
-counted, and the others are read.
+v2.x keeps one parquet and one mp4 an episode and the listing in JSON lines; v3.0 keeps many episodes a file and the
+listing in parquet, with the time at which an episode starts in its mp4. Pictures may also lie in the tables, as PNG or
+JPEG; all are decoded when asked for. An episode that cannot be read is left out and counted, and the others are read.
 """
 
 from __future__ import annotations
 
 import io
-import json
-import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -18,49 +16,50 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from refinevla_kit.episodes import columns as meaning
-from refinevla_kit.episodes import sidecar, video
+from refinevla_kit.episodes import meta, sidecar, video
 from refinevla_kit.episodes.contract import EpisodeInfo
-from refinevla_kit.episodes.damage import AGAIN, exists, unreadable
+from refinevla_kit.episodes.damage import AGAIN
 from refinevla_kit.errors import KitError
 from refinevla_kit.simulator.contract import Array, SceneState
 
 if TYPE_CHECKING:
     from refinevla_kit.episodes.segments import Segment
 
-VERSIONS = ("v2.0", "v2.1", "v3.0")
 CHECK_UP_TO = 100  # episodes; larger datasets are not opened file by file in advance
-PATHS = {  # where info.json does not say: LeRobot's own
-    "v2": ("data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
-           "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"),
-    "v3": ("data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet", "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"),
-}  # fmt: skip
-Rows = dict[int, dict[str, Any]]
 
 
 def open_dataset(
-    path: str | Path, deltas: bool | None = None, *, camera: str | None = None, episodes: str | Iterable[int] | None = None,
-    columns: Mapping[str, str] | None = None, gripper: float | None = None, strict: bool = False,
+    path: str | Path,
+    deltas: bool | None = None,
+    *,
+    camera: str | None = None,
+    episodes: str | Iterable[int] | None = None,
+    columns: Mapping[str, str] | None = None,
+    gripper: float | None = None,
+    strict: bool = False,
 ) -> EpisodeDataset:
     """Open the LeRobot dataset in folder `path`; print it to see what was taken for what.
 
     Args:
         path: the folder that holds meta/, data/ and videos/.
-        deltas: whether actions are displacements (of seven numbers: in metres and radians); None infers it where that is safe.
+        deltas: whether actions are displacements (of seven numbers: in metres and radians); None infers it where
+            that is safe.
         camera: the camera to show, or a part of its name; None takes the first by name that is no depth map.
         episodes: which to read, [3, 5], range(10) or "0-9,12"; None reads all.
-        columns: features by what they are, {"action": "actions", "state": "state", "instruction": "prompt"}, where the names do not tell.
-        gripper: the gripper command's value that means open, e.g. 1, 0 or -1; None infers it where that is safe.
+        columns: features by what they are, where their names do not tell:
+            {"action": "command", "state": "sensed", "instruction": "prompt"}.
+        gripper: the gripper command's value that means open, 1, 0 or -1; None infers it where that is safe.
         strict: refuse a dataset with an episode that cannot be read, instead of leaving it out.
 
     Raises:
-        KitError: no dataset there, an unknown version, meta missing or damaged, or no episode that can be read. Of a dataset with more than 100
-            episodes files are checked when read (or by `check`).
+        KitError: no dataset there, an unknown version, meta missing or damaged, or no episode that can be read. Of a
+            dataset with more than 100 episodes files are checked when read (or by `check`).
     """
-    dataset = EpisodeDataset(Path(path), deltas, camera=camera, episodes=episodes, columns=columns, gripper=gripper, strict=strict)
+    dataset = EpisodeDataset(
+        Path(path), deltas, camera=camera, episodes=episodes, columns=columns, gripper=gripper, strict=strict
+    )
     if len(dataset.episodes) <= CHECK_UP_TO:
         dataset.check()
     dataset.warn()
@@ -76,46 +75,69 @@ class EpisodeDataset:
         fps: frames a second.
         robot_type: as recorded.
         columns: which feature is what.
-        cameras, camera: names of the features with pictures, depth maps last, and the one that is shown ("" for none).
-        action_names, state_names: name of each dimension of action and proprioception, () where the dataset does not give as many.
+        cameras, camera: features with pictures, depth maps last, and the one that is shown ("" for none).
+        action_names, state_names: name of each dimension, () where the dataset does not give as many.
         deltas: actions are displacements (True), absolute positions (False), or it is not known (None).
         metric: they are displacements of a tool in metres and radians, and a gripper's command.
         gripper: the value of the gripper's command that means open, None where that is not known.
         gripper_dimension: which number of the action commands the gripper, None for none.
-        episodes: the listing, one `EpisodeInfo` each.
+        episodes: the meta.listing, one `EpisodeInfo` each.
         left_out: index of each episode that cannot be read -> why.
         overrides: what `open_dataset` was told of the numbers' meaning and the camera, as it was told.
     """
 
     def __init__(
-        self, path: Path, deltas: bool | None = None, *, camera: str | None = None, episodes: str | Iterable[int] | None = None,
-        columns: Mapping[str, str] | None = None, gripper: float | None = None, strict: bool = False,
+        self,
+        path: Path,
+        deltas: bool | None = None,
+        *,
+        camera: str | None = None,
+        episodes: str | Iterable[int] | None = None,
+        columns: Mapping[str, str] | None = None,
+        gripper: float | None = None,
+        strict: bool = False,
     ) -> None:
         self.path, self.name, self.strict = path, path.resolve().name, strict
         if not path.is_dir():
-            raise KitError(f"{path} is not a folder", "give the path of a LeRobot dataset (the folder that holds meta/, data/ and videos/)")
+            raise KitError(
+                f"{path} is not a folder",
+                "give the path of a LeRobot dataset (the folder that holds meta/, data/ and videos/)",
+            )
         if not (path / "meta/info.json").is_file():
-            raise KitError(f"{path} is not a LeRobot dataset (no meta/info.json)", "give the folder that holds meta/, data/ and videos/")
-        self._info = info = read_json(path / "meta/info.json")
+            raise KitError(
+                f"{path} is not a LeRobot dataset (no meta/info.json)",
+                "give the folder that holds meta/, data/ and videos/",
+            )
+        self._info = info = meta.read_json(path / "meta/info.json")
         self.version = str(info.get("codebase_version"))
-        if self.version not in VERSIONS:
-            raise KitError(f"{path} has LeRobot version {self.version}", f"convert it to one of {', '.join(VERSIONS)} with LeRobot's own scripts")
-        self.fps, self.robot_type = _rate(info.get("fps"), path), str(info.get("robot_type") or "unknown")
+        if self.version not in meta.VERSIONS:
+            raise KitError(
+                f"{path} has LeRobot version {self.version}",
+                f"convert it to one of {', '.join(meta.VERSIONS)} with LeRobot's own scripts",
+            )
+        self.fps, self.robot_type = (
+            meta.rate_of(info.get("fps"), path),
+            str(info.get("robot_type") or "unknown"),
+        )
         self.columns = meaning.find_columns(info.get("features"), columns, camera, str(path))
         self.cameras, self.camera = self.columns.cameras, self.columns.camera
-        usual = PATHS[self.version[:2]]
+        usual = meta.PATHS[self.version[:2]]
         named = info.get("data_path"), info.get("video_path")
-        self._data_path, self._video_path = (given if isinstance(given, str) else own for given, own in zip(named, usual, strict=True))
-        self._chunk = _whole(info.get("chunks_size")) or 1000
+        self._data_path, self._video_path = (
+            given if isinstance(given, str) else own for given, own in zip(named, usual, strict=True)
+        )
+        self._chunk = meta.whole(info.get("chunks_size")) or 1000
         self.overrides = {"deltas": deltas, "gripper": gripper, "camera": camera, "columns": columns}
         self.overrides = {name: value for name, value in self.overrides.items() if value is not None}
         self.left_out: dict[int, str] = {}
         self._left: dict[int, KitError] = {}
         self._warned = 0
-        self._table = lru_cache(maxsize=8)(self._read_table)  # v3.0: the whole dataset is a few files; v2.x: neighbours are cheap to re-read
-        self._pictures = lru_cache(maxsize=1)(_read_parquet)
-        self._rows = self._listing()
-        self._sentences = _sentences(path, self.version)
+        self._table = lru_cache(maxsize=8)(
+            self._read_table
+        )  # v3.0: the whole dataset is a few files; v2.x: neighbours are cheap to re-read
+        self._pictures = lru_cache(maxsize=1)(meta.read_parquet)
+        self._rows = meta.listing(path, self.version, info)
+        self._sentences = meta.sentences(path, self.version)
         wanted = list(self._rows) if episodes is None else meaning.episode_numbers(episodes)
         self.episodes: tuple[EpisodeInfo, ...] = ()
         self._choose(wanted)
@@ -138,14 +160,19 @@ class EpisodeDataset:
         if column is None:
             return [info.instruction] * info.length
         named: dict[Any, str] = {**self._sentences, None: info.instruction}
-        return [each if isinstance(each, str) else named.get(_whole(each), info.instruction) for each in column.to_pylist()]
+        return [
+            each if isinstance(each, str) else named.get(meta.whole(each), info.instruction)
+            for each in column.to_pylist()
+        ]
 
     def segments(self, episode: int) -> list[Segment]:
-        """Where a teacher is asked anew: at gripper events, where the motion changes, and where the instruction does."""
+        """Where a teacher is asked anew: at gripper events, at changes of motion and of instruction."""
         from refinevla_kit.episodes.segments import split_segments
 
         gripper = None if self.deltas is False else self.gripper_dimension
-        return split_segments(self.actions(episode), self.deltas, gripper, instructions=self.instructions(episode))
+        return split_segments(
+            self.actions(episode), self.deltas, gripper, instructions=self.instructions(episode)
+        )
 
     def images(self, episode: int, frames: Sequence[int] | None = None, camera: str | None = None) -> Array:
         """Decode frames.
@@ -158,10 +185,13 @@ class EpisodeDataset:
         Returns:
             uint8 (len(frames), H, W, 3) RGB.
         """
-        length = self.info(episode).length if frames else len(self.actions(episode))
+        length = len(self.actions(episode)) if frames is None else self.info(episode).length
         wanted = list(range(length) if frames is None else frames)
         if bad := [frame for frame in wanted if not 0 <= frame < length]:
-            raise KitError(f"episode {episode} of {self.name} has no frame {bad[0]}", f"choose frames from 0 to {length - 1}")
+            raise KitError(
+                f"episode {episode} of {self.name} has no frame {bad[0]}",
+                f"choose frames from 0 to {length - 1}",
+            )
         name = self._camera(camera)
         if name in self.columns.kept:
             return self._stills(episode, name, wanted)
@@ -173,7 +203,10 @@ class EpisodeDataset:
         self.info(episode)
         states = sidecar.read_states(self.path, episode)
         if states is not None and len(states) != self.info(episode).length:
-            raise KitError(f"{self.path}: {len(states)} states for the {self.info(episode).length} frames of episode {episode}", AGAIN)
+            raise KitError(
+                f"{self.path}: {len(states)} states for the {self.info(episode).length} frames of episode {episode}",
+                AGAIN,
+            )
         return states
 
     def masks(self, episode: int) -> dict[str, Array] | None:
@@ -186,11 +219,14 @@ class EpisodeDataset:
         if episode in self._left:
             raise self._left[episode]
         if episode not in self._rows:
-            raise KitError(f"{self.name} has no episode {episode}", f"choose one of {len(self._rows)}, 0 to {max(self._rows, default=0)}")
-        return _episode_info(self._rows[episode])
+            raise KitError(
+                f"{self.name} has no episode {episode}",
+                f"choose one of {len(self._rows)}, 0 to {max(self._rows, default=0)}",
+            )
+        return meta.episode_info(self._rows[episode])
 
     def check(self) -> None:
-        """Look at every file that is read (tables read, videos counted, not decoded) and leave out the episodes that cannot be."""
+        """Leave out the episodes that cannot be read: tables are read, videos counted, not decoded."""
         frames = lru_cache(maxsize=None)(lambda path: video.count_frames(path, self.fps))
         for episode in self.episodes:
             try:
@@ -201,18 +237,22 @@ class EpisodeDataset:
                 elif self.camera:
                     path, offset = self._video_file(episode.index, self.camera)
                     if frames(path) < offset + episode.length:
-                        raise KitError(f"{path} holds {frames(path)} of {offset + episode.length} frames", AGAIN)
+                        raise KitError(
+                            f"{path} holds {frames(path)} of {offset + episode.length} frames", AGAIN
+                        )
             except KitError as error:
                 self.leave_out(episode.index, error)
 
     def leave_out(self, episode: int, error: KitError) -> None:
-        """Count an episode as unreadable; raises `error` instead where the dataset is strict, or where no other episode is left."""
+        """Count an episode as unreadable; raises `error` where the dataset is strict, or no other is left."""
         if self.strict:
             raise error
         self._left[episode], self.left_out[episode] = error, error.what
         if not (others := tuple(other for other in self.episodes if other.index != episode)):
             number, first = next(iter(self._left.items()))
-            raise KitError(f"no episode of {self.path} can be read; episode {number}: {first.what}", first.remedy) from error
+            raise KitError(
+                f"no episode of {self.path} can be read; episode {number}: {first.what}", first.remedy
+            ) from error
         self.episodes = others
 
     def warn(self) -> None:
@@ -223,20 +263,27 @@ class EpisodeDataset:
 
     def __str__(self) -> str:
         """What was taken for what, a line each: for a person to see before anything is paid for."""
-        names = f" ({' '.join(self.action_names)})" if self.action_names else ""
-        kinds = {True: "displacements", False: "absolute positions", None: "positions or displacements is not known, and not told"}
+        kinds = {
+            True: "displacements",
+            False: "absolute positions",
+            None: "positions or displacements: not known, not told",
+        }
         unit = " in metres and radians" if self.metric else ""
-        told = {name for info in self.episodes for name in [info.instruction]}
-        which = "" if self.gripper_dimension is None else f"number {self.gripper_dimension} of the action, "
+        sense = "open is not known, not told" if self.gripper is None else f"open is {self.gripper:g}"
+        place = "" if self.gripper_dimension is None else f"number {self.gripper_dimension} of the action, "
+        told = {info.instruction for info in self.episodes} - {""}
+        frames = sum(info.length for info in self.episodes)
         lines = {
-            "episodes": f"{len(self.episodes)} of {sum(info.length for info in self.episodes)} frames, {self.fps:g} a second",
+            "episodes": f"{len(self.episodes)} of {frames} frames, {self.fps:g} a second",
             "left out": self._losses() if self.left_out else "",
-            "pictures": f"{self.camera or 'none'}{', of ' + ', '.join(self.cameras) if len(self.cameras) > 1 else ''}",
-            "action": f"{self.columns.action}, {self._widths[self.columns.action]} numbers{names}",
+            "pictures": f"{self.camera or 'none'} (of {', '.join(self.cameras) or 'none'})",
+            "action": f"{self.columns.action}, {self._widths[self.columns.action]} numbers: {' '.join(self.action_names) or 'no names'}",
             "meaning": f"{kinds[self.deltas]}{unit} ({self._why['deltas']})",
-            "gripper": f"{which}open is {'not known, and not told' if self.gripper is None else f'{self.gripper:g}'} ({self._why['gripper']})",
-            "state": f"{self.columns.state or 'none'}{' (' + ' '.join(self.state_names) + ')' if self.state_names else ''}",
-            "instruction": f"{len(told)} sentence{'s' * (len(told) != 1)}, by {self.columns.instruction}" if told - {""} else "none",
+            "gripper": f"{place}{sense} ({self._why['gripper']})",
+            "state": f"{self.columns.state}: {' '.join(self.state_names) or 'no names'}"
+            if self.columns.state
+            else "none",
+            "instruction": f"{len(told)} different, by {self.columns.instruction}" if told else "none",
         }
         head = f"{self.name}: LeRobot {self.version}, {self.robot_type}"
         return "\n".join([head, *(f"  {name:<12}{line}" for name, line in lines.items() if line)])
@@ -246,36 +293,27 @@ class EpisodeDataset:
         count = f"{len(self.left_out)} of {len(self.left_out) + len(self.episodes)} episodes of {self.name}"
         return f"{count} cannot be read and are left out; episode {first}: {self.left_out[first]} (strict refuses)"
 
-    def _listing(self) -> Rows:
-        """The listing, checked against what info.json promises; rows that say too little are left out later."""
-        rows = _rows_v3(self.path) if self.version == "v3.0" else _rows_v2(self.path)
-        totals = [_whole(self._info.get(name)) for name in ("total_episodes", "total_frames")]
-        if not rows:
-            if totals[0]:
-                raise KitError(f"{self.path}: meta lists no episode, info.json says {totals[0]}", AGAIN)
-            raise KitError(f"{self.path} holds no episode yet", "record one, then come again")
-        lengths = [_whole(row.get("length")) for row in rows.values()]
-        found = [len(rows), None if None in lengths else sum(length or 0 for length in lengths)]
-        if any(total is not None and count is not None and total != count for total, count in zip(totals, found, strict=True)):
-            what = f"{self.path}: meta lists {found[0]} episodes of {found[1]} frames, info.json says {totals[0]} of {totals[1]}"
-            raise KitError(what, "copy the whole dataset again, or correct total_episodes and total_frames in meta/info.json")
-        return rows
-
     def _choose(self, wanted: Sequence[int]) -> None:
         """Set `episodes` to those of `wanted` whose rows say enough."""
         if strange := [number for number in wanted if number not in self._rows]:
             self.info(strange[0])
         if not wanted:
             raise KitError(f"no episode of {self.path} is chosen", "leave `episodes` away for all")
-        chosen = {number: _episode_info(self._rows[number]) for number in wanted}
+        chosen = {number: meta.episode_info(self._rows[number]) for number in wanted}
         self.episodes = tuple(chosen.values())
         for number, info in chosen.items():
             if info.length < 1:
                 said = self._rows[number].get("length", "no length")
-                self.leave_out(number, KitError(f"the list of episodes in {self.path}/meta gives episode {number} the length {said!r}", AGAIN))
+                self.leave_out(
+                    number,
+                    KitError(
+                        f"the list of episodes in {self.path}/meta gives episode {number} the length {said!r}",
+                        AGAIN,
+                    ),
+                )
 
     def _sample(self) -> int:
-        """The first episode that can be read; sets the number of dimensions, and fills in sentences that the listing lacks."""
+        """The first episode that can be read; sets the widths, and fills in sentences that the listing lacks."""
         for info in self.episodes:
             try:
                 actions, state = self.actions(info.index), self.proprioception(info.index)
@@ -297,7 +335,9 @@ class EpisodeDataset:
         actions, state, features = self.actions(sample), self.proprioception(sample), self._info["features"]
         width = actions.shape[1]
         self.action_names = meaning.flat_names(features.get(self.columns.action, {}).get("names"), width)
-        self.state_names = meaning.flat_names(features.get(self.columns.state, {}).get("names"), state.shape[1])
+        self.state_names = meaning.flat_names(
+            features.get(self.columns.state, {}).get("names"), state.shape[1]
+        )
         own = self._info.get("refinevla")
         recorded = own.get("deltas") if isinstance(own, dict) else None
         self.deltas, why = meaning.displacements(actions, state, self.action_names)
@@ -306,14 +346,22 @@ class EpisodeDataset:
         if deltas is not None:
             self.deltas, why = bool(deltas), "as told"
         tool = width == 7 and meaning.is_tool_motion(self.action_names)
-        self.metric = bool(self.deltas and tool and (isinstance(recorded, bool) or meaning.is_plausible(actions)))
+        self.metric = bool(
+            self.deltas and tool and (isinstance(recorded, bool) or meaning.is_plausible(actions))
+        )
         self.gripper_dimension = meaning.gripper_dimension(self.action_names, width, bool(self.deltas))
-        command = actions[:, self.gripper_dimension] if self.gripper_dimension is not None else np.zeros(0, np.float32)
-        self.gripper, sense = meaning.opens_at(command, self.robot_type) if len(command) else (None, "no gripper is named")
+        command = (
+            actions[:, self.gripper_dimension]
+            if self.gripper_dimension is not None
+            else np.zeros(0, np.float32)
+        )
+        self.gripper, sense = (
+            meaning.opens_at(command, self.robot_type) if len(command) else (None, "no gripper is named")
+        )
         if isinstance(recorded, bool):
             self.gripper, sense = 1.0, "this kit's own: 1 open, -1 closed"
         if gripper is not None:
-            self.gripper, sense = _number(gripper, "gripper"), "as told"
+            self.gripper, sense = meta.number_of(gripper, "gripper"), "as told"
         self._why = {"deltas": why, "gripper": sense}
 
     def _vectors(self, episode: int, name: str) -> Array:
@@ -325,7 +373,7 @@ class EpisodeDataset:
                 raise KitError(what, "name the column that holds the action: columns={'action': ...}")
             return np.zeros((length, 0), np.float32)
         try:
-            values = _matrix(column)
+            values = meta.matrix(column)
         except (ValueError, TypeError, OverflowError, pa.ArrowException) as error:
             what = f"{self._table_file(episode)}: {name!r} of episode {episode} {error}"
             raise KitError(what, "mend or leave out this episode: each row takes as many numbers") from error
@@ -346,7 +394,9 @@ class EpisodeDataset:
         numbers, order = table.get("episode_index"), table.get("frame_index")
         if numbers is None:
             if self.version == "v3.0":
-                raise KitError(f"{path} has no column 'episode_index'", "write the number of its episode into each row")
+                raise KitError(
+                    f"{path} has no column 'episode_index'", "write the number of its episode into each row"
+                )
             rows = np.arange(table["table"].num_rows)  # one file is one episode
         else:
             rows = np.flatnonzero(numbers == episode)
@@ -356,8 +406,14 @@ class EpisodeDataset:
 
     def _read_table(self, path: Path) -> dict[str, Any]:
         """The columns that are read of a table, and by itself what says where an episode's frames are."""
-        names = {"episode_index", "frame_index", self.columns.action, self.columns.state, self.columns.instruction}
-        table = _read_parquet(path, sorted(names))
+        names = {
+            "episode_index",
+            "frame_index",
+            self.columns.action,
+            self.columns.state,
+            self.columns.instruction,
+        }
+        table = meta.read_parquet(path, sorted(names))
         found: dict[str, Any] = {"table": table}
         for name in {"episode_index", "frame_index"} & set(table.column_names):
             try:
@@ -369,15 +425,22 @@ class EpisodeDataset:
     def _camera(self, camera: str | None) -> str:
         name = camera or self.camera
         if not name:
-            what = f"{self.name} has no pictures" if not self.cameras else f"{self.name} has depth maps only ({', '.join(self.cameras)})"
+            what = (
+                f"{self.name} has no pictures"
+                if not self.cameras
+                else f"{self.name} has depth maps only ({', '.join(self.cameras)})"
+            )
             raise KitError(what, "choose a dataset with a camera, or one of these with camera=...")
         if name not in self.cameras:
             raise KitError(f"{self.name} has no camera {name!r}", f"choose one of {', '.join(self.cameras)}")
         return name
 
     def _kept_in(self, path: Path, camera: str) -> None:
-        if camera not in _read_schema(path).names:
-            raise KitError(f"{path} has no column {camera!r}", "choose another camera, or copy the dataset again, pictures included")
+        if camera not in meta.read_schema(path).names:
+            raise KitError(
+                f"{path} has no column {camera!r}",
+                "choose another camera, or copy the dataset again, pictures included",
+            )
 
     def _stills(self, episode: int, camera: str, frames: Sequence[int]) -> Array:
         from PIL import Image
@@ -388,8 +451,12 @@ class EpisodeDataset:
         images: list[Array] = []
         for frame in frames or [0]:
             cell = column[int(rows[frame])].as_py()
-            content = cell if isinstance(cell, bytes) else cell.get("bytes") if isinstance(cell, dict) else None
-            beside = self.path / str(cell.get("path")) if isinstance(cell, dict) and cell.get("path") else None
+            content = (
+                cell if isinstance(cell, bytes) else cell.get("bytes") if isinstance(cell, dict) else None
+            )
+            beside = (
+                self.path / str(cell.get("path")) if isinstance(cell, dict) and cell.get("path") else None
+            )
             try:
                 if content is None and beside is None:
                     raise ValueError("the cell is empty")
@@ -399,7 +466,10 @@ class EpisodeDataset:
                 what = f"{path}: picture {frame} of episode {episode} in {camera!r} cannot be read ({error})"
                 raise KitError(what, AGAIN) from error
         if len({image.shape for image in images}) > 1:
-            raise KitError(f"episode {episode} of {self.path} has pictures of different sizes in {camera!r}", "bring them to one size")
+            raise KitError(
+                f"episode {episode} of {self.path} has pictures of different sizes in {camera!r}",
+                "bring them to one size",
+            )
         return np.stack(images)[: len(frames)]
 
     def _video_file(self, episode: int, camera: str) -> tuple[Path, int]:
@@ -409,7 +479,9 @@ class EpisodeDataset:
         if not isinstance(start, int | float) or not 0 <= start < 1e9:
             what = f"meta/episodes of {self.path} gives episode {episode} the from_timestamp {start} in {camera!r}"
             raise KitError(what, "write there the second at which the episode starts in its video")
-        return self._format(self._video_path, episode, f"videos/{camera}", video_key=camera), round(start * self.fps)
+        return self._format(self._video_path, episode, f"videos/{camera}", video_key=camera), round(
+            start * self.fps
+        )
 
     def _table_file(self, episode: int) -> Path:
         return self._format(self._data_path, self.info(episode).index, "data")
@@ -419,150 +491,22 @@ class EpisodeDataset:
         place = {"chunk_index": chunk} if self.version != "v3.0" else {}
         for name in ("chunk_index", "file_index"):
             if (given := row.get(f"{kind}/{name}")) is not None:
-                if (number := _whole(given)) is None:
-                    raise KitError(f"meta/episodes of {self.path} gives episode {episode} the {kind}/{name} {given!r}", "write there a number")
+                if (number := meta.whole(given)) is None:
+                    raise KitError(
+                        f"meta/episodes of {self.path} gives episode {episode} the {kind}/{name} {given!r}",
+                        "write there a number",
+                    )
                 place[name] = number
         try:
             return self.path / template.format(episode_index=episode, episode_chunk=chunk, **place, **values)
-        except (KeyError, IndexError, ValueError, AttributeError, TypeError, OverflowError, MemoryError) as error:
+        except (
+            KeyError,
+            IndexError,
+            ValueError,
+            AttributeError,
+            TypeError,
+            OverflowError,
+            MemoryError,
+        ) as error:
             what = f"{self.path}: the path {template!r} in info.json needs {error}, which meta does not give for episode {episode}"
             raise KitError(what, "correct data_path and video_path in meta/info.json") from error
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object; a byte order mark, as Windows editors leave it, is passed over."""
-    try:
-        value = json.loads(file.read_bytes().decode("utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        if not isinstance(error, OSError):
-            error = ValueError(f"it is not JSON: {error}")
-        raise unreadable(file, error) from error
-    if not isinstance(value, dict):
-        raise KitError(f"{file} is not a JSON object", AGAIN)
-    return value
-
-
-def _episode_info(row: dict[str, Any]) -> EpisodeInfo:
-    kinds = {"task": str, "success": bool, "start": str, "seed": int}
-    extra = {name: row[f"refinevla/{name}"] for name, kind in kinds.items() if isinstance(row.get(f"refinevla/{name}"), kind)}
-    tasks = row.get("tasks")
-    first = tasks[0] if isinstance(tasks, list) and tasks else tasks
-    return EpisodeInfo(row["episode_index"], _whole(row.get("length")) or 0, first if isinstance(first, str) else "", **extra)
-
-
-def _by_number(rows: Iterable[Any], file: Path) -> Rows:
-    numbered: Rows = {}
-    for row in rows:
-        number = _whole(row.get("episode_index")) if isinstance(row, dict) else None
-        if number is None:
-            raise KitError(f"{file} lists an episode without a number ('episode_index')", AGAIN)
-        numbered[number] = {**row, "episode_index": number}
-    return numbered
-
-
-def _rows_v3(path: Path) -> Rows:
-    """Episode index -> its row of meta/episodes, statistics left out."""
-    rows: list[dict[str, Any]] = []
-    for file in sorted((path / "meta/episodes").glob("*/*.parquet")):
-        names = [name for name in _read_schema(file).names if not name.startswith("stats/")]
-        rows += _read_parquet(file, names).to_pylist()
-    return _by_number(rows, path / "meta/episodes")
-
-
-def _rows_v2(path: Path) -> Rows:
-    """Episode index -> its line of meta/episodes.jsonl."""
-    file = path / "meta/episodes.jsonl"
-    if not exists(file):
-        raise KitError(f"{file} is missing", AGAIN)
-    return _by_number(_json_lines(file), file)
-
-
-def _sentences(path: Path, version: str) -> dict[int, str]:
-    """task_index -> sentence; {} where meta/ has none that can be read, for the listing names them too."""
-    file = path / "meta/tasks.parquet"
-    try:
-        if version == "v3.0" and exists(file):
-            rows = _read_parquet(file, _read_schema(file).names).to_pylist()
-        else:
-            rows = _json_lines(path / "meta/tasks.jsonl") if exists(path / "meta/tasks.jsonl") else []
-    except KitError as error:
-        warnings.warn(f"the sentences of {path} are taken from the list of episodes: {error.what}", stacklevel=4)
-        return {}
-    named: dict[int, str] = {}
-    for row in rows:
-        if not isinstance(row, dict):
-            continue
-        texts = [row.get("task"), *row.values()]  # pandas keeps the sentence as an index, under a name of its own
-        number, text = _whole(row.get("task_index")), next((each for each in texts if isinstance(each, str)), None)
-        if number is not None and text is not None:
-            named[number] = text
-    return named
-
-
-def _json_lines(file: Path) -> list[Any]:
-    try:
-        return [json.loads(line) for line in file.read_bytes().decode("utf-8-sig").split("\n") if line.strip()]
-    except (OSError, ValueError, RecursionError) as error:
-        raise unreadable(file, error if isinstance(error, OSError) else f"it is not JSON lines: {error}") from error
-
-
-def _read_schema(file: Path) -> pa.Schema:
-    if not exists(file):
-        raise KitError(f"table {file} is missing", AGAIN)
-    try:
-        return pq.read_schema(file)
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise unreadable(file, error) from error
-
-
-def _read_parquet(file: Path, columns: Sequence[str]) -> pa.Table:
-    """The named columns, as far as the file has them."""
-    present = [name for name in columns if name in _read_schema(file).names]
-    try:
-        return pq.read_table(file, columns=present, partitioning=None)
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise unreadable(file, error) from error
-
-
-def _matrix(column: pa.ChunkedArray) -> Array:
-    """A column of lists (or of numbers) as float32 (T, D); a missing number is NaN. Raises `ValueError` for rows of different lengths."""
-    array = column.combine_chunks()
-    array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
-    if not pa.types.is_nested(array.type):
-        return np.asarray(array.to_numpy(zero_copy_only=False)).astype(np.float32).reshape(len(array), 1)
-    if array.null_count:
-        raise ValueError(f"has no numbers in row {array.is_null().index(True).as_py()}")
-    lengths = np.full(len(array), array.type.list_size) if pa.types.is_fixed_size_list(array.type) else pc.list_value_length(array).to_numpy()
-    if len(array) and (odd := lengths != lengths[0]).any():
-        row = int(odd.argmax())
-        raise ValueError(f"has {lengths[row]} numbers in row {row}, but {lengths[0]} in row 0")
-    values = np.asarray(array.flatten().to_numpy(zero_copy_only=False)).astype(np.float32)
-    return values.reshape(len(array), int(lengths[0]) if len(array) else 0)
-
-
-def _whole(value: Any) -> int | None:
-    """`value` as an integer, None where it is none: a listing may hold 3, 3.0 or null."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value != int(value):
-        return None
-    return int(value)
-
-
-def _number(value: Any, name: str) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise KitError(f"{name}={value!r} is no number", "give the value of the gripper's command that means open: 1, 0 or -1")
-    return number
-
-
-def _rate(fps: Any, path: Path) -> float:
-    """Frames a second as a number, however info.json writes it."""
-    try:
-        rate = float(fps)
-    except (TypeError, ValueError, OverflowError):
-        rate = math.nan
-    if not 0 < rate < 1e6 or isinstance(fps, bool):
-        raise KitError(f"{path}/meta/info.json gives fps as {fps!r}", "write there the frames a second, a number above 0")
-    return int(rate) if rate == int(rate) else rate

@@ -37,14 +37,65 @@ from .strangers import POSE, png, write_stranger, write_video
 
 EXAMPLES = int(os.environ.get("REFINEVLA_EXAMPLES", "300"))
 JUNK: list[Any] = [
-    None, True, False, 0, -1, 1, 3, 7, 2.0, 0.5, -0.5, 1e308, 10**30, float("nan"), float("inf"), "", "x", "10", "../../x", "{", "{0}", "\x00", "a" * 5000,
-    "\ud800", "depth", "task_index", [], [None], ["x"], [[]], [1, 2], {}, {"a": 1}, {"a": ["x"]}, {"dtype": "video"}, {"dtype": "image"},
-]  # fmt: skip
-TYPES = [pa.string(), pa.float64(), pa.int8(), pa.bool_(), pa.list_(pa.float64()), pa.list_(pa.list_(pa.float32())), pa.struct([("bytes", pa.binary())])]
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    3,
+    7,
+    2.0,
+    0.5,
+    -0.5,
+    1e308,
+    10**30,
+    float("nan"),
+    float("inf"),
+    "",
+    "x",
+    "10",
+    "../../x",
+    "{",
+    "{0}",
+    "\x00",
+    "a" * 5000,
+    "\ud800",
+    "depth",
+    "task_index",
+    [],
+    [None],
+    ["x"],
+    [[]],
+    [1, 2],
+    {},
+    {"a": 1},
+    {"a": ["x"]},
+    {"dtype": "video"},
+    {"dtype": "image"},
+]
+TYPES = [
+    pa.string(),
+    pa.float64(),
+    pa.int8(),
+    pa.bool_(),
+    pa.list_(pa.float64()),
+    pa.list_(pa.list_(pa.float32())),
+    pa.struct([("bytes", pa.binary())]),
+]
 OPTIONS: dict[str, list[Any]] = {
-    "deltas": [True, False], "camera": ["front", "wrist", "x"], "episodes": [[0], "0-1", "0-9", [5], "x", [-1]], "gripper": [1, 0, -1, 255, "x"],
-    "columns": [{"action": "action"}, {"action": "observation.state"}, {"state": ""}, {"instruction": "timestamp"}, {"action": "timestamp"}],
-}  # fmt: skip
+    "deltas": [True, False],
+    "camera": ["front", "wrist", "x"],
+    "episodes": [[0], "0-1", "0-9", [5], "x", [-1]],
+    "gripper": [1, 0, -1, 255, "x"],
+    "columns": [
+        {"action": "action"},
+        {"action": "observation.state"},
+        {"state": ""},
+        {"instruction": "timestamp"},
+        {"action": "timestamp"},
+    ],
+}
 Files = dict[str, bytes]
 
 
@@ -53,17 +104,29 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> list[Files]:
     """Each dataset as its files."""
     root = tmp_path_factory.mktemp("originals")
     cameras = ("observation.images.front", "observation.images.wrist")
-    for number, options in enumerate([
-        {}, {"version": "v3.0", "names": POSE}, {"version": "v2.0", "names": {"motors": POSE}, "cameras": cameras}, {"version": "v3.0", "stills": True},
-        {"stills": True, "action": "actions", "state": "state"},
-    ]):  # fmt: skip
+    for number, options in enumerate(
+        [
+            {},
+            {"version": "v3.0", "names": POSE},
+            {"version": "v2.0", "names": {"motors": POSE}, "cameras": cameras},
+            {"version": "v3.0", "stills": True},
+            {"stills": True, "action": "actions", "state": "state"},
+        ]
+    ):
         write_stranger(root / str(number), **options)
     with DatasetWriter(root / "own", 5, "widowx") as writer:
         for seed in (0, 1):
             writer.add(make_episode(seed, 6))
     write_video(root / "other.mp4", range(9), rate=30)
-    return [{str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
-            for folder in sorted(root.iterdir()) if folder.is_dir()]  # fmt: skip
+    return [
+        {
+            str(file.relative_to(folder)): file.read_bytes()
+            for file in sorted(folder.rglob("*"))
+            if file.is_file()
+        }
+        for folder in sorted(root.iterdir())
+        if folder.is_dir()
+    ]
 
 
 def change_json(value: Any, dice: random.Random) -> Any:
@@ -97,7 +160,12 @@ def change_table(content: bytes, dice: random.Random) -> bytes:
     if kind == "drop":
         table = table.drop_columns([name])
     elif kind == "rename":
-        table = table.rename_columns([dice.choice(["x", "action", "task_index", "tasks"]) if each == name else each for each in table.column_names])
+        table = table.rename_columns(
+            [
+                dice.choice(["x", "action", "task_index", "tasks"]) if each == name else each
+                for each in table.column_names
+            ]
+        )
     elif kind == "type":
         wanted = dice.choice(TYPES)
         try:
@@ -114,7 +182,11 @@ def change_table(content: bytes, dice: random.Random) -> bytes:
         except (pa.ArrowException, ValueError, TypeError, OverflowError):
             table = table.set_column(place, name, pa.array([str(each) for each in cells]))
     elif kind in ("rows", "twice"):
-        table = table.slice(dice.randrange(3), dice.randrange(len(table) + 1)) if kind == "rows" else pa.concat_tables([table, table.slice(0, 2)])
+        table = (
+            table.slice(dice.randrange(3), dice.randrange(len(table) + 1))
+            if kind == "rows"
+            else pa.concat_tables([table, table.slice(0, 2)])
+        )
     elif kind == "order":
         table = table.take(dice.sample(range(len(table)), len(table)))
     else:
@@ -128,9 +200,23 @@ def cell(value: Any, dice: random.Random) -> Any:
     """Another value in its place."""
     if isinstance(value, list) and value and dice.random() < 0.7:
         at = dice.randrange(len(value))
-        return dice.choice([value[:-1], [*value, value[0]], [*value[:at], dice.choice([None, np.nan, np.inf, 1e30]), *value[at + 1:]]])
+        return dice.choice(
+            [
+                value[:-1],
+                [*value, value[0]],
+                [*value[:at], dice.choice([None, np.nan, np.inf, 1e30]), *value[at + 1 :]],
+            ]
+        )
     if isinstance(value, dict):
-        return dice.choice([None, {"bytes": None, "path": None}, {"bytes": b"x", "path": None}, {"bytes": None, "path": "../x"}, {"bytes": png(9, 8)}])
+        return dice.choice(
+            [
+                None,
+                {"bytes": None, "path": None},
+                {"bytes": b"x", "path": None},
+                {"bytes": None, "path": "../x"},
+                {"bytes": png(9, 8)},
+            ]
+        )
     return dice.choice([None, np.nan, -1, 0, 1, 5, 2**40, 1e300, "x", 0.5])
 
 
@@ -142,8 +228,12 @@ def change_file(content: bytes, dice: random.Random, others: Files) -> bytes:
         for _ in range(dice.choice([1, 20])):
             changed[dice.randrange(len(changed))] = dice.randrange(256)
         return bytes(changed)
-    return {"cut": content[: dice.randrange(len(content))], "empty": b"", "pointer": b"version https://git-lfs.github.com/spec/v1\noid x\n",
-            "other": dice.choice(list(others.values()))}[kind]  # fmt: skip
+    return {
+        "cut": content[: dice.randrange(len(content))],
+        "empty": b"",
+        "pointer": b"version https://git-lfs.github.com/spec/v1\noid x\n",
+        "other": dice.choice(list(others.values())),
+    }[kind]
 
 
 def corrupt(files: Files, dice: random.Random) -> None:
@@ -154,7 +244,9 @@ def corrupt(files: Files, dice: random.Random) -> None:
         del files[name]
     elif kind == "structure" and name.endswith((".json", ".jsonl", ".parquet")):
         try:
-            files[name] = change_table(content, dice) if name.endswith(".parquet") else change_text(content, dice)
+            files[name] = (
+                change_table(content, dice) if name.endswith(".parquet") else change_text(content, dice)
+            )
         except (OSError, ValueError, pa.ArrowException, IndexError):  # it was corrupted before
             files[name] = b"x"
     elif content:
@@ -180,15 +272,27 @@ def use(root: Path, options: dict[str, Any]) -> str:
         return said
     assert str(dataset)
     for info in dataset.episodes[:2]:
-        for read in (dataset.actions, dataset.proprioception, dataset.instructions, dataset.segments, dataset.images, dataset.states, dataset.masks):
+        for read in (
+            dataset.actions,
+            dataset.proprioception,
+            dataset.instructions,
+            dataset.segments,
+            dataset.images,
+            dataset.states,
+            dataset.masks,
+        ):
             attempt(lambda read=read, info=info: read(info.index))
         for camera in dataset.cameras:
             attempt(lambda camera=camera, info=info: dataset.images(info.index, [0], camera))
     for granularity in ("segment", "trajectory", "step"):
         attempt(lambda granularity=granularity: count_requests(dataset, granularity))
-        for request in (attempt(lambda granularity=granularity: list(requests(dataset, granularity))) or [])[:3]:
+        for request in (attempt(lambda granularity=granularity: list(requests(dataset, granularity))) or [])[
+            :3
+        ]:
             render(load_prompt(), request, state=True)
-    table = attempt(lambda: annotate_dataset(dataset, OracleTeacher(0), progress=False, output=root.parent / "o.parquet"))
+    table = attempt(
+        lambda: annotate_dataset(dataset, OracleTeacher(0), progress=False, output=root.parent / "o.parquet")
+    )
     answers = load_rationales(table) if table else []
     attempt(lambda: list(audit_answers(dataset, answers)))
     exported = attempt(lambda: export_language(dataset, answers, root.parent / "exported"))
@@ -199,9 +303,11 @@ def use(root: Path, options: dict[str, Any]) -> str:
 
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(
-    which=st.integers(0, 5), seed=st.integers(0, 2**32), times=st.integers(1, 3),
+    which=st.integers(0, 5),
+    seed=st.integers(0, 2**32),
+    times=st.integers(1, 3),
     options=st.dictionaries(st.sampled_from(list(OPTIONS)), st.integers(0, 9), max_size=2),
-)  # fmt: skip
+)
 def test_no_corruption_ends_in_a_traceback(originals, which, seed, times, options):
     files, dice = dict(originals[which]), random.Random(seed)
     for _ in range(times):
@@ -213,7 +319,10 @@ def test_no_corruption_ends_in_a_traceback(originals, which, seed, times, option
             (folder / "dataset" / name).write_bytes(content)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            use(folder / "dataset", {name: OPTIONS[name][number % len(OPTIONS[name])] for name, number in options.items()})
+            use(
+                folder / "dataset",
+                {name: OPTIONS[name][number % len(OPTIONS[name])] for name, number in options.items()},
+            )
     finally:
         shutil.rmtree(folder)
 

@@ -40,11 +40,18 @@ def absolute(columns: dict, _: int) -> dict:
 
 
 @both
-@pytest.mark.parametrize(("action", "state", "camera"), [
-    ("actions", "state", "image"), ("actions", "observation/state", "observation/image"), ("action", "proprio", "wrist_image"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("action", "state", "camera"),
+    [
+        ("actions", "state", "image"),
+        ("actions", "observation/state", "observation/image"),
+        ("action", "proprio", "wrist_image"),
+    ],
+)
 def test_other_names_of_columns_are_found(tmp_path, version, action, state, camera):
-    dataset = open_dataset(write_stranger(tmp_path / "d", version, action=action, state=state, cameras=(camera,)))
+    dataset = open_dataset(
+        write_stranger(tmp_path / "d", version, action=action, state=state, cameras=(camera,))
+    )
     assert (dataset.columns.action, dataset.columns.state, dataset.camera) == (action, state, camera)
     assert dataset.actions(1).shape == dataset.proprioception(1).shape == (5, 7)
     assert dataset.images(1, [2]).mean() == pytest.approx(40, abs=3)
@@ -53,7 +60,9 @@ def test_other_names_of_columns_are_found(tmp_path, version, action, state, came
 
 def test_a_column_that_no_name_tells_is_asked_for_and_can_be_said(tmp_path):
     root = write_stranger(tmp_path / "d", action="command", state="sensed")
-    with pytest.raises(KitError, match=r"no action: its features are command, .* -> name the feature: columns=") as error:
+    with pytest.raises(
+        KitError, match=r"no action: its features are command, .* -> name the feature: columns="
+    ) as error:
         open_dataset(root)
     assert "damaged" not in str(error.value)
     dataset = open_dataset(root, columns={"action": "command", "state": "sensed"})
@@ -65,14 +74,19 @@ def test_a_column_that_no_name_tells_is_asked_for_and_can_be_said(tmp_path):
 
 
 def test_a_depth_map_is_never_chosen_unasked(tmp_path):
-    root = write_stranger(tmp_path / "d", cameras=("observation.images.a_depth", "observation.images.front", "observation.images.wrist"))
+    root = write_stranger(
+        tmp_path / "d",
+        cameras=("observation.images.a_depth", "observation.images.front", "observation.images.wrist"),
+    )
     dataset = open_dataset(root)
     assert (dataset.camera, dataset.cameras[-1]) == ("observation.images.front", "observation.images.a_depth")
     assert open_dataset(root, camera="wrist").camera == "observation.images.wrist"
     with pytest.raises(KitError, match="no camera 'observation'"):
         open_dataset(root, camera="observation")
     marked = {"dtype": "video", "shape": [16, 16, 1], "info": {"video.is_depth_map": True}}
-    only = write_stranger(tmp_path / "only", info=lambda about: about | {"features": about["features"] | {CAMERA: marked}})
+    only = write_stranger(
+        tmp_path / "only", info=lambda about: about | {"features": about["features"] | {CAMERA: marked}}
+    )
     with pytest.raises(KitError, match="has depth maps only"):
         open_dataset(only).images(0, [0])
 
@@ -80,7 +94,16 @@ def test_a_depth_map_is_never_chosen_unasked(tmp_path):
 @both
 def test_pictures_in_the_tables_are_read(tmp_path, version):
     """openpi's LIBERO form; PNG is exact."""
-    dataset = open_dataset(write_stranger(tmp_path / "d", version, action="actions", state="state", cameras=("image", "wrist_image"), stills=True))
+    dataset = open_dataset(
+        write_stranger(
+            tmp_path / "d",
+            version,
+            action="actions",
+            state="state",
+            cameras=("image", "wrist_image"),
+            stills=True,
+        )
+    )
     assert dataset.camera == "image"
     assert dataset.images(1, [4, 0]).shape == (2, 16, 16, 3)
     assert dataset.images(1, [4, 0]).mean((1, 2, 3)).tolist() == [60, 20]
@@ -91,7 +114,10 @@ def test_pictures_in_the_tables_are_read(tmp_path, version):
 
 def test_a_broken_picture_leaves_its_episode_out(tmp_path):
     def broken(columns: dict, episode: int) -> dict:
-        cells = [{"bytes": b"no picture" if episode and t == 2 else png(t), "path": None} for t in range(len(columns["index"]))]
+        cells = [
+            {"bytes": b"no picture" if episode and t == 2 else png(t), "path": None}
+            for t in range(len(columns["index"]))
+        ]
         return columns | {CAMERA: pa.array(cells)}
 
     dataset = open_dataset(write_stranger(tmp_path / "d", stills=True, column=broken))
@@ -100,11 +126,21 @@ def test_a_broken_picture_leaves_its_episode_out(tmp_path):
     assert "picture 2 of episode 1" in dataset.left_out[1]
 
 
-@pytest.mark.parametrize(("names", "told"), [
-    (["action"], ()), (POSE[:6], ()), (None, ()), ({"motors": POSE}, tuple(POSE)), ([POSE], tuple(POSE)),
-    ({"left": ["a", "b", "c"], "right": ["a", "b", "c", "d"]}, ("left a", "left b", "left c", "right a", "right b", "right c", "right d")),
-    ({name: place for place, name in enumerate(POSE)}, tuple(POSE)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["action"], ()),
+        (POSE[:6], ()),
+        (None, ()),
+        ({"motors": POSE}, tuple(POSE)),
+        ([POSE], tuple(POSE)),
+        (
+            {"left": ["a", "b", "c"], "right": ["a", "b", "c", "d"]},
+            ("left a", "left b", "left c", "right a", "right b", "right c", "right d"),
+        ),
+        ({name: place for place, name in enumerate(POSE)}, tuple(POSE)),
+    ],
+)
 def test_there_are_as_many_names_as_numbers_or_none(tmp_path, names, told):
     dataset = open_dataset(write_stranger(tmp_path / "d", names=names))
     assert dataset.action_names == dataset.state_names == told
@@ -115,7 +151,12 @@ def test_there_are_as_many_names_as_numbers_or_none(tmp_path, names, told):
 
 def test_seven_names_for_six_numbers(tmp_path):
     dataset = open_dataset(write_stranger(tmp_path / "d", names=POSE, width=6))
-    assert (dataset.action_names, dataset.deltas, dataset.metric, dataset.gripper_dimension) == ((), None, False, None)
+    assert (dataset.action_names, dataset.deltas, dataset.metric, dataset.gripper_dimension) == (
+        (),
+        None,
+        False,
+        None,
+    )
     assert "a0" in action_table(next(requests(dataset)))
 
 
@@ -129,7 +170,7 @@ def test_displacements_are_told_in_centimetres_and_poses_are_not(tmp_path):
     assert open_dataset(large).deltas is None
     told = words(large)
     assert "cm" not in told and "displacement" not in told and "position" not in told
-    assert "not known, and not told" in str(open_dataset(large))
+    assert "not known, not told" in str(open_dataset(large))
     assert "position targets" in words(large, deltas=False)
 
 
@@ -138,7 +179,10 @@ def test_actions_that_the_state_follows_are_positions(tmp_path):
         state = np.array(columns["observation.state"].to_pylist())
         return columns | {"action": rewritten(np.concatenate([state[1:], state[-1:]]).tolist())}
 
-    assert open_dataset(write_stranger(tmp_path / "d", names=POSE, lengths=(24, 20), column=followed)).deltas is False
+    assert (
+        open_dataset(write_stranger(tmp_path / "d", names=POSE, lengths=(24, 20), column=followed)).deltas
+        is False
+    )
 
 
 def test_a_gripper_of_unknown_sense_is_not_told(tmp_path):
@@ -154,7 +198,9 @@ def test_a_gripper_of_unknown_sense_is_not_told(tmp_path):
     assert "commanded closed" in words(root, gripper=1)
     with pytest.raises(KitError, match="gripper='wide' is no number"):
         open_dataset(root, gripper="wide")
-    bridge = write_stranger(tmp_path / "bridge", names=POSE, info=lambda about: about | {"robot_type": "widowx"})
+    bridge = write_stranger(
+        tmp_path / "bridge", names=POSE, info=lambda about: about | {"robot_type": "widowx"}
+    )
     assert "commanded open" in words(bridge)
 
 
@@ -162,7 +208,12 @@ def test_episodes_are_chosen(tmp_path):
     root = write_stranger(tmp_path / "d", lengths=(5, 5, 5, 5))
     for wanted, chosen in (([2], [2]), (range(1, 3), [1, 2]), ("0-1,3", [0, 1, 3]), (np.array([3]), [3])):
         assert [info.index for info in open_dataset(root, episodes=wanted).episodes] == chosen
-    for wrong, why in (([7], "has no episode 7"), ("many", "no numbers"), (3, "no numbers"), ([], "is chosen")):
+    for wrong, why in (
+        ([7], "has no episode 7"),
+        ("many", "no numbers"),
+        (3, "no numbers"),
+        ([], "is chosen"),
+    ):
         with pytest.raises(KitError, match=why):
             open_dataset(root, episodes=wrong)
 
@@ -170,14 +221,24 @@ def test_episodes_are_chosen(tmp_path):
 @both
 def test_the_instruction_follows_the_frame(tmp_path, version):
     def two(columns: dict, episode: int) -> dict:
-        return columns | {"task_index": np.arange(len(columns["index"])) // 3 if episode == 0 else columns["task_index"]}
+        return columns | {
+            "task_index": np.arange(len(columns["index"])) // 3 if episode == 0 else columns["task_index"]
+        }
 
     dataset = open_dataset(write_stranger(tmp_path / "d", version, column=two))
     assert dataset.instructions(0) == [TASKS[0]] * 3 + [TASKS[1]] * 3
-    asked = [(request.start, request.end, request.instruction) for request in requests(dataset, "segment") if request.episode == 0]
+    asked = [
+        (request.start, request.end, request.instruction)
+        for request in requests(dataset, "segment")
+        if request.episode == 0
+    ]
     assert all(end <= 3 or start >= 3 for start, end, _ in asked)
     assert all(instruction == TASKS[start >= 3] for start, _, instruction in asked)
-    assert [request.instruction for request in requests(dataset, "trajectory")] == [TASKS[0], TASKS[1], TASKS[1]]
+    assert [request.instruction for request in requests(dataset, "trajectory")] == [
+        TASKS[0],
+        TASKS[1],
+        TASKS[1],
+    ]
     assert count_requests(dataset, "trajectory") == 3
     assert load_examples(dataset.path).instructions == (*[TASKS[0]] * 3, *[TASKS[1]] * 3, *[TASKS[1]] * 5)
 
@@ -198,24 +259,42 @@ def test_the_instruction_from_a_column_of_text(tmp_path):
         return columns | {"prompt": ["wave"] * len(columns["index"])}
 
     text = {"dtype": "string", "shape": [1]}
-    root = write_stranger(tmp_path / "d", column=prompted, info=lambda about: about | {"features": about["features"] | {"prompt": text}})
+    root = write_stranger(
+        tmp_path / "d",
+        column=prompted,
+        info=lambda about: about | {"features": about["features"] | {"prompt": text}},
+    )
     assert open_dataset(root, columns={"instruction": "prompt"}).instructions(0) == ["wave"] * 6
 
 
 def test_templates_of_other_versions_and_byte_order_marks(tmp_path):
-    renamed = {name: value.replace("episode_chunk", "chunk_index") for name, value in zip(("data_path", "video_path"), (
-        "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
-        "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"), strict=True)}  # fmt: skip
+    renamed = {
+        name: value.replace("episode_chunk", "chunk_index")
+        for name, value in zip(
+            ("data_path", "video_path"),
+            (
+                "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
+                "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
+            ),
+            strict=True,
+        )
+    }
     root = write_stranger(tmp_path / "d", info=lambda about: about | renamed)
     for file in ("info.json", "episodes.jsonl", "tasks.jsonl"):
         (root / "meta" / file).write_bytes(b"\xef\xbb\xbf" + (root / "meta" / file).read_bytes())
     assert open_dataset(root).images(1, [0]).mean() == pytest.approx(20, abs=3)
 
 
-@pytest.mark.parametrize("missing", ["data_path", "video_path", "chunks_size", "total_episodes", "total_frames", "robot_type"])
+@pytest.mark.parametrize(
+    "missing", ["data_path", "video_path", "chunks_size", "total_episodes", "total_frames", "robot_type"]
+)
 @both
 def test_what_info_need_not_say(tmp_path, version, missing):
-    root = write_stranger(tmp_path / "d", version, info=lambda about: {name: value for name, value in about.items() if name != missing})
+    root = write_stranger(
+        tmp_path / "d",
+        version,
+        info=lambda about: {name: value for name, value in about.items() if name != missing},
+    )
     assert open_dataset(root).images(1, [0]).mean() == pytest.approx(20, abs=3)
 
 
@@ -227,15 +306,27 @@ def test_frames_a_second_as_text_read_and_as_nothing_refused(tmp_path):
 
 
 def test_file_numbers_as_floats_read_and_as_nothing_left_out(tmp_path):
-    floats = write_stranger(tmp_path / "floats", "v3.0", row=lambda line, _: line | {"data/file_index": 0.0, f"videos/{CAMERA}/chunk_index": 0.0})
+    floats = write_stranger(
+        tmp_path / "floats",
+        "v3.0",
+        row=lambda line, _: line | {"data/file_index": 0.0, f"videos/{CAMERA}/chunk_index": 0.0},
+    )
     assert len(open_dataset(floats).episodes) == 2
-    null = write_stranger(tmp_path / "null", "v3.0", row=lambda line, episode: line | {"data/file_index": None if episode else 0})
+    null = write_stranger(
+        tmp_path / "null",
+        "v3.0",
+        row=lambda line, episode: line | {"data/file_index": None if episode else 0},
+    )
     with pytest.warns(UserWarning, match="episode 1: .*file_index"):
         assert [info.index for info in open_dataset(null).episodes] == [0]
 
 
 def test_a_time_stamp_that_is_none_leaves_its_episode_out(tmp_path):
-    root = write_stranger(tmp_path / "d", "v3.0", row=lambda line, episode: line | {f"videos/{CAMERA}/from_timestamp": np.nan if episode else 0.0})
+    root = write_stranger(
+        tmp_path / "d",
+        "v3.0",
+        row=lambda line, episode: line | {f"videos/{CAMERA}/from_timestamp": np.nan if episode else 0.0},
+    )
     with pytest.warns(UserWarning, match="episode 1: .*from_timestamp nan"):
         assert list(open_dataset(root).left_out) == [1]
     with pytest.raises(KitError, match="from_timestamp nan"):
@@ -249,10 +340,17 @@ def test_rows_are_put_in_order_and_need_no_numbers_but_the_episodes(tmp_path, ve
         return dict(zip(table.column_names, table.columns, strict=True))
 
     def bare(columns: dict, _: int) -> dict:
-        return {name: values for name, values in columns.items() if name not in ("frame_index", "index", "task_index", "timestamp")}
+        return {
+            name: values
+            for name, values in columns.items()
+            if name not in ("frame_index", "index", "task_index", "timestamp")
+        }
 
     plain = open_dataset(write_stranger(tmp_path / "plain", version))
-    mixed, few = (open_dataset(write_stranger(tmp_path / name, version, column=change)) for name, change in (("mixed", shuffled), ("few", bare)))
+    mixed, few = (
+        open_dataset(write_stranger(tmp_path / name, version, column=change))
+        for name, change in (("mixed", shuffled), ("few", bare))
+    )
     for episode in (0, 1):
         np.testing.assert_array_equal(mixed.actions(episode), plain.actions(episode))
         np.testing.assert_array_equal(few.actions(episode), plain.actions(episode))
@@ -261,7 +359,11 @@ def test_rows_are_put_in_order_and_need_no_numbers_but_the_episodes(tmp_path, ve
 
 def test_ragged_rows_are_said(tmp_path):
     def ragged(columns: dict, episode: int) -> dict:
-        return columns | {"action": rewritten([[0.01] * (6 if episode and t % 2 else 7) for t in range(len(columns["index"]))])}
+        return columns | {
+            "action": rewritten(
+                [[0.01] * (6 if episode and t % 2 else 7) for t in range(len(columns["index"]))]
+            )
+        }
 
     with pytest.warns(UserWarning, match="has 6 numbers in row 1, but 7 in row 0"):
         dataset = open_dataset(write_stranger(tmp_path / "d", "v3.0", column=ragged))
@@ -281,7 +383,9 @@ def test_a_missing_number_is_told_as_missing_and_drawn_as_a_gap(tmp_path):
     request = next(requests(dataset, "trajectory"))
     rest = 100 * abs(np.nansum(request.actions[:, 0], dtype=np.float64))
     assert f"{rest:.1f} cm" in action_words(request) or rest < 0.1
-    assert "nan" not in action_words(request) + action_table(request) and "1: missing" in action_table(request)
+    assert "nan" not in action_words(request) + action_table(request) and "1: missing" in action_table(
+        request
+    )
     action_curves(dataset.actions(0), dataset.segments(0), dataset.action_names, dataset.fps, dataset.metric)
 
 
@@ -319,7 +423,9 @@ def test_one_bad_episode_never_stops_the_rest(tmp_path, count):
     next(root.rglob("episode_000002.mp4")).unlink()
     dataset = open_dataset(root, episodes=None)
     table = annotate_dataset(dataset, OracleTeacher(0), progress=False, output=tmp_path / "o.parquet")
-    assert {row["episode"] for row in pq.read_table(table, columns=["episode"]).to_pylist()} == set(range(count)) - {2}
+    assert {row["episode"] for row in pq.read_table(table, columns=["episode"]).to_pylist()} == set(
+        range(count)
+    ) - {2}
     assert list(dataset.left_out) == [2] and "is missing" in dataset.left_out[2]
     assert f"1 of {count} episodes" in str(dataset)
     examples = load_examples(root)
@@ -346,8 +452,23 @@ def test_an_export_numbers_frames_where_the_table_does_not(tmp_path):
     def bare(columns: dict, _: int) -> dict:
         return {name: values for name, values in columns.items() if name not in ("frame_index", "timestamp")}
 
-    result = CliRunner().invoke(app, ["annotate", str(write_stranger(tmp_path / "d", "v3.0", column=bare)), "--output", str(tmp_path / "o.parquet"),
-                                      "--export", str(tmp_path / "out"), "--gripper", "1", "--episodes", "0", "--camera", "front"])
+    result = CliRunner().invoke(
+        app,
+        [
+            "annotate",
+            str(write_stranger(tmp_path / "d", "v3.0", column=bare)),
+            "--output",
+            str(tmp_path / "o.parquet"),
+            "--export",
+            str(tmp_path / "out"),
+            "--gripper",
+            "1",
+            "--episodes",
+            "0",
+            "--camera",
+            "front",
+        ],
+    )
     assert result.exit_code == 0, result.output
     assert "1 of 6 frames" in result.output and "open is 1 (as told)" in result.output
     table = pq.read_table(tmp_path / "out/data/chunk-000/file-000.parquet")
