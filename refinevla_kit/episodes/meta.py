@@ -96,7 +96,7 @@ def _rows_v3(path: Path) -> Rows:
     rows: list[dict[str, Any]] = []
     for file in sorted((path / "meta/episodes").glob("*/*.parquet")):
         names = [name for name in read_schema(file).names if not name.startswith("stats/")]
-        rows += read_parquet(file, names).to_pylist()
+        rows += read_rows(file, names)
     return _by_number(rows, path / "meta/episodes")
 
 
@@ -113,7 +113,7 @@ def sentences(path: Path, version: str) -> dict[int, str]:
     file = path / "meta/tasks.parquet"
     try:
         if version == "v3.0" and exists(file):
-            rows = read_parquet(file, read_schema(file).names).to_pylist()
+            rows = read_rows(file, read_schema(file).names)
         else:
             rows = _json_lines(path / "meta/tasks.jsonl") if exists(path / "meta/tasks.jsonl") else []
     except KitError as error:
@@ -164,6 +164,14 @@ def read_parquet(file: Path, columns: Sequence[str]) -> pa.Table:
     try:
         return pq.read_table(file, columns=present, partitioning=None)
     except (OSError, ValueError, pa.ArrowException) as error:
+        raise unreadable(file, error) from error
+
+
+def read_rows(file: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """The named columns as one mapping a row."""
+    try:
+        return read_parquet(file, columns).to_pylist()
+    except (ValueError, OverflowError, pa.ArrowException) as error:  # text that is no UTF-8, dates beyond Python's
         raise unreadable(file, error) from error
 
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 from refinevla_kit.episodes import columns as meaning
 from refinevla_kit.episodes import meta, sidecar, video
 from refinevla_kit.episodes.contract import EpisodeInfo
-from refinevla_kit.episodes.damage import AGAIN
+from refinevla_kit.episodes.damage import AGAIN, unreadable
 from refinevla_kit.errors import KitError
 from refinevla_kit.simulator.contract import Array, SceneState
 
@@ -159,11 +159,12 @@ class EpisodeDataset:
         column = self._column(episode, self.columns.instruction)
         if column is None:
             return [info.instruction] * info.length
+        try:
+            cells = column.to_pylist()
+        except (ValueError, OverflowError, pa.ArrowException) as error:
+            raise unreadable(self._table_file(episode), error) from error
         named: dict[Any, str] = {**self._sentences, None: info.instruction}
-        return [
-            each if isinstance(each, str) else named.get(meta.whole(each), info.instruction)
-            for each in column.to_pylist()
-        ]
+        return [cell if isinstance(cell, str) else named.get(meta.whole(cell), info.instruction) for cell in cells]
 
     def segments(self, episode: int) -> list[Segment]:
         """Where a teacher is asked anew: at gripper events, at changes of motion and of instruction."""
@@ -211,8 +212,10 @@ class EpisodeDataset:
 
     def masks(self, episode: int) -> dict[str, Array] | None:
         """name -> bool (T, H, W), visible pixels of each thing; None for a real robot's dataset."""
-        self.info(episode)
-        return sidecar.read_masks(self.path, episode)
+        length, masks = self.info(episode).length, sidecar.read_masks(self.path, episode)
+        if any(len(mask) != length for mask in (masks or {}).values()):
+            raise KitError(f"{self.path}: masks for other than the {length} frames of episode {episode}", AGAIN)
+        return masks
 
     def info(self, episode: int) -> EpisodeInfo:
         """The listing's entry; raises `KitError` for an unknown episode, or one that is left out."""
@@ -367,13 +370,11 @@ class EpisodeDataset:
     def _vectors(self, episode: int, name: str) -> Array:
         length = self.info(episode).length
         column = self._column(episode, name) if name else None
-        if column is None:
-            if name == self.columns.action:
-                what = f"{self._table_file(episode)} has no column {name!r}"
-                raise KitError(what, "name the column that holds the action: columns={'action': ...}")
-            return np.zeros((length, 0), np.float32)
+        if column is None and name == self.columns.action:
+            what = f"{self._table_file(episode)} has no column {name!r}"
+            raise KitError(what, "name the column that holds the action: columns={'action': ...}")
         try:
-            values = meta.matrix(column)
+            values = np.zeros((length, 0), np.float32) if column is None else meta.matrix(column)
         except (ValueError, TypeError, OverflowError, pa.ArrowException) as error:
             what = f"{self._table_file(episode)}: {name!r} of episode {episode} {error}"
             raise KitError(what, "mend or leave out this episode: each row takes as many numbers") from error
