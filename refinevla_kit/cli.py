@@ -143,26 +143,36 @@ def annotate(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the estimate and make no call")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="do not ask before calls that cost something")] = False,
     export: Annotated[Path | None, typer.Option(help="then write the dataset with the rationales in LeRobot's language columns here")] = None,
+    camera: Annotated[str | None, typer.Option(help="the camera to show, or a part of its name; default the first that is no depth map")] = None,
+    episodes: Annotated[str | None, typer.Option(help="which, e.g. 0-9,12; default all")] = None,
+    column: Annotated[list[str] | None, typer.Option(help="action=NAME, state=NAME or instruction=NAME of a feature; repeatable")] = None,
+    deltas: Annotated[bool | None, typer.Option("--deltas/--positions", help="what the actions are; default inferred where that is safe")] = None,
+    gripper: Annotated[float | None, typer.Option(help="the gripper command's value that means open: 1, 0 or -1; default inferred")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="refuse a dataset with episodes that cannot be read")] = False,
 ) -> None:
     """Have a teacher write rationales for a dataset; they are stored beside it. Run it again to continue."""
+    from refinevla_kit.episodes import open_dataset
     from refinevla_kit.episodes.language import check_export, export_language
     from refinevla_kit.notebook_runner import parse_parameter
     from refinevla_kit.teacher import Limits, RunFailed, annotate_dataset, estimate, load_rationales, make_teacher, parse_prices, summarise
 
+    columns = dict(pair.partition("=")[::2] for pair in column or [])
+    opened = open_dataset(dataset, deltas, camera=camera, episodes=episodes, columns=columns or None, gripper=gripper, strict=strict)
+    print(opened, file=sys.stderr, flush=True)
     options = dict(parse_parameter(text) for text in option or []) | ({"model": model} if model else {})
     teaching = make_teacher(teacher, seed, **options)
     paid = parse_prices(prices) if prices else None
     limits = Limits(concurrency, requests_per_minute, tokens_per_minute, budget_calls, budget_tokens, budget_money, paid, max_attempts, seed)
     if dry_run:
-        expected = estimate(dataset, teaching, granularity, keyframes, output, limits)
+        expected = estimate(opened, teaching, granularity, keyframes, output, limits)
         print(expected)
         _print_json({"requests": expected.requests, "money": expected.money, "worst_money": expected.worst_money, "hours": expected.hours})
         return
     if export is not None:
-        check_export(dataset, export)
+        check_export(opened, export)
     agreed = yes or (None if sys.stdin.isatty() else False)
     try:
-        path = annotate_dataset(dataset, teaching, granularity, keyframes, output=output, limits=limits, executor=executor, confirm=agreed)
+        path = annotate_dataset(opened, teaching, granularity, keyframes, output=output, limits=limits, executor=executor, confirm=agreed)
         failure = ""
     except RunFailed as error:
         path, failure = error.path or Path(), str(error)
@@ -173,7 +183,7 @@ def annotate(
         result |= {"answers": found.rationales, "refusals": found.refusals, "money": found.money}
         result["stopped"] = failure or found.stopped
     if export is not None and not failure:
-        print(f"with language columns: {export_language(dataset, load_rationales(path), export)}")
+        print(f"with language columns: {export_language(opened, load_rationales(path), export)}")
     _print_json(result)
     if failure:
         raise SystemExit(_fail(failure, 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import TracebackType
 
 
 def install(extra: str) -> str:
@@ -30,3 +31,15 @@ class KitError(Exception):
     def _render_traceback_(self) -> list[str]:
         """IPython calls this instead of printing ten levels of traceback."""
         return [f"{type(self).__name__}: {self}"]
+
+
+def _one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A `KitError` that ends a script is one line too."""
+    if isinstance(error, KitError):
+        print(f"{kind.__name__}: {error}", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+if sys.excepthook is sys.__excepthook__:  # a debugger's or a notebook's own stands
+    sys.excepthook = _one_line

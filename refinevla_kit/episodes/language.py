@@ -10,7 +10,9 @@ kept with every frame of its episode; an event is kept with the one frame that i
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -23,9 +25,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from refinevla_kit.episodes.reader import AGAIN, EpisodeDataset, open_dataset
+from refinevla_kit.episodes.reader import EpisodeDataset, open_dataset
 from refinevla_kit.errors import KitError
 from refinevla_kit.files import replacing, write_json
+from refinevla_kit.simulator.contract import Array
 
 if TYPE_CHECKING:
     from refinevla_kit.teacher.answers import StoredRationale
@@ -48,16 +51,25 @@ def export_language(dataset: EpisodeDataset | str | Path, rationales: Sequence[S
     info = check_export(opened, target)
     by_episode: dict[int, list[StoredRationale]] = {episode.index: [] for episode in opened.episodes}
     for one in rationales:
+        if one.episode in opened.left_out:
+            continue
         if one.episode not in by_episode or one.start >= opened.info(one.episode).length:
             raise KitError(f"{opened.path} has no frame {one.start} of episode {one.episode}", "give the rationales of this dataset")
         if one.rationale and one.rationale.instruction_matches:
             by_episode[one.episode].append(one)
     with replacing(target) as folder:
-        shutil.copytree(opened.path, folder, copy_function=_link, ignore=shutil.ignore_patterns(".*", "*.part"))
-        for file in sorted(folder.glob("data/*/*.parquet")):
-            _rewrite(file, by_episode, opened.cameras[0] if opened.cameras else None)
-        info["features"] |= {name: {"dtype": "language", "shape": [1], "names": None} for name in COLUMNS}
-        write_json(folder / "meta/info.json", info)
+        try:
+            shutil.copytree(opened.path, folder, copy_function=_link, ignore=shutil.ignore_patterns(".*", "*.part"))
+        except shutil.Error as error:  # gathers what each file said
+            full = any("No space left" in str(said) for said in error.args[0])
+            raise OSError(errno.ENOSPC if full else errno.EIO, str(error.args[0][0][-1])) from error
+        try:
+            for file in sorted(folder.glob("data/*/*.parquet")):
+                _rewrite(file, by_episode, opened.camera or None, opened.fps)
+            info["features"] |= {name: {"dtype": "language", "shape": [1], "names": None} for name in COLUMNS}
+            write_json(folder / "meta/info.json", info)
+        except (ValueError, TypeError, pa.ArrowException) as error:
+            raise KitError(f"{opened.path} cannot be written anew ({error})", "mend its tables and meta/info.json as this says") from error
     return target
 
 
@@ -83,24 +95,40 @@ def check_export(dataset: EpisodeDataset | str | Path, output: str | Path) -> di
     return info
 
 
-def _rewrite(file: Path, rationales: dict[int, list[StoredRationale]], camera: str | None) -> None:
-    """Add both columns to a table of frames, one row group an episode, as LeRobot's own writer does."""
-    table = pq.read_table(file, partitioning=None).replace_schema_metadata()  # what Hugging Face's metadata says of the columns no longer holds
+def _rewrite(file: Path, rationales: dict[int, list[StoredRationale]], camera: str | None, fps: float) -> None:
+    """Add both columns to a table of frames, in their order, one row group an episode, as LeRobot's own writer does."""
+    try:
+        table = pq.read_table(file, partitioning=None).replace_schema_metadata()  # what Hugging Face's metadata says of the columns no longer holds
+        episodes, frames = (_numbers(table, name) for name in ("episode_index", "frame_index"))
+    except (OSError, ValueError, TypeError, KeyError, pa.ArrowException):
+        return  # all its episodes were left out, when the dataset was opened
+    if ((np.diff(episodes) < 0) | ((np.diff(episodes) == 0) & (np.diff(frames) < 0))).any():
+        order = np.lexsort((frames, episodes))
+        table, episodes = table.take(order), episodes[order]
     schema = pa.schema([*table.schema, *COLUMNS.items()])
-    episodes = table["episode_index"].to_numpy()
     bounds = [0, *(np.flatnonzero(np.diff(episodes)) + 1).tolist(), len(episodes)]
     with replacing(file) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for start, end in pairwise(bounds):
             part = table.slice(start, end - start)
-            times = dict(zip(part["frame_index"].to_pylist(), part["timestamp"].to_pylist(), strict=True))
+            said = part["timestamp"].to_pylist() if "timestamp" in part.column_names else []
+            times = [said[i] if i < len(said) and _finite(said[i]) else i / fps for i in range(len(part))]
             persistent: list[dict[str, Any]] = []
-            events: dict[int, list[dict[str, Any]]] = {frame: [] for frame in times}
-            for one in sorted(rationales[int(episodes[start])], key=lambda one: one.start):
-                if one.start not in times:
-                    raise KitError(f"{file.name} lacks frame {one.start} of episode {one.episode}", AGAIN)
+            events: list[list[dict[str, Any]]] = [[] for _ in times]
+            for one in sorted(rationales.get(int(episodes[start]), []), key=lambda one: one.start):
                 _add(one, times[one.start], camera, persistent, events[one.start])
-            columns = pa.array([persistent] * len(times), COLUMNS["language_persistent"]), pa.array(list(events.values()), COLUMNS["language_events"])
+            columns = pa.array([persistent] * len(times), COLUMNS["language_persistent"]), pa.array(events, COLUMNS["language_events"])
             writer.write_table(pa.Table.from_arrays([*part.columns, *columns], schema=schema))
+
+
+def _numbers(table: pa.Table, name: str) -> Array:
+    """A column of numbers; of frames, that of the rows where the table does not number them."""
+    if name == "frame_index" and name not in table.column_names:
+        return np.arange(len(table))
+    return np.asarray(table[name].to_numpy().astype(np.int64))
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _add(one: StoredRationale, time: float, camera: str | None, persistent: list[dict[str, Any]], events: list[dict[str, Any]]) -> None:
@@ -113,8 +141,10 @@ def _add(one: StoredRationale, time: float, camera: str | None, persistent: list
 
 
 def _link(source: str, destination: str) -> None:
+    if not Path(source).exists():  # a link to nowhere: what it led to was left out when the dataset was opened
+        return
     with suppress(OSError):  # another disk, or one without links
         if source.endswith((".mp4", ".npz")):  # nobody changes these in place
-            os.link(source, destination)
+            os.link(Path(source).resolve(), destination)  # of a symbolic link, as in the Hub's cache, the file behind it
             return
     shutil.copy2(source, destination)

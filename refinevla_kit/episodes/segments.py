@@ -7,11 +7,13 @@ displacements at 5 Hz and a humanoid's joint angles at 30 Hz.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
+from refinevla_kit.episodes.columns import filled
 from refinevla_kit.simulator.contract import Array
 
 GAIN = 0.06  # at most 1 / GAIN cuts for motion; 4-8 segments in practice
@@ -20,25 +22,39 @@ LEVER = 0.1  # m: a rotation counts as what it moves at this distance, about a f
 
 @dataclass(frozen=True)
 class Segment:
-    """Frames start .. end - 1 of an episode. `reason` says why it starts there: "start", "gripper closes", "gripper opens" or "motion"."""
+    """Frames start .. end - 1 of an episode. `reason` says why it starts there: "start", "gripper closes", "gripper opens", "motion" or "task"."""
 
     start: int
     end: int
     reason: str
 
 
-def split_segments(actions: Array, deltas: bool, gripper: int | None, shortest: int | None = None) -> list[Segment]:
+def split_segments(
+    actions: Array, deltas: bool | None, gripper: int | None, shortest: int | None = None, instructions: Sequence[str] = ()
+) -> list[Segment]:
     """Cut a trajectory into segments; the same actions give the same segments.
 
     Args:
         actions: float (T, A), T >= 1. With `deltas` and A = 7: [0:3] metres, [3:6] radians, a step.
-        deltas: actions are displacements; otherwise positions, whose differences are taken and smoothed over half a shortest segment.
+        deltas: actions are displacements; otherwise (or where that is not known) positions, whose differences are taken and smoothed
+            over half a shortest segment. What is not finite counts as no displacement, or as the position before it.
         gripper: index of the gripper's dimension (larger is more open), None where there is none.
         shortest: least number of frames of a segment; None means T / 16, and at least 2. A shorter trajectory is one segment.
+        instructions: the T frames' sentences; no segment goes on where the sentence changes, and each stretch is cut as its own trajectory.
 
     Returns:
         Segments in order, covering [0, T) without gap or overlap.
     """
+    if len(stretches := same(instructions)) > 1:
+        cut: list[Segment] = []
+        for at, to in stretches:
+            for part in split_segments(actions[at:to], deltas, gripper, shortest):
+                reason = "task" if at and not part.start else part.reason
+                cut.append(Segment(at + part.start, at + part.end, reason))
+        return cut
+    if not np.isfinite(actions).all():
+        actions = filled(actions, deltas)
+    gripper = gripper if gripper is not None and gripper < actions.shape[1] else None
     length = len(actions)
     least = max(shortest or max(2, length // 16), 1)
     cuts = {0: "start"} | _gripper_events(actions, gripper, least)
@@ -50,6 +66,12 @@ def split_segments(actions: Array, deltas: bool, gripper: int | None, shortest: 
             cuts |= {start + cut: "motion" for cut in _change_points(velocity[start:end], GAIN * whole, least)}
     starts = sorted(cuts)
     return [Segment(start, end, cuts[start]) for start, end in pairwise([*starts, length])]
+
+
+def same(values: Sequence[str]) -> list[tuple[int, int]]:
+    """Stretches [start, end) in which neighbouring values are equal."""
+    bounds = [0, *(i for i, (before, now) in enumerate(pairwise(values), 1) if before != now), len(values)]
+    return list(pairwise(bounds))
 
 
 def _gripper_events(actions: Array, gripper: int | None, least: int) -> dict[int, str]:
@@ -68,7 +90,7 @@ def _gripper_events(actions: Array, gripper: int | None, least: int) -> dict[int
     return events
 
 
-def _velocity(actions: Array, deltas: bool, gripper: int | None, least: int) -> Array:
+def _velocity(actions: Array, deltas: bool | None, gripper: int | None, least: int) -> Array:
     """float64 (T, D): what changes a step, the gripper left out."""
     moving = [i for i in range(actions.shape[1]) if gripper is None or i != gripper % actions.shape[1]]
     if deltas:

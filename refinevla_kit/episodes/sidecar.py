@@ -6,13 +6,13 @@ Other LeRobot readers do not look here.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 
+from refinevla_kit.episodes.damage import unreadable
 from refinevla_kit.errors import KitError
 from refinevla_kit.files import write_json
 from refinevla_kit.simulator.contract import PHASES, Array, SceneState
@@ -78,7 +78,10 @@ def _load(path: Path, prefix: str) -> dict[str, Array]:
     if not path.is_file():
         return {}
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files if name.startswith(prefix)}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise KitError(f"{path} cannot be read ({error})", "the file is cut off or damaged: copy or record the dataset again") from error
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files if name.startswith(prefix)}
+        if len({len(array) for name, array in arrays.items() if name != "mask_names"}) > 1 or ("mask_names" in arrays) != ("mask_labels" in arrays):
+            raise ValueError("arrays are missing, or of different lengths")
+        return arrays
+    except Exception as error:  # NumPy and zipfile raise anything of damaged files
+        raise unreadable(path, error, "the file is cut off or damaged: copy or record the dataset again") from error

@@ -6,8 +6,10 @@ would not show. The accurate path is used both ways: what remains at crf 14 is t
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 import av
 import numpy as np
 
+from refinevla_kit.episodes.damage import exists, unreadable
 from refinevla_kit.errors import KitError
 from refinevla_kit.simulator.contract import Array
 
@@ -23,6 +26,7 @@ OPTIONS = {"crf": "14", "preset": "medium", "g": "10", "bf": "0", "forced-idr": 
 SCALING = 0x4 | 0x2000 | 0x40000  # swscale's BICUBIC | FULL_CHR_H_INT | ACCURATE_RND
 SEEK_AFTER = 30  # frames; a nearer frame is reached sooner by decoding on than by seeking
 REMEDY = "the file is cut off or damaged: copy or download the dataset again"
+RATE = "correct fps in meta/info.json, or write the videos anew at its rate"
 
 logging.getLogger("libav").setLevel(logging.CRITICAL)  # its complaints come as exceptions too
 
@@ -31,39 +35,67 @@ class VideoWriter:
     """Encodes frames into one mp4; each call of `write` starts with a key frame, so episodes can be cut out without re-encoding."""
 
     def __init__(self, path: Path, fps: int, height: int, width: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.frames, self.bytes = 0, 0  # bytes encoded so far
-        self._container = av.open(str(path), "w", format="mp4")  # said, because a temporary name has another ending
+        self.path, self.frames, self.bytes = path, 0, 0  # bytes encoded so far
+        self._failed = False
+        self._margins = ((0, height % 2), (0, width % 2), (0, 0))  # yuv420p takes even sizes only: the last row or column is doubled
+        with self._writing():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._container = av.open(str(path), "w", format="mp4")  # said, because a temporary name has another ending
         stream: Any = self._container.add_stream(CODEC, rate=fps, options=OPTIONS)
-        stream.height, stream.width, stream.pix_fmt = height, width, PIXELS
+        stream.height, stream.width, stream.pix_fmt = height + height % 2, width + width % 2, PIXELS
         stream.codec_context.thread_count = 1  # threads would change the bytes
         stream.codec_context.time_base = Fraction(1, fps)
         self._stream = stream
 
     def write(self, images: Array) -> None:
         """images: uint8 (T, H, W, 3)."""
-        for i, image in enumerate(images):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), "rgb24").reformat(format=PIXELS, interpolation=SCALING)
-            frame.pts = self.frames
-            frame.pict_type = av.video.frame.PictureType.I if i == 0 else av.video.frame.PictureType.NONE
-            packets = self._stream.encode(frame)
-            self.bytes += sum(packet.size for packet in packets)
-            self._container.mux(packets)
-            self.frames += 1
+        with self._writing():
+            for i, image in enumerate(images):
+                even = np.pad(image, self._margins, mode="edge")
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(even), "rgb24").reformat(format=PIXELS, interpolation=SCALING)
+                frame.pts = self.frames
+                frame.pict_type = av.video.frame.PictureType.I if i == 0 else av.video.frame.PictureType.NONE
+                packets = self._stream.encode(frame)
+                self.bytes += sum(packet.size for packet in packets)
+                self._container.mux(packets)
+                self.frames += 1
 
     def close(self, flush: bool = True) -> None:
-        """Finish the file. After a failed `write` pass flush=False: muxing on after a full disk crashes inside FFmpeg."""
+        """Finish the file. After a `write` that failed nothing more is written: muxing on after a full disk crashes inside FFmpeg."""
+        with self._writing():
+            try:
+                if flush and not self._failed:
+                    self._container.mux(self._stream.encode())
+            finally:
+                self._container.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """A full or read-only disk in one line."""
         try:
-            if flush:
-                self._container.mux(self._stream.encode())
-        finally:
-            self._container.close()
+            yield
+        except (OSError, av.error.FFmpegError) as error:
+            self._failed = True
+            if error.errno == errno.ENOSPC:
+                raise KitError(f"no space left on the disk while writing {self.path}", "free space or choose another output folder") from error
+            raise KitError(f"video {self.path} cannot be written ({error.strerror or error})", "choose another output folder") from error
+        except BaseException:
+            self._failed = True
+            raise
 
 
-def count_frames(path: Path) -> int:
-    """Number of frames that the mp4's index lists, without decoding; raises `KitError` for a missing or damaged file."""
+def count_frames(path: Path, fps: float) -> int:
+    """Number of frames of a video without decoding any, from its index or, where that says nothing, from its packets.
+
+    Raises:
+        KitError: missing or damaged file, or one that runs at another rate than `fps`.
+    """
     with _opened(path) as container:
-        return int(container.streams.video[0].frames)
+        stream = container.streams.video[0]
+        frames = int(stream.frames) or sum(packet.size > 0 for packet in container.demux(stream))
+        if frames > 1 and (other := _other_rate(stream, fps)):
+            raise KitError(f"video {path} {other}", RATE)
+        return frames
 
 
 def read_frames(path: Path, wanted: Sequence[int], fps: float) -> Array:
@@ -89,17 +121,27 @@ def read_frames(path: Path, wanted: Sequence[int], fps: float) -> Array:
         at, frames = -SEEK_AFTER - 1, iter(())  # number of the last decoded frame; none yet
         for number in order:
             if not at < number <= at + SEEK_AFTER:
-                container.seek(start + int((number + 0.5) / fps / base), stream=stream, backward=True, any_frame=False)
+                with suppress(av.error.PermissionError):  # a file that cannot seek back to its beginning is read from where it stands
+                    container.seek(start + int((number + 0.5) / fps / base), stream=stream, backward=True, any_frame=False)
                 frames = container.decode(stream)
             for frame in frames:
                 at = round((frame.pts - start) * base * fps)
                 if at >= number:
                     break
             if at != number:
-                raise KitError(f"{path} has no frame {number} (it ends at {max(at, 0)})", REMEDY)
+                what = f"{path} has no frame {number} (it ends at {max(at, 0)})"
+                if other := _other_rate(stream, fps):
+                    raise KitError(f"{what}: it {other}", RATE)
+                raise KitError(what, REMEDY)
             found[number] = frame.to_ndarray(format="rgb24", interpolation=SCALING)
         empty = np.zeros((0, stream.height, stream.width, 3), np.uint8)
     return np.stack([found[number] for number in wanted]) if order else empty
+
+
+def _other_rate(stream: Any, fps: float) -> str:
+    """What to say of a video whose frames come faster or slower than `fps`; "" where they do not."""
+    rate = float(stream.average_rate or fps)
+    return "" if 0.9 < rate / fps < 1.1 else f"runs at {rate:g} frames a second, info.json says {fps:g}"
 
 
 class _opened:
@@ -109,12 +151,12 @@ class _opened:
         self.path = path
 
     def __enter__(self) -> Any:
-        if not self.path.is_file():
+        if not exists(self.path):
             raise KitError(f"video {self.path} is missing", "copy or download the dataset again, videos included")
         try:
             self._container = av.open(str(self.path))
-        except av.error.FFmpegError as error:
-            raise KitError(f"video {self.path} cannot be read ({error.strerror})", REMEDY) from error
+        except (av.error.FFmpegError, OSError, ValueError) as error:
+            raise unreadable(self.path, getattr(error, "strerror", error), REMEDY) from error
         if not self._container.streams.video:
             self._container.close()
             raise KitError(f"{self.path} holds no video", REMEDY)
@@ -122,5 +164,5 @@ class _opened:
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         self._container.close()
-        if isinstance(error, av.error.FFmpegError):
-            raise KitError(f"video {self.path} cannot be decoded ({error.strerror})", REMEDY) from error
+        if isinstance(error, av.error.FFmpegError | ValueError | OverflowError | MemoryError):
+            raise KitError(f"video {self.path} cannot be decoded ({getattr(error, 'strerror', error)})", REMEDY) from error

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from refinevla_kit.episodes import EpisodeDataset
+from refinevla_kit.episodes.columns import filled
 from refinevla_kit.episodes.segments import Segment
 from refinevla_kit.figures.style import BLUE, GREEN, MUTED, ORANGE, PINK, SKY, VERMILION, canvas
 from refinevla_kit.teacher.annotation import StoredRationale
@@ -46,20 +47,20 @@ def contact_sheet(images: Array, frames: Sequence[int], segments: Sequence[Segme
 
 
 def action_curves(
-    actions: Array, segments: Sequence[Segment], names: Sequence[str] = (), fps: float = 5, deltas: bool = True, title: str = ""
+    actions: Array, segments: Sequence[Segment], names: Sequence[str] = (), fps: float = 5, deltas: bool | None = True, title: str = ""
 ) -> Figure:
     """Actions over time with the segments as bands.
 
     Args:
-        actions: float (T, A). With `deltas` and A = 7: metres and radians a step and the gripper command, drawn as cm, degrees and command;
-            otherwise the `BUSIEST` dimensions with the largest range are drawn as recorded.
+        actions: float (T, A). With `deltas` (of a dataset: `metric`) and A = 7: metres and radians a step and the gripper command, drawn as
+            cm, degrees and command; otherwise the `BUSIEST` dimensions with the largest range are drawn as recorded. A missing number is a gap.
         segments: of the whole episode. names: of the A dimensions, () for numbers. fps: frames a second. title: above the curves.
     """
     labels = list(names) if len(names) == actions.shape[1] else [f"action {i}" for i in range(actions.shape[1])]
     if deltas and actions.shape[1] == 7:
-        panels = [("move (cm a step)", [0, 1, 2], 100.0), ("turn (degrees a step)", [3, 4, 5], 180 / np.pi), ("gripper (+1 open)", [6], 1.0)]
+        panels = [("move (cm a step)", [0, 1, 2], 100.0), ("turn (degrees a step)", [3, 4, 5], 180 / np.pi), ("gripper (as commanded)", [6], 1.0)]
     else:
-        busiest = np.sort(np.argsort(-np.ptp(actions, axis=0), kind="stable")[:BUSIEST])
+        busiest = np.sort(np.argsort(-np.ptp(filled(actions, deltas), axis=0), kind="stable")[:BUSIEST])
         panels = [(f"as recorded, the {len(busiest)} of {actions.shape[1]} with the largest range", busiest.tolist(), 1.0)]
     time = np.append(np.arange(len(actions)), len(actions)) / fps  # an action lasts until the next frame
     with canvas(10, 0.6 + (1.5 if len(panels) > 1 else 3.2) * len(panels), len(panels), sharex=True) as (figure, axes):
@@ -69,8 +70,9 @@ def action_curves(
                 if ax is axes[0]:
                     middle = (segment.start + segment.end) / 2 / fps
                     ax.text(middle, 1.0, f"{i}", ha="center", va="top", fontsize=7, transform=ax.get_xaxis_transform())
+            drawn = np.where(np.isfinite(actions), actions, np.nan)
             for i in dimensions:
-                ax.step(time, np.append(actions[:, i], actions[-1, i]) * scale, where="post", label=labels[i], linewidth=1.2)
+                ax.step(time, np.append(drawn[:, i], drawn[-1, i]) * scale, where="post", label=labels[i], linewidth=1.2)
             ax.set_title(label, fontsize=8, fontweight="normal")
             ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
             ax.margins(x=0)

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from refinevla_kit.episodes import EpisodeDataset
+from refinevla_kit.episodes.columns import filled
 from refinevla_kit.figures.episodes import BUSIEST, HEADINGS
 from refinevla_kit.figures.style import BLUE, GREEN, INK, MUTED, ORANGE, SETTINGS, VERMILION
 from refinevla_kit.simulator.camera import project
@@ -32,11 +33,12 @@ def action_paths(dataset: EpisodeDataset, request: Request) -> list[Array]:
     Empty without simulator state, or where the camera is not that of the WidowX scenes.
     """
     task, states = TASKS.get(dataset.info(request.episode).task), dataset.states(request.episode)
-    if task is None or task.robot != "widowx" or states is None or not request.deltas:
+    if task is None or task.robot != "widowx" or states is None or not request.tool:
         return []
     paths, ends = [], [*request.keyframe_indices[1:], request.end]
     for frame, end in zip(request.keyframe_indices, ends, strict=True):
-        moves = request.actions[frame - request.start: end - request.start, :3] * (-1, -1, 1)  # the base is turned half round against the world
+        moves = filled(request.actions[frame - request.start: end - request.start, :3], True)
+        moves *= (-1, -1, 1)  # the base is turned half round against the world
         points = np.asarray(states[frame].tcp[:3], np.float64) + np.concatenate([np.zeros((1, 3)), np.cumsum(moves, 0)])
         paths.append(project(task, points, *request.keyframes.shape[2:0:-1]))
     return paths
@@ -86,16 +88,15 @@ def _picture(ax: Axes, image: Array, title: str, path: Array | None) -> None:
 
 def _actions(ax: Axes, request: Request) -> None:
     """What the actions amount to, as arrows from zero."""
-    actions, names = np.asarray(request.actions, np.float64), request.action_names
-    values = actions.sum(0) if request.deltas else actions[-1] - actions[0]
-    known = request.deltas and actions.shape[1] == 7
+    actions, names = filled(request.actions, request.deltas), request.action_names
+    values, known = actions.sum(0) if request.deltas else actions[-1] - actions[0], request.tool
     if known:
         values = 100 * values[:3]
         labels = [f"{words[int(value < 0)]} {abs(value):.1f} cm" for words, value in zip(AXES, values, strict=True)]
         values = values * (1, -1, 1)  # left is drawn to the left
     else:
         busiest = np.sort(np.argsort(-np.abs(values), kind="stable")[:BUSIEST])
-        values, labels = values[busiest], [f"{names[i] if len(names) == len(values) else f'action {i}'} {values[i]:+.2g}" for i in busiest]
+        values, labels = values[busiest], [f"{names[i] if len(names) == actions.shape[1] else f'action {i}'} {values[i]:+.2g}" for i in busiest]
     reach = 1.3 * max(np.abs(values).max(initial=0), 1e-6)
     for row, (value, label) in enumerate(zip(values, labels, strict=True)):
         if abs(value) > 0.02 * reach:
@@ -107,8 +108,8 @@ def _actions(ax: Axes, request: Request) -> None:
     ax.set(xlim=(-reach, reach), ylim=(len(values) - 0.5 + known, -0.9))
     ax.set_axis_off()
     ax.set_title(f"{len(actions)} actions together{'' if known else ', as recorded'}", fontsize=8, fontweight="normal")
-    if known:
-        ax.text(0, len(values), _gripper(actions[:, 6] > 0, request.start), ha="center", va="center", fontsize=8)
+    if known and request.open is not None:
+        ax.text(0, len(values), _gripper(request.open, request.start), ha="center", va="center", fontsize=8)
 
 
 def _gripper(is_open: Array, start: int) -> str:

@@ -13,21 +13,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from refinevla_kit.episodes.columns import filled, is_open
 from refinevla_kit.simulator.contract import MASK_NAMES, PHASES
 from refinevla_kit.teacher.claims import GRIPPER, ROBOT, Claim, objects_named, read_claims
 from refinevla_kit.teacher.facts import CLOSED_BELOW, LEVEL_M, MOVING_M, OPEN_ABOVE, SIDE_SHARE, centroid, motion_word, roles
+from refinevla_kit.teacher.requests import without_pictures
 from refinevla_kit.teacher.schema import PARTS, Rationale, Request
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from refinevla_kit.episodes import EpisodeDataset, EpisodeInfo
+    from refinevla_kit.episodes import EpisodeDataset
     from refinevla_kit.teacher.answers import StoredRationale
 
 Array = NDArray[Any]
@@ -96,19 +99,12 @@ def audit(request: Request, rationale: Rationale) -> Audit:
 
 def audit_answers(dataset: EpisodeDataset, answers: Iterable[StoredRationale]) -> Iterator[Audit | None]:
     """The audit of each stored answer about `dataset`, None for a refusal. No picture is decoded; answers sorted by episode read each one once."""
-    info: EpisodeInfo | None = None
-    for one in answers:
-        if one.rationale is None:
-            yield None
-            continue
-        if info is None or info.index != one.episode:
-            info = dataset.info(one.episode)
-            actions, readings = dataset.actions(one.episode), dataset.proprioception(one.episode)
-            states, masks = dataset.states(one.episode), dataset.masks(one.episode)
-        yield audit(Request(
-            dataset.name, one.episode, one.start, one.end, info.instruction, np.zeros((0, 1, 1, 3), np.uint8), (), actions[one.start: one.end],
-            states[one.start] if states else None, {name: mask[one.start] for name, mask in masks.items()} if masks else None,
-            dataset.action_names, dataset.deltas, float(dataset.fps), readings[one.start: one.end], dataset.state_names), one.rationale)  # fmt: skip
+    for episode, group in groupby(answers, key=lambda one: one.episode):
+        told = list(group)
+        spans = [(one.episode, one.start, one.end) for one in told if one.rationale and episode not in dataset.left_out]
+        known = without_pictures(dataset, episode, spans)
+        for one in told:
+            yield audit(next(known), one.rationale) if one.rationale and spans else None
 
 
 def audit_dataset(dataset: EpisodeDataset | str | Path, answers: Sequence[StoredRationale] | str | Path) -> pd.DataFrame:
@@ -164,10 +160,12 @@ class _Scene:
         self.known = self.state is not None and bool(objects)
         self.names = tuple(main + [name for name in objects if name not in main]) if self.known else objects_named(request.instruction)
         self.source, self.target = (*self.names, "", "")[:2]
-        self.moved = np.asarray(request.actions[:, :3], np.float64) if request.deltas and request.actions.shape[1] >= 3 else None
+        metres = request.deltas and request.metric and request.actions.shape[1] >= 3
+        self.moved = filled(request.actions[:, :3], True) if metres else None
         gripper = _column(request.action_names) if request.action_names else 6 if self.known else None  # the simulator's own seventh
-        self.opens = None if gripper is None else np.asarray(request.actions)[:, gripper] > 0.5  # told to be open: +1; closed: -1 or 0
-        readings, finger = request.proprioception, _column(request.proprioception_names)
+        told = gripper is not None and gripper < request.actions.shape[1] and request.gripper is not None
+        self.opens = is_open(request.actions[:, gripper], request.gripper or 0.0) if told else None
+        readings, finger = request.proprioception, _column(request.proprioception_names) if request.gripper is not None else None
         self.opening = float(self.state.opening) if self.state else None if readings is None or finger is None else float(readings[0, finger])
 
     @cached_property

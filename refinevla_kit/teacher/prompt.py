@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from refinevla_kit.episodes.columns import filled
 from refinevla_kit.episodes.contract import ACTION_NAMES
 from refinevla_kit.errors import KitError
 from refinevla_kit.teacher.schema import Array, Refusal, Reply, Request
@@ -89,26 +90,31 @@ def jpeg(image: Image.Image) -> bytes:
 
 
 def action_words(request: Request) -> str:
-    """The actions in words: net displacement in the robot's frame, turn and gripper; of other robots, the dimensions that change most."""
-    actions = np.asarray(request.actions, np.float64)
-    if request.deltas and actions.shape[1] == 7:
+    """The actions in words: net displacement in the robot's frame, turn and gripper; of other robots, the dimensions that change most.
+
+    What is not known of the numbers (see `Request`) is not said.
+    """
+    actions = filled(request.actions, request.deltas)
+    if request.tool:
         moved = _directions(actions[:, :3].sum(0)) or "hardly at all"
         turned = [f"{name} {angle:+.0f}" for name, angle in zip(ACTION_NAMES[3:6], np.degrees(actions[:, 3:6].sum(0))) if abs(angle) >= 1]
         turn = f", and turns by {', '.join(turned)} degrees" if turned else ""
-        return f"In these {len(actions)} actions the tool moves {moved}{turn}. {_gripper(actions[:, 6], request.start)}"
+        return f"In these {len(actions)} actions the tool moves {moved}{turn}.{_gripper(request)}"
     change = actions.sum(0) if request.deltas else actions[-1] - actions[0]
     largest = sorted(range(len(change)), key=lambda i: -abs(change[i]))[:6]
     said = [f"{name} {change[i]:+.3g}" for i, name in ((i, _names(request)[i]) for i in largest) if abs(change[i]) > 1e-4]
-    kind = "displacements" if request.deltas else "position targets"
-    return f"The {len(actions)} actions are {kind} in the robot's own units. Largest changes from first to last: {', '.join(said) or 'none'}."
+    kind = {True: "displacements ", False: "position targets ", None: ""}[request.deltas]
+    told = f"The {len(actions)} actions are {kind}in the robot's own units. Largest changes from first to last: {', '.join(said) or 'none'}."
+    return told + (_gripper(request) if request.deltas is not False else "")
 
 
 def action_table(request: Request) -> str:
     """At most `ROWS` of the actions as numbers, the `COLUMNS` dimensions that vary most where there are more."""
     actions = np.asarray(request.actions, np.float64)
+    spread = np.ptp(filled(actions, request.deltas), axis=0)
     rows = np.unique(np.linspace(0, len(actions) - 1, min(ROWS, len(actions))).round().astype(int))
-    columns = sorted(sorted(range(actions.shape[1]), key=lambda i: -np.ptp(actions[:, i]))[:COLUMNS])
-    units = " (metres, radians and gripper, robot frame: x forward, y left, z up)" if request.deltas and actions.shape[1] == 7 else ""
+    columns = sorted(sorted(range(actions.shape[1]), key=lambda i: -spread[i])[:COLUMNS])
+    units = " (metres, radians and gripper, robot frame: x forward, y left, z up)" if request.tool else ""
     head = f"Actions by frame{units}: {' '.join(_names(request)[i] for i in columns)}"
     return "\n".join([head, *(f"{request.start + row}: {' '.join(_number(actions[row, i]) for i in columns)}" for row in rows)])
 
@@ -117,7 +123,7 @@ def state_words(request: Request) -> str:
     """The robot's readings at the first and the last frame; of simulated data also where things are at the first frame, relative to the tool."""
     lines, readings = [], request.proprioception
     if readings is not None and readings.size:
-        names = request.proprioception_names or tuple(f"s{i}" for i in range(readings.shape[1]))
+        names = _named(request.proprioception_names, "s", readings.shape[1])
         for frame, row in {request.start: readings[0], request.end - 1: readings[-1]}.items():
             lines.append(f"Robot readings at frame {frame}: {', '.join(f'{name} {_number(value)}' for name, value in zip(names, row))}")
     if (scene := request.state) is not None:
@@ -128,13 +134,14 @@ def state_words(request: Request) -> str:
     return "\n".join(lines)
 
 
-def _gripper(command: Array, start: int) -> str:
-    """Commands are 1 for open, and -1 (this kit) or 0 (Open X-Embodiment) for closed."""
-    is_open = command > (0.0 if command.min() < -0.1 else 0.5)
-    changes = enumerate(pairwise(is_open.tolist()), start + 1)
+def _gripper(request: Request) -> str:
+    """What the gripper is commanded to do; "" where the sense of the command is not known."""
+    if request.open is None:
+        return ""
+    changes = enumerate(pairwise(request.open.tolist()), request.start + 1)
     events = [f"it {'opens' if now else 'closes'} at frame {frame}" for frame, (before, now) in changes if before != now]
-    state = "open" if is_open[0] else "closed"
-    return f"The gripper is commanded {state} at first; {', '.join(events)}." if events else f"The gripper is commanded {state} throughout."
+    state = "open" if request.open[0] else "closed"
+    return f" The gripper is commanded {state} {'at first; ' + ', '.join(events) if events else 'throughout'}."
 
 
 def _directions(metres: Array) -> str:
@@ -143,12 +150,16 @@ def _directions(metres: Array) -> str:
 
 
 def _names(request: Request) -> tuple[str, ...]:
-    count = request.actions.shape[1]
-    return request.action_names or (ACTION_NAMES if request.deltas and count == 7 else tuple(f"a{i}" for i in range(count)))
+    return _named(request.action_names or (ACTION_NAMES if request.tool else ()), "a", request.actions.shape[1])
+
+
+def _named(names: tuple[str, ...], letter: str, count: int) -> tuple[str, ...]:
+    """`names`, or made-up ones where there are not as many as numbers."""
+    return names if len(names) == count else tuple(f"{letter}{i}" for i in range(count))
 
 
 def _number(value: float) -> str:
-    return f"{round(float(value), 3) + 0.0:g}"  # + 0.0: no minus before a zero
+    return f"{round(float(value), 3) + 0.0:g}" if math.isfinite(value) else "missing"  # + 0.0: no minus before a zero
 
 
 def _frames(request: Request, contact_sheet: bool) -> list[Part]:

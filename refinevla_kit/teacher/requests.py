@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -22,7 +24,7 @@ GRIPPER = 6  # dimension of the gripper in this kit's own displacement actions
 FRAMES = 64  # decoded at a time
 
 
-def ranges(actions: Any, deltas: bool, granularity: str) -> list[tuple[int, int]]:
+def ranges(actions: Any, deltas: bool | None, granularity: str) -> list[tuple[int, int]]:
     """Frame ranges [start, end) of one episode with `actions` (T, A) that a teacher is asked about. Raises `KitError` for an unknown granularity."""
     from refinevla_kit.episodes.segments import split_segments
 
@@ -41,6 +43,17 @@ def keyframe_indices(start: int, end: int, keyframes: int) -> list[int]:
     return [start + round(i * (end - 1 - start) / max(1, count - 1)) for i in range(count)]
 
 
+def episode_spans(dataset: EpisodeDataset, episode: int, granularity: str) -> list[Span]:
+    """The frames of `dataset` that a teacher is asked about together; where the instruction changes, another question begins."""
+    from refinevla_kit.episodes.segments import same
+
+    if granularity == "segment":
+        return [(episode, segment.start, segment.end) for segment in dataset.segments(episode)]
+    if granularity == "trajectory":
+        return [(episode, *stretch) for stretch in same(dataset.instructions(episode))]
+    return [(episode, *span) for span in ranges(dataset.actions(episode), dataset.deltas, granularity)]
+
+
 def sampled(dataset: EpisodeDataset, count: int) -> list[EpisodeInfo]:
     """At most `count` episodes, evenly spread."""
     chosen = np.unique(np.linspace(0, len(dataset.episodes) - 1, min(count, len(dataset.episodes))).astype(int))
@@ -49,44 +62,74 @@ def sampled(dataset: EpisodeDataset, count: int) -> list[EpisodeInfo]:
 
 def count_requests(dataset: EpisodeDataset, granularity: str, sample: int = 200) -> int:
     """How many requests there are: exact for up to `sample` episodes, else from that many of them."""
-    chosen = sampled(dataset, sample)
-    counts = {info.index: len(ranges(dataset.actions(info.index), dataset.deltas, granularity)) for info in chosen}
-    return round(sum(counts.values()) * len(dataset.episodes) / len(chosen))
+    counts = []
+    for info in sampled(dataset, sample):
+        try:
+            counts.append(len(episode_spans(dataset, info.index, granularity)))
+        except KitError as error:
+            dataset.leave_out(info.index, error)
+    return round(sum(counts) * len(dataset.episodes) / len(counts))
 
 
 def requests(dataset: EpisodeDataset, granularity: str = "segment", keyframes: int = 3, episodes: list[EpisodeInfo] | None = None,
              wanted: Callable[[int, str, list[Span]], list[Span]] | None = None) -> Iterator[Request]:
-    """The requests about `dataset`, in order.
+    """The requests about `dataset`, in order. Episodes that cannot be read are left out, unless the dataset is strict.
 
     Args:
         episodes: None for all.
         wanted: called with each episode's index, digest and spans; answers with the spans to ask about. What is not asked is not decoded.
     """
     for info in dataset.episodes if episodes is None else episodes:
-        actions, proprioception = dataset.actions(info.index), dataset.proprioception(info.index)
-        spans = [(info.index, *span) for span in ranges(actions, dataset.deltas, granularity)]
-        asked = wanted(info.index, digest(dataset, info, actions, spans), spans) if wanted else spans
-        states, masks = (dataset.states(info.index), dataset.masks(info.index)) if asked else (None, None)
-        for first in range(0, len(asked), step := max(1, FRAMES // max(1, keyframes))):
-            group = asked[first: first + step]
-            frames = sorted({frame for _, start, end in group for frame in keyframe_indices(start, end, keyframes)})
-            images = dict(zip(frames, dataset.images(info.index, frames), strict=True))
-            for _, start, end in group:
-                indices = keyframe_indices(start, end, keyframes)
-                yield Request(
-                    dataset.name, info.index, start, end, info.instruction, np.stack([images[i] for i in indices]), indices, actions[start:end],
-                    states[start] if states else None, {name: mask[start] for name, mask in masks.items()} if masks else None,
-                    dataset.action_names, dataset.deltas, float(dataset.fps), proprioception[start:end] if proprioception.shape[1] else None,
-                    dataset.state_names, granularity,
-                )  # fmt: skip
+        try:
+            spans = episode_spans(dataset, info.index, granularity)
+            known = digest(dataset, info, dataset.actions(info.index), spans) if wanted else ""
+        except KitError as error:
+            dataset.leave_out(info.index, error)
+            continue
+        asked = wanted(info.index, known, spans) if wanted else spans
+        try:
+            yield from _with_pictures(dataset, info.index, asked, granularity, keyframes)
+        except KitError as error:
+            dataset.leave_out(info.index, error)
+    dataset.warn()
+
+
+def _with_pictures(dataset: EpisodeDataset, episode: int, spans: list[Span], granularity: str, keyframes: int) -> Iterator[Request]:
+    known = without_pictures(dataset, episode, spans)
+    for first in range(0, len(spans), step := max(1, FRAMES // max(1, keyframes))):
+        group = spans[first: first + step]
+        frames = sorted({frame for _, start, end in group for frame in keyframe_indices(start, end, keyframes)})
+        images = dict(zip(frames, dataset.images(episode, frames), strict=True))
+        for request in islice(known, len(group)):
+            indices = keyframe_indices(request.start, request.end, keyframes)
+            yield replace(request, keyframes=np.stack([images[i] for i in indices]), keyframe_indices=indices, granularity=granularity)
+
+
+def without_pictures(dataset: EpisodeDataset, episode: int, spans: Sequence[Span]) -> Iterator[Request]:
+    """What is known of spans of one episode, each with the instruction that holds in it."""
+    if not spans:
+        return
+    actions, readings, instructions = dataset.actions(episode), dataset.proprioception(episode), dataset.instructions(episode)
+    states, masks = dataset.states(episode), dataset.masks(episode)
+    for _, start, end in spans:
+        sentence = instructions[min(start, len(instructions) - 1)]
+        yield Request(
+            dataset.name, episode, start, end, sentence, np.zeros((0, 1, 1, 3), np.uint8), (), actions[start:end],
+            states[start] if states else None, {name: mask[start] for name, mask in masks.items()} if masks else None,
+            dataset.action_names, dataset.deltas, float(dataset.fps), readings[start:end] if readings.shape[1] else None,
+            dataset.state_names, metric=dataset.metric, gripper=dataset.gripper, gripper_dimension=dataset.gripper_dimension,
+        )  # fmt: skip
 
 
 def digest(dataset: EpisodeDataset, info: EpisodeInfo, actions: Any, spans: list[Span]) -> str:
-    """16 hex digits of what answers about an episode depend on: instruction, actions, where it is cut, the simulator's state."""
+    """16 hex digits of what answers about an episode depend on: instructions, actions, where it is cut, the simulator's state, and what was
+    said of the numbers' meaning and the camera."""
     from refinevla_kit.episodes.sidecar import sidecar_path
 
     beside = sidecar_path(dataset.path, info.index)
-    parts = [info.instruction.encode(), actions.tobytes(), repr(spans).encode(), beside.read_bytes() if beside.is_file() else b""]
+    told = [sentence for sentence, _ in groupby(dataset.instructions(info.index))]
+    parts = ["\n".join(told).encode("utf-8", "replace"), actions.tobytes(), repr(spans).encode(), beside.read_bytes() if beside.is_file() else b""]
+    parts += [repr(sorted(dataset.overrides.items())).encode()] if dataset.overrides else []
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:16]
 
 

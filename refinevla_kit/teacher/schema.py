@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from refinevla_kit.episodes.columns import is_open
 from refinevla_kit.errors import KitError
 from refinevla_kit.simulator.contract import SceneState
 
@@ -53,7 +54,9 @@ class Request:
         actions: float32 (end - start, A), as recorded.
         state: privileged state of the segment's first frame, for teachers that know the simulator.
         masks: masks of the segment's first frame, {name: bool (H, W)}.
-        action_names: of the A dimensions. deltas: actions are displacements (metres, radians, a step), not positions. fps: control steps a second.
+        action_names: of the A dimensions. deltas: actions are displacements, not positions; None where that is not known.
+        metric: displacements are a tool's, in metres and radians a step. fps: control steps a second.
+        gripper: value of the gripper's command that means open, None where that is not known; `gripper_dimension` is where it stands.
         proprioception: float32 (end - start, P) as recorded, None where there is none; `proprioception_names` of its P dimensions.
         granularity: "step", "segment" or "trajectory".
     """
@@ -69,11 +72,27 @@ class Request:
     state: SceneState | None = None
     masks: dict[str, Array] | None = None
     action_names: tuple[str, ...] = ()
-    deltas: bool = True
+    deltas: bool | None = True
     fps: float = 5.0
     proprioception: Array | None = None
     proprioception_names: tuple[str, ...] = ()
     granularity: str = "segment"
+    metric: bool = True
+    gripper: float | None = 1.0
+    gripper_dimension: int | None = 6
+
+    @property
+    def tool(self) -> bool:
+        """The actions are seven numbers that tell in metres, radians and a gripper's command how the tool moves."""
+        return bool(self.deltas) and self.metric and self.actions.shape[1] == 7
+
+    @property
+    def open(self) -> Array | None:
+        """bool (end - start,): the gripper is commanded to be open; None where the actions do not tell."""
+        place = self.gripper_dimension
+        if self.gripper is None or place is None or place >= self.actions.shape[1]:
+            return None
+        return is_open(self.actions[:, place], self.gripper)
 
     @property
     def span(self) -> tuple[int, int, int]:

@@ -106,22 +106,27 @@ def load_examples(
     if rationales == REVIEWED:
         rationales = find_rationales(dataset, elsewhere, reviews=True)
     stored, about = _read(Path(rationales)) if rationales else ([], "")
+    source.check()
     known = {item.index for item in source.episodes}
-    if strange := {r.episode for r in stored} - known:
+    if strange := {r.episode for r in stored} - known - source.left_out.keys():
         raise KitError(f"{rationales} has rationales of episode {min(strange)}, {dataset} has none such", "annotate this dataset anew (notebook 01)")
     images, actions, episodes, instructions, texts, own = [], [], [], [], [], []
     for item in source.episodes:
         action = _seven(source, item.index)
-        images.append(source.images(item.index))
+        try:
+            images.append(source.images(item.index))
+        except KitError as error:
+            source.leave_out(item.index, error)
+            continue
         actions.append(action)
         own.append(source.proprioception(item.index))
         episodes.append(np.full(len(action), item.index))
-        instructions += [item.instruction] * len(action)
+        instructions += source.instructions(item.index)
         found = [lookup(stored, item.index, frame) for frame in range(len(action))]
         texts += [stored_one.rationale.text() if stored_one and stored_one.rationale else "" for stored_one in found]
     if rationales:
         told = {episode for episode, text in zip(np.concatenate(episodes).tolist(), texts, strict=True) if text}
-        if silent := sorted(known - told):
+        if silent := sorted(known - told - source.left_out.keys()):
             what = f"{len(silent)} of {len(known)} episodes without any"
             if strict:
                 remedy = "annotate the dataset again (it goes on where it stopped), or leave `strict` off to train these on actions alone"
@@ -130,6 +135,8 @@ def load_examples(
     if other := _other_state(own, source.state_names):
         own = [part[:, :0] for part in own]
         about = "; ".join(filter(None, [about, f"the robot's own state is not read: {other}"]))
+    if source.left_out:
+        about = "; ".join(filter(None, [about, f"{len(source.left_out)} episodes cannot be read"]))
     shown, acted, numbers = _one_size(images), np.concatenate(actions), np.concatenate(episodes)
     return Examples(shown, acted, numbers, tuple(instructions), tuple(texts), about, np.concatenate(own))
 

@@ -170,7 +170,9 @@ class RationaleReviewer:
 
     def _request(self) -> Request:
         span = (self.answer.episode, self.answer.start, self.answer.end)
-        return next(requests(self._dataset, "trajectory", self._keyframes, [self._dataset.info(self.answer.episode)], lambda *_: [span]))
+        for request in requests(self._dataset, "trajectory", self._keyframes, [self._dataset.info(self.answer.episode)], lambda *_: [span]):
+            return request
+        raise KitError(self._dataset.left_out[self.answer.episode], "copy the dataset again, pictures included")
 
     def _try(self, what: Any) -> None:
         try:

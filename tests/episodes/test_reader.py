@@ -49,7 +49,7 @@ def v2(tmp_path) -> Path:
     (root / "meta/episodes.jsonl").write_text("\n".join(json.dumps(line) for line in listing))
     for index, length in enumerate(lengths):
         (root / f"data/chunk-{index:03d}").mkdir(parents=True)
-        numbers = np.arange(length * 7, dtype=np.float32).reshape(length, 7)
+        numbers = np.arange(length * 7, dtype=np.float32).reshape(length, 7) / 1000
         table = {"action": numbers.tolist(), "observation.state": (-numbers).tolist(), "episode_index": [index] * length}
         pq.write_table(pa.table(table), root / f"data/chunk-{index:03d}/episode_{index:06d}.parquet")
         for number, camera in enumerate(cameras):
@@ -70,8 +70,8 @@ def test_v2_dataset(v2):
     assert (dataset.version, dataset.fps, dataset.cameras) == ("v2.0", 5, ("observation.images.image_0", "observation.images.wrist"))
     assert [(info.length, info.instruction, info.task, info.success, info.start) for info in dataset.episodes] == [
         (4, "task 0", "", None, None), (3, "task 1", "", None, None)]  # fmt: skip
-    np.testing.assert_array_equal(dataset.actions(1), np.arange(21, dtype=np.float32).reshape(3, 7))
-    np.testing.assert_array_equal(dataset.proprioception(0), -np.arange(28, dtype=np.float32).reshape(4, 7))
+    np.testing.assert_array_equal(dataset.actions(1), np.arange(21, dtype=np.float32).reshape(3, 7) / 1000)
+    np.testing.assert_array_equal(dataset.proprioception(0), -np.arange(28, dtype=np.float32).reshape(4, 7) / 1000)
     assert dataset.images(0).mean((1, 2, 3)) == pytest.approx([40, 50, 60, 70], abs=3)
     assert dataset.images(1, camera="observation.images.wrist").mean((1, 2, 3)) == pytest.approx([140, 150, 160], abs=3)
     assert dataset.states(0) is None and dataset.masks(0) is None
@@ -79,7 +79,7 @@ def test_v2_dataset(v2):
 
 def test_actions_named_like_a_gripper_pose_count_as_displacements_unless_told_otherwise(v2):
     assert open_dataset(v2).deltas
-    assert not open_dataset(v2, deltas=False).deltas
+    assert open_dataset(v2, deltas=False).deltas is False
 
 
 def test_frames_are_found_by_number_in_any_order(v3):
@@ -140,19 +140,19 @@ DAMAGE_V3 = {
     "no info": (lambda root: (root / "meta/info.json").unlink(), "is not a LeRobot dataset"),
     "info cut off": (lambda root: cut(root / "meta/info.json"), "is not JSON"),
     "info not an object": (lambda root: (root / "meta/info.json").write_text("[]"), "not a JSON object"),
-    "info without features": (lambda root: edit_info(root, features={}), "lacks or mangles 'action'"),
+    "info without features": (lambda root: edit_info(root, features={}), "has no action: its features are none"),
+    "features of no table": (lambda root: edit_info(root, features=[]), "has no table of features"),
     "unknown version": (lambda root: edit_info(root, codebase_version="v1.6"), "has LeRobot version v1.6"),
     "more episodes promised": (lambda root: edit_info(root, total_episodes=9), "lists 3 episodes"),
     "more frames promised": (lambda root: edit_info(root, total_frames=99), "of 18 frames, info.json says 3 of 99"),
     "another path": (lambda root: edit_info(root, data_path="data/{nonsense}.parquet"), "needs 'nonsense'"),
-    "no list of episodes": (lambda root: shutil.rmtree(root / "meta/episodes"), "holds no parquet file"),
+    "no list of episodes": (lambda root: shutil.rmtree(root / "meta/episodes"), "meta lists no episode, info.json says 3"),
     "list cut off": (lambda root: cut(root / "meta/episodes/chunk-000/file-000.parquet"), "cannot be read"),
     "no table": (lambda root: (root / "data/chunk-000/file-000.parquet").unlink(), "is missing"),
     "table cut off": (lambda root: cut(root / "data/chunk-000/file-000.parquet"), "cannot be read"),
-    "table too short": (lambda root: shorten(root / "data/chunk-000/file-000.parquet"), "holds 11 of the 12 frames of episode 2"),
     "no video": (lambda root: next(root.rglob("*.mp4")).unlink(), "is missing"),
     "video cut off": (lambda root: cut(next(root.rglob("*.mp4"))), "cannot be read"),
-    "video of another dataset": (lambda root: replace_video(root, 3), "holds 3 of 18 frames"),
+    "video of another dataset": (lambda root: replace_video(root, 3), r"no episode of \S+ can be read; episode 0: \S+ holds 3 of 5 frames"),
 }
 
 
@@ -177,21 +177,48 @@ def test_a_damaged_v3_dataset_says_what_is_wrong(v3, damage):
     assert "\n" not in str(error.value) and error.value.remedy
 
 
+def test_an_episode_that_lost_a_row_is_left_out(v3):
+    shorten(v3 / "data/chunk-000/file-000.parquet")
+    with pytest.warns(UserWarning, match="holds 11 of the 12 frames of episode 2"):
+        dataset = open_dataset(v3)
+    assert [info.index for info in dataset.episodes] == [0, 1]
+    with pytest.raises(KitError, match="holds 11 of the 12 frames of episode 2"):
+        open_dataset(v3, strict=True)
+
+
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
         (lambda root: (root / "meta/episodes.jsonl").unlink(), "episodes.jsonl is missing"),
         (lambda root: (root / "meta/episodes.jsonl").write_text('{"episode_ind'), "not JSON lines"),
-        (lambda root: (root / "meta/episodes.jsonl").write_text('{"episode_index": 0}'), "lacks 'tasks'|lacks 'length'"),
-        (lambda root: (root / "data/chunk-001/episode_000001.parquet").unlink(), "is missing"),
-        (lambda root: cut(root / "data/chunk-001/episode_000001.parquet"), "cannot be read"),
-        (lambda root: cut(root / "videos/chunk-000/observation.images.wrist/episode_000000.mp4"), "cannot be read|holds no video"),
+        (lambda root: (root / "meta/episodes.jsonl").write_text('{"episode_index": 0}'), "meta lists 1 episodes"),
+        (lambda root: (root / "meta/episodes.jsonl").write_text('{"length": 0}'), "an episode without a number"),
     ],
 )
 def test_a_damaged_v2_dataset_says_what_is_wrong(v2, harm, message):
     harm(v2)
     with pytest.raises(KitError, match=message):
         open_dataset(v2)
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda root: (root / "data/chunk-001/episode_000001.parquet").unlink(), "is missing"),
+        (lambda root: cut(root / "data/chunk-001/episode_000001.parquet"), "cannot be read"),
+        (lambda root: cut(root / "videos/chunk-001/observation.images.image_0/episode_000001.mp4"), "cannot be read|holds no video"),
+    ],
+)
+def test_a_damaged_v2_episode_is_left_out_and_the_reason_kept(v2, harm, message):
+    harm(v2)
+    with pytest.warns(UserWarning, match=message):
+        dataset = open_dataset(v2)
+    assert ([info.index for info in dataset.episodes], list(dataset.left_out)) == ([0], [1])
+    for call in (dataset.actions, dataset.images, dataset.info):
+        with pytest.raises(KitError, match=message):
+            call(1)
+    with pytest.raises(KitError, match=message):
+        open_dataset(v2, strict=True)
 
 
 def test_a_video_whose_index_promises_more_than_it_holds_is_found_when_decoded(tmp_path):

@@ -1,0 +1,262 @@
+"""What a dataset's features mean: which is the action, which the state, where the pictures are, what the numbers say.
+
+What is certain is inferred. What is not stays None, and then no teacher is told a word about it: a guess would be read
+as a fact.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from refinevla_kit.episodes.contract import ACTION_NAMES
+from refinevla_kit.errors import KitError
+from refinevla_kit.simulator.contract import Array
+
+ROLES = ("action", "state", "instruction")
+STATES = ("state", "states", "proprio", "proprioception", "robot_state", "qpos")
+SENTENCES = ("language_instruction", "instruction", "prompt", "task")
+STEP, REACH = (
+    0.2,
+    2.0,
+)  # metres; a larger step, or a longer way, is no displacement of a tool between two frames
+OPEN_X = (
+    "widowx",
+    "google_robot",
+)  # their public conversions keep Open X-Embodiment's gripper, 1 open and 0 closed
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Features by what the kit needs them for.
+
+    Attributes:
+        action: the feature of the action.
+        state: the feature of the robot's own state; "" where there is none.
+        instruction: the feature that names a frame's sentence, as text or as a number of meta/tasks.
+        cameras: all features with pictures, sorted, depth maps last.
+        camera: the one that is shown; "" where there is none but depth maps.
+        kept: those of `cameras` whose pictures lie in the tables.
+    """
+
+    action: str
+    state: str
+    instruction: str
+    cameras: tuple[str, ...]
+    camera: str
+    kept: tuple[str, ...]
+
+
+def find_columns(features: Any, given: Mapping[str, str] | None, camera: str | None, where: str) -> Columns:
+    """Map the `features` of an info.json.
+
+    Args:
+        features: name -> description, as LeRobot writes them.
+        given: a feature each for some of `ROLES`, which is then taken.
+        camera: the camera to show, or a part of its name that no other has.
+        where: the dataset, for messages.
+
+    Raises:
+        KitError: nothing is the action, several may be, or what is given is not there.
+    """
+    if not isinstance(features, dict) or not all(isinstance(feature, dict) for feature in features.values()):
+        raise KitError(
+            f"{where}/meta/info.json has no table of features",
+            "write there what each column is, as LeRobot does ('features')",
+        )
+    given = dict(given or {})
+    for role, name in given.items():
+        if role not in ROLES:
+            raise KitError(f"columns={{{role!r}: ...}} is unknown", f"name columns for {', '.join(ROLES)}")
+        if name not in features and not (name == "" and role == "state"):
+            raise KitError(
+                f"{where} has no feature {name!r} for columns={{{role!r}: ...}}",
+                f"choose one of {', '.join(sorted(features))}",
+            )
+    pictures = {
+        name: feature for name, feature in features.items() if feature.get("dtype") in ("video", "image")
+    }
+    vectors = [
+        name for name, feature in features.items() if re.match(r"float|int|uint", str(feature.get("dtype")))
+    ]
+    texts = [name for name in SENTENCES if features.get(name, {}).get("dtype") in ("string", "str")]
+    cameras = tuple(sorted(pictures, key=lambda name: (_is_depth(name, pictures[name]), name)))
+    return Columns(
+        given["action"] if "action" in given else _action(vectors, features, where),
+        given["state"] if "state" in given else _state(vectors),
+        given.get("instruction") or ("task_index" if "task_index" in features or not texts else texts[0]),
+        cameras,
+        _camera(cameras, camera, where)
+        if camera
+        else next((name for name in cameras if not _is_depth(name, pictures[name])), ""),
+        tuple(name for name in cameras if pictures[name]["dtype"] == "image"),
+    )
+
+
+def flat_names(names: Any, width: int) -> tuple[str, ...]:
+    """One name for each of `width` dimensions, () where the dataset does not give as many.
+
+    LeRobot datasets give a list, a list in a list, a mapping of lists ({"left": [...], "right": [...]}) or a mapping
+    to positions.
+    """
+    flat = tuple(_flatten(names))
+    return flat if len(flat) == width else ()
+
+
+def is_tool_motion(names: Sequence[str]) -> bool:
+    """Whether seven dimensions are called x, y, z, three angles and a gripper, or are not called anything."""
+    if tuple(names) in ((), ACTION_NAMES):
+        return True
+    words = [set(re.split(r"[^a-z]+", name.lower())) for name in names]
+    along = all({axis, f"d{axis}"} & words[i] for i, axis in enumerate("xyz") if i < len(words))
+    return len(words) == 7 and along and "gripper" in names[6].lower()
+
+
+def displacements(actions: Array, state: Array, names: Sequence[str]) -> tuple[bool | None, str]:
+    """Whether actions are displacements (metres, radians), else positions, and why; None where neither is sure.
+
+    Args:
+        actions: float (T, A) of one episode.
+        state: float (T, P), the robot's own state in the same frames.
+        names: of the A dimensions; () where there are none.
+    """
+    if _follows(actions, state):
+        return False, "they follow the state"
+    if actions.shape[1] != 7 or not names or not is_tool_motion(names):
+        return None, "neither names nor numbers tell"
+    if is_plausible(actions):
+        return True, "by their names and sizes"
+    return None, "their names are a tool's motion, their sizes are none in metres"
+
+
+def is_plausible(actions: Array) -> bool:
+    """Whether the first three dimensions of one episode can be metres a step."""
+    moves = filled(actions[:, :3], True)
+    return bool(np.abs(moves).max(initial=0) <= STEP and np.abs(moves.cumsum(0)).max(initial=0) <= REACH)
+
+
+def gripper_dimension(names: Sequence[str], width: int, tool: bool) -> int | None:
+    """Which of `width` dimensions commands the gripper; None where none or several are called so."""
+    called = [i for i, name in enumerate(names) if "gripper" in name.lower()]
+    if len(called) == 1:
+        return called[0]
+    return 6 if tool and width == 7 and not names else None
+
+
+def opens_at(command: Array, robot: str) -> tuple[float | None, str]:
+    """The gripper's value that means open, where the robot's public datasets agree on it; else None."""
+    if robot in OPEN_X and command.min(initial=0) > -0.1 and command.max(initial=0) < 1.1:
+        return 1.0, "Open X-Embodiment's: 1 open, 0 closed"
+    return None, "not known"
+
+
+def is_open(command: Array, value: float) -> Array:
+    """bool (T,): each command asks for an open gripper. `value` means open; closed is 0 or -1 for 1, 1 for 0 or -1."""
+    command = filled(command[:, None], False)[:, 0]
+    if value <= 0:
+        return np.asarray(command < (value + 1) / 2)
+    closed = -value if command.min(initial=0) < -0.1 * value else 0.0
+    return np.asarray(command > (value + closed) / 2)
+
+
+def filled(actions: Array, deltas: bool | None) -> Array:
+    """float64 (T, A): a missing number (NaN, infinite) as no displacement; or as the position before, or first after it."""
+    values = np.array(actions, np.float64)
+    missing = ~np.isfinite(values)
+    if not missing.any():
+        return values
+    values[missing] = 0
+    if not deltas:
+        rows = np.arange(len(values))[:, None]
+        before = np.maximum.accumulate(np.where(missing, -1, rows), axis=0)
+        first = (~missing).argmax(0)
+        values = np.take_along_axis(values, np.where(before < 0, first, before), axis=0)
+    return values
+
+
+def episode_numbers(wanted: str | Iterable[int]) -> list[int]:
+    """Numbers from [3, 5], range(10) or text such as "0-9,12". Raises `KitError` for anything else."""
+    try:
+        if not isinstance(wanted, str):
+            return [int(number) for number in wanted]
+        ends = [[int(end) for end in part.split("-")] for part in wanted.split(",")]
+        if any(end[-1] - end[0] > 10**7 for end in ends):
+            raise ValueError
+        return [number for end in ends for number in range(end[0], end[-1] + 1)]
+    except (ValueError, TypeError, OverflowError):
+        remedy = "give a list ([3, 5]), a range (range(10)) or text ('0-9,12')"
+        raise KitError(f"episodes={wanted!r} are no numbers of episodes", remedy) from None
+
+
+def _flatten(names: Any, group: str = "") -> Iterable[str]:
+    if isinstance(names, dict) and names and all(isinstance(place, int) for place in names.values()):
+        names = sorted(names, key=names.__getitem__)
+    if isinstance(names, dict):
+        for key, part in names.items():
+            yield from _flatten(part, f"{key} " if len(names) > 1 else "")
+    elif isinstance(names, list | tuple):
+        for part in names:
+            yield from _flatten(part, group) if isinstance(part, list | tuple | dict) else [f"{group}{part}"]
+
+
+def _is_depth(name: str, feature: dict[str, Any]) -> bool:
+    about = feature.get("info")
+    marks = about.items() if isinstance(about, dict) else ()
+    return "depth" in name.lower() or any(
+        key.endswith("is_depth_map") and mark is True for key, mark in marks
+    )
+
+
+def _last(name: str) -> str:
+    return re.split(r"[./]", name.lower())[-1]
+
+
+def _action(vectors: Sequence[str], features: Mapping[str, Any], where: str) -> str:
+    for called in (
+        [name for name in vectors if name == "action"],
+        [name for name in vectors if _last(name) in ("action", "actions")],
+        [name for name in vectors if re.split(r"[./]", name.lower())[0] in ("action", "actions")],
+    ):
+        if len(called) == 1:
+            return called[0]
+        if called:
+            what = f"several features of {where} may be the action: {', '.join(called)}"
+            raise KitError(what, f"name one: columns={{'action': {called[0]!r}}}")
+    what = f"{where} has no action: its features are {', '.join(sorted(features)) or 'none'}"
+    raise KitError(what, "name the feature: columns={'action': ...}, or rename it to 'action'")
+
+
+def _state(vectors: Sequence[str]) -> str:
+    if "observation.state" in vectors:
+        return "observation.state"
+    called = [name for name in vectors if _last(name) in STATES]
+    return called[0] if len(called) == 1 else ""
+
+
+def _camera(cameras: Sequence[str], wanted: str, where: str) -> str:
+    called = [name for name in cameras if name == wanted] or [name for name in cameras if wanted in name]
+    if len(called) != 1:
+        raise KitError(
+            f"{where} has no camera {wanted!r}",
+            f"choose one of {', '.join(cameras) or 'none: it has no pictures'}",
+        )
+    return called[0]
+
+
+def _follows(actions: Array, state: Array) -> bool:
+    """Whether the actions are where the state goes next: as wide, moving with it, and by as much."""
+    if actions.shape != state.shape or len(actions) < 4:
+        return False
+    sent, reached = filled(actions, False)[:-1], filled(state, False)[1:]
+    sent, reached = sent - sent.mean(0), reached - reached.mean(0)
+    sizes = np.sqrt((sent**2).sum(0)), np.sqrt((reached**2).sum(0))
+    moving = (sizes[0] > 1e-4) & (sizes[1] > 1e-4)
+    if not moving.any():
+        return False
+    together = (sent * reached).sum(0)[moving]
+    slope = together / sizes[1][moving] ** 2
+    return bool(np.median(together / (sizes[0] * sizes[1])[moving]) > 0.8 and 0.5 < np.median(slope) < 2)

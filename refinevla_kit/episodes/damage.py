@@ -1,0 +1,33 @@
+"""What to say of a file that cannot be read: what it is, where that shows, and what mends it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from refinevla_kit.errors import KitError
+
+AGAIN = "the dataset is cut off or damaged: copy or download it again"
+POINTER = b"version https://git-lfs"
+
+
+def unreadable(file: Path, why: object, remedy: str = AGAIN) -> KitError:
+    """The error to raise; a pointer of Git LFS, which stands where a clone left the file out, is called one."""
+    try:
+        with file.open("rb") as stream:
+            pointer = stream.read(len(POINTER)) == POINTER
+    except (OSError, ValueError):
+        pointer = False
+    if pointer:
+        return KitError(
+            f"{file} is a pointer of Git LFS, not the file itself",
+            "fetch the files: run `git lfs pull` in the dataset's folder",
+        )
+    return KitError(f"{file} cannot be read ({why})", remedy)
+
+
+def exists(file: Path) -> bool:
+    """Whether there is such a file; False too for a name that no file system takes."""
+    try:
+        return file.is_file()
+    except (OSError, ValueError):
+        return False
