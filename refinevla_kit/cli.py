@@ -169,7 +169,10 @@ def annotate(
         _print_json({"requests": expected.requests, "money": expected.money, "worst_money": expected.worst_money, "hours": expected.hours})
         return
     if export is not None:
-        check_export(opened, export)
+        try:
+            check_export(opened, export)
+        except KitError as error:
+            raise KitError(f"{error.what} (calls 0: nothing was asked or paid)", error.remedy) from None
     agreed = yes or (None if sys.stdin.isatty() else False)
     try:
         path = annotate_dataset(opened, teaching, granularity, keyframes, output=output, limits=limits, executor=executor, confirm=agreed)

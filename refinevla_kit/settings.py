@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -22,15 +22,16 @@ from refinevla_kit.files import write_json
 REPOSITORY = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ("01_teacher_annotation", "02_fine_tuning", "03_simpler_evaluation", "04_attention_maps", "05_paper_figures")
 COMMON = ("profile", "output", "seed")
+T = TypeVar("T")
 
 KINDS: dict[str, type] = {
     **dict.fromkeys(("output", "dataset", "rationales", "base", "action_only", "with_reasoning", "frames"), str),
     **dict.fromkeys(("records", "history", "attention", "experiment"), str),
-    **dict.fromkeys(("assets", "teacher", "model", "prices", "granularity", "camera", "gripper"), str),
+    **dict.fromkeys(("assets", "teacher", "model", "prices", "granularity", "camera"), str),
     **dict.fromkeys(("order", "starts", "setting", "backend", "task"), str),
     **dict.fromkeys(("seed", "width", "layer", "threads", "requests_per_minute"), int),
     **dict.fromkeys(("tasks", "variants"), list),
-    "budget_money": float, "confirm": bool, "deltas": bool, "columns": dict,
+    "budget_money": float, "gripper": float, "confirm": bool, "deltas": bool, "columns": dict,
 }  # fmt: skip
 """Kinds of the parameters that a profile may leave at null. Of any other parameter the profile's value shows the kind."""
 
@@ -95,11 +96,17 @@ class Settings:
         write_json(self.folder / PLACES, {"made_from": known | {chosen: wanted}, "latest": latest | {name: chosen}})
         return self.folder / chosen
 
-    def remember(self, name: str, path: str | Path) -> Path:
-        """Have later notebooks `find` the existing `path` under `name`; it is returned."""
+    def remember(self, name: str, value: T) -> T:
+        """Keep `value`, an existing path or JSON, for later notebooks to `find` or `recall` under `name`; it is returned."""
         known, latest = _read_places(self.folder)
-        write_json(self.folder / PLACES, {"made_from": known, "latest": latest | {name: str(path)}})
-        return Path(path)
+        kept = str(value) if isinstance(value, Path) else value
+        write_json(self.folder / PLACES, {"made_from": known, "latest": latest | {name: kept}})
+        return value
+
+    def recall(self, run_path: str) -> Any:
+        """What an earlier notebook remembered as `notebook/name`, None where it remembered nothing."""
+        earlier, _, name = run_path.partition("/")
+        return _read_places(self._values["output"] / earlier)[1].get(name)
 
     def find(self, value: str | Path | None, run_path: str, shipped_name: str) -> Path:
         """The input to read: `value` if one is given, else what an earlier notebook left last as `output/run_path`, else `data/shipped_name`.
@@ -146,9 +153,8 @@ class Settings:
     def left(self, run_path: str) -> Path | None:
         """What an earlier notebook left as `run_path`, None where it left nothing."""
         earlier, _, name = run_path.partition("/")
-        folder = self._values["output"] / earlier
-        latest = _read_places(folder)[1].get(name)
-        path: Path = folder / (latest or name)
+        latest = self.recall(run_path)
+        path: Path = self._values["output"] / earlier / (latest or name)
         if path.exists():
             return path
         if latest is not None:
@@ -285,8 +291,8 @@ def check_kind(name: str, usual: Any, value: Any) -> Any:
     return int(value) if kind is int and isinstance(value, float) else value
 
 
-def _read_places(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """(what each path in a notebook's folder was made from, the path used last under each name)."""
+def _read_places(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(what each path in a notebook's folder was made from, what was used or remembered last under each name)."""
     path = folder / PLACES
     if not path.is_file():
         return {}, {}

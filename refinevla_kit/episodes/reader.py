@@ -35,7 +35,7 @@ def open_dataset(
     deltas: bool | None = None,
     *,
     camera: str | None = None,
-    episodes: str | Iterable[int] | None = None,
+    episodes: int | str | Iterable[int] | None = None,
     columns: Mapping[str, str] | None = None,
     gripper: float | None = None,
     strict: bool = False,
@@ -47,7 +47,7 @@ def open_dataset(
         deltas: whether actions are displacements (of seven numbers: in metres and radians); None infers it where
             that is safe.
         camera: the camera to show, or a part of its name; None takes the first by name that is no depth map.
-        episodes: which to read, [3, 5], range(10) or "0-9,12"; None reads all.
+        episodes: which to read, [3, 5], range(10) or "0-9,12"; a number for as many from the first on; None reads all.
         columns: features by what they are, where their names do not tell:
             {"action": "command", "state": "sensed", "instruction": "prompt"}.
         gripper: the gripper command's value that means open, 1, 0 or -1; None infers it where that is safe.
@@ -92,7 +92,7 @@ class EpisodeDataset:
         deltas: bool | None = None,
         *,
         camera: str | None = None,
-        episodes: str | Iterable[int] | None = None,
+        episodes: int | str | Iterable[int] | None = None,
         columns: Mapping[str, str] | None = None,
         gripper: float | None = None,
         strict: bool = False,
@@ -138,7 +138,10 @@ class EpisodeDataset:
         self._pictures = lru_cache(maxsize=1)(meta.read_parquet)
         self._rows = meta.listing(path, self.version, info)
         self._sentences = meta.sentences(path, self.version)
-        wanted = list(self._rows) if episodes is None else meaning.episode_numbers(episodes)
+        if episodes is None or isinstance(episodes, int):
+            wanted = list(self._rows)[: None if episodes is None else max(0, episodes)]
+        else:
+            wanted = meaning.episode_numbers(episodes)
         self.episodes: tuple[EpisodeInfo, ...] = ()
         self._choose(wanted)
         self._widths: dict[str, int] = {}

@@ -57,7 +57,7 @@ def check_teacher(
     """Make a teacher and find out, before anything long or paid, what would stop its run. Makes no call and asks nobody.
 
     Args:
-        name, seed, options: as for `make_teacher`.
+        name, seed, options: as for `make_teacher`; an option that is None is left to the teacher.
         prices: of a million tokens, or as `parse_prices` reads them.
         budget_money: as for `Limits`.
         confirm: what `annotate_dataset` will be told; anything but True is an error where nobody can be asked about calls that cost something.
@@ -70,7 +70,7 @@ def check_teacher(
     """
     paid = prices if isinstance(prices, Prices) else parse_prices(prices) if prices else None
     Limits(budget_money=budget_money, prices=paid)
-    teacher = make_teacher(name, seed, **options)
+    teacher = make_teacher(name, seed, **{option: value for option, value in options.items() if value is not None})
     getattr(teacher, "check", lambda: None)()
     costs = name != "oracle" and (paid is None or paid.input_per_million + paid.output_per_million > 0)
     if costs and (confirm is False or (confirm is None and not attended())):

@@ -9,11 +9,11 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from refinevla_kit.episodes import open_dataset
+from refinevla_kit.episodes import EpisodeDataset, open_dataset
+from refinevla_kit.episodes.columns import is_open
 from refinevla_kit.episodes.contract import STATE_NAMES
 from refinevla_kit.errors import KitError
 from refinevla_kit.policies.action_tokens import STATISTICS, check_actions, read_action_tokens
@@ -88,11 +88,12 @@ def join(parts: Sequence[Examples]) -> Examples:
 
 
 def load_examples(
-    dataset: str | Path, rationales: str | Path | None = None, elsewhere: str | Path | None = None, strict: bool = False
+    dataset: EpisodeDataset | str | Path, rationales: str | Path | None = None, elsewhere: str | Path | None = None, strict: bool = False
 ) -> Examples:
     """Read a LeRobot dataset and, when given, the rationales written about it.
 
     Args:
+        dataset: its folder, or opened. A gripper whose sense is known becomes the kit's: 1 open, -1 closed.
         rationales: a table, to train on the teacher's text as it is; "reviewed", for the dataset's table (`find_rationales` says which) with the
             decisions beside it; or such a file of decisions. Reviewed means accepted or edited by a person, nothing else.
             Rationales whose teacher finds that the instruction does not match are never trained on.
@@ -102,7 +103,8 @@ def load_examples(
     Raises:
         KitError: the dataset's actions are not the seven the policies have, the rationales are of other episodes, or none is reviewed.
     """
-    source = open_dataset(dataset)
+    source = open_dataset(dataset) if isinstance(dataset, str | Path) else dataset
+    dataset = source.path
     if rationales == REVIEWED:
         rationales = find_rationales(dataset, elsewhere, reviews=True)
     stored, about = _read(Path(rationales)) if rationales else ([], "")
@@ -118,7 +120,7 @@ def load_examples(
         except KitError as error:
             source.leave_out(item.index, error)
             continue
-        actions.append(action)
+        actions.append(_kit_gripper(source, action))
         own.append(source.proprioception(item.index))
         episodes.append(np.full(len(action), item.index))
         instructions += source.instructions(item.index)
@@ -137,11 +139,13 @@ def load_examples(
         about = "; ".join(filter(None, [about, f"the robot's own state is not read: {other}"]))
     if source.left_out:
         about = "; ".join(filter(None, [about, f"{len(source.left_out)} episodes cannot be read"]))
+    if source.gripper is None:
+        about = "; ".join(filter(None, [about, "whether 1 or -1 opens the gripper is not known: trained as recorded"]))
     shown, acted, numbers = _one_size(images), np.concatenate(actions), np.concatenate(episodes)
     return Examples(shown, acted, numbers, tuple(instructions), tuple(texts), about, np.concatenate(own))
 
 
-def trainable(dataset: Any, base: str | Path | None = None) -> str | None:
+def trainable(dataset: EpisodeDataset | str | Path, base: str | Path | None = None) -> str | None:
     """Why a dataset cannot be trained on later, in one line; None when it can. Looks at numbers alone: ask it before a teacher is paid.
 
     Args:
@@ -167,13 +171,24 @@ def trainable(dataset: Any, base: str | Path | None = None) -> str | None:
     return None
 
 
-def _seven(source: Any, episode: int) -> Array:
-    """float32 (T, 7), the episode's actions."""
-    actions: Array = source.actions(episode)
+def _seven(source: EpisodeDataset, episode: int) -> Array:
+    """float32 (T, 7), the episode's actions. Raises `KitError` where they are nothing that a policy of the kit can say."""
+    actions = source.actions(episode)
+    if source.deltas is False:
+        what, remedy = f"the actions of {source.path} are absolute positions", "train on displacements, or say deltas=True where they are some"
+        raise KitError(what, remedy)
     if actions.shape[1] != 7:
         remedy = "the compact VLA has 7 (displacement, rotation, gripper): train on a WidowX dataset"
         raise KitError(f"{source.path} has {actions.shape[1]}-dimensional actions", remedy)
     return actions
+
+
+def _kit_gripper(source: EpisodeDataset, actions: Array) -> Array:
+    """float32 (T, 7) with the gripper as the kit's policies command it, 1 open and -1 closed, where the data's own sense is known."""
+    if source.gripper is None or (source.gripper == 1 and np.isin(actions[:, 6], (-1, 1)).all()):
+        return actions
+    command = np.where(is_open(actions[:, 6], source.gripper), 1, -1)
+    return np.column_stack([actions[:, :6], command]).astype(np.float32)
 
 
 def _other_state(own: Sequence[Array], names: tuple[str, ...]) -> str:
