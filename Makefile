@@ -1,6 +1,6 @@
 # Two commands are enough: `make reproduce` (the whole loop) and `make test`. Both set up what they need first.
 #   PROFILE=smoke|laptop|gpu|paper   which profile `make reproduce` runs
-#   PYTHON=/path/to/python3.11       which Python the virtual environment is made from
+#   PYTHON=/path/to/python3.11       which Python (3.11 to 3.13) the virtual environment is made from
 #   TORCH_INDEX=URL                  a further package index for torch, e.g. the one with CPU builds
 SHELL := /bin/bash
 VENV ?= .venv

@@ -94,7 +94,7 @@ def _series(name: str, distribution: str, series: str) -> Finding:
 
 def check_python() -> Finding:
     version = ".".join(map(str, sys.version_info[:3]))
-    good = (3, 11) <= sys.version_info[:2] < (3, 13)
+    good = (3, 11) <= sys.version_info[:2] < (3, 14)
     return Finding("Python", "ok" if good else "missing", f"{version} ({sys.executable})", "" if good else "make setup PYTHON=/path/to/python3.11")
 
 

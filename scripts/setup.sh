@@ -8,15 +8,17 @@ VENV=${VENV:-.venv}
 
 die() { echo "setup: $1" >&2; exit 1; }
 
-fits() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; }
+[ "$(uname -s)" = Linux ] || die "the kit runs on Linux, this is $(uname -s) -> use a Linux machine, WSL 2 or a container"
+
+fits() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null; }
 
 if [ -z "${PYTHON:-}" ]; then
-    for candidate in python3.11 python3 python3.12; do
+    for candidate in python3.11 python3 python3.12 python3.13; do
         if fits "$candidate"; then PYTHON=$candidate; break; fi
     done
 fi
-[ -n "${PYTHON:-}" ] || die "no Python 3.11 or 3.12 found -> install one (Debian 12: apt-get install python3 python3-venv) or run make setup PYTHON=/path/to/python3.11"
-fits "$PYTHON" || die "$PYTHON is not Python 3.11 or 3.12 -> run make setup PYTHON=/path/to/python3.11"
+[ -n "${PYTHON:-}" ] || die "no Python 3.11 to 3.13 found -> install one (Debian 12: apt-get install python3 python3-venv) or run make setup PYTHON=/path/to/python3.11"
+fits "$PYTHON" || die "$PYTHON is not Python 3.11 to 3.13 -> run make setup PYTHON=/path/to/python3.11"
 
 key=$({ cat pyproject.toml constraints.txt scripts/setup.sh; "$PYTHON" -VV; pwd; } | sha256sum | cut -d' ' -f1)
 driver_key=$({ echo "$key"; cat scripts/vulkan_driver.py; uname -a; } | sha256sum | cut -d' ' -f1)
@@ -55,7 +57,10 @@ if [ "$(cat "$packages_stamp" 2>/dev/null)" != "$key" ]; then
     install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} torch==2.13.0 || die "pip could not install torch 2.13.0 -> see pip's message above"
     echo "Installing the kit and its packages (2 of 2) ..."
     install -e '.[maniskill,gemini,dev]' || die "pip could not install the packages -> see pip's message above"
-    "$VENV/bin/python" -m pip check >/dev/null || die "the installed packages contradict each other -> remove $VENV and run this again"
+    # For Python 3.13 there is no mplib as old as mani_skill asks for; the kit does not plan motions (see pyproject.toml).
+    "$VENV/bin/python" -m pip show -q mani_skill 2>/dev/null || install --no-deps mani_skill || die "pip could not install mani_skill -> see pip's message above"
+    wrong=$("$VENV/bin/python" -m pip check | grep -v -e '^No broken requirements' -e 'requires mplib' || true)
+    [ -z "$wrong" ] || die "the installed packages contradict each other ($wrong) -> remove $VENV and run this again"
     echo "$key" > "$packages_stamp"
 fi
 

@@ -60,6 +60,34 @@ def test_constraints_pin_every_requirement_within_its_bounds() -> None:
         assert requirement.specifier.contains(pinned[name]), name
 
 
+def test_python_3_13_gets_mani_skills_requirements_but_mplib() -> None:
+    """Of mplib there is no wheel for 3.13 as old as mani_skill asks for; `scripts/setup.sh` then installs mani_skill alone."""
+    listed = [Requirement(line) for line in PROJECT["optional-dependencies"]["maniskill"]]
+    chosen = {canonicalize_name(each.name) for each in listed if each.marker is None or each.marker.evaluate({"python_version": "3.13"})}
+    base = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
+    asked = [Requirement(line) for line in metadata.requires("mani_skill") or [] if "extra ==" not in line]
+    wanted = {canonicalize_name(each.name) for each in asked if each.marker is None or each.marker.evaluate()}
+    assert wanted - {"mplib"} <= chosen | base and "mani-skill" not in chosen
+    assert "install --no-deps mani_skill" in (REPOSITORY / "scripts" / "setup.sh").read_text()
+
+
+def test_pythons_of_the_project_set_up_and_doctor_are_the_same() -> None:
+    supported = SpecifierSet(PROJECT["requires-python"])
+    fits = re.search(r"\((\d+), (\d+)\) <= sys\.version_info\[:2\] < \((\d+), (\d+)\)", (REPOSITORY / "scripts" / "setup.sh").read_text())
+    assert fits is not None and fits[0] in (REPOSITORY / "refinevla_kit" / "doctor.py").read_text()
+    assert [str(minor) for minor in range(int(fits[2]), int(fits[4]))] == ["11", "12", "13"]
+    assert [minor for minor in range(9, 16) if f"3.{minor}" in supported] == [10, 11, 12, 13]
+
+
+def test_every_requirement_is_imported_or_run() -> None:
+    paths = [path for folder in ("refinevla_kit", "experiments", "notebooks") for path in (REPOSITORY / folder).rglob("*")]
+    text = "".join(path.read_text(encoding="utf-8") for path in paths if path.suffix in (".py", ".ipynb"))
+    owners = [(top, canonicalize_name(owner)) for top, names in metadata.packages_distributions().items() for owner in names]
+    imported = {owner for top, owner in owners if re.search(rf"^\W*(import|from) {re.escape(top)}\b", text, re.M)}
+    run = {"jupyterlab", "ipykernel", "jupyter-client", "nbformat"}  # the notebooks' front end and kernel, and the bounds of what papermill uses
+    assert set(by_name(PROJECT["dependencies"])) - imported == run
+
+
 def test_constraints_are_what_is_installed() -> None:
     for name, version in pins().items():
         assert metadata.version(name).split("+")[0] == version, name

@@ -156,3 +156,43 @@ def test_where_sapien_draws_nothing_is_installed() -> None:
     run = subprocess.run([sys.executable, REPOSITORY / "scripts" / "vulkan_driver.py"], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert run.stdout.startswith("Vulkan: SAPIEN draws on ") and run.stdout.endswith("nothing to install\n")
+
+
+@pytest.mark.parametrize("start", ["import refinevla_kit", "from refinevla_kit.cli import main; main()", "import refinevla_kit.evaluation.records"])
+@pytest.mark.parametrize("system", ["darwin", "win32"])
+def test_on_another_system_it_says_so_in_one_line(start: str, system: str) -> None:
+    code = f"import sys; sys.platform = {system!r}; {start}"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=REPOSITORY)
+    line = f"refinevla: the kit runs on Linux, this is {system} -> use a Linux machine, WSL 2 or a container\n"
+    assert (run.returncode, run.stdout, run.stderr) == (1, "", line)
+
+
+def test_in_a_notebook_on_another_system_it_is_a_line_too() -> None:
+    code = "import sys; sys.modules['ipykernel'] = sys; sys.platform = 'darwin'\ntry:\n    import refinevla_kit\n"
+    code += "except Exception as error:\n    print(error._render_traceback_())"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=REPOSITORY)
+    assert run.stdout.startswith("['KitError: the kit runs on Linux, this is darwin -> ")
+
+
+def test_set_up_on_another_system_says_so_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "uname").write_text("#!/bin/sh\necho Darwin\n")
+    (tmp_path / "uname").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    script = REPOSITORY / "scripts" / "setup.sh"
+    run = subprocess.run(["bash", script], capture_output=True, text=True, check=False, env=environment)
+    assert (run.returncode, run.stderr) == (1, "setup: the kit runs on Linux, this is Darwin -> use a Linux machine, WSL 2 or a container\n")
+
+
+SAYS = "import refinevla_kit, os; print(os.environ.get('GOMP_SPINCOUNT'), os.environ.get('OMP_WAIT_POLICY')); import torch"
+
+
+@pytest.mark.parametrize(("own", "says"), [
+    ({}, "10000 None"), ({"GOMP_SPINCOUNT": "7"}, "7 None"), ({"OMP_WAIT_POLICY": "active"}, "None active"),
+])  # fmt: skip
+def test_torchs_threads_soon_stop_to_spin_unless_the_user_says_otherwise(own: dict[str, str], says: str) -> None:
+    kept = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    environment = {**kept, **own, "OMP_DISPLAY_ENV": "verbose"}
+    run = subprocess.run([sys.executable, "-c", SAYS], capture_output=True, text=True, check=True, env=environment, cwd=REPOSITORY)
+    assert run.stdout == f"{says}\n"
+    if count := says.split()[0].replace("None", ""):
+        assert f"GOMP_SPINCOUNT = '{count}'" in run.stderr, "libgomp itself has read it"
