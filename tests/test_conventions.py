@@ -15,6 +15,7 @@ from scipy.spatial.transform import Rotation
 
 from refinevla_kit.conventions import GOOGLE_ROBOT, ROBOT_CONVENTIONS, WIDOWX, Array, Conventions, check_conventions, converted, mismatches
 from refinevla_kit.errors import KitError
+from refinevla_kit.policies.answers import read_answer
 from refinevla_kit.policies.contract import Action
 from refinevla_kit.simulator import make
 from refinevla_kit.simulator.contract import Simulator
@@ -160,6 +161,30 @@ def test_the_wrapper_keeps_batches_and_the_rest_of_an_action() -> None:
     actions = converted(Batched(replace(WIDOWX, unit="cm"), []), CARROT).act_batch(IMAGE[None].repeat(2, 0), ["a", "b"])
     assert [action.rationale for action in actions] == ["a", "b"]
     assert np.allclose(actions[1].processed[:3], [0.01, 0.02, 0.03]) and actions[1].normalised[0] == 1
+
+
+def test_what_others_policies_return_is_converted_once_and_a_chunk_row_by_row() -> None:
+    """SimplerEnv's map says itself that it holds a rotation vector, also where the policy declares none."""
+    turn, parts = [0.3, 0.4, 0.2], {"world_vector": [1, 2, 3], "gripper": [0.9]}
+    meant = Rotation.from_rotvec(turn).as_euler("xyz")
+
+    class Stepper:
+        checkpoint_hash = "0"
+        conventions = replace(WIDOWX, unit="cm", rotation="axis_angle", gripper="open1_closed0")
+        answer: object = ({}, {**parts, "rot_axangle": turn})
+
+        def step(self, image: Array, task_description: str) -> object:
+            assert task_description == "go"
+            return self.answer
+
+    wrapped = converted(Stepper(), CARROT)
+    wrapped.reset("go")
+    assert wrapped.act(IMAGE).processed == pytest.approx([0.01, 0.02, 0.03, *meant, 1.0], abs=1e-6)
+    assert wrapped.checkpoint_hash == "0+unit=cm+rotation=axis_angle+gripper=open1_closed0"
+    Stepper.answer = np.array([[1, 2, 3, *turn, 0.9], [0, 0, 0, 0, 0, 0, 0.1]])
+    assert wrapped.act(IMAGE) == pytest.approx(np.array([[0.01, 0.02, 0.03, *meant, 1], [0, 0, 0, 0, 0, 0, -1]]), abs=1e-6)
+    Stepper.answer = {"actions": Stepper.answer, "terminate": True}
+    assert [(action.processed[6], action.terminate) for action in read_answer(wrapped.act(IMAGE))] == [(1, False), (-1, True)]
 
 
 def test_conventions_need_numpy_alone() -> None:

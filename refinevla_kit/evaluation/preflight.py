@@ -16,7 +16,7 @@ import numpy as np
 
 from refinevla_kit.conventions import Mismatch, mismatches
 from refinevla_kit.errors import KitError
-from refinevla_kit.evaluation.rollouts import wanted_episodes
+from refinevla_kit.evaluation.rollouts import wanted_episodes, whole
 from refinevla_kit.evaluation.statistics import Rate, rate
 from refinevla_kit.policies.answers import name_of
 from refinevla_kit.simulator import make
@@ -111,10 +111,10 @@ def preflight(
     from tqdm.auto import tqdm
 
     starts: list[int | Pose] = []
-    if episodes == "dense":
+    if isinstance(episodes, str) and episodes == "dense":  # an array is compared number by number
         from refinevla_kit.simulator.start_poses import dense_pose
 
-        starts.extend(dense_pose(task, number, seed) for number in range(n))
+        starts.extend(dense_pose(task, number, seed) for number in range(whole(n, "n", 1)))
     else:
         wanted = wanted_episodes(episodes)
         starts.extend(range(wanted) if isinstance(wanted, int) else wanted)

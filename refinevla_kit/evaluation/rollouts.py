@@ -137,7 +137,8 @@ def evaluate(
         for name in names:
             scene = Scene(task.name, name, setting, found, place, columns, rows, bool(getattr(policy, "needs_state", False)))
             asked |= dict.fromkeys(Job(scene, start, episode) for episode in ids)
-    wanted = list(asked)
+    if not (wanted := list(asked)):
+        raise KitError("no episodes were asked for", "name at least one variant, or leave `variants` out")
     lanes = batch if has(policy, "act_batch") or getattr(policy, "needs_state", False) else 1
     folder = _video_folder(videos)
     with Journal(journal_path(output)) as journal:
@@ -445,7 +446,7 @@ class _Video:
 
 def _video_folder(path: str | Path | None) -> Path | None:
     """The folder of videos, made, and without the parts that killed runs have left in it."""
-    if path is None:
+    if not path:
         return None
     folder = Path(path)
     try:

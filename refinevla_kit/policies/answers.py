@@ -138,9 +138,7 @@ def read_answer(answer: Any, axis_angle: bool = False) -> list[Action]:
     chances = _column(said, "log_probability", rows, np.zeros((len(rows), 0))).astype(np.float32)
     text = said.get("rationale") or ""
     last = len(rows) - 1
-    return [
-        Action(row, normalised[i], tokens[i], chances[i], str(text), finished and i == last) for i, row in enumerate(rows)
-    ]
+    return [Action(row, normalised[i], tokens[i], chances[i], str(text), finished and i == last) for i, row in enumerate(rows)]
 
 
 def numeric(value: Any) -> Array:

@@ -96,7 +96,6 @@ def test_a_killed_run_continues_without_repeating_or_losing_an_episode(tmp_path:
     program = f"""
         from refinevla_kit.evaluation import evaluate
         from refinevla_kit.evaluation.demonstrator_policy import DemonstratorPolicy
-from refinevla_kit.evaluation.stations import Scene
         evaluate(DemonstratorPolicy(), ["{CARROT}"], episodes=3, workers=0, batch=1, output=r"{tmp_path}", width=48, height=36, progress=False)
     """
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)])
@@ -464,7 +463,8 @@ def test_a_policy_that_fails_is_told_in_one_line_with_its_episode_and_step(tmp_p
         ({"batch": 0}, "batch is 0"), ({"batch": True}, "batch is True"), ({"workers": -1}, "workers is -1"), ({"seed": 0.5}, "seed is 0.5"),
         ({"width": 0, "height": 36}, "width is 0"), ({"height": -3}, "height is -3"), ({"width": 10**6}, "width is 1000000"),
         ({"episodes": True}, "episodes is True"), ({"episodes": np.array([True, False])}, "an episode's id is"), ({"episodes": [1.5]}, "id is 1.5"),
-        ({"episodes": "dense", "n": -2}, "n is -2"), ({"tasks": []}, "no tasks"), ({"policy": SimpleNamespace(name="mute")}, "'mute' has nothing"),
+        ({"episodes": "dense", "n": -2}, "n is -2"), ({"tasks": []}, "no tasks"), ({"variants": []}, "no episodes"),
+        ({"policy": SimpleNamespace(name="mute")}, "'mute' has nothing"),
         ({"output": "taken/records.parquet"}, "cannot write .*taken"), ({"videos": "taken"}, "videos cannot be written to .*taken"),
         ({"videos": "taken/deeper"}, "videos cannot be written to .*taken"),
     ],
