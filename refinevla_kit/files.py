@@ -24,10 +24,12 @@ DATASET = ("data", "meta", "videos", "images")  # folders of a LeRobot dataset, 
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path next to `path`; on success it replaces `path`, on any error it is removed.
 
-    Works for a file and for a directory (the block decides which it makes). What processes that were killed left next to `path` is removed.
+    Works for a file and for a directory (the block decides which it makes). What processes that were killed left next
+    to `path` is removed.
 
     Raises:
-        KitError: the folder cannot be made or written; the disk is full; the directory at `path` holds what was paid for (see `paid_files`).
+        KitError: the folder cannot be made or written; the disk is full; the directory at `path` holds what was paid
+            for (see `paid_files`).
     """
     target = Path(path)
     try:
@@ -53,17 +55,22 @@ def replacing(path: str | Path) -> Iterator[Path]:
         _remove(temporary)
         if getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error):  # the latter is how safetensors says it
             raise KitError(f"no space left on the disk while writing {target}", "free space or choose another output folder") from error
-        if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EROFS) and str(temporary) in str(error):
+        forbidden = getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EROFS)
+        if forbidden and str(temporary) in str(error):
             raise _not_written(target, error) from error
         raise
 
 
 def _not_written(target: Path, error: BaseException) -> KitError:
-    return KitError(f"{target.parent} cannot be made or written ({getattr(error, 'strerror', error)})", "choose another output folder")
+    reason = getattr(error, "strerror", error)
+    return KitError(f"{target.parent} cannot be made or written ({reason})", "choose another output folder")
 
 
 def paid_files(folder: str | Path) -> list[Path]:
-    """What in a folder cost money or a person's time: tables of rationales that a teacher was paid for, their journals, people's reviews."""
+    """What in a folder cost money or a person's time: tables of paid rationales, their journals, people's reviews.
+
+    Tables of a teacher that takes no tokens (the oracle) are none: the same command writes them again.
+    """
     root = Path(folder)
     skipped = DATASET if (root / "meta/info.json").exists() else ()
     inside = [child for child in root.iterdir() if child.name not in skipped]
@@ -72,7 +79,7 @@ def paid_files(folder: str | Path) -> list[Path]:
 
 
 def _paid(file: Path) -> bool:
-    """Whether tokens were paid for what is in this file, as `teacher.store` writes it; True where that cannot be told."""
+    """Whether tokens were paid for what `teacher.store` wrote into this file; True where that cannot be told."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -92,15 +99,16 @@ def _paid(file: Path) -> bool:
 def _keep_paid(target: Path) -> None:
     if target.is_dir() and not target.is_symlink() and (paid := paid_files(target)):
         more = f" and {len(paid) - 1} more" if len(paid) > 1 else ""
-        what = f"{target} would be replaced and holds what was paid for or reviewed by a person: {paid[0]}{more}"
-        raise KitError(what, "give another output, or move these files out of it")
+        what = f"{target} would be replaced and holds what was paid for or reviewed by a person"
+        raise KitError(f"{what}: {paid[0]}{more}", "give another output, or move these files out of it")
 
 
 def _clear(target: Path) -> None:
     """Remove what dead processes, and an earlier try of this one, left of replacing `target`."""
     for left in target.parent.glob(f".{glob.escape(target.name)}.*-*"):
-        kind, _, process = left.name[len(target.name) + 2:].partition("-")
-        if kind not in ("part", "old") or not process.isdecimal() or (int(process) != os.getpid() and _alive(int(process))):
+        kind, _, number = left.name[len(target.name) + 2 :].partition("-")
+        process = int(number) if number.isdecimal() else None
+        if kind not in ("part", "old") or process is None or (process != os.getpid() and _alive(process)):
             continue
         if kind == "old" and not target.exists():
             left.rename(target)  # killed between the two renames: what was there before comes back

@@ -39,7 +39,8 @@ def make_teacher(name: str, seed: int = 0, **options: Any) -> Teacher:
     try:
         make: Any = getattr(import_module(f"{__name__}.{module}"), kind)
     except ImportError as error:
-        raise KitError(f"the teacher {name} needs a package that is not here ({error})", install("gemini" if "gemini" in name else name)) from error
+        remedy = install("gemini" if "gemini" in name else name)
+        raise KitError(f"the teacher {name} needs a package that is not here ({error})", remedy) from error
     known = inspect.signature(make).parameters
     if unknown := sorted(options.keys() - known.keys()):
         raise KitError(f"the teacher {name} has no option {unknown[0]!r}", f"choose from {', '.join(known) or 'none'}")
@@ -54,19 +55,23 @@ def check_teacher(
     confirm: bool | None = True,
     **options: Any,
 ) -> Teacher:
-    """Make a teacher and find out, before anything long or paid, what would stop its run. Makes no call and asks nobody.
+    """Make a teacher and find out, before anything long or paid, what would stop its run.
+
+    Makes no call and asks nobody.
 
     Args:
         name, seed, options: as for `make_teacher`; an option that is None is left to the teacher.
         prices: of a million tokens, or as `parse_prices` reads them.
         budget_money: as for `Limits`.
-        confirm: what `annotate_dataset` will be told; anything but True is an error where nobody can be asked about calls that cost something.
+        confirm: what `annotate_dataset` will be told; anything but True is an error where calls cost something and
+            nobody can be asked about them.
 
     Returns:
         The teacher, ready for `annotate_dataset`.
 
     Raises:
-        KitError: a missing model, option, package or key (where nobody can be asked for it), wrong prices, or a run that nobody would confirm.
+        KitError: a missing model, option, package or key (where nobody can be asked for it), wrong prices, or a run
+            that nobody would confirm.
     """
     paid = prices if isinstance(prices, Prices) else parse_prices(prices) if prices else None
     Limits(budget_money=budget_money, prices=paid)

@@ -29,11 +29,12 @@ from refinevla_kit.teacher.schema import CallFailed, Rationale, Refusal, Reply, 
 
 KEYS = ("GEMINI_API_KEY", "GOOGLE_API_KEY")
 STOPPED = ("SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "MODEL_ARMOR", "ESCALATION", "PUP_LIMITED_DISABLED")
-DAILY = re.compile(r"per[\s_-]?day|\bdaily\b|\brpd\b", re.IGNORECASE)  # in a refusal for the quota: waiting seconds will not help
+DAILY = re.compile(r"per[\s_-]?day|\bdaily\b|\brpd\b", re.IGNORECASE)  # a quota that no wait of seconds renews
 MOST_TOKENS = 10**9  # a server that counts more of them in a call is wrong
 UNREACHABLE = {
-    "ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol", "NewConnectionError", "ConnectTimeoutError", "NameResolutionError",
-    "SSLError", "InvalidSchema", "InvalidURL", "MissingSchema", "ConnectionRefusedError", "gaierror",
+    "ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol", "NewConnectionError",
+    "ConnectTimeoutError", "NameResolutionError", "SSLError", "InvalidSchema", "InvalidURL", "MissingSchema",
+    "ConnectionRefusedError", "gaierror",
 }  # fmt: skip
 """Errors of HTTP libraries by which nothing was sent, so that nothing is paid."""
 _CONNECTING = threading.Lock()  # google-generativeai is configured globally, and a key is asked for once
@@ -106,7 +107,8 @@ class _Gemini:
                 try:
                     self._send = self._connect()
                 except (ValueError, TypeError) as error:  # the SDKs' own check of options
-                    raise KitError(f"the teacher {self.name} has an option that its SDK refuses ({_line(_scrub(str(error)))})", "mend it") from None
+                    what = f"the teacher {self.name} has an option that its SDK refuses"
+                    raise KitError(f"{what} ({_line(_scrub(str(error)))})", "mend it") from None
 
     def check(self) -> None:
         """Find out what would stop the first call, without one and without asking anybody. Raises `KitError`."""
@@ -129,14 +131,14 @@ class _Gemini:
         contents = [part if isinstance(part, str) else {"inline_data": {"mime_type": "image/jpeg", "data": jpeg(part)}} for part in parts]
         try:
             self._send(contents)
-            outcome: _Received | CallFailed = CallFailed("connection", "the server's answer went past the kit")
+            outcome: _Received | CallFailed = CallFailed("connection", "the SDK kept the answer to itself")
         except _Received as received:
-            outcome = received.with_traceback(None)  # or the frames, with their pictures, stay until the garbage collector comes
+            outcome = received.with_traceback(None)  # whose frames would keep the pictures in memory
         except Exception as error:  # each SDK has its own, and each of its HTTP libraries
             outcome = _problem(error)
         answer = outcome.answer(request) if isinstance(outcome, _Received) else outcome
         if isinstance(answer, CallFailed):
-            raise answer  # out here, so that no SDK's exception hangs on to it, and no variable beside it holds what came back
+            raise answer  # out here: no SDK's exception hangs on to it, and no variable holds what came back
         used, raw, result = answer
         used = used or self.worst_case(request)
         return Reply(result, raw, used.input_tokens, used.output_tokens)
@@ -221,7 +223,7 @@ class GeminiLegacyTeacher(_Gemini):
 
 
 def _received(status: int, headers: Mapping[str, str], body: bytes) -> NoReturn:
-    """The hook in each SDK's HTTP library: takes a response out of the SDK's hands, whose own reading fails on what proxies answer."""
+    """The hook in each SDK's HTTP library: takes a response out of its hands, as it fails on what proxies answer."""
     raise _Received(status, headers.get("Retry-After") or "", body)
 
 
@@ -244,15 +246,18 @@ class _Received(Exception):
         if self.status >= 300 or (_at(document, "error") and not candidates):
             return self._failure(document, raw)
         if not isinstance(document, dict):
-            return None, raw, Refusal("not_json" if raw else "empty", f"the server's answer could not be read: {_line(raw)}")
+            reason = f"the server's answer could not be read: {_line(raw)}"
+            return None, raw, Refusal("not_json" if raw else "empty", reason)
         used, block = _usage(document), _name(_at(document, "promptFeedback", "blockReason"))
-        if block or (used and not candidates):  # without an answer the question was blocked, for a reason that is not told
+        if block or (used and not candidates):  # without an answer it was blocked, for a reason that is not told
             return used, "", Refusal("blocked", f"the question was blocked ({block or 'no reason given'})")
         candidate = _at(candidates, 0)
         if candidates and not isinstance(candidate, dict):
-            return used, raw, Refusal("not_json", f"the server's answer has not the shape of Gemini's: {_line(raw)}")
-        finish, parts = _name(_at(candidate, "finishReason")), _at(candidate, "content", "parts")
-        texts = [_at(part, "text") for part in (parts if isinstance(parts, list) else []) if not _at(part, "thought")]
+            reason = f"the server's answer has not the shape of Gemini's: {_line(raw)}"
+            return used, raw, Refusal("not_json", reason)
+        finish = _name(_at(candidate, "finishReason"))
+        parts = _items(_at(candidate, "content", "parts"))
+        texts = [_at(part, "text") for part in parts if not _at(part, "thought")]
         text = _scrub("".join(text for text in texts if isinstance(text, str)))
         if finish in STOPPED or finish.startswith("IMAGE_"):
             return used, text, Refusal("safety", f"the answer was stopped ({finish})")
@@ -267,13 +272,13 @@ class _Received(Exception):
         said = _line(_scrub(message) if isinstance(message, str) else raw) or "no reason given"
         code = _at(error, "code")
         status = self.status if self.status >= 300 else code if type(code) is int else 500
-        details = _at(error, "details")
-        waits = [self.retry_after, *(_at(detail, "retryDelay") for detail in (details if isinstance(details, list) else []))]
+        waits = [self.retry_after, *(_at(detail, "retryDelay") for detail in _items(_at(error, "details")))]
         matches = [re.fullmatch(r"(\d+(?:\.\d+)?)s?", wait) for wait in waits if isinstance(wait, str)]
         kind = _kind(status, said)
         if kind == "quota" and DAILY.search(raw):
             kind = "daily_quota"
-        return CallFailed(kind, f"HTTP {status}: {said}", max((float(match[1]) for match in matches if match), default=None))
+        wait = max((float(match[1]) for match in matches if match), default=None)
+        return CallFailed(kind, f"HTTP {status}: {said}", wait)
 
 
 def _at(value: Any, *path: str | int) -> Any:
@@ -288,9 +293,16 @@ def _at(value: Any, *path: str | int) -> Any:
     return value
 
 
+def _items(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
 def _usage(document: dict[str, Any]) -> Usage | None:
     """Tokens paid for: thinking is paid as output. None where the server is silent or its counts make no sense."""
-    counts = [_at(document, "usageMetadata", f"{kind}TokenCount") or 0 for kind in ("prompt", "candidates", "thoughts", "total")]
+    counts = [
+        _at(document, "usageMetadata", f"{kind}TokenCount") or 0
+        for kind in ("prompt", "candidates", "thoughts", "total")
+    ]
     try:
         asked, answered, thought, total = map(int, counts)
     except (TypeError, ValueError, OverflowError):
@@ -314,7 +326,7 @@ def _problem(error: Exception) -> CallFailed:
         return CallFailed("timeout", said)
     if kinds & {"TransportError", "RequestError", "RequestException", "OSError"}:
         return CallFailed("connection", said)
-    return CallFailed("bad_request", f"{type(error).__name__}: {said}")  # the SDK's: it has not sent the question
+    return CallFailed("bad_request", f"{type(error).__name__}: {said}")  # the SDK's, which sent nothing
 
 
 def _kinds(error: Any) -> set[str]:

@@ -31,8 +31,10 @@ SILENT = 20  # requests in a row that no call answered, or that were refused: it
 FIRST = 10  # refused requests in a row that end a run whose output has no rationale yet
 WRONG = 3  # requests that the server calls wrong before it has answered any: one may have an odd picture
 LONGEST_WAIT = 900.0  # s; a server that asks to wait longer ends the run
+REMEDY = "look at what came back (raw in the table), change the model, its options or the prompt,"
 REMEDIES = {
-    "truncated": "raise max_output_tokens (local: max_new_tokens) or lower thinking, on a command line -o max_output_tokens=8192 or -o thinking=low,",
+    "truncated": "raise max_output_tokens (local: max_new_tokens) or lower thinking, "
+    "on a command line -o max_output_tokens=8192 or -o thinking=low,",
     "empty": "raise max_output_tokens or take another model",
     "blocked": "look at the pictures and the instruction, or take another model,",
     "safety": "look at the pictures and the instruction, or take another model,",
@@ -136,7 +138,8 @@ class Run:
                 if over := self.budget.reserve(call.worst):
                     self._later(call, now)
                     if not self._flying:
-                        self._stop(f"at the budget: the next call may exceed {over}={getattr(self.limits, over):g}", "raise it and run again")
+                        limit = f"{over}={getattr(self.limits, over):g}"
+                        self._stop(f"at the budget: the next call may exceed {limit}", "raise it and run again")
                     return True
                 self.store.journal.append({"asked": call.request.span, "spent": call.worst})
                 call.attempts, call.tries = call.attempts + 1, call.tries + 1
@@ -216,7 +219,7 @@ class Run:
         self._good |= good or not paid
         if good:
             self._refused.clear()
-        elif paid and not (before and self.store.fruitful):  # others were answered, so that the second refusal is believed
+        elif paid and not (before and self.store.fruitful):  # others were answered: a second refusal is believed
             self._refused.append(row)
         if len(self._refused) >= (SILENT if self.store.fruitful else FIRST):
             self._stop(*self._refusals("after"), failed=True)
@@ -226,8 +229,8 @@ class Run:
         kinds = Counter(row["refusal_kind"] for row in self._refused).most_common()
         counts = ", ".join(f"{count} {kind}" for kind, count in kinds)
         last = self._refused[-1]["refusal_reason"]
-        remedy = REMEDIES.get(kinds[0][0], "look at what came back (raw in the table) and change the model, its options or the prompt,")
-        return f"{word} {len(self._refused)} refused requests in a row ({counts}; the last: {last})", f"{remedy} and run again: they are asked again"
+        why = f"{word} {len(self._refused)} refused requests in a row ({counts}; the last: {last})"
+        return why, f"{REMEDIES.get(kinds[0][0], REMEDY)} and run again: they are asked again"
 
     def _stop(self, why: str, remedy: str, failed: bool = False) -> None:
         """Send nothing more; `failed`: that is to be raised, too."""
@@ -250,7 +253,8 @@ class Run:
         if failure.kind in ("unauthorised", "not_found") or wrong:
             self._fail(KitError(f"the teacher's server refuses to answer ({said})", "mend the key, the model's name or the request"))
         elif failure.kind == "daily_quota":
-            self._stop(f"because the daily quota is used up ({failure.reason})", "run again when it is renewed, or have it raised")
+            remedy = "run again when it is renewed, or have it raised"
+            self._stop(f"because the daily quota is used up ({failure.reason})", remedy)
         elif failure.retryable and wait > LONGEST_WAIT:
             self._stop(f"because the server asks to wait {wait / 3600:.1f} h ({failure.reason})", "run again then")
         elif failure.retryable and call.tries < self.limits.max_attempts:
@@ -264,9 +268,11 @@ class Run:
             self._show(refused=True)
             self.silent += 1
             if failure.kind == "unreachable" and not self._heard:
-                self._stop(f"because the server cannot be reached ({failure.reason})", "mend base_url, the network or the proxy, and run again", True)
+                remedy = "mend base_url, the network or the proxy, and run again"
+                self._stop(f"because the server cannot be reached ({failure.reason})", remedy, failed=True)
             elif self.silent >= SILENT:
-                self._stop(f"because {SILENT} requests in a row got no answer (the last: {said})", "run again when that is mended", True)
+                why = f"because {SILENT} requests in a row got no answer (the last: {said})"
+                self._stop(why, "run again when that is mended", failed=True)
 
     def _fail(self, error: BaseException) -> None:
         what = error.what if isinstance(error, KitError) else type(error).__name__
