@@ -17,7 +17,7 @@ from typing import Any
 import av
 import numpy as np
 
-from refinevla_kit.episodes.damage import exists, unreadable
+from refinevla_kit.episodes.damage import behind, exists, unreadable
 from refinevla_kit.errors import KitError
 from refinevla_kit.simulator.contract import Array
 
@@ -154,7 +154,7 @@ class _opened:
         if not exists(self.path):
             raise KitError(f"video {self.path} is missing", "copy or download the dataset again, videos included")
         try:
-            self._container = av.open(str(self.path))
+            self._container = av.open(str(behind(self.path)))
         except (av.error.FFmpegError, OSError, ValueError) as error:
             raise unreadable(self.path, getattr(error, "strerror", error), REMEDY) from error
         if not self._container.streams.video:

@@ -445,14 +445,21 @@ def test_one_bad_episode_never_stops_the_rest(tmp_path, count):
         list(requests(open_dataset(root, strict=True)))
 
 
-def test_a_hub_cache_of_links_is_exported_whole(tmp_path):
+@pytest.mark.parametrize("linked", [True, False])
+def test_a_hub_cache_of_links_is_exported_whole(tmp_path, linked):
+    """Also one copied to where there are no links: their targets are left as text."""
     plain, hub = write_stranger(tmp_path / "plain", "v3.0"), tmp_path / "hub"
     (hub / "blobs").mkdir(parents=True)
     for number, file in enumerate(sorted(file for file in plain.rglob("*") if file.is_file())):
         link = hub / "snapshots/abc" / file.relative_to(plain)
         link.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(file, hub / f"blobs/{number}")
-        link.symlink_to(os.path.relpath(hub / f"blobs/{number}", link.parent))
+        blob = hub / f"blobs/{number:040x}"
+        shutil.copy(file, blob)
+        link.symlink_to(os.path.relpath(blob, link.parent))
+        if not linked:
+            target = os.fspath(link.readlink())
+            link.unlink()
+            link.write_text(target)
     exported = open_dataset(export_language(hub / "snapshots/abc", [], tmp_path / "out"))
     assert exported.images(1, [2]).mean() == pytest.approx(40, abs=3)
     assert not any(file.is_symlink() for file in exported.path.rglob("*"))
