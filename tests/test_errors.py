@@ -29,6 +29,13 @@ def test_ipython_shows_one_line() -> None:
     assert shown == ["KitError: bad -> mend it"]
 
 
+def test_a_script_shows_one_line_and_leaves_other_errors_whole() -> None:
+    for raised, shown in (("KitError('bad', 'mend it')", 1), ("ValueError('bad')", 3)):
+        code = f"from refinevla_kit.errors import KitError; raise {raised}"
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert (run.returncode, len(run.stderr.splitlines())) == (1, shown)
+
+
 def test_command_line_shows_one_line_and_fails() -> None:
     run = subprocess.run([sys.executable, "-m", "refinevla_kit.cli", "reproduce", "--profile", "lapto"], capture_output=True, text=True, check=False)
     assert run.returncode == 2

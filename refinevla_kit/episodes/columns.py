@@ -1,7 +1,7 @@
-"""What a dataset's features mean: which is the action, which the state, where the pictures are, what the numbers say.
+"""What a dataset's features mean: the action, the state, the pictures, and what their numbers say.
 
-What is certain is inferred. What is not stays None, and then no teacher is told a word about it: a guess would be read
-as a fact.
+What is certain is inferred. What is not stays None, and then no teacher is told a word about it: a guess would be
+read as a fact.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ def find_columns(features: Any, given: Mapping[str, str] | None, camera: str | N
 def flat_names(names: Any, width: int) -> tuple[str, ...]:
     """One name for each of `width` dimensions, () where the dataset does not give as many.
 
-    LeRobot datasets give a list, a list in a list, a mapping of lists ({"left": [...], "right": [...]}) or a mapping
-    to positions.
+    LeRobot datasets give a list, a list in a list, a mapping of lists ({"left": [...], "right": [...]}) or one to
+    positions.
     """
     flat = tuple(_flatten(names))
     return flat if len(flat) == width else ()
@@ -117,7 +117,7 @@ def is_tool_motion(names: Sequence[str]) -> bool:
 
 
 def displacements(actions: Array, state: Array, names: Sequence[str]) -> tuple[bool | None, str]:
-    """Whether actions are displacements (metres, radians), else positions, and why; None where neither is sure.
+    """Whether actions are displacements (metres, radians) or positions, and why; None where neither is sure.
 
     Args:
         actions: float (T, A) of one episode.
@@ -155,7 +155,7 @@ def opens_at(command: Array, robot: str) -> tuple[float | None, str]:
 
 
 def is_open(command: Array, value: float) -> Array:
-    """bool (T,): each command asks for an open gripper. `value` means open; closed is 0 or -1 for 1, 1 for 0 or -1."""
+    """bool (T,): the gripper is to be open, which is `value`; closed is 0 or -1 for 1, and 1 for 0 or -1."""
     command = filled(command[:, None], False)[:, 0]
     if value <= 0:
         return np.asarray(command < (value + 1) / 2)
@@ -164,7 +164,7 @@ def is_open(command: Array, value: float) -> Array:
 
 
 def filled(actions: Array, deltas: bool | None) -> Array:
-    """float64 (T, A): a missing number (NaN, infinite) as no displacement; or as the position before, or first after it."""
+    """float64 (T, A): what is not finite becomes no displacement, or the position before it, or the first after it."""
     values = np.array(actions, np.float64)
     missing = ~np.isfinite(values)
     if not missing.any():

@@ -25,6 +25,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from refinevla_kit.episodes.damage import behind
+from refinevla_kit.episodes.meta import read_json
 from refinevla_kit.episodes.reader import EpisodeDataset, open_dataset
 from refinevla_kit.errors import KitError
 from refinevla_kit.files import replacing, write_json
@@ -83,7 +85,7 @@ def check_export(dataset: EpisodeDataset | str | Path, output: str | Path) -> di
         KitError: `output` exists, cannot be made or lies in the dataset; the dataset is v2.x or has language columns already.
     """
     opened, target = open_dataset(dataset) if isinstance(dataset, str | Path) else dataset, Path(output)
-    info: dict[str, Any] = json.loads((opened.path / "meta/info.json").read_bytes())
+    info = read_json(opened.path / "meta/info.json")
     if opened.version != "v3.0":
         raise KitError(f"{opened.path} has LeRobot version {opened.version}, language columns need v3.0", "convert it with LeRobot's own script")
     if COLUMNS.keys() & info["features"].keys():
@@ -141,10 +143,11 @@ def _add(one: StoredRationale, time: float, camera: str | None, persistent: list
 
 
 def _link(source: str, destination: str) -> None:
+    source = str(behind(Path(source)).resolve())  # of a link, as in the Hub's cache, the file behind it
     if not Path(source).exists():  # a link to nowhere: what it led to was left out when the dataset was opened
         return
     with suppress(OSError):  # another disk, or one without links
-        if source.endswith((".mp4", ".npz")):  # nobody changes these in place
-            os.link(Path(source).resolve(), destination)  # of a symbolic link, as in the Hub's cache, the file behind it
+        if destination.endswith((".mp4", ".npz")):  # nobody changes these in place
+            os.link(source, destination)
             return
     shutil.copy2(source, destination)

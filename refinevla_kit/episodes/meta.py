@@ -1,4 +1,4 @@
-"""Reads what lies in meta/ and in tables, as strangers write them: with a byte order mark, numbers as 3.0 or null, one sentence or a list."""
+"""Reads what lies in meta/ and in tables, as strangers write them: with a byte order mark, 3.0 or null as a number."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from refinevla_kit.episodes.contract import EpisodeInfo
-from refinevla_kit.episodes.damage import AGAIN, exists, unreadable
+from refinevla_kit.episodes.damage import AGAIN, behind, exists, unreadable
 from refinevla_kit.errors import KitError
 from refinevla_kit.simulator.contract import Array
 
@@ -57,7 +57,7 @@ def listing(path: Path, version: str, info: dict[str, Any]) -> Rows:
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object; a byte order mark, as Windows editors leave it, is passed over."""
     try:
-        value = json.loads(file.read_bytes().decode("utf-8-sig"))
+        value = json.loads(behind(file).read_bytes().decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         if not isinstance(error, OSError):
             error = ValueError(f"it is not JSON: {error}")
@@ -141,7 +141,7 @@ def sentences(path: Path, version: str) -> dict[int, str]:
 def _json_lines(file: Path) -> list[Any]:
     try:
         return [
-            json.loads(line) for line in file.read_bytes().decode("utf-8-sig").split("\n") if line.strip()
+            json.loads(line) for line in behind(file).read_bytes().decode("utf-8-sig").split("\n") if line.strip()
         ]
     except (OSError, ValueError, RecursionError) as error:
         raise unreadable(
@@ -153,7 +153,7 @@ def read_schema(file: Path) -> pa.Schema:
     if not exists(file):
         raise KitError(f"table {file} is missing", AGAIN)
     try:
-        return pq.read_schema(file)
+        return pq.read_schema(behind(file))
     except (OSError, ValueError, pa.ArrowException) as error:
         raise unreadable(file, error) from error
 
@@ -162,7 +162,7 @@ def read_parquet(file: Path, columns: Sequence[str]) -> pa.Table:
     """The named columns, as far as the file has them."""
     present = [name for name in columns if name in read_schema(file).names]
     try:
-        return pq.read_table(file, columns=present, partitioning=None)
+        return pq.read_table(behind(file), columns=present, partitioning=None)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise unreadable(file, error) from error
 

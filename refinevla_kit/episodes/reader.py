@@ -1,8 +1,8 @@
 """Reads LeRobot datasets of all three layouts in use (v2.0, v2.1, v3.0), whoever made them.
 
-v2.x keeps one parquet and one mp4 an episode and the listing in JSON lines; v3.0 keeps many episodes a file and the
-listing in parquet, with the time at which an episode starts in its mp4. Pictures may also lie in the tables, as PNG or
-JPEG; all are decoded when asked for. An episode that cannot be read is left out and counted, and the others are read.
+v2.x keeps one parquet and one mp4 an episode and the listing in JSON lines; v3.0 keeps many episodes a file and
+the listing in parquet, with the time at which an episode starts in its mp4. Pictures may also lie in the tables, as
+PNG or JPEG; all are decoded when asked for. An episode that cannot be read is left out and counted.
 """
 
 from __future__ import annotations

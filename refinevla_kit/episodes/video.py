@@ -17,7 +17,7 @@ from typing import Any
 import av
 import numpy as np
 
-from refinevla_kit.episodes.damage import exists, unreadable
+from refinevla_kit.episodes.damage import behind, exists, unreadable
 from refinevla_kit.errors import KitError
 from refinevla_kit.simulator.contract import Array
 
@@ -93,7 +93,7 @@ def count_frames(path: Path, fps: float) -> int:
     with _opened(path) as container:
         stream = container.streams.video[0]
         frames = int(stream.frames) or sum(packet.size > 0 for packet in container.demux(stream))
-        if frames > 1 and (other := _other_rate(stream, fps)):
+        if frames > 1 and (other := _other_rate(stream, fps, 0.02)):
             raise KitError(f"video {path} {other}", RATE)
         return frames
 
@@ -130,7 +130,7 @@ def read_frames(path: Path, wanted: Sequence[int], fps: float) -> Array:
                     break
             if at != number:
                 what = f"{path} has no frame {number} (it ends at {max(at, 0)})"
-                if other := _other_rate(stream, fps):
+                if other := _other_rate(stream, fps, 0.0002):
                     raise KitError(f"{what}: it {other}", RATE)
                 raise KitError(what, REMEDY)
             found[number] = frame.to_ndarray(format="rgb24", interpolation=SCALING)
@@ -138,10 +138,10 @@ def read_frames(path: Path, wanted: Sequence[int], fps: float) -> Array:
     return np.stack([found[number] for number in wanted]) if order else empty
 
 
-def _other_rate(stream: Any, fps: float) -> str:
-    """What to say of a video whose frames come faster or slower than `fps`; "" where they do not."""
+def _other_rate(stream: Any, fps: float, share: float) -> str:
+    """What to say of a video whose frames come faster or slower than `fps` by more than `share` of it; else ""."""
     rate = float(stream.average_rate or fps)
-    return "" if 0.9 < rate / fps < 1.1 else f"runs at {rate:g} frames a second, info.json says {fps:g}"
+    return "" if abs(rate / fps - 1) <= share else f"runs at {rate:g} frames a second, info.json says {fps:g}"
 
 
 class _opened:
@@ -154,7 +154,7 @@ class _opened:
         if not exists(self.path):
             raise KitError(f"video {self.path} is missing", "copy or download the dataset again, videos included")
         try:
-            self._container = av.open(str(self.path))
+            self._container = av.open(str(behind(self.path)))
         except (av.error.FFmpegError, OSError, ValueError) as error:
             raise unreadable(self.path, getattr(error, "strerror", error), REMEDY) from error
         if not self._container.streams.video:

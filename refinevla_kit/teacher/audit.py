@@ -165,7 +165,7 @@ class _Scene:
         gripper = _column(request.action_names) if request.action_names else 6 if self.known else None  # the simulator's own seventh
         told = gripper is not None and gripper < request.actions.shape[1] and request.gripper is not None
         self.opens = is_open(request.actions[:, gripper], request.gripper or 0.0) if told else None
-        readings, finger = request.proprioception, _column(request.proprioception_names) if request.gripper is not None else None
+        readings, finger = request.proprioception, _column(request.proprioception_names) if (request.gripper or 0) > 0 else None
         self.opening = float(self.state.opening) if self.state else None if readings is None or finger is None else float(readings[0, finger])
 
     @cached_property

@@ -151,7 +151,7 @@ def png(level: int, size: int = 16) -> bytes:
 def write_video(
     path: Path,
     shades: Sequence[int],
-    rate: int = 10,
+    rate: Fraction | int = 10,
     codec: str = "libx264",
     form: str = "mp4",
     **options: str,
@@ -164,7 +164,7 @@ def write_video(
             16,
             16,
             "yuv420p",
-            Fraction(1, rate),
+            1 / Fraction(rate),
         )
         stream.codec_context.thread_count = 1
         for number, shade in enumerate(shades):

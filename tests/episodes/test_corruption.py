@@ -35,7 +35,7 @@ from refinevla_kit.training.examples import load_examples
 from .conftest import make_episode
 from .strangers import POSE, png, write_stranger, write_video
 
-EXAMPLES = int(os.environ.get("REFINEVLA_EXAMPLES", "300"))
+EXAMPLES = int(os.environ.get("REFINEVLA_EXAMPLES", "150"))
 JUNK: list[Any] = [
     None,
     True,
@@ -96,7 +96,13 @@ OPTIONS: dict[str, list[Any]] = {
         {"action": "timestamp"},
     ],
 }
-Files = dict[str, bytes]
+
+
+class Files(dict[str, bytes]):
+    """Name -> content; short where a failing example is printed."""
+
+    def __repr__(self) -> str:
+        return f"Files of {len(self)} names"
 
 
 @pytest.fixture(scope="module")
@@ -118,15 +124,12 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> list[Files]:
         for seed in (0, 1):
             writer.add(make_episode(seed, 6))
     write_video(root / "other.mp4", range(9), rate=30)
-    return [
-        {
-            str(file.relative_to(folder)): file.read_bytes()
-            for file in sorted(folder.rglob("*"))
-            if file.is_file()
-        }
-        for folder in sorted(root.iterdir())
-        if folder.is_dir()
-    ]
+    found = []
+    for folder in sorted(root.iterdir()):
+        files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+        if files:
+            found.append(Files({str(file.relative_to(folder)): file.read_bytes() for file in files}))
+    return found
 
 
 def change_json(value: Any, dice: random.Random) -> Any:
@@ -309,7 +312,7 @@ def use(root: Path, options: dict[str, Any]) -> str:
     options=st.dictionaries(st.sampled_from(list(OPTIONS)), st.integers(0, 9), max_size=2),
 )
 def test_no_corruption_ends_in_a_traceback(originals, which, seed, times, options):
-    files, dice = dict(originals[which]), random.Random(seed)
+    files, dice = Files(originals[which]), random.Random(seed)
     for _ in range(times):
         corrupt(files, dice)
     folder = Path(tempfile.mkdtemp())

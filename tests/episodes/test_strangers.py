@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 from contextlib import suppress
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,8 @@ from refinevla_kit.episodes.language import export_language
 from refinevla_kit.episodes.video import VideoWriter, read_frames
 from refinevla_kit.errors import KitError
 from refinevla_kit.figures.episodes import action_curves
-from refinevla_kit.teacher import OracleTeacher, annotate_dataset
+from refinevla_kit.teacher import OracleTeacher, Rationale, annotate_dataset
+from refinevla_kit.teacher.audit import audit
 from refinevla_kit.teacher.prompt import action_table, action_words, state_words
 from refinevla_kit.teacher.requests import count_requests, requests
 from refinevla_kit.training.examples import load_examples
@@ -401,6 +404,13 @@ def test_a_video_of_another_rate_is_called_that(tmp_path):
         open_dataset(write_stranger(tmp_path / "d", rate=30))
 
 
+def test_a_video_of_nearly_the_same_rate_is_read_as_far_as_its_frames_keep_their_numbers(tmp_path):
+    dataset = open_dataset(write_stranger(tmp_path / "d", lengths=(80, 5), rate=Fraction(1000, 99)))
+    assert dataset.images(0, [20]).mean() == pytest.approx(200, abs=3)
+    with pytest.raises(KitError, match=r"has no frame \d+ .* it runs at 10\.101 frames a second, info\.json says 10"):
+        dataset.images(0)
+
+
 @pytest.mark.parametrize("what", ["*.mp4", "data/*/*.parquet", "meta/episodes/*/*.parquet", "info.json"])
 def test_a_pointer_of_git_lfs_is_called_one(tmp_path, what):
     root = write_stranger(tmp_path / "d", "v3.0")
@@ -435,14 +445,21 @@ def test_one_bad_episode_never_stops_the_rest(tmp_path, count):
         list(requests(open_dataset(root, strict=True)))
 
 
-def test_a_hub_cache_of_links_is_exported_whole(tmp_path):
+@pytest.mark.parametrize("linked", [True, False])
+def test_a_hub_cache_of_links_is_exported_whole(tmp_path, linked):
+    """Also one copied to where there are no links: their targets are left as text."""
     plain, hub = write_stranger(tmp_path / "plain", "v3.0"), tmp_path / "hub"
     (hub / "blobs").mkdir(parents=True)
     for number, file in enumerate(sorted(file for file in plain.rglob("*") if file.is_file())):
         link = hub / "snapshots/abc" / file.relative_to(plain)
         link.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(file, hub / f"blobs/{number}")
-        link.symlink_to(os.path.relpath(hub / f"blobs/{number}", link.parent))
+        blob = hub / f"blobs/{number:040x}"
+        shutil.copy(file, blob)
+        link.symlink_to(os.path.relpath(blob, link.parent))
+        if not linked:
+            target = os.fspath(link.readlink())
+            link.unlink()
+            link.write_text(target)
     exported = open_dataset(export_language(hub / "snapshots/abc", [], tmp_path / "out"))
     assert exported.images(1, [2]).mean() == pytest.approx(40, abs=3)
     assert not any(file.is_symlink() for file in exported.path.rglob("*"))
@@ -496,3 +513,14 @@ def test_a_video_that_cannot_be_written_is_one_line(tmp_path, small_disk):
         writer.close()
     with suppress(KitError):
         writer.close()
+
+
+def test_a_gripper_of_unknown_sense_decides_no_claim(tmp_path):
+    root = write_stranger(tmp_path / "d", names=POSE)
+    said = Rationale("The gripper is open.", "Nothing is held.", "The block is ahead.", "Release the block, then retreat.")
+    verdicts = []
+    for gripper in (None, 1, -1):
+        request = next(requests(open_dataset(root, gripper=gripper), "trajectory"))
+        found = audit(replace(request, actions=np.full((6, 7), 1, np.float32)), said).findings
+        verdicts.append({finding.verdict for finding in found if finding.claim.kind == "sub-task"})
+    assert verdicts == [{"undecided"}, {"true"}, {"false"}]

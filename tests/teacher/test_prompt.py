@@ -177,3 +177,22 @@ def test_a_follow_up_adds_to_the_question() -> None:
     assert [part for part in follow_up[:-1] if isinstance(part, str)] == [part for part in first if isinstance(part, str)]
     assert "could not be used: the answer is not JSON ($5)." in follow_up[-1]
     assert "<<<\nSure! $problem\n>>>" in follow_up[-1]
+
+
+def test_what_is_not_known_of_the_numbers_is_not_said() -> None:
+    actions = moves((0.3, 0.1, 0.2, 3.1, 0, 1.5, 1), (0.31, 0.1, 0.2, 3.1, 0, 1.5, -1))
+    unknown = action_words(request(actions, deltas=None, gripper=None))
+    assert unknown == "The 2 actions are in the robot's own units. Largest changes from first to last: a6 -2, a0 +0.01."
+    assert "cm" not in action_words(request(actions, metric=False, gripper=None))
+    assert "gripper" not in action_words(request(actions, gripper=None))
+    assert action_words(request(actions, gripper=-1.0)).endswith("commanded closed at first; it opens at frame 11.")
+    assert "metres" not in action_table(request(actions, deltas=None))
+
+
+def test_a_missing_number_is_told_as_missing() -> None:
+    actions = moves((0.01, 0, 0, 0, 0, 0, 1), (np.nan, 0, 0, 0, 0, 0, 1), (0.01, 0, 0, 0, np.inf, 0, np.nan))
+    assert action_words(request(actions)).startswith("In these 3 actions the tool moves 2.0 cm forward. The gripper is commanded open")
+    table = action_table(request(actions, action_names=("one label",))).splitlines()
+    assert table[0].endswith("x y z roll pitch yaw gripper") or table[0].endswith("a0 a1 a2 a3 a4 a5 a6")
+    assert (table[2], table[3]) == ("11: missing 0 0 0 0 0 1", "12: 0.01 0 0 0 missing 0 missing")
+    assert "s0 0.01" in state_words(request(actions, proprioception=actions, proprioception_names=("state",)))
