@@ -114,31 +114,12 @@ def evaluate(
     output = Path(output)
     if output.suffix != ".parquet" or output.is_dir():
         output /= "records.parquet"
-    named = [tasks] if isinstance(tasks, (str, Task)) else tasks
-    chosen = [task for each in named for task in ([each] if isinstance(each, Task) else find_tasks(each))]
-    if not chosen:
-        raise KitError("no tasks were asked for", 'name one, as in tasks="widowx"')
     batch, seed = whole(batch, "batch", 1), whole(seed, "seed", 0, 2**32 - 1)
     workers = len(os.sched_getaffinity(0)) if workers is None else whole(workers, "workers", 0)
-    episodes = episodes if episodes is None or isinstance(episodes, str) else wanted_episodes(episodes)
-    variants = None if variants is None else [variants] if isinstance(variants, str) else list(variants)
     if not any(has(policy, verb) for verb in ("act_states", "act_batch", "act", "step")):
         remedy = "give it `act(image)`, `act_batch(images, instructions)` or `step(image, instruction)`"
         raise KitError(f"policy {name_of(policy)!r} has nothing to act with", remedy)
-    asked: dict[Job, None] = {}  # in order, each once
-    for task in chosen:
-        check_conventions(policy, task)
-        protocol = task.protocol(setting)
-        start, ids = _episodes(task, setting, episodes, n)
-        found = find_backend(protocol, backend)
-        columns, rows = _camera_size(policy, task, width, height)
-        place = str(assets or ("embedded" if found == MANISKILL else "official"))
-        names = [v.name for v in protocol.variants if v.scored] if variants is None else [protocol.variant(name).name for name in variants]
-        for name in names:
-            scene = Scene(task.name, name, setting, found, place, columns, rows, bool(getattr(policy, "needs_state", False)))
-            asked |= dict.fromkeys(Job(scene, start, episode) for episode in ids)
-    if not (wanted := list(asked)):
-        raise KitError("no episodes were asked for", "name at least one variant, or leave `variants` out")
+    wanted = _jobs(policy, tasks, episodes, n, setting, variants, backend, assets, width, height)
     lanes = batch if has(policy, "act_batch") or getattr(policy, "needs_state", False) else 1
     folder = _video_folder(videos)
     with Journal(journal_path(output)) as journal:
@@ -162,6 +143,75 @@ def evaluate(
         save_parquet(sorted(records.values(), key=lambda record: record.key), output)
         journal.path.unlink()  # its rows are in the parquet file now
     return output
+
+
+def plan(
+    policy: Any,
+    tasks: str | Iterable[str | Task],
+    episodes: Any = None,
+    n: int | None = None,
+    *,
+    setting: str = VISUAL_MATCHING,
+    variants: Iterable[str] | None = None,
+    backend: str = "auto",
+    assets: str | Path | None = None,
+    seed: int = 0,
+    width: int | None = None,
+    height: int | None = None,
+) -> list[Key]:
+    """`EpisodeRecord.key` of each episode that `evaluate` with the same arguments plays, in its order; nothing is played.
+
+    Raises:
+        KitError: as `evaluate`, of what can be known beforehand.
+    """
+    name, identity, seed = name_of(policy), identity_of(policy), whole(seed, "seed", 0, 2**32 - 1)
+    jobs = _jobs(policy, tasks, episodes, n, setting, variants, backend, assets, width, height)
+    return [_key(name, identity, seed, job) for job in jobs]
+
+
+def _jobs(
+    policy: Any,
+    tasks: str | Iterable[str | Task],
+    episodes: Any,
+    n: int | None,
+    setting: str,
+    variants: Iterable[str] | None,
+    backend: str,
+    assets: str | Path | None,
+    width: int | None,
+    height: int | None,
+) -> list[Job]:
+    """The episodes that `evaluate` was asked for, in order, each once."""
+    named = [tasks] if isinstance(tasks, (str, Task)) else tasks
+    chosen = [task for each in named for task in ([each] if isinstance(each, Task) else find_tasks(each))]
+    if not chosen:
+        raise KitError("no tasks were asked for", 'name one, as in tasks="widowx"')
+    episodes = episodes if episodes is None or isinstance(episodes, str) else wanted_episodes(episodes)
+    variants = None if variants is None else [variants] if isinstance(variants, str) else list(variants)
+    asked: dict[Job, None] = {}
+    for task in chosen:
+        check_conventions(policy, task)
+        protocol = task.protocol(setting)
+        start, ids = _episodes(task, setting, episodes, n)
+        found = find_backend(protocol, backend)
+        columns, rows = _camera_size(policy, task, width, height)
+        place = str(assets or ("embedded" if found == MANISKILL else "official"))
+        names = [v.name for v in protocol.variants if v.scored] if variants is None else [protocol.variant(name).name for name in variants]
+        for name in names:
+            scene = Scene(task.name, name, setting, found, place, columns, rows, bool(getattr(policy, "needs_state", False)))
+            asked |= dict.fromkeys(Job(scene, start, episode) for episode in ids)
+    if not asked:
+        raise KitError("no episodes were asked for", "name at least one variant, or leave `variants` out")
+    return list(asked)
+
+
+def _key(name: str, identity: str, seed: int, job: Job) -> Key:
+    """`EpisodeRecord.key` of an episode of a policy, in the order of `records.KEY`."""
+    scene = job.scene
+    return (
+        name, identity, PROTOCOL_VERSION, scene.backend, scene.task, scene.setting, scene.variant, scene.assets, job.start, job.episode, seed,
+        scene.width, scene.height,
+    )  # fmt: skip
 
 
 def whole(value: Any, name: str, least: int, most: int = 2**63 - 1) -> int:
@@ -220,11 +270,7 @@ class _Run:
 
     def key(self, job: Job) -> Key:
         """`EpisodeRecord.key` of an episode of this run, in the order of `records.KEY`."""
-        scene = job.scene
-        return (
-            self.name, self.checkpoint_hash, PROTOCOL_VERSION, scene.backend, scene.task, scene.setting, scene.variant, scene.assets, job.start,
-            job.episode, self.seed, scene.width, scene.height,
-        )  # fmt: skip
+        return _key(self.name, self.checkpoint_hash, self.seed, job)
 
     def play(self, jobs: list[Job], workers: int, lanes: int) -> Iterator[EpisodeRecord]:
         """Play `jobs`, `lanes` at a time, yielding each record when it is on the disk."""
