@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from matplotlib.axes import Axes
 from typer.testing import CliRunner
 
 from refinevla_kit.cli import app
@@ -22,7 +23,8 @@ from refinevla_kit.episodes.language import export_language
 from refinevla_kit.episodes.video import VideoWriter, read_frames
 from refinevla_kit.errors import KitError
 from refinevla_kit.figures.episodes import action_curves
-from refinevla_kit.teacher import OracleTeacher, Rationale, annotate_dataset
+from refinevla_kit.figures.reviews import review_card
+from refinevla_kit.teacher import OracleTeacher, Rationale, annotate_dataset, load_rationales
 from refinevla_kit.teacher.audit import audit
 from refinevla_kit.teacher.prompt import action_table, action_words, state_words
 from refinevla_kit.teacher.requests import count_requests, requests
@@ -390,6 +392,23 @@ def test_a_missing_number_is_told_as_missing_and_drawn_as_a_gap(tmp_path):
         request
     )
     action_curves(dataset.actions(0), dataset.segments(0), dataset.action_names, dataset.fps, dataset.metric)
+
+
+@pytest.mark.parametrize("deltas", [None, True, False])
+def test_a_reviewer_sees_actions_of_any_meaning(tmp_path, deltas):
+    def holed(columns: dict, _: int) -> dict:
+        actions = np.array(columns["action"].to_pylist())
+        actions[3:, [0, 4]] = (np.nan, np.inf)
+        return columns | {"action": rewritten(actions.tolist())}
+
+    dataset = open_dataset(write_stranger(tmp_path / "d", names=POSE, column=holed), deltas)
+    table = annotate_dataset(dataset, OracleTeacher(0), "trajectory", progress=False, output=tmp_path / "o.parquet")
+    request, answer = next(requests(dataset, "trajectory")), load_rationales(table)[0]
+    figure = review_card(request, answer)
+    figure.draw_without_rendering()
+    drawn = [text.get_text() for axes in figure.findobj(Axes) for text in axes.texts]
+    assert any("cm" in text for text in drawn) == (deltas is not False)
+    assert not any("nan" in text or "gripper open" in text for text in drawn)
 
 
 def test_videos_without_an_index_and_of_another_form(tmp_path):
