@@ -9,6 +9,7 @@ from typing import Any
 import nbformat
 import pytest
 
+from refinevla_kit.evaluation import load_records
 from refinevla_kit.notebook_runner import run_notebooks
 from refinevla_kit.settings import NOTEBOOKS
 
@@ -65,3 +66,27 @@ def test_hand_over_files(run: dict[str, Any]) -> None:
         assert list((folder / "02_fine_tuning" / policy).rglob("*.safetensors")), policy
     assert (folder / "03_simpler_evaluation" / "records.parquet").is_file()
     assert not list(folder.rglob("*.part-*")) and not list(folder.rglob("*.pkl"))
+
+
+def test_run_again_it_goes_on_and_other_settings_get_places_of_their_own(run: dict[str, Any]) -> None:
+    """The folder of the run above, once more: nothing is recorded, asked, trained or played twice, and nothing old is lost."""
+    folder = Path(run["output"])
+    dataset = folder / "01_teacher_annotation" / "dataset"
+    before = {file: file.stat().st_mtime_ns for file in folder.rglob("*.safetensors")}
+    recorded, answers = (dataset / "meta" / "info.json").stat().st_mtime_ns, list((folder / "01_teacher_annotation" / "rationales").iterdir())
+    again = run_notebooks(["1"], "smoke", folder, {"dataset": str(dataset)}, progress=False)
+    assert again["failed"] is None
+    assert not dataset.is_symlink() and (dataset / "meta" / "info.json").stat().st_mtime_ns == recorded
+    assert list((folder / "01_teacher_annotation" / "rationales").iterdir()) == answers
+
+    longer = run_notebooks(["2"], "smoke", folder, {"steps": 5}, progress=False)
+    assert longer["failed"] is None
+    assert {file: file.stat().st_mtime_ns for file in before} == before, "the four steps' policies are as they were"
+    assert (folder / "02_fine_tuning" / "with_reasoning-2").is_dir()
+
+    smaller = run_notebooks(["3"], "smoke", folder, {"width": 64, "tasks": ["widowx_carrot_on_plate"]}, progress=False)
+    assert smaller["failed"] is None
+    records = load_records(folder / "03_simpler_evaluation" / "records.parquet")
+    assert {(record.width, record.task) for record in records} == {(64, "widowx_carrot_on_plate")}, "what was asked for, and no more"
+    everything = load_records(folder / "03_simpler_evaluation" / "episodes.parquet")
+    assert len(everything) == len(records) + 6 and len({record.checkpoint_hash for record in everything}) == 5
