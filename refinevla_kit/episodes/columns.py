@@ -20,14 +20,10 @@ from refinevla_kit.simulator.contract import Array
 ROLES = ("action", "state", "instruction")
 STATES = ("state", "states", "proprio", "proprioception", "robot_state", "qpos")
 SENTENCES = ("language_instruction", "instruction", "prompt", "task")
-STEP, REACH = (
-    0.2,
-    2.0,
-)  # metres; a larger step, or a longer way, is no displacement of a tool between two frames
-OPEN_X = (
-    "widowx",
-    "google_robot",
-)  # their public conversions keep Open X-Embodiment's gripper, 1 open and 0 closed
+# Metres; a larger step, or a longer way, is no displacement of a tool between two frames.
+STEP, REACH = 0.2, 2.0
+# Their public conversions keep Open X-Embodiment's gripper, 1 open and 0 closed.
+OPEN_X = ("widowx", "google_robot")
 
 
 @dataclass(frozen=True)

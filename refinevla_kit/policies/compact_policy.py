@@ -54,7 +54,7 @@ class CompactPolicy:
         decoding = decoding or _usual_decoding(vla)
         if decoding not in DECODINGS or (decoding == "median" and not isinstance(vla.bins, UniformBins)):
             raise KitError(f"{name} cannot decode by {decoding!r}", "choose 'greedy', or for uniform bins 'median'")
-        self.vla, self.name, self._files, self.order, self.decoding = vla, name, checkpoint_hash, order, decoding
+        self.vla, self.name, self._files, self.order, self.decoding = vla, name, checkpoint_hash or "", order, decoding
         self._first = first_action_id(vla.tokenizer)
         self._instruction = ""
 
