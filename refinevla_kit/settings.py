@@ -129,7 +129,8 @@ class Settings:
             return left
         shipped = REPOSITORY / "data" / shipped_name
         if shipped.exists():
-            print(f"{self._values['output']} has no {name or 'result'} of notebook {earlier}: {shipped}, which the kit ships, is used")
+            if earlier != self._notebook:
+                print(f"{self._values['output']} has no {name or 'result'} of notebook {earlier}: {shipped}, which the kit ships, is used")
             return shipped
         remedy = "give a path as the parameter" if earlier == self._notebook else f"run notebook {earlier} first, or give a path as the parameter"
         raise KitError(f"neither {self._values['output'] / run_path} nor data/{shipped_name} exists", remedy)
