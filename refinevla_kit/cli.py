@@ -60,21 +60,12 @@ def run(
 
 @app.command()
 def assets(
-    generate: Annotated[Path | None, typer.Option(help="write the embedded pack into this folder")] = None,
     check: Annotated[str | None, typer.Option(help="a folder to check, or `embedded` or `official`")] = None,
 ) -> None:
-    """Say where the simulator's assets are, generate the embedded pack, or check a folder."""
+    """Say where the simulator's assets are, or check a folder."""
     from refinevla_kit.simulator.assets import resolve_assets
 
-    if generate is not None:
-        from refinevla_kit.simulator.assets import missing_files
-        from refinevla_kit.simulator.embedded.pack import generate as generate_pack
-
-        if generate.exists() and missing_files(generate) and any(generate.iterdir()):
-            raise KitError(f"{generate} exists and is no asset pack; generating would replace it", "give a new folder")
-        generate_pack(generate)
-        _print_json({"generated": str(generate.resolve())})
-    elif check is not None:
+    if check is not None:
         _print_json({"assets": check, "folder": str(resolve_assets(check))})
     else:
         found: dict[str, Any] = {}

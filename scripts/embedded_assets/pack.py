@@ -1,19 +1,22 @@
-"""Writes the asset pack: everything ManiSkill's four WidowX digital twins load, made from primitives in seconds, the same bytes each time."""
+"""Writes the asset pack: everything ManiSkill's four WidowX digital twins load, made from primitives in seconds, the same bytes each time.
+
+    python -m scripts.embedded_assets.pack [data/assets]
+"""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 from PIL import Image
 
+from refinevla_kit.errors import KitError
 from refinevla_kit.files import replacing
-from refinevla_kit.simulator.embedded import backgrounds, robot
-from refinevla_kit.simulator.embedded.objects import things
-from refinevla_kit.simulator.embedded.shapes import Part, box, flat, glb, obj, stl
-
-PACK_VERSION = "3"
-"""Raise it whenever the pack's bytes change, so that an older pack on disk is made again."""
+from refinevla_kit.simulator.assets import missing_files
+from scripts.embedded_assets import backgrounds, robot
+from scripts.embedded_assets.objects import things
+from scripts.embedded_assets.shapes import Part, box, flat, glb, obj, stl
 
 TASKS, ROBOT = Path("data/tasks/bridge_v2_real2sim_dataset"), Path("data/robots/widowx")
 
@@ -27,6 +30,8 @@ def generate(directory: Path) -> None:
 
     Deterministic: the same version of the kit and its libraries writes the same bytes. On an error nothing is left behind.
     """
+    if directory.exists() and missing_files(directory) and any(directory.iterdir()):
+        raise KitError(f"{directory} exists and is no asset pack; generating would replace it", "give a new folder")
     with replacing(directory) as root:
         _write_things(root / TASKS / "custom")
         _write_scenes(root / TASKS)
@@ -64,3 +69,7 @@ def _write_robot(folder: Path) -> None:
             (meshes / f"{link}_{number}.stl").write_bytes(stl(piece))
     (folder / "wx250s.urdf").write_text(robot.urdf({link: len(pieces) for link, (_, pieces) in bodies.items()}))
     (folder / "wx250s.srdf").write_text(robot.srdf())
+
+
+if __name__ == "__main__":
+    generate(Path(sys.argv[1] if sys.argv[1:] else "data/assets"))

@@ -14,7 +14,7 @@ import numpy as np
 import trimesh
 from numpy.typing import NDArray
 
-from refinevla_kit.simulator.embedded.shapes import Colour, Part, bevelled_box, box, ellipsoid_points, flat, hull, lathe, placed
+from scripts.embedded_assets.shapes import Colour, Part, bevelled_box, box, ellipsoid_points, flat, hull, lathe, placed
 
 ORANGE, LEAF, WHITE, WELL, BLUE = (232, 106, 20), (62, 140, 44), (188, 193, 202), (168, 176, 190), (62, 104, 186)
 STEEL, STEEL_DARK, LIME = (205, 209, 214), (150, 156, 164), (92, 170, 48)

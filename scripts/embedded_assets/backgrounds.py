@@ -15,9 +15,9 @@ from transforms3d.quaternions import quat2mat
 
 from refinevla_kit.simulator import camera
 from refinevla_kit.simulator.camera import CENTRE_X, CENTRE_Y, FOCAL, HEIGHT, WIDTH, CameraSetting
-from refinevla_kit.simulator.embedded.objects import BASIN, BASKET, SINK, SINK_ORIGIN
-from refinevla_kit.simulator.embedded.shapes import Colour
 from refinevla_kit.simulator.textures import TEXTURES, Floats
+from scripts.embedded_assets.objects import BASIN, BASKET, SINK, SINK_ORIGIN
+from scripts.embedded_assets.shapes import Colour
 
 Whole = NDArray[np.intp]
 

@@ -13,7 +13,7 @@ from math import pi
 import numpy as np
 import trimesh
 
-from refinevla_kit.simulator.embedded.shapes import Part, bevelled_box, box, flat, hull, placed, tapered_box, tube
+from scripts.embedded_assets.shapes import Part, bevelled_box, box, flat, hull, placed, tapered_box, tube
 
 Vector = tuple[float, float, float]
 
