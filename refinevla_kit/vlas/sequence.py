@@ -14,10 +14,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.policies.vocabulary import ACTION, EOS, IMAGE, RATIONALE, token_id
+from refinevla_kit.vlas.contract import VLA
 
 ORDERS = ("action_first", "rationale_first")
 NOT_PREDICTED, ACTION_KIND, RATIONALE_KIND = 0, 1, 2
@@ -38,26 +37,28 @@ class Sequences:
     kinds: Tensor
 
 
-def prefix_ids(tokenizer: PreTrainedTokenizerFast, image_tokens: int, instruction: str) -> list[int]:
-    """Image placeholders and the instruction's tokens."""
-    return [token_id(tokenizer, IMAGE)] * image_tokens + tokenizer.encode(instruction, add_special_tokens=False)
+def answer_ids(vla: VLA, action: Sequence[int], rationale: str, order: str) -> tuple[list[int], list[int]]:
+    """The answer as (ids, kinds).
 
-
-def answer_ids(tokenizer: PreTrainedTokenizerFast, action: Sequence[int], rationale: str, order: str) -> tuple[list[int], list[int]]:
-    """(ids, kinds) of the answer. `action`: vocabulary ids, may be empty; `rationale`: text, may be empty (then its marker is left out)."""
+    Args:
+        vla: whose words they are.
+        action: vocabulary ids, may be empty.
+        rationale: a text, may be empty; then its mark is left out.
+        order: one of `ORDERS`.
+    """
     if order not in ORDERS:
         raise KitError(f"unknown order {order!r}", f"choose one of {', '.join(ORDERS)}")
-    text = tokenizer.encode(rationale, add_special_tokens=False) if rationale else []
-    act_mark, text_mark, end = (token_id(tokenizer, token) for token in (ACTION, RATIONALE, EOS))
-    act = ([act_mark, *action], [RATIONALE_KIND, *[ACTION_KIND] * len(action)]) if action else ([], [])
-    think = ([text_mark, *text], [RATIONALE_KIND] * (len(text) + 1)) if text else ([], [])
+    marks = vla.marks
+    text = vla.tokenizer.encode(rationale, add_special_tokens=False) if rationale else []
+    act = ([marks.action, *action], [RATIONALE_KIND, *[ACTION_KIND] * len(action)]) if action else ([], [])
+    think = ([marks.rationale, *text], [RATIONALE_KIND] * (len(text) + 1)) if text else ([], [])
     first, second = (act, think) if order == "action_first" else (think, act)
     ids, kinds = [*first[0], *second[0]], [*first[1], *second[1]]
     if text:  # the end of a text has to be predicted; the end of a fixed number of action tokens has not
-        ids, kinds = [*ids, end], [*kinds, RATIONALE_KIND if order == "action_first" else NOT_PREDICTED]
+        ids, kinds = [*ids, marks.end], [*kinds, RATIONALE_KIND if order == "action_first" else NOT_PREDICTED]
     kinds[0] = NOT_PREDICTED
     if order == "action_first" and act[0] and think[0]:
-        kinds[len(act[0])] = NOT_PREDICTED  # the marker is given to whoever asks for a rationale after the action
+        kinds[len(act[0])] = NOT_PREDICTED  # the mark is given to whoever asks for a rationale after the action
     return ids, kinds
 
 

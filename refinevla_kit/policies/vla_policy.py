@@ -1,42 +1,41 @@
-"""Acting with the compact VLA: key-value cached, batched, restricted at each place to the action words allowed there.
+"""Acting with a VLA: key-value cached, batched, restricted at each place to the action words allowed there.
 
 Uniform bins lie in order, so of what the policy holds likely the *median* bin can be said instead of the likeliest. A demonstrator that is already on
 its way commands exactly nothing in many frames, and that one bin outweighs each of the twenty that a correction is spread over: the likeliest word
 then stands still beside the object (docs/log.md has the figures). The median loses the least distance, and of two minds takes the larger side.
 
-The first step runs the whole sequence through PaliGemma, which merges the picture and makes the mask of both directions. A later step is one token
-over the cache and skips the wrapper: the token attends to everything before it, so there is no mask to make. Of the output head only the rows that
-may be said are multiplied. Rows whose instructions differ in length are decoded together: the shorter ones are padded on the left, and masked there.
+The first step runs the whole sequence, picture and prefix. A later step is one token over the cache: it attends to everything before it, so there is
+no mask to make. Of the output head only the rows that may be said are multiplied. Rows whose instructions differ in length are decoded together: the
+shorter ones are padded on the left, and masked there.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from refinevla_kit.conventions import WIDOWX, Conventions
+from refinevla_kit.conventions import Conventions
 from refinevla_kit.errors import KitError
 from refinevla_kit.files import sha256
-from refinevla_kit.policies.action_tokens import UniformBins
-from refinevla_kit.policies.compact_vla import CompactVLA, load
 from refinevla_kit.policies.contract import Action, Array
-from refinevla_kit.policies.sequence import ORDERS, prefix_ids
-from refinevla_kit.policies.vocabulary import ACTION, EOS, PAD, RATIONALE, first_action_id, token_id
+from refinevla_kit.vlas import load_vla
+from refinevla_kit.vlas.action_tokens import UniformBins
+from refinevla_kit.vlas.contract import VLA
+from refinevla_kit.vlas.decoder import embed, kinds_of, logits_of, masks_of, run_layers
+from refinevla_kit.vlas.sequence import ORDERS
 
 LONGEST_RATIONALE = 160  # tokens
 DECODINGS = ("median", "greedy")
 
 
-class CompactPolicy:
-    """`Policy` over a `CompactVLA`.
+class VLAPolicy:
+    """`Policy` over a `VLA`.
 
     Args:
         vla: the model and its tokenizer.
@@ -47,7 +46,7 @@ class CompactPolicy:
     """
 
     def __init__(
-        self, vla: CompactVLA, name: str, checkpoint_hash: str = "", order: str = "action_first", decoding: str | None = None
+        self, vla: VLA, name: str, checkpoint_hash: str = "", order: str = "action_first", decoding: str | None = None
     ) -> None:  # fmt: skip
         if order not in ORDERS:
             raise KitError(f"unknown order {order!r}", f"choose one of {', '.join(ORDERS)}")
@@ -55,7 +54,7 @@ class CompactPolicy:
         if decoding not in DECODINGS or (decoding == "median" and not isinstance(vla.bins, UniformBins)):
             raise KitError(f"{name} cannot decode by {decoding!r}", "choose 'greedy', or for uniform bins 'median'")
         self.vla, self.name, self._files, self.order, self.decoding = vla, name, checkpoint_hash or "", order, decoding
-        self._first = first_action_id(vla.tokenizer)
+        self._first = vla.first_action
         self._instruction = ""
 
     @property
@@ -66,9 +65,8 @@ class CompactPolicy:
 
     @property
     def conventions(self) -> Conventions:
-        """Those of the demonstrations it learned from: the kit's own contract for the WidowX, at the picture size of its tower."""
-        vision: Any = self.vla.model.config.vision_config
-        return replace(WIDOWX, image_size=(vision.width, vision.height), normalisation="own")
+        """See `Policy`."""
+        return self.vla.conventions
 
     @property
     def needs_proprioception(self) -> bool:
@@ -107,7 +105,7 @@ class CompactPolicy:
         """
         if rationales is not None and self.order == "action_first":
             raise KitError(f"{self.name} acts before its rationale: no text changes what it does", "give a policy of the order 'rationale_first'")
-        prefixes = [prefix_ids(self.vla.tokenizer, self.vla.image_tokens, text) for text in instructions]
+        prefixes = [self.vla.prefix_ids(text) for text in instructions]
         pixels, states = self.vla.pixel_values(images), self.vla.states(proprioception)
         actions: list[Action] = []
         for rows in [slice(None)] if self.order == "action_first" else [slice(row, row + 1) for row in range(len(prefixes))]:
@@ -118,7 +116,7 @@ class CompactPolicy:
     @torch.inference_mode()
     def explain(self, image: Array, instruction: str, proprioception: Array | None = None) -> str:
         """The rationale the policy writes for one image (uint8 (H, W, 3)) and state (float (15,)), greedily."""
-        prefix = prefix_ids(self.vla.tokenizer, self.vla.image_tokens, instruction)
+        prefix = self.vla.prefix_ids(instruction)
         states = self.vla.states(None if proprioception is None else proprioception[None])
         decoder = _Decoder(self.vla, self.vla.pixel_values(np.asarray(image)[None]), states, [prefix])
         if self.order == "action_first":
@@ -136,7 +134,7 @@ class CompactPolicy:
 
     def _action_tokens(self, decoder: _Decoder) -> tuple[Tensor, Tensor]:
         """Action tokens (B, T) and their log-probabilities among the words allowed at their places (B, T)."""
-        token = self._column(decoder.batch, ACTION)
+        token = self._column(decoder.batch, self.vla.marks.action)
         tokens, scores = [], []
         for low, high in self.vla.bins.ranges:
             logits = decoder.feed(token, slice(self._first + low, self._first + high)).float().log_softmax(-1)  # B, high - low
@@ -148,9 +146,9 @@ class CompactPolicy:
 
     def _text(self, decoder: _Decoder) -> str:
         """Greedy text of a single row after the rationale marker, up to <eos> or <action>."""
-        stop = {token_id(self.vla.tokenizer, token) for token in (EOS, ACTION)}
+        stop = {self.vla.marks.end, self.vla.marks.action}
         written: list[int] = []
-        logits = decoder.feed(self._column(1, RATIONALE))
+        logits = decoder.feed(self._column(1, self.vla.marks.rationale))
         while len(written) < LONGEST_RATIONALE:
             token = logits.argmax(-1)[:, None]  # 1, 1
             if int(token) in stop:
@@ -162,50 +160,42 @@ class CompactPolicy:
     def _take(self, decoder: _Decoder, text: str) -> str:
         """Read `text` after the rationale marker, as if it had been written; an empty one leaves out the marker, as in training."""
         words = self.vla.tokenizer.encode(text, add_special_tokens=False)
-        for token in [token_id(self.vla.tokenizer, RATIONALE), *words] if words else []:
-            decoder.feed(torch.tensor([[token]], device=self.vla.model.device))
+        for token in [self.vla.marks.rationale, *words] if words else []:
+            decoder.feed(torch.tensor([[token]], device=self.vla.device))
         return text
 
-    def _column(self, batch: int, token: str) -> Tensor:
-        return torch.full((batch, 1), token_id(self.vla.tokenizer, token), device=self.vla.model.device)
+    def _column(self, batch: int, token: int) -> Tensor:
+        return torch.full((batch, 1), token, device=self.vla.device)
 
 
 class _Decoder:
     """One growing sequence a row: the first `feed` runs image and prefix too, later ones a token over the cache."""
 
-    def __init__(self, vla: CompactVLA, pixels: Tensor, states: Tensor | None, prefixes: Sequence[Sequence[int]]) -> None:
-        self._model, self._features = vla.model, vla.encode(pixels, states)
-        text, device = vla.model.config.get_text_config(), vla.model.device
-        pad, longest = token_id(vla.tokenizer, PAD), max(map(len, prefixes))
-        self._prefix = torch.tensor([[pad] * (longest - len(one)) + list(one) for one in prefixes], device=device)  # B, N
+    def __init__(self, vla: VLA, pixels: Tensor, states: Tensor | None, prefixes: Sequence[Sequence[int]]) -> None:
+        self._vla, self._words = vla, vla.see(pixels, states)
+        longest, device = max(map(len, prefixes)), vla.device
+        self._prefix = torch.tensor([[vla.marks.pad] * (longest - len(one)) + list(one) for one in prefixes], device=device)  # B, N
         self._padding = torch.tensor([[longest - len(one)] for one in prefixes], device=device)  # B, 1: tokens on the left that are not there
-        self._padded, self._layer_types, self._cap = bool(self._padding.any()), set(text.layer_types), text.final_logit_softcapping
-        self._cache = DynamicCache(config=text)
+        self._padded, self._kinds = bool(self._padding.any()), set(kinds_of(vla))
+        self._cache = DynamicCache(config=vla.decoder.config)
         self.batch = len(prefixes)
 
     def feed(self, token: Tensor, words: slice = slice(None)) -> Tensor:
         """Append `token` (B, 1); logits (B, V) of what follows, of the vocabulary's slice `words`."""
-        length = self._cache.get_seq_length()
+        vla, length = self._vla, self._cache.get_seq_length()
         ids = torch.cat([self._prefix, token], 1) if length == 0 else token  # B, N + 1 or B, 1
         seen = torch.arange(length + ids.shape[1], device=ids.device) >= self._padding  # B, tokens so far
-        place = seen.cumsum(1)[:, length:].clamp(min=1)  # B, N + 1 or B, 1; PaliGemma counts places from 1
+        place = (seen.cumsum(1)[:, length:] - 1).clamp(min=0) + vla.first_position  # B, N + 1 or B, 1
+        x = embed(vla, ids, self._words if length == 0 else None)
         if length == 0:
-            types = torch.cat([torch.zeros_like(self._prefix), torch.ones_like(token)], 1)  # prefix in both directions, answer causal
-            out = self._model.model(
-                input_ids=ids, mm_encoder_outputs=self._features, token_type_ids=types, position_ids=place,
-                attention_mask=seen.long() if self._padded else None, past_key_values=self._cache, use_cache=True,
-            )  # fmt: skip
+            types = torch.cat([torch.zeros_like(self._prefix), torch.ones_like(token)], 1)  # the prefix, then the answer
+            masks = masks_of(vla, x, seen.long() if self._padded else None, types, place, self._cache)
         else:
-            lowest = torch.finfo(self._model.dtype).min
-            hidden = (~seen[:, None, None]).to(self._model.dtype) * lowest if self._padded else None  # B, 1, 1, tokens; None: all is seen
-            out = self._model.model.language_model(
-                input_ids=ids, position_ids=place, attention_mask=dict.fromkeys(self._layer_types, hidden), past_key_values=self._cache,
-                use_cache=True,
-            )  # fmt: skip
-        newest, head = out.last_hidden_state[:, -1], self._model.lm_head  # B, d
-        plain = type(head) is torch.nn.Linear  # an adapter around the head has to be run as a whole
-        logits = torch.nn.functional.linear(newest, head.weight[words]) if plain else head(newest)[:, words]
-        return logits if self._cap is None else self._cap * torch.tanh(logits / self._cap)
+            lowest = torch.finfo(x.dtype).min
+            hidden = (~seen[:, None, None]).to(x.dtype) * lowest if self._padded else None  # B, 1, 1, tokens; None: all is seen
+            masks = dict.fromkeys(self._kinds, hidden)
+        newest = vla.decoder.norm(run_layers(vla, x, masks, place, cache=self._cache))[:, -1]  # B, d
+        return logits_of(vla, newest, words)
 
 
 def files_hash(path: str | Path) -> str:
@@ -214,15 +204,15 @@ def files_hash(path: str | Path) -> str:
     return hashlib.sha256("".join(f"{file.name} {sha256(file)}\n" for file in files).encode()).hexdigest()[:12]
 
 
-def load_policy(path: str | Path, name: str | None = None, order: str | None = None, decoding: str | None = None) -> CompactPolicy:
-    """Read a checkpoint as a policy. `name` defaults to the folder's, `order` to the one it was trained with; `decoding`: see `CompactPolicy`."""
-    vla = load(path)
-    return CompactPolicy(vla, name or Path(path).name, files_hash(path), order or _trained_order(vla), decoding)
+def load_policy(path: str | Path, name: str | None = None, order: str | None = None, decoding: str | None = None) -> VLAPolicy:
+    """Read a checkpoint as a policy. `name` defaults to the folder's, `order` to the one it was trained with; `decoding`: see `VLAPolicy`."""
+    vla = load_vla(path)
+    return VLAPolicy(vla, name or Path(path).name, files_hash(path), order or _trained_order(vla), decoding)
 
 
-def _trained_order(vla: CompactVLA) -> str:
+def _trained_order(vla: VLA) -> str:
     return str(vla.provenance.get("order", "action_first"))
 
 
-def _usual_decoding(vla: CompactVLA) -> str:
+def _usual_decoding(vla: VLA) -> str:
     return "median" if isinstance(vla.bins, UniformBins) else "greedy"

@@ -17,8 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.policies.contract import Array
-from refinevla_kit.simulator.contract import ACTION_NAMES
+from refinevla_kit.simulator.contract import ACTION_NAMES, Array
 
 STATISTICS = "dataset_statistics.json"  # the file of a checkpoint that holds its action tokens
 BINS = 255
@@ -69,7 +68,7 @@ class ActionTokens(Protocol):
 
 def read_action_tokens(value: Mapping[str, Any]) -> ActionTokens:
     """The scheme that a `to_dict` describes. Raises `KitError` for a kind this version does not know, and limits that are none."""
-    from refinevla_kit.policies.spherical_grid import SphericalGrid
+    from refinevla_kit.vlas.spherical_grid import SphericalGrid
 
     tokens = SphericalGrid.from_dict(value) if value.get("kind") == "spherical" else UniformBins.from_dict(value)
     if not all(0 < limit < np.inf for limit in tokens.limits):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,19 @@ import numpy as np
 import torch
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Gemma2Config, PaliGemmaConfig, PaliGemmaForConditionalGeneration, PreTrainedTokenizerFast
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import logging as hub_logging
 
-from refinevla_kit.errors import KitError
+from refinevla_kit.conventions import WIDOWX, Conventions
+from refinevla_kit.errors import KitError, listed
 from refinevla_kit.files import replacing, sha256, write_json
-from refinevla_kit.policies.action_tokens import STATISTICS, ActionTokens, read_action_tokens
-from refinevla_kit.policies.contract import Array
-from refinevla_kit.policies.robot_state import FEATURES, state_features
-from refinevla_kit.policies.vision_tower import ConvTowerConfig
-from refinevla_kit.policies.vocabulary import EOS, IMAGE, PAD, check_action_words, load_vocabulary, token_id
+from refinevla_kit.simulator.contract import Array
+from refinevla_kit.vlas.action_tokens import STATISTICS, ActionTokens, read_action_tokens
+from refinevla_kit.vlas.contract import VLA, Marks
+from refinevla_kit.vlas.conv_tower import ConvTowerConfig
+from refinevla_kit.vlas.robot_state import FEATURES, state_features
+from refinevla_kit.vlas.vocabulary import ACTION, EOS, IMAGE, PAD, RATIONALE, check_action_words, first_action_id, load_vocabulary, token_id
 
 WEIGHTS = "model.safetensors"
 FORMAT = "refinevla-compact-1"
@@ -53,39 +54,79 @@ class CompactConfig:
 
 
 @dataclass(frozen=True)
-class CompactVLA:
-    """A policy's parts: the model, its tokenizer, how it writes actions, and where it came from.
-
-    Attributes:
-        bins: its action tokens, `UniformBins` or `SphericalGrid`.
-        provenance: what made it (data hash, steps, seed, base hash, ...); free form, saved with the checkpoint.
-    """
-
-    model: PaliGemmaForConditionalGeneration
-    tokenizer: PreTrainedTokenizerFast
-    bins: ActionTokens
-    provenance: dict[str, Any]
+class CompactVLA(VLA):
+    """The compact VLA, see the top of this module."""
 
     @property
-    def image_tokens(self) -> int:
-        """Tokens in front of the instruction: a patch each, and the robot's own state where the policy reads it (the last one)."""
-        return self.patches + self.reads_state
+    def decoder(self) -> Any:
+        return self._paligemma.language_model
 
     @property
-    def patches(self) -> int:
-        rows, columns = self.grid
-        return rows * columns
+    def head(self) -> nn.Module:
+        model: Any = self.model
+        head: nn.Module = model.lm_head
+        return head
+
+    @property
+    def two_way(self) -> bool:
+        return True
+
+    @property
+    def first_position(self) -> int:
+        return 1
 
     @property
     def reads_state(self) -> bool:
-        """The policy wants proprioception beside the picture."""
         return self._vision.state_size > 0
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of image patches; patch (r, c) covers 20 x 20 pixels of the resized picture."""
+        """Patch (r, c) covers 20 x 20 pixels of the resized picture."""
         rows, columns = self._vision.grid
         return rows, columns
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return self._vision.width, self._vision.height
+
+    @property
+    def image_id(self) -> int:
+        return token_id(self.tokenizer, IMAGE)
+
+    @property
+    def marks(self) -> Marks:
+        return Marks(*(token_id(self.tokenizer, token) for token in (PAD, EOS, ACTION, RATIONALE)))
+
+    @property
+    def first_action(self) -> int:
+        return first_action_id(self.tokenizer)
+
+    @property
+    def tower(self) -> tuple[nn.Module, ...]:
+        return (self._paligemma.vision_tower,)
+
+    @property
+    def projector(self) -> tuple[nn.Module, ...]:
+        return (self._paligemma.multi_modal_projector,)
+
+    @property
+    def state_encoder(self) -> nn.Module | None:
+        encoder: nn.Module | None = self._paligemma.vision_tower.state if self.reads_state else None
+        return encoder
+
+    @property
+    def convolutions(self) -> nn.Module | None:
+        stages: nn.Module = self._paligemma.vision_tower.stages
+        return stages
+
+    @property
+    def conventions(self) -> Conventions:
+        """Those of the demonstrations it learned from: the kit's own contract for the WidowX, at the picture size of its tower."""
+        return replace(WIDOWX, image_size=self.image_size, normalisation="own")
+
+    @property
+    def _paligemma(self) -> Any:
+        return self.model.model
 
     @property
     def _vision(self) -> ConvTowerConfig:
@@ -104,20 +145,17 @@ class CompactVLA:
         if proprioception is None:
             remedy = "pass `proprioception` (see Observation), as `evaluate` does for policies with `needs_proprioception`"
             raise KitError("this policy reads the robot's own state beside the picture, and none was given", remedy)
-        return torch.from_numpy(state_features(proprioception)).to(self.model.device)
+        return torch.from_numpy(state_features(proprioception)).to(self.device)
 
-    def image_features(self, patches: Tensor, states: Tensor | None) -> dict[str, BaseModelOutputWithPooling]:
-        """What `model(mm_encoder_outputs=...)` takes in the place of pixels.
+    def look(self, pixels: Tensor) -> Tensor:
+        tokens: Tensor = self._paligemma.vision_tower(pixel_values=pixels).last_hidden_state
+        return tokens
 
-        Args:
-            patches: the tower's tokens of the picture, (B, patches, d). states: (B, 22) where the policy reads them.
-        """
-        tokens = patches if states is None else torch.cat([patches, self.model.model.vision_tower.state_token(states)], dim=1)  # B, image_tokens, d
-        return {"image": BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=self.model.model.multi_modal_projector(tokens))}
-
-    def encode(self, pixels: Tensor, states: Tensor | None) -> dict[str, BaseModelOutputWithPooling]:
-        """`image_features` from pixel values (B, 3, H, W)."""
-        return self.image_features(self.model.model.vision_tower(pixel_values=pixels).last_hidden_state, states)
+    def image_words(self, tokens: Tensor, states: Tensor | None) -> Tensor:
+        if states is not None:
+            tokens = torch.cat([tokens, self._paligemma.vision_tower.state_token(states)], dim=1)  # B, image_tokens, d
+        words: Tensor = self._paligemma.multi_modal_projector(tokens)
+        return words
 
     def pixel_values(self, images: Array | Sequence[Array]) -> Tensor:
         """uint8 (B, H, W, 3) -> float32 (B, 3, height, width) in [-1, 1], area-resampled when the size differs; `KitError` for anything else.
@@ -129,10 +167,30 @@ class CompactVLA:
         config, images = self._vision, np.array(images)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
             raise KitError(f"pictures are {images.dtype} {images.shape[1:]}", "give RGB as the camera has it: uint8 (H, W, 3), 0 to 255")
-        x = torch.from_numpy(images).to(self.model.device).permute(0, 3, 1, 2).float()  # B, 3, H, W
+        x = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float()  # B, 3, H, W
         if x.shape[-2:] != (config.height, config.width):
             x = torch.nn.functional.interpolate(x, size=(config.height, config.width), mode="area")
         return x / 127.5 - 1.0
+
+    def forget_state(self) -> None:
+        """The state's token leaves the sequence."""
+        if self.reads_state:
+            tower = self._paligemma.vision_tower
+            tower.config.state_size = self._vision.state_size = 0
+            for part in ("state", "state_mean", "state_scale"):
+                delattr(tower, part)
+
+    def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> Path:
+        """Write a checkpoint directory: safetensors, config, tokenizer, dataset statistics. Appears whole or not at all."""
+        with replacing(path) as part, _quiet():
+            part.mkdir(parents=True)
+            exact = ("state_mean", "state_scale")  # in metres: bfloat16 would shift them by half a millimetre
+            tensors = self.model.state_dict().items()
+            state = {name: x.detach() if name.endswith(exact) else x.detach().to(dtype) for name, x in tensors}
+            self.model.save_pretrained(part, state_dict=state)
+            self.tokenizer.save_pretrained(part)
+            write_json(part / STATISTICS, {"format": FORMAT, "action_tokens": self.bins.to_dict(), "provenance": self.provenance})
+        return Path(path)
 
 
 def build(config: CompactConfig, tokenizer: PreTrainedTokenizerFast, bins: ActionTokens, seed: int) -> CompactVLA:
@@ -154,26 +212,6 @@ def build(config: CompactConfig, tokenizer: PreTrainedTokenizerFast, bins: Actio
         model = PaliGemmaForConditionalGeneration(full)
         torch.nn.init.orthogonal_(model.model.multi_modal_projector.linear.weight)  # the tower's norm gives rms 1; keep it
     return CompactVLA(model.eval(), tokenizer, bins, {})
-
-
-def forget_state(vla: CompactVLA) -> None:
-    """Make a policy that reads the robot's own state one that does not, in place: the state's token leaves the sequence."""
-    tower: Any = vla.model.model.vision_tower
-    tower.config.state_size = vla._vision.state_size = 0
-    for part in ("state", "state_mean", "state_scale"):
-        delattr(tower, part)
-
-
-def save(vla: CompactVLA, path: str | Path, dtype: torch.dtype = torch.float32) -> Path:
-    """Write a checkpoint directory: safetensors, config, tokenizer, dataset statistics. Appears whole or not at all."""
-    with replacing(path) as part, _quiet():
-        part.mkdir(parents=True)
-        exact = ("state_mean", "state_scale")  # in metres: bfloat16 would shift them by half a millimetre
-        state = {name: x.detach() if name.endswith(exact) else x.detach().to(dtype) for name, x in vla.model.state_dict().items()}
-        vla.model.save_pretrained(part, state_dict=state)
-        vla.tokenizer.save_pretrained(part)
-        write_json(part / STATISTICS, {"format": FORMAT, "action_tokens": vla.bins.to_dict(), "provenance": vla.provenance})
-    return Path(path)
 
 
 def load(path: str | Path) -> CompactVLA:
@@ -244,11 +282,6 @@ def _read_model(directory: Path) -> PaliGemmaForConditionalGeneration:
         raise KitError(f"the weights in {directory / WEIGHTS} are not those of its config.json ({said})", COPY)
     loaded: PaliGemmaForConditionalGeneration = model
     return loaded
-
-
-def listed(names: Sequence[str], most: int = 3) -> str:
-    """The first few of many names."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 @contextmanager

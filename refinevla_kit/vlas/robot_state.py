@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.policies.contract import Array
+from refinevla_kit.simulator.contract import Array
 
 PROPRIOCEPTION = 15  # numbers of `Observation.proprioception`
 FEATURES = 22

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.policies.action_tokens import BINS
+from refinevla_kit.vlas.action_tokens import BINS
 
 PAD, EOS, IMAGE, ACTION, RATIONALE = "<pad>", "<eos>", "<image>", "<action>", "<rationale>"
 LOCATIONS = 1024  # PaliGemma's: <locY><locX>, each the picture divided into 1024

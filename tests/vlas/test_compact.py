@@ -14,13 +14,13 @@ from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.policies.action_tokens import BINS, UniformBins
-from refinevla_kit.policies.compact_policy import DECODINGS, CompactPolicy, load_policy
-from refinevla_kit.policies.compact_vla import STATISTICS, CompactConfig, CompactVLA, build, load, save
-from refinevla_kit.policies.sequence import answer_ids, prefix_ids
-from refinevla_kit.policies.spherical_grid import SphericalGrid
-from refinevla_kit.policies.vocabulary import ACTION, ACTION_TOKENS, LOCATION_TOKENS, first_action_id, token_id, train_vocabulary
+from refinevla_kit.policies.vla_policy import DECODINGS, VLAPolicy, load_policy
 from refinevla_kit.settings import REPOSITORY
+from refinevla_kit.vlas.action_tokens import BINS, UniformBins
+from refinevla_kit.vlas.compact import STATISTICS, CompactConfig, CompactVLA, build, load
+from refinevla_kit.vlas.sequence import answer_ids
+from refinevla_kit.vlas.spherical_grid import SphericalGrid
+from refinevla_kit.vlas.vocabulary import ACTION, ACTION_TOKENS, LOCATION_TOKENS, first_action_id, token_id, train_vocabulary
 
 Weights = dict[str, torch.Tensor]
 SMALL = CompactConfig(layers=2, hidden=64, heads=2, feedforward=96, channels=16)
@@ -49,8 +49,8 @@ def test_one_action_token_a_bin_in_a_row(vla: CompactVLA) -> None:
 
 
 def test_a_saved_policy_acts_as_before(vla: CompactVLA, tmp_path: Path) -> None:
-    before = CompactPolicy(vla, "p").act_batch(IMAGES, [INSTRUCTION] * 3)
-    after = load_policy(save(vla, tmp_path / "checkpoint")).act_batch(IMAGES, [INSTRUCTION] * 3)
+    before = VLAPolicy(vla, "p").act_batch(IMAGES, [INSTRUCTION] * 3)
+    after = load_policy(vla.save(tmp_path / "checkpoint")).act_batch(IMAGES, [INSTRUCTION] * 3)
     for one, other in zip(before, after, strict=True):
         assert np.array_equal(one.tokens, other.tokens) and np.array_equal(one.processed, other.processed)
     assert not [path.name for path in (tmp_path / "checkpoint").iterdir() if path.suffix in (".bin", ".pt", ".pkl")]
@@ -62,12 +62,12 @@ def test_cached_decoding_equals_teacher_forcing(vla: CompactVLA, decoding: str, 
     """Acting first, and after a rationale that was given (an empty one: none, as in training)."""
     if decoding == "median" and not isinstance(vla.bins, UniformBins):
         with pytest.raises(KitError, match=r"cannot decode by 'median'.*choose 'greedy'"):
-            CompactPolicy(vla, "p", decoding=decoding)
+            VLAPolicy(vla, "p", decoding=decoding)
         return
-    policy = CompactPolicy(vla, "p", order="action_first" if given is None else "rationale_first", decoding=decoding)
+    policy = VLAPolicy(vla, "p", order="action_first" if given is None else "rationale_first", decoding=decoding)
     action = policy.act_batch(IMAGES[:1], [INSTRUCTION], rationales=given if given is None else [given])[0]
-    prefix = prefix_ids(vla.tokenizer, vla.image_tokens, INSTRUCTION)
-    answer, _ = answer_ids(vla.tokenizer, action.tokens.tolist(), given or "", policy.order)
+    prefix = vla.prefix_ids(INSTRUCTION)
+    answer, _ = answer_ids(vla, action.tokens.tolist(), given or "", policy.order)
     types = [0] * len(prefix) + [1] * len(answer)
     begin = len(prefix) + answer.index(vla.tokenizer.convert_tokens_to_ids(ACTION))
     assert action.rationale == (given or "")
@@ -89,11 +89,11 @@ def test_cached_decoding_equals_teacher_forcing(vla: CompactVLA, decoding: str, 
 
 def test_a_rationale_is_only_given_to_who_acts_after_it(vla: CompactVLA) -> None:
     with pytest.raises(KitError, match=r"p acts before its rationale.*rationale_first"):
-        CompactPolicy(vla, "p").act_batch(IMAGES[:1], [INSTRUCTION], rationales=["the yellow block"])
+        VLAPolicy(vla, "p").act_batch(IMAGES[:1], [INSTRUCTION], rationales=["the yellow block"])
 
 
 def test_a_batch_of_mixed_instructions_equals_one_by_one(vla: CompactVLA) -> None:
-    policy = CompactPolicy(vla, "p")
+    policy = VLAPolicy(vla, "p")
     instructions = [INSTRUCTION, "stack the green block on the yellow block", INSTRUCTION]
     together = policy.act_batch(IMAGES, instructions)
     for image, instruction, action in zip(IMAGES, instructions, together, strict=True):
@@ -109,12 +109,12 @@ def test_a_batch_of_mixed_instructions_equals_one_by_one(vla: CompactVLA) -> Non
 ])  # fmt: skip
 def test_other_pictures_than_the_cameras_are_refused(vla: CompactVLA, picture: np.ndarray, says: str) -> None:
     with pytest.raises(KitError, match=says):
-        CompactPolicy(vla, "p").act_batch(picture, [INSTRUCTION])
+        VLAPolicy(vla, "p").act_batch(picture, [INSTRUCTION])
 
 
 @pytest.mark.parametrize("order", ["action_first", "rationale_first"])
 def test_it_acts_and_explains_in_both_orders(vla: CompactVLA, order: str) -> None:
-    policy = CompactPolicy(vla, "p", order=order)
+    policy = VLAPolicy(vla, "p", order=order)
     action = policy.act_batch(IMAGES[:2], [INSTRUCTION] * 2)[1]
     assert action.processed.shape == (7,) and (np.abs(action.normalised) <= np.sqrt(3)).all()  # a spherical grid fills a ball around the box
     assert np.array_equal(policy.round_trip(action.processed), action.processed)
@@ -125,11 +125,11 @@ def test_a_policy_that_reads_its_own_state_acts_on_it_and_asks_for_it(vla: Compa
     sighted = build(replace(SMALL, proprioception=True), vla.tokenizer, vla.bins, seed=0)
     assert (sighted.image_tokens, sighted.patches, vla.image_tokens) == (49, 48, 48)
     sighted.model.model.vision_tower.state_mean.fill_(0.3001)
-    policy = load_policy(save(sighted, tmp_path / "checkpoint", torch.bfloat16))
+    policy = load_policy(sighted.save(tmp_path / "checkpoint", torch.bfloat16))
     assert torch.equal(policy.vla.model.model.vision_tower.state_mean, sighted.model.model.vision_tower.state_mean), "metres are not rounded"
     poses = np.tile(np.array([0.3, 0, 0.1, 0.7, 0, 0.7, 0, 1, 0.3, 0, 0.1, 0.7, 0, 0.7, 0], np.float32), (2, 1))
     poses[1, 8] += 0.03  # the same arm, sent on by three centimetres
-    assert policy.needs_proprioception and not CompactPolicy(vla, "p").needs_proprioception
+    assert policy.needs_proprioception and not VLAPolicy(vla, "p").needs_proprioception
     before, after = policy.act_batch(IMAGES[[0, 0]], [INSTRUCTION] * 2, poses)
     assert not np.array_equal(before.log_probability, after.log_probability)
     policy.reset(INSTRUCTION)
@@ -151,7 +151,7 @@ def test_a_folder_that_is_no_checkpoint_says_so(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_another_vocabulary_says_so(vla: CompactVLA, tmp_path: Path) -> None:
-    save(vla, tmp_path / "one")
+    vla.save(tmp_path / "one")
     other = train_vocabulary(["other words entirely, and many more of them"], action_words=vla.bins.words)
     other.save_pretrained(tmp_path / "one")
     with pytest.raises(KitError, match="words, its tokenizer"):
@@ -164,7 +164,7 @@ def test_a_vocabulary_without_the_action_words_says_so() -> None:
 
 
 def test_a_checkpoint_keeps_its_kind_of_action_tokens(vla: CompactVLA, tmp_path: Path) -> None:
-    assert load(save(vla, tmp_path / "one")).bins == vla.bins
+    assert load(vla.save(tmp_path / "one")).bins == vla.bins
 
 
 @pytest.mark.parametrize("name", ["compact_base", "with_reasoning"])
@@ -176,7 +176,7 @@ def test_a_shipped_checkpoint_has_the_vocabulary_it_was_trained_with(name: str) 
 
 
 def test_a_checkpoint_of_a_later_format_says_so(vla: CompactVLA, tmp_path: Path) -> None:
-    path = save(vla, tmp_path / "one") / STATISTICS
+    path = vla.save(tmp_path / "one") / STATISTICS
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": "refinevla-compact-9"}))
     with pytest.raises(KitError, match="refinevla-compact-9"):
         load(tmp_path / "one")
@@ -184,7 +184,7 @@ def test_a_checkpoint_of_a_later_format_says_so(vla: CompactVLA, tmp_path: Path)
 
 @pytest.mark.parametrize("name", ["model.safetensors", STATISTICS, "config.json"])
 def test_a_damaged_checkpoint_is_one_line(vla: CompactVLA, tmp_path: Path, name: str) -> None:
-    path = save(vla, tmp_path / "one") / name
+    path = vla.save(tmp_path / "one") / name
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(KitError, match=r"checkpoint .* is damaged"):
         load(tmp_path / "one")
@@ -204,14 +204,14 @@ FOREIGN: dict[str, tuple[Callable[[Weights], Weights], str]] = {
 @pytest.mark.parametrize("kind", FOREIGN)
 def test_weights_that_are_not_the_models_are_refused_by_name(vla: CompactVLA, tmp_path: Path, kind: str) -> None:
     change, says = FOREIGN[kind]
-    file = save(vla, tmp_path / "one") / "model.safetensors"
+    file = vla.save(tmp_path / "one") / "model.safetensors"
     save_file({name: x.contiguous() for name, x in change(load_file(file)).items()}, file, metadata={"format": "pt"})
     with pytest.raises(KitError, match=says):
         load(tmp_path / "one")
 
 
 def test_a_config_of_another_size_is_not_filled_with_random_weights(vla: CompactVLA, tmp_path: Path) -> None:
-    path = save(vla, tmp_path / "one") / "config.json"
+    path = vla.save(tmp_path / "one") / "config.json"
     config = json.loads(path.read_text())
     config["text_config"] |= {"num_hidden_layers": 3, "layer_types": ["full_attention"] * 3}
     path.write_text(json.dumps(config))
@@ -224,14 +224,14 @@ def test_a_config_of_another_size_is_not_filled_with_random_weights(vla: Compact
     ({"action_tokens": {"kind": "uniform", "bins": BINS, "limits": [0.0, float("nan"), 1.0]}}, r"limits .*nan"),
 ])  # fmt: skip
 def test_statistics_that_say_no_action_are_refused(vla: CompactVLA, tmp_path: Path, statistics: dict[str, Any], says: str) -> None:
-    path = save(vla, tmp_path / "one") / STATISTICS
+    path = vla.save(tmp_path / "one") / STATISTICS
     path.write_text(json.dumps(json.loads(path.read_text()) | statistics))
     with pytest.raises(KitError, match=says):
         load(tmp_path / "one")
 
 
 def test_parts_of_a_model_and_adapters_are_told_apart_from_a_checkpoint(vla: CompactVLA, tmp_path: Path) -> None:
-    folder = save(vla, tmp_path / "one")
+    folder = vla.save(tmp_path / "one")
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "somebody/else"}')
     with pytest.raises(KitError, match="holds an adapter -> merge it"):
         load(folder)
@@ -246,7 +246,7 @@ def test_the_users_own_progress_bars_and_messages_stay_as_they_were(vla: Compact
     (logging.enable_progress_bar if bars else logging.disable_progress_bar)()
     before, level = are_progress_bars_disabled(), logging.get_verbosity()
     try:
-        load(save(vla, tmp_path / "one"))
+        load(vla.save(tmp_path / "one"))
         assert (logging.is_progress_bar_enabled(), are_progress_bars_disabled(), logging.get_verbosity()) == (bars, before, level)
     finally:
         logging.enable_progress_bar()
@@ -254,5 +254,5 @@ def test_the_users_own_progress_bars_and_messages_stay_as_they_were(vla: Compact
 
 def test_a_full_disk_leaves_no_half_checkpoint(vla: CompactVLA, small_disk: Path) -> None:
     with pytest.raises(KitError, match="no space left"):
-        save(vla, small_disk / "one")
+        vla.save(small_disk / "one")
     assert not list(small_disk.iterdir())

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.policies.robot_state import FEATURES, PROPRIOCEPTION, state_features
+from refinevla_kit.vlas.robot_state import FEATURES, PROPRIOCEPTION, state_features
 
 
 @given(st.integers(0, 10_000))

@@ -27,8 +27,8 @@ import numpy as np
 from scipy.stats import norm
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.policies.action_tokens import check_words, fit_limits
-from refinevla_kit.policies.contract import Array
+from refinevla_kit.simulator.contract import Array
+from refinevla_kit.vlas.action_tokens import check_words, fit_limits
 
 COORDINATES = ("theta", "phi", "r", "roll", "pitch", "yaw")  # radians, radians, then multiples of the limits
 CELLS = (16, 32, 8, 16, 16, 16)
