@@ -25,8 +25,8 @@ reproduce: setup  ## run the five notebooks headlessly: PROFILE=laptop, OUTPUT=r
 test: setup  ## the test suite
 	@$(VENV)/bin/python -m pytest
 
-check: setup  ## ruff and mypy
-	@$(VENV)/bin/ruff check . && $(VENV)/bin/mypy
+check: setup  ## ruff, mypy, and that the package stays small
+	@$(VENV)/bin/ruff check . && $(VENV)/bin/mypy && $(VENV)/bin/python scripts/count_tokens.py --limit 173000
 
 lab: setup  ## open the notebooks in JupyterLab
 	@$(VENV)/bin/jupyter lab --notebook-dir=. notebooks/01_teacher_annotation.ipynb

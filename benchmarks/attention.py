@@ -24,14 +24,15 @@ import numpy as np
 import torch
 import transformers
 from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from refinevla_kit.attention.capture import attention_rows
 from refinevla_kit.attention.captured import KINDS
 from refinevla_kit.attention.queries import lay_out
-from refinevla_kit.policies.action_tokens import UniformBins
-from refinevla_kit.policies.compact_policy import CompactPolicy
-from refinevla_kit.policies.compact_vla import CompactConfig, CompactVLA, build
-from refinevla_kit.policies.vocabulary import first_action_id, train_vocabulary
+from refinevla_kit.policies.vla_policy import VLAPolicy
+from refinevla_kit.vlas.action_tokens import UniformBins
+from refinevla_kit.vlas.compact import CompactConfig, CompactVLA, build
+from refinevla_kit.vlas.vocabulary import first_action_id, train_vocabulary
 
 BATCHES = (1, 8)
 INSTRUCTION, RATIONALE = "put carrot on plate", "the carrot is left of the plate " * 8 + "so move to the carrot"
@@ -59,7 +60,7 @@ def measure(kinds: tuple[str, ...], batch: int, repeats: int) -> dict[str, Any]:
     """Seconds a batch of each way, taken in turns; the rows are compared with the squares' each time."""
     bins = UniformBins((0.04, 0.04, 0.04, 0.01, 0.01, 0.3, 1.0))
     vla = build(CompactConfig(proprioception=True), train_vocabulary([INSTRUCTION, RATIONALE]), bins, seed=0)
-    policy, fused, random = CompactPolicy(vla, "compact"), without_softcap(vla), np.random.default_rng(batch)
+    policy, fused, random = VLAPolicy(vla, "compact"), without_softcap(vla), np.random.default_rng(batch)
     first = first_action_id(vla.tokenizer)
     laid = lay_out(policy, INSTRUCTION, [first + 30 * i for i in range(7)], RATIONALE, kinds)
     ids = torch.tensor([laid.ids] * batch)
@@ -68,12 +69,13 @@ def measure(kinds: tuple[str, ...], batch: int, repeats: int) -> dict[str, Any]:
     for turn in range(repeats + 1):  # the first warms up
         images = random.integers(0, 256, (batch, 120, 160, 3), dtype=np.uint8)
         states = vla.states(random.normal(size=(batch, 15)))
-        features = vla.encode(vla.pixel_values(images), states)
-        inputs: dict[str, Any] = {"input_ids": ids, "token_type_ids": types, "mm_encoder_outputs": features, "use_cache": False}
+        words = vla.see(vla.pixel_values(images), states)
+        picture = {"image": BaseModelOutputWithPooling(None, words)}
+        inputs: dict[str, Any] = {"input_ids": ids, "token_type_ids": types, "mm_encoder_outputs": picture, "use_cache": False}
         kept: dict[str, Any] = {}
         ways: dict[str, Callable[[], object]] = {
             "plain": lambda inputs=inputs: vla.model.model(**inputs),
-            "rows": lambda kept=kept, features=features: kept.update(rows=attention_rows(policy, features, ids, laid.prefix, laid.positions)),
+            "rows": lambda kept=kept, words=words: kept.update(rows=attention_rows(policy, words, ids, laid.prefix, laid.positions)),
             "squares": lambda kept=kept, inputs=inputs: kept.update(squares=vla.model.model(**inputs, output_attentions=True).attentions),
             "fused": lambda inputs=inputs: fused.model.model(**inputs),
         }  # type: ignore[misc]

@@ -66,10 +66,10 @@ def work(folder: Path, steps: int, turns: int, threads: int) -> None:
     """Fine-tune; before every `steps` steps wait for a line, after them print their seconds as JSON."""
     import torch
 
-    from refinevla_kit.policies.compact_vla import load
     from refinevla_kit.training.controls import first_episodes
     from refinevla_kit.training.examples import find_rationales, load_examples
     from refinevla_kit.training.loop import TrainingConfig, fine_tune
+    from refinevla_kit.vlas.compact import load
 
     torch.set_num_threads(threads)
     laptop = load_profile("laptop")["02_fine_tuning"]

@@ -2,7 +2,7 @@
 
     python benchmarks/policy.py [--repeats 12]
 
-"own" is `CompactPolicy.act_batch`: cached, batched, at each place only the rows of the output head that may be said there. "constrained" is
+"own" is `VLAPolicy.act_batch`: cached, batched, at each place only the rows of the output head that may be said there. "constrained" is
 `generate` held to the same words by a logits processor; its tokens are asserted to be own's, every time. "plain" is `generate` held to nothing but
 the number of tokens: what it says is no action, only its time counts. All three start from uint8 pictures and sentences and end in words, and take
 turns within one run, so that a busy machine slows all of them. Weights are random and there is no proprioception (`generate` takes pixels), at the
@@ -25,14 +25,13 @@ import transformers
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from refinevla_kit.policies.action_tokens import ActionTokens, UniformBins
-from refinevla_kit.policies.compact_policy import CompactPolicy
-from refinevla_kit.policies.compact_vla import CompactConfig, CompactVLA, build
 from refinevla_kit.policies.contract import Array
-from refinevla_kit.policies.sequence import prefix_ids
-from refinevla_kit.policies.spherical_grid import SphericalGrid
-from refinevla_kit.policies.vocabulary import ACTION, first_action_id, token_id, train_vocabulary
+from refinevla_kit.policies.vla_policy import VLAPolicy
 from refinevla_kit.tasks import WIDOWX_TASKS
+from refinevla_kit.vlas.action_tokens import ActionTokens, UniformBins
+from refinevla_kit.vlas.compact import CompactConfig, CompactVLA, build
+from refinevla_kit.vlas.spherical_grid import SphericalGrid
+from refinevla_kit.vlas.vocabulary import ACTION, first_action_id, token_id, train_vocabulary
 
 BATCHES = (1, 8)
 LIMITS = np.array([0.04, 0.04, 0.04, 0.01, 0.01, 0.3, 1.0])
@@ -56,7 +55,7 @@ class Allowed(LogitsProcessor):
 def generated(vla: CompactVLA, images: Array, instructions: list[str], constrained: bool) -> Array:
     """int64 (B, T) tokens that `generate` writes after the action marker; decoded to actions when they are action words."""
     mark = token_id(vla.tokenizer, ACTION)
-    ids = torch.tensor([[*prefix_ids(vla.tokenizer, vla.image_tokens, text), mark] for text in instructions])
+    ids = torch.tensor([[*vla.prefix_ids(text), mark] for text in instructions])
     types = torch.zeros_like(ids)
     types[:, -1] = 1  # without token types the prefix would be read in one direction only
     first, places = first_action_id(vla.tokenizer), len(vla.bins.ranges)
@@ -81,7 +80,7 @@ def measure(bins: ActionTokens, batch: int, repeats: int) -> dict[str, Any]:
     """Seconds a batch of each way, taken in turns; the tokens of own and constrained decoding are compared on fresh pictures each time."""
     tokenizer = train_vocabulary([task.instruction for task in WIDOWX_TASKS], action_words=bins.words)
     vla = build(CompactConfig(proprioception=False), tokenizer, bins, seed=0)
-    policy, random, instructions = CompactPolicy(vla, "own", decoding="greedy"), np.random.default_rng(batch), [INSTRUCTION] * batch
+    policy, random, instructions = VLAPolicy(vla, "own", decoding="greedy"), np.random.default_rng(batch), [INSTRUCTION] * batch
     times: dict[str, list[float]] = {"own": [], "constrained": [], "plain": []}
     for turn in range(repeats + 1):  # the first warms up
         images = random.integers(0, 256, (batch, 120, 160, 3), dtype=np.uint8)

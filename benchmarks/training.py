@@ -22,15 +22,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from refinevla_kit.policies.action_tokens import UniformBins
-from refinevla_kit.policies.compact_vla import CompactConfig, CompactVLA, build
-from refinevla_kit.policies.vocabulary import train_vocabulary
 from refinevla_kit.training.activation_cache import open_or_write
 from refinevla_kit.training.batches import forward, make_batch, tower_tokens
 from refinevla_kit.training.boundary import UpperLayers
 from refinevla_kit.training.config import TrainingConfig
 from refinevla_kit.training.examples import Examples
 from refinevla_kit.training.freezing import freeze_lower
+from refinevla_kit.vlas.action_tokens import UniformBins
+from refinevla_kit.vlas.compact import CompactConfig, CompactVLA, build
+from refinevla_kit.vlas.vocabulary import train_vocabulary
 
 RATIONALE = (  # about 40 tokens of the vocabulary below
     "the carrot lies {0} cm left of the plate and the gripper is open above it so move {0} cm left and down then close the fingers "

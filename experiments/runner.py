@@ -29,11 +29,11 @@ from refinevla_kit.evaluation import evaluate, load_records
 from refinevla_kit.evaluation.records import EpisodeRecord, journal_path, save_parquet
 from refinevla_kit.files import replacing, write_json
 from refinevla_kit.journal import Journal
-from refinevla_kit.policies.compact_policy import files_hash, load_policy
-from refinevla_kit.policies.compact_vla import checkpoint_hash, load
+from refinevla_kit.policies.vla_policy import files_hash, load_policy
 from refinevla_kit.tasks import VARIANT_AGGREGATION
 from refinevla_kit.training.examples import Examples
 from refinevla_kit.training.policy_run import train_policy
+from refinevla_kit.vlas.compact import checkpoint_hash, load
 
 RUN, STUDY, RECORDS, TEXT_USE, DEMONSTRATIONS = "run.json", "study.json", "records.parquet", "text_use.json", "dataset"
 
@@ -99,7 +99,7 @@ def possible(study: Study, stages: Sequence[Stage]) -> tuple[list[Stage], dict[s
     Raises:
         KitError: a base that is none, or has not more layers than an arm freezes.
     """
-    layers = {path: len(load(path).model.model.language_model.layers) for path in study.bases.values() if path}
+    layers = {path: len(load(path).layers) for path in study.bases.values() if path}
     for arm in {stage.arm for stage in stages}:
         if (base := study.base_of(arm)) and arm.freeze_layers >= layers[base]:
             remedy = "give a deeper base, or another profile"

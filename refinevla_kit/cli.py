@@ -60,21 +60,12 @@ def run(
 
 @app.command()
 def assets(
-    generate: Annotated[Path | None, typer.Option(help="write the embedded pack into this folder")] = None,
     check: Annotated[str | None, typer.Option(help="a folder to check, or `embedded` or `official`")] = None,
 ) -> None:
-    """Say where the simulator's assets are, generate the embedded pack, or check a folder."""
+    """Say where the simulator's assets are, or check a folder."""
     from refinevla_kit.simulator.assets import resolve_assets
 
-    if generate is not None:
-        from refinevla_kit.simulator.assets import missing_files
-        from refinevla_kit.simulator.embedded.pack import generate as generate_pack
-
-        if generate.exists() and missing_files(generate) and any(generate.iterdir()):
-            raise KitError(f"{generate} exists and is no asset pack; generating would replace it", "give a new folder")
-        generate_pack(generate)
-        _print_json({"generated": str(generate.resolve())})
-    elif check is not None:
+    if check is not None:
         _print_json({"assets": check, "folder": str(resolve_assets(check))})
     else:
         found: dict[str, Any] = {}
@@ -233,8 +224,8 @@ def serve(
     name: Annotated[str | None, typer.Option(help="what records call it; default the folder's name")] = None,
 ) -> None:
     """Serve a policy in openpi's protocol, for `RemotePolicy(url)` or an openpi client, until interrupted."""
-    from refinevla_kit.policies.compact_policy import load_policy
     from refinevla_kit.policies.remote import serve as serve_policy
+    from refinevla_kit.policies.vla_policy import load_policy
 
     serve_policy(load_policy(checkpoint, name), host, port)
 
@@ -247,7 +238,7 @@ def preflight(
 ) -> None:
     """Compare a policy's conventions with the tasks', and measure what its action encoding leaves of demonstrations. Exit status 1 if they differ."""
     from refinevla_kit.evaluation.preflight import preflight as fly
-    from refinevla_kit.policies.compact_policy import load_policy
+    from refinevla_kit.policies.vla_policy import load_policy
     from refinevla_kit.tasks import WIDOWX_TASKS
 
     policy, ceilings, differ = load_policy(checkpoint), {}, False

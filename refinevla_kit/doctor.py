@@ -122,13 +122,13 @@ def check_simulator() -> Finding:
 
 
 def check_assets() -> Finding:
-    """The embedded pack is generated on first use, so it counts as missing only when it cannot be."""
+    """The embedded pack is shipped with the checkout."""
     from refinevla_kit.simulator.assets import resolve_assets
 
     try:
         embedded = resolve_assets("embedded")
-    except (KitError, OSError) as error:
-        return Finding("assets", "missing", f"the embedded pack cannot be generated: {error}", "make its folder writable")
+    except KitError as error:
+        return Finding("assets", "missing", f"the embedded pack is not whole: {error.what}", error.remedy)
     return Finding("assets", "ok", f"embedded pack in {embedded}")
 
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from types import TracebackType
 
 
 def install(extra: str) -> str:
     """The remedy for a package that is not there: the kit is on no index, its extras are installed from its checkout."""
     return f"in the kit's folder: {sys.executable} -m pip install -e '.[{extra}]'"
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """The first few of many names."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 class KitError(Exception):

@@ -8,9 +8,11 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from refinevla_kit.errors import KitError
+
+J = TypeVar("J", bound="Journal")
 
 
 class Journal:
@@ -26,8 +28,8 @@ class Journal:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         except OSError as error:
-            remedy = "give another output, on a command line --output, in a folder that can be written"
-            raise KitError(f"{path} cannot be made ({error.strerror})", remedy) from error
+            remedy = "give an output, on a command line --output, in a folder that can be written"
+            raise KitError(f"cannot write {path} ({error.strerror})", remedy) from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not path.exists() or os.fstat(self._file).st_ino != path.stat().st_ino:  # the run that had it ended between the two lines above
@@ -65,14 +67,7 @@ class Journal:
 
     def __iter__(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """(offset, line) of all lines."""
-        start = 0
-        with self.path.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                try:
-                    yield start, json.loads(line)
-                except ValueError as error:
-                    raise KitError(f"{self.path}, line {number} is damaged", "remove that line: the others are kept") from error
-                start += len(line)
+        return whole_lines(self.path)
 
     def read(self, offsets: Iterator[int]) -> Iterator[dict[str, Any]]:
         """The lines at `offsets`."""
@@ -91,6 +86,30 @@ class Journal:
         with self._writing:
             os.close(self._file)
             self._file = -1
+
+    def __enter__(self: J) -> J:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def whole_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(offset, line) of a journal, also of one that another run is writing: a last line cut in half is left out.
+
+    Raises:
+        KitError: a line in its middle is damaged.
+    """
+    start = 0
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                yield start, json.loads(line)
+            except ValueError as error:
+                raise KitError(f"{path}, line {number} is damaged", "remove that line: the others are kept") from error
+            start += len(line)
 
 
 def sync(path: Path) -> None:

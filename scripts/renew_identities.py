@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from refinevla_kit.files import replacing
-from refinevla_kit.policies.compact_policy import files_hash
-from refinevla_kit.policies.compact_vla import checkpoint_hash
+from refinevla_kit.policies.vla_policy import files_hash
+from refinevla_kit.vlas.compact import checkpoint_hash
 
 
 def renew(path: Path, identities: dict[str, str]) -> None:

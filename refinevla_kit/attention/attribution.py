@@ -23,8 +23,8 @@ from refinevla_kit.attention.patches import resample, to_pixels
 from refinevla_kit.attention.pixel_methods import grad_cam, integrated_gradients, occlusion
 from refinevla_kit.attention.queries import check_policy
 from refinevla_kit.errors import KitError
-from refinevla_kit.policies.compact_policy import CompactPolicy
 from refinevla_kit.policies.contract import Action, Array
+from refinevla_kit.policies.vla_policy import VLAPolicy
 
 METHODS: dict[str, Callable[..., Found]] = {
     "raw": raw, "head_mean": head_mean, "top_k": top_k, "rollout": rollout, "relevance": relevance,
@@ -60,7 +60,7 @@ class Attribution:
 
 
 def attribute(
-    policy: CompactPolicy, frame: Seen, target: Query | str, method: str = "rollout", action: Action | None = None, rationale: str | None = None,
+    policy: VLAPolicy, frame: Seen, target: Query | str, method: str = "rollout", action: Action | None = None, rationale: str | None = None,
     part: str = "positive", **options: Any,
 ) -> Attribution:  # fmt: skip
     """Where in the picture `target` comes from.
@@ -87,7 +87,7 @@ def attribute(
     return Attribution(patches, pixels, {"method": method, "part": part, **_about(asked), **found.details})
 
 
-def ask(policy: CompactPolicy, frame: Seen, target: Query | str, action: Action | None = None, rationale: str | None = None) -> Asked:
+def ask(policy: VLAPolicy, frame: Seen, target: Query | str, action: Action | None = None, rationale: str | None = None) -> Asked:
     """The question behind `attribute`: one sequence with the target in it."""
     check_policy(policy)
     if not hasattr(frame, "image") or not hasattr(frame, "instruction"):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,14 +18,15 @@ from torch import Tensor, nn
 from refinevla_kit.attention.captured import ACTION_QUERY, OWN_STATE, RATIONALE_QUERY, Capture, Query, image_hash, upper_middle
 from refinevla_kit.attention.queries import TokenSequence, check_kinds, check_policy, lay_out
 from refinevla_kit.errors import KitError
-from refinevla_kit.policies.compact_policy import CompactPolicy
 from refinevla_kit.policies.contract import Action, Array
+from refinevla_kit.policies.vla_policy import VLAPolicy
+from refinevla_kit.vlas.decoder import hidden_states
 
 __all__ = ["Capture", "Query", "attention_rows", "capture", "capture_batch", "teacher_forced", "upper_middle", "watching"]
 
 
 def capture(
-    policy: CompactPolicy, image: Array, instruction: str, action: Action | None = None, rationale: str | None = None,
+    policy: VLAPolicy, image: Array, instruction: str, action: Action | None = None, rationale: str | None = None,
     proprioception: Array | None = None, queries: Sequence[str] = (ACTION_QUERY,),
 ) -> Capture:  # fmt: skip
     """Attention of each query on one picture.
@@ -51,7 +51,7 @@ def capture(
 
 @torch.inference_mode()
 def capture_batch(
-    policy: CompactPolicy, images: Array | Sequence[Array], instructions: Sequence[str], actions: Sequence[Action] | None = None,
+    policy: VLAPolicy, images: Array | Sequence[Array], instructions: Sequence[str], actions: Sequence[Action] | None = None,
     rationales: Sequence[str] | None = None, proprioception: Array | None = None, queries: Sequence[str] = (ACTION_QUERY,), batch_size: int = 16,
 ) -> list[Capture]:  # fmt: skip
     """`capture` of B pictures, those with equally long sequences together; the same arguments in the plural.
@@ -71,16 +71,16 @@ def capture_batch(
         for start in range(0, len(group), batch_size):
             chosen = group[start : start + batch_size]
             positions = sorted({position for row in chosen for position in sequences[row].positions})
-            ids = torch.tensor([sequences[row].ids for row in chosen], device=vla.model.device)
-            features = vla.encode(pixels[chosen], None if states is None else states[chosen])
-            rows = attention_rows(policy, features, ids, sequences[chosen[0]].prefix, positions)
+            ids = torch.tensor([sequences[row].ids for row in chosen], device=vla.device)
+            words = vla.see(pixels[chosen], None if states is None else states[chosen])
+            rows = attention_rows(policy, words, ids, sequences[chosen[0]].prefix, positions)
             for row, found in zip(chosen, rows, strict=True):
                 captures[row] = _pack(policy, sequences[row], answers[row], image_hash(images[row]), found, positions)
     return [captures[row] for row in range(len(sequences))]
 
 
 def teacher_forced(
-    policy: CompactPolicy, images: Array | Sequence[Array], instructions: Sequence[str], actions: Sequence[Action] | None,
+    policy: VLAPolicy, images: Array | Sequence[Array], instructions: Sequence[str], actions: Sequence[Action] | None,
     rationales: Sequence[str] | None, proprioception: Array | None, queries: Sequence[str],
 ) -> tuple[list[TokenSequence], list[Action]]:  # fmt: skip
     """The sequences to feed, one a picture, and the actions in them: given ones, else the policy's own. Arguments as in `capture_batch`."""
@@ -96,11 +96,11 @@ def teacher_forced(
     return sequences, answers
 
 
-def attention_rows(policy: CompactPolicy, features: dict[str, Any], ids: Tensor, prefix: int, positions: Sequence[int]) -> Array:
+def attention_rows(policy: VLAPolicy, words: Tensor, ids: Tensor, prefix: int, positions: Sequence[int]) -> Array:
     """One forward pass over B sequences of N tokens.
 
     Args:
-        features: of `CompactVLA.encode`. ids: int64 (B, N). prefix: how many tokens are read in both directions.
+        words: of the picture, (B, image_tokens, d). ids: int64 (B, N). prefix: how many tokens are read in both directions.
         positions: the wanted rows, Q of 0 to N - 1.
 
     Returns:
@@ -109,35 +109,36 @@ def attention_rows(policy: CompactPolicy, features: dict[str, Any], ids: Tensor,
     Raises:
         KitError: the model's attention implementation returns no weights.
     """
-    model = policy.vla.model
     types = torch.ones_like(ids)
     types[:, :prefix] = 0
     kept: list[Tensor] = []
     wanted = torch.tensor(list(positions), device=ids.device)
     with watching(policy, lambda weights: kept.append(weights.index_select(2, wanted))):  # a copy: a view would keep the whole square alive
-        model.model(input_ids=ids, mm_encoder_outputs=features, token_type_ids=types, use_cache=False)
-    if len(kept) != len(model.model.language_model.layers):
+        hidden_states(policy.vla, words, ids, types)
+    if len(kept) != len(policy.vla.layers):
         raise KitError(f"only {len(kept)} layers of {policy.name} were run", "load the policy again")
     return torch.stack(kept, dim=1).float().cpu().numpy()
 
 
-def _pack(policy: CompactPolicy, sequence: TokenSequence, action: Action, picture: str, rows: Array, positions: Sequence[int]) -> Capture:
+def _pack(policy: VLAPolicy, sequence: TokenSequence, action: Action, picture: str, rows: Array, positions: Sequence[int]) -> Capture:
     """Rows (layers, heads, positions, N) of one picture as a `Capture`: a query is the mean of its tokens' rows."""
     vla = policy.vla
     place = {position: i for i, position in enumerate(positions)}
     means = [rows[:, :, [place[position] for position in query.positions]].mean(2) for query in sequence.queries]
     found = np.stack(means, axis=2)  # layers, heads, Q, N
-    to_others = np.concatenate([found[..., vla.image_tokens :], found[..., vla.patches : vla.image_tokens]], axis=-1)
-    labels = tuple(str(vla.tokenizer.decode([token])).strip() or " " for token in sequence.ids[vla.image_tokens :]) + (OWN_STATE,) * vla.reads_state
-    words = sequence.prefix - vla.image_tokens
+    at, end = vla.image_start + vla.patches, vla.image_end
+    to_others = np.concatenate([found[..., end:], found[..., : vla.image_start], found[..., at:end]], axis=-1)
+    spoken = [*sequence.ids[end:], *sequence.ids[: vla.image_start]]
+    labels = tuple(str(vla.tokenizer.decode([token])).strip() or " " for token in spoken) + (OWN_STATE,) * vla.reads_state
+    words = sequence.prefix - end
     return Capture(
-        found[..., : vla.patches].copy(), to_others, labels, words, sequence.queries, vla.grid, action, policy.name, policy.checkpoint_hash or "",
-        sequence.rationale, picture,
+        found[..., vla.image_start : at].copy(), to_others, labels, words, sequence.queries, vla.grid, action, policy.name,
+        policy.checkpoint_hash or "", sequence.rationale, picture,
     )  # fmt: skip
 
 
 @contextmanager
-def watching(policy: CompactPolicy, keep: Callable[[Tensor], None]) -> Iterator[None]:
+def watching(policy: VLAPolicy, keep: Callable[[Tensor], None]) -> Iterator[None]:
     """While open, call `keep` with each attention layer's weights (B, heads, N, N), from the lowest layer up.
 
     Raises:
@@ -151,7 +152,8 @@ def watching(policy: CompactPolicy, keep: Callable[[Tensor], None]) -> Iterator[
             raise KitError(f"the attention implementation {implementation!r} gives no weights", remedy)
         keep(output[1])
 
-    handles = [layer.self_attn.register_forward_hook(look) for layer in policy.vla.model.model.language_model.layers]
+    layers = policy.vla.decoder.layers
+    handles = [layer.self_attn.register_forward_hook(look) for layer in layers]
     try:
         yield
     finally:

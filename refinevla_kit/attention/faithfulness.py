@@ -26,8 +26,8 @@ from refinevla_kit.attention.grounding import interval
 from refinevla_kit.attention.measures import REST
 from refinevla_kit.attention.queries import check_policy
 from refinevla_kit.errors import KitError
-from refinevla_kit.policies.compact_policy import CompactPolicy
 from refinevla_kit.policies.contract import Action, Array
+from refinevla_kit.policies.vla_policy import VLAPolicy
 
 WHOLE = "image"
 COVERED = ("source", "target", "gripper", REST, WHOLE)
@@ -64,7 +64,7 @@ class Curves:
 
 @torch.inference_mode()
 def curves(
-    policy: CompactPolicy, frame: Seen, patch_map: Array | Attribution, fill: Fill = MEAN, steps: int = 12, orders: int = 4, seed: int = 0,
+    policy: VLAPolicy, frame: Seen, patch_map: Array | Attribution, fill: Fill = MEAN, steps: int = 12, orders: int = 4, seed: int = 0,
     action: Action | None = None, rationale: str | None = None,
 ) -> Curves:  # fmt: skip
     """Deletion and insertion (Petsiuk et al. 2018) with the patches of one picture.
@@ -112,7 +112,7 @@ def by_episode(frames: Sequence[Frame], found: Sequence[Curves]) -> list[Curves]
 
 
 @torch.inference_mode()
-def cover(policy: CompactPolicy, frames: Sequence[Frame] | Frame, covered: Sequence[str] = COVERED, fills: Sequence[Fill] = FILLS) -> Any:
+def cover(policy: VLAPolicy, frames: Sequence[Frame] | Frame, covered: Sequence[str] = COVERED, fills: Sequence[Fill] = FILLS) -> Any:
     """Cover each thing in turn and see how far the action moves: a pandas table (columns `COVER_COLUMNS`), a row a frame, thing, fill and token.
 
     `total_variation`, 0 to 1, is between the distributions of an action token on the covered and on the whole picture, both after the policy's own
@@ -137,7 +137,7 @@ def cover(policy: CompactPolicy, frames: Sequence[Frame] | Frame, covered: Seque
         own = None if frame.proprioception is None else np.repeat(frame.proprioception[None], len(images), 0)
         actions = policy.act_batch(images, [frame.instruction] * len(images), own)
         asked = ask(policy, frame, policy.vla.bins.names[0], actions[0])
-        hidden = hidden_states(policy, asked.features(policy.vla.pixel_values(images)), asked.sequence)
+        hidden = hidden_states(policy, asked.words(policy.vla.pixel_values(images)), asked.sequence)
         chances = {query.label: log_probabilities(policy, hidden, query)[0].exp() for query in asked.sequence.queries}  # name -> pictures, words
         start = (policy.name, policy.checkpoint_hash, frame.task, frame.episode, frame.step, STAGES.get(frame.phase, frame.phase))
         for i, (name, fill) in enumerate(todo, 1):
@@ -163,7 +163,7 @@ def summarise_cover(table: Any, measure: str = "total_variation", level: float =
     return pd.DataFrame(rows, columns=[*keys, measure, "low", "high", "area", "episodes"])
 
 
-def sanity(policy: CompactPolicy, frames: Sequence[Seen], target: str, method: str = "rollout", seed: int = 0, **options: Any) -> Any:
+def sanity(policy: VLAPolicy, frames: Sequence[Seen], target: str, method: str = "rollout", seed: int = 0, **options: Any) -> Any:
     """Shuffle the weights from the top layer down and compare each map with the trained policy's, by Spearman's rank correlation of the patches.
 
     The answer in the sequence stays the trained policy's. A layer's own attention cannot change before that layer is reached.
@@ -185,14 +185,14 @@ def sanity(policy: CompactPolicy, frames: Sequence[Seen], target: str, method: s
     return pd.DataFrame(rows, columns=["frame", "shuffled", "correlation"])
 
 
-def _shuffled(policy: CompactPolicy, seed: int) -> Iterator[tuple[str, CompactPolicy]]:
+def _shuffled(policy: VLAPolicy, seed: int) -> Iterator[tuple[str, VLAPolicy]]:
     """One copy with ever more of its weights in random places, from the top down; each tensor keeps its own values, so scales stay plausible."""
     random = torch.Generator().manual_seed(seed)
     vla = replace(policy.vla, model=copy.deepcopy(policy.vla.model))
-    other = CompactPolicy(vla, policy.name, "", policy.order)
-    layers = vla.model.model.language_model.layers
+    other = VLAPolicy(vla, policy.name, "", policy.order)
+    layers = vla.layers
     parts: list[tuple[str, nn.Module]] = [(f"layer {i + 1}", layers[i]) for i in reversed(range(len(layers)))]
-    for name, part in [*parts, ("tower", vla.model.model.vision_tower)]:
+    for name, part in [*parts, *(("tower", part) for part in vla.tower)]:
         for parameter in part.parameters():
             order = torch.randperm(parameter.numel(), generator=random).to(parameter.device)
             parameter.data = parameter.data.flatten()[order].reshape(parameter.shape)
@@ -201,7 +201,7 @@ def _shuffled(policy: CompactPolicy, seed: int) -> Iterator[tuple[str, CompactPo
 
 def _own_action(asked: Asked, pixels: Tensor) -> Tensor:
     """(B,) log-probability of all action tokens of the sequence together."""
-    hidden, total = hidden_states(asked.policy, asked.features(pixels), asked.sequence), torch.zeros(len(pixels), device=pixels.device)
+    hidden, total = hidden_states(asked.policy, asked.words(pixels), asked.sequence), torch.zeros(len(pixels), device=pixels.device)
     for query in asked.sequence.queries:
         total = total + said(asked.policy, hidden, query)
     return total

@@ -19,21 +19,22 @@ from refinevla_kit.attention.forward import Asked, Found, hidden_states, score
 from refinevla_kit.attention.fusion import fuse_top
 from refinevla_kit.attention.queries import TokenSequence
 from refinevla_kit.errors import KitError
-from refinevla_kit.policies.compact_policy import CompactPolicy
 from refinevla_kit.policies.contract import Array
+from refinevla_kit.policies.vla_policy import VLAPolicy
+from refinevla_kit.vlas.contract import VLA
 
 SINKS = ("bos", "newline", "registers", "state")
 
 
-def sinks(policy: CompactPolicy, sequence: TokenSequence) -> dict[str, list[int]]:
+def sinks(policy: VLAPolicy, sequence: TokenSequence) -> dict[str, list[int]]:
     """Positions of what may be left out: the begin-of-sequence token, line ends of the prefix (PaliGemma ends its prompt with one), image tokens
     that are no patch, and the robot's own state. Empty for what this policy does not have."""
-    vla, prefix = policy.vla, range(policy.vla.image_tokens, sequence.prefix)
+    vla, prefix = policy.vla, range(policy.vla.image_end, sequence.prefix)
     return {
         "bos": [at for at, token in enumerate(sequence.ids) if vla.tokenizer.bos_token_id is not None and token == vla.tokenizer.bos_token_id],
         "newline": [at for at in prefix if str(vla.tokenizer.decode([sequence.ids[at]])) == "\n"],
-        "registers": list(range(vla.patches, vla.image_tokens - vla.reads_state)),
-        "state": [vla.image_tokens - 1] if vla.reads_state else [],
+        "registers": list(range(vla.image_start + vla.patches, vla.image_end - vla.reads_state)),
+        "state": [vla.image_end - 1] if vla.reads_state else [],
     }
 
 
@@ -51,7 +52,7 @@ def top_k(asked: Asked, k: int = 3, layers: Sequence[int] | None = None) -> Foun
     """For each patch the mean of the `k` strongest maps among heads and `layers` (from 0; None: `upper_middle` and above): `fusion.fuse_top`."""
     rows = _rows(asked)  # layers, heads, N
     chosen = list(range(upper_middle(len(rows)), len(rows))) if layers is None else [_in_range("layer", one, len(rows)) for one in layers]
-    fused = fuse_top(rows[chosen, :, None, : asked.policy.vla.patches], k)
+    fused = fuse_top(rows[chosen, :, None, on_patches(asked.policy.vla)], k)
     held = {name: float(rows[chosen][..., at].sum(-1).mean()) for name, at in sinks(asked.policy, asked.sequence).items()}
     details = {"k": k, "layers": chosen, "sinks": held, "fusion": "the kit's own reading of the paper's top-k attention fusion"}
     return Found(fused.reshape(asked.policy.vla.grid), None, details)
@@ -70,7 +71,7 @@ def rollout(asked: Asked, exclude: Sequence[str] = ()) -> Found:
         flow = _add_identity(_without(mean, places)) @ flow
 
     with watching(asked.policy, follow):
-        hidden_states(asked.policy, asked.features(asked.pixels()), asked.sequence)
+        hidden_states(asked.policy, asked.words(asked.pixels()), asked.sequence)
     row = flow[list(asked.query.positions)].mean(0).numpy()
     return _found(asked, row, {"exclude": list(exclude), "sinks": {name: float(np.mean([one[name] for one in held])) for name in SINKS}})
 
@@ -82,10 +83,10 @@ def relevance(asked: Asked, exclude: Sequence[str] = ()) -> Found:
     The gradient is the score's. It needs all layers' squares at once, as every backward pass does.
     """
     weights: list[Tensor] = []
-    features, places = asked.features(asked.pixels()), _excluded(asked, exclude)
-    features["image"].pooler_output = features["image"].pooler_output.detach().requires_grad_()  # so that frozen weights do not matter
+    picture, places = asked.words(asked.pixels()), _excluded(asked, exclude)
+    picture = picture.detach().requires_grad_()  # so that frozen weights do not matter
     with watching(asked.policy, weights.append):
-        reached = score(asked.policy, features, asked.sequence, asked.query).sum()
+        reached = score(asked.policy, picture, asked.sequence, asked.query).sum()
     gradients = torch.autograd.grad(reached, weights)  # nothing is left in the parameters' .grad
     size = len(asked.sequence.ids)
     flow = torch.eye(size, dtype=torch.float64)
@@ -112,15 +113,20 @@ def _rows(asked: Asked) -> Array:
     """float64 (layers, heads, N): the query's attention, mean over its tokens."""
     rows: list[Tensor] = []
     with watching(asked.policy, lambda weights: rows.append(weights[0, :, list(asked.query.positions)].mean(1))):
-        hidden_states(asked.policy, asked.features(asked.pixels()), asked.sequence)
+        hidden_states(asked.policy, asked.words(asked.pixels()), asked.sequence)
     return np.asarray(torch.stack(rows).double().cpu().numpy())
 
 
 def _found(asked: Asked, row: Array, details: dict[str, Any]) -> Found:
     """Of a row over all tokens (N,)."""
     vla = asked.policy.vla
-    on_patches = row[: vla.patches]
-    return Found(on_patches.reshape(vla.grid), None, details | {"image_share": float(on_patches.sum() / max(float(row.sum()), 1e-300))})
+    shares = row[on_patches(vla)]
+    return Found(shares.reshape(vla.grid), None, details | {"image_share": float(shares.sum() / max(float(row.sum()), 1e-300))})
+
+
+def on_patches(vla: VLA) -> slice:
+    """Places of the patches in a sequence."""
+    return slice(vla.image_start, vla.image_start + vla.patches)
 
 
 def _held(asked: Asked, row: Array) -> dict[str, float]:

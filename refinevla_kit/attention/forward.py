@@ -16,35 +16,31 @@ from torch import Tensor
 from refinevla_kit.attention.captured import ACTION_QUERY, INSTRUCTION_QUERY, Query
 from refinevla_kit.attention.queries import TokenSequence
 from refinevla_kit.errors import KitError
-from refinevla_kit.policies.compact_policy import CompactPolicy
 from refinevla_kit.policies.contract import Array
-from refinevla_kit.policies.vocabulary import first_action_id
+from refinevla_kit.policies.vla_policy import VLAPolicy
+from refinevla_kit.vlas import decoder
 
 
-def hidden_states(policy: CompactPolicy, features: dict[str, Any], sequence: TokenSequence) -> Tensor:
-    """The language model's output at every position, (B, N, d), for B pictures under one sequence; `features` of `CompactVLA.encode`."""
-    model = policy.vla.model
-    ids = torch.tensor([sequence.ids], device=model.device).expand(len(features["image"].last_hidden_state), -1)  # B, N
+def hidden_states(policy: VLAPolicy, words: Tensor, sequence: TokenSequence) -> Tensor:
+    """The decoder's output at every position, (B, N, d), for B pictures under one sequence; `words` (B, image_tokens, d) of `VLA.see`."""
+    ids = torch.tensor([sequence.ids], device=words.device).expand(len(words), -1)  # B, N
     types = (torch.arange(ids.shape[1], device=ids.device) >= sequence.prefix).long().expand_as(ids)
-    found: Tensor = model.model(input_ids=ids, mm_encoder_outputs=features, token_type_ids=types, use_cache=False).last_hidden_state
-    return found
+    return decoder.hidden_states(policy.vla, words, ids, types)
 
 
-def log_probabilities(policy: CompactPolicy, hidden: Tensor, query: Query) -> list[Tensor]:
+def log_probabilities(policy: VLAPolicy, hidden: Tensor, query: Query) -> list[Tensor]:
     """For each of a query's tokens the log-probability of every word that may be said there, (B, words)."""
-    model, cap = policy.vla.model, policy.vla.model.config.get_text_config().final_logit_softcapping
     words = slice(None)
     if query.kind == ACTION_QUERY:
         low, high = policy.vla.bins.ranges[policy.vla.bins.names.index(query.label)]
-        words = slice(first_action_id(policy.vla.tokenizer) + low, first_action_id(policy.vla.tokenizer) + high)
+        words = slice(policy.vla.first_action + low, policy.vla.first_action + high)
     found = []
     for position in query.positions:
-        logits = model.lm_head(hidden[:, position])[:, words].float()  # B, words
-        found.append((logits if cap is None else cap * torch.tanh(logits / cap)).log_softmax(-1))
+        found.append(decoder.logits_of(policy.vla, hidden[:, position], words).float().log_softmax(-1))  # B, words
     return found
 
 
-def score(policy: CompactPolicy, features: dict[str, Any], sequence: TokenSequence, query: Query) -> Tensor:
+def score(policy: VLAPolicy, picture: Tensor, sequence: TokenSequence, query: Query) -> Tensor:
     """Log-probability of the query's tokens together, (B,), in nats.
 
     Raises:
@@ -53,14 +49,14 @@ def score(policy: CompactPolicy, features: dict[str, Any], sequence: TokenSequen
     if query.kind == INSTRUCTION_QUERY:
         what = f"the policy does not say {query.label!r}, a word of its instruction, so there is nothing to explain"
         raise KitError(what, "choose an action dimension or a word of the rationale, or look from the word with an attention method")
-    return said(policy, hidden_states(policy, features, sequence), query)
+    return said(policy, hidden_states(policy, picture, sequence), query)
 
 
-def said(policy: CompactPolicy, hidden: Tensor, query: Query) -> Tensor:
+def said(policy: VLAPolicy, hidden: Tensor, query: Query) -> Tensor:
     """`score` from the hidden states (B, N, d) of a pass: (B,) log-probability of the query's tokens."""
     first = 0
     if query.kind == ACTION_QUERY:
-        first = first_action_id(policy.vla.tokenizer) + policy.vla.bins.ranges[policy.vla.bins.names.index(query.label)][0]
+        first = policy.vla.first_action + policy.vla.bins.ranges[policy.vla.bins.names.index(query.label)][0]
     words = log_probabilities(policy, hidden, query)
     return torch.stack([at[:, token - first] for at, token in zip(words, query.tokens, strict=True)]).sum(0)
 
@@ -73,7 +69,7 @@ class Asked:
         image: uint8 (H, W, 3). states: (1, 22) where the policy reads its own state.
     """
 
-    policy: CompactPolicy
+    policy: VLAPolicy
     image: Array
     states: Tensor | None
     sequence: TokenSequence
@@ -83,13 +79,13 @@ class Asked:
         """float32 (1, 3, height, width) as the tower takes them, of another picture where one is given."""
         return self.policy.vla.pixel_values(np.asarray(self.image if image is None else image)[None])
 
-    def features(self, pixels: Tensor) -> dict[str, Any]:
-        """Of B pictures, with the own state of this one."""
-        return self.policy.vla.encode(pixels, None if self.states is None else self.states.expand(len(pixels), -1))
+    def words(self, pixels: Tensor) -> Tensor:
+        """Words (B, image_tokens, d) of B pictures, with the own state of this one."""
+        return self.policy.vla.see(pixels, None if self.states is None else self.states.expand(len(pixels), -1))
 
     def score(self, pixels: Tensor) -> Tensor:
         """(B,) log-probabilities, see `score`."""
-        return score(self.policy, self.features(pixels), self.sequence, self.query)
+        return score(self.policy, self.words(pixels), self.sequence, self.query)
 
 
 @dataclass(frozen=True)

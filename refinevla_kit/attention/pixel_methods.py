@@ -40,7 +40,7 @@ def grad_cam(asked: Asked) -> Found:
     Raises:
         KitError: the vision tower has no convolutional stages.
     """
-    stages = getattr(asked.policy.vla.model.model.vision_tower, "stages", None)
+    stages = asked.policy.vla.convolutions
     if stages is None:
         raise KitError(f"the vision tower of {asked.policy.name} has no convolutional stages", "choose another method than 'grad_cam'")
     pixels = asked.pixels().requires_grad_()  # the tower may be frozen

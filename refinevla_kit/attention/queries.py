@@ -14,9 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from refinevla_kit.attention.captured import ACTION_QUERY, INSTRUCTION_QUERY, KINDS, RATIONALE_QUERY, Query
 from refinevla_kit.errors import KitError
-from refinevla_kit.policies.compact_policy import CompactPolicy
-from refinevla_kit.policies.sequence import prefix_ids
-from refinevla_kit.policies.vocabulary import ACTION, RATIONALE, token_id
+from refinevla_kit.policies.vla_policy import VLAPolicy
 
 SPACES = ("Ġ", "▁")  # how byte-level BPE and SentencePiece write the space that begins a word
 
@@ -44,8 +42,8 @@ class TokenSequence:
 
 def check_policy(policy: object) -> None:
     """Raise `KitError` unless this is a policy whose tokens can be looked from."""
-    if not isinstance(policy, CompactPolicy):
-        raise KitError(f"{getattr(policy, 'name', policy)!r} has no attention that this can read", "give a checkpoint of the compact VLA")
+    if not isinstance(policy, VLAPolicy):
+        raise KitError(f"{getattr(policy, 'name', policy)!r} has no attention that this can read", "give a policy of `load_policy`")
 
 
 def check_kinds(kinds: Sequence[str]) -> None:
@@ -57,7 +55,7 @@ def check_kinds(kinds: Sequence[str]) -> None:
 
 
 def lay_out(
-    policy: CompactPolicy, instruction: str, action_tokens: Sequence[int], rationale: str = "", kinds: Sequence[str] = (ACTION_QUERY,)
+    policy: VLAPolicy, instruction: str, action_tokens: Sequence[int], rationale: str = "", kinds: Sequence[str] = (ACTION_QUERY,)
 ) -> TokenSequence:
     """The policy's sequence with this answer, as far as the queries need it.
 
@@ -72,10 +70,10 @@ def lay_out(
     vla = policy.vla
     if len(action_tokens) != len(vla.bins.ranges):
         raise KitError(f"the action has {len(action_tokens)} tokens, the policy {len(vla.bins.ranges)}", "give an action of this policy, or None")
-    prefix = prefix_ids(vla.tokenizer, vla.image_tokens, instruction)
+    prefix = vla.prefix_ids(instruction)
     text = vla.tokenizer.encode(rationale, add_special_tokens=False) if rationale else []
-    act = [token_id(vla.tokenizer, ACTION), *(int(token) for token in action_tokens)]
-    think = [token_id(vla.tokenizer, RATIONALE), *text]
+    act = [vla.marks.action, *(int(token) for token in action_tokens)]
+    think = [vla.marks.rationale, *text]
     if policy.order == "rationale_first":
         thought_at, act_at = len(prefix), len(prefix) + len(think)
         ids = [*prefix, *think, *act]
@@ -85,7 +83,7 @@ def lay_out(
     queries: list[Query] = []
     if ACTION_QUERY in kinds:
         queries += [Query(name, ACTION_QUERY, (act_at + i,), (token,)) for i, (name, token) in enumerate(zip(vla.bins.names, act[1:], strict=True))]
-    for kind, pieces, start in ((RATIONALE_QUERY, text, thought_at), (INSTRUCTION_QUERY, prefix[vla.image_tokens :], vla.image_tokens)):
+    for kind, pieces, start in ((RATIONALE_QUERY, text, thought_at), (INSTRUCTION_QUERY, prefix[vla.image_end :], vla.image_end)):
         if kind in kinds:  # the marker's output predicts the first piece of a rationale, so its row is at the start of the text less one
             queries += _words(vla.tokenizer, pieces, kind, start)
     return TokenSequence(tuple(ids[:-1]), len(prefix), tuple(queries), rationale if text else "")

@@ -6,20 +6,17 @@ point has lost nothing. At the end the journal becomes a parquet file. A line th
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from refinevla_kit import __version__
 from refinevla_kit.errors import KitError
 from refinevla_kit.files import replacing
+from refinevla_kit.journal import Journal, whole_lines
 from refinevla_kit.tasks import PROTOCOL_VERSION
 
 VERSIONED = ("mani_skill", "mani_skill2_real2sim", "sapien", "torch", "transformers", "numpy")
@@ -126,7 +123,7 @@ def load_records(path: str | Path) -> list[EpisodeRecord]:
         raise KitError(f"no evaluation records at {path}", "run notebook 03, or give the records.parquet of another run")
     records = [] if path == journal or not path.exists() else _load_parquet(path)
     if journal.exists():
-        records += _parse_journal(journal.read_bytes(), journal)[0]
+        records += _journalled(journal)
     return distinct(records)
 
 
@@ -163,70 +160,33 @@ def journal_path(path: Path) -> Path:
     return path.with_suffix(".jsonl")
 
 
-class Journal:
-    """Append-only JSON lines of one run, held by one process at a time. Opening it repairs a line cut in half.
+class RecordJournal(Journal):
+    """The journal of an evaluation, a record a line.
+
+    Attributes:
+        records: all that are in it.
 
     Raises:
-        KitError: another run holds the file, it cannot be written, or a line in its middle is damaged.
+        KitError: another run holds the file, it cannot be written, or a line of it is no record.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        super().__init__(path)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a+b", buffering=0)
-        except OSError as error:
-            raise KitError(f"cannot write {path} ({error.strerror})", "give an output where files can be written") from error
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._file.close()
-            raise KitError(f"another run is writing to {path}", "wait for it, or choose another output") from error
-        try:
-            self._file.seek(0)
-            self.records, good = _parse_journal(self._file.read(), path)
+            self.records = _journalled(path)
         except KitError:
-            self._file.close()
+            self.close()
             raise
-        self._file.truncate(good)
 
-    def append(self, record: EpisodeRecord) -> None:
-        """Put one row on the disk; it is there when this returns."""
-        line = json.dumps(asdict(record), allow_nan=False).encode() + b"\n"
-        start, left = self._file.seek(0, os.SEEK_END), memoryview(line)
-        try:
-            while left:
-                left = left[self._file.write(left) :]
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            self._file.truncate(start)
-            raise KitError(f"cannot write {self.path} ({error.strerror})", "free space and run again: finished episodes are kept") from error
+    def add(self, record: EpisodeRecord) -> None:
+        """Put one record on the disk; it is there when this returns."""
+        self.append(asdict(record))
+        self.sync()
         self.records.append(record)
 
-    def __enter__(self) -> Journal:
-        return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self._file.close()
-
-
-def _parse_journal(content: bytes, path: Path) -> tuple[list[EpisodeRecord], int]:
-    """(records, bytes that are whole lines). Only the last line may be damaged: that is what a kill leaves behind."""
-    records: list[EpisodeRecord] = []
-    good = 0
-    lines = content.splitlines(keepends=True)
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            if not line.endswith(b"\n"):
-                break
-        except ValueError as error:
-            if number == len(lines):
-                break
-            raise KitError(f"{path}, line {number} is damaged", "remove that line and run again: its episode is repeated") from error
-        records.append(parse_record(row, f"{path}, line {number}"))
-        good += len(line)
-    return records, good
+def _journalled(path: Path) -> list[EpisodeRecord]:
+    return [parse_record(row, f"{path}, line {number}") for number, (_, row) in enumerate(whole_lines(path), 1)]
 
 
 def _load_parquet(path: Path) -> list[EpisodeRecord]:

@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from refinevla_kit.conventions import check_conventions
 from refinevla_kit.errors import KitError
-from refinevla_kit.evaluation.records import KEY, EpisodeRecord, Journal, Key, journal_path, load_records, save_parquet, versions
+from refinevla_kit.evaluation.records import KEY, EpisodeRecord, Key, RecordJournal, journal_path, load_records, save_parquet, versions
 from refinevla_kit.evaluation.stations import LocalStation, ProcessStation, Scene, Station, StationDied
 from refinevla_kit.evaluation.statistics import wilson
 from refinevla_kit.files import replacing
@@ -122,7 +122,7 @@ def evaluate(
     wanted = _jobs(policy, tasks, episodes, n, setting, variants, backend, assets, width, height)
     lanes = batch if has(policy, "act_batch") or getattr(policy, "needs_state", False) else 1
     folder = _video_folder(videos)
-    with Journal(journal_path(output)) as journal:
+    with RecordJournal(journal_path(output)) as journal:
         records = {record.key: record for record in load_records(output)}
         run = _Run(policy, seed, journal, folder, overlay)
         done = [records[run.key(job)] for job in wanted if run.key(job) in records]
@@ -141,7 +141,7 @@ def evaluate(
                 bar.set_postfix_str(f"success {succeeded}/{len(done)} = {succeeded / len(done):.0%} ({low:.0%} to {high:.0%})", refresh=False)
                 bar.update()
         save_parquet(sorted(records.values(), key=lambda record: record.key), output)
-        journal.path.unlink()  # its rows are in the parquet file now
+        journal.remove()  # its rows are in the parquet file now
     return output
 
 
@@ -261,7 +261,7 @@ class _Seat:
 class _Run:
     """A policy at its episodes."""
 
-    def __init__(self, policy: Any, seed: int, journal: Journal, videos: Path | None, overlay: Overlay | None) -> None:
+    def __init__(self, policy: Any, seed: int, journal: RecordJournal, videos: Path | None, overlay: Overlay | None) -> None:
         self.policy, self.seed, self.journal, self.videos, self.overlay = policy, seed, journal, videos, overlay
         self.name, self.checkpoint_hash = name_of(policy), identity_of(policy)
         self._queues: dict[Scene, deque[Job]] = {}
@@ -448,7 +448,7 @@ class _Run:
         if seat.video:
             seat.video.keep()
             seat.video = None
-        self.journal.append(record)
+        self.journal.add(record)
         return record
 
 

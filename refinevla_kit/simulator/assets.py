@@ -1,4 +1,4 @@
-"""Where the simulator's meshes and pictures come from: the kit's own generated pack, ManiSkill's downloads, or a directory."""
+"""Where the simulator's meshes and pictures come from: the pack that the kit ships, ManiSkill's downloads, or a directory."""
 
 from __future__ import annotations
 
@@ -18,28 +18,22 @@ REQUIRED = (
     BRIDGE / "stages/bridge_table_1_v2.glb",
     Path("data/robots/widowx/wx250s.urdf"),
 )
+EMBEDDED = Path(__file__).resolve().parents[2] / "data" / "assets"  # scripts/embedded_assets makes it
 DOWNLOAD = f"{sys.executable} -m mani_skill.utils.download_asset bridge_v2_real2sim, then the same with widowx250s"
 
 
-def cache_directory() -> Path:
-    """Where the kit keeps what it can make again: $REFINEVLA_CACHE, else ~/.cache/refinevla_kit."""
-    return Path(os.environ.get("REFINEVLA_CACHE", "~/.cache/refinevla_kit")).expanduser()
-
-
 def resolve_assets(assets: str | Path) -> Path:
-    """The directory that holds `data/tasks/...` and `data/robots/...`; the embedded pack is generated on first use (seconds, about 1 MB).
+    """The directory that holds `data/tasks/...` and `data/robots/...`.
+
+    Args:
+        assets: "embedded", the pack that the kit ships; "official", ManiSkill's downloads; or a directory.
 
     Raises:
         KitError: a file ManiSkill needs is missing, with the way to get it.
     """
     if str(assets) == "embedded":
-        from refinevla_kit.simulator.embedded.pack import PACK_VERSION, generate
-
-        directory = cache_directory() / f"embedded-{PACK_VERSION}"
-        if missing_files(directory):
-            generate(directory)
-        return directory
-    if str(assets) == "official":
+        directory, remedy = EMBEDDED, "bring data/assets of the checkout back: git checkout data/assets"
+    elif str(assets) == "official":
         directory, remedy = Path(os.environ.get("MS_ASSET_DIR", "~/.maniskill")).expanduser(), f"run: {DOWNLOAD}"
     else:
         directory = Path(assets).expanduser()

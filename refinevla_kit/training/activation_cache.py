@@ -26,14 +26,13 @@ from torch import Tensor
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.files import replacing, write_json
-from refinevla_kit.policies.compact_vla import CompactVLA
 from refinevla_kit.policies.contract import Array
-from refinevla_kit.policies.sequence import ACTION_KIND, RATIONALE_KIND, Sequences
-from refinevla_kit.policies.vocabulary import PAD, token_id
 from refinevla_kit.training.batches import Batch, lay_out, on_device, tower_tokens
 from refinevla_kit.training.boundary import boundary_states
 from refinevla_kit.training.config import TrainingConfig
 from refinevla_kit.training.examples import Examples
+from refinevla_kit.vlas.contract import VLA
+from refinevla_kit.vlas.sequence import ACTION_KIND, RATIONALE_KIND, Sequences
 
 STATES, SEQUENCES, KEY = "states.bin", "sequences.safetensors", "cache.json"
 FORMAT, CHUNK = "refinevla-activations-1", 64
@@ -77,7 +76,7 @@ class ActivationCache:
         return Sequences(ids, mask, types, kinds), states
 
 
-def open_or_write(vla: CompactVLA, examples: Examples, config: TrainingConfig, folder: str | Path, progress: bool = True) -> ActivationCache:
+def open_or_write(vla: VLA, examples: Examples, config: TrainingConfig, folder: str | Path, progress: bool = True) -> ActivationCache:
     """The cache of this model and data in `folder`, written first where there is none.
 
     Args:
@@ -104,11 +103,10 @@ def cache_bytes(tokens: int, width: int, precision: str) -> int:
     return tokens * width * int(np.dtype(STORED[precision][0]).itemsize)
 
 
-def cache_key(vla: CompactVLA, examples: Examples, config: TrainingConfig, laid: list[Sequences]) -> dict[str, Any]:
+def cache_key(vla: VLA, examples: Examples, config: TrainingConfig, laid: list[Sequences]) -> dict[str, Any]:
     """Everything the states depend on, by the name an error gives it. `laid`: the sequences of all frames, in chunks."""
-    model: Any = vla.model.model
-    language = model.language_model
-    frozen = (model.vision_tower, model.multi_modal_projector, language.embed_tokens, *language.layers[: config.depth])
+    language = vla.decoder
+    frozen = (*vla.tower, *vla.projector, language.embed_tokens, *vla.layers[: config.depth])
     weights = hashlib.sha256(json.dumps([str(getattr(language.config, name, None)) for name in GEOMETRY]).encode())
     for number, module in enumerate(frozen):
         for name, tensor in module.state_dict().items():
@@ -154,17 +152,17 @@ def open_cache(path: str | Path, key: dict[str, Any]) -> ActivationCache:
 
 
 def _write(
-    path: Path, vla: CompactVLA, examples: Examples, config: TrainingConfig, key: dict[str, Any], laid: list[Sequences], progress: bool
+    path: Path, vla: VLA, examples: Examples, config: TrainingConfig, key: dict[str, Any], laid: list[Sequences], progress: bool
 ) -> None:
     from tqdm.auto import tqdm
 
     real = [s.attention_mask == 1 for s in laid]
     lengths = np.concatenate([mask.sum(1).numpy() for mask in real])
-    width = vla.model.config.get_text_config().hidden_size
+    width = int(vla.decoder.config.hidden_size)
     size = cache_bytes(int(lengths.sum()), width, config.stored_precision)
     _check_room(path, size, config)
     integers, number = STORED[config.stored_precision]
-    device = vla.model.device
+    device = vla.device
     if progress:
         tqdm.write(f"activation cache: {_gigabytes(size)} for {len(examples)} frames, in {path}")
     with replacing(path) as part, tqdm(total=len(examples), desc="activation cache", unit="frame", disable=not progress) as bar:
@@ -185,7 +183,7 @@ def _write(
             "offsets": torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int64)),
         }
         save_file(layout, part / SEQUENCES)
-        write_json(part / KEY, {"key": key, "pad": token_id(vla.tokenizer, PAD), "width": width, "bytes": size})
+        write_json(part / KEY, {"key": key, "pad": vla.marks.pad, "width": width, "bytes": size})
 
 
 def _check_room(path: Path, size: int, config: TrainingConfig) -> None:

@@ -13,21 +13,20 @@ import torch
 from torch import Tensor
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.policies.compact_policy import CompactPolicy
-from refinevla_kit.policies.compact_vla import CompactVLA
 from refinevla_kit.policies.contract import Array
-from refinevla_kit.policies.sequence import ACTION_KIND
-from refinevla_kit.policies.vocabulary import first_action_id
+from refinevla_kit.policies.vla_policy import VLAPolicy
 from refinevla_kit.training.batches import make_batch, predict
 from refinevla_kit.training.config import TrainingConfig
 from refinevla_kit.training.examples import Examples
+from refinevla_kit.vlas.contract import VLA
+from refinevla_kit.vlas.sequence import ACTION_KIND
 
 LOOKED_AT, FEWEST, EPISODES = 16, 8, 2  # held-out frames; at least so many, of so many episodes, to judge
 
 
 @torch.no_grad()
 def check_collapse(
-    model: Any, vla: CompactVLA, examples: Examples, held_out: Array, config: TrainingConfig, kept: Any, name: str, step: int
+    model: Any, vla: VLA, examples: Examples, held_out: Array, config: TrainingConfig, kept: Any, name: str, step: int
 ) -> None:
     """Look at up to `LOOKED_AT` of the held-out frames `held_out` that have an action. `model`: see `predict`. `kept`: see `make_batch`.
 
@@ -38,8 +37,8 @@ def check_collapse(
     if len(acted) < FEWEST:
         return
     rows = acted[np.linspace(0, len(acted) - 1, min(LOOKED_AT, len(acted))).astype(int)]
-    batch, first = make_batch(vla, examples, rows, config, kept), first_action_id(vla.tokenizer)
-    with torch.autocast(vla.model.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+    batch, first = make_batch(vla, examples, rows, config, kept), vla.first_action
+    with torch.autocast(vla.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
         logits = predict(model, vla, batch)[:, :-1].float()  # B, K-1, V
     target, kinds = (x[:, -logits.shape[1] :] for x in (batch.sequences.input_ids, batch.sequences.kinds))  # B, K-1
     places = kinds == ACTION_KIND
@@ -51,7 +50,7 @@ def check_collapse(
     low, high = vla.bins.ranges[0]
     if _all_alike(_first_of_each(logits, places)[:, first + low : first + high].argmax(-1)) and _should_differ(examples, rows, target, places):
         own = None if examples.proprioception is None else examples.proprioception[rows]
-        policy = CompactPolicy(vla, name, order=config.order)
+        policy = VLAPolicy(vla, name, order=config.order)
         actions = policy.act_batch(examples.images[rows], [examples.instructions[row] for row in rows], own)
         if all(np.array_equal(action.tokens, actions[0].tokens) for action in actions):
             episodes = len(np.unique(examples.episodes[rows]))

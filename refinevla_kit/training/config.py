@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.policies.sequence import ORDERS
 from refinevla_kit.training.examples import Examples
+from refinevla_kit.vlas.sequence import ORDERS
 
 MODES = ("full", "upper", "lora")
 PRECISIONS = ("bf16", "fp32")

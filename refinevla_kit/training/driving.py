@@ -26,6 +26,6 @@ class PolicyDrive:
 
 @cache
 def _policy(checkpoint: Path) -> Any:
-    from refinevla_kit.policies.compact_policy import load_policy
+    from refinevla_kit.policies.vla_policy import load_policy
 
     return load_policy(checkpoint)

@@ -16,12 +16,12 @@ from refinevla_kit.episodes import EpisodeDataset, open_dataset
 from refinevla_kit.episodes.columns import is_open
 from refinevla_kit.episodes.contract import STATE_NAMES
 from refinevla_kit.errors import KitError
-from refinevla_kit.policies.action_tokens import STATISTICS, check_actions, read_action_tokens
 from refinevla_kit.policies.contract import Array
-from refinevla_kit.policies.robot_state import PROPRIOCEPTION
 from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.teacher.answers import StoredRationale, load_rationales, lookup
 from refinevla_kit.teacher.reviews import SUFFIX, load_decisions, reviewed
+from refinevla_kit.vlas.action_tokens import STATISTICS, check_actions, read_action_tokens
+from refinevla_kit.vlas.robot_state import PROPRIOCEPTION
 
 REVIEWED = "reviewed"
 SHIPPED_BASE = REPOSITORY / "data" / "checkpoints" / "compact_base"
@@ -161,7 +161,7 @@ def trainable(dataset: EpisodeDataset | str | Path, base: str | Path | None = No
         tokens = read_action_tokens(json.loads((Path(base or SHIPPED_BASE) / STATISTICS).read_text(encoding="utf-8"))["action_tokens"])
         check_actions(tokens, actions)
         if base is not None:  # reading a vocabulary takes seconds, and the shipped one has its words
-            from refinevla_kit.policies.vocabulary import check_action_words, load_vocabulary
+            from refinevla_kit.vlas.vocabulary import check_action_words, load_vocabulary
 
             check_action_words(load_vocabulary(base), tokens.words)
     except KitError as error:

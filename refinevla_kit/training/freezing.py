@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import nn
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.policies.compact_vla import CompactVLA
+from refinevla_kit.vlas.contract import VLA
 
 
-def freeze_lower(vla: CompactVLA, layers: int, tower: bool = True) -> dict[str, int]:
+def freeze_lower(vla: VLA, layers: int, tower: bool = True) -> dict[str, int]:
     """Freeze the lower `layers` language layers, and with them the projector and the input embeddings; `tower` freezes the vision tower.
 
     With `layers=0` projector, embeddings and every language layer train, and what makes the robot's own state a token.
@@ -19,18 +19,16 @@ def freeze_lower(vla: CompactVLA, layers: int, tower: bool = True) -> dict[str, 
     Raises:
         KitError: fewer layers exist.
     """
-    model = vla.model.model
-    decoder = model.language_model.layers
-    if not 0 <= layers <= len(decoder):
-        raise KitError(f"cannot freeze {layers} of {len(decoder)} language layers", f"choose 0 to {len(decoder)}")
+    if not 0 <= layers <= len(vla.layers):
+        raise KitError(f"cannot freeze {layers} of {len(vla.layers)} language layers", f"choose 0 to {len(vla.layers)}")
     vla.model.requires_grad_(True)
-    frozen: list[nn.Module] = [model.vision_tower] if tower else []
+    frozen: list[nn.Module] = [*vla.tower] if tower else []
     if layers:
-        frozen += [model.multi_modal_projector, model.language_model.embed_tokens, *decoder[:layers]]
+        frozen += [*vla.projector, vla.decoder.embed_tokens, *vla.layers[:layers]]
     for module in frozen:
         module.requires_grad_(False)
-    if not layers and vla.reads_state:
-        model.vision_tower.state.requires_grad_(True)
+    if not layers and vla.state_encoder is not None:
+        vla.state_encoder.requires_grad_(True)
     counts = {True: 0, False: 0}
     for parameter in vla.model.parameters():
         counts[parameter.requires_grad] += parameter.numel()

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from refinevla_kit.episodes import open_dataset
-from refinevla_kit.policies.compact_vla import CompactVLA
 from refinevla_kit.policies.contract import Array
 from refinevla_kit.simulator.camera import project
 from refinevla_kit.simulator.contract import SceneState
 from refinevla_kit.tasks import WIDOWX_TASKS, Task, find_task
+from refinevla_kit.vlas.compact import CompactVLA
 
 THINGS = (*(name for task in WIDOWX_TASKS for name in (task.source, task.target)), "gripper")
 TABLE_HEIGHT = 0.87  # m

@@ -22,19 +22,19 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.policies.action_tokens import check_actions
-from refinevla_kit.policies.compact_vla import CompactVLA, forget_state
 from refinevla_kit.policies.contract import Array
-from refinevla_kit.policies.sequence import ACTION_KIND, RATIONALE_KIND
 from refinevla_kit.training.activation_cache import ActivationCache, open_or_write
 from refinevla_kit.training.adapters import adapters
-from refinevla_kit.training.batches import Batch, forward, make_batch, tower_tokens
+from refinevla_kit.training.batches import Batch, WholeModel, forward, make_batch, tower_tokens
 from refinevla_kit.training.boundary import UpperLayers
 from refinevla_kit.training.collapse import check_collapse
 from refinevla_kit.training.config import TrainingConfig, check
 from refinevla_kit.training.examples import Examples
 from refinevla_kit.training.freezing import freeze_lower
 from refinevla_kit.training.resume import HISTORY, RESUME, identity_of, read_history, resume, save_state, write_history
+from refinevla_kit.vlas.action_tokens import check_actions
+from refinevla_kit.vlas.contract import VLA
+from refinevla_kit.vlas.sequence import ACTION_KIND, RATIONALE_KIND
 
 __all__ = [
     "HISTORY", "RESUME", "Batch", "TrainingConfig", "fine_tune", "forward", "make_batch", "read_history", "tower_tokens", "validate", "write_history",
@@ -47,7 +47,7 @@ KEYS = {ACTION_KIND: ("loss_action", "action_accuracy", "action_l1"), RATIONALE_
 
 
 def fine_tune(
-    vla: CompactVLA, examples: Examples, config: TrainingConfig, output: str | Path, name: str, progress: bool = True,
+    vla: VLA, examples: Examples, config: TrainingConfig, output: str | Path, name: str, progress: bool = True,
     cache_folder: str | Path | None = None, watch: Watch | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Fine-tune `vla` in place; keep a history and a resumable state in `output`.
@@ -70,7 +70,7 @@ def fine_tune(
     check(examples, config)
     check_actions(vla.bins, examples.actions)
     if vla.reads_state and not examples.stateful:
-        forget_state(vla)
+        vla.forget_state()
         if progress:
             tqdm.write(f"{name} will not read the robot's own state: the data have none in the form of the kit's recordings")
     counts = freeze_lower(vla, config.depth, config.tower_frozen)
@@ -87,7 +87,7 @@ def fine_tune(
 
 
 def _train(
-    vla: CompactVLA, examples: Examples, config: TrainingConfig, folder: Path, name: str, progress: bool, cache_folder: Path,
+    vla: VLA, examples: Examples, config: TrainingConfig, folder: Path, name: str, progress: bool, cache_folder: Path,
     identity: dict[str, Any], watchers: Sequence[Watch],
 ) -> list[dict[str, Any]]:  # fmt: skip
     # Autocast is entered here, not by accelerate: it keeps the first precision it was given for as long as the process lives.
@@ -141,19 +141,19 @@ def _train(
     return history
 
 
-def runner(vla: CompactVLA, config: TrainingConfig, kept: Kept) -> nn.Module:
+def runner(vla: VLA, config: TrainingConfig, kept: Kept) -> nn.Module:
     """What is run on a batch: the whole model, or its upper layers on cached states."""
-    return UpperLayers(vla, config.depth) if isinstance(kept, ActivationCache) else vla.model
+    return UpperLayers(vla, config.depth) if isinstance(kept, ActivationCache) else WholeModel(vla)
 
 
-def _keep(vla: CompactVLA, examples: Examples, config: TrainingConfig, folder: Path, progress: bool) -> Kept:
+def _keep(vla: VLA, examples: Examples, config: TrainingConfig, folder: Path, progress: bool) -> Kept:
     """What is computed once, see `make_batch`."""
     if config.caches(len(examples)):
         return open_or_write(vla, examples, config, folder, progress)
     return tower_tokens(vla, examples.images) if config.tower_frozen else None
 
 
-def _backward(accelerator: Accelerator, model: Any, vla: CompactVLA, batches: list[Batch], config: TrainingConfig, about: str) -> dict[str, float]:
+def _backward(accelerator: Accelerator, model: Any, vla: VLA, batches: list[Batch], config: TrainingConfig, about: str) -> dict[str, float]:
     """Gradients of one step, its frames in parts and over processes; each part counts by its tokens, so that neither makes a difference.
 
     Returns the history's numbers, of the frames of all processes.
@@ -166,7 +166,7 @@ def _backward(accelerator: Accelerator, model: Any, vla: CompactVLA, batches: li
         # gradients are averaged over processes, hence their number
         act, think = (processes * numbers[number] / max(1, total) for numbers, total in zip(counts, sums, strict=True))
         with accelerator.no_sync(model) if number < len(batches) - 1 else nullcontext():
-            with torch.autocast(vla.model.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            with torch.autocast(vla.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                 losses = forward(model, vla, batch, config)
             total = losses.total if len(batches) * processes == 1 else act * losses.action + config.lambda_reasoning * think * losses.reasoning
             if not torch.isfinite(total):
@@ -183,7 +183,7 @@ def _backward(accelerator: Accelerator, model: Any, vla: CompactVLA, batches: li
 
 @torch.no_grad()
 def validate(
-    vla: CompactVLA, examples: Examples, rows: Array, config: TrainingConfig, kept: Kept = None, frames: int = 128
+    vla: VLA, examples: Examples, rows: Array, config: TrainingConfig, kept: Kept = None, frames: int = 128
 ) -> dict[str, float]:
     """The objective's parts on at most `frames` of the held-out frames `rows` (at least one), evenly spaced. `kept`: see `make_batch`."""
     chosen = rows[np.linspace(0, len(rows) - 1, min(frames, len(rows))).astype(int)]
@@ -192,7 +192,7 @@ def validate(
     model = runner(vla, config, kept)
     parts = []
     for batch in np.array_split(chosen, math.ceil(len(chosen) / config.batch_size)):
-        with torch.autocast(vla.model.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        with torch.autocast(vla.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             parts.append((len(batch), forward(model, vla, make_batch(vla, examples, batch, config, kept), config).to_floats()))
     vla.model.train(was_training)
     having = {key: [(n, part[key]) for n, part in parts if key in part] for key in dict.fromkeys(key for _, part in parts for key in part)}

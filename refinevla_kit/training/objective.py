@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from refinevla_kit.policies.action_tokens import ActionTokens
-from refinevla_kit.policies.sequence import ACTION_KIND, RATIONALE_KIND, Sequences
+from refinevla_kit.vlas.action_tokens import ActionTokens
+from refinevla_kit.vlas.sequence import ACTION_KIND, RATIONALE_KIND, Sequences
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ from accelerate import PartialState
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.files import sha256
-from refinevla_kit.policies.action_tokens import STATISTICS
-from refinevla_kit.policies.compact_vla import checkpoint_hash, load, save
 from refinevla_kit.training.examples import Examples
 from refinevla_kit.training.loop import TrainingConfig, Watch, fine_tune
 from refinevla_kit.training.resume import WITHOUT_EFFECT
+from refinevla_kit.vlas import load_vla
+from refinevla_kit.vlas.action_tokens import STATISTICS
+from refinevla_kit.vlas.compact import checkpoint_hash
 
 
 def made_from(base: str | Path, examples: Examples, config: TrainingConfig) -> dict[str, Any]:
@@ -47,7 +48,7 @@ def train_policy(
         raise KitError(f"the policy's name {name!r} cannot be its folder's name", "choose another, without a slash")
     if target.resolve() == Path(base).resolve():
         raise KitError(f"{target} is the base itself and would be replaced", "give another name or output")
-    vla = load(base)
+    vla = load_vla(base)
     history = fine_tune(vla, examples, config, work / name, name, progress, cache_folder or work / "activations", watch)
     state = PartialState()
     if not state.is_main_process:  # under `accelerate launch` one process writes, the others wait until all is there
@@ -59,6 +60,6 @@ def train_policy(
         base=checkpoint_hash(base), base_statistics=sha256(Path(base) / STATISTICS)[:12],
         validation=next((row for row in reversed(history) if row["split"] == "validation"), None), reads_state=vla.reads_state,
     )  # fmt: skip
-    save(vla, target, torch.bfloat16)  # as the base is; half the size
+    vla.save(target, torch.bfloat16)  # as the base is; half the size
     state.wait_for_everyone()
     return history

@@ -19,14 +19,14 @@ import torch
 
 from refinevla_kit.episodes import open_dataset
 from refinevla_kit.files import replacing, sha256
-from refinevla_kit.policies.action_tokens import UniformBins
-from refinevla_kit.policies.compact_vla import CompactConfig, CompactVLA, build, load, save
-from refinevla_kit.policies.robot_state import state_features
-from refinevla_kit.policies.vocabulary import LOCATIONS, train_vocabulary
 from refinevla_kit.tasks import WIDOWX_TASKS
 from refinevla_kit.training.examples import Examples, find_rationales, join, load_examples
 from refinevla_kit.training.grounding import THINGS, Places, ground_tower, load_places
 from refinevla_kit.training.loop import TrainingConfig, fine_tune
+from refinevla_kit.vlas.action_tokens import UniformBins
+from refinevla_kit.vlas.compact import CompactConfig, CompactVLA, build, load
+from refinevla_kit.vlas.robot_state import state_features
+from refinevla_kit.vlas.vocabulary import LOCATIONS, train_vocabulary
 
 STILL = 1e-3  # least scale of a state feature: roll and pitch hardly move, and noise must not be blown up
 
@@ -179,4 +179,4 @@ def _datasets(provenance: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any
 
 def save_base(vla: CompactVLA, path: str | Path) -> Path:
     """Write the base for shipping, in bfloat16 (half the size)."""
-    return save(vla, path, torch.bfloat16)
+    return vla.save(path, torch.bfloat16)

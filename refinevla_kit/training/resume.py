@@ -14,17 +14,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from refinevla_kit.errors import KitError
+from refinevla_kit.errors import KitError, listed
 from refinevla_kit.files import replacing, write_json
-from refinevla_kit.policies.compact_vla import CompactVLA, listed
 from refinevla_kit.training.config import TrainingConfig
 from refinevla_kit.training.examples import Examples
+from refinevla_kit.vlas.contract import VLA
 
 RESUME, ROWS, HISTORY = "resume", "rows.jsonl", "history.jsonl"
 WITHOUT_EFFECT = ("cache_limit_gb", "tensorboard", "collapse_grace")  # settings that change nothing about the weights
 
 
-def identity_of(vla: CompactVLA, examples: Examples, config: TrainingConfig, counts: dict[str, int]) -> dict[str, Any]:
+def identity_of(vla: VLA, examples: Examples, config: TrainingConfig, counts: dict[str, int]) -> dict[str, Any]:
     """What a resumable state must agree on: the settings, the weights that training starts from, the data."""
     base, data = hashlib.sha256(), hashlib.sha256(json.dumps([examples.instructions, examples.rationales]).encode())
     for tensor in vla.model.state_dict().values():
@@ -37,7 +37,7 @@ def identity_of(vla: CompactVLA, examples: Examples, config: TrainingConfig, cou
     return {**settings, **counts, "frames": len(examples), "base": base.hexdigest(), "data": data.hexdigest()}
 
 
-def save_state(folder: Path, vla: CompactVLA, optimizer: Any, step: int, history: list[dict[str, Any]], identity: dict[str, Any]) -> None:
+def save_state(folder: Path, vla: VLA, optimizer: Any, step: int, history: list[dict[str, Any]], identity: dict[str, Any]) -> None:
     """Trained weights and moments as safetensors, the rest as JSON, in one folder that is replaced whole."""
     tensors = {f"model.{name}": p.detach().contiguous() for name, p in vla.model.named_parameters() if p.requires_grad}
     for index, moments in optimizer.state_dict()["state"].items():
@@ -50,7 +50,7 @@ def save_state(folder: Path, vla: CompactVLA, optimizer: Any, step: int, history
     write_history(folder / HISTORY, history)
 
 
-def resume(folder: Path, vla: CompactVLA, optimizer: torch.optim.Optimizer, identity: dict[str, Any]) -> tuple[int, list[dict[str, Any]]]:
+def resume(folder: Path, vla: VLA, optimizer: torch.optim.Optimizer, identity: dict[str, Any]) -> tuple[int, list[dict[str, Any]]]:
     """Put the last state back; (0, []) when there is none.
 
     Raises:

@@ -27,14 +27,14 @@ from refinevla_kit.widgets.explorer_page import write_page
 from refinevla_kit.widgets.picture import Picture, payload
 
 if TYPE_CHECKING:
-    from refinevla_kit.policies.compact_policy import CompactPolicy
+    from refinevla_kit.policies.vla_policy import VLAPolicy
 
 MEAN = "mean"
 PAGE = "html"
 
 
 def attribution_methods(
-    policies: Mapping[str, CompactPolicy], frames: Sequence[Frame], captures: Mapping[str, Sequence[Capture]],
+    policies: Mapping[str, VLAPolicy], frames: Sequence[Frame], captures: Mapping[str, Sequence[Capture]],
     names: Sequence[str] = ("relevance", "grad_cam"),
 ) -> dict[str, Method]:  # fmt: skip
     """Methods of `attention.attribution` for an explorer: computed on these policies when they are chosen, the mean over what is asked about.
@@ -60,7 +60,7 @@ def attribution_methods(
     return {name: method(name) for name in names}
 
 
-def capture_words(policies: Mapping[str, CompactPolicy], frames: Sequence[Frame], writer: str) -> dict[str, list[Capture]]:
+def capture_words(policies: Mapping[str, VLAPolicy], frames: Sequence[Frame], writer: str) -> dict[str, list[Capture]]:
     """Captures from the action, the instruction and a rationale of each frame: the one that `writer` writes, fed to every policy, so that they are
     asked about the same words. A frame for which it writes no word is captured without.
 

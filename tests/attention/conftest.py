@@ -6,24 +6,24 @@ import numpy as np
 import pytest
 import torch
 
-from refinevla_kit.policies.action_tokens import UniformBins
-from refinevla_kit.policies.compact_policy import CompactPolicy
-from refinevla_kit.policies.compact_vla import CompactConfig, build
-from refinevla_kit.policies.vocabulary import train_vocabulary
+from refinevla_kit.policies.vla_policy import VLAPolicy
 from refinevla_kit.simulator.contract import Array
+from refinevla_kit.vlas.action_tokens import UniformBins
+from refinevla_kit.vlas.compact import CompactConfig, build
+from refinevla_kit.vlas.vocabulary import train_vocabulary
 
 INSTRUCTION = "put carrot on plate"
 
 
-def small_policy(seed: int = 0, order: str = "action_first", name: str = "small", proprioception: bool = False) -> CompactPolicy:
+def small_policy(seed: int = 0, order: str = "action_first", name: str = "small", proprioception: bool = False) -> VLAPolicy:
     torch.set_num_threads(1)
     words = train_vocabulary([INSTRUCTION, "the carrot is left of the plate"])
     size = CompactConfig(layers=3, hidden=32, heads=2, feedforward=48, channels=8, proprioception=proprioception)
-    return CompactPolicy(build(size, words, UniformBins((0.04, 0.04, 0.04, 0.01, 0.01, 0.3, 1.0)), seed), name, f"hash-{seed}", order, "greedy")
+    return VLAPolicy(build(size, words, UniformBins((0.04, 0.04, 0.04, 0.01, 0.01, 0.3, 1.0)), seed), name, f"hash-{seed}", order, "greedy")
 
 
 @pytest.fixture(scope="session")
-def policy() -> CompactPolicy:
+def policy() -> VLAPolicy:
     return small_policy()
 
 

@@ -16,10 +16,11 @@ from refinevla_kit.attention.forward import Asked, score
 from refinevla_kit.attention.fusion import fuse_top
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.demonstrator_policy import DemonstratorPolicy
-from refinevla_kit.policies.compact_policy import CompactPolicy
-from refinevla_kit.policies.sequence import ORDERS
-from refinevla_kit.policies.vocabulary import first_action_id
+from refinevla_kit.policies.vla_policy import VLAPolicy
 from refinevla_kit.simulator.contract import Array, Observation
+from refinevla_kit.vlas.sequence import ORDERS
+from refinevla_kit.vlas.vocabulary import first_action_id
+from tests.vlas.paligemma import features
 
 from .conftest import INSTRUCTION, small_policy
 
@@ -28,7 +29,7 @@ GREY = (120, 120, 120)
 
 
 @pytest.fixture(scope="module")
-def reader() -> CompactPolicy:
+def reader() -> VLAPolicy:
     """Reads its own state, so that there is a sink to leave out."""
     return small_policy(proprioception=True)
 
@@ -43,11 +44,11 @@ def squares(asked: Asked) -> tuple[Tensor, ...]:
     vla = asked.policy.vla
     ids = torch.tensor([asked.sequence.ids])
     types = (torch.arange(ids.shape[1]) >= asked.sequence.prefix).long()[None]
-    out = vla.model.model(input_ids=ids, token_type_ids=types, mm_encoder_outputs=asked.features(asked.pixels()), output_attentions=True)
+    out = vla.model.model(input_ids=ids, token_type_ids=types, mm_encoder_outputs=features(asked.words(asked.pixels())), output_attentions=True)
     return tuple(out.attentions)
 
 
-def test_the_score_is_the_policys_own_log_probability(reader: CompactPolicy, seen: Observation) -> None:
+def test_the_score_is_the_policys_own_log_probability(reader: VLAPolicy, seen: Observation) -> None:
     action = reader.act_batch(seen.image[None], [INSTRUCTION], OWN[None])[0]
     for i, name in enumerate(reader.vla.bins.names):
         asked = ask(reader, seen, name)
@@ -63,14 +64,14 @@ def test_a_words_score_is_that_of_all_its_tokens(order: str, seen: Observation) 
     asked = ask(policy, seen, word, rationale="carrot is unhurried")
     vla, laid = policy.vla, asked.sequence
     with torch.no_grad():
-        features = asked.features(asked.pixels())
+        words = asked.words(asked.pixels())
         types = (torch.arange(len(laid.ids)) >= laid.prefix).long()[None]
-        logits = vla.model(input_ids=torch.tensor([laid.ids]), token_type_ids=types, mm_encoder_outputs=features).logits[0].log_softmax(-1)
+        logits = vla.model(input_ids=torch.tensor([laid.ids]), token_type_ids=types, mm_encoder_outputs=features(words)).logits[0].log_softmax(-1)
         whole = sum(float(logits[position, token]) for position, token in zip(word.positions, word.tokens, strict=True))
-        assert len(word.tokens) > 1 and float(score(policy, features, laid, word)[0]) == pytest.approx(whole, abs=1e-4)
+        assert len(word.tokens) > 1 and float(score(policy, words, laid, word)[0]) == pytest.approx(whole, abs=1e-4)
 
 
-def test_attention_methods_are_the_captured_rows(reader: CompactPolicy, seen: Observation) -> None:
+def test_attention_methods_are_the_captured_rows(reader: VLAPolicy, seen: Observation) -> None:
     found = capture(reader, seen.image, INSTRUCTION, proprioception=OWN, queries=("action", "instruction"))
     np.testing.assert_allclose(attribute(reader, seen, "yaw", "raw", layer=2, head=1).patch_map, found.map(2, 5, 1), atol=1e-6)
     np.testing.assert_allclose(attribute(reader, seen, "yaw", "head_mean").patch_map, found.map(1, 5), atol=1e-6)
@@ -79,7 +80,7 @@ def test_attention_methods_are_the_captured_rows(reader: CompactPolicy, seen: Ob
     assert word.provenance["score"] is None and word.provenance["target"] == "plate"
 
 
-def test_top_k_is_the_fusion_that_the_figures_draw(reader: CompactPolicy, seen: Observation) -> None:
+def test_top_k_is_the_fusion_that_the_figures_draw(reader: VLAPolicy, seen: Observation) -> None:
     rows = capture(reader, seen.image, INSTRUCTION, proprioception=OWN).patches[:, :, :1]  # layers, heads, 1, P
     np.testing.assert_allclose(attribute(reader, seen, "x", "top_k").patch_map.ravel(), fuse_top(rows, 3, first_layer=1), atol=1e-6)
     found = attribute(reader, seen, "x", "top_k", k=2, layers=[1])
@@ -87,7 +88,7 @@ def test_top_k_is_the_fusion_that_the_figures_draw(reader: CompactPolicy, seen: 
     assert (found.provenance["k"], found.provenance["layers"]) == (2, [1])
 
 
-def test_rollout_is_the_product_of_the_layers(reader: CompactPolicy, seen: Observation) -> None:
+def test_rollout_is_the_product_of_the_layers(reader: VLAPolicy, seen: Observation) -> None:
     asked = ask(reader, seen, "z")
     flow = np.eye(len(asked.sequence.ids))
     for weights in squares(asked):
@@ -98,12 +99,12 @@ def test_rollout_is_the_product_of_the_layers(reader: CompactPolicy, seen: Obser
     assert row.sum() == pytest.approx(1) and found.provenance["image_share"] == pytest.approx(row[:48].sum(), abs=1e-5)
 
 
-def test_relevance_is_chefers_rule(reader: CompactPolicy, seen: Observation) -> None:
+def test_relevance_is_chefers_rule(reader: VLAPolicy, seen: Observation) -> None:
     asked = ask(reader, seen, "gripper")
     vla, token, first = reader.vla, asked.query.tokens[0], first_action_id(reader.vla.tokenizer)
     types = (torch.arange(len(asked.sequence.ids)) >= asked.sequence.prefix).long()[None]
-    features = asked.features(asked.pixels())
-    out = vla.model(input_ids=torch.tensor([asked.sequence.ids]), token_type_ids=types, mm_encoder_outputs=features, output_attentions=True)
+    words = features(asked.words(asked.pixels()))
+    out = vla.model(input_ids=torch.tensor([asked.sequence.ids]), token_type_ids=types, mm_encoder_outputs=words, output_attentions=True)
     said = out.logits[0, asked.query.positions[0], first : first + 255].log_softmax(-1)[token - first]
     flow = np.eye(len(asked.sequence.ids))
     for layer, gradient in zip(out.attentions, torch.autograd.grad(said, out.attentions), strict=True):
@@ -113,7 +114,7 @@ def test_relevance_is_chefers_rule(reader: CompactPolicy, seen: Observation) -> 
 
 
 @pytest.mark.parametrize("method", ["head_mean", "rollout", "relevance"])
-def test_sinks_can_be_left_out_and_are_always_told(reader: CompactPolicy, seen: Observation, method: str) -> None:
+def test_sinks_can_be_left_out_and_are_always_told(reader: VLAPolicy, seen: Observation, method: str) -> None:
     whole, without = (attribute(reader, seen, "x", method, exclude=names) for names in ((), ("state", "newline")))
     assert 0 < whole.provenance["sinks"]["state"] < 1 and without.provenance["sinks"].keys() == whole.provenance["sinks"].keys()
     assert whole.provenance["sinks"]["bos"] == 0, "the compact VLA has none"
@@ -122,12 +123,12 @@ def test_sinks_can_be_left_out_and_are_always_told(reader: CompactPolicy, seen: 
         attribute(reader, seen, "x", method, exclude=["sky"])
 
 
-def test_leaving_a_sink_out_divides_its_share_among_the_rest(reader: CompactPolicy, seen: Observation) -> None:
+def test_leaving_a_sink_out_divides_its_share_among_the_rest(reader: VLAPolicy, seen: Observation) -> None:
     whole, without = (attribute(reader, seen, "x", "raw", head=1, exclude=names) for names in ((), ("state",)))
     np.testing.assert_allclose(without.patch_map, whole.patch_map / (1 - whole.provenance["sinks"]["state"]))
 
 
-def test_integrated_gradients_account_for_the_whole_difference(reader: CompactPolicy, seen: Observation) -> None:
+def test_integrated_gradients_account_for_the_whole_difference(reader: VLAPolicy, seen: Observation) -> None:
     found = attribute(reader, seen, "x", "integrated_gradients", part="signed", steps=64)
     asked = ask(reader, seen, "x")
     with torch.no_grad():
@@ -136,7 +137,7 @@ def test_integrated_gradients_account_for_the_whole_difference(reader: CompactPo
     assert found.pixel_map.shape == (120, 160) and found.pixel_map.sum() == pytest.approx(found.patch_map.sum())
 
 
-def test_occlusion_is_what_filling_a_patch_does(reader: CompactPolicy, seen: Observation) -> None:
+def test_occlusion_is_what_filling_a_patch_does(reader: VLAPolicy, seen: Observation) -> None:
     found = attribute(reader, seen, "y", "occlusion", part="signed", fill="mean").patch_map
     asked, mask = ask(reader, seen, "y"), np.zeros((120, 160), bool)
     mask[40:60, 100:120] = True  # patch (2, 5)
@@ -148,7 +149,7 @@ def test_occlusion_is_what_filling_a_patch_does(reader: CompactPolicy, seen: Obs
     np.testing.assert_array_equal(attribute(reader, seen, "y", "occlusion", part="absolute").patch_map, np.abs(found))
 
 
-def test_grad_cam_weights_the_towers_channels_by_their_gradient(reader: CompactPolicy, seen: Observation) -> None:
+def test_grad_cam_weights_the_towers_channels_by_their_gradient(reader: VLAPolicy, seen: Observation) -> None:
     asked, tower = ask(reader, seen, "x"), reader.vla.model.model.vision_tower
     kept: list[Tensor] = []
     handle = tower.stages.register_forward_hook(lambda _, __, output: kept.append(output))
@@ -161,7 +162,7 @@ def test_grad_cam_weights_the_towers_channels_by_their_gradient(reader: CompactP
 
 @pytest.mark.parametrize(("height", "width"), [(120, 160), (240, 320), (96, 200), (330, 150)])
 @pytest.mark.parametrize("method", ["occlusion", "integrated_gradients"])
-def test_the_only_thing_in_a_picture_is_found_where_it_is(reader: CompactPolicy, method: str, height: int, width: int) -> None:
+def test_the_only_thing_in_a_picture_is_found_where_it_is(reader: VLAPolicy, method: str, height: int, width: int) -> None:
     """A grey picture, filled with the same grey, but for one patch: nothing else can matter, at any size and aspect ratio."""
     row, column = 4, 6
     top, bottom, left, right = height * row // 6, height * (row + 1) // 6, -(-width * column // 8), width * (column + 1) // 8  # within the patch
@@ -178,7 +179,7 @@ def test_the_only_thing_in_a_picture_is_found_where_it_is(reader: CompactPolicy,
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_says_where_it_comes_from(reader: CompactPolicy, seen: Observation, method: str) -> None:
+def test_every_method_says_where_it_comes_from(reader: VLAPolicy, seen: Observation, method: str) -> None:
     found = attribute(reader, seen, "roll", method, **({"steps": 4} if method == "integrated_gradients" else {}))
     assert isinstance(found, Attribution) and found.patch_map.shape == (6, 8) and found.pixel_map.shape == (120, 160)
     assert (found.patch_map >= 0).all() and np.isfinite(found.pixel_map).all()
@@ -188,7 +189,7 @@ def test_every_method_says_where_it_comes_from(reader: CompactPolicy, seen: Obse
     assert all(parameter.grad is None for parameter in reader.vla.model.parameters())
 
 
-def test_what_cannot_be_done_is_said(reader: CompactPolicy, seen: Observation) -> None:
+def test_what_cannot_be_done_is_said(reader: VLAPolicy, seen: Observation) -> None:
     words = capture(reader, seen.image, INSTRUCTION, proprioception=OWN, queries=("instruction",)).queries
     before = [len(layer.self_attn._forward_hooks) for layer in reader.vla.model.model.language_model.layers]
     for arguments, says in (

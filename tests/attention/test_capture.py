@@ -15,17 +15,18 @@ from refinevla_kit.attention.captured import KINDS, OWN_STATE, load_captures, sa
 from refinevla_kit.attention.queries import lay_out
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.demonstrator_policy import DemonstratorPolicy
-from refinevla_kit.policies.compact_policy import CompactPolicy
-from refinevla_kit.policies.compact_vla import CompactConfig, build
-from refinevla_kit.policies.sequence import ORDERS, answer_ids, prefix_ids
-from refinevla_kit.policies.spherical_grid import SphericalGrid
-from refinevla_kit.policies.vocabulary import train_vocabulary
+from refinevla_kit.policies.vla_policy import VLAPolicy
 from refinevla_kit.simulator.contract import Array
+from refinevla_kit.vlas.compact import CompactConfig, build
+from refinevla_kit.vlas.sequence import ORDERS, answer_ids
+from refinevla_kit.vlas.spherical_grid import SphericalGrid
+from refinevla_kit.vlas.vocabulary import train_vocabulary
+from tests.vlas.paligemma import features
 
 from .conftest import INSTRUCTION, small_policy
 
 
-def test_equals_what_cached_decoding_used(policy: CompactPolicy, image: Array) -> None:
+def test_equals_what_cached_decoding_used(policy: VLAPolicy, image: Array) -> None:
     steps: list[list[Tensor]] = [[] for _ in policy.vla.model.model.language_model.layers]
     handles = [
         layer.self_attn.register_forward_hook(lambda _, __, output, kept=kept: kept.append(output[1][0, :, -1].clone()))
@@ -47,15 +48,14 @@ def test_equals_what_cached_decoding_used(policy: CompactPolicy, image: Array) -
 def test_three_words_are_three_rows_with_their_own_names(image: Array) -> None:
     size = CompactConfig(layers=2, hidden=32, heads=2, feedforward=48, channels=8)
     grid = SphericalGrid.fit(np.random.default_rng(0).normal(0, 0.02, (200, 7)))
-    found = capture(CompactPolicy(build(size, train_vocabulary([INSTRUCTION], action_words=grid.words), grid, 0), "grid"), image, INSTRUCTION)
+    found = capture(VLAPolicy(build(size, train_vocabulary([INSTRUCTION], action_words=grid.words), grid, 0), "grid"), image, INSTRUCTION)
     assert found.dimensions == ("translation", "rotation", "gripper") and found.patches.shape[2] == 3
 
 
-def test_equals_a_plain_forward(policy: CompactPolicy, image: Array) -> None:
+def test_equals_a_plain_forward(policy: VLAPolicy, image: Array) -> None:
     found = capture(policy, image, INSTRUCTION)
-    tokenizer = policy.vla.tokenizer
-    prefix = prefix_ids(tokenizer, policy.vla.image_tokens, INSTRUCTION)
-    answer, _ = answer_ids(tokenizer, found.action.tokens.tolist(), "", "action_first")
+    prefix = policy.vla.prefix_ids(INSTRUCTION)
+    answer, _ = answer_ids(policy.vla, found.action.tokens.tolist(), "", "action_first")
     ids = torch.tensor([prefix + answer])
     types = torch.tensor([[0] * len(prefix) + [1] * len(answer)])
     with torch.inference_mode():
@@ -76,9 +76,9 @@ def test_every_query_equals_a_plain_forward(order: str, image: Array) -> None:
     found = capture(policy, image, INSTRUCTION, rationale="the carrot is unhurried.", proprioception=own, queries=KINDS)
     laid = lay_out(policy, INSTRUCTION, found.action.tokens.tolist(), "the carrot is unhurried.", KINDS)
     types = torch.tensor([[0] * laid.prefix + [1] * (len(laid.ids) - laid.prefix)])
-    features = vla.encode(vla.pixel_values(image[None]), vla.states(own[None]))
+    words = features(vla.see(vla.pixel_values(image[None]), vla.states(own[None])))
     with torch.inference_mode():
-        out = vla.model(input_ids=torch.tensor([laid.ids]), token_type_ids=types, mm_encoder_outputs=features, output_attentions=True)
+        out = vla.model(input_ids=torch.tensor([laid.ids]), token_type_ids=types, mm_encoder_outputs=words, output_attentions=True)
     assert [query.label for query in found.queries] == [*found.dimensions, "the", "carrot", "is", "unhurried", *INSTRUCTION.split()]
     for layer, weights in enumerate(out.attentions):  # 1, heads, N, N
         for i, query in enumerate(found.queries):
@@ -89,7 +89,7 @@ def test_every_query_equals_a_plain_forward(order: str, image: Array) -> None:
     assert found.labels[-1] == OWN_STATE and found.rationale == "the carrot is unhurried."
 
 
-def test_a_rationale_not_given_is_the_policys_own(policy: CompactPolicy, image: Array) -> None:
+def test_a_rationale_not_given_is_the_policys_own(policy: VLAPolicy, image: Array) -> None:
     found = capture(policy, image, INSTRUCTION, queries=("rationale",))
     assert found.rationale == policy.explain(image, INSTRUCTION) and found.dimensions == ()
     np.testing.assert_allclose(found.map(1), found.patches[1].mean((0, 1)).reshape(found.grid), rtol=1e-5)
@@ -97,7 +97,7 @@ def test_a_rationale_not_given_is_the_policys_own(policy: CompactPolicy, image: 
         capture(policy, image, INSTRUCTION, rationale="", queries=("rationale",))
 
 
-def test_a_batch_is_the_same_as_one_by_one(policy: CompactPolicy) -> None:
+def test_a_batch_is_the_same_as_one_by_one(policy: VLAPolicy) -> None:
     """Pictures with sequences of different length, instructions and texts too, in any mixture."""
     images = np.random.default_rng(2).integers(0, 255, (4, 120, 160, 3), dtype=np.uint8)
     instructions = [INSTRUCTION, "put plate on carrot", "plate", INSTRUCTION]
@@ -111,7 +111,7 @@ def test_a_batch_is_the_same_as_one_by_one(policy: CompactPolicy) -> None:
         np.testing.assert_allclose(one.others, alone.others, atol=1e-6)
 
 
-def test_every_row_is_accounted_for(policy: CompactPolicy, image: Array) -> None:
+def test_every_row_is_accounted_for(policy: VLAPolicy, image: Array) -> None:
     found = capture(policy, image, INSTRUCTION)
     assert (found.layers, found.heads, found.patches.shape[-1]) == (3, 2, found.grid[0] * found.grid[1])
     np.testing.assert_allclose(found.image_share + found.others.sum(-1), 1.0, atol=1e-5)
@@ -120,7 +120,7 @@ def test_every_row_is_accounted_for(policy: CompactPolicy, image: Array) -> None
     assert (found.policy, found.checkpoint_hash) == ("small", "hash-0+decoding=greedy")
 
 
-def test_another_action_changes_only_later_rows(policy: CompactPolicy, image: Array) -> None:
+def test_another_action_changes_only_later_rows(policy: VLAPolicy, image: Array) -> None:
     own = capture(policy, image, INSTRUCTION)
     tokens = own.action.tokens.copy()
     tokens[3] = tokens[3] + 1 if tokens[3] == tokens.min() else tokens.min()
@@ -137,7 +137,7 @@ def test_a_rationale_comes_before_the_action_of_a_policy_that_thinks_aloud(image
     assert capture(thinker, image, INSTRUCTION, rationale="carrot").others.shape[-1] < found.others.shape[-1]
 
 
-def test_maps_pick_layer_head_and_token(policy: CompactPolicy, image: Array) -> None:
+def test_maps_pick_layer_head_and_token(policy: VLAPolicy, image: Array) -> None:
     found = capture(policy, image, INSTRUCTION)
     np.testing.assert_array_equal(found.map(1, 2, 0).ravel(), found.patches[1, 0, 2])
     np.testing.assert_allclose(found.map(2), found.patches[2].mean((0, 1)).reshape(found.grid), rtol=1e-5)
@@ -147,7 +147,7 @@ def test_maps_pick_layer_head_and_token(policy: CompactPolicy, image: Array) -> 
         found.map(0, head=2)
 
 
-def test_pictures_of_two_sizes_are_captured_as_each_alone(policy: CompactPolicy, image: Array) -> None:
+def test_pictures_of_two_sizes_are_captured_as_each_alone(policy: VLAPolicy, image: Array) -> None:
     large = np.repeat(np.repeat(image, 2, axis=0), 2, axis=1)[:, :-20]
     together = capture_batch(policy, [image, large], [INSTRUCTION] * 2)
     for one, picture in zip(together, (image, large), strict=True):

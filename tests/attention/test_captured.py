@@ -12,14 +12,14 @@ from safetensors.numpy import save_file
 from refinevla_kit.attention.capture import capture
 from refinevla_kit.attention.captured import KINDS, Capture, image_hash, load_captures, save_captures
 from refinevla_kit.errors import KitError
-from refinevla_kit.policies.compact_policy import CompactPolicy
+from refinevla_kit.policies.vla_policy import VLAPolicy
 from refinevla_kit.simulator.contract import Array
 
 from .conftest import INSTRUCTION, small_policy
 
 
 @pytest.fixture
-def captures(policy: CompactPolicy, image: Array) -> list[Capture]:
+def captures(policy: VLAPolicy, image: Array) -> list[Capture]:
     """Of different length, as those of different rationales are."""
     first = capture(policy, image, INSTRUCTION, rationale="the carrot", queries=KINDS)
     return [first, capture(policy, image[::-1], INSTRUCTION)]

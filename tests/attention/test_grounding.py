@@ -15,7 +15,7 @@ from refinevla_kit.attention.capture import capture
 from refinevla_kit.attention.frames import STAGES, Frame
 from refinevla_kit.attention.grounding import COLUMNS, MEASURES, REST, compare, interval, paired_p_value, save_scores, score, shares, summarise
 from refinevla_kit.errors import KitError
-from refinevla_kit.policies.compact_policy import CompactPolicy
+from refinevla_kit.policies.vla_policy import VLAPolicy
 from refinevla_kit.simulator.contract import PHASES, Array
 
 from .conftest import INSTRUCTION, scene, small_policy
@@ -32,7 +32,7 @@ def frames(policy_image: Array, episodes: int = 2, steps: int = 2, phases: Seque
     ]
 
 
-def test_a_hidden_object_has_no_share_and_no_ratio(policy: CompactPolicy, image: Array) -> None:
+def test_a_hidden_object_has_no_share_and_no_ratio(policy: VLAPolicy, image: Array) -> None:
     masks = scene() | {"arm": np.zeros((120, 160), bool)}
     frame = Frame(image, masks, INSTRUCTION, CARROT, 0, 0, "reach")
     table = summarise(score([frame], [capture(policy, image, INSTRUCTION)]), 2).set_index("thing")
@@ -40,7 +40,7 @@ def test_a_hidden_object_has_no_share_and_no_ratio(policy: CompactPolicy, image:
     assert np.isnan(table.loc["source", "low"])  # one episode says nothing about another
 
 
-def test_a_row_a_frame_layer_dimension_and_thing(policy: CompactPolicy, image: Array, tmp_path: Path) -> None:
+def test_a_row_a_frame_layer_dimension_and_thing(policy: VLAPolicy, image: Array, tmp_path: Path) -> None:
     seen = frames(image)
     captures = [capture(policy, frame.image, frame.instruction) for frame in seen]
     table = score(seen, captures)
@@ -55,7 +55,7 @@ def test_a_row_a_frame_layer_dimension_and_thing(policy: CompactPolicy, image: A
         summarise(table, 4)
 
 
-def test_policies_are_compared_on_the_same_frames(policy: CompactPolicy, image: Array) -> None:
+def test_policies_are_compared_on_the_same_frames(policy: VLAPolicy, image: Array) -> None:
     seen = frames(image, episodes=3)
     tables = [score(seen, [capture(p, f.image, f.instruction) for f in seen]) for p in (policy, small_policy(3, name="other"))]
     both = pd.concat(tables)
@@ -75,7 +75,7 @@ def test_the_interval_is_students() -> None:
     assert (high + low) / 2 == pytest.approx(3.0)
 
 
-def test_every_measure_is_averaged_by_episode_and_stage(policy: CompactPolicy, image: Array) -> None:
+def test_every_measure_is_averaged_by_episode_and_stage(policy: VLAPolicy, image: Array) -> None:
     seen = frames(image, episodes=3, steps=4, phases=("reach", "descend", "grasp", "retreat"))
     table = score(seen, [capture(policy, f.image, f.instruction) for f in seen])
     for measure in MEASURES:
@@ -94,7 +94,7 @@ def test_each_phase_belongs_to_a_stage() -> None:
     assert list(STAGES) == list(PHASES) and list(dict.fromkeys(STAGES.values())) == ["approach", "grasp", "carry", "place"]
 
 
-def test_frames_without_the_object_do_not_count(policy: CompactPolicy, image: Array) -> None:
+def test_frames_without_the_object_do_not_count(policy: VLAPolicy, image: Array) -> None:
     """Where a thing is not visible it has no AUC; episodes in which it never is are left out of the mean, and said to be."""
     seen = frames(image, episodes=3, steps=1)
     hidden = [*seen[:2], replace(seen[2], masks=seen[2].masks | {"source": np.zeros((120, 160), bool)})]
@@ -107,7 +107,7 @@ def test_frames_without_the_object_do_not_count(policy: CompactPolicy, image: Ar
     assert paired.loc["source", "episodes"] == 2
 
 
-def test_words_can_be_scored_too(policy: CompactPolicy, image: Array) -> None:
+def test_words_can_be_scored_too(policy: VLAPolicy, image: Array) -> None:
     seen = frames(image, episodes=1, steps=1)
     captures = [capture(policy, seen[0].image, INSTRUCTION, rationale="the carrot", queries=("action", "rationale", "instruction"))]
     assert set(score(seen, captures)["kind"]) == {"action"}
@@ -134,7 +134,7 @@ def test_the_p_value_is_right_where_nothing_differs() -> None:
     assert 0.01 < low < 0.1
 
 
-def test_what_was_not_scored_is_said(policy: CompactPolicy, image: Array) -> None:
+def test_what_was_not_scored_is_said(policy: VLAPolicy, image: Array) -> None:
     seen = frames(image, episodes=1, steps=1)
     table = score(seen, [capture(policy, image, INSTRUCTION)])
     with pytest.raises(KitError, match="no 'beauty'"):

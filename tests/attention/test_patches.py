@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 
 from refinevla_kit.attention.patches import resample, to_patches, to_pixels
 from refinevla_kit.errors import KitError
-from refinevla_kit.policies.compact_policy import CompactPolicy
+from refinevla_kit.policies.vla_policy import VLAPolicy
 
 sizes = st.tuples(st.integers(8, 70), st.integers(8, 70))
 grids = st.tuples(st.integers(1, 8), st.integers(1, 8))
 
 
 @pytest.mark.parametrize(("height", "width"), [(120, 160), (480, 640), (256, 256), (200, 90), (131, 77)])
-def test_a_painted_patch_is_found_back(policy: CompactPolicy, height: int, width: int) -> None:
+def test_a_painted_patch_is_found_back(policy: VLAPolicy, height: int, width: int) -> None:
     """Paint what the map says is patch (r, c) into a picture; after the policy's own resize, that patch is the bright one."""
     rows, columns = policy.vla.grid
     for row, column in ((0, 0), (2, 5), (rows - 1, columns - 1)):

@@ -8,16 +8,16 @@ import torch
 from refinevla_kit.attention.captured import KINDS
 from refinevla_kit.attention.queries import lay_out
 from refinevla_kit.errors import KitError
-from refinevla_kit.policies.compact_policy import CompactPolicy
-from refinevla_kit.policies.sequence import ORDERS, answer_ids, prefix_ids
-from refinevla_kit.policies.vocabulary import first_action_id
+from refinevla_kit.policies.vla_policy import VLAPolicy
+from refinevla_kit.vlas.sequence import ORDERS, answer_ids
+from refinevla_kit.vlas.vocabulary import first_action_id
 
 from .conftest import INSTRUCTION, small_policy
 
 TEXT = "the carrot is left of the plate, unhurriedly."
 
 
-def action_of(policy: CompactPolicy) -> list[int]:
+def action_of(policy: VLAPolicy) -> list[int]:
     return [first_action_id(policy.vla.tokenizer) + 10 * i for i in range(7)]
 
 
@@ -26,15 +26,15 @@ def test_the_sequence_is_the_one_of_training(order: str) -> None:
     policy = small_policy(order=order)
     vla, action = policy.vla, action_of(policy)
     laid = lay_out(policy, INSTRUCTION, action, TEXT, KINDS)
-    trained, _ = answer_ids(vla.tokenizer, action, TEXT, order)
-    prefix = prefix_ids(vla.tokenizer, vla.image_tokens, INSTRUCTION)
+    trained, _ = answer_ids(vla, action, TEXT, order)
+    prefix = vla.prefix_ids(INSTRUCTION)
     assert laid.prefix == len(prefix) and list(laid.ids) == [*prefix, *trained][: len(laid.ids)]
     for query in laid.queries:  # answers are predicted one place ahead, the instruction is not predicted
         ahead = 0 if query.kind == "instruction" else 1
         assert [[*prefix, *trained][position + ahead] for position in query.positions] == list(query.tokens), query.label
 
 
-def test_words_are_joined_and_punctuation_is_left_out(policy: CompactPolicy) -> None:
+def test_words_are_joined_and_punctuation_is_left_out(policy: VLAPolicy) -> None:
     laid = lay_out(policy, INSTRUCTION, action_of(policy), TEXT, ["rationale", "instruction"])
     said = {kind: [query.label for query in laid.queries if query.kind == kind] for kind in KINDS}
     text = ["the", "carrot", "is", "left", "of", "the", "plate", "unhurriedly"]
@@ -43,7 +43,7 @@ def test_words_are_joined_and_punctuation_is_left_out(policy: CompactPolicy) -> 
     assert len(longest.positions) == len(longest.tokens) > 1
 
 
-def test_a_rationale_that_nothing_asks_about_comes_only_where_it_is_read(policy: CompactPolicy) -> None:
+def test_a_rationale_that_nothing_asks_about_comes_only_where_it_is_read(policy: VLAPolicy) -> None:
     assert lay_out(policy, INSTRUCTION, action_of(policy), TEXT).ids == lay_out(policy, INSTRUCTION, action_of(policy)).ids
     thinker = small_policy(order="rationale_first")
     assert len(lay_out(thinker, INSTRUCTION, action_of(thinker), TEXT).ids) > len(lay_out(thinker, INSTRUCTION, action_of(thinker)).ids)
@@ -52,14 +52,14 @@ def test_a_rationale_that_nothing_asks_about_comes_only_where_it_is_read(policy:
 @pytest.mark.parametrize(("kinds", "says"), [
     (["actions"], "unknown queries 'actions'"), ([], "no queries"), ("action", "give a sequence"), (["rationale"], "the rationale has no words"),
 ])  # fmt: skip
-def test_what_cannot_be_asked_is_said(policy: CompactPolicy, kinds: list[str], says: str) -> None:
+def test_what_cannot_be_asked_is_said(policy: VLAPolicy, kinds: list[str], says: str) -> None:
     with pytest.raises(KitError, match=says):
         lay_out(policy, INSTRUCTION, action_of(policy), "", kinds)
     with pytest.raises(KitError, match="3 tokens"):
         lay_out(policy, INSTRUCTION, action_of(policy)[:3])
 
 
-def test_these_positions_say_the_policys_own_words(policy: CompactPolicy) -> None:
+def test_these_positions_say_the_policys_own_words(policy: VLAPolicy) -> None:
     """Greedy decoding and teacher forcing agree: the output at each query's positions is the query's tokens."""
     image = torch.randint(0, 255, (120, 160, 3), generator=torch.Generator().manual_seed(3), dtype=torch.uint8).numpy()
     vla, action = policy.vla, policy.act_batch(image[None], [INSTRUCTION])[0]

@@ -10,9 +10,9 @@ import pytest
 from refinevla_kit.conventions import WIDOWX, Array, check_conventions
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.preflight import preflight
-from refinevla_kit.policies.action_tokens import ActionTokens, UniformBins
-from refinevla_kit.policies.spherical_grid import SphericalGrid
 from refinevla_kit.tasks import TASKS, Task, find_task
+from refinevla_kit.vlas.action_tokens import ActionTokens, UniformBins
+from refinevla_kit.vlas.spherical_grid import SphericalGrid
 
 CARROT = "widowx_carrot_on_plate"
 FINE = (0.04, 0.04, 0.04, 0.01, 0.01, 0.3, 1.0)  # m, rad, gripper a step: the demonstrator's own limits

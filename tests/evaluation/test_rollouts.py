@@ -28,8 +28,8 @@ from refinevla_kit.evaluation import EpisodeRecord, evaluate, load_records
 from refinevla_kit.evaluation.demonstrator_policy import DemonstratorPolicy
 from refinevla_kit.evaluation.stations import Scene
 from refinevla_kit.policies.answers import ask, read_answer
-from refinevla_kit.policies.compact_policy import load_policy
 from refinevla_kit.policies.contract import Action
+from refinevla_kit.policies.vla_policy import load_policy
 from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.simulator.contract import Array, Observation, StepResult
 from refinevla_kit.tasks import PROTOCOL_VERSION, VARIANT_AGGREGATION, find_task

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from refinevla_kit.policies.action_tokens import UniformBins
-from refinevla_kit.policies.compact_vla import CompactConfig, build, save
-from refinevla_kit.policies.vocabulary import train_vocabulary
 from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.training.examples import find_rationales, load_examples
+from refinevla_kit.vlas.action_tokens import UniformBins
+from refinevla_kit.vlas.compact import CompactConfig, build
+from refinevla_kit.vlas.vocabulary import train_vocabulary
 
 TINY = CompactConfig(layers=5, hidden=32, heads=2, feedforward=48, channels=8, proprioception=True)
 
@@ -19,4 +19,4 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder, demo = tmp_path_factory.mktemp("bases"), REPOSITORY / "data" / "demo"
     examples = load_examples(demo, find_rationales(demo))
     tokenizer, bins = train_vocabulary([*examples.instructions, *examples.rationales]), UniformBins.fit(examples.actions)
-    return {name: save(build(TINY, tokenizer, bins, seed), folder / name) for seed, name in enumerate(("main", "grounded", "ungrounded"))}
+    return {name: build(TINY, tokenizer, bins, seed).save(folder / name) for seed, name in enumerate(("main", "grounded", "ungrounded"))}

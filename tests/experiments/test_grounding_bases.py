@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from experiments.grounding_bases import make_bases
-from refinevla_kit.policies.compact_vla import checkpoint_hash, load
+from refinevla_kit.vlas.compact import checkpoint_hash, load
 from tests.experiments.conftest import TINY
 
 

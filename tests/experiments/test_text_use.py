@@ -10,10 +10,10 @@ import pytest
 from experiments.report import text_use
 from experiments.text_use import OTHER, OWN, STILL, TRUE, measure
 from refinevla_kit.errors import KitError
-from refinevla_kit.policies.compact_policy import load_policy
-from refinevla_kit.policies.compact_vla import load, save
+from refinevla_kit.policies.vla_policy import load_policy
 from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.training.examples import find_rationales, load_examples
+from refinevla_kit.vlas.compact import load
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def output(bases: dict[str, Path], tmp_path: Path) -> Path:
     for arm, order in (("with_reasoning", "action_first"), ("rationale_first", "rationale_first")):
         vla = load(bases["main"])
         vla.provenance["order"] = order
-        save(vla, tmp_path / "runs" / f"{arm}-seed0-abc" / arm)
+        vla.save(tmp_path / "runs" / f"{arm}-seed0-abc" / arm)
     return tmp_path
 
 

@@ -1,4 +1,4 @@
-"""The generated asset pack: the same bytes each time, the real robot's kinematics, and four twins that run and can be solved on it."""
+"""The shipped asset pack: the same bytes each time, the real robot's kinematics, and four twins that run and can be solved on it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ import pytest
 import trimesh
 from PIL import Image
 
+from refinevla_kit.errors import KitError
 from refinevla_kit.files import sha256
-from refinevla_kit.simulator.assets import missing_files
+from refinevla_kit.simulator.assets import missing_files, resolve_assets
 from refinevla_kit.simulator.camera import project
-from refinevla_kit.simulator.embedded.pack import generate
 from refinevla_kit.tasks import WIDOWX_TASKS, Task, find_task
+from scripts.embedded_assets.pack import generate
 
 BRIDGE, WIDOWX = Path("data/tasks/bridge_v2_real2sim_dataset"), Path("data/robots/widowx")
 
@@ -44,16 +45,22 @@ STARTS = {
 
 
 @pytest.fixture(scope="module")
-def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("assets") / "pack"
-    generate(directory)
-    return directory
+def pack() -> Path:
+    """The shipped one."""
+    return resolve_assets("embedded")
 
 
-def test_same_bytes_in_another_process(pack: Path, tmp_path: Path) -> None:
-    code = "import sys, pathlib; from refinevla_kit.simulator.embedded.pack import generate; generate(pathlib.Path(sys.argv[1]))"
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "again")], check=True, env={**os.environ, "PYTHONHASHSEED": "7"})
+def test_generated_again_it_has_the_same_bytes(pack: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "scripts.embedded_assets.pack", str(tmp_path / "again")]
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONHASHSEED": "7"}, cwd=pack.parents[1])
     assert sha256(pack) == sha256(tmp_path / "again")
+
+
+def test_generating_a_pack_never_replaces_a_folder_of_something_else(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("keep me")
+    with pytest.raises(KitError, match="is no asset pack"):
+        generate(tmp_path)
+    assert (tmp_path / "mine.txt").read_text() == "keep me"
 
 
 def test_complete_and_small(pack: Path) -> None:

@@ -222,14 +222,6 @@ def test_making_a_simulator_does_not_change_what_official_means(carrot: Simulato
         resolve_assets("official")
 
 
-def test_generating_a_pack_never_replaces_a_folder_of_something_else(tmp_path: Path) -> None:
-    (tmp_path / "mine.txt").write_text("keep me")
-    command = [sys.executable, "-m", "refinevla_kit.cli", "assets", "--generate", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "is no asset pack" in done.stderr and len(done.stderr.splitlines()) == 1
-    assert (tmp_path / "mine.txt").read_text() == "keep me"
-
-
 def test_a_start_does_not_depend_on_where_the_last_episode_left_the_arm() -> None:
     simulator = make(EGGPLANT, width=16, height=12, privileged=True)
     fresh = simulator.reset(3).state

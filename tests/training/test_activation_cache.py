@@ -9,9 +9,6 @@ import pytest
 import torch
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.policies.action_tokens import UniformBins
-from refinevla_kit.policies.compact_vla import CompactConfig, CompactVLA, build
-from refinevla_kit.policies.vocabulary import train_vocabulary
 from refinevla_kit.training import activation_cache
 from refinevla_kit.training.activation_cache import STATES, cache_bytes, cache_path, open_or_write
 from refinevla_kit.training.boundary import UpperLayers
@@ -19,6 +16,9 @@ from refinevla_kit.training.examples import Examples
 from refinevla_kit.training.freezing import freeze_lower
 from refinevla_kit.training.loop import TrainingConfig, fine_tune, forward, make_batch, tower_tokens, validate
 from refinevla_kit.training.objective import Losses
+from refinevla_kit.vlas.action_tokens import UniformBins
+from refinevla_kit.vlas.compact import CompactConfig, CompactVLA, build
+from refinevla_kit.vlas.vocabulary import train_vocabulary
 
 SMALL = CompactConfig(layers=3, hidden=64, heads=2, feedforward=96, channels=16)
 CONFIG = TrainingConfig(steps=6, batch_size=4, freeze_layers=2, precision="fp32", save_every=3, validate_every=3, learning_rate=1e-3)

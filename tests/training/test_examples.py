@@ -9,11 +9,11 @@ import pytest
 
 from refinevla_kit.episodes import DatasetWriter, Episode, open_dataset
 from refinevla_kit.episodes.contract import ACTION_NAMES, STATE_NAMES
-from refinevla_kit.policies.compact_vla import CompactConfig, build, save
-from refinevla_kit.policies.spherical_grid import SphericalGrid
-from refinevla_kit.policies.vocabulary import train_vocabulary
 from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.training.examples import load_examples, trainable
+from refinevla_kit.vlas.compact import CompactConfig, build
+from refinevla_kit.vlas.spherical_grid import SphericalGrid
+from refinevla_kit.vlas.vocabulary import train_vocabulary
 
 
 def written(path: Path, actions: int = 7, state: int = 15, scale: float = 0.02, names: tuple[str, ...] | None = None) -> Path:
@@ -59,7 +59,7 @@ def test_another_base_is_asked_for_its_words(tmp_path: Path) -> None:
     dataset = written(tmp_path / "data")
     grid = SphericalGrid.fit(load_examples(dataset).actions)
     words = train_vocabulary(["put carrot on plate"], action_words=grid.words)
-    base = save(build(CompactConfig(layers=1, hidden=32, heads=1, feedforward=32, channels=8), words, grid, 0), tmp_path / "base")
+    base = build(CompactConfig(layers=1, hidden=32, heads=1, feedforward=32, channels=8), words, grid, 0).save(tmp_path / "base")
     assert trainable(dataset, base) is None
     train_vocabulary(["put carrot on plate"]).save_pretrained(base)
     assert "the tokenizer has no <act" in str(trainable(dataset, base))

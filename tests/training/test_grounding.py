@@ -7,11 +7,11 @@ import pytest
 
 from refinevla_kit.episodes import open_dataset
 from refinevla_kit.episodes.recording import record
-from refinevla_kit.policies.action_tokens import UniformBins
-from refinevla_kit.policies.compact_vla import CompactConfig, build
-from refinevla_kit.policies.vocabulary import train_vocabulary
 from refinevla_kit.training.examples import load_examples
 from refinevla_kit.training.grounding import THINGS, ground_tower, load_places
+from refinevla_kit.vlas.action_tokens import UniformBins
+from refinevla_kit.vlas.compact import CompactConfig, build
+from refinevla_kit.vlas.vocabulary import train_vocabulary
 
 
 @pytest.fixture(scope="module")

@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.policies import compact_policy
-from refinevla_kit.policies.compact_policy import CompactPolicy
-from refinevla_kit.policies.compact_vla import CompactVLA, load, save
-from refinevla_kit.policies.vocabulary import first_action_id
+from refinevla_kit.policies import vla_policy
+from refinevla_kit.policies.vla_policy import VLAPolicy
 from refinevla_kit.training import loop
 from refinevla_kit.training.adapters import adapters
 from refinevla_kit.training.collapse import check_collapse
 from refinevla_kit.training.examples import Examples
 from refinevla_kit.training.loop import RESUME, fine_tune, make_batch, validate
+from refinevla_kit.vlas.compact import CompactVLA, load
+from refinevla_kit.vlas.vocabulary import first_action_id
 from tests.training.test_activation_cache import CONFIG, made, some
 
 LORA = replace(CONFIG, mode="lora", freeze_layers=1, lora_rank=4, lora_alpha=8.0)
@@ -63,9 +63,9 @@ def test_a_run_with_adapters_lowers_the_loss_and_leaves_plain_weights(cache: str
     assert names and all("proj.weight" in name and ("layers.1." in name or "layers.2." in name) for name in names)
     held_out = examples.split()[1]
     assert validate(vla, examples, held_out, config)["loss"] == pytest.approx(history[-1]["loss"], abs=5e-3)  # merged acts as the adapters did
-    read = load(save(vla, tmp_path / "checkpoint"))
+    read = load(vla.save(tmp_path / "checkpoint"))
     assert all(torch.equal(value, vla.model.state_dict()[name]) for name, value in read.model.state_dict().items())
-    assert CompactPolicy(read, "p").act_batch(examples.images[:1], examples.instructions[:1])[0].tokens.shape == (7,)
+    assert VLAPolicy(read, "p").act_batch(examples.images[:1], examples.instructions[:1])[0].tokens.shape == (7,)
 
 
 def test_merging_changes_nothing_about_what_the_model_says() -> None:
@@ -133,7 +133,7 @@ def test_a_run_without_progress_ends_early_and_stays_ended(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("order", ["action_first", "rationale_first"])
 def test_the_same_action_everywhere_is_a_collapse(order: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compact_policy, "LONGEST_RATIONALE", 3)
+    monkeypatch.setattr(vla_policy, "LONGEST_RATIONALE", 3)
     vla, examples, config = made(some()), some(), replace(CONFIG, order=order)
     favoured = torch.zeros(len(vla.tokenizer), 64)
     favoured[first_action_id(vla.tokenizer) + 5] = 1.0

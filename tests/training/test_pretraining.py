@@ -9,14 +9,14 @@ import torch
 
 from refinevla_kit.episodes import open_dataset
 from refinevla_kit.episodes.recording import record
-from refinevla_kit.policies.compact_policy import load_policy
-from refinevla_kit.policies.compact_vla import CompactConfig, load
+from refinevla_kit.policies.vla_policy import load_policy
 from refinevla_kit.tasks import VARIANT_AGGREGATION
 from refinevla_kit.teacher import OracleTeacher, annotate_dataset
 from refinevla_kit.training.driving import PolicyDrive
 from refinevla_kit.training.examples import load_examples
 from refinevla_kit.training.grounding import THINGS, load_places
 from refinevla_kit.training.pretraining import PretrainingConfig, improve, pointing, pretrain, question, save_base, write_card
+from refinevla_kit.vlas.compact import CompactConfig, load
 
 CARROT = "widowx_carrot_on_plate"
 SMALL = CompactConfig(layers=2, hidden=64, heads=2, feedforward=64, channels=16, proprioception=True)

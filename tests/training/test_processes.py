@@ -11,13 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from refinevla_kit.policies.action_tokens import UniformBins
-from refinevla_kit.policies.compact_vla import CompactConfig, build, save
-from refinevla_kit.policies.vocabulary import train_vocabulary
 from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.training.config import TrainingConfig
 from refinevla_kit.training.loop import read_history
 from refinevla_kit.training.policy_run import train_policy
+from refinevla_kit.vlas.action_tokens import UniformBins
+from refinevla_kit.vlas.compact import CompactConfig, build
+from refinevla_kit.vlas.vocabulary import train_vocabulary
 from tests.training.launched import noise
 
 CONFIG = TrainingConfig(steps=4, batch_size=5, freeze_layers=1, precision="fp32", save_every=2, validate_every=2, learning_rate=1e-3)
@@ -28,7 +28,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     examples = noise()
     small = CompactConfig(layers=2, hidden=32, heads=2, feedforward=48, channels=8)
     vla = build(small, train_vocabulary([*examples.instructions, *examples.rationales]), UniformBins.fit(examples.actions), seed=0)
-    return save(vla, tmp_path_factory.mktemp("launched") / "base")
+    return vla.save(tmp_path_factory.mktemp("launched") / "base")
 
 
 def launch(processes: int, *arguments: object) -> subprocess.CompletedProcess[str]:

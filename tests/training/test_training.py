@@ -11,17 +11,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.policies.action_tokens import ActionTokens, UniformBins
-from refinevla_kit.policies.compact_policy import load_policy
-from refinevla_kit.policies.compact_vla import CompactConfig, CompactVLA, build, load, save
-from refinevla_kit.policies.sequence import ACTION_KIND, RATIONALE_KIND, pad_batch
-from refinevla_kit.policies.spherical_grid import SphericalGrid
-from refinevla_kit.policies.vocabulary import first_action_id, train_vocabulary
+from refinevla_kit.policies.vla_policy import load_policy
 from refinevla_kit.training.examples import Examples, find_rationales, join
 from refinevla_kit.training.freezing import freeze_lower
 from refinevla_kit.training.loop import HISTORY, TrainingConfig, fine_tune, forward, make_batch, read_history, tower_tokens
 from refinevla_kit.training.objective import joint_loss
 from refinevla_kit.training.policy_run import train_policy
+from refinevla_kit.vlas.action_tokens import ActionTokens, UniformBins
+from refinevla_kit.vlas.compact import CompactConfig, CompactVLA, build, load
+from refinevla_kit.vlas.sequence import ACTION_KIND, RATIONALE_KIND, pad_batch
+from refinevla_kit.vlas.spherical_grid import SphericalGrid
+from refinevla_kit.vlas.vocabulary import first_action_id, train_vocabulary
 
 SMALL = CompactConfig(layers=2, hidden=64, heads=2, feedforward=96, channels=16)
 CONFIG = TrainingConfig(steps=6, batch_size=4, freeze_layers=1, precision="fp32", save_every=3, validate_every=3)
@@ -89,7 +89,7 @@ def test_the_action_error_is_that_of_the_decoded_actions(kind: Any, examples: Ex
 def test_spherical_words_train_act_and_come_back_from_disk(examples: Examples, tmp_path: Path) -> None:
     bins = SphericalGrid.fit(examples.actions)
     vla = build(SMALL, train_vocabulary([*examples.instructions, *examples.rationales], action_words=bins.words), bins, seed=0)
-    history = train_policy(save(vla, tmp_path / "base"), examples, replace(CONFIG, steps=2), tmp_path, "spherical", progress=False)
+    history = train_policy(vla.save(tmp_path / "base"), examples, replace(CONFIG, steps=2), tmp_path, "spherical", progress=False)
     assert {"action_accuracy", "action_l1", "loss_reasoning"} <= set(history[-1]) and np.isfinite(history[-1]["action_l1"])
     action = load_policy(tmp_path / "spherical").act_batch(examples.images[:2], examples.instructions[:2])[1]
     assert action.tokens.shape == (3,) and action.processed.shape == (7,)
@@ -175,7 +175,7 @@ def test_the_reasoning_loss_without_rationales_is_an_error(vla: CompactVLA, exam
 
 
 def test_a_policy_run_leaves_a_checkpoint_that_says_where_it_came_from(vla: CompactVLA, examples: Examples, tmp_path: Path) -> None:
-    base = save(vla, tmp_path / "base")
+    base = vla.save(tmp_path / "base")
     history = train_policy(base, examples, CONFIG, tmp_path, "with_reasoning", progress=False)
     origin = load(tmp_path / "with_reasoning").provenance
     assert origin["training"]["lambda_reasoning"] == 0.3 and origin["order"] == "action_first"
@@ -242,13 +242,13 @@ def test_zero_is_never(vla: CompactVLA, examples: Examples, tmp_path: Path) -> N
 
 
 def test_a_run_that_never_validated_says_so_in_its_checkpoint(vla: CompactVLA, examples: Examples, tmp_path: Path) -> None:
-    train_policy(save(vla, tmp_path / "base"), examples, replace(CONFIG, steps=1, validate_every=0), tmp_path, "p", progress=False)
+    train_policy(vla.save(tmp_path / "base"), examples, replace(CONFIG, steps=1, validate_every=0), tmp_path, "p", progress=False)
     assert load(tmp_path / "p").provenance["validation"] is None
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "training"])
 def test_a_name_that_is_no_folders_is_refused(vla: CompactVLA, examples: Examples, tmp_path: Path, name: str) -> None:
-    base = save(vla, tmp_path / "base")
+    base = vla.save(tmp_path / "base")
     with pytest.raises(KitError, match=r"cannot be its folder's name -> choose another"):
         train_policy(base, examples, CONFIG, tmp_path, name, progress=False)
     with pytest.raises(KitError, match="is the base itself"):
@@ -267,7 +267,7 @@ def test_data_without_the_kits_own_state_train_a_policy_that_reads_none(
     examples: Examples, tmp_path: Path, width: int | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = train_vocabulary([*examples.instructions, *examples.rationales])
-    base = save(build(replace(SMALL, proprioception=True), words, UniformBins.fit(examples.actions), seed=0), tmp_path / "base")
+    base = build(replace(SMALL, proprioception=True), words, UniformBins.fit(examples.actions), seed=0).save(tmp_path / "base")
     assert load_policy(base).needs_proprioception
     own = None if width is None else np.zeros((len(examples), width), np.float32)
     train_policy(base, replace(examples, proprioception=own), replace(CONFIG, cache="on"), tmp_path, "p")

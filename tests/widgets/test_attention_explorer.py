@@ -17,7 +17,7 @@ from refinevla_kit.attention.captured import KINDS, Capture
 from refinevla_kit.attention.grounding import shares
 from refinevla_kit.errors import KitError
 from refinevla_kit.figures.overlays import EVEN
-from refinevla_kit.policies.compact_policy import CompactPolicy
+from refinevla_kit.policies.vla_policy import VLAPolicy
 from refinevla_kit.simulator.contract import Array
 from refinevla_kit.widgets.attention_explorer import AttentionExplorer, attribution_methods, capture_words
 from tests.attention.conftest import small_policy
@@ -153,7 +153,7 @@ def test_policies_are_asked_about_the_words_that_one_of_them_writes() -> None:
         attribution_methods(policies, FRAMES[:2], found, names=("lime",))
 
 
-class Wordless(CompactPolicy):
+class Wordless(VLAPolicy):
     """Writes a full stop and no word, as one does that has hardly been trained."""
 
     def explain(self, image: Array, instruction: str, proprioception: Array | None = None) -> str:

@@ -1,0 +1,200 @@
+"""What every VLA that speaks in tokens is: a way from pictures to words of a decoder, the decoder, and a layout.
+
+Sequences, the objective, freezing, adapters, the activation cache, decoding, attention and the explorer are written on this
+contract alone. A new VLA is one module with a subclass of `VLA`; `decoder.py` runs it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from refinevla_kit.conventions import Conventions
+from refinevla_kit.simulator.contract import Array
+from refinevla_kit.vlas.action_tokens import ActionTokens
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Vocabulary ids that give a sequence its form.
+
+    Attributes:
+        pad: fills shorter sequences, seen by nothing.
+        end: ends a text.
+        action: what stands before the action's words; never predicted by a policy that acts.
+        rationale: what stands before a rationale.
+    """
+
+    pad: int
+    end: int
+    action: int
+    rationale: int
+
+
+@dataclass(frozen=True)
+class VLA(ABC):
+    """A model, its tokenizer, how it writes actions, and where it came from.
+
+    Attributes:
+        model: holds every parameter; saved and hashed as a whole.
+        tokenizer: of the decoder.
+        bins: its action tokens.
+        provenance: what made it (data hash, steps, seed, base hash, ...); free form, saved with the checkpoint.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    bins: ActionTokens
+    provenance: dict[str, Any]
+
+    # --- the decoder ---
+
+    @property
+    @abstractmethod
+    def decoder(self) -> Any:
+        """transformers' text model: `layers`, `norm`, `rotary_emb`, `embed_tokens`, `config`."""
+
+    @property
+    @abstractmethod
+    def head(self) -> nn.Module:
+        """From hidden states (..., d) to logits (..., V)."""
+
+    @property
+    @abstractmethod
+    def two_way(self) -> bool:
+        """The prefix is read in both directions (PaliGemma); else everything is causal (Llama)."""
+
+    @property
+    @abstractmethod
+    def first_position(self) -> int:
+        """The position of a sequence's first token: 1 for the PaliGemma family, 0 for Llama."""
+
+    # --- pictures ---
+
+    @property
+    @abstractmethod
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of image patches."""
+
+    @property
+    @abstractmethod
+    def image_size(self) -> tuple[int, int]:
+        """Width and height in pixels of the picture that the tower takes."""
+
+    @property
+    @abstractmethod
+    def reads_state(self) -> bool:
+        """It wants the robot's own state beside the picture; its token follows the patches."""
+
+    @property
+    @abstractmethod
+    def image_id(self) -> int:
+        """The vocabulary id that stands where the words of the picture go."""
+
+    @property
+    def image_start(self) -> int:
+        """Where in a sequence the words of the picture begin."""
+        return 0
+
+    @property
+    def patches(self) -> int:
+        rows, columns = self.grid
+        return rows * columns
+
+    @property
+    def image_tokens(self) -> int:
+        """Words of the picture: a patch each, then the robot's own state where it is read."""
+        return self.patches + self.reads_state
+
+    @property
+    def image_end(self) -> int:
+        """One past the last word of the picture."""
+        return self.image_start + self.image_tokens
+
+    @abstractmethod
+    def pixel_values(self, images: Array | Sequence[Array]) -> Tensor:
+        """uint8 (B, H, W, 3), or B pictures of several sizes -> float32 (B, C, height, width) as the tower takes them."""
+
+    @abstractmethod
+    def states(self, proprioception: Array | None) -> Tensor | None:
+        """float (B, 15) -> what `image_words` takes; None for a policy that reads no state."""
+
+    @abstractmethod
+    def look(self, pixels: Tensor) -> Tensor:
+        """Pixel values -> the tower's tokens (B, patches, t)."""
+
+    @abstractmethod
+    def image_words(self, tokens: Tensor, states: Tensor | None) -> Tensor:
+        """The tower's tokens and own states -> words of the picture (B, image_tokens, d), in the decoder's own scale."""
+
+    def see(self, pixels: Tensor, states: Tensor | None) -> Tensor:
+        """Words of the picture (B, image_tokens, d) from pixel values."""
+        return self.image_words(self.look(pixels), states)
+
+    def forget_state(self) -> None:
+        """Make a VLA that reads the robot's own state one that does not, in place. For one that reads none, as here, nothing changes."""
+        return
+
+    # --- words ---
+
+    @property
+    @abstractmethod
+    def marks(self) -> Marks:
+        """What gives a sequence its form."""
+
+    @property
+    @abstractmethod
+    def first_action(self) -> int:
+        """Vocabulary id of action word 0; word i has this id + i."""
+
+    def prefix_ids(self, instruction: str) -> list[int]:
+        """Everything before the answer: places of the picture and the instruction's tokens."""
+        return [self.image_id] * self.image_tokens + self.tokenizer.encode(instruction, add_special_tokens=False)
+
+    # --- parts, for freezing and for shuffling weights ---
+
+    @property
+    @abstractmethod
+    def tower(self) -> tuple[nn.Module, ...]:
+        """What makes tokens of a picture."""
+
+    @property
+    @abstractmethod
+    def projector(self) -> tuple[nn.Module, ...]:
+        """What makes words of the decoder of them."""
+
+    @property
+    def state_encoder(self) -> nn.Module | None:
+        """The part of the tower that makes a token of the robot's own state."""
+        return None
+
+    @property
+    def convolutions(self) -> nn.Module | None:
+        """The tower's convolutional stages, for Grad-CAM; None where there are none."""
+        return None
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder's layers, from the lowest up."""
+        layers: nn.ModuleList = self.decoder.layers
+        return layers
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    @abstractmethod
+    def conventions(self) -> Conventions:
+        """What its actions mean and which picture it wants."""
+
+    @abstractmethod
+    def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> Path:
+        """Write a checkpoint directory that `load_vla` reads. Appears whole or not at all."""

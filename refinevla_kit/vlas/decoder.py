@@ -1,0 +1,104 @@
+"""Runs a VLA's decoder: embeddings with the picture in its place, masks, layers, logits. The same for every VLA.
+
+transformers' own layers, rotary embedding and mask functions are called one by one, because the cache of activations, cached
+decoding and attention each need a piece of the pass and none of them may differ from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+
+from refinevla_kit.vlas.contract import VLA
+
+Masks = dict[str, Tensor | None]
+
+
+def embed(vla: VLA, ids: Tensor, image_words: Tensor | None) -> Tensor:
+    """Words of a sequence (B, N, d); `image_words` (B, image_tokens, d) take the places of `image_id`, None where there are none."""
+    words: Tensor = vla.decoder.embed_tokens(ids)
+    if image_words is None:
+        return words
+    return words.masked_scatter((ids == vla.image_id)[..., None], image_words.to(words.dtype))
+
+
+def positions_of(vla: VLA, length: int, device: torch.device) -> Tensor:
+    """Positions (1, N) of a sequence without padding on its left."""
+    return torch.arange(vla.first_position, length + vla.first_position, device=device)[None]
+
+
+def masks_of(
+    vla: VLA, words: Tensor, seen: Tensor | None, types: Tensor | None, positions: Tensor, cache: Any = None
+) -> Masks:
+    """Attention masks by kind of layer.
+
+    Args:
+        words: (B, N, d), for size and dtype.
+        seen: int (B, tokens so far), 0 on padding; None where there is no padding.
+        types: int (B, N), 0 in the prefix, 1 in the answer. None: all is answer.
+        positions: int (B or 1, N).
+        cache: key-value cache of the tokens before these.
+    """
+    wanted: dict[str, Any] = {
+        "config": vla.decoder.config, "inputs_embeds": words, "attention_mask": seen, "past_key_values": cache,
+        "position_ids": positions,
+    }  # fmt: skip
+    if vla.two_way and types is not None:
+        wanted["block_sequence_ids"] = torch.where(types == 0, 0, -1)
+    makers: dict[str, Any] = {
+        "full_attention": create_causal_mask,
+        "sliding_attention": create_sliding_window_causal_mask,
+    }
+    return {kind: makers[kind](**wanted) for kind in dict.fromkeys(kinds_of(vla))}
+
+
+def kinds_of(vla: VLA) -> list[str]:
+    """The kind of each layer's attention."""
+    return list(getattr(vla.decoder.config, "layer_types", None) or ["full_attention"] * len(vla.layers))
+
+
+def run_layers(
+    vla: VLA, words: Tensor, masks: Masks, positions: Tensor, layers: Iterable[int] | None = None, cache: Any = None
+) -> Tensor:
+    """States (B, N, d) after the layers of these numbers, all by default; the final norm is not in it."""
+    rotary = vla.decoder.rotary_emb(words, positions)
+    kinds = kinds_of(vla)
+    for number in range(len(vla.layers)) if layers is None else layers:
+        words = vla.layers[number](
+            words, position_embeddings=rotary, attention_mask=masks[kinds[number]], position_ids=positions,
+            past_key_values=cache,
+        )  # fmt: skip
+    return words
+
+
+def hidden_states(vla: VLA, image_words: Tensor, ids: Tensor, types: Tensor, seen: Tensor | None = None) -> Tensor:
+    """The decoder's output (B, N, d) after its final norm, for whole sequences padded on the right at most.
+
+    Args:
+        image_words: (B, image_tokens, d).
+        ids: int (B, N).
+        types: int (B, N), 0 in the prefix.
+        seen: int (B, N), 0 on padding.
+    """
+    words, positions = embed(vla, ids, image_words), positions_of(vla, ids.shape[1], ids.device)
+    masks = masks_of(vla, words, seen, types, positions)
+    found: Tensor = vla.decoder.norm(run_layers(vla, words, masks, positions))
+    return found
+
+
+def capped(vla: VLA, logits: Tensor) -> Tensor:
+    """Logits under the decoder's soft cap, where it has one (Gemma 2)."""
+    cap = getattr(vla.decoder.config, "final_logit_softcapping", None)
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def logits_of(vla: VLA, hidden: Tensor, words: slice = slice(None)) -> Tensor:
+    """Logits (..., words) of hidden states (..., d); of the head only the rows that may be said are multiplied."""
+    plain = type(vla.head) is nn.Linear  # an adapter around the head has to be run as a whole
+    if plain and vla.head.bias is None and words != slice(None):
+        return capped(vla, nn.functional.linear(hidden, vla.head.weight[words]))
+    return capped(vla, vla.head(hidden)[..., words])
