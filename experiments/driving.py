@@ -35,7 +35,7 @@ class PolicyDrive:
 
 @cache
 def _policy(checkpoint: Path) -> Any:
-    from refinevla_kit.policies.vla_policy import load_policy  # here: a worker that never drives needs no torch
+    from refinevla_kit.policies import load_policy  # here: a worker that never drives needs no torch
 
     return load_policy(checkpoint)
 

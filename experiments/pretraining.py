@@ -201,7 +201,7 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m experiments.pretraining", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     usual, add = PretrainingConfig(), parser.add_argument
-    several = {"type": Path, "nargs": "+", "action": "extend"}
+    several: dict[str, Any] = {"type": Path, "nargs": "+", "action": "extend"}
     add("output", type=Path, help="folder of the checkpoint to write")
     add("--dataset", **several, required=True, help="demonstrations; the rationales of the first give words")
     add("--scenery", **several, default=[], help="further datasets that only the vision tower sees")

@@ -185,8 +185,8 @@ def serve(
     name: Annotated[str | None, typer.Option(help="what records call it; default the folder's name")] = None,
 ) -> None:
     """Serve a policy in openpi's protocol, for `RemotePolicy(url)` or an openpi client, until interrupted."""
+    from refinevla_kit.policies import load_policy
     from refinevla_kit.policies.remote import serve as serve_policy
-    from refinevla_kit.policies.vla_policy import load_policy
 
     serve_policy(load_policy(checkpoint, name), host, port)
 
@@ -199,7 +199,7 @@ def preflight(
 ) -> None:
     """Compare a policy's conventions with the tasks', and measure what its action encoding leaves of demonstrations. Exit status 1 if they differ."""
     from refinevla_kit.evaluation.preflight import preflight as fly
-    from refinevla_kit.policies.vla_policy import load_policy
+    from refinevla_kit.policies import load_policy
     from refinevla_kit.tasks import WIDOWX_TASKS
 
     policy, ceilings, differ = load_policy(checkpoint), {}, False
