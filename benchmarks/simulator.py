@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from refinevla_kit.policies.vla_policy import load_policy
+from refinevla_kit.policies import load_policy
 from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.simulator import make
 from refinevla_kit.tasks import SETTINGS, VISUAL_MATCHING

@@ -1,6 +1,6 @@
 """From the records of an experiment to its numbers: every contrast that was planned and has been played, what each arm reaches, what it costs.
 
-Nothing is chosen here: contrasts come from the design, statistics from `refinevla_kit.evaluation`.
+Nothing is chosen here: contrasts come from the design, statistics from `refinevla_kit.evaluation`, and what an interval says was fixed before.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,9 @@ from refinevla_kit.evaluation.intervals import Rate
 from refinevla_kit.evaluation.records import EpisodeRecord
 from refinevla_kit.evaluation.statistics import summarise
 from refinevla_kit.evaluation.sweeps import REFERENCES, arms_of
-from refinevla_kit.evaluation.training_seeds import SeedComparison, as_one_policy, change_between_settings, compare_seeds, verdict
+from refinevla_kit.evaluation.training_seeds import Estimate, SeedComparison, as_one_policy, by_seed, compare_seeds, over_seeds
 from refinevla_kit.figures.experiment import Panel, sweep_panels
-from refinevla_kit.tasks import VARIANT_AGGREGATION, VISUAL_MATCHING
+from refinevla_kit.tasks import SETTINGS, VARIANT_AGGREGATION, VISUAL_MATCHING
 
 PRIMARY = tuple(reversed(REFERENCES))
 
@@ -92,6 +93,30 @@ def conclusion(results: Results, one: SeedComparison) -> str:
         text = "one training run: no verdict" if not one.estimate.known else (
             "above zero" if low > 0 else "below zero" if high < 0 else "not told apart from zero")  # fmt: skip
     return text if len(one.seeds) == len(planned) else f"preliminary ({len(one.seeds)} of {len(planned)} seeds): {text}"
+
+
+def change_between_settings(
+    records: Sequence[EpisodeRecord], a: str, b: str, rule: Rule = "last", task: str = AVERAGE
+) -> SeedComparison | None:
+    """How much larger the difference is in variant aggregation than in visual matching, by seed; None where no seed has both."""
+    matching, aggregation = (by_seed(records, a, b, rule, task, setting) for setting in SETTINGS)
+    seeds = tuple(seed for seed in matching if seed in aggregation)
+    if not seeds:
+        return None
+    values = tuple(aggregation[seed].difference - matching[seed].difference for seed in seeds)
+    name = " - ".join(reversed(SETTINGS))
+    return SeedComparison(a, b, task, rule, name, seeds, values, over_seeds(values, limit=2.0), nan, None)
+
+
+def verdict(estimate: Estimate, claimed: float) -> str:
+    """What a 95 % interval says about a gain that was claimed (a fraction above 0), in fixed words."""
+    if not estimate.known:
+        return "one training run: no verdict"
+    if estimate.high < 0:
+        return "a loss"
+    if estimate.low > 0:
+        return "a gain, as large as claimed or not told apart from it" if estimate.high >= claimed else "a gain, smaller than claimed"
+    return "no gain shown; the claimed one is excluded" if estimate.high < claimed else "undecided: neither no gain nor the claimed one is excluded"
 
 
 def rates(results: Results, setting: str, rule: Rule = "last", records: Iterable[EpisodeRecord] | None = None) -> dict[str, dict[str, Rate]]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import sqrt
+
+from statsmodels.stats.power import TTestPower
 
 from experiments.design import Profile, Stage
 from refinevla_kit.evaluation.intervals import resolvable_gain
-from refinevla_kit.evaluation.training_seeds import detectable
 from refinevla_kit.figures.tables import markdown
 from refinevla_kit.tasks import VARIANT_AGGREGATION, find_task
 
@@ -63,6 +65,17 @@ def power_table(seeds: int, starts: int, tasks: int, discordant: Sequence[float]
         cells = [f"{100 * detectable(seeds, starts * tasks, share, one):.1f}" for one in between]
         rows.append([f"{share:.0%} of episodes", "none" if fixed is None else f"{100 * fixed:.1f}", *cells])
     return markdown(heads, rows)
+
+
+def detectable(seeds: int, episodes: int, discordant: float, between: float, power: float = 0.8) -> float:
+    """The smallest true difference that so many training seeds find with this power, two-sided at 5 %, by the t-test over seeds.
+
+    Args:
+        episodes: a seed and policy, over all tasks. discordant: share of them on which the two differ.
+        between: standard deviation of the difference over training runs.
+    """
+    spread = sqrt(discordant / episodes + between**2)
+    return float(TTestPower().solve_power(nobs=seeds, alpha=0.05, power=power)) * spread
 
 
 def _variants(profile: Profile, stage: Stage, task: str) -> int:

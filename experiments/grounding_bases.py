@@ -17,8 +17,8 @@ from pathlib import Path
 
 from experiments.data import prepare
 from experiments.design import PROFILES
+from experiments.pretraining import PretrainingConfig, pretrain, save_base
 from refinevla_kit.errors import KitError
-from refinevla_kit.training.pretraining import PretrainingConfig, pretrain, save_base
 from refinevla_kit.vlas.compact import CompactConfig
 
 DATA_SEED = 3000  # the demonstrations that policies are fine-tuned on have another

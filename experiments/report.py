@@ -11,8 +11,11 @@ import argparse
 import json
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from experiments.analysis import PRIMARY, Results, by_variant, conclusion, contrasts, costs, interactions, load_results, panels, rates
 from experiments.design import CLAIMED_GAIN, PROFILES
@@ -21,9 +24,9 @@ from experiments.runner import DEMONSTRATIONS, RECORDS, STUDY, TEXT_USE, copy_re
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.aggregation import AVERAGE
 from refinevla_kit.evaluation.training_seeds import SeedComparison
-from refinevla_kit.figures.experiment import seed_differences, sensitivity
+from refinevla_kit.figures.experiment import sensitivity
 from refinevla_kit.figures.saving import save_figure
-from refinevla_kit.figures.style import label, p_text
+from refinevla_kit.figures.style import BLUE, GREY, INK, MUTED, VERMILION, beside, canvas, label, p_text, points
 from refinevla_kit.figures.tables import interval_text, markdown, rate_text
 from refinevla_kit.files import replacing
 from refinevla_kit.settings import REPOSITORY
@@ -61,6 +64,58 @@ def main_groups(results: Results) -> dict[str, dict[str, SeedComparison]]:
         groups[f"{primary}: tasks, {label(block.setting)}"] = found
     groups[f"{primary}: variants"] = {name.replace("_", " "): one for name, one in by_variant(results, *PRIMARY).items()}
     return {heading: group for heading, group in groups.items() if group}
+
+
+def seed_differences(groups: Mapping[str, Mapping[str, SeedComparison]], claimed: float | None = None) -> Figure:
+    """One line a contrast: the mean difference with its 95 % interval over training seeds, each seed's own difference as a tick beneath.
+
+    The thin line is the interval with the checkpoints taken as they are. Lines without an interval over seeds (one seed) have the thin one alone.
+
+    Args:
+        groups: heading -> what a line is called -> the comparison.
+        claimed: a gain to compare with, drawn across.
+    """
+    rows, y = list[tuple[float, str, SeedComparison]](), 0.0
+    headings = dict[str, float]()
+    for heading, group in groups.items():
+        headings[heading] = y - 0.13
+        y -= 0.75
+        for name, one in group.items():
+            rows.append((y, name, one))
+            y -= 1.0
+    with canvas(8.8, 1.2 + 0.36 * -y) as (figure, (axes,)):
+        for height, _, one in rows:
+            found = one.estimate
+            told = found.known and found.low * found.high > 0
+            if one.pooled:
+                axes.plot([one.pooled.low, one.pooled.high], [height] * 2, color=GREY, linewidth=1.0)
+            if found.known:
+                axes.plot([found.low, found.high], [height] * 2, color=VERMILION, linewidth=4.5, alpha=0.4, solid_capstyle="butt")
+            axes.plot(one.differences, [height - 0.3] * len(one.differences), "|", color=MUTED, markersize=6, markeredgewidth=1.1)
+            axes.plot(found.mean, height, "o", color=VERMILION, markerfacecolor=VERMILION if told else "white", markersize=7)
+            beside(axes, height, f"{100 * found.mean:+.1f}", p_text(found.p_value) if found.known else "one seed", f"{len(one.seeds)}", width=52)
+        for heading, height in headings.items():
+            axes.text(0, height, heading, transform=axes.get_yaxis_transform(), fontsize=9, fontweight="bold", va="center",
+                      bbox={"color": "white", "pad": 1.0})  # fmt: skip
+        beside(axes, 0.5, "points", "p", "seeds", width=52, color=MUTED)
+        axes.axvline(0, color=INK, linewidth=0.8)
+        if claimed is not None:
+            axes.axvline(claimed, color=BLUE, linewidth=1.0, linestyle=(0, (4, 3)))
+            text, place = f"the paper's {100 * claimed:+.1f}", ("data", "axes fraction")
+            axes.annotate(text, (claimed, 1.0), (3, 1), place, "offset points", fontsize=8, color=BLUE)
+        axes.set_yticks([height for height, _, _ in rows], [name for _, name, _ in rows])
+        axes.set_ylim(y + 0.3, 0.8)
+        points(axes)
+        axes.grid(axis="y", visible=False)
+        handles = [
+            Line2D([], [], color=VERMILION, marker="o", markerfacecolor="white", markersize=7, linestyle="",
+                   label="mean (filled: interval without 0)"),
+            Line2D([], [], color=VERMILION, linewidth=4.5, alpha=0.4, label="95 %, over training seeds"),
+            Line2D([], [], color=GREY, linewidth=1.0, label="95 %, these checkpoints"),
+            Line2D([], [], color=MUTED, marker="|", markersize=6, markeredgewidth=1.1, linestyle="", label="one training seed"),
+        ]  # fmt: skip
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8)
+    return figure
 
 
 def text_use(records: str | Path) -> str:

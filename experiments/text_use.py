@@ -21,8 +21,8 @@ from experiments.runner import DEMONSTRATIONS, TEXT_USE
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.training_seeds import over_seeds
 from refinevla_kit.files import write_json
+from refinevla_kit.policies import load_policy
 from refinevla_kit.policies.contract import Action, Array
-from refinevla_kit.policies.vla_policy import load_policy
 from refinevla_kit.training.controls import shuffle_rationales
 from refinevla_kit.training.examples import find_rationales, load_examples
 

@@ -92,7 +92,6 @@ def record(
     settle: Annotated[int, typer.Option(min=1, help="frames of success after which a recording ends")] = 3,
     setting: Annotated[str, typer.Option(help="visual_matching | variant_aggregation")] = "visual_matching",
     variant: Annotated[list[str] | None, typer.Option(help="repeatable; default those that SIMPLER scores")] = None,
-    driver: Annotated[Path | None, typer.Option(help="a checkpoint that acts, while each frame is recorded with the demonstrator's action")] = None,
 ) -> None:
     """Record the scripted demonstrator's episodes as a LeRobot dataset."""
     from refinevla_kit.episodes.recording import record as record_episodes
@@ -100,14 +99,9 @@ def record(
 
     tasks = task or [each.name for each in WIDOWX_TASKS]
     named = variant or [each.name for each in find_task(tasks[0]).protocol(setting).variants if each.scored]
-    drive = None
-    if driver:
-        from refinevla_kit.training.driving import PolicyDrive
-
-        drive = PolicyDrive(driver)
     result = record_episodes(
         output, tasks, episodes, assets=assets, start=start, seed=seed, workers=workers, random_moves=random_moves, setting=setting, variants=named,
-        drive=drive, disturb=disturb, noise=noise, settle=settle,
+        disturb=disturb, noise=noise, settle=settle,
     )  # fmt: skip
     _print_json(result)
 
@@ -184,39 +178,6 @@ def annotate(
 
 
 @app.command()
-def pretrain(
-    output: Annotated[Path, typer.Argument(help="folder of the checkpoint to write")],
-    dataset: Annotated[list[Path], typer.Option(help="demonstrations recorded by the kit, repeatable; the first one's rationales give words")],
-    scenery: Annotated[list[Path] | None, typer.Option(help="further datasets that only the vision tower sees; repeatable")] = None,
-    base: Annotated[Path | None, typer.Option(help="go on with this checkpoint instead of beginning anew")] = None,
-    driven: Annotated[list[Path] | None, typer.Option(help="with a base: episodes recorded with --driver; repeatable")] = None,
-    work: Annotated[Path, typer.Option(help="folder of the resumable state")] = Path("runs/pretraining"),
-    grounding_steps: int = 3000,
-    steps: int = 5000,
-    batch_size: int = 64,
-    learning_rate: float = 1e-3,
-    pointing: Annotated[float, typer.Option(min=0, max=1, help="frames also asked for a thing's place, as a share of all")] = 0.25,
-    train_tower: Annotated[bool, typer.Option(help="the vision tower learns on with the language model")] = False,
-    seed: int = 0,
-    threads: Annotated[int | None, typer.Option(help="compute threads; default all cores")] = None,
-) -> None:
-    """Make the compact VLA's base: the tower learns where things are, then the language model to act; or go on with one, from driven episodes.
-
-    Under `accelerate launch` each process takes its share of every batch; on two cores two processes of one thread are faster than two threads.
-    """
-    import torch
-    from accelerate import PartialState
-
-    from refinevla_kit.training.pretraining import PretrainingConfig, improve, pretrain, save_base
-
-    torch.set_num_threads(threads or torch.get_num_threads())
-    config = PretrainingConfig(0 if base else grounding_steps, steps, batch_size, learning_rate, pointing, train_tower, seed)
-    vla = improve(base, dataset, driven or [], work, config) if base else pretrain(dataset, work, config, scenery or [])
-    if PartialState().is_main_process:
-        _print_json({"checkpoint": str(save_base(vla, output)), **vla.provenance})
-
-
-@app.command()
 def serve(
     checkpoint: Annotated[Path, typer.Argument(help="folder of a checkpoint of the kit")],
     host: Annotated[str, typer.Option(help="address to listen on; another than this machine's own loopback opens it to the network")] = "127.0.0.1",
@@ -224,8 +185,8 @@ def serve(
     name: Annotated[str | None, typer.Option(help="what records call it; default the folder's name")] = None,
 ) -> None:
     """Serve a policy in openpi's protocol, for `RemotePolicy(url)` or an openpi client, until interrupted."""
+    from refinevla_kit.policies import load_policy
     from refinevla_kit.policies.remote import serve as serve_policy
-    from refinevla_kit.policies.vla_policy import load_policy
 
     serve_policy(load_policy(checkpoint, name), host, port)
 
@@ -238,7 +199,7 @@ def preflight(
 ) -> None:
     """Compare a policy's conventions with the tasks', and measure what its action encoding leaves of demonstrations. Exit status 1 if they differ."""
     from refinevla_kit.evaluation.preflight import preflight as fly
-    from refinevla_kit.policies.vla_policy import load_policy
+    from refinevla_kit.policies import load_policy
     from refinevla_kit.tasks import WIDOWX_TASKS
 
     policy, ceilings, differ = load_policy(checkpoint), {}, False

@@ -13,11 +13,6 @@ def counts_behind(percent: float, episodes: int, decimals: int = 1) -> list[int]
     return list(range(max(0, low), min(episodes, high - 1) + 1))
 
 
-def count_behind(percent: float, episodes: int, decimals: int = 1) -> int | None:
-    """The one of them that lies nearest; None when there is none."""
-    return min(counts_behind(percent, episodes, decimals), key=lambda count: abs(100 * count / episodes - percent), default=None)
-
-
 def impossible(percent: float, episodes: int, decimals: int = 1) -> bool:
     """Whether no count out of `episodes` prints as `percent`. With one decimal, out of 667 episodes and more every percentage is possible."""
     return not counts_behind(percent, episodes, decimals)

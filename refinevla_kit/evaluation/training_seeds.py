@@ -19,7 +19,6 @@ from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.aggregation import AVERAGE, Rule
 from refinevla_kit.evaluation.records import EpisodeRecord
 from refinevla_kit.evaluation.statistics import Comparison, compare
-from refinevla_kit.tasks import SETTINGS
 
 EQUAL = 1e-9  # a smaller range of rates is rounding
 Z = float(stats.norm.ppf(0.975))
@@ -88,12 +87,11 @@ def compare_seeds(
     Raises:
         KitError: no seed has episodes of both, or what `compare` raises.
     """
-    chosen = [one for one in records if one.policy in (a, b) and setting in (None, one.setting)]
-    found = {seed: _compare_one(chosen, a, b, rule, task, setting, seed) for seed in sorted({one.seed for one in chosen})}
-    each = {seed: one for seed, one in found.items() if one is not None}
+    records = list(records)
+    each = by_seed(records, a, b, rule, task, setting)
     if not each:
         raise KitError(f"{a!r} and {b!r} share no episode of {task}", "run both with the same seeds")
-    shared = as_one_policy(one for one in chosen if one.seed in each)
+    shared = as_one_policy(one for one in records if one.policy in (a, b) and setting in (None, one.setting) and one.seed in each)
     pooled = compare(shared, a, b, rule, task, setting)
     values = [one.difference for one in each.values()]
     errors = [(one.high - one.low) / (2 * Z) for one in each.values()]
@@ -103,55 +101,18 @@ def compare_seeds(
     return SeedComparison(a, b, task, rule, where, tuple(each), tuple(values), over_seeds(values, sqrt(within)), between, pooled)
 
 
-def change_between_settings(records: Iterable[EpisodeRecord], a: str, b: str, rule: Rule = "last", task: str = AVERAGE) -> SeedComparison | None:
-    """How much larger the difference is in variant aggregation than in visual matching, by seed; None where no seed has both."""
-    records = list(records)
-    played = {setting: [one for one in records if one.setting == setting and one.policy in (a, b)] for setting in SETTINGS}
-    matching, aggregation = (_seed_differences(played[setting], a, b, rule, task) for setting in SETTINGS)
-    seeds = tuple(seed for seed in matching if seed in aggregation)
-    if not seeds:
-        return None
-    values = tuple(aggregation[seed] - matching[seed] for seed in seeds)
-    return SeedComparison(a, b, task, rule, " - ".join(reversed(SETTINGS)), seeds, values, over_seeds(values, limit=2.0), nan, None)
+def by_seed(
+    records: Iterable[EpisodeRecord], a: str, b: str, rule: Rule = "last", task: str = AVERAGE, setting: str | None = None
+) -> dict[int, Comparison]:
+    """Training seed -> the two policies of that seed, for the seeds of which both have episodes. Arguments as of `statistics.compare`."""
+    played: dict[int, list[EpisodeRecord]] = {}
+    for record in records:
+        if record.policy in (a, b) and setting in (None, record.setting):
+            played.setdefault(record.seed, []).append(record)
+    paired = {seed: played[seed] for seed in sorted(played) if len({record.policy for record in played[seed]}) == 2}
+    return {seed: compare(both, a, b, rule, task, setting) for seed, both in paired.items()}
 
 
 def as_one_policy(records: Iterable[EpisodeRecord]) -> list[EpisodeRecord]:
     """The same records without their checkpoints' hashes: several training runs count as one policy, for statistics that ask for one checkpoint."""
     return [replace(record, checkpoint_hash="") for record in records]
-
-
-def verdict(estimate: Estimate, claimed: float) -> str:
-    """What a 95 % interval says about a gain that was claimed (a fraction above 0), in fixed words."""
-    if not estimate.known:
-        return "one training run: no verdict"
-    if estimate.high < 0:
-        return "a loss"
-    if estimate.low > 0:
-        return "a gain, as large as claimed or not told apart from it" if estimate.high >= claimed else "a gain, smaller than claimed"
-    return "no gain shown; the claimed one is excluded" if estimate.high < claimed else "undecided: neither no gain nor the claimed one is excluded"
-
-
-def detectable(seeds: int, episodes: int, discordant: float, between: float, power: float = 0.8) -> float:
-    """The smallest true difference that so many training seeds find with this power, two-sided at 5 %, by the t-test over seeds.
-
-    Args:
-        episodes: a seed and policy, over all tasks. discordant: share of them on which the two differ.
-        between: standard deviation of the difference over training runs.
-    """
-    from statsmodels.stats.power import TTestPower
-
-    spread = sqrt(discordant / episodes + between**2)
-    return float(TTestPower().solve_power(nobs=seeds, alpha=0.05, power=power)) * spread
-
-
-def _seed_differences(records: Sequence[EpisodeRecord], a: str, b: str, rule: Rule, task: str) -> dict[int, float]:
-    found = {seed: _compare_one(records, a, b, rule, task, None, seed) for seed in sorted({one.seed for one in records})}
-    return {seed: one.difference for seed, one in found.items() if one is not None}
-
-
-def _compare_one(
-    records: Sequence[EpisodeRecord], a: str, b: str, rule: Rule, task: str, setting: str | None, seed: int
-) -> Comparison | None:
-    """The two policies of one seed; None where one of them has no episode."""
-    own = [one for one in records if one.seed == seed]
-    return compare(own, a, b, rule, task, setting) if len({one.policy for one in own}) == 2 else None

@@ -20,8 +20,9 @@ from refinevla_kit.policies.contract import Array
 from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.teacher.answers import StoredRationale, load_rationales, lookup
 from refinevla_kit.teacher.reviews import SUFFIX, load_decisions, reviewed
-from refinevla_kit.vlas.action_tokens import STATISTICS, check_actions, read_action_tokens
+from refinevla_kit.vlas.action_tokens import check_actions
 from refinevla_kit.vlas.robot_state import PROPRIOCEPTION
+from refinevla_kit.vlas.statistics import STATISTICS, read_action_tokens
 
 REVIEWED = "reviewed"
 SHIPPED_BASE = REPOSITORY / "data" / "checkpoints" / "compact_base"

@@ -15,8 +15,8 @@ from refinevla_kit.training.examples import Examples
 from refinevla_kit.training.loop import TrainingConfig, Watch, fine_tune
 from refinevla_kit.training.resume import WITHOUT_EFFECT
 from refinevla_kit.vlas import load_vla
-from refinevla_kit.vlas.action_tokens import STATISTICS
 from refinevla_kit.vlas.compact import checkpoint_hash
+from refinevla_kit.vlas.statistics import STATISTICS
 
 
 def made_from(base: str | Path, examples: Examples, config: TrainingConfig) -> dict[str, Any]:

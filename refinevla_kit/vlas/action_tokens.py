@@ -19,7 +19,6 @@ import numpy as np
 from refinevla_kit.errors import KitError
 from refinevla_kit.simulator.contract import ACTION_NAMES, Array
 
-STATISTICS = "dataset_statistics.json"  # the file of a checkpoint that holds its action tokens
 BINS = 255
 SMALLEST_RANGE = 1e-2  # a dimension that never moves (roll, pitch) still needs a range to divide
 MOST_OUTSIDE, MOST_FAR = 0.05, 0.02  # shares of actions; fitted at the 1 % and 99 % quantiles, at most 2 % + 2 of the very same data lie outside
@@ -64,16 +63,6 @@ class ActionTokens(Protocol):
     def to_dict(self) -> dict[str, Any]:
         """For the checkpoint's statistics file; `kind` names the scheme."""
         ...
-
-
-def read_action_tokens(value: Mapping[str, Any]) -> ActionTokens:
-    """The scheme that a `to_dict` describes. Raises `KitError` for a kind this version does not know, and limits that are none."""
-    from refinevla_kit.vlas.spherical_grid import SphericalGrid
-
-    tokens = SphericalGrid.from_dict(value) if value.get("kind") == "spherical" else UniformBins.from_dict(value)
-    if not all(0 < limit < np.inf for limit in tokens.limits):
-        raise KitError(f"action tokens with the limits {list(tokens.limits)}", "give numbers above 0: the dataset's statistics are damaged")
-    return tokens
 
 
 def fit_limits(actions: Array, quantile: float = 0.01) -> tuple[float, ...]:

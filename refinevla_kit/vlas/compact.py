@@ -26,10 +26,11 @@ from refinevla_kit.conventions import WIDOWX, Conventions
 from refinevla_kit.errors import KitError, listed
 from refinevla_kit.files import replacing, sha256, write_json
 from refinevla_kit.simulator.contract import Array
-from refinevla_kit.vlas.action_tokens import STATISTICS, ActionTokens, read_action_tokens
+from refinevla_kit.vlas.action_tokens import ActionTokens
 from refinevla_kit.vlas.contract import VLA, Marks
 from refinevla_kit.vlas.conv_tower import ConvTowerConfig
 from refinevla_kit.vlas.robot_state import FEATURES, state_features
+from refinevla_kit.vlas.statistics import STATISTICS, read_action_tokens
 from refinevla_kit.vlas.vocabulary import ACTION, EOS, IMAGE, PAD, RATIONALE, check_action_words, first_action_id, load_vocabulary, token_id
 
 WEIGHTS = "model.safetensors"

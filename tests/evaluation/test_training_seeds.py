@@ -10,15 +10,7 @@ from scipy import stats
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.records import EpisodeRecord
 from refinevla_kit.evaluation.statistics import compare
-from refinevla_kit.evaluation.training_seeds import (
-    Estimate,
-    as_one_policy,
-    change_between_settings,
-    compare_seeds,
-    detectable,
-    over_seeds,
-    verdict,
-)
+from refinevla_kit.evaluation.training_seeds import as_one_policy, compare_seeds, over_seeds
 from tests.evaluation.rows import row
 
 TASKS = ("widowx_carrot_on_plate", "widowx_stack_cube")
@@ -69,30 +61,10 @@ def test_a_seed_that_only_one_of_the_two_has_is_left_out() -> None:
 
 def test_one_seed_has_no_interval_over_seeds_and_equal_seeds_have_that_of_their_starts() -> None:
     found = compare_seeds([one for one in two_policies() if one.seed == 0], "a", "b")
-    assert not found.estimate.known and isnan(found.between) and "one training run" in verdict(found.estimate, 0.05)
+    assert not found.estimate.known and isnan(found.between)
     assert found.pooled is not None and found.pooled.low < found.estimate.mean < found.pooled.high
     same = over_seeds([0.1, 0.1, 0.1], floor=0.05)
     assert same.low == pytest.approx(0.1 - stats.t.ppf(0.975, 2) * 0.05 / np.sqrt(3)) and same.p_value > 0.05
-
-
-def test_the_change_between_settings_is_taken_seed_by_seed() -> None:
-    carrot = TASKS[0]
-    records = [
-        *played("a", 0, {carrot: "1100"}), *played("b", 0, {carrot: "1000"}), *played("a", 1, {carrot: "1100"}), *played("b", 1, {carrot: "1100"}),
-        *played("a", 0, {carrot: "1111"}, "lighting_darker"), *played("b", 0, {carrot: "1000"}, "lighting_darker"),
-    ]  # fmt: skip
-    found = change_between_settings(records, "a", "b")
-    assert found is not None and found.seeds == (0,) and found.differences == pytest.approx([0.75 - 0.25]) and found.pooled is None
-    assert change_between_settings(records[:16], "a", "b") is None
-
-
-@pytest.mark.parametrize(("low", "high", "words"), [
-    (0.01, 0.09, "a gain, as large as claimed or not told apart from it"), (0.06, 0.09, "a gain, as large as claimed or not told apart from it"),
-    (0.01, 0.04, "a gain, smaller than claimed"), (-0.04, 0.04, "no gain shown; the claimed one is excluded"),
-    (-0.04, 0.06, "undecided: neither no gain nor the claimed one is excluded"), (-0.09, -0.01, "a loss"),
-])  # fmt: skip
-def test_what_an_interval_says_was_fixed_before(low: float, high: float, words: str) -> None:
-    assert verdict(Estimate((low + high) / 2, low, high, 0.1), 0.05) == words
 
 
 def test_where_training_runs_differ_the_interval_over_seeds_covers_and_that_over_starts_does_not() -> None:
@@ -106,11 +78,3 @@ def test_where_training_runs_differ_the_interval_over_seeds_covers_and_that_over
         covered["seeds"] += found.low <= truth <= found.high
         covered["starts"] += abs(pooled.mean() - truth) <= 1.96 * error
     assert covered["seeds"] / draws > 0.92 and covered["starts"] / draws < 0.85, covered
-
-
-def test_the_detectable_difference_is_found_four_times_in_five() -> None:
-    rng, seeds, starts, discordant, between = np.random.default_rng(1), 6, 144, 0.3, 0.03
-    gain = detectable(seeds, starts, discordant, between)
-    values = gain + np.sqrt(discordant / starts + between**2) * rng.standard_normal((2000, seeds))
-    found = [over_seeds(row.tolist()).p_value < 0.05 for row in values]
-    assert np.mean(found) == pytest.approx(0.8, abs=0.03)

@@ -6,9 +6,8 @@ import pytest
 
 from experiments.analysis import Results, conclusion, contrasts
 from experiments.design import PROFILES, Arm, Profile, plan, run_key
-from experiments.estimate import describe, episodes, power_table
+from experiments.estimate import describe, detectable, episodes, power_table
 from refinevla_kit.errors import KitError
-from refinevla_kit.evaluation.training_seeds import detectable
 from refinevla_kit.tasks import VARIANT_AGGREGATION
 from tests.evaluation.rows import row
 

@@ -13,7 +13,7 @@ from refinevla_kit.evaluation.published import load_published
 from refinevla_kit.evaluation.records import EpisodeRecord
 from refinevla_kit.evaluation.sweeps import WEIGHT
 from refinevla_kit.evaluation.training_seeds import compare_seeds
-from refinevla_kit.figures.experiment import seed_differences, sensitivity, sweep_panels
+from refinevla_kit.figures.experiment import sensitivity, sweep_panels
 from refinevla_kit.figures.paper_figures import annotated_segment, attention_rows, moments
 from refinevla_kit.figures.paper_tables import peaks, save_table, table_1, table_2, table_3
 from refinevla_kit.settings import REPOSITORY
@@ -36,16 +36,6 @@ RECORDS = [
     *(one for seed, (a, b) in enumerate([(4, 2), (6, 5), (3, 3)]) for one in played("with_reasoning", a, seed) + played("action_only", b, seed)),
     *played("with_reasoning", 5, 0, "lighting_darker"), *played("action_only", 4, 0, "lighting_darker"),
 ]  # fmt: skip
-
-
-def test_a_difference_is_drawn_with_its_seeds_and_its_interval_over_them() -> None:
-    found = compare_seeds(RECORDS, "with_reasoning", "action_only", setting=VISUAL_MATCHING)
-    (axes,) = seed_differences({"visual matching": {"reasoning minus actions": found}}, 0.05).axes
-    lines = {line.get_marker(): np.asarray(line.get_xdata()) for line in axes.lines if line.get_marker() in ("o", "|")}
-    assert lines["|"] == pytest.approx(found.differences) and lines["o"] == pytest.approx([found.estimate.mean])
-    assert any(np.asarray(line.get_xdata()) == pytest.approx([found.estimate.low, found.estimate.high]) for line in axes.lines)
-    texts = [text.get_text() for text in axes.texts]
-    assert f"{100 * found.estimate.mean:+.1f}" in texts and "the paper's +5.0" in texts and "visual matching" in texts
 
 
 def test_a_sweep_is_drawn_at_its_values_with_the_paper_beside_it() -> None:

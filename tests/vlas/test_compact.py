@@ -17,9 +17,10 @@ from refinevla_kit.errors import KitError
 from refinevla_kit.policies.vla_policy import DECODINGS, VLAPolicy, load_policy
 from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.vlas.action_tokens import BINS, UniformBins
-from refinevla_kit.vlas.compact import STATISTICS, CompactConfig, CompactVLA, build, load
+from refinevla_kit.vlas.compact import CompactConfig, CompactVLA, build, load
 from refinevla_kit.vlas.sequence import answer_ids
 from refinevla_kit.vlas.spherical_grid import SphericalGrid
+from refinevla_kit.vlas.statistics import STATISTICS
 from refinevla_kit.vlas.vocabulary import ACTION, ACTION_TOKENS, LOCATION_TOKENS, first_action_id, token_id, train_vocabulary
 
 Weights = dict[str, torch.Tensor]

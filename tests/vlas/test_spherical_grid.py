@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.vlas.action_tokens import ActionTokens, UniformBins, check_actions, read_action_tokens
+from refinevla_kit.vlas.action_tokens import ActionTokens, UniformBins, check_actions
 from refinevla_kit.vlas.spherical_grid import CELLS, COORDINATES, ROTATIONS, SPANS, TRANSLATIONS, SphericalGrid, _cell, _coordinates
+from refinevla_kit.vlas.statistics import read_action_tokens
 
 LIMITS = np.array([0.04, 0.03, 0.05, 0.01, 0.02, 0.3, 1.0])
 DATA = np.random.default_rng(0).normal(0, 0.4, (4000, 7)).clip(-1, 1) * LIMITS

@@ -1,14 +1,21 @@
 """How the shipped base was made: see first, then act. A documented recipe with a seed, so that anyone can make it again.
 
 1. The vision tower learns where things are (grounding.py), from the simulator's own state, in pictures of every look: both asset packs, all variants.
-2. Tower frozen, the language model learns the demonstrator's actions and to point at a named thing with PaliGemma's `<loc>` tokens (loop.py).
+2. Tower frozen, the language model learns the demonstrator's actions and to point at a named thing with PaliGemma's `<loc>` tokens.
 3. The policy drives, the demonstrator says what it would have done (driving.py), and the language model goes on with both.
 
 Rationales take no part, except that their words are in the vocabulary: a base that had read them already would spoil the comparison it is made for.
+
+    python -m experiments.pretraining OUTPUT --dataset DEMONSTRATIONS [--scenery DATASET ...]      stages 1 and 2
+    python -m experiments.pretraining OUTPUT --dataset DEMONSTRATIONS --base BASE --driven DATASET   stage 3
+
+Under `accelerate launch` each process takes its share of every batch; on two cores two processes of one thread are faster than two threads.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,12 +23,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 
+from experiments.grounding import THINGS, Places, ground_tower, load_places
 from refinevla_kit.episodes import open_dataset
+from refinevla_kit.errors import KitError
 from refinevla_kit.files import replacing, sha256
 from refinevla_kit.tasks import WIDOWX_TASKS
 from refinevla_kit.training.examples import Examples, find_rationales, join, load_examples
-from refinevla_kit.training.grounding import THINGS, Places, ground_tower, load_places
 from refinevla_kit.training.loop import TrainingConfig, fine_tune
 from refinevla_kit.vlas.action_tokens import UniformBins
 from refinevla_kit.vlas.compact import CompactConfig, CompactVLA, build, load
@@ -50,6 +59,10 @@ class PretrainingConfig:
     pointing: float = 0.25
     train_tower: bool = False
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.pointing <= 1:
+            raise KitError(f"pointing is {self.pointing:g}", "give the share of the frames that are also asked for a place, 0 to 1")
 
 
 def pretrain(
@@ -84,7 +97,7 @@ def pretrain(
         grounding = ground_tower(vla, images, _joined([places, *(place for _, place in seen)]), config.grounding_steps, seed=config.seed)
     history = _act_and_point(vla, examples, places, config, work)
     vla.provenance.update(
-        made_by="refinevla_kit.training.pretraining", model=asdict(model), pretraining=asdict(config), torch=torch.__version__,
+        made_by="experiments.pretraining", model=asdict(model), pretraining=asdict(config), torch=torch.__version__,
         demonstrations=_about(demonstrations), scenery=_about(scenery), grounding=grounding[-1] if grounding else None, validation=history[-1],
     )  # fmt: skip
     return vla
@@ -180,3 +193,52 @@ def _datasets(provenance: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any
 def save_base(vla: CompactVLA, path: str | Path) -> Path:
     """Write the base for shipping, in bfloat16 (half the size)."""
     return vla.save(path, torch.bfloat16)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point; see the module's docstring."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.pretraining", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    usual, add = PretrainingConfig(), parser.add_argument
+    several: dict[str, Any] = {"type": Path, "nargs": "+", "action": "extend"}
+    add("output", type=Path, help="folder of the checkpoint to write")
+    add("--dataset", **several, required=True, help="demonstrations; the rationales of the first give words")
+    add("--scenery", **several, default=[], help="further datasets that only the vision tower sees")
+    add("--base", type=Path, help="go on with this checkpoint instead of beginning anew")
+    add("--driven", **several, default=[], help="with a base: what `python -m experiments.driving` recorded")
+    add("--work", type=Path, default=Path("runs/pretraining"), help="folder of the resumable state")
+    add("--grounding-steps", type=int, default=usual.grounding_steps)
+    add("--steps", type=int, default=usual.steps)
+    add("--batch-size", type=int, default=usual.batch_size)
+    add("--learning-rate", type=float, default=usual.learning_rate)
+    add("--pointing", type=float, default=usual.pointing, help="share of the frames also asked for a thing's place")
+    add("--train-tower", action="store_true", help="the vision tower learns on with the language model")
+    add("--seed", type=int, default=usual.seed)
+    add("--threads", type=int, help="compute threads; default all cores")
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(given.threads or torch.get_num_threads())
+    first = 0 if given.base else given.grounding_steps
+    try:
+        config = PretrainingConfig(
+            first,
+            given.steps,
+            given.batch_size,
+            given.learning_rate,
+            given.pointing,
+            given.train_tower,
+            given.seed,
+        )
+        if given.base:
+            vla = improve(given.base, given.dataset, given.driven, given.work, config)
+        else:
+            vla = pretrain(given.dataset, given.work, config, given.scenery)
+        if PartialState().is_main_process:
+            made = {"checkpoint": str(save_base(vla, given.output)), **vla.provenance}
+            print(json.dumps(made, ensure_ascii=False, default=str))
+    except KitError as error:
+        raise SystemExit(f"pretraining: {error}") from None
+
+
+if __name__ == "__main__":
+    main()

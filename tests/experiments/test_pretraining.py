@@ -1,5 +1,6 @@
 """Making a base: the whole recipe on a handful of real episodes, from recording to an improved checkpoint that drives."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+from experiments.driving import PolicyDrive
+from experiments.grounding import THINGS, load_places
+from experiments.pretraining import PretrainingConfig, improve, main, pointing, pretrain, question, save_base, write_card
 from refinevla_kit.episodes import open_dataset
 from refinevla_kit.episodes.recording import record
 from refinevla_kit.policies.vla_policy import load_policy
 from refinevla_kit.tasks import VARIANT_AGGREGATION
 from refinevla_kit.teacher import OracleTeacher, annotate_dataset
-from refinevla_kit.training.driving import PolicyDrive
 from refinevla_kit.training.examples import load_examples
-from refinevla_kit.training.grounding import THINGS, load_places
-from refinevla_kit.training.pretraining import PretrainingConfig, improve, pointing, pretrain, question, save_base, write_card
 from refinevla_kit.vlas.compact import CompactConfig, load
 
 CARROT = "widowx_carrot_on_plate"
@@ -67,3 +68,17 @@ def test_a_base_is_made_drives_and_goes_on_with_what_it_drove(dataset: Path, tmp
     write_card(tmp_path / "better", better.provenance, [row], "Made in seconds.")
     card = (tmp_path / "better/README.md").read_text()
     assert "| 0/24 | 1/24 |" in card and "- scenery: scenery, 1 episodes" in card and "- round 1, driven by the policy" in card
+
+
+def test_the_command_goes_on_with_a_base_and_says_what_is_wrong(
+    dataset: Path, bases: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [str(tmp_path / "better"), "--dataset", str(dataset), "--base", str(bases["main"]), "--work", str(tmp_path / "work")]
+    given += ["--steps", "2", "--batch-size", "4", "--threads", "1"]
+    with pytest.raises(SystemExit, match=r"^pretraining: pointing is 2 -> "):
+        main([*given, "--pointing", "2"])
+    assert not list(tmp_path.iterdir())
+    main([*given, "--pointing", "0", "--dataset", str(dataset)])
+    made = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert made["checkpoint"] == str(tmp_path / "better") and made["improved"][0]["grounding_steps"] == 0
+    assert [row["name"] for row in load(tmp_path / "better").provenance["improved"][0]["demonstrations"]] == ["demonstrations"] * 2

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments.grounding import THINGS, ground_tower, load_places
 from refinevla_kit.episodes import open_dataset
 from refinevla_kit.episodes.recording import record
 from refinevla_kit.training.examples import load_examples
-from refinevla_kit.training.grounding import THINGS, ground_tower, load_places
 from refinevla_kit.vlas.action_tokens import UniformBins
 from refinevla_kit.vlas.compact import CompactConfig, build
 from refinevla_kit.vlas.vocabulary import train_vocabulary
