@@ -33,7 +33,7 @@ WRONG = 3  # requests that the server calls wrong before it has answered any: on
 LONGEST_WAIT = 900.0  # s; a server that asks to wait longer ends the run
 REMEDY = "look at what came back (raw in the table), change the model, its options or the prompt,"
 REMEDIES = {
-    "truncated": "raise max_output_tokens (local: max_new_tokens) or lower thinking, "
+    "truncated": "raise max_output_tokens or lower thinking, "
     "on a command line -o max_output_tokens=8192 or -o thinking=low,",
     "empty": "raise max_output_tokens or take another model",
     "blocked": "look at the pictures and the instruction, or take another model,",
