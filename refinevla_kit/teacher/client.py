@@ -1,8 +1,9 @@
 """What all teachers behind an HTTP server share: options, keys, what a response or an error means.
 
-One call a question, because the run counts and pays for every call. Whatever comes back ends as a rationale, a typed
-refusal or `CallFailed`. A key comes from the environment, travels in a header (never in an address) and is not kept in
-the teacher; what clients, servers and models say is searched for it before it is stored or raised.
+One call a question, because the run counts and pays for every call. Whatever comes back ends as a
+rationale, a typed refusal or `CallFailed`. A key comes from the environment, travels in a header (never in
+an address) and is not kept in the teacher; what clients, servers and models say is searched for it before it
+is stored or raised.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from refinevla_kit.teacher.schema import CallFailed, Rationale, Refusal, Reply, 
 
 GEMINI_KEYS = ("GEMINI_API_KEY", "GOOGLE_API_KEY")
 OPENAI_KEYS = ("OPENAI_API_KEY",)
-SHORTEST_KEY = 8  # characters; a shorter one ("none", "ollama") is a word that servers ask for, and answers may have it
-DAILY = re.compile(r"per[\s_-]?day|\bdaily\b|\brpd\b|insufficient_quota", re.IGNORECASE)  # no wait of seconds renews it
+SHORTEST_KEY = 8  # characters; a shorter one ("none", "ollama") is a word, which answers may have
+# a quota that no wait of seconds renews
+DAILY = re.compile(r"per[\s_-]?day|\bdaily\b|\brpd\b|insufficient_quota", re.IGNORECASE)
 MOST_TOKENS = 10**9  # a server that counts more of them in a call is wrong
 UNREACHABLE = {
     "ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol", "NewConnectionError",
@@ -37,7 +39,13 @@ CONNECTING = threading.Lock()  # google-generativeai is configured globally, and
 
 
 class Answer(NamedTuple):
-    """What a response amounts to. `used`: tokens paid for, None where the server does not say; `raw`: the text."""
+    """What a response amounts to.
+
+    Attributes:
+        used: tokens paid for, None where the server does not say.
+        raw: the text.
+        result: what is in it.
+    """
 
     used: Usage | None
     raw: str
@@ -92,7 +100,8 @@ class Received:
 
     def unreadable(self, what: str) -> Refusal:
         """An answer that has no text to read, for the reason `what`."""
-        return Refusal("not_json" if self.raw else "empty", f"the server's answer {what}: {one_line(self.raw)}")
+        kind = "not_json" if self.raw else "empty"
+        return Refusal(kind, f"the server's answer {what}: {one_line(self.raw)}")
 
 
 @dataclass
@@ -128,7 +137,9 @@ class ServedTeacher:
         if not self.model:
             raise KitError(f"the teacher {self.name} needs a model", f"give model=..., {self.example}")
         if type(self.max_output_tokens) is not int or self.max_output_tokens < 1:
-            raise KitError(f"max_output_tokens is {self.max_output_tokens!r}", "give a whole number of 1 or more")
+            raise KitError(
+                f"max_output_tokens is {self.max_output_tokens!r}", "give a whole number of 1 or more"
+            )
         if type(self.timeout) not in (int, float) or not self.timeout > 0:
             raise KitError(f"timeout is {self.timeout!r}", "give a number of seconds above 0")
         self._client: Any = None
@@ -142,17 +153,17 @@ class ServedTeacher:
         return self.__dict__ | {"_client": None}
 
     def prepare(self) -> None:
-        """Make the client: for the main thread, before the first call. Raises `KitError` where that cannot be."""
+        """Make the client, in the main thread, before the first call. Raises `KitError` where none can be."""
         with CONNECTING:
             if self._client is None:
                 self._client = self._connect()
 
     def check(self) -> None:
-        """Find out what would stop the first call, without one and without asking anybody. Raises `KitError`."""
+        """Find out what would stop the first call; makes none and asks nobody. Raises `KitError`."""
         self.prepare()
 
     def annotate(self, request: Request, previous: Reply | None = None) -> Reply:
-        """See `Teacher.annotate`. A reply without token counts (a page from a proxy, say) counts at its worst case."""
+        """See `Teacher.annotate`. A reply without token counts (a proxy's page) counts at its worst case."""
         self.prepare()
         parts = render(self._prompt, request, previous, contact_sheet=self.contact_sheet, state=self.state)
         try:
@@ -168,8 +179,8 @@ class ServedTeacher:
     def worst_case(self, request: Request) -> Usage:
         """See `Teacher.worst_case`.
 
-        Input: a token is at least one byte of UTF-8, so text counts with its bytes, the follow-up's included; a
-        picture with the most that the teacher's `_picture_tokens` knows of; 256 for turns and markers.
+        Input: a token is at least one byte of UTF-8, so text counts with its bytes, the follow-up's included;
+        a picture with the most that `_picture_tokens` knows of; 256 for turns and markers.
         Output: `max_output_tokens`, at which servers cut off thinking and answer together.
         """
         parts = render(self._prompt, request, contact_sheet=self.contact_sheet, state=self.state)
@@ -245,7 +256,7 @@ def name_of(value: Any) -> str:
 
 
 def usage(asked: Any, answered: Any, thought: Any, total: Any) -> Usage | None:
-    """Tokens paid for: thinking is paid as output. None where the server is silent or its counts make no sense."""
+    """Tokens paid for, thinking as output. None where the server is silent or its counts make no sense."""
     try:
         counts = [int(count or 0) for count in (asked, answered, thought, total)]
     except (TypeError, ValueError, OverflowError):
@@ -282,9 +293,11 @@ def _kinds(error: Any) -> set[str]:
 
 
 def _kind(code: int, said: str) -> str:
-    if code in (401, 403) or (code == 400 and "api key" in said.lower()):  # Google answers a wrong key with 400
+    wrong_key = code == 400 and "api key" in said.lower()  # Google's way
+    if code in (401, 403) or wrong_key:
         return "unauthorised"
     if code < 400 or code >= 500:
         return "server"
-    known = {402: "daily_quota", 404: "not_found", 408: "timeout", 429: "quota"}  # 402: there is no credit left
+    # 402: there is no credit left
+    known = {402: "daily_quota", 404: "not_found", 408: "timeout", 429: "quota"}
     return known.get(code, "bad_request")

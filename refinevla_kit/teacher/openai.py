@@ -1,4 +1,4 @@
-"""A teacher behind any server that speaks OpenAI's chat completions: vLLM, Ollama, llama.cpp, `transformers serve`.
+"""A teacher behind any server with OpenAI's chat completions: vLLM, Ollama, llama.cpp, `transformers serve`.
 
 It is plain HTTP, without OpenAI's SDK: see `client` for what comes back.
 """
@@ -34,6 +34,7 @@ from refinevla_kit.teacher.replies import parse
 from refinevla_kit.teacher.schema import CallFailed, Refusal, Request
 
 SERVER = "OPENAI_BASE_URL"
+EXAMPLE = "http://localhost:8000/v1 (vLLM) or http://localhost:11434/v1 (Ollama)"
 FILTERED = ("content_filter", "content_policy_violation")
 CUT = ("length", "max_tokens", "model_length")
 DISPENSABLE = {
@@ -48,14 +49,14 @@ DISPENSABLE = {
 class OpenAITeacher(ServedTeacher):
     """Sends the question as one turn of text and pictures, at temperature 0.
 
-    The key in OPENAI_API_KEY is sent where there is one; servers of your own mostly need none. What further arguments
-    mean: see `ServedTeacher`.
+    The key in OPENAI_API_KEY is sent where there is one; servers of your own mostly need none.
+    Arguments as `ServedTeacher` has them, and these.
 
     Args:
         timeout: seconds without a byte from the server; it sends none before the whole answer is written.
-        base_url: such as http://localhost:8000/v1; without a path, /v1 is added. None: what OPENAI_BASE_URL says.
-        json_schema: "auto" asks for the answer's JSON schema until the server says that it takes none; True makes
-            that an error; False never asks.
+        base_url: such as http://localhost:8000/v1; without a path, /v1 is added. None takes OPENAI_BASE_URL.
+        json_schema: "auto" asks for the answer's JSON schema until the server says that it takes none;
+            True makes that an error; False never asks.
 
     Raises:
         KitError: without a model or a server's address, or where an option makes no sense.
@@ -78,12 +79,13 @@ class OpenAITeacher(ServedTeacher):
     def _connect(self) -> httpx.Client:
         key = known_key(OPENAI_KEYS)
         headers = {"Authorization": f"Bearer {check_key(key, OPENAI_KEYS[0])}"} if key else {}
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=256)  # as many as the run allows calls
+        # as many connections as the run allows calls
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=256)
         try:
             return httpx.Client(headers=headers, timeout=self.timeout, limits=limits)
         except (ValueError, ImportError, OSError, httpx.InvalidURL) as error:
             what = f"no connection can be made ({one_line(scrub(str(error)))})"
-            raise KitError(what, "mend the environment's proxy or certificates (HTTPS_PROXY, SSL_CERT_FILE)") from None
+            raise KitError(what, "mend the proxy or the certificates (HTTPS_PROXY, SSL_CERT_FILE)") from None
 
     def _ask(self, parts: list[Part]) -> Received | CallFailed:
         body = self._body(parts)
@@ -91,8 +93,11 @@ class OpenAITeacher(ServedTeacher):
         received = Received(response.status_code, response.headers.get("Retry-After", ""), response.content)
         if field := self._dispensable(received, body):
             self._refused.add(field)
-            what = f"the server takes no {field}, the next call goes without (HTTP {received.status}: {received.reason})"
-            return CallFailed("server", what, 0.0)  # to be tried again: that call is counted like any other
+            said = f"HTTP {received.status}: {received.reason}"
+            # to be tried again by the run, which counts that call like any other
+            return CallFailed(
+                "server", f"the server takes no {field}, the next call goes without ({said})", 0.0
+            )
         return received
 
     def _body(self, parts: list[Part]) -> dict[str, Any]:
@@ -102,11 +107,13 @@ class OpenAITeacher(ServedTeacher):
             fields["response_format"] = {"type": "json_schema", "json_schema": form}
         kept = {name: value for name, value in fields.items() if name not in self._refused}
         if "max_tokens" not in kept:
-            kept["max_completion_tokens"] = self.max_output_tokens  # OpenAI's newer name, which older servers ignore
-        return {"model": self.model, "messages": [{"role": "user", "content": [_content(part) for part in parts]}]} | kept
+            # OpenAI's newer name, which some servers ignore
+            kept["max_completion_tokens"] = self.max_output_tokens
+        turn = {"role": "user", "content": [_content(part) for part in parts]}
+        return {"model": self.model, "messages": [turn]} | kept
 
     def _dispensable(self, received: Received, body: dict[str, Any]) -> str:
-        """The field of the request for which the server refused it and that the next one can do without; "" for none."""
+        """The field for which the server refused the request, if the next can do without it; else ""."""
         if received.status not in (400, 422):
             return ""
         said = f"{received.reason} {at(received.error, 'param') or ''}"
@@ -141,8 +148,8 @@ class OpenAITeacher(ServedTeacher):
     def _picture_tokens(self, picture: Image) -> int:
         """4,096, or one for each patch of 14 pixels where that is more.
 
-        That is above what common open models take of a picture of 640 pixels. Services that count pictures at a
-        multiple (gpt-4o-mini) may exceed it.
+        That is above what common open models take of a picture of 640 pixels. Services that count pictures at
+        a multiple (gpt-4o-mini) may exceed it.
         """
         return max(4096, -(-picture.width // 14) * -(-picture.height // 14))
 
@@ -162,7 +169,7 @@ def json_schema(shape: dict[str, Any]) -> dict[str, Any]:
 
 def _checked_url(given: Any) -> str:
     """The server's address, without a slash at its end. Raises `KitError`."""
-    remedy = f"give base_url=... or set {SERVER}, such as http://localhost:8000/v1 (vLLM) or http://localhost:11434/v1 (Ollama)"
+    remedy = f"give base_url=... or set {SERVER}, such as {EXAMPLE}"
     if not given:
         raise KitError("the teacher openai needs a server", remedy)
     try:
@@ -170,7 +177,8 @@ def _checked_url(given: Any) -> str:
     except (httpx.InvalidURL, TypeError):
         raise KitError(f"base_url is {given!r}", remedy) from None
     if url.userinfo or url.query or url.fragment:  # not quoted: it may hold a password
-        raise KitError("base_url has more than an address", f"give it without user, query and fragment; a key goes into {OPENAI_KEYS[0]}")
+        remedy = f"give it without user, query and fragment; a key goes into {OPENAI_KEYS[0]}"
+        raise KitError("base_url has more than an address", remedy)
     if url.scheme not in ("http", "https") or not url.host:
         raise KitError(f"base_url is {given!r}", remedy)
     path = url.path.rstrip("/").removesuffix("/chat/completions")

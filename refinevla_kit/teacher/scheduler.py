@@ -251,7 +251,7 @@ class Run:
         now, wait, said = self.clock.now(), failure.retry_after or 0.0, f"{failure.kind}: {failure.reason}"
         wrong = failure.kind == "bad_request" and not self._heard and self.silent + 1 >= WRONG
         if failure.kind in ("unauthorised", "not_found") or wrong:
-            self._fail(KitError(f"the teacher's server refuses to answer ({said})", "mend the key, the model's name or the request"))
+            self._fail(KitError(f"the teacher's server refuses to answer ({said})", "mend the key, the model's name, base_url or the request"))
         elif failure.kind == "daily_quota":
             remedy = "run again when it is renewed, or have it raised"
             self._stop(f"because the daily quota is used up ({failure.reason})", remedy)

@@ -1,7 +1,7 @@
 """OpenAI's chat completions on 127.0.0.1, answered as told over a real socket; see `gemini_server`.
 
-    with OpenAIServer(["ok", "quota", completion("...")]) as server:
-        OpenAITeacher("m", base_url=server.url) ...
+with OpenAIServer(["ok", "quota", completion("...")]) as server:
+    OpenAITeacher("m", base_url=server.url) ...
 """
 
 from __future__ import annotations
@@ -51,8 +51,16 @@ def body(value: Any) -> bytes:
 
 def completion(said: Any = None, finish: str | None = "stop", usage: Any = USAGE, **message: Any) -> Answer:
     """A 200 whose message says `said`: a text, or `PARTS` changed by a dict, or whatever else is given."""
-    text = json.dumps(PARTS | (said or {}), ensure_ascii=False) if said is None or isinstance(said, dict) else said
-    choice = {"index": 0, "message": {"role": "assistant", "content": text} | message, "finish_reason": finish}
+    text = (
+        json.dumps(PARTS | (said or {}), ensure_ascii=False)
+        if said is None or isinstance(said, dict)
+        else said
+    )
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": text} | message,
+        "finish_reason": finish,
+    }
     document = {"id": "c-1", "object": "chat.completion", "model": "m", "choices": [choice]}
     return Answer(body(document | ({"usage": usage} if usage else {})))
 
@@ -60,23 +68,33 @@ def completion(said: Any = None, finish: str | None = "stop", usage: Any = USAGE
 def error(status: int, message: str, code: Any = None, param: str | None = None, **headers: str) -> Answer:
     """An error as OpenAI words it."""
     said = {"message": message, "type": "invalid_request_error", "param": param, "code": code}
-    return Answer(body({"error": said}), status, {name.replace("_", "-"): value for name, value in headers.items()})
+    return Answer(
+        body({"error": said}), status, {name.replace("_", "-"): value for name, value in headers.items()}
+    )
 
 
-NO_SCHEMA = error(400, "Invalid parameter: 'response_format' of type 'json_schema' is not supported with this model.")
+NO_SCHEMA = error(
+    400, "Invalid parameter: 'response_format' of type 'json_schema' is not supported with this model."
+)
 
 ANSWERS: dict[str, Answer] = {
     "ok": completion(),
     "key_in_answer": completion("Your key is {key}."),
-    "mismatch": completion({"instruction_matches": False, "mismatch": "The robot moves a can, the instruction says a bottle."}),
+    "mismatch": completion(
+        {"instruction_matches": False, "mismatch": "The robot moves a can, the instruction says a bottle."}
+    ),
     "fenced": completion(f"Here is the JSON:\n```json\n{json.dumps(PARTS)}\n```"),
-    "in_parts": completion([{"type": "text", "text": json.dumps(PARTS)[:50]}, {"type": "text", "text": json.dumps(PARTS)[50:]}]),
+    "in_parts": completion(
+        [{"type": "text", "text": json.dumps(PARTS)[:50]}, {"type": "text", "text": json.dumps(PARTS)[50:]}]
+    ),
     "thought": completion('<think>{"observation": "a draft"}</think>\n' + json.dumps(PARTS)),
     "thought_apart": completion(None, reasoning_content="The carrot is at the left."),
     "no_usage": completion(usage=None),
     "stopped": completion("", "content_filter"),
     "stopped_late": completion(json.dumps(PARTS)[:99], "content_filter"),
-    "blocked": error(400, "The response was filtered: prompt triggered content management policy.", "content_filter"),
+    "blocked": error(
+        400, "The response was filtered: prompt triggered content management policy.", "content_filter"
+    ),
     "refused": completion("", refusal="I cannot help with that."),
     "truncated": completion(json.dumps(PARTS)[:170], "length"),
     "truncated_stop": completion(json.dumps(PARTS)[:170]),
@@ -95,7 +113,9 @@ ANSWERS: dict[str, Answer] = {
     "non_utf8": Answer(b'{"choices": [{"message": {"content": "\xff\xfe\xe9"}}]}'),
     "surrogate": Answer(b'{"choices": [{"message": {"content": "half \\ud83d a pair"}}]}'),
     "german": completion(GERMAN),
-    "boilerplate": completion({"observation": "As an AI language model, I cannot see the images that you sent to me."}),
+    "boilerplate": completion(
+        {"observation": "As an AI language model, I cannot see the images that you sent to me."}
+    ),
     "echo": completion(dict.fromkeys(GERMAN, "{instruction}")),
     "bad_request": error(400, "This model's maximum context length is 4096 tokens."),
     "unprocessable": Answer(body({"detail": [{"loc": ["body", "messages"], "msg": "field required"}]}), 422),
@@ -105,10 +125,17 @@ ANSWERS: dict[str, Answer] = {
     "not_found_text": Answer(b"404 page not found", 404, {"Content-Type": "text/plain"}),
     "not_found_detail": Answer(body({"detail": "Not Found"}), 404),
     "no_credit": error(402, "Insufficient Balance"),
-    "quota": error(429, "Rate limit reached, try again in 2s. key={key}", "rate_limit_exceeded", Retry_After="2"),
+    "quota": error(
+        429, "Rate limit reached, try again in 2s. key={key}", "rate_limit_exceeded", Retry_After="2"
+    ),
     "quota_bare": Answer(b"slow down", 429),
     "quota_date": error(429, "Slow down.", Retry_After="Wed, 21 Oct 2026 07:28:00 GMT"),
-    "daily_quota": error(429, "Rate limit reached on requests per day (RPD): Limit 200.", "rate_limit_exceeded", Retry_After="7"),
+    "daily_quota": error(
+        429,
+        "Rate limit reached on requests per day (RPD): Limit 200.",
+        "rate_limit_exceeded",
+        Retry_After="7",
+    ),
     "used_up": error(429, "You exceeded your current quota.", "insufficient_quota"),
     "error_in_200": Answer(body({"error": {"code": 503, "message": "no instance is up"}})),
     "server": error(500, "CUDA out of memory for {key}"),

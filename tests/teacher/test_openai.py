@@ -1,4 +1,4 @@
-"""The teacher `openai` against a real HTTP server that plays every kind of answer, and against `transformers serve`."""
+"""The teacher `openai` against a real HTTP server that plays every kind of answer."""
 
 from __future__ import annotations
 
@@ -33,7 +33,18 @@ from refinevla_kit.teacher.prompt import QUOTED, jpeg, load_prompt
 from refinevla_kit.teacher.schema import PARTS as PART_NAMES
 from refinevla_kit.teacher.schema import REPAIRABLE, CallFailed, Rationale, Refusal, Reply, Request
 from tests.conftest import REPOSITORY
-from tests.teacher.openai_server import ANSWERS, HTML, NO_SCHEMA, PAID, PARTS, Answer, Chat, OpenAIServer, body, error
+from tests.teacher.openai_server import (
+    ANSWERS,
+    HTML,
+    NO_SCHEMA,
+    PAID,
+    PARTS,
+    Answer,
+    Chat,
+    OpenAIServer,
+    body,
+    error,
+)
 from tests.teacher.plain_teacher import write_dataset
 
 KEY = "sk-proj-not/a+real.key_0123456789"
@@ -50,7 +61,16 @@ ENDS = {
     "empty": "empty", "null": "empty", "tool_call": "empty", "empty_body": "empty",
     "german": "other_language", "boilerplate": "boilerplate", "echo": "echo",
 }  # fmt: skip
-UNCOUNTED = ("no_usage", "blocked", "html", "event_stream", "other_api", "non_utf8", "surrogate", "empty_body")
+UNCOUNTED = (
+    "no_usage",
+    "blocked",
+    "html",
+    "event_stream",
+    "other_api",
+    "non_utf8",
+    "surrogate",
+    "empty_body",
+)
 """Answers that do not say what they cost."""
 
 FAILS = {
@@ -102,7 +122,9 @@ def test_each_answer_has_its_end_here() -> None:
 
 
 @pytest.mark.parametrize("name", ENDS)
-def test_an_answer_ends_as_a_rationale_or_a_typed_refusal(scripted: Scripted, request_: Request, name: str) -> None:
+def test_an_answer_ends_as_a_rationale_or_a_typed_refusal(
+    scripted: Scripted, request_: Request, name: str
+) -> None:
     reply, _ = scripted.ask(request_, name)
     if ENDS[name] == "rationale":
         assert isinstance(reply.result, Rationale)
@@ -121,7 +143,9 @@ def test_an_answer_ends_as_a_rationale_or_a_typed_refusal(scripted: Scripted, re
 
 
 @pytest.mark.parametrize("name", FAILS)
-def test_a_call_without_an_answer_says_why_and_when_to_try_again(scripted: Scripted, request_: Request, name: str) -> None:
+def test_a_call_without_an_answer_says_why_and_when_to_try_again(
+    scripted: Scripted, request_: Request, name: str
+) -> None:
     with pytest.raises(CallFailed) as failed:
         scripted.ask(request_, name)
     assert (failed.value.kind, failed.value.retry_after) == FAILS[name]
@@ -130,14 +154,18 @@ def test_a_call_without_an_answer_says_why_and_when_to_try_again(scripted: Scrip
     assert KEY.encode() not in pickle.dumps(failed.value)
 
 
-numbers = st.integers(-5, 5000) | st.sampled_from([10**12, -(10**30), 1e400, 0.5, float("nan"), "12", "many", True])
+numbers = st.integers(-5, 5000) | st.sampled_from(
+    [10**12, -(10**30), 1e400, 0.5, float("nan"), "12", "many", True]
+)
 values = st.recursive(
     st.none() | st.booleans() | numbers | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )
 whole = json.dumps(PARTS)
-texts = st.sampled_from(["", whole, whole[:90], HTML.decode(), "```", "half \ud83d a pair", "</think>"]) | st.text(max_size=20)
+texts = st.sampled_from(
+    ["", whole, whole[:90], HTML.decode(), "```", "half \ud83d a pair", "</think>"]
+) | st.text(max_size=20)
 
 
 def maybe(usual: st.SearchStrategy) -> st.SearchStrategy:
@@ -156,25 +184,39 @@ finishes = st.sampled_from(["stop", "length", "content_filter", "tool_calls", "b
 choice = fields(index=st.just(0), message=message, finish_reason=finishes)
 counts = fields(prompt_tokens=numbers, completion_tokens=numbers, total_tokens=numbers)
 codes = st.sampled_from([400, 404, 429, 503, "content_filter", "insufficient_quota", None])
-complaints = st.sampled_from(["no", "response_format is unknown", "Unsupported value: 'temperature'"]) | st.text(max_size=20)
-failure = fields(code=codes, message=complaints, type=st.just("x"), param=st.just("response_format"), details=values)
-document = fields(choices=st.lists(maybe(choice), max_size=2), usage=counts, object=st.just("chat.completion"))
-errors = st.fixed_dictionaries({"error": maybe(failure | complaints)}) | st.fixed_dictionaries({"detail": values})
+complaints = st.sampled_from(
+    ["no", "response_format is unknown", "Unsupported value: 'temperature'"]
+) | st.text(max_size=20)
+failure = fields(
+    code=codes, message=complaints, type=st.just("x"), param=st.just("response_format"), details=values
+)
+document = fields(
+    choices=st.lists(maybe(choice), max_size=2), usage=counts, object=st.just("chat.completion")
+)
+errors = st.fixed_dictionaries({"error": maybe(failure | complaints)}) | st.fixed_dictionaries(
+    {"detail": values}
+)
 bodies = st.one_of(
-    st.one_of(document, document, errors, values, st.lists(document, max_size=2)).map(lambda each: json.dumps(each).encode()),
+    st.one_of(document, document, errors, values, st.lists(document, max_size=2)).map(
+        lambda each: json.dumps(each).encode()
+    ),
     st.binary(max_size=40),
     st.just(b"[" * 100_000),
     st.just(b"9" * 5000),
     texts.map(lambda text: text.encode("utf-16", "surrogatepass")),
 )
-statuses = st.sampled_from([200, 200, 200, 200, 201, 204, 302, 304, 400, 401, 403, 404, 408, 418, 422, 429, 429, 500, 503, 599])
+statuses = st.sampled_from(
+    [200, 200, 200, 200, 201, 204, 302, 304, 400, 401, 403, 404, 408, 418, 422, 429, 429, 500, 503, 599]
+)
 dates = {"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}
 headers = st.sampled_from([{}, {}, {"Retry-After": "3"}, dates, {"Content-Type": "text/html; charset=none"}])
 
 
 @settings(max_examples=MALFORMED, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.builds(Answer, bodies, statuses, headers))
-def test_no_reply_whatever_its_shape_raises_anything_else(scripted: Scripted, request_: Request, play: Answer) -> None:
+def test_no_reply_whatever_its_shape_raises_anything_else(
+    scripted: Scripted, request_: Request, play: Answer
+) -> None:
     if play.status in (204, 304):
         play = replace(play, body=b"")  # HTTP has none there
     scripted.teacher._refused.clear()
@@ -203,18 +245,26 @@ def test_a_server_that_is_not_reached_is_told_from_a_call_that_broke_off(request
         assert failed.value.kind == "unreachable", address
 
 
-def test_the_request_holds_pictures_frame_numbers_actions_and_shape(scripted: Scripted, request_: Request) -> None:
+def test_the_request_holds_pictures_frame_numbers_actions_and_shape(
+    scripted: Scripted, request_: Request
+) -> None:
     _, received = scripted.ask(request_, "ok")
     assert received.path == "/v1/chat/completions"
     assert received.key == KEY and KEY not in json.dumps(received.body)
     assert [turn["role"] for turn in received.body["messages"]] == ["user"]
-    assert (received.body["model"], received.body["temperature"], received.body["max_tokens"]) == ("m", 0, 4096)
+    assert (received.body["model"], received.body["temperature"], received.body["max_tokens"]) == (
+        "m",
+        0,
+        4096,
+    )
 
     labels = [part["text"] for part in received.parts if part.get("text", "").startswith("Frame ")]
     assert [label.split()[1] for label in labels] == [str(frame) for frame in request_.keyframe_indices]
     assert received.pictures == [("image/jpeg", jpeg(Image.fromarray(frame))) for frame in request_.keyframes]
     types = [part["type"] for part in received.parts]
-    assert types == ["text"] + ["text", "image_url"] * len(request_.keyframes) + ["text"]  # each picture after its number
+    assert types == ["text"] + ["text", "image_url"] * len(request_.keyframes) + [
+        "text"
+    ]  # each picture after its number
     assert f'"{request_.instruction}"' in received.text and "the tool moves" in received.text
 
     form = received.body["response_format"]
@@ -226,15 +276,26 @@ def test_the_request_holds_pictures_frame_numbers_actions_and_shape(scripted: Sc
 
 
 def test_a_schema_is_translated_at_every_depth() -> None:
-    inner = {"type": "OBJECT", "properties": {"held": {"type": "STRING", "enum": ["a", "b"], "nullable": True}}, "required": ["held"]}
+    inner = {
+        "type": "OBJECT",
+        "properties": {"held": {"type": "STRING", "enum": ["a", "b"], "nullable": True}},
+        "required": ["held"],
+    }
     translated = json_schema({"type": "ARRAY", "items": inner})
     held = {"type": ["string", "null"], "enum": ["a", "b"]}
-    expected = {"type": "object", "properties": {"held": held}, "required": ["held"], "additionalProperties": False}
+    expected = {
+        "type": "object",
+        "properties": {"held": held},
+        "required": ["held"],
+        "additionalProperties": False,
+    }
     assert translated == {"type": "array", "items": expected}
     assert inner["type"] == "OBJECT"
 
 
-def test_a_follow_up_quotes_the_answer_and_what_is_wrong_with_it(scripted: Scripted, request_: Request) -> None:
+def test_a_follow_up_quotes_the_answer_and_what_is_wrong_with_it(
+    scripted: Scripted, request_: Request
+) -> None:
     unusable, first = scripted.ask(request_, "german")
     mended, second = scripted.ask(request_, "ok", unusable)
     assert isinstance(mended.result, Rationale)
@@ -257,7 +318,9 @@ def test_the_worst_case_bounds_the_question_and_its_follow_up(scripted: Scripted
     assert sheet.worst_case(large).input_tokens > (3 * 640 // 14) * (3 * 480 // 14)
 
 
-def test_options_change_what_is_sent_and_the_version(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_change_what_is_sent_and_the_version(
+    request_: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with OpenAIServer() as server:
         monkeypatch.setenv("OPENAI_BASE_URL", server.url.removesuffix("/v1") + "/")
@@ -278,7 +341,9 @@ def test_options_change_what_is_sent_and_the_version(request_: Request, monkeypa
 REFUSALS = {
     "OpenAI": NO_SCHEMA,
     "DeepSeek": error(400, "This response_format type is unavailable now"),
-    "FastAPI": Answer(body({"detail": [{"loc": ["body", "response_format"], "msg": "Extra inputs are not permitted"}]}), 422),
+    "FastAPI": Answer(
+        body({"detail": [{"loc": ["body", "response_format"], "msg": "Extra inputs are not permitted"}]}), 422
+    ),
     "llama.cpp": error(400, 'Either "json_schema" or "grammar" can be specified, but not both', 400),
     "param": error(400, "Unknown parameter", param="response_format"),
 }
@@ -294,9 +359,18 @@ def test_a_server_without_schemas_is_asked_without_for_the_whole_run(server: str
     with OpenAIServer(script) as played:
         teacher = OpenAITeacher("m", base_url=played.url)
         limits = Limits(4, budget_calls=4)
-        path = annotate_dataset(dataset, teacher, "trajectory", 1, False, tmp_path / "r.parquet", limits=limits, confirm=True)
-        assert ["response_format" in received.body for received in played.requests] == [True, False, False, False]
-        assert len([row for row in load_rationales(path) if row.rationale]) == 3  # the refused call is counted too
+        path = annotate_dataset(
+            dataset, teacher, "trajectory", 1, False, tmp_path / "r.parquet", limits=limits, confirm=True
+        )
+        assert ["response_format" in received.body for received in played.requests] == [
+            True,
+            False,
+            False,
+            False,
+        ]
+        assert (
+            len([row for row in load_rationales(path) if row.rationale]) == 3
+        )  # the refused call is counted too
         assert "budget_calls=4" in summarise(path).stopped
         annotate_dataset(dataset, teacher, "trajectory", 1, False, tmp_path / "r.parquet", confirm=True)
         assert played.count == 5
@@ -312,8 +386,14 @@ def test_a_schema_that_must_be_is_not_given_up(request_: Request) -> None:
 
 
 def test_models_that_think_get_the_fields_that_they_take(request_: Request) -> None:
-    tokens = error(400, "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.")
-    warmth = error(400, "Unsupported value: 'temperature' does not support 0 with this model. Only the default (1) is supported.")
+    tokens = error(
+        400,
+        "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.",
+    )
+    warmth = error(
+        400,
+        "Unsupported value: 'temperature' does not support 0 with this model. Only the default (1) is supported.",
+    )
     with OpenAIServer([tokens, warmth, "ok"]) as server:
         teacher = OpenAITeacher("m", base_url=server.url, max_output_tokens=77)
         for _ in range(2):
@@ -359,8 +439,12 @@ def test_a_traceback_with_all_variables_shows_no_key(scripted: Scripted, request
         assert KEY not in shown
 
 
-def test_a_word_in_place_of_a_key_stays_in_answers(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "carrot")  # as "ollama" or "none" may be: servers of one's own take any
+def test_a_word_in_place_of_a_key_stays_in_answers(
+    request_: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(
+        "OPENAI_API_KEY", "carrot"
+    )  # as "ollama" or "none" may be: servers of one's own take any
     with OpenAIServer() as server:
         reply = OpenAITeacher("m", base_url=server.url).annotate(request_)
     assert server.requests[-1].key == "carrot"
@@ -420,11 +504,17 @@ def test_no_artefact_of_a_run_holds_the_key(tmp_path: Path) -> None:
     scripts = {
         "run": lambda received: trouble.get(received.number, "ok"),
         "refused": ["forbidden"],
-        "killed": lambda received: "key_in_answer" if received.number < 6 else replace(ANSWERS["ok"], delay=60),
+        "killed": lambda received: (
+            "key_in_answer" if received.number < 6 else replace(ANSWERS["ok"], delay=60)
+        ),
     }
     for name, script in scripts.items():
         (folder := tmp_path / name).mkdir()
-        with OpenAIServer(script) as server, (folder / "stdout").open("wb") as stdout, (folder / "stderr").open("wb") as stderr:
+        with (
+            OpenAIServer(script) as server,
+            (folder / "stdout").open("wb") as stdout,
+            (folder / "stderr").open("wb") as stderr,
+        ):
             command = [sys.executable, "-c", RUN, server.url, str(folder / "out.parquet")]
             environment = os.environ | {"OPENAI_API_KEY": KEY}
             running = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=stdout, stderr=stderr)
@@ -440,4 +530,6 @@ def test_no_artefact_of_a_run_holds_the_key(tmp_path: Path) -> None:
     assert b"Your key is <key>." in journal
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not [path for path in files if KEY.encode() in path.read_bytes()]
-    assert KEY not in str(pq.read_table(tmp_path / "run/out.parquet").to_pylist())  # parquet may be compressed
+    assert KEY not in str(
+        pq.read_table(tmp_path / "run/out.parquet").to_pylist()
+    )  # parquet may be compressed
