@@ -90,6 +90,9 @@ class OpenAITeacher(ServedTeacher):
     def _ask(self, parts: list[Part]) -> Received | CallFailed:
         body = self._body(parts)
         response = self._client.post(f"{self.base_url}/chat/completions", json=body)
+        if response.has_redirect_location:  # not followed: a POST may become a GET
+            moved = one_line(scrub(response.headers["Location"]))
+            return CallFailed("not_found", f"HTTP {response.status_code}: the server is at {moved}")
         received = Received(response.status_code, response.headers.get("Retry-After", ""), response.content)
         if field := self._dispensable(received, body):
             self._refused.add(field)

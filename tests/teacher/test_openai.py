@@ -79,7 +79,7 @@ FAILS = {
     "not_found": ("not_found", None), "not_found_text": ("not_found", None), "not_found_detail": ("not_found", None),
     "quota": ("quota", 2.0), "quota_bare": ("quota", None), "quota_date": ("quota", None),
     "no_credit": ("daily_quota", None), "daily_quota": ("daily_quota", 7.0), "used_up": ("daily_quota", None),
-    "error_in_200": ("server", None), "server": ("server", None), "loading": ("server", 1.0), "moved": ("server", None),
+    "error_in_200": ("server", None), "server": ("server", None), "loading": ("server", 1.0), "moved": ("not_found", None),
     "html_502": ("server", None), "slow": ("timeout", None), "reset": ("connection", None),
 }  # fmt: skip
 """Calls that bring no answer: the kind, and the seconds that the server asks to wait."""
