@@ -109,8 +109,8 @@ def record(
 @app.command()
 def annotate(
     dataset: Annotated[Path, typer.Argument(help="folder of a LeRobot dataset")],
-    teacher: Annotated[str, typer.Option(help="oracle | gemini | gemini-legacy | local")] = "oracle",
-    model: Annotated[str | None, typer.Option(help="the model's name (gemini), its folder or hub name (local)")] = None,
+    teacher: Annotated[str, typer.Option(help="oracle | gemini | gemini-legacy | openai")] = "oracle",
+    model: Annotated[str | None, typer.Option(help="the model, as the teacher's server names it")] = None,
     option: Annotated[list[str] | None, typer.Option("-o", "--option", help="name=value, a further option of the teacher; repeatable")] = None,
     granularity: Annotated[str, typer.Option(help="step | segment | trajectory")] = "segment",
     keyframes: Annotated[int, typer.Option(min=1, help="pictures a request")] = 3,

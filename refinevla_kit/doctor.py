@@ -25,7 +25,7 @@ TORCH, TRANSFORMERS, MANI_SKILL = "2.13", "5.23", "3.0"
 """The release series the kit is checked against; pyproject.toml holds the same bounds."""
 
 FREE_DISK_GB = 3.0
-TEACHER_KEYS = ("GEMINI_API_KEY", "GOOGLE_API_KEY")
+TEACHER_KEYS = ("GEMINI_API_KEY", "GOOGLE_API_KEY", "OPENAI_API_KEY")
 
 # A box in front of a camera, lit: the picture must not be uniform, or the driver draws nothing.
 RENDER_PROBE = """

@@ -16,7 +16,7 @@ TEACHERS = {
     "oracle": "oracle.OracleTeacher",
     "gemini": "gemini.GeminiTeacher",
     "gemini-legacy": "gemini.GeminiLegacyTeacher",
-    "local": "local.LocalTeacher",
+    "openai": "openai.OpenAITeacher",
 }
 
 __all__ = [
@@ -39,8 +39,7 @@ def make_teacher(name: str, seed: int = 0, **options: Any) -> Teacher:
     try:
         make: Any = getattr(import_module(f"{__name__}.{module}"), kind)
     except ImportError as error:
-        remedy = install("gemini" if "gemini" in name else name)
-        raise KitError(f"the teacher {name} needs a package that is not here ({error})", remedy) from error
+        raise KitError(f"the teacher {name} needs a package that is not here ({error})", install("gemini")) from error
     known = inspect.signature(make).parameters
     if unknown := sorted(options.keys() - known.keys()):
         raise KitError(f"the teacher {name} has no option {unknown[0]!r}", f"choose from {', '.join(known) or 'none'}")

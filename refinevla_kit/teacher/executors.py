@@ -56,8 +56,8 @@ class RayCalls:
     """Calls through Ray actors, each of which holds its own copy of the teacher and reads the key from its own environment.
 
     Args:
-        concurrency: calls at a time, over all actors. workers: actors; None: one a CPU of the cluster. options: of the actors, e.g. num_gpus=1 for a
-            local model. Connects to the cluster that `ray.init` or RAY_ADDRESS names, else starts one on this machine.
+        concurrency: calls at a time, over all actors. workers: actors; None: one a CPU of the cluster. options: of the actors, as Ray has them.
+            Connects to the cluster that `ray.init` or RAY_ADDRESS names, else starts one on this machine.
     Raises: `KitError` when Ray is not installed.
     """
 

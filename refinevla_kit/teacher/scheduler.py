@@ -33,7 +33,7 @@ WRONG = 3  # requests that the server calls wrong before it has answered any: on
 LONGEST_WAIT = 900.0  # s; a server that asks to wait longer ends the run
 REMEDY = "look at what came back (raw in the table), change the model, its options or the prompt,"
 REMEDIES = {
-    "truncated": "raise max_output_tokens (local: max_new_tokens) or lower thinking, "
+    "truncated": "raise max_output_tokens or lower thinking, "
     "on a command line -o max_output_tokens=8192 or -o thinking=low,",
     "empty": "raise max_output_tokens or take another model",
     "blocked": "look at the pictures and the instruction, or take another model,",
@@ -251,7 +251,7 @@ class Run:
         now, wait, said = self.clock.now(), failure.retry_after or 0.0, f"{failure.kind}: {failure.reason}"
         wrong = failure.kind == "bad_request" and not self._heard and self.silent + 1 >= WRONG
         if failure.kind in ("unauthorised", "not_found") or wrong:
-            self._fail(KitError(f"the teacher's server refuses to answer ({said})", "mend the key, the model's name or the request"))
+            self._fail(KitError(f"the teacher's server refuses to answer ({said})", "mend the key, the model's name, base_url or the request"))
         elif failure.kind == "daily_quota":
             remedy = "run again when it is renewed, or have it raised"
             self._stop(f"because the daily quota is used up ({failure.reason})", remedy)

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, ClassVar
 
 os.environ.setdefault("NO_PROXY", "127.0.0.1")  # a proxy in the environment has no business with this server
 
@@ -69,6 +69,10 @@ class Received:
         system = (self.body.get("systemInstruction") or self.body.get("system_instruction") or {}).get("parts", [])
         return "\n".join(part["text"] for part in [*system, *self.parts] if "text" in part)
 
+    @property
+    def key(self) -> str:
+        """The key that was sent, "" for none."""
+        return self.headers.get("x-goog-api-key", "")
 
     @property
     def pictures(self) -> list[tuple[str, bytes]]:
@@ -168,8 +172,12 @@ class GeminiServer:
 
     Args:
         latency: seconds before each answer. keep: requests kept in the log, the newest ones (a benchmark wants few).
-    Attributes: url: "http://127.0.0.1:PORT". requests: the log. count: requests received. most_at_once: the most that were under way together.
+    Attributes: answers, received: by name, and what a request is read as; a subclass has another API's.
+        url: "http://127.0.0.1:PORT". requests: the log. count: requests received. most_at_once: the most that were under way together.
     """
+
+    answers: ClassVar[dict[str, Answer]] = ANSWERS
+    received: ClassVar[type[Received]] = Received
 
     def __init__(self, script: Script = ("ok",), latency: float = 0.0, keep: int = 1000) -> None:
         self.script, self.latency = script, latency
@@ -209,13 +217,13 @@ class GeminiServer:
     def _serve(self, handler: BaseHTTPRequestHandler) -> None:
         body = json.loads(handler.rfile.read(int(handler.headers.get("Content-Length") or 0)) or b"{}")
         with self._lock:
-            received = Received(self.count, handler.path, {name.lower(): value for name, value in handler.headers.items()}, body)
+            received = self.received(self.count, handler.path, {name.lower(): value for name, value in handler.headers.items()}, body)
             self.requests.append(received)
             self.count, self._now = self.count + 1, self._now + 1
             self.most_at_once = max(self.most_at_once, self._now)
         try:
             named = self.script(received) if callable(self.script) else self.script[min(received.number, len(self.script) - 1)]
-            played = ANSWERS[named] if isinstance(named, str) else named
+            played = self.answers[named] if isinstance(named, str) else named
             if played.delay:
                 self._closing.wait(played.delay)
             time.sleep(self.latency)
@@ -234,7 +242,7 @@ class GeminiServer:
             handler.connection.close()
             return
         asked = re.search(r'The instruction: "(.*)"', received.text) if b"{instruction}" in played.body else None
-        body = played.body.replace(b"{key}", received.headers.get("x-goog-api-key", "").encode())
+        body = played.body.replace(b"{key}", received.key.encode())
         body = body.replace(b"{instruction}", asked[1].encode() if asked else b"")
         handler.send_response(played.status)
         for name, value in ({"Content-Type": "application/json; charset=UTF-8"} | played.headers | {"Content-Length": str(len(body))}).items():

@@ -135,7 +135,7 @@ def test_a_teacher_is_checked_before_anything_long(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_teacher_or_option_that_does_not_exist_is_one_line(noise: Path) -> None:
-    with pytest.raises(KitError, match="unknown teacher 'gemni' -> choose one of oracle, gemini, gemini-legacy, local"):
+    with pytest.raises(KitError, match="unknown teacher 'gemni' -> choose one of oracle, gemini, gemini-legacy, openai"):
         annotate(noise, "--teacher", "gemni")
     with pytest.raises(KitError, match="has no option 'modle'"):
         make_teacher("gemini", modle="gemini-x")
