@@ -80,7 +80,7 @@ def test_pythons_of_the_project_set_up_and_doctor_are_the_same() -> None:
 
 
 def test_every_requirement_is_imported_or_run() -> None:
-    paths = [path for folder in ("refinevla_kit", "experiments", "notebooks") for path in (REPOSITORY / folder).rglob("*")]
+    paths = [path for folder in ("refinevla_kit", "experiments", "notebooks", "scripts") for path in (REPOSITORY / folder).rglob("*")]
     text = "".join(path.read_text(encoding="utf-8") for path in paths if path.suffix in (".py", ".ipynb"))
     owners = [(top, canonicalize_name(owner)) for top, names in metadata.packages_distributions().items() for owner in names]
     imported = {owner for top, owner in owners if re.search(rf"^\W*(import|from) {re.escape(top)}\b", text, re.M)}
@@ -102,10 +102,10 @@ def test_every_pinned_package_admits_debian_12s_python() -> None:
 def test_every_import_of_the_package_is_declared() -> None:
     declared = set(by_name(PROJECT["dependencies"] + [line for extra in PROJECT["optional-dependencies"].values() for line in extra]))
     original = {"mani_skill2_real2sim", "simpler_env"}  # of environment.yml, in an environment of their own
-    known = {*sys.stdlib_module_names, "refinevla_kit", "experiments", "tests", "conftest", "", *original}
+    known = {*sys.stdlib_module_names, "refinevla_kit", "experiments", "scripts", "tests", "conftest", "", *original}
     owners = metadata.packages_distributions()
     undeclared = set()
-    for path in (path for folder in ("refinevla_kit", "experiments", "tests") for path in (REPOSITORY / folder).rglob("*.py")):
+    for path in (path for folder in ("refinevla_kit", "experiments", "scripts", "tests") for path in (REPOSITORY / folder).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) and node.level == 0 else []

@@ -476,7 +476,7 @@ class _Video:
             self._stack.close()
 
     def drop(self) -> None:
-        with suppress(OSError):  # its disk may be full
+        with suppress(OSError, KitError):  # its disk may be full
             if self._writer:
                 self._writer.close(flush=False)
         error = InterruptedError("the episode did not end")
@@ -486,8 +486,10 @@ class _Video:
     def _told(self) -> Iterator[None]:
         try:
             yield
-        except OSError as error:
-            raise KitError(f"cannot write {self._path} ({error.strerror})", "free space and run again: finished episodes are kept") from error
+        except (OSError, KitError) as error:  # the writer speaks of the part that it writes
+            cause = error.__cause__ or error
+            reason = getattr(cause, "strerror", None) or cause
+            raise KitError(f"cannot write {self._path} ({reason})", "free space and run again: finished episodes are kept") from error
 
 
 def _video_folder(path: str | Path | None) -> Path | None:
