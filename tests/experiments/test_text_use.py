@@ -47,6 +47,6 @@ def test_the_error_is_that_of_the_commanded_movement(output: Path) -> None:
 
 def test_without_a_run_that_writes_first_it_says_what_to_run(output: Path) -> None:
     shutil.rmtree(output / "runs/rationale_first-seed0-abc")
-    with pytest.raises(KitError, match=r"no run of rationale_first in .* -> run the block `order` first"):
+    with pytest.raises(KitError, match=r"no run of rationale_first in .* -> run .* --only main,order` first"):
         measure(output)
     assert not (output / "records").exists()
