@@ -140,7 +140,9 @@ class EpisodeDataset:
         self._pictures = lru_cache(maxsize=1)(meta.read_parquet)
         self._rows = meta.listing(path, self.version, info)
         self._sentences = meta.sentences(path, self.version)
-        if episodes is None or (isinstance(episodes, int | np.integer) and not isinstance(episodes, bool)):
+        if isinstance(episodes, bool):
+            raise KitError(f"episodes={episodes}", "give a number, a list ([3, 5]), a range or text ('0-9,12')")
+        if episodes is None or isinstance(episodes, int | np.integer):
             wanted = list(self._rows)[: None if episodes is None else max(0, int(episodes))]
         else:
             wanted = meaning.episode_numbers(episodes)
