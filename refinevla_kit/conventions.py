@@ -285,7 +285,11 @@ class Converted:
 
 
 def _declared(policy: Any) -> Conventions:
-    return getattr(policy, "conventions", None) or Conventions()
+    said = getattr(policy, "conventions", None) or Conventions()
+    if not isinstance(said, Conventions):
+        what = f"policy {name_of(policy)!r} has conventions that are a {type(said).__name__}"
+        raise KitError(what, "give it `refinevla_kit.conventions.Conventions`, or none")
+    return said
 
 
 def _relative(gripper: str | None) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import difflib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -18,6 +19,7 @@ import yaml
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.files import write_json
+from refinevla_kit.tasks import BACKENDS, SETTINGS, find_tasks
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ("01_teacher_annotation", "02_fine_tuning", "03_simpler_evaluation", "04_attention_maps", "05_paper_figures")
@@ -34,6 +36,18 @@ KINDS: dict[str, type] = {
     "budget_money": float, "gripper": float, "confirm": bool, "deltas": bool, "columns": dict,
 }  # fmt: skip
 """Kinds of the parameters that a profile may leave at null. Of any other parameter the profile's value shows the kind."""
+
+CHOICES = {
+    "granularity": ("step", "segment", "trajectory"),
+    "order": ("action_first", "rationale_first"),
+    "starts": ("grid", "dense"),
+    "start": ("random", "grid"),
+    "setting": SETTINGS,
+    "backend": ("auto", *BACKENDS),
+}
+LEAST = dict.fromkeys(("episodes_per_task", "concurrency", "requests_per_minute", "steps", "batch_size", "width", "every"), 1)
+LEAST |= dict.fromkeys(("seed", "workers", "settle", "disturb", "noise", "budget_money", "lambda_reasoning", "freeze_layers"), 0)
+"""What a value has to be, known before the first long step; what depends on more than the value is said by who takes it."""
 
 _READ = "_refinevla_settings_read"
 PLACES = "places.json"  # in a notebook's folder: what each path there was made from, and which was used last
@@ -97,16 +111,25 @@ class Settings:
         return self.folder / chosen
 
     def remember(self, name: str, value: T) -> T:
-        """Keep `value`, an existing path or JSON, for later notebooks to `find` or `recall` under `name`; it is returned."""
+        """Keep `value`, an existing path or JSON, for later notebooks to `find` or `recall` under `name`; it is returned.
+
+        Paths in `output`, in the name too, are kept as they lie from there: the folder may be moved or copied.
+        """
         known, latest = _read_places(self.folder)
-        kept = str(value) if isinstance(value, Path) else value
-        write_json(self.folder / PLACES, {"made_from": known, "latest": latest | {name: kept}})
+        kept: Any = value
+        if isinstance(value, Path):
+            inside = value.is_relative_to(self._values["output"])
+            kept = os.path.relpath(value, self.folder) if inside else str(value)
+        write_json(self.folder / PLACES, {"made_from": known, "latest": latest | {self._moved(name): kept}})
         return value
+
+    def _moved(self, name: str) -> str:
+        return name.replace(f"{self._values['output']}/", "")
 
     def recall(self, run_path: str) -> Any:
         """What an earlier notebook remembered as `notebook/name`, None where it remembered nothing."""
         earlier, _, name = run_path.partition("/")
-        return _read_places(self._values["output"] / earlier)[1].get(name)
+        return _read_places(self._values["output"] / earlier)[1].get(self._moved(name))
 
     def find(self, value: str | Path | None, run_path: str, shipped_name: str) -> Path:
         """The input to read: `value` if one is given, else what an earlier notebook left last as `output/run_path`, else `data/shipped_name`.
@@ -155,7 +178,7 @@ class Settings:
         """What an earlier notebook left as `run_path`, None where it left nothing."""
         earlier, _, name = run_path.partition("/")
         latest = self.recall(run_path)
-        path: Path = self._values["output"] / earlier / (latest or name)
+        path = Path(os.path.normpath(self._values["output"] / earlier / (latest or name)))
         if path.exists():
             return path
         if latest is not None:
@@ -217,10 +240,27 @@ def read_settings(notebook: str, namespace: dict[str, Any]) -> Settings:
         namespace[_READ] = True
     given = {name: check_kind(name, values.get(name), value) for name, value in given.items() if name in known}
     output, seed = given.pop("output", None), given.pop("seed", 0)
-    if seed < 0:
-        raise KitError(f"seed is {seed}", "give a whole number from 0 on")
+    if output == "":
+        raise KitError("output is an empty text", "give a folder, or None for runs/<profile>")
+    for name, value in (given | {"seed": seed}).items():
+        _check_value(name, value)
     folder = REPOSITORY / "runs" / profile if output is None else Path(output).expanduser().resolve()
     return Settings(notebook, dict.fromkeys(known) | values | given | {"profile": profile, "output": folder, "seed": seed})
+
+
+def _check_value(name: str, value: Any) -> None:
+    """Raise `KitError` for a value that no run can use."""
+    if name in CHOICES and value not in CHOICES[name]:
+        raise KitError(f"unknown {name} {value!r}{_suggest(str(value), list(CHOICES[name]))}", f"choose one of {', '.join(CHOICES[name])}")
+    if name in LEAST and not LEAST[name] <= value < float("inf"):
+        raise KitError(f"{name} is {value}", f"give a number from {LEAST[name]} on")
+    if name == "seed" and value >= 2**32:
+        raise KitError(f"seed is {value}", f"give a whole number below {2**32}")
+    if name == "tasks":
+        if not value:
+            raise KitError("tasks is an empty list", 'name one or more, as in ["widowx"]')
+        for task in value:
+            find_tasks(str(task))
 
 
 def _assigned(namespace: Mapping[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import cast
 
@@ -100,12 +101,25 @@ def test_names_of_start_up_files_and_of_other_cells_are_no_parameters() -> None:
     [
         ("base", 0.5, "base is a text"), ("threads", "two", "threads is a whole number, such as 2"), ("steps", 2.5, "steps is a whole number"),
         ("steps", True, "steps is a whole number"), ("seed", -1, "seed is -1"), ("seed", "x", "seed is a whole number"),
-        ("rationales", ["a"], "a text"),
+        ("rationales", ["a"], "a text"), ("output", "", "output is an empty text"), ("seed", 2**32, "seed is 4294967296"), ("steps", 0, "steps is 0"),
+        ("order", "rationale", r"did you mean 'rationale_first'"), ("lambda_reasoning", float("nan"), "lambda_reasoning is nan"),
     ],
 )  # fmt: skip
 def test_a_value_of_another_kind_is_refused(name: str, value: object, message: str) -> None:
     with pytest.raises(KitError, match=message):
         read_settings(NOTEBOOK, {"profile": "smoke", name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("granularity", "segments", "did you mean 'segment'"), ("concurrency", 0, "concurrency is 0"), ("tasks", [], "tasks is an empty list"),
+        ("episodes_per_task", -1, "episodes_per_task is -1"), ("tasks", [1], "unknown task, group or robot '1'"), ("start", "dense", "unknown start"),
+    ],
+)  # fmt: skip
+def test_what_would_stop_a_run_after_its_recording_is_said_before(name: str, value: object, message: str) -> None:
+    with pytest.raises(KitError, match=message):
+        read_settings("01_teacher_annotation", {"profile": "smoke", name: value})
 
 
 def test_a_folder_may_be_called_by_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,6 +144,23 @@ def test_the_same_settings_go_on_and_others_get_a_place_of_their_own(tmp_path: P
     assert later.find(None, "02_fine_tuning/model", "demo") == second
     settings.place("model", {"steps": 4})
     assert later.find(None, "02_fine_tuning/model", "demo") == first, "the one that was used last"
+
+
+def test_a_run_that_was_moved_or_copied_finds_what_it_remembered_in_its_own_folder(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    settings = read_settings("01_teacher_annotation", {"profile": "smoke", "output": str(old)})
+    made = settings.place("dataset", {})
+    made.mkdir()
+    (outside := tmp_path / "theirs").mkdir()
+    settings.remember("dataset", made)
+    settings.remember("base", outside)
+    settings.remember(f"reading of {made}", {"camera": "wrist"})
+    shutil.copytree(old, new)
+    later = read_settings("02_fine_tuning", {"profile": "smoke", "output": str(new)})
+    data = later.find(None, "01_teacher_annotation/dataset", "demo")
+    assert data == new / "01_teacher_annotation/dataset"
+    assert later.recall(f"01_teacher_annotation/reading of {data}") == {"camera": "wrist"}
+    assert later.find(None, "01_teacher_annotation/base", "demo") == outside
 
 
 def test_what_nobody_knows_the_making_of_is_never_taken_over(tmp_path: Path) -> None:

@@ -60,6 +60,8 @@ def capture_batch(
         images: uint8 (B, H, W, 3), or a sequence of B pictures of any sizes. proprioception: float (B, 15).
         batch_size: most pictures of one forward pass; one layer's attention of so many is in memory at a time.
     """
+    if not len(images):
+        return []
     sequences, answers = teacher_forced(policy, images, instructions, actions, rationales, proprioception, queries)
     vla = policy.vla
     pixels, states = vla.pixel_values(images), vla.states(proprioception)
@@ -86,6 +88,11 @@ def teacher_forced(
     """The sequences to feed, one a picture, and the actions in them: given ones, else the policy's own. Arguments as in `capture_batch`."""
     check_policy(policy)
     check_kinds(queries)
+    counts = {"instructions": instructions, "actions": actions, "rationales": rationales, "proprioception": proprioception}
+    for name, given in counts.items():
+        if isinstance(given, str) or (given is not None and len(given) != len(images)):
+            said = "one text" if isinstance(given, str) else f"{len(given)}"
+            raise KitError(f"{name}: {said} for {len(images)} pictures", "give one a picture, in a list")
     answers = policy.act_batch(images, instructions, proprioception) if actions is None else list(actions)
     sequences = []
     for row, (instruction, answer) in enumerate(zip(instructions, answers, strict=True)):

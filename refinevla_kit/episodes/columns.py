@@ -6,6 +6,7 @@ read as a fact.
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -64,6 +65,8 @@ def find_columns(features: Any, given: Mapping[str, str] | None, camera: str | N
             f"{where}/meta/info.json has no table of features",
             "write there what each column is, as LeRobot does ('features')",
         )
+    if given is not None and not isinstance(given, Mapping):
+        raise KitError(f"columns={given!r} is no mapping", "write columns={'action': 'the name of its feature'}")
     given = dict(given or {})
     for role, name in given.items():
         if role not in ROLES:
@@ -72,6 +75,11 @@ def find_columns(features: Any, given: Mapping[str, str] | None, camera: str | N
             raise KitError(
                 f"{where} has no feature {name!r} for columns={{{role!r}: ...}}",
                 f"choose one of {', '.join(sorted(features))}",
+            )
+        if name and not _may_be(role, str(features[name].get("dtype"))):
+            raise KitError(
+                f"the feature {name!r} of {where} is {features[name].get('dtype')}, which is no {role}",
+                f"name another for columns={{{role!r}: ...}}",
             )
     pictures = {
         name: feature for name, feature in features.items() if feature.get("dtype") in ("video", "image")
@@ -150,6 +158,17 @@ def opens_at(command: Array, robot: str) -> tuple[float | None, str]:
     return None, "not known"
 
 
+def check_open(command: Array, value: float) -> None:
+    """Raise `KitError` where no command of a gripper that moves can mean that it is open at `value`."""
+    command = command[np.isfinite(command)]
+    low, high = (float(command.min()), float(command.max())) if len(command) else (value, value)
+    reach = high - low
+    between = low + reach / 4 < value < high - reach / 4
+    if reach > 0 and (between or not low - reach <= value <= high + reach):
+        what = f"gripper={value:g}, but the gripper's command goes from {low:g} to {high:g}"
+        raise KitError(what, "give the one of these two at which it is open")
+
+
 def is_open(command: Array, value: float) -> Array:
     """bool (T,): the gripper is to be open, which is `value`; closed is 0 or -1 for 1, and 1 for 0 or -1."""
     command = filled(command[:, None], False)[:, 0]
@@ -178,7 +197,10 @@ def episode_numbers(wanted: str | Iterable[int]) -> list[int]:
     """Numbers from [3, 5], range(10) or text such as "0-9,12". Raises `KitError` for anything else."""
     try:
         if not isinstance(wanted, str):
-            return [int(number) for number in wanted]
+            numbers = list(wanted)
+            if any(isinstance(number, bool | np.bool_) for number in numbers):
+                raise TypeError
+            return [operator.index(number) for number in numbers]
         ends = [[int(end) for end in part.split("-")] for part in wanted.split(",")]
         if any(end[-1] - end[0] > 10**7 for end in ends):
             raise ValueError
@@ -196,7 +218,10 @@ def _flatten(names: Any, group: str = "") -> Iterable[str]:
             yield from _flatten(part, f"{key} " if len(names) > 1 else "")
     elif isinstance(names, list | tuple):
         for part in names:
-            yield from _flatten(part, group) if isinstance(part, list | tuple | dict) else [f"{group}{part}"]
+            if isinstance(part, list | tuple | dict):
+                yield from _flatten(part, group)
+            elif part is not None:
+                yield f"{group}{part}"
 
 
 def _is_depth(name: str, feature: dict[str, Any]) -> bool:
@@ -234,13 +259,25 @@ def _state(vectors: Sequence[str]) -> str:
 
 
 def _camera(cameras: Sequence[str], wanted: str, where: str) -> str:
-    called = [name for name in cameras if name == wanted] or [name for name in cameras if wanted in name]
+    called = (
+        [name for name in cameras if name == wanted]
+        or [name for name in cameras if _last(name) == str(wanted).lower()]
+        or [name for name in cameras if str(wanted) in name]
+    )
     if len(called) != 1:
+        what = "several cameras called" if called else "no camera"
         raise KitError(
-            f"{where} has no camera {wanted!r}",
-            f"choose one of {', '.join(cameras) or 'none: it has no pictures'}",
+            f"{where} has {what} {wanted!r}",
+            f"choose one of {', '.join(called or cameras) or 'none: it has no pictures'}",
         )
     return called[0]
+
+
+def _may_be(role: str, dtype: str) -> bool:
+    """Whether a feature of this type can be what it is named for."""
+    if role == "instruction":
+        return bool(re.match(r"str|large_str|int|uint", dtype))
+    return dtype not in ("video", "image", "string", "str")
 
 
 def _follows(actions: Array, state: Array) -> bool:

@@ -27,17 +27,19 @@ def behind(file: Path) -> Path:
 
 def unreadable(file: Path, why: object, remedy: str = AGAIN) -> KitError:
     """The error to raise; a pointer of Git LFS, which stands where a clone left the file out, is called that."""
+    return pointer_of(file) or KitError(f"{file} cannot be read ({why})", remedy)
+
+
+def pointer_of(file: Path) -> KitError | None:
+    """The error to raise where a pointer of Git LFS stands for the file; None elsewhere."""
     try:
         with file.open("rb") as stream:
-            pointer = stream.read(len(POINTER)) == POINTER
+            if stream.read(len(POINTER)) != POINTER:
+                return None
     except (OSError, ValueError):
-        pointer = False
-    if pointer:
-        return KitError(
-            f"{file} is a pointer of Git LFS, not the file itself",
-            "fetch the files: run `git lfs pull` in the dataset's folder",
-        )
-    return KitError(f"{file} cannot be read ({why})", remedy)
+        return None
+    what = f"{file} is a pointer of Git LFS, not the file itself"
+    return KitError(what, f"fetch the files: run `git lfs pull` in {file.parent}")
 
 
 def exists(file: Path) -> bool:

@@ -41,7 +41,7 @@ def listing(path: Path, version: str, info: dict[str, Any]) -> Rows:
         if totals[0]:
             raise KitError(f"{path}: meta lists no episode, info.json says {totals[0]}", AGAIN)
         raise KitError(f"{path} holds no episode yet", "record one, then come again")
-    lengths = [whole(row.get("length")) for row in rows.values()]
+    lengths = [whole(row.get("length")) or None for row in rows.values()]  # of a row with none nothing is known
     counts = [len(rows), None if None in lengths else sum(length or 0 for length in lengths)]
     for total, count in zip(totals, counts, strict=True):
         if total is not None and count is not None and total != count:
@@ -180,7 +180,9 @@ def matrix(column: pa.ChunkedArray) -> Array:
     array = column.combine_chunks()
     array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
     if not pa.types.is_nested(array.type):
-        return np.asarray(array.to_numpy(zero_copy_only=False)).astype(np.float32).reshape(len(array), 1)
+        return _float32(array).reshape(len(array), 1)
+    if not _is_list(array.type):
+        raise ValueError(f"holds {str(array.type).partition('<')[0]}, not lists of numbers")
     if array.null_count:
         raise ValueError(f"has no numbers in row {array.is_null().index(True).as_py()}")
     lengths = (
@@ -191,8 +193,22 @@ def matrix(column: pa.ChunkedArray) -> Array:
     if len(array) and (odd := lengths != lengths[0]).any():
         row = int(odd.argmax())
         raise ValueError(f"has {lengths[row]} numbers in row {row}, but {lengths[0]} in row 0")
-    values = np.asarray(array.flatten().to_numpy(zero_copy_only=False)).astype(np.float32)
-    return values.reshape(len(array), int(lengths[0]) if len(array) else 0)
+    if _is_list(array.type.value_type):
+        if len(array) and lengths[0] != 1:
+            raise ValueError(f"holds {lengths[0]} lists in each row, not one list of numbers")
+        return matrix(pa.chunked_array([array.flatten()]))
+    return _float32(array.flatten()).reshape(len(array), int(lengths[0]) if len(array) else 0)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _float32(array: pa.Array) -> Array:
+    if not (pa.types.is_floating(array.type) or pa.types.is_integer(array.type) or pa.types.is_boolean(array.type)):
+        raise ValueError(f"holds {str(array.type).partition('<')[0]}, not numbers")
+    with np.errstate(over="ignore"):  # what is beyond float32 is not finite, and counts as missing
+        return np.asarray(array.to_numpy(zero_copy_only=False)).astype(np.float32)
 
 
 def whole(value: Any) -> int | None:

@@ -126,7 +126,9 @@ class EpisodeDataset:
         self._data_path, self._video_path = (
             given if isinstance(given, str) else own for given, own in zip(named, usual, strict=True)
         )
-        self._chunk = meta.whole(info.get("chunks_size")) or 1000
+        self._chunk = max(0, meta.whole(info.get("chunks_size")) or 0) or 1000
+        if deltas is not None and not (isinstance(deltas, bool | int | np.bool_) and deltas in (0, 1)):
+            raise KitError(f"deltas={deltas!r}", "give True (displacements), False (positions) or None")
         self.overrides = {"deltas": deltas, "gripper": gripper, "camera": camera, "columns": columns}
         self.overrides = {name: value for name, value in self.overrides.items() if value is not None}
         self.left_out: dict[int, str] = {}
@@ -138,8 +140,10 @@ class EpisodeDataset:
         self._pictures = lru_cache(maxsize=1)(meta.read_parquet)
         self._rows = meta.listing(path, self.version, info)
         self._sentences = meta.sentences(path, self.version)
-        if episodes is None or isinstance(episodes, int):
-            wanted = list(self._rows)[: None if episodes is None else max(0, episodes)]
+        if isinstance(episodes, bool):
+            raise KitError(f"episodes={episodes}", "give a number, a list ([3, 5]), a range or text ('0-9,12')")
+        if episodes is None or isinstance(episodes, int | np.integer):
+            wanted = list(self._rows)[: None if episodes is None else max(0, int(episodes))]
         else:
             wanted = meaning.episode_numbers(episodes)
         self.episodes: tuple[EpisodeInfo, ...] = ()
@@ -287,7 +291,7 @@ class EpisodeDataset:
             "meaning": f"{kinds[self.deltas]}{unit} ({self._why['deltas']})",
             "gripper": f"{place}{sense} ({self._why['gripper']})",
             "state": f"{self.columns.state}: {' '.join(self.state_names) or 'no names'}"
-            if self.columns.state
+            if self._widths[self.columns.state]
             else "none",
             "instruction": f"{len(told)} different, by {self.columns.instruction}" if told else "none",
         }
@@ -368,6 +372,7 @@ class EpisodeDataset:
             self.gripper, sense = 1.0, "this kit's own: 1 open, -1 closed"
         if gripper is not None:
             self.gripper, sense = meta.number_of(gripper, "gripper"), "as told"
+            meaning.check_open(command, self.gripper)
         self._why = {"deltas": why, "gripper": sense}
 
     def _vectors(self, episode: int, name: str) -> Array:
@@ -381,6 +386,9 @@ class EpisodeDataset:
         except (ValueError, TypeError, OverflowError, pa.ArrowException) as error:
             what = f"{self._table_file(episode)}: {name!r} of episode {episode} {error}"
             raise KitError(what, "mend or leave out this episode: each row takes as many numbers") from error
+        if name == self.columns.action and not values.shape[1]:
+            what = f"{self._table_file(episode)}: {name!r} of episode {episode} has rows of no numbers"
+            raise KitError(what, "name the column that holds the action: columns={'action': ...}")
         if (width := self._widths.get(name, values.shape[1])) != values.shape[1]:
             what = f"episode {episode} of {self.path} has rows of {values.shape[1]} numbers in {name!r}, others {width}"
             raise KitError(what, "leave it out, or split the dataset by robot")
@@ -406,7 +414,15 @@ class EpisodeDataset:
             rows = np.flatnonzero(numbers == episode)
         if len(rows) != length:
             raise KitError(f"{path} holds {len(rows)} of the {length} frames of episode {episode}", AGAIN)
-        return rows if order is None else rows[np.argsort(order[rows], kind="stable")]
+        if order is None:
+            return rows
+        known = np.isfinite(order[rows])
+        if (np.diff(order[rows][known]) > 0).all():
+            return rows
+        if not known.all():
+            what = f"{path} does not tell the order of the frames of episode {episode}: 'frame_index' has gaps"
+            raise KitError(what, "write the number of its frame into each row")
+        return rows[np.argsort(order[rows], kind="stable")]
 
     def _read_table(self, path: Path) -> dict[str, Any]:
         """The columns that are read of a table, and by itself what says where an episode's frames are."""
@@ -447,7 +463,7 @@ class EpisodeDataset:
             )
 
     def _stills(self, episode: int, camera: str, frames: Sequence[int]) -> Array:
-        from PIL import Image
+        from PIL import Image, UnidentifiedImageError
 
         path, rows = self._table_file(episode), self._places(episode)
         self._kept_in(path, camera)
@@ -455,19 +471,18 @@ class EpisodeDataset:
         images: list[Array] = []
         for frame in frames or [0]:
             cell = column[int(rows[frame])].as_py()
-            content = (
-                cell if isinstance(cell, bytes) else cell.get("bytes") if isinstance(cell, dict) else None
-            )
-            beside = (
-                self.path / str(cell.get("path")) if isinstance(cell, dict) and cell.get("path") else None
-            )
+            if isinstance(cell, bytes | str):
+                cell = {"bytes" if isinstance(cell, bytes) else "path": cell}
+            content, name = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (None, None)
             try:
-                if content is None and beside is None:
-                    raise ValueError("the cell is empty")
-                with Image.open(io.BytesIO(content) if content is not None else beside) as image:  # type: ignore[arg-type]
+                if content is None and not name:
+                    raise ValueError("the cell holds no picture")
+                source = self._still_file(episode, camera, str(name)) if content is None else io.BytesIO(content)
+                with Image.open(source) as image:
                     images.append(np.asarray(image.convert("RGB")))
             except Exception as error:  # Pillow's decoders raise anything
-                what = f"{path}: picture {frame} of episode {episode} in {camera!r} cannot be read ({error})"
+                why = "it is no picture" if isinstance(error, UnidentifiedImageError) else error
+                what = f"{path}: picture {frame} of episode {episode} in {camera!r} cannot be read ({why})"
                 raise KitError(what, AGAIN) from error
         if len({image.shape for image in images}) > 1:
             raise KitError(
@@ -476,12 +491,17 @@ class EpisodeDataset:
             )
         return np.stack(images)[: len(frames)]
 
+    def _still_file(self, episode: int, camera: str, name: str) -> Path:
+        """A picture beside the tables: where its cell says, or where LeRobot puts one of this name."""
+        usual = self.path / f"images/{camera}/episode_{episode:06d}" / Path(name).name
+        return usual if usual.is_file() and not (self.path / name).is_file() else self.path / name
+
     def _video_file(self, episode: int, camera: str) -> tuple[Path, int]:
         """The mp4 of an episode and the number of its first frame in it."""
         row = self._rows[self.info(episode).index]
         start = row.get(f"videos/{camera}/from_timestamp", 0.0)
         if not isinstance(start, int | float) or not 0 <= start < 1e9:
-            what = f"meta/episodes of {self.path} gives episode {episode} the from_timestamp {start} in {camera!r}"
+            what = f"meta/episodes of {self.path} gives episode {episode} the from_timestamp {start!r} in {camera!r}"
             raise KitError(what, "write there the second at which the episode starts in its video")
         return self._format(self._video_path, episode, f"videos/{camera}", video_key=camera), round(
             start * self.fps

@@ -26,7 +26,9 @@ ONE_KIND = ("checkpoint_hash", "backend", "assets", "start", "width", "height") 
 
 
 def succeeded(record: EpisodeRecord, rule: Rule) -> bool:
-    """Whether the episode is a success under `rule`."""
+    """Whether the episode is a success under `rule`; raises `KitError` for another than `RULES`."""
+    if rule not in RULES:
+        raise KitError(f"unknown rule {rule!r}", f"choose one of {', '.join(RULES)}")
     return record.success_last if rule == "last" else record.success_any
 
 

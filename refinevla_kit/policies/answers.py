@@ -210,7 +210,11 @@ def _column(said: Mapping[str, Any], name: str, rows: Array, default: Array) -> 
 
 
 def _on_cpu(value: Any) -> Any:
-    return value.detach().cpu().float().numpy() if hasattr(value, "detach") else value  # numpy has no bfloat16
+    if not hasattr(value, "detach"):
+        return value
+    tensor = value.detach().cpu()
+    tensor = tensor.to_dense() if tensor.is_sparse else tensor
+    return (tensor if tensor.is_complex() else tensor.float()).numpy()  # numpy has no bfloat16
 
 
 def _listed(value: Any) -> list[Any] | None:
@@ -225,8 +229,12 @@ def _listed(value: Any) -> list[Any] | None:
 
 def _split(found: Any, count: int) -> list[Any]:
     """The answers to a batch, one each."""
-    if isinstance(found, tuple) and len(found) == 2 and count != 2 and isinstance(found[1], Mapping):
-        found = found[1]  # (raw, processed)
+    if isinstance(found, tuple) and len(found) == 2:
+        beside = found[1] is None or isinstance(found[1], Mapping)
+        if count != 2 or (beside and not isinstance(found[0], Mapping)):
+            found = _of_pair(*found)
+        elif all(getattr(each, "shape", ()) == (2, 7) for each in found):  # two chunks, or raw and processed actions
+            _of_pair(*found)
     if isinstance(found, Mapping):
         columns = {name: column for name, value in found.items() if (column := _listed(value)) is not None}
         answers = next((columns[name] for name in (*ACTIONS, "world_vector") if name in columns), None)
@@ -236,6 +244,16 @@ def _split(found: Any, count: int) -> list[Any]:
         said = reprlib.repr(found) if answers is None else f"{len(answers)} answers"
         raise KitError(f"returned {said} for {count} images", "act_batch returns one answer an image")
     return [{name: column[row] for name, column in columns.items() if len(column) == count} for row in range(count)] if columns else answers
+
+
+def _line(error: Exception) -> str:
+    """What an error says, in a line that every terminal shows."""
+    try:
+        said = str(error)
+    except Exception as other:  # even that is anyone's code
+        said = f"its message cannot be read ({type(other).__name__})"
+    shown = "".join(letter if letter.isprintable() else " " for letter in said)
+    return " ".join(shown.split())[:500]
 
 
 @contextmanager
@@ -249,5 +267,5 @@ def _blamed() -> Iterator[None]:
         raise KitError(f"failed: {error.what}", error.remedy) from error
     except Exception as error:  # it may raise anything
         place = traceback.extract_tb(error.__traceback__)[-1]
-        what = f"failed: {type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno})"
+        what = f"failed: {type(error).__name__}: {_line(error)} ({Path(place.filename).name}, line {place.lineno})"
         raise KitError(what, "mend the policy and run again: finished episodes are kept; the error's __cause__ has the traceback") from error

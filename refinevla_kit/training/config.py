@@ -83,9 +83,13 @@ class TrainingConfig:
             if name == "collapse_grace" and value is None:
                 continue
             kind: Any = Integral if whole else Real
-            if isinstance(value, bool) or not isinstance(value, kind) or not least <= value < math.inf:
+            if isinstance(value, bool) or not isinstance(value, kind) or not least <= value < (2**63 if whole else math.inf):
                 raise KitError(f"{name} is {value!r}", f"give a {'whole ' if whole else ''}number, {least} or more")
             object.__setattr__(self, name, int(value) if whole else float(value))  # numpy's own numbers are not written to JSON
+        for name in ("freeze_tower", "tensorboard"):
+            if not isinstance(switch := getattr(self, name), bool | np.bool_):
+                raise KitError(f"{name} is {switch!r}", "give True or False")
+            object.__setattr__(self, name, bool(switch))
         if self.warmup >= 1:
             steps = f"; for {self.warmup:g} of the {self.steps} steps give {self.warmup / self.steps:.3g}" if self.warmup < self.steps else ""
             raise KitError(f"warmup is {self.warmup:g}", f"give the share of the steps in which the rate rises, 0 to less than 1{steps}")

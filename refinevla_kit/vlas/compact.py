@@ -23,6 +23,7 @@ from transformers import Gemma2Config, PaliGemmaConfig, PaliGemmaForConditionalG
 from transformers.utils import logging as hub_logging
 
 from refinevla_kit.conventions import WIDOWX, Conventions
+from refinevla_kit.episodes.damage import pointer_of
 from refinevla_kit.errors import KitError, listed
 from refinevla_kit.files import replacing, sha256, write_json
 from refinevla_kit.simulator.contract import Array
@@ -139,14 +140,17 @@ class CompactVLA(VLA):
         """float (B, 15) -> float32 (B, 22), what the tower takes; None for a policy that reads no state.
 
         Raises:
-            KitError: the policy reads it and there is none, or of another size.
+            KitError: the policy reads it and there is none, of another size, or with what is no number.
         """
         if not self.reads_state:
             return None
         if proprioception is None:
             remedy = "pass `proprioception` (see Observation), as `evaluate` does for policies with `needs_proprioception`"
             raise KitError("this policy reads the robot's own state beside the picture, and none was given", remedy)
-        return torch.from_numpy(state_features(proprioception)).to(self.device)
+        features = state_features(proprioception)
+        if not np.isfinite(features).all():
+            raise KitError("the robot's own state holds what is no number", "leave that frame out, or mend its state")
+        return torch.from_numpy(features).to(self.device)
 
     def look(self, pixels: Tensor) -> Tensor:
         tokens: Tensor = self._paligemma.vision_tower(pixel_values=pixels).last_hidden_state
@@ -166,7 +170,7 @@ class CompactVLA(VLA):
         if len({np.shape(image) for image in images}) > 1:
             return torch.cat([self.pixel_values(np.asarray(image)[None]) for image in images])
         config, images = self._vision, np.array(images)
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not images.size:
             raise KitError(f"pictures are {images.dtype} {images.shape[1:]}", "give RGB as the camera has it: uint8 (H, W, 3), 0 to 255")
         x = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float()  # B, 3, H, W
         if x.shape[-2:] != (config.height, config.width):
@@ -259,7 +263,7 @@ def _check_files(directory: Path) -> None:
         with safe_open(file, "pt") as tensors:
             kinds = {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118, it is no dict
     except (SafetensorError, OSError) as error:
-        raise KitError(f"the checkpoint {directory} is damaged ({error})", COPY) from error
+        raise pointer_of(file) or KitError(f"the checkpoint {directory} is damaged ({error})", COPY) from error
     if strange := [f"{name} of {kind}" for name, kind in kinds.items() if kind not in NUMBERS]:
         raise KitError(f"{file} holds {listed(strange)}", f"store the weights as one of {', '.join(NUMBERS)}, not quantised")
 

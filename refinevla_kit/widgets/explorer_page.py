@@ -39,8 +39,10 @@ def write_page(path: str | Path, exploration: Exploration, query: str = "", laye
         every: keep each n-th frame.
 
     Raises:
-        KitError: the page would be larger than `LARGEST_PAGE`.
+        KitError: `every` is less than 1, or the page would be larger than `LARGEST_PAGE`.
     """
+    if every < 1:
+        raise KitError(f"every is {every}", "give 1 for all frames, 2 for each second one")
     kept = range(0, len(exploration.frames), every)
     kept_captures = [found[i] for found in exploration.captures.values() for i in kept]
     bytes_a_head = sum(one.patches[:, 0, :, 0].size * (2 * one.patches.shape[-1] + 4) * 4 / 3 for one in kept_captures)

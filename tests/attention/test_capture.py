@@ -182,3 +182,11 @@ def test_says_so_when_there_is_no_attention(image: Array) -> None:
 
 def test_the_layer_shown_is_above_the_middle() -> None:
     assert [upper_middle(layers) for layers in (1, 4, 5, 26)] == [0, 2, 3, 15]
+
+
+def test_nothing_to_capture_is_nothing_and_lists_of_other_lengths_are_told(policy, image) -> None:
+    assert capture_batch(policy, [], []) == []
+    with pytest.raises(KitError, match="instructions: 1 for 2 pictures"):
+        capture_batch(policy, [image, image], [INSTRUCTION])
+    with pytest.raises(KitError, match="instructions: one text for 1 pictures"):
+        capture_batch(policy, [image], INSTRUCTION)

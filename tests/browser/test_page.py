@@ -128,6 +128,8 @@ def test_a_page_can_be_made_smaller_and_is_never_too_large(exploration: Explorat
     assert small.stat().st_size < whole.stat().st_size
     stored = json.loads(small.read_text().split('id="store">')[1].split("</script>")[0])
     assert (stored["heads"], [frame["step"] for frame in stored["frames"]]) == (1, [0, 2, 1])
+    with pytest.raises(KitError, match="every is 0"):
+        write_page(tmp_path / "none.html", exploration, every=0)
     monkeypatch.setattr(explorer_page, "EASY_PAGE", 1000)
     assert write_page(tmp_path / "easy.html", exploration, every=2).read_text() == small.read_text()
     monkeypatch.setattr(explorer_page, "LARGEST_PAGE", 1000)

@@ -86,7 +86,7 @@ def test_a_depth_map_is_never_chosen_unasked(tmp_path):
     dataset = open_dataset(root)
     assert (dataset.camera, dataset.cameras[-1]) == ("observation.images.front", "observation.images.a_depth")
     assert open_dataset(root, camera="wrist").camera == "observation.images.wrist"
-    with pytest.raises(KitError, match="no camera 'observation'"):
+    with pytest.raises(KitError, match="several cameras called 'observation'"):
         open_dataset(root, camera="observation")
     marked = {"dtype": "video", "shape": [16, 16, 1], "info": {"video.is_depth_map": True}}
     only = write_stranger(
@@ -211,12 +211,13 @@ def test_a_gripper_of_unknown_sense_is_not_told(tmp_path):
 
 def test_episodes_are_chosen(tmp_path):
     root = write_stranger(tmp_path / "d", lengths=(5, 5, 5, 5))
+    assert len(open_dataset(root, episodes=3).episodes) == 3
     for wanted, chosen in (([2], [2]), (range(1, 3), [1, 2]), ("0-1,3", [0, 1, 3]), (np.array([3]), [3])):
         assert [info.index for info in open_dataset(root, episodes=wanted).episodes] == chosen
     for wrong, why in (
         ([7], "has no episode 7"),
         ("many", "no numbers"),
-        (3, "no numbers"),
+        (1.5, "no numbers"),
         ([], "is chosen"),
     ):
         with pytest.raises(KitError, match=why):
@@ -543,3 +544,99 @@ def test_a_gripper_of_unknown_sense_decides_no_claim(tmp_path):
         found = audit(replace(request, actions=np.full((6, 7), 1, np.float32)), said).findings
         verdicts.append({finding.verdict for finding in found if finding.claim.kind == "sub-task"})
     assert verdicts == [{"undecided"}, {"true"}, {"false"}]
+
+
+@pytest.mark.parametrize("name", ["images/observation.images.front/episode_000000/{}.png", "{}.png"])
+@pytest.mark.parametrize("text", [True, False])
+def test_pictures_beside_the_tables_are_found_where_lerobot_puts_them(tmp_path, name, text):
+    def beside(columns: dict, episode: int) -> dict:
+        names = [name.format(frame).replace("000000", f"{episode:06d}") for frame in columns["frame_index"]]
+        cells = pa.array(names) if text else pa.array([{"bytes": None, "path": each} for each in names])
+        return columns | {CAMERA: cells}
+
+    root = write_stranger(tmp_path / "d", lengths=(3, 3), stills=True, column=beside)
+    for episode in range(2):
+        folder = root / f"images/{CAMERA}/episode_{episode:06d}"
+        folder.mkdir(parents=True)
+        for frame in range(3):
+            (folder / f"{frame}.png").write_bytes(png(10 * frame + episode))
+    assert open_dataset(root).images(1)[:, 0, 0, 0].tolist() == [1, 11, 21]
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"columns": "action"}, "is no mapping"),
+        ({"columns": {"action": CAMERA}}, "is video, which is no action"),
+        ({"columns": {"instruction": "action"}}, "which is no instruction"),
+        ({"camera": 3}, "has no camera 3"),
+        ({"camera": "observation"}, "several cameras called 'observation'"),
+        ({"deltas": "no"}, "deltas='no'"),
+        ({"episodes": True}, "episodes=True"),
+        ({"episodes": [True]}, "no numbers of episodes"),
+        ({"episodes": [1.7]}, "no numbers of episodes"),
+        ({"gripper": 5}, "the gripper's command goes from 0 to 1"),
+        ({"gripper": 0.5}, "the gripper's command goes from 0 to 1"),
+    ],
+)
+def test_an_argument_that_makes_no_sense_is_one_line(tmp_path, options, why):
+    root = write_stranger(tmp_path / "d", names=POSE, cameras=(CAMERA, f"{CAMERA}_depth"))
+    with pytest.raises(KitError, match=why):
+        open_dataset(root, **options)
+
+
+def test_a_camera_is_called_by_the_last_part_of_its_name(tmp_path):
+    root = write_stranger(tmp_path / "d", cameras=(f"{CAMERA}_2", CAMERA))
+    assert open_dataset(root, camera="front").camera == CAMERA
+    assert len(open_dataset(root, episodes=np.int64(1)).episodes) == 1
+
+
+@both
+@pytest.mark.parametrize(
+    ("cells", "why"),
+    [
+        (lambda rows: pa.array([[row] * 4 for row in rows]), "4 lists in each row"),
+        (lambda rows: pa.array([str(row) for row in rows]), "holds string, not numbers"),
+        (lambda rows: pa.array([{"x": row[0]} for row in rows]), "holds struct, not lists of numbers"),
+        (lambda rows: pa.array([[] for _ in rows], pa.list_(pa.float32())), "rows of no numbers"),
+    ],
+)
+def test_actions_that_are_no_lists_of_numbers_are_called_that(tmp_path, version, cells, why):
+    def other(columns: dict, _: int) -> dict:
+        return columns | {"action": cells(columns["action"].to_pylist())}
+
+    with pytest.raises(KitError, match=why):
+        open_dataset(write_stranger(tmp_path / "d", version, column=other))
+
+
+def test_a_list_in_a_list_and_an_infinite_number_are_read(tmp_path):
+    def nested(columns: dict, _: int) -> dict:
+        rows = [[row] for row in columns["action"].to_pylist()]
+        rows[0][0][0] = 1e300
+        return columns | {"action": pa.array(rows, pa.list_(pa.list_(pa.float64())))}
+
+    actions = open_dataset(write_stranger(tmp_path / "d", column=nested)).actions(0)
+    assert actions.shape[1] == 7 and np.isinf(actions[0, 0]) and np.isfinite(actions[1:]).all()
+
+
+@both
+def test_rows_whose_numbers_have_gaps_keep_their_order_or_are_refused(tmp_path, version):
+    def gaps(numbers: list) -> object:
+        return lambda columns, _: columns | {"frame_index": pa.array(numbers, pa.int64())}
+
+    plain = open_dataset(write_stranger(tmp_path / "a", version, lengths=(4, 4))).actions(1)
+    kept = write_stranger(tmp_path / "b", version, lengths=(4, 4), column=gaps([None, 1, 2, 3]))
+    np.testing.assert_array_equal(open_dataset(kept).actions(1), plain)
+    mixed = write_stranger(tmp_path / "c", version, lengths=(4, 4), column=gaps([3, None, 2, 1]))
+    with pytest.raises(KitError, match="'frame_index' has gaps"):
+        open_dataset(mixed)
+
+
+@both
+def test_an_episode_of_no_length_is_left_out(tmp_path, version):
+    def short(line: dict, episode: int) -> dict:
+        return line | ({"length": 0} if episode else {})
+
+    with pytest.warns(UserWarning, match="1 of 2 episodes"):
+        dataset = open_dataset(write_stranger(tmp_path / "d", version, row=short))
+    assert [info.index for info in dataset.episodes] == [0]

@@ -390,6 +390,7 @@ def answers() -> dict[str, tuple[Any, Array]]:
         "float64": (np.array(A, np.float64), np.array(A)),
         "tensor with gradient": (torch.tensor(A, requires_grad=True) * 1.0, np.array(A)),
         "bfloat16": (torch.tensor([A], dtype=torch.bfloat16), torch.tensor(A, dtype=torch.bfloat16).float().numpy()),
+        "sparse": (torch.tensor(A).to_sparse(), np.array(A)),
         "list of tensors": ([torch.tensor(each, dtype=torch.float64) for each in A], np.array(A)),
         "map": ({"action": torch.tensor(A)}, np.array(A)),
         "chunk in a map": ({"actions": np.array([A, A])}, np.array(A)),
@@ -414,9 +415,41 @@ def test_a_batch_comes_as_a_map_a_tensor_or_a_generator() -> None:
     import torch
 
     images, rows = [np.zeros((36, 48, 3), np.uint8)] * 3, np.arange(21).reshape(3, 7)
-    for found in ({"actions": rows}, torch.tensor(rows), (row for row in rows), {"actions": rows[:, None], "server": {"ms": 1.0}}):
+    found_in_many = [{"actions": rows}, torch.tensor(rows), (row for row in rows), {"actions": rows[:, None], "server": {"ms": 1.0}}]
+    for found in (*found_in_many, (rows, {"value": 1}), (rows, None), ({"raw": 1}, rows)):
         policy = SimpleNamespace(act_batch=lambda images, instructions, found=found: found)
         assert [read_answer(answer)[0].processed.tolist() for answer in ask(policy, images, ["go"] * 3)] == rows.tolist()
+
+
+def test_two_answers_in_a_tuple_are_told_from_an_answer_and_something_else() -> None:
+    images, rows = [np.zeros((36, 48, 3), np.uint8)] * 2, np.arange(14).reshape(2, 7)
+    for found in ((rows, None), (rows, {"value": 1}), tuple(rows), ({"action": rows[0]}, {"action": rows[1]})):
+        answers = ask(SimpleNamespace(act_batch=lambda images, instructions, found=found: found), images, ["go"] * 2)
+        assert [read_answer(answer)[0].processed.tolist() for answer in answers] == rows.tolist()
+    with pytest.raises(KitError, match="both may be its action"):
+        ask(SimpleNamespace(act_batch=lambda images, instructions: (rows, rows)), images, ["go"] * 2)
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (Unspeakable(), r"failed: Unspeakable: its message cannot be read \(RuntimeError\)"),
+        (ValueError("a\nb\x1b[31m\udcff"), r"failed: ValueError: a b \[31m \(test_rollouts"),
+        (ValueError("z" * 9999), r"failed: ValueError: z{500} \("),
+    ],
+    ids=["unspeakable", "control letters", "long"],
+)
+def test_what_a_policy_raises_is_one_line_that_a_terminal_can_show(error: Exception, said: str) -> None:
+    def act(image: Array) -> Any:
+        raise error
+
+    with pytest.raises(KitError, match=said):
+        ask(SimpleNamespace(act=act), [np.zeros((36, 48, 3), np.uint8)], ["go"])
 
 
 def test_the_rows_of_a_chunk_are_executed_before_the_policy_is_asked_again(tmp_path: Path, rooms: None) -> None:
@@ -442,6 +475,7 @@ def test_the_rows_of_a_chunk_are_executed_before_the_policy_is_asked_again(tmp_p
         ({"act": lambda image: 1 / 0}, r"step 0 failed: ZeroDivisionError: division by zero \(test_rollouts.py, line \d+\)"),
         ({"act": lambda image: ["left", "down", *A[2:]]}, "step 0 returned 'left' where numbers belong"),
         ({"act": lambda image: None}, "step 0 returned None where numbers belong"),
+        ({"act": lambda image: __import__("torch").tensor(A) + 1j}, "step 0 returned tensor"),
         ({"act": lambda image: {"wrist": 1}}, "step 0 returned no 'world_vector' or 'action', but 'wrist'"),
         ({"act": lambda image: (A, A)}, "step 0 returned a pair, and both may be its action"),
         ({"step": lambda image: A}, "step 0 failed: TypeError"),
@@ -465,6 +499,7 @@ def test_a_policy_that_fails_is_told_in_one_line_with_its_episode_and_step(tmp_p
         ({"episodes": True}, "episodes is True"), ({"episodes": np.array([True, False])}, "an episode's id is"), ({"episodes": [1.5]}, "id is 1.5"),
         ({"episodes": "dense", "n": -2}, "n is -2"), ({"tasks": []}, "no tasks"), ({"variants": []}, "no episodes"),
         ({"policy": SimpleNamespace(name="mute")}, "'mute' has nothing"),
+        ({"policy": SimpleNamespace(name="own", act=len, conventions={"image_size": 4})}, "'own' has conventions that are a dict"),
         ({"output": "taken/records.parquet"}, "cannot write .*taken"), ({"videos": "taken"}, "videos cannot be written to .*taken"),
         ({"videos": "taken/deeper"}, "videos cannot be written to .*taken"),
     ],

@@ -218,3 +218,8 @@ def test_records_of_two_machines_count_an_episode_once_and_contradictions_are_na
         for call in (statistics.summarise, lambda rows: statistics.compare(rows, "a", "b")):
             with pytest.raises(KitError, match=said):
                 call([*records, other])
+
+
+def test_a_rule_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(KitError, match="unknown rule 'best'"):
+        statistics.summarise([row("p", 0, True)], "best")  # type: ignore[arg-type]

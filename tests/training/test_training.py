@@ -213,6 +213,8 @@ WRONG = [
     ({"lambda_reasoning": float("nan")}, "lambda_reasoning is nan"), ({"weight_decay": -0.1}, "weight_decay is -0.1"),
     ({"warmup": 2.0, "steps": 100}, r"warmup is 2 -> give the share of the steps .*; for 2 of the 100 steps give 0\.02"),
     ({"warmup": 1}, "warmup is 1 "),
+    ({"freeze_tower": "no"}, "freeze_tower is 'no'"),
+    ({"seed": 2**64}, "seed is 18446744073709551616"),
     ({"accumulate": 5}, "4 frames a step cannot be computed in 5 parts"), ({"early_stop": 2, "validate_every": 0}, "validate_every=0 makes none"),
 ]  # fmt: skip
 

@@ -183,6 +183,20 @@ def test_a_checkpoint_of_a_later_format_says_so(vla: CompactVLA, tmp_path: Path)
         load(tmp_path / "one")
 
 
+def test_a_pointer_of_git_lfs_in_the_place_of_weights_is_called_one(vla: CompactVLA, tmp_path: Path) -> None:
+    (vla.save(tmp_path / "one") / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(KitError, match="is a pointer of Git LFS"):
+        load(tmp_path / "one")
+
+
+def test_a_state_that_is_no_number_and_a_picture_of_no_size_are_refused(vla: CompactVLA) -> None:
+    with pytest.raises(KitError, match=r"pictures are uint8 \(0, 16, 3\)"):
+        vla.pixel_values([np.zeros((0, 16, 3), np.uint8)])
+    if vla.reads_state:
+        with pytest.raises(KitError, match="holds what is no number"):
+            vla.states(np.full((1, 15), np.nan, np.float32))
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", STATISTICS, "config.json"])
 def test_a_damaged_checkpoint_is_one_line(vla: CompactVLA, tmp_path: Path, name: str) -> None:
     path = vla.save(tmp_path / "one") / name
