@@ -118,7 +118,7 @@ class CompactVLA(VLA):
 
     @property
     def convolutions(self) -> nn.Module | None:
-        stages: nn.Module = self._paligemma.vision_tower.stages
+        stages: nn.Module | None = getattr(self._paligemma.vision_tower, "stages", None)
         return stages
 
     @property
