@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
-
-import numpy as np
 
 from experiments.design import SHUFFLE_SEED, Arm, Profile
 from refinevla_kit.episodes.recording import record
@@ -39,7 +35,4 @@ def given_to(arm: Arm, examples: Examples) -> Examples:
 
 def content_hash(examples: Examples) -> str:
     """First 12 hex digits of the SHA-256 over everything in the examples that training reads; where they lie does not matter."""
-    digest = hashlib.sha256(json.dumps([examples.instructions, examples.rationales]).encode())
-    for array in (examples.images, examples.actions, examples.episodes, examples.proprioception):
-        digest.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()[:12]
+    return examples.digest()[:12]

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from refinevla_kit.errors import KitError
+from refinevla_kit.errors import KitError, listed
 
 DATASET = ("data", "meta", "videos", "images")  # folders of a LeRobot dataset, in which nothing else lies
 
@@ -98,22 +98,26 @@ def _paid(file: Path) -> bool:
 
 def _keep_paid(target: Path) -> None:
     if target.is_dir() and not target.is_symlink() and (paid := paid_files(target)):
-        more = f" and {len(paid) - 1} more" if len(paid) > 1 else ""
         what = f"{target} would be replaced and holds what was paid for or reviewed by a person"
-        raise KitError(f"{what}: {paid[0]}{more}", "give another output, or move these files out of it")
+        raise KitError(f"{what}: {listed([str(file) for file in paid], 1)}", "give another output, or move these files out of it")
 
 
 def _clear(target: Path) -> None:
     """Remove what dead processes, and an earlier try of this one, left of replacing `target`."""
     for left in target.parent.glob(f".{glob.escape(target.name)}.*-*"):
         kind, _, number = left.name[len(target.name) + 2 :].partition("-")
-        process = int(number) if number.isdecimal() else None
-        if kind not in ("part", "old") or process is None or (process != os.getpid() and _alive(process)):
+        if kind not in ("part", "old") or not (abandoned(left) or number == str(os.getpid())):
             continue
         if kind == "old" and not target.exists():
             left.rename(target)  # killed between the two renames: what was there before comes back
         with suppress(OSError):  # another user's
             _remove(left)
+
+
+def abandoned(part: Path) -> bool:
+    """Whether the process is gone whose number the name of a part ends in."""
+    number = part.name.rpartition("-")[2]
+    return number.isdecimal() and not _alive(int(number))
 
 
 def _alive(process: int) -> bool:

@@ -133,13 +133,13 @@ def _pack(policy: VLAPolicy, sequence: TokenSequence, action: Action, picture: s
     place = {position: i for i, position in enumerate(positions)}
     means = [rows[:, :, [place[position] for position in query.positions]].mean(2) for query in sequence.queries]
     found = np.stack(means, axis=2)  # layers, heads, Q, N
-    at, end = vla.image_start + vla.patches, vla.image_end
-    to_others = np.concatenate([found[..., end:], found[..., : vla.image_start], found[..., at:end]], axis=-1)
-    spoken = [*sequence.ids[end:], *sequence.ids[: vla.image_start]]
+    patches, end = vla.on_patches, vla.image_end
+    to_others = np.concatenate([found[..., end:], found[..., : patches.start], found[..., patches.stop : end]], axis=-1)
+    spoken = [*sequence.ids[end:], *sequence.ids[: patches.start]]
     labels = tuple(str(vla.tokenizer.decode([token])).strip() or " " for token in spoken) + (OWN_STATE,) * vla.reads_state
     words = sequence.prefix - end
     return Capture(
-        found[..., vla.image_start : at].copy(), to_others, labels, words, sequence.queries, vla.grid, action, policy.name,
+        found[..., patches].copy(), to_others, labels, words, sequence.queries, vla.grid, action, policy.name,
         policy.checkpoint_hash or "", sequence.rationale, picture,
     )  # fmt: skip
 

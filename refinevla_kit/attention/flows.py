@@ -21,7 +21,6 @@ from refinevla_kit.attention.queries import TokenSequence
 from refinevla_kit.errors import KitError
 from refinevla_kit.policies.contract import Array
 from refinevla_kit.policies.vla_policy import VLAPolicy
-from refinevla_kit.vlas.contract import VLA
 
 SINKS = ("bos", "newline", "registers", "state")
 
@@ -33,7 +32,7 @@ def sinks(policy: VLAPolicy, sequence: TokenSequence) -> dict[str, list[int]]:
     return {
         "bos": [at for at, token in enumerate(sequence.ids) if vla.tokenizer.bos_token_id is not None and token == vla.tokenizer.bos_token_id],
         "newline": [at for at in prefix if str(vla.tokenizer.decode([sequence.ids[at]])) == "\n"],
-        "registers": list(range(vla.image_start + vla.patches, vla.image_end - vla.reads_state)),
+        "registers": list(range(vla.on_patches.stop, vla.image_end - vla.reads_state)),
         "state": [vla.image_end - 1] if vla.reads_state else [],
     }
 
@@ -52,7 +51,7 @@ def top_k(asked: Asked, k: int = 3, layers: Sequence[int] | None = None) -> Foun
     """For each patch the mean of the `k` strongest maps among heads and `layers` (from 0; None: `upper_middle` and above): `fusion.fuse_top`."""
     rows = _rows(asked)  # layers, heads, N
     chosen = list(range(upper_middle(len(rows)), len(rows))) if layers is None else [_in_range("layer", one, len(rows)) for one in layers]
-    fused = fuse_top(rows[chosen, :, None, on_patches(asked.policy.vla)], k)
+    fused = fuse_top(rows[chosen, :, None, asked.policy.vla.on_patches], k)
     held = {name: float(rows[chosen][..., at].sum(-1).mean()) for name, at in sinks(asked.policy, asked.sequence).items()}
     details = {"k": k, "layers": chosen, "sinks": held, "fusion": "the kit's own reading of the paper's top-k attention fusion"}
     return Found(fused.reshape(asked.policy.vla.grid), None, details)
@@ -120,13 +119,8 @@ def _rows(asked: Asked) -> Array:
 def _found(asked: Asked, row: Array, details: dict[str, Any]) -> Found:
     """Of a row over all tokens (N,)."""
     vla = asked.policy.vla
-    shares = row[on_patches(vla)]
+    shares = row[vla.on_patches]
     return Found(shares.reshape(vla.grid), None, details | {"image_share": float(shares.sum() / max(float(row.sum()), 1e-300))})
-
-
-def on_patches(vla: VLA) -> slice:
-    """Places of the patches in a sequence."""
-    return slice(vla.image_start, vla.image_start + vla.patches)
 
 
 def _held(asked: Asked, row: Array) -> dict[str, float]:

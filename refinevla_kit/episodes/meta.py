@@ -160,7 +160,8 @@ def read_schema(file: Path) -> pa.Schema:
 
 def read_parquet(file: Path, columns: Sequence[str]) -> pa.Table:
     """The named columns, as far as the file has them."""
-    present = [name for name in columns if name in read_schema(file).names]
+    names = read_schema(file).names
+    present = [name for name in columns if name in names]
     try:
         return pq.read_table(behind(file), columns=present, partitioning=None)
     except (OSError, ValueError, pa.ArrowException) as error:
@@ -223,11 +224,16 @@ def whole(value: Any) -> int | None:
     return int(value)
 
 
-def number_of(value: Any, name: str) -> float:
+def _float(value: Any) -> float:
+    """`value` as a number, NaN where it is none."""
     try:
-        number = float(value)
+        return float(value)
     except (TypeError, ValueError, OverflowError):
-        number = math.nan
+        return math.nan
+
+
+def number_of(value: Any, name: str) -> float:
+    number = _float(value)
     if not math.isfinite(number):
         raise KitError(
             f"{name}={value!r} is no number",
@@ -238,10 +244,7 @@ def number_of(value: Any, name: str) -> float:
 
 def rate_of(fps: Any, path: Path) -> float:
     """Frames a second as a number, however info.json writes it."""
-    try:
-        rate = float(fps)
-    except (TypeError, ValueError, OverflowError):
-        rate = math.nan
+    rate = _float(fps)
     if not 0 < rate < 1e6 or isinstance(fps, bool):
         raise KitError(
             f"{path}/meta/info.json gives fps as {fps!r}", "write there the frames a second, a number above 0"

@@ -138,6 +138,7 @@ class EpisodeDataset:
             self._read_table
         )  # v3.0: the whole dataset is a few files; v2.x: neighbours are cheap to re-read
         self._pictures = lru_cache(maxsize=1)(meta.read_parquet)
+        self._column = lru_cache(maxsize=8)(self._read_column)  # each is asked for again: for cutting, the digest, the question
         self._rows = meta.listing(path, self.version, info)
         self._sentences = meta.sentences(path, self.version)
         if isinstance(episodes, bool):
@@ -243,7 +244,8 @@ class EpisodeDataset:
                 self.actions(episode.index)
                 self.proprioception(episode.index)
                 if self.camera in self.columns.kept:
-                    self._kept_in(self._table_file(episode.index), self.camera)
+                    path = self._table_file(episode.index)
+                    self._kept_in(meta.read_schema(path).names, path, self.camera)
                 elif self.camera:
                     path, offset = self._video_file(episode.index, self.camera)
                     if frames(path) < offset + episode.length:
@@ -394,7 +396,7 @@ class EpisodeDataset:
             raise KitError(what, "leave it out, or split the dataset by robot")
         return values
 
-    def _column(self, episode: int, name: str) -> pa.ChunkedArray | None:
+    def _read_column(self, episode: int, name: str) -> pa.ChunkedArray | None:
         """A column of an episode's frames in their order; None where the table lacks it."""
         table = self._table(self._table_file(episode))["table"]
         return table[name].take(self._places(episode)) if name in table.column_names else None
@@ -455,8 +457,9 @@ class EpisodeDataset:
             raise KitError(f"{self.name} has no camera {name!r}", f"choose one of {', '.join(self.cameras)}")
         return name
 
-    def _kept_in(self, path: Path, camera: str) -> None:
-        if camera not in meta.read_schema(path).names:
+    def _kept_in(self, names: Sequence[str], path: Path, camera: str) -> None:
+        """Raise `KitError` unless a table with columns of these names has the camera's pictures."""
+        if camera not in names:
             raise KitError(
                 f"{path} has no column {camera!r}",
                 "choose another camera, or copy the dataset again, pictures included",
@@ -466,8 +469,9 @@ class EpisodeDataset:
         from PIL import Image, UnidentifiedImageError
 
         path, rows = self._table_file(episode), self._places(episode)
-        self._kept_in(path, camera)
-        column = self._pictures(path, (camera,))[camera]
+        table = self._pictures(path, (camera,))
+        self._kept_in(table.column_names, path, camera)
+        column = table[camera]
         images: list[Array] = []
         for frame in frames or [0]:
             cell = column[int(rows[frame])].as_py()

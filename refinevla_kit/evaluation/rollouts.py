@@ -30,7 +30,7 @@ from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.records import KEY, EpisodeRecord, Key, RecordJournal, journal_path, load_records, save_parquet, versions
 from refinevla_kit.evaluation.stations import LocalStation, ProcessStation, Scene, Station, StationDied
 from refinevla_kit.evaluation.statistics import wilson
-from refinevla_kit.files import replacing
+from refinevla_kit.files import abandoned, replacing
 from refinevla_kit.policies.answers import ask, begin, has, identity_of, name_of, naming, read_answer
 from refinevla_kit.policies.contract import Action
 from refinevla_kit.simulator import find_backend
@@ -119,14 +119,14 @@ def evaluate(
     if not any(has(policy, verb) for verb in ("act_states", "act_batch", "act", "step")):
         remedy = "give it `act(image)`, `act_batch(images, instructions)` or `step(image, instruction)`"
         raise KitError(f"policy {name_of(policy)!r} has nothing to act with", remedy)
-    wanted = _jobs(policy, tasks, episodes, n, setting, variants, backend, assets, width, height)
+    wanted = _planned(policy, tasks, episodes, n, setting, variants, backend, assets, seed, width, height)
     lanes = batch if has(policy, "act_batch") or getattr(policy, "needs_state", False) else 1
     folder = _video_folder(videos)
     with RecordJournal(journal_path(output)) as journal:
         records = {record.key: record for record in load_records(output)}
         run = _Run(policy, seed, journal, folder, overlay)
-        done = [records[run.key(job)] for job in wanted if run.key(job) in records]
-        jobs = [job for job in wanted if run.key(job) not in records]
+        done = [records[key] for key in wanted if key in records]
+        jobs = [job for key, job in wanted.items() if key not in records]
         if done and run.checkpoint_hash.partition("+")[0] == "":
             warnings.warn(
                 f"{len(done)} of {len(wanted)} episodes are taken from {output}: {run.name!r} has no `checkpoint_hash`, so nothing tells this policy "
@@ -164,12 +164,11 @@ def plan(
     Raises:
         KitError: as `evaluate`, of what can be known beforehand.
     """
-    name, identity, seed = name_of(policy), identity_of(policy), whole(seed, "seed", 0, 2**32 - 1)
-    jobs = _jobs(policy, tasks, episodes, n, setting, variants, backend, assets, width, height)
-    return [_key(name, identity, seed, job) for job in jobs]
+    seed = whole(seed, "seed", 0, 2**32 - 1)
+    return list(_planned(policy, tasks, episodes, n, setting, variants, backend, assets, seed, width, height))
 
 
-def _jobs(
+def _planned(
     policy: Any,
     tasks: str | Iterable[str | Task],
     episodes: Any,
@@ -178,17 +177,19 @@ def _jobs(
     variants: Iterable[str] | None,
     backend: str,
     assets: str | Path | None,
+    seed: int,
     width: int | None,
     height: int | None,
-) -> list[Job]:
-    """The episodes that `evaluate` was asked for, in order, each once."""
+) -> dict[Key, Job]:
+    """The episodes that `evaluate` was asked for by their keys, in order, each once."""
     named = [tasks] if isinstance(tasks, (str, Task)) else tasks
     chosen = [task for each in named for task in ([each] if isinstance(each, Task) else find_tasks(each))]
     if not chosen:
         raise KitError("no tasks were asked for", 'name one, as in tasks="widowx"')
     episodes = episodes if episodes is None or isinstance(episodes, str) else wanted_episodes(episodes)
     variants = None if variants is None else [variants] if isinstance(variants, str) else list(variants)
-    asked: dict[Job, None] = {}
+    asked: dict[Key, Job] = {}
+    name, identity = name_of(policy), identity_of(policy)
     for task in chosen:
         check_conventions(policy, task)
         protocol = task.protocol(setting)
@@ -196,13 +197,14 @@ def _jobs(
         found = find_backend(protocol, backend)
         columns, rows = _camera_size(policy, task, width, height)
         place = str(assets or ("embedded" if found == MANISKILL else "official"))
-        names = [v.name for v in protocol.variants if v.scored] if variants is None else [protocol.variant(name).name for name in variants]
-        for name in names:
-            scene = Scene(task.name, name, setting, found, place, columns, rows, bool(getattr(policy, "needs_state", False)))
-            asked |= dict.fromkeys(Job(scene, start, episode) for episode in ids)
+        shown = [v.name for v in protocol.variants if v.scored] if variants is None else [protocol.variant(each).name for each in variants]
+        for variant in shown:
+            scene = Scene(task.name, variant, setting, found, place, columns, rows, bool(getattr(policy, "needs_state", False)))
+            jobs = [Job(scene, start, episode) for episode in ids]
+            asked |= {_key(name, identity, seed, job): job for job in jobs}
     if not asked:
         raise KitError("no episodes were asked for", "name at least one variant, or leave `variants` out")
-    return list(asked)
+    return asked
 
 
 def _key(name: str, identity: str, seed: int, job: Job) -> Key:
@@ -500,7 +502,7 @@ def _video_folder(path: str | Path | None) -> Path | None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for part in folder.rglob(".*.mp4.part-*"):
-            if not Path("/proc", part.name.rpartition("-")[2]).exists():
+            if abandoned(part):
                 part.unlink(missing_ok=True)
     except OSError as error:
         raise KitError(f"videos cannot be written to {folder} ({error.strerror})", "give a folder where files can be written") from error

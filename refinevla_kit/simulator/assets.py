@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from refinevla_kit.errors import KitError
+from refinevla_kit.errors import KitError, listed
 
 BRIDGE = Path("data/tasks/bridge_v2_real2sim_dataset")
 REQUIRED = (
@@ -40,7 +40,7 @@ def resolve_assets(assets: str | Path) -> Path:
         remedy = f'give the folder that holds data/tasks and data/robots, use assets="embedded", or run: {DOWNLOAD}'
     missing = missing_files(directory)
     if missing:
-        raise KitError(f"asset directory {directory} lacks {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else ""), remedy)
+        raise KitError(f"asset directory {directory} lacks {listed([str(path) for path in missing], 1)}", remedy)
     return directory.resolve()
 
 

@@ -15,7 +15,7 @@ from transformers.models.gemma2.modeling_gemma2 import apply_rotary_pos_emb
 
 from refinevla_kit.training.batches import Batch
 from refinevla_kit.vlas.contract import VLA
-from refinevla_kit.vlas.decoder import embed, kinds_of, logits_of, masks_of, positions_of, run_layers
+from refinevla_kit.vlas.decoder import Rotary, embed, kinds_of, logits_of, masks_of, positions_of, run_layers
 
 
 @torch.no_grad()
@@ -26,7 +26,7 @@ def boundary_states(vla: VLA, batch: Batch, depth: int) -> Tensor:
     words = embed(vla, sequences.input_ids, vla.image_words(batch.tokens, batch.states))
     positions = positions_of(vla, words.shape[1], words.device)
     masks = masks_of(vla, words, sequences.attention_mask, sequences.token_type_ids, positions)
-    return run_layers(vla, words, masks, positions, range(depth))
+    return run_layers(vla, words, masks, positions, slice(depth))
 
 
 class UpperLayers(nn.Module):
@@ -45,10 +45,9 @@ class UpperLayers(nn.Module):
         masks = masks_of(vla, x, batch.sequences.attention_mask, batch.sequences.token_type_ids, positions)
         if not len(self.layers):
             return logits_of(vla, self.norm(x[:, -keep:]))
-        last = len(vla.layers) - 1
-        x = run_layers(vla, x, masks, positions, range(self._depth, last))
         rotary = vla.decoder.rotary_emb(x, positions)
-        x = _last_places(self.layers[-1], x, rotary, masks[kinds_of(vla)[last]], keep)
+        x = run_layers(vla, x, masks, positions, slice(self._depth, -1), rotary=rotary)
+        x = _last_places(self.layers[-1], x, rotary, masks[kinds_of(vla)[-1]], keep)
         return logits_of(vla, self.norm(x))
 
 
@@ -62,7 +61,7 @@ class _Earlier:
         return torch.cat([self.keys, keys], 2), torch.cat([self.values, values], 2)
 
 
-def _last_places(layer: Any, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, keep: int) -> Tensor:
+def _last_places(layer: Any, x: Tensor, rotary: Rotary, mask: Tensor | None, keep: int) -> Tensor:
     """The layer's output at the last `keep` places, (B, keep, d); x: (B, N, d)."""
     attention, early = layer.self_attn, layer.input_layernorm(x[:, :-keep])
     shape = (*early.shape[:-1], -1, attention.head_dim)  # B, N - keep, H, h

@@ -15,6 +15,7 @@ import numpy as np
 from refinevla_kit.episodes import EpisodeDataset, open_dataset
 from refinevla_kit.episodes.columns import is_open
 from refinevla_kit.episodes.contract import STATE_NAMES
+from refinevla_kit.episodes.reader import CHECK_UP_TO
 from refinevla_kit.errors import KitError
 from refinevla_kit.policies.contract import Array
 from refinevla_kit.settings import REPOSITORY
@@ -52,10 +53,10 @@ class Examples:
     def __len__(self) -> int:
         return len(self.actions)
 
-    def digest(self) -> str:
-        """SHA-256 of everything that training reads."""
+    def digest(self, state: bool = True) -> str:
+        """SHA-256 of everything that training reads; without the robot's own state for a policy that reads none."""
         found = hashlib.sha256(json.dumps([self.instructions, self.rationales]).encode())
-        for array in (self.images, self.actions, self.episodes, self.proprioception):
+        for array in (self.images, self.actions, self.episodes, self.proprioception if state else None):
             if array is not None:
                 found.update(np.ascontiguousarray(array).tobytes())
         return found.hexdigest()
@@ -109,7 +110,8 @@ def load_examples(
     if rationales == REVIEWED:
         rationales = find_rationales(dataset, elsewhere, reviews=True)
     stored, about = _read(Path(rationales)) if rationales else ([], "")
-    source.check()
+    if len(source.episodes) > CHECK_UP_TO:  # a smaller one was checked when it was opened
+        source.check()
     known = {item.index for item in source.episodes}
     if strange := {r.episode for r in stored} - known - source.left_out.keys():
         raise KitError(f"{rationales} has rationales of episode {min(strange)}, {dataset} has none such", "annotate this dataset anew (notebook 01)")
@@ -135,15 +137,16 @@ def load_examples(
                 remedy = "annotate the dataset again (it goes on where it stopped), or leave `strict` off to train these on actions alone"
                 raise KitError(f"{about}: {what}, the first is episode {silent[0]}", remedy)
             about += f"; {what}"
+    notes = [about] if about else []
     if other := _other_state(own, source.state_names):
         own = [part[:, :0] for part in own]
-        about = "; ".join(filter(None, [about, f"the robot's own state is not read: {other}"]))
+        notes.append(f"the robot's own state is not read: {other}")
     if source.left_out:
-        about = "; ".join(filter(None, [about, f"{len(source.left_out)} episodes cannot be read"]))
+        notes.append(f"{len(source.left_out)} episodes cannot be read")
     if source.gripper is None:
-        about = "; ".join(filter(None, [about, "whether 1 or -1 opens the gripper is not known: trained as recorded"]))
+        notes.append("whether 1 or -1 opens the gripper is not known: trained as recorded")
     shown, acted, numbers = _one_size(images), np.concatenate(actions), np.concatenate(episodes)
-    return Examples(shown, acted, numbers, tuple(instructions), tuple(texts), about, np.concatenate(own))
+    return Examples(shown, acted, numbers, tuple(instructions), tuple(texts), "; ".join(notes), np.concatenate(own))
 
 
 def trainable(dataset: EpisodeDataset | str | Path, base: str | Path | None = None) -> str | None:

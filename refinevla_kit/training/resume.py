@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -26,15 +25,11 @@ WITHOUT_EFFECT = ("cache_limit_gb", "tensorboard", "collapse_grace")  # settings
 
 def identity_of(vla: VLA, examples: Examples, config: TrainingConfig, counts: dict[str, int]) -> dict[str, Any]:
     """What a resumable state must agree on: the settings, the weights that training starts from, the data."""
-    base, data = hashlib.sha256(), hashlib.sha256(json.dumps([examples.instructions, examples.rationales]).encode())
+    base = hashlib.sha256()
     for tensor in vla.model.state_dict().values():
         base.update(tensor.cpu().numpy().tobytes())
-    for array in (examples.images, examples.actions, examples.episodes):
-        data.update(np.ascontiguousarray(array).tobytes())
-    if examples.proprioception is not None and vla.reads_state:
-        data.update(np.ascontiguousarray(examples.proprioception).tobytes())
     settings = {key: value for key, value in asdict(config).items() if key not in WITHOUT_EFFECT}
-    return {**settings, **counts, "frames": len(examples), "base": base.hexdigest(), "data": data.hexdigest()}
+    return {**settings, **counts, "frames": len(examples), "base": base.hexdigest(), "data": examples.digest(vla.reads_state)}
 
 
 def save_state(folder: Path, vla: VLA, optimizer: Any, step: int, history: list[dict[str, Any]], identity: dict[str, Any]) -> None:

@@ -109,6 +109,11 @@ class VLA(ABC):
         return rows * columns
 
     @property
+    def on_patches(self) -> slice:
+        """Where in a sequence the patches are."""
+        return slice(self.image_start, self.image_start + self.patches)
+
+    @property
     def image_tokens(self) -> int:
         """Words of the picture: a patch each, then the robot's own state where it is read."""
         return self.patches + self.reads_state

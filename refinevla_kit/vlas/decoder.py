@@ -6,7 +6,6 @@ decoding and attention each need a piece of the pass and none of them may differ
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from transformers.masking_utils import create_causal_mask, create_sliding_window
 from refinevla_kit.vlas.contract import VLA
 
 Masks = dict[str, Tensor | None]
+Rotary = tuple[Tensor, Tensor]  # cosines and sines
 
 
 def embed(vla: VLA, ids: Tensor, image_words: Tensor | None) -> Tensor:
@@ -62,16 +62,15 @@ def kinds_of(vla: VLA) -> list[str]:
 
 
 def run_layers(
-    vla: VLA, words: Tensor, masks: Masks, positions: Tensor, layers: Iterable[int] | None = None, cache: Any = None
-) -> Tensor:
-    """States (B, N, d) after the layers of these numbers, all by default; the final norm is not in it."""
-    rotary = vla.decoder.rotary_emb(words, positions)
-    kinds = kinds_of(vla)
-    for number in range(len(vla.layers)) if layers is None else layers:
-        words = vla.layers[number](
-            words, position_embeddings=rotary, attention_mask=masks[kinds[number]], position_ids=positions,
-            past_key_values=cache,
-        )  # fmt: skip
+    vla: VLA, words: Tensor, masks: Masks, positions: Tensor, layers: slice = slice(None), cache: Any = None,
+    rotary: Rotary | None = None,
+) -> Tensor:  # fmt: skip
+    """States (B, N, d) after these layers, all by default; the final norm is not in it. `rotary`: where it is known already."""
+    rotary = rotary or vla.decoder.rotary_emb(words, positions)
+    for layer, kind in zip(list(vla.layers)[layers], kinds_of(vla)[layers], strict=True):
+        words = layer(
+            words, position_embeddings=rotary, attention_mask=masks[kind], position_ids=positions, past_key_values=cache
+        )
     return words
 
 
@@ -98,7 +97,8 @@ def capped(vla: VLA, logits: Tensor) -> Tensor:
 
 def logits_of(vla: VLA, hidden: Tensor, words: slice = slice(None)) -> Tensor:
     """Logits (..., words) of hidden states (..., d); of the head only the rows that may be said are multiplied."""
-    plain = type(vla.head) is nn.Linear  # an adapter around the head has to be run as a whole
-    if plain and vla.head.bias is None and words != slice(None):
-        return capped(vla, nn.functional.linear(hidden, vla.head.weight[words]))
-    return capped(vla, vla.head(hidden)[..., words])
+    head = vla.head
+    plain = type(head) is nn.Linear  # an adapter around the head has to be run as a whole
+    if plain and head.bias is None and words != slice(None):
+        return capped(vla, nn.functional.linear(hidden, head.weight[words]))
+    return capped(vla, head(hidden)[..., words])

@@ -1,4 +1,4 @@
-"""Frames of real episodes: the demonstrator on ManiSkill's own tasks, with the state and masks of each frame."""
+"""What teachers are tried on: frames of real episodes with their state and masks, and a question about a shipped one."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from refinevla_kit.episodes import open_dataset
 from refinevla_kit.simulator.contract import SceneState
 from refinevla_kit.tasks import Task
+from refinevla_kit.teacher.requests import requests
+from refinevla_kit.teacher.schema import Request
+from tests.conftest import REPOSITORY
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,14 @@ class Frames:
     actions: np.ndarray
     states: list[SceneState]
     masks: dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def request_() -> Request:
+    """The second segment of the first shipped episode."""
+    asked = requests(open_dataset(REPOSITORY / "data/demo"))
+    next(asked)
+    return next(asked)
 
 
 @pytest.fixture(scope="session")

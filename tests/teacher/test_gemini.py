@@ -21,9 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from refinevla_kit.episodes import open_dataset
 from refinevla_kit.errors import KitError
-from refinevla_kit.teacher.annotation import requests
 from refinevla_kit.teacher.answers import SCHEMA, reply_row
 from refinevla_kit.teacher.gemini import GeminiLegacyTeacher, GeminiTeacher, api_key
 from refinevla_kit.teacher.limits import Spent
@@ -82,14 +80,6 @@ def scripted() -> Iterator[Scripted]:
     with pytest.MonkeyPatch.context() as patch, GeminiServer() as server:
         patch.setenv("GEMINI_API_KEY", KEY)
         yield Scripted(server)
-
-
-@pytest.fixture(scope="module")
-def request_() -> Request:
-    """The second segment of the first shipped episode."""
-    asked = requests(open_dataset(REPOSITORY / "data/demo"))
-    next(asked)
-    return next(asked)
 
 
 def test_each_answer_has_its_end_here() -> None:

@@ -21,10 +21,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from refinevla_kit.episodes import open_dataset
 from refinevla_kit.errors import KitError
 from refinevla_kit.teacher import Limits, annotate_dataset, check_teacher, load_rationales
-from refinevla_kit.teacher.annotation import requests
 from refinevla_kit.teacher.answers import SCHEMA, reply_row, summarise
 from refinevla_kit.teacher.client import MOST_TOKENS
 from refinevla_kit.teacher.limits import Spent
@@ -107,14 +105,6 @@ def scripted() -> Iterator[Scripted]:
     with pytest.MonkeyPatch.context() as patch, OpenAIServer() as server:
         patch.setenv("OPENAI_API_KEY", KEY)
         yield Scripted(server)
-
-
-@pytest.fixture(scope="module")
-def request_() -> Request:
-    """The second segment of the first shipped episode."""
-    asked = requests(open_dataset(REPOSITORY / "data/demo"))
-    next(asked)
-    return next(asked)
 
 
 def test_each_answer_has_its_end_here() -> None:
