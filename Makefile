@@ -26,7 +26,7 @@ test: setup  ## the test suite
 	@$(VENV)/bin/python -m pytest
 
 check: setup  ## ruff, mypy, and that the package stays small
-	@$(VENV)/bin/ruff check . && $(VENV)/bin/mypy && $(VENV)/bin/python scripts/count_tokens.py --limit 167000
+	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy && $(VENV)/bin/python scripts/count_tokens.py --limit 170000
 
 lab: setup  ## open the notebooks in JupyterLab
 	@$(VENV)/bin/jupyter lab --notebook-dir=. notebooks/01_teacher_annotation.ipynb

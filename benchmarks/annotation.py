@@ -1,9 +1,12 @@
-"""Throughput of the annotation run against a server with a given latency, and what its bookkeeping costs in time and memory.
+"""Throughput of the annotation run against a server with a given latency, and what its bookkeeping costs in
+time and memory.
 
-    python benchmarks/annotation.py [--calls 2000] [--concurrency 32] [--latency 0.2] [--rows 100000] [--executor threads]
+    python benchmarks/annotation.py [--calls 2000] [--concurrency 32] [--latency 0.2] [--rows 100000]
+    [--executor threads]
 
-Throughput: a teacher that posts to a server in another process, as a share of concurrency / latency, over the whole run. Bookkeeping: a teacher that
-answers at once, with a rationale of usual length; all else is real (decoding, journal, table). Prints a table and, as its last line, one JSON object.
+Throughput: a teacher that posts to a server in another process, as a share of concurrency / latency, over the
+whole run. Bookkeeping: a teacher that answers at once, with a rationale of usual length; all else is real
+(decoding, journal, table). Prints a table and, as its last line, one JSON object.
 """
 
 from __future__ import annotations
@@ -22,10 +25,25 @@ from pathlib import Path
 import numpy as np
 
 from refinevla_kit.episodes import DatasetWriter, Episode, EpisodeDataset, open_dataset
-from refinevla_kit.teacher import Limits, Prices, Rationale, Reply, Request, Usage, annotate_dataset, summarise
+from refinevla_kit.teacher import (
+    Limits,
+    Prices,
+    Rationale,
+    Reply,
+    Request,
+    Usage,
+    annotate_dataset,
+    summarise,
+)
 
 PRICES = Prices(0.3, 2.5, "EUR", "2026-11-24")
-SAID = Rationale(*(f"{part}: " + "the gripper is about ten centimetres above the carrot and the plate is at its right. " * 2 for part in "abcd"))
+SAID = Rationale(
+    *(
+        f"{part}: "
+        + "the gripper is about ten centimetres above the carrot and the plate is at its right. " * 2
+        for part in "abcd"
+    )
+)
 FRAMES = 500  # an episode
 
 
@@ -101,19 +119,31 @@ def resident() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("calls", 2000), ("concurrency", 32), ("latency", 0.2), ("rows", 100_000), ("executor", "threads")):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name, default in (
+        ("calls", 2000),
+        ("concurrency", 32),
+        ("latency", 0.2),
+        ("rows", 100_000),
+        ("executor", "threads"),
+    ):
         parser.add_argument(f"--{name}", type=type(default), default=default)
     options = parser.parse_args()
     limits = Limits(options.concurrency, prices=PRICES, budget_money=1e6)
     port = multiprocessing.Value("i", 0)
-    server = multiprocessing.get_context("fork").Process(target=serve, args=(options.latency, port), daemon=True)
+    server = multiprocessing.get_context("fork").Process(
+        target=serve, args=(options.latency, port), daemon=True
+    )
     server.start()
     with tempfile.TemporaryDirectory() as folder:
         while not port.value:
             time.sleep(0.01)
         data, began = noise(Path(folder) / "few", options.calls), time.perf_counter()
-        path = annotate_dataset(data, Remote(port.value), "step", 1, False, limits=limits, executor=options.executor, confirm=True)
+        path = annotate_dataset(
+            data, Remote(port.value), "step", 1, False, limits=limits, executor=options.executor, confirm=True
+        )
         rate = summarise(path).rationales / (time.perf_counter() - began)
         server.kill()
         data, marks = noise(Path(folder) / "many", options.rows), (1000, options.rows // 10, options.rows)
@@ -121,13 +151,26 @@ def main() -> None:
         path = annotate_dataset(data, teacher, "step", 1, False, limits=limits, confirm=True)
         bookkeeping, after = summarise(path).rationales / (time.perf_counter() - began), resident()
     share = rate * options.latency / options.concurrency
-    print(f"throughput   {rate:8.1f} a second of {options.concurrency / options.latency:.1f} possible: {100 * share:.1f} %")
+    print(
+        f"throughput   {rate:8.1f} a second of {options.concurrency / options.latency:.1f} possible: "
+        f"{100 * share:.1f} %"
+    )
     print(f"bookkeeping  {bookkeeping:8.1f} a second, from the first request to the table")
     for calls, megabytes in teacher.memory.items():
         print(f"memory       {megabytes:8.1f} MB at {calls} answers")
     print(f"memory       {after:8.1f} MB after the table")
-    print(json.dumps({"benchmark": "annotation", **vars(options), "per_second": rate, "share": share, "bookkeeping_per_second": bookkeeping,
-                      "memory_mb": teacher.memory | {"end": after}}))
+    print(
+        json.dumps(
+            {
+                "benchmark": "annotation",
+                **vars(options),
+                "per_second": rate,
+                "share": share,
+                "bookkeeping_per_second": bookkeeping,
+                "memory_mb": teacher.memory | {"end": after},
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

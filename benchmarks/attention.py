@@ -2,12 +2,15 @@
 
     python benchmarks/attention.py [--repeats 20]
 
-"plain" is one teacher-forced forward pass of the compact VLA from its picture's tokens on, "rows" the same with the wanted rows of every layer kept
-(`attention_rows`), "squares" transformers' own `output_attentions=True`, which keeps all of every layer and is what the rows are asserted to equal to
-1e-6. "fused" is the plain pass on SDPA, with the logits' soft-capping taken out, which fused attention cannot do: another function, so only its time
-counts; it says what a model that needs no weights would save. The four take turns within one run, so that a busy machine slows all of them. Weights
-are random, at the size of the shipped checkpoints. "action" asks about seven action tokens, "all" about every word of a 60-word rationale and of the
-instruction too. Prints a table of ratios and, as its last line, one JSON object. Medians, with the least in brackets. One process, one thread.
+"plain" is one teacher-forced forward pass of the compact VLA from its picture's tokens on, "rows" the same
+with the wanted rows of every layer kept (`attention_rows`), "squares" transformers' own
+`output_attentions=True`, which keeps all of every layer and is what the rows are asserted to equal to 1e-6.
+"fused" is the plain pass on SDPA, with the logits' soft-capping taken out, which fused attention cannot do:
+another function, so only its time counts; it says what a model that needs no weights would save. The four
+take turns within one run, so that a busy machine slows all of them. Weights are random, at the size of the
+shipped checkpoints. "action" asks about seven action tokens, "all" about every word of a 60-word rationale
+and of the instruction too. Prints a table of ratios and, as its last line, one JSON object. Medians, with the
+least in brackets. One process, one thread.
 """
 
 from __future__ import annotations
@@ -35,7 +38,10 @@ from refinevla_kit.vlas.compact import CompactConfig, CompactVLA, build
 from refinevla_kit.vlas.vocabulary import first_action_id, train_vocabulary
 
 BATCHES = (1, 8)
-INSTRUCTION, RATIONALE = "put carrot on plate", "the carrot is left of the plate " * 8 + "so move to the carrot"
+INSTRUCTION, RATIONALE = (
+    "put carrot on plate",
+    "the carrot is left of the plate " * 8 + "so move to the carrot",
+)
 WAYS = ("plain", "rows", "squares", "fused")
 
 
@@ -71,22 +77,44 @@ def measure(kinds: tuple[str, ...], batch: int, repeats: int) -> dict[str, Any]:
         states = vla.states(random.normal(size=(batch, 15)))
         words = vla.see(vla.pixel_values(images), states)
         picture = {"image": BaseModelOutputWithPooling(None, words)}
-        inputs: dict[str, Any] = {"input_ids": ids, "token_type_ids": types, "mm_encoder_outputs": picture, "use_cache": False}
+        inputs: dict[str, Any] = {
+            "input_ids": ids,
+            "token_type_ids": types,
+            "mm_encoder_outputs": picture,
+            "use_cache": False,
+        }
         kept: dict[str, Any] = {}
         ways: dict[str, Callable[[], object]] = {
             "plain": lambda inputs=inputs: vla.model.model(**inputs),
-            "rows": lambda kept=kept, words=words: kept.update(rows=attention_rows(policy, words, ids, laid.prefix, laid.positions)),
-            "squares": lambda kept=kept, inputs=inputs: kept.update(squares=vla.model.model(**inputs, output_attentions=True).attentions),
+            "rows": lambda kept=kept, words=words: kept.update(
+                rows=attention_rows(policy, words, ids, laid.prefix, laid.positions)
+            ),
+            "squares": lambda kept=kept, inputs=inputs: kept.update(
+                squares=vla.model.model(**inputs, output_attentions=True).attentions
+            ),
             "fused": lambda inputs=inputs: fused.model.model(**inputs),
         }  # type: ignore[misc]
-        for name in WAYS[turn % len(WAYS) :] + WAYS[: turn % len(WAYS)]:  # whoever comes first finds a cold cache
+        for name in (
+            WAYS[turn % len(WAYS) :] + WAYS[: turn % len(WAYS)]
+        ):  # whoever comes first finds a cold cache
             took = seconds(ways[name])
             times[name] += [took] if turn else []
-        squares: Tensor = torch.stack(kept["squares"], 1)[:, :, :, list(laid.positions)]  # B, layers, heads, Q, N
+        squares: Tensor = torch.stack(kept["squares"], 1)[
+            :, :, :, list(laid.positions)
+        ]  # B, layers, heads, Q, N
         np.testing.assert_allclose(kept["rows"], squares.numpy(), atol=1e-6)
-    row: dict[str, Any] = {"queries": "all" if len(kinds) > 1 else kinds[0], "queried": len(laid.positions), "tokens": ids.shape[1], "batch": batch}
-    row["rows_over_plain"] = statistics.median(rows / plain for rows, plain in zip(times["rows"], times["plain"], strict=True))
-    return row | {way: {"median_s": statistics.median(found), "least_s": min(found)} for way, found in times.items()}
+    row: dict[str, Any] = {
+        "queries": "all" if len(kinds) > 1 else kinds[0],
+        "queried": len(laid.positions),
+        "tokens": ids.shape[1],
+        "batch": batch,
+    }
+    row["rows_over_plain"] = statistics.median(
+        rows / plain for rows, plain in zip(times["rows"], times["plain"], strict=True)
+    )
+    return row | {
+        way: {"median_s": statistics.median(found), "least_s": min(found)} for way, found in times.items()
+    }
 
 
 def main() -> None:
@@ -97,10 +125,18 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     rows = [measure(kinds, batch, repeats) for kinds in (("action",), KINDS) for batch in BATCHES]
     head = " ".join(f"{way:>15}" for way in WAYS)
-    print(f"{'queries':<8} {'tokens':>6} {'batch':>5} {head} {'rows/plain':>11}   ms a batch, median (least); median ratio of a turn")
+    print(
+        f"{'queries':<8} {'tokens':>6} {'batch':>5} {head} {'rows/plain':>11}   ms a batch, median "
+        "(least); median ratio of a turn"
+    )
     for row in rows:
-        cells = " ".join(f"{1000 * row[way]['median_s']:.1f} ({1000 * row[way]['least_s']:.1f})".rjust(15) for way in WAYS)
-        print(f"{row['queries']:<8} {row['tokens']:>6} {row['batch']:>5} {cells} {row['rows_over_plain']:>10.2f}x")
+        cells = " ".join(
+            f"{1000 * row[way]['median_s']:.1f} ({1000 * row[way]['least_s']:.1f})".rjust(15) for way in WAYS
+        )
+        print(
+            f"{row['queries']:<8} {row['tokens']:>6} {row['batch']:>5} {cells} "
+            f"{row['rows_over_plain']:>10.2f}x"
+        )
     print(json.dumps({"benchmark": "attention", "repeats": repeats, "rows_equal": True, "rows": rows}))
 
 

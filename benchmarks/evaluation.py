@@ -1,10 +1,12 @@
-"""What an evaluation costs: a control step in its parts, a run of 96 WidowX episodes, and the same the way the original evaluator does it.
+"""What an evaluation costs: a control step in its parts, a run of 96 WidowX episodes, and the same the way
+the original evaluator does it.
 
     python benchmarks/evaluation.py [--episodes 24] [--sizes 160x120,640x480]
 
-The policy keeps still and costs nothing, so what is measured is the simulator and the run around it. "One make an episode" is one process that makes
-an environment for every episode, as SIMPLER's own evaluator does, timed on two episodes a task. Prints a table of ratios taken in one run and, as its
-last line, one JSON object.
+The policy keeps still and costs nothing, so what is measured is the simulator and the run around it. "One
+make an episode" is one process that makes an environment for every episode, as SIMPLER's own evaluator does,
+timed on two episodes a task. Prints a table of ratios taken in one run and, as its last line, one JSON
+object.
 """
 
 from __future__ import annotations
@@ -41,12 +43,23 @@ def run_seconds(episodes: int, workers: int, size: tuple[int, int], batch: int) 
     """Seconds that `evaluate` takes, from its call to its file, processes and environments included."""
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
-        evaluate(Still(), NAMES, episodes, workers=workers, batch=batch, output=Path(folder), width=size[0], height=size[1])
+        evaluate(
+            Still(),
+            NAMES,
+            episodes,
+            workers=workers,
+            batch=batch,
+            output=Path(folder),
+            width=size[0],
+            height=size[1],
+        )
         return time.perf_counter() - began
 
 
 def original_seconds(size: tuple[int, int], episodes: int = 2) -> float:
-    """Seconds an episode when every episode makes its environment, averaged over the four tasks as a run of all of them weighs them."""
+    """Seconds an episode when every episode makes its environment, averaged over the four tasks as a run of
+    all of them weighs them.
+    """
     began = time.perf_counter()
     for task in WIDOWX_TASKS:
         for episode in range(episodes):
@@ -59,7 +72,9 @@ def original_seconds(size: tuple[int, int], episodes: int = 2) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--episodes", type=int, default=24, help="a task")
     parser.add_argument("--sizes", default="160x120,640x480")
     parser.add_argument("--batch", type=int, default=8)
@@ -67,14 +82,28 @@ def main() -> None:
     found: dict[str, Any] = {}
     for text in arguments.sizes.split(","):
         width, height = map(int, text.split("x"))
-        one, two = (run_seconds(arguments.episodes, workers, (width, height), arguments.batch) for workers in (1, 2))
+        one, two = (
+            run_seconds(arguments.episodes, workers, (width, height), arguments.batch) for workers in (1, 2)
+        )
         count = arguments.episodes * len(NAMES)
         each = original_seconds((width, height))
-        found[text] = {"episodes": count, "one_worker_s": one, "two_workers_s": two, "make_each_s": each * count}
+        found[text] = {
+            "episodes": count,
+            "one_worker_s": one,
+            "two_workers_s": two,
+            "make_each_s": each * count,
+        }
     print(f"{'camera':<10} {'way':<24} {'episodes':>9} {'s a run':>9} {'x slower than two workers':>27}")
     for text, row in found.items():
-        for way, key in (("two workers", "two_workers_s"), ("one worker", "one_worker_s"), ("one make an episode", "make_each_s")):
-            print(f"{text:<10} {way:<24} {row['episodes']:>9} {row[key]:>9.1f} {row[key] / row['two_workers_s']:>27.2f}")
+        for way, key in (
+            ("two workers", "two_workers_s"),
+            ("one worker", "one_worker_s"),
+            ("one make an episode", "make_each_s"),
+        ):
+            print(
+                f"{text:<10} {way:<24} {row['episodes']:>9} {row[key]:>9.1f} "
+                f"{row[key] / row['two_workers_s']:>27.2f}"
+            )
     print(json.dumps({"benchmark": "evaluation", "batch": arguments.batch, "runs": found}))
 
 

@@ -2,10 +2,12 @@
 
     python benchmarks/explorer.py [--moves 60]
 
-Two times make up a move: "kernel" from the slider's new value until the numbers are ready to be sent (what the notebook's widget does), and "browser"
-from those numbers until Chromium has painted them (measured on the exported page, which draws with the same code; it includes the wait for two frames
-of the screen). What JupyterLab takes to carry about 50 kB in between is not in them. Random attention of the shape of the shipped checkpoints, two
-policies, one episode of 30 frames. Prints both in milliseconds, median (largest), and one JSON object. Needs Chromium (`make browser`).
+Two times make up a move: "kernel" from the slider's new value until the numbers are ready to be sent (what
+the notebook's widget does), and "browser" from those numbers until Chromium has painted them (measured on the
+exported page, which draws with the same code; it includes the wait for two frames of the screen). What
+JupyterLab takes to carry about 50 kB in between is not in them. Random attention of the shape of the shipped
+checkpoints, two policies, one episode of 30 frames. Prints both in milliseconds, median (largest), and one
+JSON object. Needs Chromium (`make browser`).
 """
 
 from __future__ import annotations
@@ -44,7 +46,15 @@ def frame(step: int, random: np.random.Generator) -> Frame:
     masks = {name: np.zeros(SIZE, bool) for name in ("source", "target", "gripper", "arm")}
     for i, mask in enumerate(masks.values()):
         mask[25 * i : 25 * i + 20, 40 + step : 80 + step] = True
-    return Frame(random.integers(0, 256, (*SIZE, 3), dtype=np.uint8), masks, "put carrot on plate", "widowx_carrot_on_plate", 0, step, "reach")
+    return Frame(
+        random.integers(0, 256, (*SIZE, 3), dtype=np.uint8),
+        masks,
+        "put carrot on plate",
+        "widowx_carrot_on_plate",
+        0,
+        step,
+        "reach",
+    )
 
 
 def capture(name: str, random: np.random.Generator) -> Capture:
@@ -52,7 +62,18 @@ def capture(name: str, random: np.random.Generator) -> Capture:
     rows = random.random((LAYERS, HEADS, len(said), GRID[0] * GRID[1])).astype(np.float32) / 48
     queries = tuple(Query(word, kind, (i,), (i,)) for i, (word, kind) in enumerate(said))
     text = " ".join(word for word, kind in said if kind == "rationale")
-    return Capture(rows, 1 - rows.sum(-1, keepdims=True), ("rest",), 0, queries, GRID, Action(*[np.zeros(7, np.float32)] * 4), name, name, text)
+    return Capture(
+        rows,
+        1 - rows.sum(-1, keepdims=True),
+        ("rest",),
+        0,
+        queries,
+        GRID,
+        Action(*[np.zeros(7, np.float32)] * 4),
+        name,
+        name,
+        text,
+    )
 
 
 def kernel(explorer: AttentionExplorer, moves: int) -> list[float]:
@@ -81,14 +102,29 @@ def main() -> None:
     parser.add_argument("--moves", type=int, default=60)
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:
-        raise SystemExit("explorer: no Chromium on this machine -> run `make browser` as root, or install the package chromium")
+        raise SystemExit(
+            "explorer: no Chromium on this machine -> run `make browser` as root, or install the "
+            "package chromium"
+        )
     moves, random = parser.parse_args().moves, np.random.default_rng(0)
     frames = [frame(step, random) for step in range(FRAMES)]
-    explorer = AttentionExplorer(frames, {name: [capture(name, random) for _ in frames] for name in ("action_only", "with_reasoning")})
+    explorer = AttentionExplorer(
+        frames, {name: [capture(name, random) for _ in frames] for name in ("action_only", "with_reasoning")}
+    )
     found = {"kernel": kernel(explorer, moves), "browser": browser(explorer, moves, chromium)}
     for name, times in found.items():
         print(f"{name:<8} {statistics.median(times):7.1f} ({max(times):.1f}) ms a move, {len(times)} moves")
-    print(json.dumps({"benchmark": "explorer", **{name: {"median_ms": statistics.median(t), "largest_ms": max(t)} for name, t in found.items()}}))
+    print(
+        json.dumps(
+            {
+                "benchmark": "explorer",
+                **{
+                    name: {"median_ms": statistics.median(t), "largest_ms": max(t)}
+                    for name, t in found.items()
+                },
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

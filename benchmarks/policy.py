@@ -1,13 +1,15 @@
-"""How many actions a second the compact VLA's own decoding makes, against transformers' `generate` of the same model, words and pictures.
+"""How many actions a second the compact VLA's own decoding makes, against transformers' `generate` of the
+same model, words and pictures.
 
     python benchmarks/policy.py [--repeats 12]
 
-"own" is `VLAPolicy.act_batch`: cached, batched, at each place only the rows of the output head that may be said there. "constrained" is
-`generate` held to the same words by a logits processor; its tokens are asserted to be own's, every time. "plain" is `generate` held to nothing but
-the number of tokens: what it says is no action, only its time counts. All three start from uint8 pictures and sentences and end in words, and take
-turns within one run, so that a busy machine slows all of them. Weights are random and there is no proprioception (`generate` takes pixels), at the
-size of the shipped checkpoints. Prints a table of ratios and, as its last line, one JSON object. Medians, with the least in brackets. One process,
-one thread.
+"own" is `VLAPolicy.act_batch`: cached, batched, at each place only the rows of the output head that may be
+said there. "constrained" is `generate` held to the same words by a logits processor; its tokens are asserted
+to be own's, every time. "plain" is `generate` held to nothing but the number of tokens: what it says is no
+action, only its time counts. All three start from uint8 pictures and sentences and end in words, and take
+turns within one run, so that a busy machine slows all of them. Weights are random and there is no
+proprioception (`generate` takes pixels), at the size of the shipped checkpoints. Prints a table of ratios
+and, as its last line, one JSON object. Medians, with the least in brackets. One process, one thread.
 """
 
 from __future__ import annotations
@@ -53,17 +55,24 @@ class Allowed(LogitsProcessor):
 
 @torch.inference_mode()
 def generated(vla: CompactVLA, images: Array, instructions: list[str], constrained: bool) -> Array:
-    """int64 (B, T) tokens that `generate` writes after the action marker; decoded to actions when they are action words."""
+    """int64 (B, T) tokens that `generate` writes after the action marker; decoded to actions when they are
+    action words.
+    """
     mark = token_id(vla.tokenizer, ACTION)
     ids = torch.tensor([[*vla.prefix_ids(text), mark] for text in instructions])
     types = torch.zeros_like(ids)
     types[:, -1] = 1  # without token types the prefix would be read in one direction only
     first, places = first_action_id(vla.tokenizer), len(vla.bins.ranges)
     tokens = vla.model.generate(
-        input_ids=ids, token_type_ids=types, attention_mask=torch.ones_like(ids), pixel_values=vla.pixel_values(images), do_sample=False,
-        min_new_tokens=places, max_new_tokens=places,
+        input_ids=ids,
+        token_type_ids=types,
+        attention_mask=torch.ones_like(ids),
+        pixel_values=vla.pixel_values(images),
+        do_sample=False,
+        min_new_tokens=places,
+        max_new_tokens=places,
         logits_processor=LogitsProcessorList([Allowed(vla.bins, first, ids.shape[1])] if constrained else []),
-    )[:, ids.shape[1] :].numpy()  # fmt: skip
+    )[:, ids.shape[1] :].numpy()
     if constrained:
         vla.bins.decode(tokens - first)
     return np.asarray(tokens)
@@ -77,10 +86,16 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def measure(bins: ActionTokens, batch: int, repeats: int) -> dict[str, Any]:
-    """Seconds a batch of each way, taken in turns; the tokens of own and constrained decoding are compared on fresh pictures each time."""
+    """Seconds a batch of each way, taken in turns; the tokens of own and constrained decoding are compared on
+    fresh pictures each time.
+    """
     tokenizer = train_vocabulary([task.instruction for task in WIDOWX_TASKS], action_words=bins.words)
     vla = build(CompactConfig(proprioception=False), tokenizer, bins, seed=0)
-    policy, random, instructions = VLAPolicy(vla, "own", decoding="greedy"), np.random.default_rng(batch), [INSTRUCTION] * batch
+    policy, random, instructions = (
+        VLAPolicy(vla, "own", decoding="greedy"),
+        np.random.default_rng(batch),
+        [INSTRUCTION] * batch,
+    )
     times: dict[str, list[float]] = {"own": [], "constrained": [], "plain": []}
     for turn in range(repeats + 1):  # the first warms up
         images = random.integers(0, 256, (batch, 120, 160, 3), dtype=np.uint8)
@@ -95,9 +110,19 @@ def measure(bins: ActionTokens, batch: int, repeats: int) -> dict[str, Any]:
             took = seconds(way)
             times[name] += [took] if turn else []
     parameters = sum(parameter.numel() for parameter in vla.model.parameters())
-    row = {"tokens": bins.to_dict()["kind"], "words": bins.words, "tokens_an_action": len(bins.ranges), "batch": batch, "parameters": parameters}
+    row = {
+        "tokens": bins.to_dict()["kind"],
+        "words": bins.words,
+        "tokens_an_action": len(bins.ranges),
+        "batch": batch,
+        "parameters": parameters,
+    }
     for name, found in times.items():
-        row[name] = {"median_s": statistics.median(found), "least_s": min(found), "actions_a_second": batch / statistics.median(found)}
+        row[name] = {
+            "median_s": statistics.median(found),
+            "least_s": min(found),
+            "actions_a_second": batch / statistics.median(found),
+        }
     return row
 
 
@@ -113,9 +138,15 @@ def main() -> None:
     head = f"{'tokens':<10} {'batch':>5} {'own':>16} {'constrained':>16} {'plain':>16}"
     print(f"{head} {'constr./own':>12} {'plain/own':>10}   ms a batch, median (least)")
     for row in rows:
-        cells = [f"{1000 * row[way]['median_s']:.1f} ({1000 * row[way]['least_s']:.1f})" for way in ("own", "constrained", "plain")]
+        cells = [
+            f"{1000 * row[way]['median_s']:.1f} ({1000 * row[way]['least_s']:.1f})"
+            for way in ("own", "constrained", "plain")
+        ]
         faster = [row[way]["median_s"] / row["own"]["median_s"] for way in ("constrained", "plain")]
-        print(f"{row['tokens']:<10} {row['batch']:>5} {cells[0]:>16} {cells[1]:>16} {cells[2]:>16} {faster[0]:>11.2f}x {faster[1]:>9.2f}x")
+        print(
+            f"{row['tokens']:<10} {row['batch']:>5} {cells[0]:>16} {cells[1]:>16} {cells[2]:>16} "
+            f"{faster[0]:>11.2f}x {faster[1]:>9.2f}x"
+        )
     print(f"{head}   actions a second")
     for row in rows:
         rates = [f"{row[way]['actions_a_second']:.1f}" for way in ("own", "constrained", "plain")]

@@ -1,10 +1,12 @@
-"""What a control step costs at several camera sizes, physics and picture apart, and how many actions a second the compact VLA decodes.
+"""What a control step costs at several camera sizes, physics and picture apart, and how many actions a second
+the compact VLA decodes.
 
     python benchmarks/simulator.py [--steps 40]
 
-"physics" is ManiSkill's step without its observation: controller, 100 substeps, success rule. "picture" is rendering, photograph and proprioception.
-"own" is the same step with ManiSkill's own observation instead. Prints a table of ratios taken in one run and, as its last line, one JSON object.
-Medians, with the least in brackets: on a shared machine that is the one that comes again. One process, one thread.
+"physics" is ManiSkill's step without its observation: controller, 100 substeps, success rule. "picture" is
+rendering, photograph and proprioception. "own" is the same step with ManiSkill's own observation instead.
+Prints a table of ratios taken in one run and, as its last line, one JSON object. Medians, with the least in
+brackets: on a shared machine that is the one that comes again. One process, one thread.
 """
 
 from __future__ import annotations
@@ -65,7 +67,9 @@ def main() -> None:
     for (width, height), setting, task in product(SIZES, SETTINGS, TASKS_TIMED):
         parts = step_parts(task, width, height, setting, times)
         row = {"camera": f"{width}x{height}", "setting": setting, "task": task}
-        found.append(row | {part: {"median": statistics.median(ms), "least": min(ms)} for part, ms in parts.items()})
+        found.append(
+            row | {part: {"median": statistics.median(ms), "least": min(ms)} for part, ms in parts.items()}
+        )
     policy = load_policy(REPOSITORY / "data/checkpoints/compact_base")
     image, own = np.zeros((120, 160, 3), np.uint8), np.zeros((1, PROPRIOCEPTION), np.float32)
     action_ms = {}
@@ -73,10 +77,19 @@ def main() -> None:
         asked = np.stack([image] * batch), ["put carrot on plate"] * batch, own.repeat(batch, 0)
         decode = [milliseconds(lambda asked=asked: policy.act_batch(*asked)) for _ in range(4)]  # type: ignore[misc]
         action_ms[batch] = statistics.median(decode[1:]) / batch
-    print(f"{'camera':<8} {'setting':<20} {'task':<30} {'physics':>14} {'picture':>14} {'own':>14}   ms, median (least)")
+    print(
+        f"{'camera':<8} {'setting':<20} {'task':<30} {'physics':>14} {'picture':>14} {'own':>14}   "
+        "ms, median (least)"
+    )
     for row in found:
-        cells = [f"{row[part]['median']:.1f} ({row[part]['least']:.1f})" if part in row else "" for part in ("physics", "picture", "own")]
-        print(f"{row['camera']:<8} {row['setting']:<20} {row['task']:<30} {cells[0]:>14} {cells[1]:>14} {cells[2]:>14}")
+        cells = [
+            f"{row[part]['median']:.1f} ({row[part]['least']:.1f})" if part in row else ""
+            for part in ("physics", "picture", "own")
+        ]
+        print(
+            f"{row['camera']:<8} {row['setting']:<20} {row['task']:<30} {cells[0]:>14} "
+            f"{cells[1]:>14} {cells[2]:>14}"
+        )
     print(f"{'batch':<8} {'ms an action':>12} {'ratio':>7}")
     for batch, value in action_ms.items():
         print(f"{batch:<8} {value:>12.1f} {value / action_ms[1]:>7.2f}")

@@ -1,11 +1,13 @@
-"""Frames a second that training takes, plain and from an activation cache, at each depth of freezing, with and without a rationale in the sequence.
+"""Frames a second that training takes, plain and from an activation cache, at each depth of freezing, with
+and without a rationale in the sequence.
 
     python benchmarks/training.py [--steps 8] [--layers 5] [--batch 32]
 
-Whole steps are timed: laying out the batch, forward, backward, clipping, AdamW. "pixels" runs the whole model with its vision tower, as a loop that
-keeps nothing would; "tokens" keeps the frozen tower's tokens; "cached" runs the upper layers on stored states. "all" trains every layer above a kept
-tower. The kinds take turns step by step, so that what else the machine does hits all alike. Prints ratios of medians taken in one run and, as its
-last line, one JSON object. bf16 autocast, one process, one thread.
+Whole steps are timed: laying out the batch, forward, backward, clipping, AdamW. "pixels" runs the whole model
+with its vision tower, as a loop that keeps nothing would; "tokens" keeps the frozen tower's tokens; "cached"
+runs the upper layers on stored states. "all" trains every layer above a kept tower. The kinds take turns step
+by step, so that what else the machine does hits all alike. Prints ratios of medians taken in one run and, as
+its last line, one JSON object. bf16 autocast, one process, one thread.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ from refinevla_kit.vlas.compact import CompactConfig, CompactVLA, build
 from refinevla_kit.vlas.vocabulary import train_vocabulary
 
 RATIONALE = (  # about 40 tokens of the vocabulary below
-    "the carrot lies {0} cm left of the plate and the gripper is open above it so move {0} cm left and down then close the fingers "
+    "the carrot lies {0} cm left of the plate and the gripper is open above it so move {0} cm left "
+    "and down then close the fingers "
     "and lift it over the plate before letting go of it there"
 )
 
@@ -42,13 +45,17 @@ def some_examples(frames: int) -> Examples:
     """Noise of the right shape: time does not depend on what is in the pictures."""
     rng = np.random.default_rng(0)
     return Examples(
-        rng.integers(0, 256, (frames, 120, 160, 3), dtype=np.uint8), rng.uniform(-0.04, 0.04, (frames, 7)).astype(np.float32),
-        np.zeros(frames, np.int64), ("put carrot on plate", "stack the green block on the yellow block") * (frames // 2),
+        rng.integers(0, 256, (frames, 120, 160, 3), dtype=np.uint8),
+        rng.uniform(-0.04, 0.04, (frames, 7)).astype(np.float32),
+        np.zeros(frames, np.int64),
+        ("put carrot on plate", "stack the green block on the yellow block") * (frames // 2),
         tuple(RATIONALE.format(i % 9) for i in range(frames)),
-    )  # fmt: skip
+    )
 
 
-def stepper(vla: CompactVLA, examples: Examples, config: TrainingConfig, kept: Any, model: torch.nn.Module) -> Callable[[Any], None]:
+def stepper(
+    vla: CompactVLA, examples: Examples, config: TrainingConfig, kept: Any, model: torch.nn.Module
+) -> Callable[[Any], None]:
     """One training step on the frames it is given."""
     trained = [p for p in vla.model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5)
@@ -103,17 +110,42 @@ def main() -> None:
             speed = {kind: given.batch / statistics.median(times) for kind, times in seconds.items()}
             best = {kind: given.batch / min(times) for kind, times in seconds.items()}
             length = float(np.diff(cache.offsets).mean())
-            row = {"frozen": depth, "rationales": weight > 0, "tokens_a_frame": length, "bytes_a_frame": cache.states.nbytes / len(examples)}
+            row = {
+                "frozen": depth,
+                "rationales": weight > 0,
+                "tokens_a_frame": length,
+                "bytes_a_frame": cache.states.nbytes / len(examples),
+            }
             found.append(row | {"frames_a_second": speed, "best": best, "write_ms_a_frame": 1000 * written})
     heads = f"{'tokens':>7} {'pixels':>7} {'all':>7}   (by the fastest steps)"
     print(f"{'frozen':<8} {'rationales':<11} {'length':>6} {'cached/s':>9}   times as fast as: {heads}")
     for row in found:
         speeds: Any = (row["frames_a_second"], row["best"])
-        median, least = ({kind: speed["cached"] / speed[kind] for kind in ("tokens", "pixels", "all")} for speed in speeds)
-        cells = " ".join(f"{value:>7.1f}" for value in median.values()) + "   (" + " ".join(f"{value:.1f}" for value in least.values()) + ")"
+        median, least = (
+            {kind: speed["cached"] / speed[kind] for kind in ("tokens", "pixels", "all")} for speed in speeds
+        )
+        cells = (
+            " ".join(f"{value:>7.1f}" for value in median.values())
+            + "   ("
+            + " ".join(f"{value:.1f}" for value in least.values())
+            + ")"
+        )
         share = f"{row['frozen']}/{given.layers}"
-        print(f"{share:<8} {row['rationales']!s:<11} {row['tokens_a_frame']:>6.0f} {speeds[0]['cached']:>9.0f} {'':>19} {cells}")
-    print(json.dumps({"benchmark": "training", "layers": given.layers, "batch": given.batch, "steps": given.steps, "rows": found}))
+        print(
+            f"{share:<8} {row['rationales']!s:<11} {row['tokens_a_frame']:>6.0f} "
+            f"{speeds[0]['cached']:>9.0f} {'':>19} {cells}"
+        )
+    print(
+        json.dumps(
+            {
+                "benchmark": "training",
+                "layers": given.layers,
+                "batch": given.batch,
+                "steps": given.steps,
+                "rows": found,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

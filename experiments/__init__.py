@@ -1,1 +1,3 @@
-"""Controlled experiments with the kit: design as data, one resumable command each, results computed from committed records."""
+"""Controlled experiments with the kit: design as data, one resumable command each, results computed from
+committed records.
+"""

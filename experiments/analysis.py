@@ -1,6 +1,8 @@
-"""From the records of an experiment to its numbers: every contrast that was planned and has been played, what each arm reaches, what it costs.
+"""From the records of an experiment to its numbers: every contrast that was planned and has been played, what
+each arm reaches, what it costs.
 
-Nothing is chosen here: contrasts come from the design, statistics from `refinevla_kit.evaluation`, and what an interval says was fixed before.
+Nothing is chosen here: contrasts come from the design, statistics from `refinevla_kit.evaluation`, and what
+an interval says was fixed before.
 """
 
 from __future__ import annotations
@@ -22,7 +24,14 @@ from refinevla_kit.evaluation.intervals import Rate
 from refinevla_kit.evaluation.records import EpisodeRecord
 from refinevla_kit.evaluation.statistics import summarise
 from refinevla_kit.evaluation.sweeps import REFERENCES, arms_of
-from refinevla_kit.evaluation.training_seeds import Estimate, SeedComparison, as_one_policy, by_seed, compare_seeds, over_seeds
+from refinevla_kit.evaluation.training_seeds import (
+    Estimate,
+    SeedComparison,
+    as_one_policy,
+    by_seed,
+    compare_seeds,
+    over_seeds,
+)
 from refinevla_kit.figures.experiment import Panel, sweep_panels
 from refinevla_kit.tasks import SETTINGS, VARIANT_AGGREGATION, VISUAL_MATCHING
 
@@ -53,14 +62,21 @@ def load_results(folder: str | Path, profile: Profile | None = None) -> Results:
     """
     path = Path(folder) / STUDY
     if not path.is_file():
-        raise KitError(f"no experiment at {folder}", "give the `records` folder that `python -m experiments.reasoning_loss` wrote")
+        raise KitError(
+            f"no experiment at {folder}",
+            "give the `records` folder that `python -m experiments.reasoning_loss` wrote",
+        )
     study = json.loads(path.read_text(encoding="utf-8"))
     if profile is None and study["profile"] not in PROFILES:
-        raise KitError(f"{path} is of profile {study['profile']!r}", f"choose records of one of {', '.join(PROFILES)}")
+        raise KitError(
+            f"{path} is of profile {study['profile']!r}", f"choose records of one of {', '.join(PROFILES)}"
+        )
     return Results(profile or PROFILES[study["profile"]], study, tuple(load_records(Path(folder) / RECORDS)))
 
 
-def contrasts(results: Results, block: Block, rule: Rule = "last", task: str = AVERAGE) -> list[SeedComparison]:
+def contrasts(
+    results: Results, block: Block, rule: Rule = "last", task: str = AVERAGE
+) -> list[SeedComparison]:
     """The block's contrasts that have been played."""
     return [one for a, b in block.contrasts if (one := _compare(results, a, b, block.setting, rule, task))]
 
@@ -68,8 +84,17 @@ def contrasts(results: Results, block: Block, rule: Rule = "last", task: str = A
 def interactions(results: Results) -> list[SeedComparison]:
     """How much larger the main contrasts are in variant aggregation than in visual matching."""
     pairs = {pair for block in results.profile.blocks if not block.exploratory for pair in block.contrasts}
-    ordered = [pair for block in results.profile.blocks for pair in block.contrasts if pair in pairs and block.setting == VARIANT_AGGREGATION]
-    found = [change_between_settings(results.records, a, b) for a, b in ordered if {a, b} <= {one.policy for one in results.records}]
+    ordered = [
+        pair
+        for block in results.profile.blocks
+        for pair in block.contrasts
+        if pair in pairs and block.setting == VARIANT_AGGREGATION
+    ]
+    found = [
+        change_between_settings(results.records, a, b)
+        for a, b in ordered
+        if {a, b} <= {one.policy for one in results.records}
+    ]
     return [one for one in found if one]
 
 
@@ -77,28 +102,46 @@ def by_variant(results: Results, a: str, b: str) -> dict[str, SeedComparison]:
     """A contrast in each variant of the scene by itself."""
     played = [one for one in results.records if one.setting == VARIANT_AGGREGATION and one.policy in (a, b)]
     names = list(dict.fromkeys(one.variant for one in played))
-    return {name: compare_seeds([one for one in played if one.variant == name], a, b) for name in names if len({one.policy for one in played}) == 2}
+    return {
+        name: compare_seeds([one for one in played if one.variant == name], a, b)
+        for name in names
+        if len({one.policy for one in played}) == 2
+    }
 
 
 def conclusion(results: Results, one: SeedComparison) -> str:
     """What a contrast of the main comparison says; preliminary while seeds are missing."""
     blocks = [block for block in results.profile.blocks if not block.exploratory]
-    planned = set(blocks[0].seeds).intersection(*(block.seeds for block in blocks if block.setting == one.setting or one.pooled is None))
+    planned = set(blocks[0].seeds).intersection(
+        *(block.seeds for block in blocks if block.setting == one.setting or one.pooled is None)
+    )
     low, high = one.estimate.low, one.estimate.high
     if (one.a, one.b) == PRIMARY and one.setting in (VISUAL_MATCHING, VARIANT_AGGREGATION):
         text = verdict(one.estimate, CLAIMED_GAIN)
-        if one.pooled and (control := (one.pooled.both + one.pooled.only_b) / one.pooled.episodes) > 1 - CLAIMED_GAIN:
+        if (
+            one.pooled
+            and (control := (one.pooled.both + one.pooled.only_b) / one.pooled.episodes) > 1 - CLAIMED_GAIN
+        ):
             text = f"no room for the claimed gain, the control succeeds in {control:.0%}: {text}"
     else:
-        text = "one training run: no verdict" if not one.estimate.known else (
-            "above zero" if low > 0 else "below zero" if high < 0 else "not told apart from zero")  # fmt: skip
-    return text if len(one.seeds) == len(planned) else f"preliminary ({len(one.seeds)} of {len(planned)} seeds): {text}"
+        text = (
+            "one training run: no verdict"
+            if not one.estimate.known
+            else ("above zero" if low > 0 else "below zero" if high < 0 else "not told apart from zero")
+        )
+    return (
+        text
+        if len(one.seeds) == len(planned)
+        else f"preliminary ({len(one.seeds)} of {len(planned)} seeds): {text}"
+    )
 
 
 def change_between_settings(
     records: Sequence[EpisodeRecord], a: str, b: str, rule: Rule = "last", task: str = AVERAGE
 ) -> SeedComparison | None:
-    """How much larger the difference is in variant aggregation than in visual matching, by seed; None where no seed has both."""
+    """How much larger the difference is in variant aggregation than in visual matching, by seed; None where
+    no seed has both.
+    """
     matching, aggregation = (by_seed(records, a, b, rule, task, setting) for setting in SETTINGS)
     seeds = tuple(seed for seed in matching if seed in aggregation)
     if not seeds:
@@ -115,13 +158,27 @@ def verdict(estimate: Estimate, claimed: float) -> str:
     if estimate.high < 0:
         return "a loss"
     if estimate.low > 0:
-        return "a gain, as large as claimed or not told apart from it" if estimate.high >= claimed else "a gain, smaller than claimed"
-    return "no gain shown; the claimed one is excluded" if estimate.high < claimed else "undecided: neither no gain nor the claimed one is excluded"
+        return (
+            "a gain, as large as claimed or not told apart from it"
+            if estimate.high >= claimed
+            else "a gain, smaller than claimed"
+        )
+    return (
+        "no gain shown; the claimed one is excluded"
+        if estimate.high < claimed
+        else "undecided: neither no gain nor the claimed one is excluded"
+    )
 
 
-def rates(results: Results, setting: str, rule: Rule = "last", records: Iterable[EpisodeRecord] | None = None) -> dict[str, dict[str, Rate]]:
+def rates(
+    results: Results, setting: str, rule: Rule = "last", records: Iterable[EpisodeRecord] | None = None
+) -> dict[str, dict[str, Rate]]:
     """Arm -> task (and average) -> rate, over all its seeds, with the checkpoints as they are."""
-    chosen = [one for one in as_one_policy(results.records if records is None else records) if one.setting == setting]
+    chosen = [
+        one
+        for one in as_one_policy(results.records if records is None else records)
+        if one.setting == setting
+    ]
     found: dict[str, dict[str, Rate]] = {}
     for score in summarise(chosen, rule):
         found.setdefault(score.policy, {})[score.task] = score.rate
@@ -130,11 +187,15 @@ def rates(results: Results, setting: str, rule: Rule = "last", records: Iterable
 
 def panels(results: Results) -> list[Panel]:
     """Success by loss weight, frozen layers and amount of demonstrations, as far as they have been varied."""
-    return sweep_panels([one for one in results.records if one.setting == VISUAL_MATCHING], arms_of(results.study))
+    return sweep_panels(
+        [one for one in results.records if one.setting == VISUAL_MATCHING], arms_of(results.study)
+    )
 
 
 def costs(results: Results) -> list[dict[str, Any]]:
-    """One row an arm: seconds of training (a run, a step), of a control step in evaluation, with everything that runs beside; medians over runs."""
+    """One row an arm: seconds of training (a run, a step), of a control step in evaluation, with everything
+    that runs beside; medians over runs.
+    """
     runs: dict[str, list[Mapping[str, Any]]] = {}
     for run in results.study["runs"]:
         runs.setdefault(run["arm"]["name"], []).append(run)
@@ -142,16 +203,25 @@ def costs(results: Results) -> list[dict[str, Any]]:
     for one in results.records:
         acting.setdefault(one.policy, []).append(one.wall_time / one.steps)
     return [
-        {"arm": name, "runs": len(found), "training": statistics.median(run["training_seconds"] for run in found),
-         "step": statistics.median(run["step_seconds"] for run in found), "control step": statistics.median(acting[name]),
-         **{key: statistics.mean(run["validation"][key] for run in found if key in run["validation"]) for key in (
-            "action_accuracy", "loss_action", "loss_reasoning")
-            if all(key in run["validation"] for run in found)}}
+        {
+            "arm": name,
+            "runs": len(found),
+            "training": statistics.median(run["training_seconds"] for run in found),
+            "step": statistics.median(run["step_seconds"] for run in found),
+            "control step": statistics.median(acting[name]),
+            **{
+                key: statistics.mean(run["validation"][key] for run in found if key in run["validation"])
+                for key in ("action_accuracy", "loss_action", "loss_reasoning")
+                if all(key in run["validation"] for run in found)
+            },
+        }
         for name, found in runs.items()
-    ]  # fmt: skip
+    ]
 
 
 def _compare(results: Results, a: str, b: str, setting: str, rule: Rule, task: str) -> SeedComparison | None:
-    played: Sequence[EpisodeRecord] = [one for one in results.records if one.policy in (a, b) and one.setting == setting]
+    played: Sequence[EpisodeRecord] = [
+        one for one in results.records if one.policy in (a, b) and one.setting == setting
+    ]
     seeds = [{one.seed for one in played if one.policy == name} for name in (a, b)]
     return compare_seeds(played, a, b, rule, task, setting) if seeds[0] & seeds[1] else None

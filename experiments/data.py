@@ -11,19 +11,33 @@ from refinevla_kit.training.controls import first_episodes, shuffle_rationales
 from refinevla_kit.training.examples import Examples, find_rationales, load_examples
 
 
-def demonstrations(profile: Profile, folder: str | Path, assets: str = "embedded", workers: int = 1, progress: bool = True) -> Examples:
-    """The profile's demonstrations with the oracle's rationales, one a segment; recorded into `folder` where they are not there yet."""
+def demonstrations(
+    profile: Profile, folder: str | Path, assets: str = "embedded", workers: int = 1, progress: bool = True
+) -> Examples:
+    """The profile's demonstrations with the oracle's rationales, one a segment; recorded into `folder` where
+    they are not there yet.
+    """
     prepare(profile, folder, assets, workers, progress)
     return load_examples(folder, find_rationales(folder), strict=True)
 
 
-def prepare(profile: Profile, folder: str | Path, assets: str = "embedded", workers: int = 1, progress: bool = True) -> None:
+def prepare(
+    profile: Profile, folder: str | Path, assets: str = "embedded", workers: int = 1, progress: bool = True
+) -> None:
     """Record and annotate what `demonstrations` reads, where that has not been done."""
     if not Path(folder).exists():
         record(
-            folder, profile.tasks, profile.episodes_per_task, assets=assets, seed=profile.data_seed, workers=workers, disturb=profile.disturb,
-            noise=profile.noise, settle=profile.settle, progress=progress,
-        )  # fmt: skip
+            folder,
+            profile.tasks,
+            profile.episodes_per_task,
+            assets=assets,
+            seed=profile.data_seed,
+            workers=workers,
+            disturb=profile.disturb,
+            noise=profile.noise,
+            settle=profile.settle,
+            progress=progress,
+        )
     annotate_dataset(folder, OracleTeacher(), progress=progress)
 
 
@@ -34,5 +48,7 @@ def given_to(arm: Arm, examples: Examples) -> Examples:
 
 
 def content_hash(examples: Examples) -> str:
-    """First 12 hex digits of the SHA-256 over everything in the examples that training reads; where they lie does not matter."""
+    """First 12 hex digits of the SHA-256 over everything in the examples that training reads; where they lie
+    does not matter.
+    """
     return examples.digest()[:12]

@@ -1,8 +1,9 @@
 """The experiment as data: what is trained, what is compared with what, on how many starts, in which order.
 
-An arm is a way of training; with a seed it is a run. A block asks one question: its arms, seeds, setting, number of starts, and the contrasts that
-answer it. Blocks from which conclusions are drawn come first, and all arms of a seed before the next seed, so that an experiment stopped anywhere has
-whole pairs of what matters most. Runs that two blocks share are made once.
+An arm is a way of training; with a seed it is a run. A block asks one question: its arms, seeds, setting,
+number of starts, and the contrasts that answer it. Blocks from which conclusions are drawn come first, and
+all arms of a seed before the next seed, so that an experiment stopped anywhere has whole pairs of what
+matters most. Runs that two blocks share are made once.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from refinevla_kit.training.config import TrainingConfig
 
 CLAIMED_GAIN = 0.05
 """ReFineVLA on the WidowX, average of four tasks: +5.0 points (both versions of the paper; primary)."""
-SHUFFLE_SEED = 0  # one exchange of texts for all training seeds: the control is about wrong texts, not about which wrong ones
+# One exchange of texts for all training seeds: the control is about wrong texts, not about which wrong ones
+SHUFFLE_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,11 @@ class Arm:
     Attributes:
         name: what records call it.
         lambda_reasoning, order, freeze_layers: as in `TrainingConfig`.
-        rationales: "own", or "shuffled": texts of other episodes of the same task (`training.controls.shuffle_rationales`).
+        rationales: "own", or "shuffled": texts of other episodes of the same task
+            (`training.controls.shuffle_rationales`).
         share: of the demonstrations, the first ones of each task.
-        base: it starts from: "main"; or of two bases made alike, "grounded", whose tower first learned where things are, or "ungrounded".
+        base: it starts from: "main"; or of two bases made alike, "grounded", whose tower first learned where
+            things are, or "ungrounded".
     """
 
     name: str
@@ -49,9 +53,10 @@ class Block:
     Attributes:
         name: for `--only`.
         question: in a sentence.
-        arms, seeds, setting, starts: each arm is trained with each seed and plays `starts` dense starts a task (and variant) in `setting`.
-        contrasts: pairs of arms' names; the difference is the first's success minus the second's. They may name arms of earlier blocks, of which
-            the starts that both have played are used.
+        arms, seeds, setting, starts: each arm is trained with each seed and plays `starts` dense starts a
+            task (and variant) in `setting`.
+        contrasts: pairs of arms' names; the difference is the first's success minus the second's. They may
+            name arms of earlier blocks, of which the starts that both have played are used.
         exploratory: no conclusion is drawn from it, whatever it shows.
     """
 
@@ -89,12 +94,22 @@ class Profile:
     data_seed: int = 1000  # no base of the kit was made from demonstrations of this seed
 
     def training(self, arm: Arm, seed: int) -> TrainingConfig:
-        """How a run is trained. A policy that has collapsed is a result here, so nothing is stopped for it."""
+        """How a run is trained. A policy that has collapsed is a result here, so nothing is stopped for
+        it.
+        """
         every = max(1, self.steps // 4)
         return TrainingConfig(
-            self.steps, self.batch_size, self.learning_rate, lambda_reasoning=arm.lambda_reasoning, freeze_layers=arm.freeze_layers, order=arm.order,
-            seed=seed, validate_every=every, save_every=every, collapse_grace=self.steps,
-        )  # fmt: skip
+            self.steps,
+            self.batch_size,
+            self.learning_rate,
+            lambda_reasoning=arm.lambda_reasoning,
+            freeze_layers=arm.freeze_layers,
+            order=arm.order,
+            seed=seed,
+            validate_every=every,
+            save_every=every,
+            collapse_grace=self.steps,
+        )
 
     def arms(self) -> dict[str, Arm]:
         """All arms by name."""
@@ -122,46 +137,77 @@ def plan(profile: Profile, only: Sequence[str] = ()) -> list[Stage]:
     if unknown := [name for name in only if name not in known]:
         raise KitError(f"unknown block {unknown[0]!r}", f"choose from {', '.join(known)}")
     chosen = [block for block in profile.blocks if not only or block.name in only]
-    groups = [[block for block in chosen if block.exploratory == exploratory] for exploratory in (False, True)]
+    groups = [
+        [block for block in chosen if block.exploratory == exploratory] for exploratory in (False, True)
+    ]
     return [
         Stage(block, arm, seed)
         for group in groups
         for seed in sorted({seed for block in group for seed in block.seeds})
-        for block in group if seed in block.seeds
+        for block in group
+        if seed in block.seeds
         for arm in block.arms
-    ]  # fmt: skip
+    ]
 
 
 def run_key(arm: Arm, config: TrainingConfig, base: str, data: str) -> str:
-    """12 hex digits that change with whatever a run's outcome depends on: base and data (their hashes), the arm whatever its name, the training."""
-    content = {**asdict(arm), "name": "", "base": base, "data": data, "shuffle": SHUFFLE_SEED, "training": asdict(config)}
+    """12 hex digits that change with whatever a run's outcome depends on: base and data (their hashes), the
+    arm whatever its name, the training.
+    """
+    content = {
+        **asdict(arm),
+        "name": "",
+        "base": base,
+        "data": data,
+        "shuffle": SHUFFLE_SEED,
+        "training": asdict(config),
+    }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def design(
-    main_seeds: tuple[int, ...], main_starts: int, variant_starts: int, sweep_seeds: tuple[int, ...], sweep_starts: int, thinking_starts: int,
-    variant_seeds: tuple[int, ...] = (), depth: int = 3, depths: tuple[int, ...] = (1, 2, 4), lambdas: tuple[float, ...] = (0.1, 0.5, 1.0),
+    main_seeds: tuple[int, ...],
+    main_starts: int,
+    variant_starts: int,
+    sweep_seeds: tuple[int, ...],
+    sweep_starts: int,
+    thinking_starts: int,
+    variant_seeds: tuple[int, ...] = (),
+    depth: int = 3,
+    depths: tuple[int, ...] = (1, 2, 4),
+    lambdas: tuple[float, ...] = (0.1, 0.5, 1.0),
     shares: tuple[float, ...] = (0.25, 0.5),
-) -> tuple[Block, ...]:  # fmt: skip
+) -> tuple[Block, ...]:
     """The blocks of an experiment.
 
     Args:
-        main_seeds, main_starts, variant_starts: of the main comparison, in visual matching and (a variant) in variant aggregation.
+        main_seeds, main_starts, variant_starts: of the main comparison, in visual matching and (a variant) in
+            variant aggregation.
         variant_seeds: where not all main ones play in variant aggregation.
-        sweep_seeds, sweep_starts: of the exploratory blocks, among the main ones. thinking_starts: of the arm that writes its rationale before
+        sweep_seeds, sweep_starts: of the exploratory blocks, among the main ones.
+        thinking_starts: of the arm that writes its rationale before
             every action, which takes some ten times as long to play.
-        depth: frozen layers of the main comparison; depths, lambdas, shares: further values.
+        depth: frozen layers of the main comparison;
+        depths, lambdas, shares: further values.
     """
     control = Arm("action_only", freeze_layers=depth)
     reasoning = Arm("with_reasoning", 0.3, depth)
     shuffled = replace(reasoning, name="shuffled_rationales", rationales="shuffled")
     main = (control, reasoning, shuffled)
-    contrasts = tuple((a.name, b.name) for a, b in ((reasoning, control), (reasoning, shuffled), (shuffled, control)))
+    contrasts = tuple(
+        (a.name, b.name) for a, b in ((reasoning, control), (reasoning, shuffled), (shuffled, control))
+    )
 
     def pairs(suffix: str, **changes: object) -> tuple[Arm, Arm]:
         return tuple(replace(arm, name=f"{arm.name}_{suffix}", **changes) for arm in (control, reasoning))  # type: ignore[return-value, arg-type]
 
-    def sweep(name: str, question: str, arms: Sequence[Arm], contrasts: Sequence[tuple[str, str]], starts: int = sweep_starts) -> Block:
+    def sweep(
+        name: str,
+        question: str,
+        arms: Sequence[Arm],
+        contrasts: Sequence[tuple[str, str]],
+        starts: int = sweep_starts,
+    ) -> Block:
         return Block(name, question, tuple(arms), sweep_seeds, VISUAL_MATCHING, starts, tuple(contrasts))
 
     weights = [replace(reasoning, name=f"lambda_{value:g}", lambda_reasoning=value) for value in lambdas]
@@ -171,28 +217,86 @@ def design(
     thinking = replace(reasoning, name="rationale_first", order="rationale_first")
     gains = lambda found: [(b.name, a.name) for a, b in found]  # noqa: E731
     return (
-        Block("main", "Does the reasoning loss raise success, and is it what the rationales say?", main, main_seeds, VISUAL_MATCHING, main_starts,
-              contrasts, exploratory=False),
-        Block("variants", "The same under changed scenes.", main, variant_seeds or main_seeds, VARIANT_AGGREGATION, variant_starts, contrasts,
-              exploratory=False),
-        sweep("lambda", "How does the gain change with the weight of the reasoning loss?", weights, [(one.name, control.name) for one in weights]),
-        sweep("depth", "How does it change with the number of frozen layers?", [arm for pair in deep for arm in pair], gains(deep)),
-        sweep("data", "How does it change with the amount of demonstrations?", [arm for pair in fewer for arm in pair], gains(fewer)),
-        sweep("grounding", "How does it change with a base that was never taught where things are?", [arm for pair in twins for arm in pair],
-              [*gains(twins), (twins[0][0].name, twins[1][0].name)]),
-        sweep("order", "What does writing the rationale before the action do?", [thinking],
-              [(thinking.name, reasoning.name), (thinking.name, control.name)], thinking_starts),
-    )  # fmt: skip
+        Block(
+            "main",
+            "Does the reasoning loss raise success, and is it what the rationales say?",
+            main,
+            main_seeds,
+            VISUAL_MATCHING,
+            main_starts,
+            contrasts,
+            exploratory=False,
+        ),
+        Block(
+            "variants",
+            "The same under changed scenes.",
+            main,
+            variant_seeds or main_seeds,
+            VARIANT_AGGREGATION,
+            variant_starts,
+            contrasts,
+            exploratory=False,
+        ),
+        sweep(
+            "lambda",
+            "How does the gain change with the weight of the reasoning loss?",
+            weights,
+            [(one.name, control.name) for one in weights],
+        ),
+        sweep(
+            "depth",
+            "How does it change with the number of frozen layers?",
+            [arm for pair in deep for arm in pair],
+            gains(deep),
+        ),
+        sweep(
+            "data",
+            "How does it change with the amount of demonstrations?",
+            [arm for pair in fewer for arm in pair],
+            gains(fewer),
+        ),
+        sweep(
+            "grounding",
+            "How does it change with a base that was never taught where things are?",
+            [arm for pair in twins for arm in pair],
+            [*gains(twins), (twins[0][0].name, twins[1][0].name)],
+        ),
+        sweep(
+            "order",
+            "What does writing the rationale before the action do?",
+            [thinking],
+            [(thinking.name, reasoning.name), (thinking.name, control.name)],
+            thinking_starts,
+        ),
+    )
 
 
 WIDOWX = tuple(task.name for task in WIDOWX_TASKS)
 PROFILES = {
     # every stage runs, nothing is learned
-    "smoke": Profile("smoke", ("widowx_carrot_on_plate",), ("lighting_darker",), 4, 3, 2,
-                     design((0, 1), 1, 1, (0,), 1, 1, variant_seeds=(0,), depths=(4,), lambdas=(1.0,), shares=(0.5,)),
-                     disturb=0.0, noise=0.0, settle=3),
-    # hours on two cores: 216 distinct starts a task and arm in visual matching, 24 x 9 variants = 216 episodes in variant aggregation
+    "smoke": Profile(
+        "smoke",
+        ("widowx_carrot_on_plate",),
+        ("lighting_darker",),
+        4,
+        3,
+        2,
+        design((0, 1), 1, 1, (0,), 1, 1, variant_seeds=(0,), depths=(4,), lambdas=(1.0,), shares=(0.5,)),
+        disturb=0.0,
+        noise=0.0,
+        settle=3,
+    ),
+    # hours on two cores: 216 distinct starts a task and arm in visual matching, 24 x 9 variants = 216
+    # episodes in variant aggregation
     "laptop": Profile("laptop", WIDOWX, None, 24, 400, 32, design(tuple(range(6)), 36, 4, (0, 1), 18, 6)),
     # days on two cores, a night on a machine with many
-    "full": Profile("full", WIDOWX, None, 96, 1600, 32, design(tuple(range(12)), 72, 12, tuple(range(4)), 72, 24, depths=(0, 1, 2, 4))),
-}  # fmt: skip
+    "full": Profile(
+        "full",
+        WIDOWX,
+        None,
+        96,
+        1600,
+        32,
+        design(tuple(range(12)), 72, 12, tuple(range(4)), 72, 24, depths=(0, 1, 2, 4)),
+    ),
+}

@@ -1,8 +1,10 @@
-"""Episodes that a policy drives and the demonstrator labels: where the policy goes wrong, the data say what would have been right (DAgger).
+"""Episodes that a policy drives and the demonstrator labels: where the policy goes wrong, the data say what
+would have been right (DAgger).
 
     python -m experiments.driving CHECKPOINT OUTPUT [--task NAME ...] [--episodes 1] [--seed 0] [--workers 1]
 
-OUTPUT is a LeRobot dataset as `refinevla record` writes it, with the options of that command; every episode is kept, however it ends.
+OUTPUT is a LeRobot dataset as `refinevla record` writes it, with the options of that command; every episode
+is kept, however it ends.
 """
 
 from __future__ import annotations
@@ -22,13 +24,17 @@ from refinevla_kit.tasks import SETTINGS, VISUAL_MATCHING, WIDOWX_TASKS, Task, f
 
 @dataclass(frozen=True)
 class PolicyDrive:
-    """`episodes.recording.record`'s `drive`: the policy of a checkpoint. Picklable, and read once a process."""
+    """`episodes.recording.record`'s `drive`: the policy of a checkpoint. Picklable, and read once a
+    process.
+    """
 
     checkpoint: Path
 
     def __call__(self, observation: Observation, task: Task) -> Array:
         """float32 (7,), as `Simulator.step` takes it."""
-        (action,) = _policy(self.checkpoint).act_batch(observation.image[None], [observation.instruction], observation.proprioception[None])
+        (action,) = _policy(self.checkpoint).act_batch(
+            observation.image[None], [observation.instruction], observation.proprioception[None]
+        )
         processed: Array = action.processed
         return processed
 
@@ -43,7 +49,9 @@ def _policy(checkpoint: Path) -> Any:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; see the module's docstring."""
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.driving", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="python -m experiments.driving",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
     )
     add = parser.add_argument
     add("checkpoint", type=Path, help="of the policy that acts")

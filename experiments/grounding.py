@@ -1,7 +1,9 @@
 """Teaching the vision tower where things are, before it is asked what to do about them.
 
-At a hundred thousand samples the action loss alone does not teach a small tower to see: a policy trained so finds the plate to 3 mm and the carrot to
-15. The simulator knows every object's place for free, so each patch token first learns to say which patch holds which thing, where inside the patch,
+At a hundred thousand samples the action loss alone does not teach a small tower to see: a policy trained so
+finds the plate to 3 mm and the carrot to
+15. The simulator knows every object's place for free, so each patch token first learns to say which patch
+  holds which thing, where inside the patch,
 how it is turned and how high it is. The heads are thrown away; the tokens keep the knowledge.
 """
 
@@ -32,9 +34,11 @@ class Places:
     """Where each of `THINGS` is in N frames.
 
     Attributes:
-        pixels: float32 (N, T, 2), column and row as shares of the picture; present: bool (N, T), it belongs to the frame's task and is in view.
-        attributes: float32 (N, T, 4): cos and sin of twice its long axis' angle in the table plane (the fingers' for the gripper), height above
-            the table in decimetres, finger opening (gripper; 0 for objects).
+        pixels: float32 (N, T, 2), column and row as shares of the picture;
+        present: bool (N, T), it belongs to the frame's task and is in view.
+        attributes: float32 (N, T, 4): cos and sin of twice its long axis' angle in the table plane (the
+            fingers' for the gripper), height above the table in decimetres, finger opening (gripper; 0 for
+            objects).
     """
 
     pixels: Array
@@ -46,7 +50,9 @@ def load_places(dataset: str | Path) -> Places:
     """Places from the simulator sidecar of a dataset, in the order of its frames."""
     source = open_dataset(dataset)
     parts = [frame_places(find_task(item.task), source.states(item.index) or []) for item in source.episodes]
-    return Places(*(np.concatenate([getattr(part, field) for part in parts]) for field in Places.__dataclass_fields__))
+    return Places(
+        *(np.concatenate([getattr(part, field) for part in parts]) for field in Places.__dataclass_fields__)
+    )
 
 
 def frame_places(task: Task, states: Sequence[SceneState]) -> Places:
@@ -62,32 +68,47 @@ def frame_places(task: Task, states: Sequence[SceneState]) -> Places:
         axis = _axis(poses[:, 3:], 1 if name == "gripper" else 0)
         angle = 2 * np.arctan2(axis[:, 1], axis[:, 0])
         opening = [float(state.opening) for state in states] if name == "gripper" else np.zeros(n)
-        attributes[:, thing] = np.stack([np.cos(angle), np.sin(angle), (poses[:, 2] - TABLE_HEIGHT) * 10, opening], axis=1)
+        attributes[:, thing] = np.stack(
+            [np.cos(angle), np.sin(angle), (poses[:, 2] - TABLE_HEIGHT) * 10, opening], axis=1
+        )
     return Places(pixels, present, attributes)
 
 
 def ground_tower(
-    vla: CompactVLA, images: Array, places: Places, steps: int, batch_size: int = 64, learning_rate: float = 1e-3, seed: int = 0
+    vla: CompactVLA,
+    images: Array,
+    places: Places,
+    steps: int,
+    batch_size: int = 64,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
 ) -> list[dict[str, float]]:
     """Train `vla`'s vision tower in place. images: uint8 (N, H, W, 3).
 
     Returns:
-        History: {"step", "loss", "pixel_error" (mean distance in pixels of a 160 x 120 picture; left out where no patch is
-            right), "cell_accuracy"} every 50 steps, on the batch.
+        History: {"step", "loss", "pixel_error" (mean distance in pixels of a 160 x 120 picture; left out
+            where no patch is right), "cell_accuracy"} every 50 steps, on the batch.
     """
     from tqdm.auto import trange
 
     tower, (rows, columns) = vla.model.model.vision_tower, vla.grid
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        head = nn.Linear(tower.config.hidden_size, len(THINGS) * 7)  # a thing: is it here, 2 offsets, 4 attributes
-    optimizer = torch.optim.AdamW([*tower.parameters(), *head.parameters()], lr=learning_rate, weight_decay=0.01)
+        head = nn.Linear(
+            tower.config.hidden_size, len(THINGS) * 7
+        )  # a thing: is it here, 2 offsets, 4 attributes
+    optimizer = torch.optim.AdamW(
+        [*tower.parameters(), *head.parameters()], lr=learning_rate, weight_decay=0.01
+    )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
     rng, history = np.random.default_rng(seed), []
     tower.train()
     for step in trange(steps, desc="grounding the vision tower", unit="step"):
         chosen = np.sort(rng.integers(0, len(images), batch_size))
-        pixels, present, attributes = (torch.from_numpy(np.asarray(x[chosen])) for x in (places.pixels, places.present, places.attributes))
+        pixels, present, attributes = (
+            torch.from_numpy(np.asarray(x[chosen]))
+            for x in (places.pixels, places.present, places.attributes)
+        )
         with torch.autocast("cpu", torch.bfloat16):
             tokens = tower(pixel_values=vla.pixel_values(images[chosen])).last_hidden_state  # B, P, d
         said = head(tokens.float()).unflatten(-1, (len(THINGS), 7))  # B, P, T, 7
@@ -99,14 +120,24 @@ def ground_tower(
         offset = (scaled - cell - 0.5)[present]  # M, 2
         place_loss = nn.functional.cross_entropy(scores, index[present])
         offset_loss = nn.functional.smooth_l1_loss(here[:, 1:3], offset, beta=0.1)
-        loss = place_loss + 4 * offset_loss + nn.functional.smooth_l1_loss(here[:, 3:], attributes[present], beta=0.1)
+        loss = (
+            place_loss
+            + 4 * offset_loss
+            + nn.functional.smooth_l1_loss(here[:, 3:], attributes[present], beta=0.1)
+        )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(tower.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         if step % 50 == 49 or step == steps - 1:
-            history.append({"step": step + 1, "loss": float(loss.detach()), **_errors(scores, here, index[present], offset)})
+            history.append(
+                {
+                    "step": step + 1,
+                    "loss": float(loss.detach()),
+                    **_errors(scores, here, index[present], offset),
+                }
+            )
     tower.eval()
     return history
 
@@ -115,7 +146,9 @@ def ground_tower(
 def _errors(scores: Tensor, here: Tensor, index: Tensor, offset: Tensor) -> dict[str, float]:
     right = scores.argmax(-1) == index
     error = (here[:, 1:3] - offset).norm(dim=-1) * 20  # patches of 20 pixels
-    found = {"pixel_error": float(error[right].mean())} if right.any() else {}  # in the wrong patch there is no such error
+    found = (
+        {"pixel_error": float(error[right].mean())} if right.any() else {}
+    )  # in the wrong patch there is no such error
     return found | {"cell_accuracy": float(right.float().mean())}
 
 

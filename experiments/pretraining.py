@@ -1,15 +1,22 @@
-"""How the shipped base was made: see first, then act. A documented recipe with a seed, so that anyone can make it again.
+"""How the shipped base was made: see first, then act. A documented recipe with a seed, so that anyone can
+make it again.
 
-1. The vision tower learns where things are (grounding.py), from the simulator's own state, in pictures of every look: both asset packs, all variants.
-2. Tower frozen, the language model learns the demonstrator's actions and to point at a named thing with PaliGemma's `<loc>` tokens.
-3. The policy drives, the demonstrator says what it would have done (driving.py), and the language model goes on with both.
+1. The vision tower learns where things are (grounding.py), from the simulator's own state, in pictures of
+  every look: both asset packs, all variants.
+2. Tower frozen, the language model learns the demonstrator's actions and to point at a named thing with
+  PaliGemma's `<loc>` tokens.
+3. The policy drives, the demonstrator says what it would have done (driving.py), and the language model goes
+  on with both.
 
-Rationales take no part, except that their words are in the vocabulary: a base that had read them already would spoil the comparison it is made for.
+Rationales take no part, except that their words are in the vocabulary: a base that had read them already
+would spoil the comparison it is made for.
 
-    python -m experiments.pretraining OUTPUT --dataset DEMONSTRATIONS [--scenery DATASET ...]      stages 1 and 2
+    python -m experiments.pretraining OUTPUT --dataset DEMONSTRATIONS [--scenery DATASET ...]      stages 1
+                                                                                                   and 2
     python -m experiments.pretraining OUTPUT --dataset DEMONSTRATIONS --base BASE --driven DATASET   stage 3
 
-Under `accelerate launch` each process takes its share of every batch; on two cores two processes of one thread are faster than two threads.
+Under `accelerate launch` each process takes its share of every batch; on two cores two processes of one
+thread are faster than two threads.
 """
 
 from __future__ import annotations
@@ -62,7 +69,10 @@ class PretrainingConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.pointing <= 1:
-            raise KitError(f"pointing is {self.pointing:g}", "give the share of the frames that are also asked for a place, 0 to 1")
+            raise KitError(
+                f"pointing is {self.pointing:g}",
+                "give the share of the frames that are also asked for a place, 0 to 1",
+            )
 
 
 def pretrain(
@@ -75,7 +85,8 @@ def pretrain(
     """Make a base (stages 1 and 2) from demonstrations with a simulator sidecar.
 
     Args:
-        demonstrations: datasets to act like; rationales beside the first give words to the vocabulary, nothing else.
+        demonstrations: datasets to act like; rationales beside the first give words to the vocabulary,
+            nothing else.
         work: folder of the resumable state of the second stage.
         scenery: further datasets, that only the tower sees.
     """
@@ -83,7 +94,14 @@ def pretrain(
     first = load_examples(demonstrations[0], find_rationales(demonstrations[0]))
     wordless = replace(first, rationales=("",) * len(first), about="")
     examples, places = join([wordless, *map(load_examples, demonstrations[1:])]), _places(demonstrations)
-    tokenizer = train_vocabulary([*examples.instructions, *first.rationales, *(task.instruction for task in WIDOWX_TASKS), *map(question, THINGS)])
+    tokenizer = train_vocabulary(
+        [
+            *examples.instructions,
+            *first.rationales,
+            *(task.instruction for task in WIDOWX_TASKS),
+            *map(question, THINGS),
+        ]
+    )
     model = model if examples.stateful else replace(model, proprioception=False)
     vla = build(model, tokenizer, UniformBins.fit(examples.actions), config.seed)
     if vla.reads_state and examples.proprioception is not None:
@@ -94,19 +112,37 @@ def pretrain(
     if config.grounding_steps:
         seen = [(load_examples(path).images, load_places(path)) for path in scenery]
         images = np.concatenate([examples.images, *(images for images, _ in seen)])
-        grounding = ground_tower(vla, images, _joined([places, *(place for _, place in seen)]), config.grounding_steps, seed=config.seed)
+        grounding = ground_tower(
+            vla,
+            images,
+            _joined([places, *(place for _, place in seen)]),
+            config.grounding_steps,
+            seed=config.seed,
+        )
     history = _act_and_point(vla, examples, places, config, work)
     vla.provenance.update(
-        made_by="experiments.pretraining", model=asdict(model), pretraining=asdict(config), torch=torch.__version__,
-        demonstrations=_about(demonstrations), scenery=_about(scenery), grounding=grounding[-1] if grounding else None, validation=history[-1],
-    )  # fmt: skip
+        made_by="experiments.pretraining",
+        model=asdict(model),
+        pretraining=asdict(config),
+        torch=torch.__version__,
+        demonstrations=_about(demonstrations),
+        scenery=_about(scenery),
+        grounding=grounding[-1] if grounding else None,
+        validation=history[-1],
+    )
     return vla
 
 
 def improve(
-    base: str | Path, demonstrations: Sequence[str | Path], driven: Sequence[str | Path], work: str | Path, config: PretrainingConfig
+    base: str | Path,
+    demonstrations: Sequence[str | Path],
+    driven: Sequence[str | Path],
+    work: str | Path,
+    config: PretrainingConfig,
 ) -> CompactVLA:
-    """Go on with a base (stage 3): demonstrations and episodes that the base drove, labelled by the demonstrator."""
+    """Go on with a base (stage 3): demonstrations and episodes that the base drove, labelled by the
+    demonstrator.
+    """
     vla, paths = load(base), [*demonstrations, *driven]
     history = _act_and_point(vla, join([load_examples(path) for path in paths]), _places(paths), config, work)
     stage = {**asdict(config), "demonstrations": _about(demonstrations), "driven": _about(driven)}
@@ -120,29 +156,46 @@ def question(thing: str) -> str:
 
 
 def pointing(examples: Examples, places: Places, share: float, seed: int) -> Examples:
-    """Frames that ask for the place of one thing in view, answered as PaliGemma does: `<locY><locX>`, the picture divided into 1024."""
+    """Frames that ask for the place of one thing in view, answered as PaliGemma does: `<locY><locX>`, the
+    picture divided into 1024.
+    """
     rng = np.random.default_rng(seed)
     rows = np.sort(rng.permutation(np.flatnonzero(places.present.any(1)))[: round(share * len(examples))])
     chosen = [int(rng.choice(np.flatnonzero(places.present[row]))) for row in rows]
     where = (places.pixels[rows, chosen] * LOCATIONS).astype(int).clip(0, LOCATIONS - 1)  # n, 2: column, row
     return replace(
-        examples, images=examples.images[rows], actions=np.full((len(rows), 7), np.nan, np.float32), episodes=examples.episodes[rows],
-        instructions=tuple(question(THINGS[thing]) for thing in chosen), rationales=tuple(f"<loc{y:04d}><loc{x:04d}>" for x, y in where),
+        examples,
+        images=examples.images[rows],
+        actions=np.full((len(rows), 7), np.nan, np.float32),
+        episodes=examples.episodes[rows],
+        instructions=tuple(question(THINGS[thing]) for thing in chosen),
+        rationales=tuple(f"<loc{y:04d}><loc{x:04d}>" for x, y in where),
         proprioception=None if examples.proprioception is None else examples.proprioception[rows],
-    )  # fmt: skip
+    )
 
 
-def _act_and_point(vla: CompactVLA, examples: Examples, places: Places, config: PretrainingConfig, work: str | Path) -> list[dict[str, Any]]:
+def _act_and_point(
+    vla: CompactVLA, examples: Examples, places: Places, config: PretrainingConfig, work: str | Path
+) -> list[dict[str, Any]]:
     """Train the language model on both, an episode's frames on one side of the split to held-out ones."""
     both = examples
     if config.pointing:
         points = pointing(examples, places, config.pointing, config.seed)
-        both = replace(join([examples, points]), episodes=np.concatenate([examples.episodes, points.episodes]))
+        both = replace(
+            join([examples, points]), episodes=np.concatenate([examples.episodes, points.episodes])
+        )
         del examples, points  # gigabytes, twice
     training = TrainingConfig(
-        steps=config.steps, batch_size=config.batch_size, learning_rate=config.learning_rate, lambda_reasoning=1.0 if config.pointing else 0.0,
-        freeze_layers=0, freeze_tower=not config.train_tower, validate_every=100, save_every=500, seed=config.seed,
-    )  # fmt: skip
+        steps=config.steps,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        lambda_reasoning=1.0 if config.pointing else 0.0,
+        freeze_layers=0,
+        freeze_tower=not config.train_tower,
+        validate_every=100,
+        save_every=500,
+        seed=config.seed,
+    )
     return fine_tune(vla, both, training, work, "compact_base")
 
 
@@ -151,7 +204,9 @@ def _places(paths: Sequence[str | Path]) -> Places:
 
 
 def _joined(places: Sequence[Places]) -> Places:
-    return Places(*(np.concatenate([getattr(each, field) for each in places]) for field in Places.__dataclass_fields__))
+    return Places(
+        *(np.concatenate([getattr(each, field) for each in places]) for field in Places.__dataclass_fields__)
+    )
 
 
 def _about(paths: Sequence[str | Path]) -> list[dict[str, Any]]:
@@ -159,33 +214,57 @@ def _about(paths: Sequence[str | Path]) -> list[dict[str, Any]]:
     found = []
     for path in paths:
         lengths = [item.length for item in open_dataset(path).episodes]
-        found.append({"name": Path(path).name, "episodes": len(lengths), "frames": sum(lengths), "sha256": sha256(Path(path) / "data")})
+        found.append(
+            {
+                "name": Path(path).name,
+                "episodes": len(lengths),
+                "frames": sum(lengths),
+                "sha256": sha256(Path(path) / "data"),
+            }
+        )
     return found
 
 
-def write_card(path: str | Path, provenance: Mapping[str, Any], records: Sequence[Mapping[str, Any]], notes: str = "") -> None:
+def write_card(
+    path: str | Path, provenance: Mapping[str, Any], records: Sequence[Mapping[str, Any]], notes: str = ""
+) -> None:
     """README.md beside a saved checkpoint: what it was made of, and how often it succeeds.
 
     Args:
-        records: rows of assets, setting, task, successes at the last step and at any step, episodes. notes: time, machine, what was tried.
+        records: rows of assets, setting, task, successes at the last step and at any step, episodes.
+        notes: time, machine, what was tried.
     """
-    data = "".join(f"- {name}: {d['name']}, {d['episodes']} episodes, {d['frames']} frames\n" for name, d in _datasets(provenance))
-    rows = "".join(f"| {r['assets']} | {r['setting']} | {r['task']} | {r['last']}/{r['episodes']} | {r['any']}/{r['episodes']} |\n" for r in records)
+    data = "".join(
+        f"- {name}: {d['name']}, {d['episodes']} episodes, {d['frames']} frames\n"
+        for name, d in _datasets(provenance)
+    )
+    rows = "".join(
+        f"| {r['assets']} | {r['setting']} | {r['task']} | {r['last']}/{r['episodes']} | "
+        f"{r['any']}/{r['episodes']} |\n"
+        for r in records
+    )
     with replacing(Path(path) / "README.md") as part:
         part.write_text(
-            f"# Compact VLA, base\n\nMade by `{provenance['made_by']}`: {provenance['pretraining']}.\n\n{data}\n{notes}\n\n"
+            f"# Compact VLA, base\n\nMade by `{provenance['made_by']}`: "
+            f"{provenance['pretraining']}.\n\n{data}\n{notes}\n\n"
             "It has never been trained on a rationale. SimplerEnv's grid, its first episodes:\n\n"
-            f"| assets | setting | task | success at the last step | success at any step |\n| --- | --- | --- | --- | --- |\n{rows}",
+            "| assets | setting | task | success at the last step | success at any step |\n| --- | "
+            f"--- | --- | --- | --- |\n{rows}",
             encoding="utf-8",
         )
 
 
 def _datasets(provenance: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    what = {"demonstrations": "demonstrations", "driven": "driven by the policy or disturbed, labelled by the demonstrator"}
+    what = {
+        "demonstrations": "demonstrations",
+        "driven": "driven by the policy or disturbed, labelled by the demonstrator",
+    }
     rounds = [
         (f"round {number}, {of}", each)
-        for number, one in enumerate(provenance.get("improved", []), 1) for key, of in what.items() for each in one.get(key, [])
-    ]  # fmt: skip
+        for number, one in enumerate(provenance.get("improved", []), 1)
+        for key, of in what.items()
+        for each in one.get(key, [])
+    ]
     named = [(kind, each) for kind in ("demonstrations", "scenery") for each in provenance.get(kind, [])]
     return named + rounds
 
@@ -198,7 +277,9 @@ def save_base(vla: CompactVLA, path: str | Path) -> Path:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; see the module's docstring."""
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.pretraining", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="python -m experiments.pretraining",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
     )
     usual, add = PretrainingConfig(), parser.add_argument
     several: dict[str, Any] = {"type": Path, "nargs": "+", "action": "extend"}
@@ -212,7 +293,12 @@ def main(arguments: list[str] | None = None) -> None:
     add("--steps", type=int, default=usual.steps)
     add("--batch-size", type=int, default=usual.batch_size)
     add("--learning-rate", type=float, default=usual.learning_rate)
-    add("--pointing", type=float, default=usual.pointing, help="share of the frames also asked for a thing's place")
+    add(
+        "--pointing",
+        type=float,
+        default=usual.pointing,
+        help="share of the frames also asked for a thing's place",
+    )
     add("--train-tower", action="store_true", help="the vision tower learns on with the language model")
     add("--seed", type=int, default=usual.seed)
     add("--threads", type=int, help="compute threads; default all cores")

@@ -1,9 +1,11 @@
-"""The controlled experiment on the reasoning loss that the paper does not report: docs/experiment.md says what is asked and how it is answered.
+"""The controlled experiment on the reasoning loss that the paper does not report: docs/experiment.md says
+what is asked and how it is answered.
 
-    python -m experiments.reasoning_loss --profile smoke|laptop|full [--only main,variants] [--published] [--dry-run] [--output DIR]
+    python -m experiments.reasoning_loss --profile smoke|laptop|full [--only main,variants] [--published]
+    [--dry-run] [--output DIR]
 
-One command, started again after any stop. Records of what is finished are always in DIR/records, the report in DIR/report;
-`python -m experiments.report --records DIR/records --publish` makes them the repository's.
+One command, started again after any stop. Records of what is finished are always in DIR/records, the report
+in DIR/report; `python -m experiments.report --records DIR/records --publish` makes them the repository's.
 """
 
 from __future__ import annotations
@@ -24,15 +26,34 @@ CHECKPOINTS = REPOSITORY / "data" / "checkpoints"
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.reasoning_loss", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.reasoning_loss",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
     parser.add_argument("--profile", choices=PROFILES, default="laptop")
     parser.add_argument("--only", default="", help="comma-separated blocks; default all")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan, its episodes and about how long it takes; do nothing")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the plan, its episodes and about how long it takes; do nothing",
+    )
     parser.add_argument("--output", type=Path, help="default runs/experiment/<profile>")
     parser.add_argument("--base", type=Path, default=CHECKPOINTS / "earlier_base")
     twins = [CHECKPOINTS / "grounded_base", CHECKPOINTS / "ungrounded_base"]
-    parser.add_argument("--grounding", type=Path, nargs=2, metavar=("WITH", "WITHOUT"), default=twins, help="bases of that block, made alike")
-    parser.add_argument("--published", action="store_true", help="go on from the records and demonstrations in data/experiment")
+    parser.add_argument(
+        "--grounding",
+        type=Path,
+        nargs=2,
+        metavar=("WITH", "WITHOUT"),
+        default=twins,
+        help="bases of that block, made alike",
+    )
+    parser.add_argument(
+        "--published",
+        action="store_true",
+        help="go on from the records and demonstrations in data/experiment",
+    )
     parser.add_argument("--assets", default="embedded", help="embedded | official | a folder")
     parser.add_argument("--workers", type=int, help="simulator processes; default one a core, 0 for none")
     parser.add_argument("--threads", type=int, help="of torch, in training; default all cores")
@@ -42,9 +63,22 @@ def main(arguments: list[str] | None = None) -> None:
         stages, whole = plan(profile, [name for name in given.only.split(",") if name]), plan(profile)
         output = given.output or REPOSITORY / "runs/experiment" / profile.name
         grounded, ungrounded = given.grounding
-        study = Study(profile, given.base, output, grounded, ungrounded, given.assets, given.workers, given.threads, sys.stderr.isatty())
+        study = Study(
+            profile,
+            given.base,
+            output,
+            grounded,
+            ungrounded,
+            given.assets,
+            given.workers,
+            given.threads,
+            sys.stderr.isatty(),
+        )
         doable, reasons = possible(study, stages)
-        how = f"{profile.steps} steps of {profile.batch_size} frames a run, {profile.episodes_per_task} demonstrations a task, {given.assets} assets"
+        how = (
+            f"{profile.steps} steps of {profile.batch_size} frames a run, {profile.episodes_per_task} "
+            f"demonstrations a task, {given.assets} assets"
+        )
         print(f"from {given.base} into {output}: {how}\n{describe(profile, doable, reasons)}")
         if not given.dry_run:
             if given.published:

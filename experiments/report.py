@@ -1,8 +1,10 @@
-"""The report of an experiment, from its records alone: pictures with the JSON of what made them, tables, and the section of docs/experiment.md.
+"""The report of an experiment, from its records alone: pictures with the JSON of what made them, tables, and
+the section of docs/experiment.md.
 
     python -m experiments.report [--records DIR/records] [--publish]
 
-Without `--publish` it writes beside the records; with it, the records go into the repository, and figures/ and docs/experiment.md are made anew.
+Without `--publish` it writes beside the records; with it, the records go into the repository, and figures/
+and docs/experiment.md are made anew.
 """
 
 from __future__ import annotations
@@ -17,7 +19,18 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from experiments.analysis import PRIMARY, Results, by_variant, conclusion, contrasts, costs, interactions, load_results, panels, rates
+from experiments.analysis import (
+    PRIMARY,
+    Results,
+    by_variant,
+    conclusion,
+    contrasts,
+    costs,
+    interactions,
+    load_results,
+    panels,
+    rates,
+)
 from experiments.design import CLAIMED_GAIN, PROFILES
 from experiments.estimate import power_table
 from experiments.runner import DEMONSTRATIONS, RECORDS, STUDY, TEXT_USE, copy_records
@@ -26,7 +39,18 @@ from refinevla_kit.evaluation.aggregation import AVERAGE
 from refinevla_kit.evaluation.training_seeds import SeedComparison
 from refinevla_kit.figures.experiment import sensitivity
 from refinevla_kit.figures.saving import save_figure
-from refinevla_kit.figures.style import BLUE, GREY, INK, MUTED, VERMILION, beside, canvas, label, p_text, points
+from refinevla_kit.figures.style import (
+    BLUE,
+    GREY,
+    INK,
+    MUTED,
+    VERMILION,
+    beside,
+    canvas,
+    label,
+    p_text,
+    points,
+)
 from refinevla_kit.figures.tables import interval_text, markdown, rate_text
 from refinevla_kit.files import replacing
 from refinevla_kit.settings import REPOSITORY
@@ -43,7 +67,11 @@ def write_report(records: str | Path, folder: str | Path, results: Results | Non
         results: already loaded, for a profile that is not among the named ones.
     """
     results, folder = results or load_results(records), Path(folder)
-    made_from = {"study": Path(records) / STUDY, "records": Path(records) / RECORDS, "profile": results.profile.name}
+    made_from = {
+        "study": Path(records) / STUDY,
+        "records": Path(records) / RECORDS,
+        "profile": results.profile.name,
+    }
     if groups := main_groups(results):
         save_figure(seed_differences(groups, CLAIMED_GAIN), folder / "experiment_main", made_from)
     if found := panels(results):
@@ -55,21 +83,36 @@ def write_report(records: str | Path, folder: str | Path, results: Results | Non
 
 
 def main_groups(results: Results) -> dict[str, dict[str, SeedComparison]]:
-    """Lines of the main picture by heading: the contrasts in each setting, then the primary one by task and by variant."""
+    """Lines of the main picture by heading: the contrasts in each setting, then the primary one by task and
+    by variant.
+    """
     blocks, primary = [one for one in results.profile.blocks if not one.exploratory], _named(*PRIMARY)
-    groups = {label(block.setting): {_pair(one): one for one in contrasts(results, block)} for block in blocks}
+    groups = {
+        label(block.setting): {_pair(one): one for one in contrasts(results, block)} for block in blocks
+    }
     groups["variant aggregation minus visual matching"] = {_pair(one): one for one in interactions(results)}
     for block in blocks:
-        found = {label(task): one for task in results.profile.tasks for one in contrasts(results, block, task=task) if (one.a, one.b) == PRIMARY}
+        found = {
+            label(task): one
+            for task in results.profile.tasks
+            for one in contrasts(results, block, task=task)
+            if (one.a, one.b) == PRIMARY
+        }
         groups[f"{primary}: tasks, {label(block.setting)}"] = found
-    groups[f"{primary}: variants"] = {name.replace("_", " "): one for name, one in by_variant(results, *PRIMARY).items()}
+    groups[f"{primary}: variants"] = {
+        name.replace("_", " "): one for name, one in by_variant(results, *PRIMARY).items()
+    }
     return {heading: group for heading, group in groups.items() if group}
 
 
-def seed_differences(groups: Mapping[str, Mapping[str, SeedComparison]], claimed: float | None = None) -> Figure:
-    """One line a contrast: the mean difference with its 95 % interval over training seeds, each seed's own difference as a tick beneath.
+def seed_differences(
+    groups: Mapping[str, Mapping[str, SeedComparison]], claimed: float | None = None
+) -> Figure:
+    """One line a contrast: the mean difference with its 95 % interval over training seeds, each seed's own
+    difference as a tick beneath.
 
-    The thin line is the interval with the checkpoints taken as they are. Lines without an interval over seeds (one seed) have the thin one alone.
+    The thin line is the interval with the checkpoints taken as they are. Lines without an interval over seeds
+    (one seed) have the thin one alone.
 
     Args:
         groups: heading -> what a line is called -> the comparison.
@@ -90,13 +133,49 @@ def seed_differences(groups: Mapping[str, Mapping[str, SeedComparison]], claimed
             if one.pooled:
                 axes.plot([one.pooled.low, one.pooled.high], [height] * 2, color=GREY, linewidth=1.0)
             if found.known:
-                axes.plot([found.low, found.high], [height] * 2, color=VERMILION, linewidth=4.5, alpha=0.4, solid_capstyle="butt")
-            axes.plot(one.differences, [height - 0.3] * len(one.differences), "|", color=MUTED, markersize=6, markeredgewidth=1.1)
-            axes.plot(found.mean, height, "o", color=VERMILION, markerfacecolor=VERMILION if told else "white", markersize=7)
-            beside(axes, height, f"{100 * found.mean:+.1f}", p_text(found.p_value) if found.known else "one seed", f"{len(one.seeds)}", width=52)
+                axes.plot(
+                    [found.low, found.high],
+                    [height] * 2,
+                    color=VERMILION,
+                    linewidth=4.5,
+                    alpha=0.4,
+                    solid_capstyle="butt",
+                )
+            axes.plot(
+                one.differences,
+                [height - 0.3] * len(one.differences),
+                "|",
+                color=MUTED,
+                markersize=6,
+                markeredgewidth=1.1,
+            )
+            axes.plot(
+                found.mean,
+                height,
+                "o",
+                color=VERMILION,
+                markerfacecolor=VERMILION if told else "white",
+                markersize=7,
+            )
+            beside(
+                axes,
+                height,
+                f"{100 * found.mean:+.1f}",
+                p_text(found.p_value) if found.known else "one seed",
+                f"{len(one.seeds)}",
+                width=52,
+            )
         for heading, height in headings.items():
-            axes.text(0, height, heading, transform=axes.get_yaxis_transform(), fontsize=9, fontweight="bold", va="center",
-                      bbox={"color": "white", "pad": 1.0})  # fmt: skip
+            axes.text(
+                0,
+                height,
+                heading,
+                transform=axes.get_yaxis_transform(),
+                fontsize=9,
+                fontweight="bold",
+                va="center",
+                bbox={"color": "white", "pad": 1.0},
+            )
         beside(axes, 0.5, "points", "p", "seeds", width=52, color=MUTED)
         axes.axvline(0, color=INK, linewidth=0.8)
         if claimed is not None:
@@ -108,12 +187,29 @@ def seed_differences(groups: Mapping[str, Mapping[str, SeedComparison]], claimed
         points(axes)
         axes.grid(axis="y", visible=False)
         handles = [
-            Line2D([], [], color=VERMILION, marker="o", markerfacecolor="white", markersize=7, linestyle="",
-                   label="mean (filled: interval without 0)"),
+            Line2D(
+                [],
+                [],
+                color=VERMILION,
+                marker="o",
+                markerfacecolor="white",
+                markersize=7,
+                linestyle="",
+                label="mean (filled: interval without 0)",
+            ),
             Line2D([], [], color=VERMILION, linewidth=4.5, alpha=0.4, label="95 %, over training seeds"),
             Line2D([], [], color=GREY, linewidth=1.0, label="95 %, these checkpoints"),
-            Line2D([], [], color=MUTED, marker="|", markersize=6, markeredgewidth=1.1, linestyle="", label="one training seed"),
-        ]  # fmt: skip
+            Line2D(
+                [],
+                [],
+                color=MUTED,
+                marker="|",
+                markersize=6,
+                markeredgewidth=1.1,
+                linestyle="",
+                label="one training seed",
+            ),
+        ]
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8)
     return figure
 
@@ -124,10 +220,15 @@ def text_use(records: str | Path) -> str:
         return ""
     found = json.loads(path.read_text(encoding="utf-8"))
     lines = [
-        [arm_label(one["arm"]), one["seed"], one["what"], f"{one['mean']:+.1f}" if " minus " in one["what"] else f"{one['mean']:.1f}",
-         f"{one['low']:.1f} to {one['high']:.1f}"]
+        [
+            arm_label(one["arm"]),
+            one["seed"],
+            one["what"],
+            f"{one['mean']:+.1f}" if " minus " in one["what"] else f"{one['mean']:.1f}",
+            f"{one['low']:.1f} to {one['high']:.1f}",
+        ]
         for one in found["lines"]
-    ]  # fmt: skip
+    ]
     frames = f"a frame of each of {found['episodes']} demonstrations, most of them trained on"
     about = f"The same by the error of the commanded movement (sum over x, y and z), on {frames}:"
     return f"{about}\n\n{markdown(['arm', 'seed', 'movement', 'error, mm', '95 % over episodes'], lines)}"
@@ -140,30 +241,63 @@ def results_text(results: Results, texts: str = "") -> str:
     planned = sum(len(block.seeds) * len(block.arms) for block in results.profile.blocks)
     done = len({(one.policy, one.seed, one.setting) for one in results.records})
     parts.append(
-        f"Profile `{results.profile.name}`: {len(study['runs'])} training runs, {len(results.records):,} episodes; {done} of {planned} stages of the "
-        f"plan are done. Base {bases['main']}, for grounding {bases['grounded'] or 'none'} and {bases['ungrounded'] or 'none'}; "
-        f"{data['episodes']} demonstrations, {data['frames']:,} frames (content {data['hash']}); {study['assets']} assets; "
+        f"Profile `{results.profile.name}`: {len(study['runs'])} training runs, "
+        f"{len(results.records):,} episodes; {done} of {planned} stages of the "
+        f"plan are done. Base {bases['main']}, for grounding {bases['grounded'] or 'none'} and "
+        f"{bases['ungrounded'] or 'none'}; "
+        f"{data['episodes']} demonstrations, {data['frames']:,} frames (content {data['hash']}); "
+        f"{study['assets']} assets; "
         f"{study['machine']['cores']} cores."
     )
     if study["not_run"]:
-        parts.append("Not run: " + "; ".join(f"{name} ({reason})" for name, reason in study["not_run"].items()) + ".")
-    main = [one for block in results.profile.blocks if not block.exploratory for one in contrasts(results, block)] + interactions(results)
+        parts.append(
+            "Not run: " + "; ".join(f"{name} ({reason})" for name, reason in study["not_run"].items()) + "."
+        )
+    main = [
+        one for block in results.profile.blocks if not block.exploratory for one in contrasts(results, block)
+    ] + interactions(results)
     if main:
-        parts += ["### Main comparison, average of the tasks, success at the last step", _comparisons(main, lambda one: conclusion(results, one))]
-        anywhere = [one for block in results.profile.blocks if not block.exploratory for one in contrasts(results, block, "any")]
+        parts += [
+            "### Main comparison, average of the tasks, success at the last step",
+            _comparisons(main, lambda one: conclusion(results, one)),
+        ]
+        anywhere = [
+            one
+            for block in results.profile.blocks
+            if not block.exploratory
+            for one in contrasts(results, block, "any")
+        ]
         parts += ["The same with success at any step:", _comparisons(anywhere)]
     for block in (one for one in results.profile.blocks if not one.exploratory):
-        if by_task := [one for task in results.profile.tasks for one in contrasts(results, block, task=task) if (one.a, one.b) == PRIMARY]:
-            parts += [f"### Where it helps and where not: tasks, {label(block.setting)}", _comparisons(by_task, name=lambda one: label(one.task))]
+        if by_task := [
+            one
+            for task in results.profile.tasks
+            for one in contrasts(results, block, task=task)
+            if (one.a, one.b) == PRIMARY
+        ]:
+            parts += [
+                f"### Where it helps and where not: tasks, {label(block.setting)}",
+                _comparisons(by_task, name=lambda one: label(one.task)),
+            ]
     if variants := by_variant(results, *PRIMARY):
         names = {id(one): name.replace("_", " ") for name, one in variants.items()}
-        parts += ["### Where it helps and where not: variants", _comparisons(list(variants.values()), name=lambda one: names[id(one)])]
+        parts += [
+            "### Where it helps and where not: variants",
+            _comparisons(list(variants.values()), name=lambda one: names[id(one)]),
+        ]
     for block in (one for one in results.profile.blocks if one.exploratory):
         if found := contrasts(results, block):
-            parts += [f"### Exploratory, {block.name}: {block.question}", _comparisons(found), *([texts] if block.name == "order" and texts else [])]
+            parts += [
+                f"### Exploratory, {block.name}: {block.question}",
+                _comparisons(found),
+                *([texts] if block.name == "order" and texts else []),
+            ]
     for setting in (VISUAL_MATCHING, VARIANT_AGGREGATION):
         if success := _success(results, setting):
-            parts += [f"### Success at the last step by arm, {label(setting)}, checkpoints as they are", success]
+            parts += [
+                f"### Success at the last step by arm, {label(setting)}, checkpoints as they are",
+                success,
+            ]
     parts += ["### What it costs", _costs(results)]
     return "\n\n".join(parts) + "\n"
 
@@ -177,14 +311,18 @@ def insert(document: Path, name: str, text: str) -> None:
     begin, end = BEGIN.format(name), END.format(name)
     old = document.read_text(encoding="utf-8")
     if begin not in old or end not in old:
-        raise KitError(f"{document} has no place for {name}", f"put the lines {begin!r} and {end!r} where it belongs")
+        raise KitError(
+            f"{document} has no place for {name}", f"put the lines {begin!r} and {end!r} where it belongs"
+        )
     before, after = old.split(begin)[0], old.split(end)[1]
     with replacing(document) as part:
         part.write_text(f"{before}{begin}\n\n{text.strip()}\n\n{end}{after}", encoding="utf-8")
 
 
 def publish(records: Path) -> Path:
-    """Make the records in `records` the repository's, with their pictures and the generated sections of docs/experiment.md."""
+    """Make the records in `records` the repository's, with their pictures and the generated sections of
+    docs/experiment.md.
+    """
     load_results(records)  # before anything is replaced
     SHIPPED.mkdir(parents=True, exist_ok=True)
     copy_records(Path(records), SHIPPED)
@@ -209,21 +347,40 @@ def power_text() -> str:
 
 
 def _comparisons(
-    rows: Sequence[SeedComparison], say: Callable[[SeedComparison], str] | None = None, name: Callable[[SeedComparison], str] | None = None
+    rows: Sequence[SeedComparison],
+    say: Callable[[SeedComparison], str] | None = None,
+    name: Callable[[SeedComparison], str] | None = None,
 ) -> str:
     """Markdown of contrasts, one a line."""
-    heads = ["contrast" if name is None else "", "setting", "seeds", "episodes", "each seed, points", "difference, points", "95 % over seeds", "p",
-             "spread of runs", "checkpoints as they are", "exact p"] + (["says"] if say else [])  # fmt: skip
+    heads = [
+        "contrast" if name is None else "",
+        "setting",
+        "seeds",
+        "episodes",
+        "each seed, points",
+        "difference, points",
+        "95 % over seeds",
+        "p",
+        "spread of runs",
+        "checkpoints as they are",
+        "exact p",
+    ] + (["says"] if say else [])
     lines = []
     for one in rows:
         found, pooled = one.estimate, one.pooled
         cells = [
-            (name or _pair)(one), label(one.setting), f"{len(one.seeds)}", f"{pooled.episodes:,}" if pooled else "",
-            " ".join(f"{100 * value:+.1f}" for value in one.differences), f"**{100 * found.mean:+.1f}**",
-            interval_text(found.low, found.high) if found.known else "", p_text(found.p_value) if found.known else "",
-            f"{100 * one.between:.1f}" if one.between == one.between else "", interval_text(pooled.low, pooled.high) if pooled else "",
+            (name or _pair)(one),
+            label(one.setting),
+            f"{len(one.seeds)}",
+            f"{pooled.episodes:,}" if pooled else "",
+            " ".join(f"{100 * value:+.1f}" for value in one.differences),
+            f"**{100 * found.mean:+.1f}**",
+            interval_text(found.low, found.high) if found.known else "",
+            p_text(found.p_value) if found.known else "",
+            f"{100 * one.between:.1f}" if one.between == one.between else "",
+            interval_text(pooled.low, pooled.high) if pooled else "",
             p_text(pooled.p_value) if pooled else "",
-        ]  # fmt: skip
+        ]
         lines.append(cells + ([say(one)] if say else []))
     return markdown(heads, lines)
 
@@ -232,20 +389,36 @@ def _success(results: Results, setting: str) -> str:
     found = rates(results, setting)
     tasks = [*results.profile.tasks, AVERAGE]
     lines = [
-        [arm_label(arm), *(rate_text(by_task[task], counts=task != AVERAGE) if task in by_task else "" for task in tasks)]
+        [
+            arm_label(arm),
+            *(rate_text(by_task[task], counts=task != AVERAGE) if task in by_task else "" for task in tasks),
+        ]
         for arm, by_task in found.items()
-    ]  # fmt: skip
+    ]
     return markdown(["arm", *map(label, tasks)], lines) if found else ""
 
 
 def _costs(results: Results) -> str:
-    heads = ["arm", "runs", "training, s", "a training step, s", "a control step, s", "held-out action accuracy",
-             "held-out rationale loss, nats a token"]  # fmt: skip
+    heads = [
+        "arm",
+        "runs",
+        "training, s",
+        "a training step, s",
+        "a control step, s",
+        "held-out action accuracy",
+        "held-out rationale loss, nats a token",
+    ]
     lines = [
-        [arm_label(row["arm"]), str(row["runs"]), f"{row['training']:.0f}", f"{row['step']:.3f}", f"{row['control step']:.3f}",
-         *(f"{row[key]:.3f}" if key in row else "" for key in ("action_accuracy", "loss_reasoning"))]
+        [
+            arm_label(row["arm"]),
+            str(row["runs"]),
+            f"{row['training']:.0f}",
+            f"{row['step']:.3f}",
+            f"{row['control step']:.3f}",
+            *(f"{row[key]:.3f}" if key in row else "" for key in ("action_accuracy", "loss_reasoning")),
+        ]
         for row in costs(results)
-    ]  # fmt: skip
+    ]
     return markdown(heads, lines)
 
 
@@ -258,23 +431,41 @@ def _named(a: str, b: str) -> str:
 
 
 def arm_label(name: str) -> str:
-    """What an arm is called: one of the main comparison as everywhere, one of a sweep with what is different about it."""
+    """What an arm is called: one of the main comparison as everywhere, one of a sweep with what is different
+    about it.
+    """
     if (known := label(name)) != name:
         return known
     main = next((one for one in PRIMARY if name.startswith(f"{one}_")), "")
     rest = re.sub(r"data (\d+)", r"\1 % of the data", name.removeprefix(f"{main}_").replace("_", " "))
-    rest = re.sub(r"depth (\d+)", r"\1 frozen", rest).replace("lambda ", "lambda = ").replace("grounded", "grounded base")
+    rest = (
+        re.sub(r"depth (\d+)", r"\1 frozen", rest)
+        .replace("lambda ", "lambda = ")
+        .replace("grounded", "grounded base")
+    )
     return f"{label(main)}, {rest}" if main else rest
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.report", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.report",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
     parser.add_argument("--records", type=Path, default=SHIPPED)
-    parser.add_argument("--publish", action="store_true", help="into the repository: data/experiment, figures, docs/experiment.md")
+    parser.add_argument(
+        "--publish",
+        action="store_true",
+        help="into the repository: data/experiment, figures, docs/experiment.md",
+    )
     given = parser.parse_args(arguments)
     try:
-        print(publish(given.records) if given.publish else write_report(given.records, given.records.parent / "report"))
+        print(
+            publish(given.records)
+            if given.publish
+            else write_report(given.records, given.records.parent / "report")
+        )
     except KitError as error:
         raise SystemExit(f"experiment: {error}") from None
 

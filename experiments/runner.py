@@ -1,10 +1,12 @@
-"""Carries out a plan: trains each run once, plays its episodes, and keeps the records of all finished stages together.
+"""Carries out a plan: trains each run once, plays its episodes, and keeps the records of all finished stages
+together.
 
     runs/<arm>-seed<n>-<key>/    run.json, the checkpoint, its training history, one parquet file a setting
     records/                     study.json and records.parquet: what analysis reads, whole after every stage
 
-Whatever a run's outcome depends on is in its key, so another base or other data never meet old records. A kill at any point costs at most the
-episodes in play and the training steps since the last saved state. Records and demonstrations are enough to go on elsewhere (`start_from`).
+Whatever a run's outcome depends on is in its key, so another base or other data never meet old records. A
+kill at any point costs at most the episodes in play and the training steps since the last saved state.
+Records and demonstrations are enough to go on elsewhere (`start_from`).
 """
 
 from __future__ import annotations
@@ -35,7 +37,13 @@ from refinevla_kit.training.examples import Examples
 from refinevla_kit.training.policy_run import train_policy
 from refinevla_kit.vlas.compact import checkpoint_hash, load
 
-RUN, STUDY, RECORDS, TEXT_USE, DEMONSTRATIONS = "run.json", "study.json", "records.parquet", "text_use.json", "dataset"
+RUN, STUDY, RECORDS, TEXT_USE, DEMONSTRATIONS = (
+    "run.json",
+    "study.json",
+    "records.parquet",
+    "text_use.json",
+    "dataset",
+)
 
 
 @dataclass(frozen=True)
@@ -43,10 +51,13 @@ class Study:
     """Where and with what a profile is run.
 
     Attributes:
-        base: checkpoint to start from. grounded, ungrounded: further ones, made alike but for grounding; without them, arms that need them are left
-            out, with that as the reason.
-        output: folder of everything. assets: as in `simulator.make`.
-        workers: simulator processes; None for one a core, 0 for none. threads: of torch, in training.
+        base: checkpoint to start from.
+        grounded, ungrounded: further ones, made alike but for grounding; without them, arms that need them
+            are left out, with that as the reason.
+        output: folder of everything.
+        assets: as in `simulator.make`.
+        workers: simulator processes; None for one a core, 0 for none.
+        threads: of torch, in training.
     """
 
     profile: Profile
@@ -70,7 +81,8 @@ class Study:
 
 
 def start_from(finished: Path, output: Path) -> None:
-    """Give `output` the records and the demonstrations that `report.publish` left in `finished`; one that has records already stays as it is.
+    """Give `output` the records and the demonstrations that `report.publish` left in `finished`; one that has
+    records already stays as it is.
 
     Raises:
         KitError: nothing was published there.
@@ -78,7 +90,10 @@ def start_from(finished: Path, output: Path) -> None:
     if (output / "records").exists():
         return
     if missing := [name for name in (STUDY, RECORDS, DEMONSTRATIONS) if not (finished / name).exists()]:
-        raise KitError(f"{finished} has no {missing[0]}", "start without --published, or publish records first (python -m experiments.report)")
+        raise KitError(
+            f"{finished} has no {missing[0]}",
+            "start without --published, or publish records first (python -m experiments.report)",
+        )
     with replacing(output / DEMONSTRATIONS) as part:
         shutil.copytree(finished / DEMONSTRATIONS, part)
     with replacing(output / "records") as part:
@@ -103,8 +118,14 @@ def possible(study: Study, stages: Sequence[Stage]) -> tuple[list[Stage], dict[s
     for arm in {stage.arm for stage in stages}:
         if (base := study.base_of(arm)) and arm.freeze_layers >= layers[base]:
             remedy = "give a deeper base, or another profile"
-            raise KitError(f"{arm.name} freezes {arm.freeze_layers} language layers, {base} has {layers[base]}", remedy)
-    reasons = {stage.arm.name: f"no {stage.arm.base} base was given" for stage in stages if study.base_of(stage.arm) is None}
+            raise KitError(
+                f"{arm.name} freezes {arm.freeze_layers} language layers, {base} has {layers[base]}", remedy
+            )
+    reasons = {
+        stage.arm.name: f"no {stage.arm.base} base was given"
+        for stage in stages
+        if study.base_of(stage.arm) is None
+    }
     return [stage for stage in stages if stage.arm.name not in reasons], reasons
 
 
@@ -112,20 +133,30 @@ def carry_out(study: Study, stages: Sequence[Stage], later: Sequence[Stage] = ()
     """Do all `stages` that are not done yet. Returns the folder of the records.
 
     Args:
-        later: stages of the plan that another call will do: their records, where there are any, are kept with the others.
+        later: stages of the plan that another call will do: their records, where there are any, are kept with
+            the others.
     Raises:
-        KitError: another process works in the same folder, or it holds records of other runs; whatever training and evaluation raise.
+        KitError: another process works in the same folder, or it holds records of other runs; whatever
+            training and evaluation raise.
     """
     study.output.mkdir(parents=True, exist_ok=True)
     lock = Journal(study.output / "running.jsonl")
     try:
         torch.set_num_threads(study.threads or len(os.sched_getaffinity(0)))
         doable, reasons = possible(study, stages)
-        examples = demonstrations(study.profile, study.output / DEMONSTRATIONS, study.assets, max(1, _workers(study)), study.progress)
+        examples = demonstrations(
+            study.profile,
+            study.output / DEMONSTRATIONS,
+            study.assets,
+            max(1, _workers(study)),
+            study.progress,
+        )
         runs = _Runs(study, examples)
         everything = [stage for stage in [*stages, *later] if study.base_of(stage.arm)]
         runs.check(everything)
-        with tqdm(doable, desc=f"experiment, {study.profile.name}", unit="stage", disable=not study.progress) as bar:
+        with tqdm(
+            doable, desc=f"experiment, {study.profile.name}", unit="stage", disable=not study.progress
+        ) as bar:
             for number, stage in enumerate(bar):
                 bar.set_postfix_str(f"{stage.block.name}: {stage.arm.name}, seed {stage.seed}")
                 if runs.recorded(stage):
@@ -154,34 +185,60 @@ class _Runs:
 
     def check(self, stages: Sequence[Stage]) -> None:
         """Raise `KitError` when there are records of runs that are not in the plan."""
-        if strange := sorted(set(self.kept[0]) - {self.folder(stage.arm, stage.seed).name for stage in stages}):
+        if strange := sorted(
+            set(self.kept[0]) - {self.folder(stage.arm, stage.seed).name for stage in stages}
+        ):
             raise KitError(
-                f"{self.study.output / 'records'} holds a run that this plan does not make, {strange[0]}: it is of another profile, another base or "
-                "other demonstrations", "give another --output",
-            )  # fmt: skip
+                f"{self.study.output / 'records'} holds a run that this plan does not make, "
+                f"{strange[0]}: it is of another profile, another base or "
+                "other demonstrations",
+                "give another --output",
+            )
 
     def recorded(self, stage: Stage) -> bool:
         """True when all the stage's episodes were among the records when this process began."""
         runs, records = self.kept
-        played = [one for one in records if (one.policy, one.seed, one.setting) == (stage.arm.name, stage.seed, stage.block.setting)]
+        played = [
+            one
+            for one in records
+            if (one.policy, one.seed, one.setting) == (stage.arm.name, stage.seed, stage.block.setting)
+        ]
         return self.folder(stage.arm, stage.seed).name in runs and _all_played(played, stage.block)
 
     def train(self, arm: Arm, seed: int) -> None:
         """Train a run that is not trained yet; one that was interrupted goes on."""
-        folder, config, (path, base) = self.folder(arm, seed), self.study.profile.training(arm, seed), self._base(arm)
+        folder, config, (path, base) = (
+            self.folder(arm, seed),
+            self.study.profile.training(arm, seed),
+            self._base(arm),
+        )
         if (folder / RUN).is_file():
             return
         given = given_to(arm, self.examples)
         history = train_policy(path, given, config, folder, arm.name, self.study.progress, self._cache(arm))
         seconds = [row["seconds"] for row in history if row["split"] == "train"]
         content = {
-            "key": folder.name.rsplit("-", 1)[1], "arm": asdict(arm), "seed": seed, "base": base, "data": self.data, "training": asdict(config),
-            "checkpoint_hash": files_hash(folder / arm.name), "frames": len(given), "about": given.about.replace(f"{self.study.output}/", ""),
-            "training_seconds": sum(seconds), "step_seconds": statistics.median(seconds),
-            "validation": {key: value for key, value in history[-1].items() if key not in ("policy", "split", "step", "seconds")},
-        }  # fmt: skip
+            "key": folder.name.rsplit("-", 1)[1],
+            "arm": asdict(arm),
+            "seed": seed,
+            "base": base,
+            "data": self.data,
+            "training": asdict(config),
+            "checkpoint_hash": files_hash(folder / arm.name),
+            "frames": len(given),
+            "about": given.about.replace(f"{self.study.output}/", ""),
+            "training_seconds": sum(seconds),
+            "step_seconds": statistics.median(seconds),
+            "validation": {
+                key: value
+                for key, value in history[-1].items()
+                if key not in ("policy", "split", "step", "seconds")
+            },
+        }
         write_json(folder / RUN, content)
-        shutil.rmtree(folder / "training" / arm.name / "resume")  # larger than the checkpoint, and of no use to a finished run
+        shutil.rmtree(
+            folder / "training" / arm.name / "resume"
+        )  # larger than the checkpoint, and of no use to a finished run
 
     def play(self, stage: Stage) -> None:
         """Play the stage's episodes that are not played yet."""
@@ -193,14 +250,27 @@ class _Runs:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # the simulators have the other cores
         evaluate(
-            load_policy(folder / stage.arm.name), study.profile.tasks, "dense", block.starts, setting=block.setting, variants=variants,
-            assets=study.assets, seed=stage.seed, workers=study.workers, output=path, progress=study.progress,
-        )  # fmt: skip
+            load_policy(folder / stage.arm.name),
+            study.profile.tasks,
+            "dense",
+            block.starts,
+            setting=block.setting,
+            variants=variants,
+            assets=study.assets,
+            seed=stage.seed,
+            workers=study.workers,
+            output=path,
+            progress=study.progress,
+        )
         torch.set_num_threads(threads)
 
     def drop_cache(self, arm: Arm, left: Iterable[Stage]) -> None:
         """Remove activations that no run left to train reads."""
-        needed = {self._cache(stage.arm) for stage in left if not (self.folder(stage.arm, stage.seed) / RUN).is_file()}
+        needed = {
+            self._cache(stage.arm)
+            for stage in left
+            if not (self.folder(stage.arm, stage.seed) / RUN).is_file()
+        }
         if (cache := self._cache(arm)) not in needed:
             shutil.rmtree(cache, ignore_errors=True)
 
@@ -221,16 +291,27 @@ def collect(study: Study, runs: _Runs, stages: Sequence[Stage], reasons: dict[st
     for stage in stages:
         folder = runs.folder(stage.arm, stage.seed)
         path = folder / f"{stage.block.setting}.parquet"
-        if path.exists() and not journal_path(path).exists():  # a journal: part of the episodes, and not the same part of each arm's
-            found[folder.name] = json.loads((folder / RUN).read_text(encoding="utf-8")) | {"arm": asdict(stage.arm)}
+        if (
+            path.exists() and not journal_path(path).exists()
+        ):  # a journal: part of the episodes, and not the same part of each arm's
+            found[folder.name] = json.loads((folder / RUN).read_text(encoding="utf-8")) | {
+                "arm": asdict(stage.arm)
+            }
             records |= {record.key: replace(record, policy=stage.arm.name) for record in load_records(path)}
     save_parquet(sorted(records.values(), key=lambda record: record.key), target / RECORDS)
     content = {
-        "profile": study.profile.name, "bases": {name: path and runs.bases[path] for name, path in study.bases.items()},
-        "data": {"hash": runs.data, "frames": len(runs.examples), "episodes": len(set(runs.examples.episodes.tolist()))},
-        "assets": Path(study.assets).name, "machine": {"cores": len(os.sched_getaffinity(0)), "python": platform.python_version()},
-        "not_run": reasons, "runs": list(found.values()),
-    }  # fmt: skip
+        "profile": study.profile.name,
+        "bases": {name: path and runs.bases[path] for name, path in study.bases.items()},
+        "data": {
+            "hash": runs.data,
+            "frames": len(runs.examples),
+            "episodes": len(set(runs.examples.episodes.tolist())),
+        },
+        "assets": Path(study.assets).name,
+        "machine": {"cores": len(os.sched_getaffinity(0)), "python": platform.python_version()},
+        "not_run": reasons,
+        "runs": list(found.values()),
+    }
     write_json(target / STUDY, content)
     return target
 
@@ -245,7 +326,9 @@ def _kept(folder: Path) -> tuple[dict[str, dict[str, Any]], list[EpisodeRecord]]
     if not (folder / STUDY).is_file():
         return {}, []
     runs = json.loads((folder / STUDY).read_text(encoding="utf-8"))["runs"]
-    return {f"{run['arm']['name']}-seed{run['seed']}-{run['key']}": run for run in runs}, list(load_records(folder / RECORDS))
+    return {f"{run['arm']['name']}-seed{run['seed']}-{run['key']}": run for run in runs}, list(
+        load_records(folder / RECORDS)
+    )
 
 
 def _workers(study: Study) -> int:

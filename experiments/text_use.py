@@ -1,10 +1,13 @@
-"""What policies that write before they act make of the text: the error of their action, after texts of several origins.
+"""What policies that write before they act make of the text: the error of their action, after texts of
+several origins.
 
     python -m experiments.text_use OUTPUT [--episodes 96] [--seed 0]
 
-OUTPUT is an experiment's folder, with `dataset` and runs of the arm `rationale_first`. One frame of each demonstration is drawn; each run acts on it
-after its own text, after the teacher's text for that frame, and after the teacher's text about another episode of the same instruction. Runs of
-`with_reasoning`, which act first, and an action of nothing stand beside them. Written into OUTPUT/records/text_use.json, where the report finds it.
+OUTPUT is an experiment's folder, with `dataset` and runs of the arm `rationale_first`. One frame of each
+demonstration is drawn; each run acts on it after its own text, after the teacher's text for that frame, and
+after the teacher's text about another episode of the same instruction. Runs of `with_reasoning`, which act
+first, and an action of nothing stand beside them. Written into OUTPUT/records/text_use.json, where the report
+finds it.
 """
 
 from __future__ import annotations
@@ -40,16 +43,28 @@ def measure(output: Path, episodes: int = 96, seed: int = 0) -> Path:
     others, rng = shuffle_rationales(examples, SHUFFLE_SEED).rationales, np.random.default_rng(seed)
     chosen = rng.permutation(np.unique(examples.episodes))[:episodes]
     rows = np.array([rng.choice(np.flatnonzero(examples.episodes == episode)) for episode in np.sort(chosen)])
-    instructions, own = [examples.instructions[row] for row in rows], None if examples.proprioception is None else examples.proprioception[rows]
+    instructions, own = (
+        [examples.instructions[row] for row in rows],
+        None if examples.proprioception is None else examples.proprioception[rows],
+    )
 
     def error(actions: Sequence[Action]) -> Array:
         return _millimetres(np.stack([one.processed for one in actions]) - examples.actions[rows])
 
     lines: list[dict[str, Any]] = [_line(None, STILL, _millimetres(examples.actions[rows]))]
     for run in _runs(output, "with_reasoning"):
-        lines.append(_line(run, FIRST, error(load_policy(_checkpoint(run)).act_batch(examples.images[rows], instructions, own))))
+        lines.append(
+            _line(
+                run,
+                FIRST,
+                error(load_policy(_checkpoint(run)).act_batch(examples.images[rows], instructions, own)),
+            )
+        )
     if not (found := _runs(output, "rationale_first")):
-        raise KitError(f"no run of rationale_first in {output / 'runs'}", "run `python -m experiments.reasoning_loss --only main,order` first")
+        raise KitError(
+            f"no run of rationale_first in {output / 'runs'}",
+            "run `python -m experiments.reasoning_loss --only main,order` first",
+        )
     for run in found:
         policy, errors = load_policy(_checkpoint(run)), dict[str, Array]()
         for name, texts in ((OWN, None), (TRUE, examples.rationales), (OTHER, others)):
@@ -83,7 +98,11 @@ def _checkpoint(run: Path) -> Path:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.text_use", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.text_use",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
     parser.add_argument("output", type=Path)
     parser.add_argument("--episodes", type=int, default=96, help="at most; one frame of each")
     parser.add_argument("--seed", type=int, default=0, help="of the frames")

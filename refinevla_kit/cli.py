@@ -1,6 +1,7 @@
 """The `refinevla` command. Thin: each verb calls one function and prints what it returned.
 
-Results go to standard output, the last line being one JSON object; a `KitError` goes to standard error as one line, with exit status 2.
+Results go to standard output, the last line being one JSON object; a `KitError` goes to standard error as one
+line, with exit status 2.
 """
 
 from __future__ import annotations
@@ -16,12 +17,19 @@ from refinevla_kit.errors import KitError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
-Parameters = Annotated[list[str] | None, typer.Option("-p", "--parameter", help="name=value, for every notebook that has the parameter; repeatable")]
+Parameters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-p", "--parameter", help="name=value, for every notebook that has the parameter; repeatable"
+    ),
+]
 Profile = Annotated[str, typer.Option(help="smoke | laptop | gpu | paper")]
 
 
 @app.command()
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="print one JSON object instead")] = False) -> None:
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object instead")] = False,
+) -> None:
     """One line a requirement, each with the fix. Exit status 1 if a required one is missing."""
     from refinevla_kit.doctor import examine, summary
 
@@ -38,7 +46,9 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="print one JSON 
 def reproduce(
     profile: Profile = "laptop",
     output: Annotated[Path | None, typer.Option(help="folder of the run; default runs/<profile>")] = None,
-    only: Annotated[str, typer.Option(help="comma-separated numbers of notebooks, such as 01,03; default all")] = "",
+    only: Annotated[
+        str, typer.Option(help="comma-separated numbers of notebooks, such as 01,03; default all")
+    ] = "",
     parameter: Parameters = None,
     threads: Annotated[int | None, typer.Option(help="compute threads; default all cores")] = None,
 ) -> None:
@@ -87,11 +97,23 @@ def record(
     seed: int = 0,
     workers: Annotated[int, typer.Option(min=1)] = 1,
     random_moves: Annotated[int, typer.Option(min=0, help="random actions before the recording starts")] = 0,
-    disturb: Annotated[float, typer.Option(min=0, max=1, help="chance a step that random moves take over; labels stay the demonstrator's")] = 0.0,
-    noise: Annotated[float, typer.Option(min=0, max=1, help="noise in each motion, part of 15 mm, 0.15 rad; labels stay the demonstrator's")] = 0.0,
+    disturb: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, help="chance a step that random moves take over; labels stay the demonstrator's"
+        ),
+    ] = 0.0,
+    noise: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, help="noise in each motion, part of 15 mm, 0.15 rad; labels stay the demonstrator's"
+        ),
+    ] = 0.0,
     settle: Annotated[int, typer.Option(min=1, help="frames of success after which a recording ends")] = 3,
     setting: Annotated[str, typer.Option(help="visual_matching | variant_aggregation")] = "visual_matching",
-    variant: Annotated[list[str] | None, typer.Option(help="repeatable; default those that SIMPLER scores")] = None,
+    variant: Annotated[
+        list[str] | None, typer.Option(help="repeatable; default those that SIMPLER scores")
+    ] = None,
 ) -> None:
     """Record the scripted demonstrator's episodes as a LeRobot dataset."""
     from refinevla_kit.episodes.recording import record as record_episodes
@@ -100,9 +122,20 @@ def record(
     tasks = task or [each.name for each in WIDOWX_TASKS]
     named = variant or [each.name for each in find_task(tasks[0]).protocol(setting).variants if each.scored]
     result = record_episodes(
-        output, tasks, episodes, assets=assets, start=start, seed=seed, workers=workers, random_moves=random_moves, setting=setting, variants=named,
-        disturb=disturb, noise=noise, settle=settle,
-    )  # fmt: skip
+        output,
+        tasks,
+        episodes,
+        assets=assets,
+        start=start,
+        seed=seed,
+        workers=workers,
+        random_moves=random_moves,
+        setting=setting,
+        variants=named,
+        disturb=disturb,
+        noise=noise,
+        settle=settle,
+    )
     _print_json(result)
 
 
@@ -111,7 +144,10 @@ def annotate(
     dataset: Annotated[Path, typer.Argument(help="folder of a LeRobot dataset")],
     teacher: Annotated[str, typer.Option(help="oracle | gemini | gemini-legacy | openai")] = "oracle",
     model: Annotated[str | None, typer.Option(help="the model, as the teacher's server names it")] = None,
-    option: Annotated[list[str] | None, typer.Option("-o", "--option", help="name=value, a further option of the teacher; repeatable")] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("-o", "--option", help="name=value, a further option of the teacher; repeatable"),
+    ] = None,
     granularity: Annotated[str, typer.Option(help="step | segment | trajectory")] = "segment",
     keyframes: Annotated[int, typer.Option(min=1, help="pictures a request")] = 3,
     output: Annotated[Path | None, typer.Option(help="parquet file; default beside the dataset")] = None,
@@ -123,35 +159,97 @@ def annotate(
     budget_calls: int | None = None,
     budget_tokens: int | None = None,
     budget_money: Annotated[float | None, typer.Option(help="in the currency of the prices")] = None,
-    prices: Annotated[str | None, typer.Option(help="INPUT,OUTPUT,CURRENCY,DATE: of a million tokens, as you looked them up on that day")] = None,
-    max_attempts: Annotated[int, typer.Option(min=1, help="calls about one request before it is given up")] = 6,
+    prices: Annotated[
+        str | None,
+        typer.Option(
+            help="INPUT,OUTPUT,CURRENCY,DATE: of a million tokens, as you looked them up on that day"
+        ),
+    ] = None,
+    max_attempts: Annotated[
+        int, typer.Option(min=1, help="calls about one request before it is given up")
+    ] = 6,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the estimate and make no call")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="do not ask before calls that cost something")] = False,
-    export: Annotated[Path | None, typer.Option(help="then write the dataset with the rationales in LeRobot's language columns here")] = None,
-    camera: Annotated[str | None, typer.Option(help="the camera to show, or a part of its name; default the first that is no depth map")] = None,
+    export: Annotated[
+        Path | None,
+        typer.Option(help="then write the dataset with the rationales in LeRobot's language columns here"),
+    ] = None,
+    camera: Annotated[
+        str | None,
+        typer.Option(
+            help="the camera to show, or a part of its name; default the first that is no depth map"
+        ),
+    ] = None,
     episodes: Annotated[str | None, typer.Option(help="which, e.g. 0-9,12; default all")] = None,
-    column: Annotated[list[str] | None, typer.Option(help="action=NAME, state=NAME or instruction=NAME of a feature; repeatable")] = None,
-    deltas: Annotated[bool | None, typer.Option("--deltas/--positions", help="what the actions are; default inferred where that is safe")] = None,
-    gripper: Annotated[float | None, typer.Option(help="the gripper command's value that means open: 1, 0 or -1; default inferred")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="refuse a dataset with episodes that cannot be read")] = False,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(help="action=NAME, state=NAME or instruction=NAME of a feature; repeatable"),
+    ] = None,
+    deltas: Annotated[
+        bool | None,
+        typer.Option(
+            "--deltas/--positions", help="what the actions are; default inferred where that is safe"
+        ),
+    ] = None,
+    gripper: Annotated[
+        float | None,
+        typer.Option(help="the gripper command's value that means open: 1, 0 or -1; default inferred"),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="refuse a dataset with episodes that cannot be read")
+    ] = False,
 ) -> None:
     """Have a teacher write rationales for a dataset; they are stored beside it. Run it again to continue."""
     from refinevla_kit.episodes import open_dataset
     from refinevla_kit.episodes.language import check_export, export_language
     from refinevla_kit.notebook_runner import parse_parameter
-    from refinevla_kit.teacher import Limits, RunFailed, annotate_dataset, estimate, load_rationales, make_teacher, parse_prices, summarise
+    from refinevla_kit.teacher import (
+        Limits,
+        RunFailed,
+        annotate_dataset,
+        estimate,
+        load_rationales,
+        make_teacher,
+        parse_prices,
+        summarise,
+    )
 
     columns = dict(pair.partition("=")[::2] for pair in column or [])
-    opened = open_dataset(dataset, deltas, camera=camera, episodes=episodes, columns=columns or None, gripper=gripper, strict=strict)
+    opened = open_dataset(
+        dataset,
+        deltas,
+        camera=camera,
+        episodes=episodes,
+        columns=columns or None,
+        gripper=gripper,
+        strict=strict,
+    )
     print(opened, file=sys.stderr, flush=True)
     options = dict(parse_parameter(text) for text in option or []) | ({"model": model} if model else {})
     teaching = make_teacher(teacher, seed, **options)
     paid = parse_prices(prices) if prices else None
-    limits = Limits(concurrency, requests_per_minute, tokens_per_minute, budget_calls, budget_tokens, budget_money, paid, max_attempts, seed)
+    limits = Limits(
+        concurrency,
+        requests_per_minute,
+        tokens_per_minute,
+        budget_calls,
+        budget_tokens,
+        budget_money,
+        paid,
+        max_attempts,
+        seed,
+    )
     if dry_run:
         expected = estimate(opened, teaching, granularity, keyframes, output, limits)
         print(expected)
-        _print_json({"requests": expected.requests, "money": expected.money, "worst_money": expected.worst_money, "hours": expected.hours})
+        _print_json(
+            {
+                "requests": expected.requests,
+                "money": expected.money,
+                "worst_money": expected.worst_money,
+                "hours": expected.hours,
+            }
+        )
         return
     if export is not None:
         try:
@@ -160,7 +258,16 @@ def annotate(
             raise KitError(f"{error.what} (calls 0: nothing was asked or paid)", error.remedy) from None
     agreed = yes or (None if sys.stdin.isatty() else False)
     try:
-        path = annotate_dataset(opened, teaching, granularity, keyframes, output=output, limits=limits, executor=executor, confirm=agreed)
+        path = annotate_dataset(
+            opened,
+            teaching,
+            granularity,
+            keyframes,
+            output=output,
+            limits=limits,
+            executor=executor,
+            confirm=agreed,
+        )
         failure = ""
     except RunFailed as error:
         path, failure = error.path or Path(), str(error)
@@ -180,7 +287,12 @@ def annotate(
 @app.command()
 def serve(
     checkpoint: Annotated[Path, typer.Argument(help="folder of a checkpoint of the kit")],
-    host: Annotated[str, typer.Option(help="address to listen on; another than this machine's own loopback opens it to the network")] = "127.0.0.1",
+    host: Annotated[
+        str,
+        typer.Option(
+            help="address to listen on; another than this machine's own loopback opens it to the network"
+        ),
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes a free one")] = 8000,
     name: Annotated[str | None, typer.Option(help="what records call it; default the folder's name")] = None,
 ) -> None:
@@ -197,7 +309,9 @@ def preflight(
     task: Annotated[list[str] | None, typer.Option(help="repeatable; default the four WidowX tasks")] = None,
     episodes: Annotated[int, typer.Option(min=1, help="grid starts a task")] = 24,
 ) -> None:
-    """Compare a policy's conventions with the tasks', and measure what its action encoding leaves of demonstrations. Exit status 1 if they differ."""
+    """Compare a policy's conventions with the tasks', and measure what its action encoding leaves of
+    demonstrations. Exit status 1 if they differ.
+    """
     from refinevla_kit.evaluation.preflight import preflight as fly
     from refinevla_kit.policies import load_policy
     from refinevla_kit.tasks import WIDOWX_TASKS
@@ -212,10 +326,14 @@ def preflight(
     raise typer.Exit(1 if differ else 0)
 
 
-def _run(only: list[str], profile: str, output: Path | None, parameters: list[str] | None, threads: int | None) -> None:
+def _run(
+    only: list[str], profile: str, output: Path | None, parameters: list[str] | None, threads: int | None
+) -> None:
     from refinevla_kit.notebook_runner import failure_line, parse_parameter, run_notebooks
 
-    result = run_notebooks(only, profile, output, dict(parse_parameter(text) for text in parameters or []), threads)
+    result = run_notebooks(
+        only, profile, output, dict(parse_parameter(text) for text in parameters or []), threads
+    )
     print(f"executed notebooks, records and pictures: {result['output']}")
     _print_json(result)
     if result["failed"]:

@@ -1,11 +1,14 @@
-"""What an action and an image mean: a policy declares it, a robot declares it, and a mismatch stops a run before its first episode.
+"""What an action and an image mean: a policy declares it, a robot declares it, and a mismatch stops a run
+before its first episode.
 
-Half of the failed reproductions in SimplerEnv are of this kind: a rotation vector read as Euler angles, a gripper with the other sign, statistics of
-the other robot's data set. Each field below is one of them. A policy declares what it knows (`policy.conventions`, None where it does not know); a
-robot declares everything (`ROBOT_CONVENTIONS`): what the kit's `Simulator.step` takes, over SIMPLER's controllers (SimplerEnv's `env_builder.py` and
-ManiSkill2_real2sim's `agents/configs`): WidowX `arm_pd_ee_target_delta_pose_align2_gripper_pd_joint_pos`, Google Robot
-`arm_pd_ee_delta_pose_align_interpolate_by_planner_gripper_pd_joint_target_delta_pos_interpolate_by_planner`. Needs numpy alone; scipy and Pillow when
-something is converted.
+Half of the failed reproductions in SimplerEnv are of this kind: a rotation vector read as Euler angles, a
+gripper with the other sign, statistics of the other robot's data set. Each field below is one of them. A
+policy declares what it knows (`policy.conventions`, None where it does not know); a robot declares everything
+(`ROBOT_CONVENTIONS`): what the kit's `Simulator.step` takes, over SIMPLER's controllers (SimplerEnv's
+`env_builder.py` and ManiSkill2_real2sim's `agents/configs`): WidowX
+`arm_pd_ee_target_delta_pose_align2_gripper_pd_joint_pos`, Google Robot
+`arm_pd_ee_delta_pose_align_interpolate_by_planner_gripper_pd_joint_target_delta_pos_interpolate_by_planner`.
+Needs numpy alone; scipy and Pillow when something is converted.
 """
 
 from __future__ import annotations
@@ -28,7 +31,14 @@ Frame = Literal["base", "world", "tool"]
 Unit = Literal["m", "cm", "mm", "normalised"]
 Origin = Literal["target", "measured"]
 Rotation = Literal["euler_xyz_extrinsic", "euler_xyz_intrinsic", "axis_angle"]
-Gripper = Literal["open+1_closed-1", "open1_closed0", "open-1_closed+1", "open0_closed1", "relative_closing+1", "relative_opening+1"]
+Gripper = Literal[
+    "open+1_closed-1",
+    "open1_closed0",
+    "open-1_closed+1",
+    "open0_closed1",
+    "relative_closing+1",
+    "relative_opening+1",
+]
 Resize = Literal["stretch", "crop", "pad"]
 Colour = Literal["rgb", "bgr"]
 Camera = Literal["3rd_view_camera", "overhead_camera", "wrist_camera"]
@@ -36,23 +46,28 @@ Camera = Literal["3rd_view_camera", "overhead_camera", "wrist_camera"]
 
 @dataclass(frozen=True)
 class Conventions:
-    """What the seven numbers of an action and the image before them mean. None: not declared. An unknown value raises `KitError`.
+    """What the seven numbers of an action and the image before them mean. None: not declared. An unknown
+    value raises `KitError`.
 
     Attributes:
         robot: whose actions these are.
         frame: axes of translation and rotation: robot base, world, or the tool's own.
         unit: of the translation, [0:3]; "normalised" when the policy leaves un-normalisation to its caller.
         added_to: what the translation is added to: the controller's last target, or the pose measured now.
-        rotation: form of [3:6], radians: Euler angles about the fixed axes x, then y, then z (extrinsic: R = Rz Ry Rx; SIMPLER's roll, pitch, yaw),
-            about the turning axes (intrinsic: R = Rx Ry Rz), or a rotation vector (axis times angle; what SIMPLER's environments themselves take).
+        rotation: form of [3:6], radians: Euler angles about the fixed axes x, then y, then z (extrinsic: R =
+            Rz Ry Rx; SIMPLER's roll, pitch, yaw), about the turning axes (intrinsic: R = Rx Ry Rz), or a
+            rotation vector (axis times angle; what SIMPLER's environments themselves take).
         gripper: [6]. Absolute forms name both ends; relative ones are a motion, and 0 stays.
-        sticky_gripper: steps for which the caller has to repeat a gripper motion once it began; 1 when it is executed as it comes. SIMPLER's wrappers
-            repeat on the Google Robot: 10 for SpatialVLA, 15 for Octo.
+        sticky_gripper: steps for which the caller has to repeat a gripper motion once it began; 1 when it is
+            executed as it comes. SIMPLER's wrappers repeat on the Google Robot: 10 for SpatialVLA, 15 for
+            Octo.
         control_hz: actions a second.
         image_size: (width, height) in pixels the policy wants to be given; None: whatever comes.
-        resize: how the camera's picture becomes `image_size` where the aspect differs: stretched, cropped about its centre, or padded with black.
+        resize: how the camera's picture becomes `image_size` where the aspect differs: stretched, cropped
+            about its centre, or padded with black.
         colour: channel order.
-        normalisation: data set whose statistics un-normalise the actions ("bridge_orig/1.0.0"), "own" for those of the checkpoint's own training.
+        normalisation: data set whose statistics un-normalise the actions ("bridge_orig/1.0.0"), "own" for
+            those of the checkpoint's own training.
         camera: SIMPLER's name of the camera.
     """
 
@@ -75,11 +90,18 @@ class Conventions:
             if (value := getattr(self, name)) is not None and value not in choices:
                 raise KitError(f"conventions: {name} is {value!r}", f"choose one of {', '.join(choices)}")
         if self.sticky_gripper is not None and self.sticky_gripper < 1:
-            raise KitError(f"conventions: sticky_gripper is {self.sticky_gripper}", "give the number of steps, 1 for a gripper that is not sticky")
+            raise KitError(
+                f"conventions: sticky_gripper is {self.sticky_gripper}",
+                "give the number of steps, 1 for a gripper that is not sticky",
+            )
         if self.image_size is not None:
-            object.__setattr__(self, "image_size", tuple(int(x) for x in self.image_size))  # a list, after JSON or msgpack
+            object.__setattr__(
+                self, "image_size", tuple(int(x) for x in self.image_size)
+            )  # a list, after JSON or msgpack
             if len(self.image_size) != 2 or min(self.image_size) < 1:
-                raise KitError(f"conventions: image_size is {self.image_size}", "give (width, height) in pixels")
+                raise KitError(
+                    f"conventions: image_size is {self.image_size}", "give (width, height) in pixels"
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON or a message."""
@@ -90,42 +112,92 @@ class Conventions:
         """Inverse of `to_dict`; raises `KitError` for an unknown field or value."""
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(value) - known):
-            raise KitError(f"conventions: unknown {', '.join(unknown)}", f"choose from {', '.join(sorted(known))}")
+            raise KitError(
+                f"conventions: unknown {', '.join(unknown)}", f"choose from {', '.join(sorted(known))}"
+            )
         try:
             return cls(**value)
         except (TypeError, ValueError) as error:
-            raise KitError(f"conventions: {dict(value)} ({error})", "see refinevla_kit.conventions.Conventions") from error
+            raise KitError(
+                f"conventions: {dict(value)} ({error})", "see refinevla_kit.conventions.Conventions"
+            ) from error
 
 
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "robot": get_args(Robot), "frame": get_args(Frame), "unit": get_args(Unit), "added_to": get_args(Origin), "rotation": get_args(Rotation),
-    "gripper": get_args(Gripper), "resize": get_args(Resize), "colour": get_args(Colour), "camera": get_args(Camera),
-}  # fmt: skip
+    "robot": get_args(Robot),
+    "frame": get_args(Frame),
+    "unit": get_args(Unit),
+    "added_to": get_args(Origin),
+    "rotation": get_args(Rotation),
+    "gripper": get_args(Gripper),
+    "resize": get_args(Resize),
+    "colour": get_args(Colour),
+    "camera": get_args(Camera),
+}
 
 WIDOWX = Conventions(
-    "widowx", "base", "m", "target", "euler_xyz_extrinsic", "open+1_closed-1", 1, 5.0, CAMERA_SIZES["widowx"], "stretch", "rgb", "bridge_orig/1.0.0",
+    "widowx",
+    "base",
+    "m",
+    "target",
+    "euler_xyz_extrinsic",
+    "open+1_closed-1",
+    1,
+    5.0,
+    CAMERA_SIZES["widowx"],
+    "stretch",
+    "rgb",
+    "bridge_orig/1.0.0",
     "3rd_view_camera",
-)  # fmt: skip
+)
 GOOGLE_ROBOT = Conventions(
-    "google_robot", "base", "m", "measured", "euler_xyz_extrinsic", "relative_closing+1", 1, 3.0, CAMERA_SIZES["google_robot"], "stretch", "rgb",
-    "fractal20220817_data/0.1.0", "overhead_camera",
-)  # fmt: skip
+    "google_robot",
+    "base",
+    "m",
+    "measured",
+    "euler_xyz_extrinsic",
+    "relative_closing+1",
+    1,
+    3.0,
+    CAMERA_SIZES["google_robot"],
+    "stretch",
+    "rgb",
+    "fractal20220817_data/0.1.0",
+    "overhead_camera",
+)
 ROBOT_CONVENTIONS: dict[str, Conventions] = {"widowx": WIDOWX, "google_robot": GOOGLE_ROBOT}
 
-_DATA_OF = {"bridge": "widowx", "fractal": "google_robot", "rt1": "google_robot", "rt_1": "google_robot"}  # words of normalisation keys
-_ENDS = {"open+1_closed-1": (1, -1), "open1_closed0": (1, 0), "open-1_closed+1": (-1, 1), "open0_closed1": (0, 1)}  # open, closed
+_DATA_OF = {
+    "bridge": "widowx",
+    "fractal": "google_robot",
+    "rt1": "google_robot",
+    "rt_1": "google_robot",
+}  # words of normalisation keys
+_ENDS = {
+    "open+1_closed-1": (1, -1),
+    "open1_closed0": (1, 0),
+    "open-1_closed+1": (-1, 1),
+    "open0_closed1": (0, 1),
+}  # open, closed
 _METRES = {"m": 1.0, "cm": 0.01, "mm": 0.001}
 _CONVERTED = ("unit", "rotation", "gripper", "sticky_gripper", "resize", "colour")
 _STICKS = 0.5  # a change of openness beyond this is a gripper motion (SIMPLER's threshold)
 _REMEDIES = {
     "robot": "evaluate it on tasks of its own robot",
-    "frame": "turn translation and rotation into the robot base's axes inside the policy (the WidowX's is turned 180 degrees about the world's z)",
+    "frame": "turn translation and rotation into the robot base's axes inside the policy (the WidowX's is "
+    "turned 180 degrees about the world's z)",
     "unit": "un-normalise the actions with the data set's statistics inside the policy",
-    "added_to": "add the difference between the controller's target and the measured pose inside the policy, or train on the other",
-    "control_hz": "use a checkpoint trained at this rate: an action of another rate moves the arm too far or too little",
+    "added_to": "add the difference between the controller's target and the measured pose inside the "
+    "policy, or "
+    "train on the other",
+    "control_hz": "use a checkpoint trained at this rate: an action of another rate moves the arm too "
+    "far or too "
+    "little",
     "normalisation": "un-normalise with the statistics of this robot's data set",
     "camera": "use a checkpoint trained on this camera",
-    "gripper": "say how many steps a motion is repeated (sticky_gripper) and wrap it in converted(), or convert it inside the policy",
+    "gripper": "say how many steps a motion is repeated (sticky_gripper) and wrap it in converted(), or "
+    "convert "
+    "it inside the policy",
     "sticky_gripper": "repeat the motion inside the policy and declare 1",
 }
 
@@ -144,20 +216,27 @@ class Mismatch:
 
 
 def mismatches(policy: Any, task: str | Task) -> list[Mismatch]:
-    """Where `policy.conventions` and those of the task's robot differ; what the policy does not declare is no mismatch."""
+    """Where `policy.conventions` and those of the task's robot differ; what the policy does not declare is no
+    mismatch.
+    """
     task = task if isinstance(task, Task) else find_task(task)
     ours, robots = _declared(policy), ROBOT_CONVENTIONS[task.robot]
     found = []
     for name in (field.name for field in fields(Conventions) if field.name != "image_size"):
         policy_says, task_says = getattr(ours, name), getattr(robots, name)
         if policy_says is not None and not _agree(name, ours, robots):
-            remedy = "wrap the policy: converted(policy, to=task)" if _convertible(name, ours, robots) else f"{name}: {_REMEDIES[name]}"
+            remedy = (
+                "wrap the policy: converted(policy, to=task)"
+                if _convertible(name, ours, robots)
+                else f"{name}: {_REMEDIES[name]}"
+            )
             found.append(Mismatch(name, policy_says, task_says, remedy))
     return found
 
 
 def check_conventions(policy: Any, task: str | Task) -> None:
-    """Stop before the first episode if the policy's actions or images mean something else than the task's; warn of what it does not declare.
+    """Stop before the first episode if the policy's actions or images mean something else than the task's;
+    warn of what it does not declare.
 
     Raises:
         KitError: one line with every mismatch and its remedy.
@@ -167,7 +246,10 @@ def check_conventions(policy: Any, task: str | Task) -> None:
     names = [field.name for field in fields(ours) if field.name not in ("image_size", "resize")]
     if silent := [field for field in names if getattr(ours, field) is None]:
         what = "no conventions" if silent == names else f"no {', '.join(silent)}"
-        warnings.warn(f"policy {name!r} declares {what}: taken to be the robot's (see refinevla_kit.conventions)", stacklevel=2)
+        warnings.warn(
+            f"policy {name!r} declares {what}: taken to be the robot's (see refinevla_kit.conventions)",
+            stacklevel=2,
+        )
     if found := mismatches(policy, task):
         remedies = "; ".join(dict.fromkeys(each.remedy for each in found))
         raise KitError(f"policy {name!r} does not fit {task.name}: {'; '.join(map(str, found))}", remedies)
@@ -177,17 +259,23 @@ def converted(policy: Any, to: str | Task) -> Converted:
     """`policy` with its actions and images turned into those of the task's robot.
 
     Raises:
-        KitError: something that cannot be converted from an action alone (frame, control rate, statistics, ...).
+        KitError: something that cannot be converted from an action alone (frame, control rate, statistics,
+            ...).
     """
     task = to if isinstance(to, Task) else find_task(to)
     ours, robots = _declared(policy), ROBOT_CONVENTIONS[task.robot]
     if lost := [each for each in mismatches(policy, task) if not _convertible(each.field, ours, robots)]:
-        raise KitError(f"cannot convert to {task.name}: {'; '.join(map(str, lost))}", "; ".join(each.remedy for each in lost))
+        raise KitError(
+            f"cannot convert to {task.name}: {'; '.join(map(str, lost))}",
+            "; ".join(each.remedy for each in lost),
+        )
     return Converted(policy, ours, robots)
 
 
 class Converted:
-    """A policy behind its conversion: `reset` and `act`, and `act_batch` if the policy has it and no gripper motion is carried from step to step."""
+    """A policy behind its conversion: `reset` and `act`, and `act_batch` if the policy has it and no gripper
+    motion is carried from step to step.
+    """
 
     act_batch: Callable[..., list[Any]]
 
@@ -197,8 +285,14 @@ class Converted:
         handled = {name: getattr(robots, name) for name in _CONVERTED if getattr(ours, name) is not None}
         reshaped = not _agree("resize", ours, robots)
         self.needs_proprioception = bool(getattr(policy, "needs_proprioception", False))
-        self.conventions = replace(ours, **handled, image_size=robots.image_size if reshaped else ours.image_size)
-        self._motion = bool(ours.gripper and _relative(robots.gripper) and (not _relative(ours.gripper) or (ours.sticky_gripper or 1) > 1))
+        self.conventions = replace(
+            ours, **handled, image_size=robots.image_size if reshaped else ours.image_size
+        )
+        self._motion = bool(
+            ours.gripper
+            and _relative(robots.gripper)
+            and (not _relative(ours.gripper) or (ours.sticky_gripper or 1) > 1)
+        )
         self._forget()
         if has(policy, "act_batch") and not self._motion:
             self.act_batch = self._act_batch
@@ -220,13 +314,20 @@ class Converted:
         begin(self._policy, instruction)
 
     def act(self, image: Array, proprioception: Array | None = None) -> Any:
-        """See `Policy.act`; what comes back is what the policy returned, an `Action` or an array, with the numbers converted."""
+        """See `Policy.act`; what comes back is what the policy returned, an `Action` or an array, with the
+        numbers converted.
+        """
         own = None if proprioception is None else [proprioception]
         return self._converted(ask(self._policy, [self._image(image)], [self._instruction], own)[0])
 
-    def _act_batch(self, images: Array, instructions: Sequence[str], proprioception: Array | None = None) -> list[Any]:
+    def _act_batch(
+        self, images: Array, instructions: Sequence[str], proprioception: Array | None = None
+    ) -> list[Any]:
         own = None if proprioception is None else list(proprioception)
-        return [self._converted(answer) for answer in ask(self._policy, [self._image(image) for image in images], instructions, own)]
+        return [
+            self._converted(answer)
+            for answer in ask(self._policy, [self._image(image) for image in images], instructions, own)
+        ]
 
     def _forget(self) -> None:
         self._openness: float | None = None  # commanded last, 0 closed to 1 open
@@ -269,7 +370,9 @@ class Converted:
             openness = (value - closed) / (opened - closed)
             if not _relative(robots):
                 opened, closed = _ENDS[str(robots)]
-                return float(opened if openness > 0.5 else closed)  # all or nothing, as SIMPLER's wrappers do on the WidowX
+                return float(
+                    opened if openness > 0.5 else closed
+                )  # all or nothing, as SIMPLER's wrappers do on the WidowX
             closing = 0.0 if self._openness is None else self._openness - openness
             self._openness = openness
         else:
@@ -298,7 +401,11 @@ def _relative(gripper: str | None) -> bool:
 
 def _agree(name: str, ours: Conventions, robots: Conventions) -> bool:
     if name == "normalisation":  # "own", and data of a third kind, are the policy's business
-        return all(robot == robots.robot for word, robot in _DATA_OF.items() if word in str(ours.normalisation).lower())
+        return all(
+            robot == robots.robot
+            for word, robot in _DATA_OF.items()
+            if word in str(ours.normalisation).lower()
+        )
     if name == "resize":
         width, height = ours.image_size or robots.image_size or (1, 1)
         full_width, full_height = robots.image_size or (1, 1)
@@ -312,7 +419,9 @@ def _convertible(name: str, ours: Conventions, robots: Conventions) -> bool:
         return not (_relative(ours.gripper) and not _relative(robots.gripper)) and (
             ours.sticky_gripper is not None or _relative(ours.gripper) or not _relative(robots.gripper)
         )
-    return {"unit": ours.unit in _METRES, "sticky_gripper": _relative(robots.gripper)}.get(name, name in _CONVERTED)
+    return {"unit": ours.unit in _METRES, "sticky_gripper": _relative(robots.gripper)}.get(
+        name, name in _CONVERTED
+    )
 
 
 def _rotation(angles: Array, form: Rotation | None) -> Array:
@@ -321,5 +430,7 @@ def _rotation(angles: Array, form: Rotation | None) -> Array:
         return angles
     from scipy.spatial.transform import Rotation as Turn
 
-    turn = Turn.from_rotvec(angles) if form == "axis_angle" else Turn.from_euler("XYZ", angles)  # scipy: capitals are intrinsic
+    turn = (
+        Turn.from_rotvec(angles) if form == "axis_angle" else Turn.from_euler("XYZ", angles)
+    )  # scipy: capitals are intrinsic
     return np.asarray(turn.as_euler("xyz"))

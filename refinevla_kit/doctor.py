@@ -1,7 +1,8 @@
 """What the kit needs and whether it is here: one finding a requirement, each with the fix.
 
-Every check looks for real: the Vulkan line draws a frame with SAPIEN in a process of its own (a missing driver can take the process down), the assets
-line resolves the packs. `scripts/vulkan_driver.py` uses the same probe, so set-up and doctor cannot disagree. Nothing heavy is imported at the top.
+Every check looks for real: the Vulkan line draws a frame with SAPIEN in a process of its own (a missing
+driver can take the process down), the assets line resolves the packs. `scripts/vulkan_driver.py` uses the
+same probe, so set-up and doctor cannot disagree. Nothing heavy is imported at the top.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ print(json.dumps({"device": scene.render_system.device.name}))
 
 @dataclass(frozen=True)
 class Finding:
-    """One requirement: its name, whether it is met (`optional`: absent, and the default way does not need it), what was found, and the fix."""
+    """One requirement: its name, whether it is met (`optional`: absent, and the default way does not need
+    it), what was found, and the fix.
+    """
 
     name: str
     state: State
@@ -61,9 +64,13 @@ class Finding:
 
 
 def render_probe(python: str = sys.executable, timeout: float = 180.0) -> tuple[bool, str]:
-    """Draw one frame with SAPIEN in a subprocess. Returns (it worked, the device's name or the reason in one line)."""
+    """Draw one frame with SAPIEN in a subprocess. Returns (it worked, the device's name or the reason in one
+    line).
+    """
     try:
-        run = subprocess.run([python, "-c", RENDER_PROBE], capture_output=True, text=True, timeout=timeout, check=False)
+        run = subprocess.run(
+            [python, "-c", RENDER_PROBE], capture_output=True, text=True, timeout=timeout, check=False
+        )
     except subprocess.TimeoutExpired:
         return False, f"SAPIEN drew nothing within {timeout:.0f} s"
     except OSError as error:
@@ -88,14 +95,24 @@ def _series(name: str, distribution: str, series: str) -> Finding:
     if version is None:
         return Finding(name, "missing", "not installed", "run `make setup`")
     if not version.startswith(f"{series}."):
-        return Finding(name, "missing", f"{version}, the kit is checked with {series}.x", f"pip install '{distribution}=={series}.*'")
+        return Finding(
+            name,
+            "missing",
+            f"{version}, the kit is checked with {series}.x",
+            f"pip install '{distribution}=={series}.*'",
+        )
     return Finding(name, "ok", version)
 
 
 def check_python() -> Finding:
     version = ".".join(map(str, sys.version_info[:3]))
     good = (3, 11) <= sys.version_info[:2] < (3, 14)
-    return Finding("Python", "ok" if good else "missing", f"{version} ({sys.executable})", "" if good else "make setup PYTHON=/path/to/python3.11")
+    return Finding(
+        "Python",
+        "ok" if good else "missing",
+        f"{version} ({sys.executable})",
+        "" if good else "make setup PYTHON=/path/to/python3.11",
+    )
 
 
 def check_torch() -> Finding:
@@ -110,14 +127,25 @@ def check_vulkan() -> Finding:
     drawn, detail = render_probe()
     if drawn:
         return Finding("Vulkan device", "ok", f"SAPIEN draws on {detail}")
-    return Finding("Vulkan device", "missing", detail, "run `make setup` as root, or install Mesa's Vulkan driver, version 24.3 or newer")
+    return Finding(
+        "Vulkan device",
+        "missing",
+        detail,
+        "run `make setup` as root, or install Mesa's Vulkan driver, version 24.3 or newer",
+    )
 
 
 def check_simulator() -> Finding:
-    original = "original SimplerEnv present" if util.find_spec("simpler_env") else "original SimplerEnv absent (optional, environment.yml brings it)"
+    original = (
+        "original SimplerEnv present"
+        if util.find_spec("simpler_env")
+        else "original SimplerEnv absent (optional, environment.yml brings it)"
+    )
     version = installed("mani_skill")
     if version is None and "absent" in original:
-        return Finding("simulator", "missing", "neither ManiSkill 3 nor the original SimplerEnv", "run `make setup`")
+        return Finding(
+            "simulator", "missing", "neither ManiSkill 3 nor the original SimplerEnv", "run `make setup`"
+        )
     return Finding("simulator", "ok", f"ManiSkill {version or 'absent'}, {original}")
 
 
@@ -149,7 +177,12 @@ def check_gpu() -> Finding:
     if torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(0).total_memory / 2**30
         return Finding("GPU", "ok", f"{torch.cuda.get_device_name(0)}, {memory:.0f} GiB")
-    return Finding("GPU", "optional", f"none for torch {torch.__version__}; smoke and laptop need none", "for the gpu profile: a CUDA build of torch")
+    return Finding(
+        "GPU",
+        "optional",
+        f"none for torch {torch.__version__}; smoke and laptop need none",
+        "for the gpu profile: a CUDA build of torch",
+    )
 
 
 def check_teacher_key() -> Finding:
@@ -157,33 +190,63 @@ def check_teacher_key() -> Finding:
     names = [name for name in TEACHER_KEYS if os.environ.get(name)]
     if names:
         return Finding("teacher key", "ok", f"{names[0]} is set")
-    return Finding("teacher key", "optional", "none; the oracle teacher needs none", "for the gemini teacher: export GEMINI_API_KEY=...")
+    return Finding(
+        "teacher key",
+        "optional",
+        "none; the oracle teacher needs none",
+        "for the gemini teacher: export GEMINI_API_KEY=...",
+    )
 
 
 def check_disk(folder: str | Path = ".") -> Finding:
     free = shutil.disk_usage(folder).free / 1e9
     good = free >= FREE_DISK_GB
-    return Finding("disk", "ok" if good else "missing", f"{free:.1f} GB free", "" if good else f"free at least {FREE_DISK_GB:.0f} GB")
+    return Finding(
+        "disk",
+        "ok" if good else "missing",
+        f"{free:.1f} GB free",
+        "" if good else f"free at least {FREE_DISK_GB:.0f} GB",
+    )
 
 
 CHECKS: tuple[Callable[[], Finding], ...] = (
-    check_python, check_torch, check_transformers, check_vulkan, check_simulator, check_assets, check_official_assets,
-    check_gpu, check_teacher_key, check_disk,
-)  # fmt: skip
+    check_python,
+    check_torch,
+    check_transformers,
+    check_vulkan,
+    check_simulator,
+    check_assets,
+    check_official_assets,
+    check_gpu,
+    check_teacher_key,
+    check_disk,
+)
 
 
 def examine() -> list[Finding]:
-    """Run every check. A check that itself fails is reported as missing, with its error, instead of hiding the rest."""
+    """Run every check. A check that itself fails is reported as missing, with its error, instead of hiding
+    the rest.
+    """
     findings = []
     for check in CHECKS:
         try:
             findings.append(check())
         except Exception as error:
             name = check.__name__.removeprefix("check_").replace("_", " ")
-            findings.append(Finding(name, "missing", f"{type(error).__name__}: {' '.join(str(error).split())}", "run `make setup`"))
+            findings.append(
+                Finding(
+                    name,
+                    "missing",
+                    f"{type(error).__name__}: {' '.join(str(error).split())}",
+                    "run `make setup`",
+                )
+            )
     return findings
 
 
 def summary(findings: list[Finding]) -> dict[str, object]:
     """The findings as JSON values; `ready` is False if a requirement is missing."""
-    return {"ready": all(finding.state != "missing" for finding in findings), "findings": [asdict(finding) for finding in findings]}
+    return {
+        "ready": all(finding.state != "missing" for finding in findings),
+        "findings": [asdict(finding) for finding in findings],
+    }

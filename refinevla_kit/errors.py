@@ -8,7 +8,9 @@ from types import TracebackType
 
 
 def install(extra: str) -> str:
-    """The remedy for a package that is not there: the kit is on no index, its extras are installed from its checkout."""
+    """The remedy for a package that is not there: the kit is on no index, its extras are installed from its
+    checkout.
+    """
     return f"in the kit's folder: {sys.executable} -m pip install -e '.[{extra}]'"
 
 

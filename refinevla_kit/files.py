@@ -24,12 +24,12 @@ DATASET = ("data", "meta", "videos", "images")  # folders of a LeRobot dataset, 
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path next to `path`; on success it replaces `path`, on any error it is removed.
 
-    Works for a file and for a directory (the block decides which it makes). What processes that were killed left next
-    to `path` is removed.
+    Works for a file and for a directory (the block decides which it makes). What processes that were killed
+    left next to `path` is removed.
 
     Raises:
-        KitError: the folder cannot be made or written; the disk is full; the directory at `path` holds what was paid
-            for (see `paid_files`).
+        KitError: the folder cannot be made or written; the disk is full; the directory at `path` holds what
+            was paid for (see `paid_files`).
     """
     target = Path(path)
     try:
@@ -53,8 +53,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
             temporary.replace(target)
     except BaseException as error:
         _remove(temporary)
-        if getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error):  # the latter is how safetensors says it
-            raise KitError(f"no space left on the disk while writing {target}", "free space or choose another output folder") from error
+        if getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(
+            error
+        ):  # the latter is how safetensors says it
+            raise KitError(
+                f"no space left on the disk while writing {target}",
+                "free space or choose another output folder",
+            ) from error
         forbidden = getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EROFS)
         if forbidden and str(temporary) in str(error):
             raise _not_written(target, error) from error
@@ -67,7 +72,8 @@ def _not_written(target: Path, error: BaseException) -> KitError:
 
 
 def paid_files(folder: str | Path) -> list[Path]:
-    """What in a folder cost money or a person's time: tables of paid rationales, their journals, people's reviews.
+    """What in a folder cost money or a person's time: tables of paid rationales, their journals, people's
+    reviews.
 
     Tables of a teacher that takes no tokens (the oracle) are none: the same command writes them again.
     """
@@ -79,7 +85,9 @@ def paid_files(folder: str | Path) -> list[Path]:
 
 
 def _paid(file: Path) -> bool:
-    """Whether tokens were paid for what `teacher.store` wrote into this file; True where that cannot be told."""
+    """Whether tokens were paid for what `teacher.store` wrote into this file; True where that cannot be
+    told.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -99,7 +107,10 @@ def _paid(file: Path) -> bool:
 def _keep_paid(target: Path) -> None:
     if target.is_dir() and not target.is_symlink() and (paid := paid_files(target)):
         what = f"{target} would be replaced and holds what was paid for or reviewed by a person"
-        raise KitError(f"{what}: {listed([str(file) for file in paid], 1)}", "give another output, or move these files out of it")
+        raise KitError(
+            f"{what}: {listed([str(file) for file in paid], 1)}",
+            "give another output, or move these files out of it",
+        )
 
 
 def _clear(target: Path) -> None:
@@ -140,12 +151,16 @@ def _remove(path: Path) -> None:
 def write_json(path: str | Path, value: Any) -> Path:
     """Write `value` as indented JSON, atomically. Returns the path."""
     with replacing(path) as part:
-        part.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        part.write_text(
+            json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+        )
     return Path(path)
 
 
 def file_name(text: str) -> str:
-    """`text` as a file's name without suffix: letters, digits, - and _. Names that had to be changed differ by a checksum."""
+    """`text` as a file's name without suffix: letters, digits, - and _. Names that had to be changed differ
+    by a checksum.
+    """
     plain = re.sub(r"[^0-9A-Za-z_-]+", "_", text)[:120]
     return plain if plain == text != "" else f"{plain}-{zlib.crc32(text.encode(errors='surrogatepass')):08x}"
 

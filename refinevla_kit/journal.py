@@ -1,4 +1,6 @@
-"""Append-only JSON lines of one run, held by one process at a time: what is in them survives a kill at any instant."""
+"""Append-only JSON lines of one run, held by one process at a time: what is in them survives a kill at any
+instant.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ class Journal:
     """Opens (or makes) `path`, locks it, and cuts a half-written last line off. Threads may append.
 
     Raises:
-        KitError: it cannot be made; another run holds it; from reading: a line in its middle is damaged; from writing: no disk space.
+        KitError: it cannot be made; another run holds it; from reading: a line in its middle is damaged; from
+            writing: no disk space.
     """
 
     def __init__(self, path: Path) -> None:
@@ -32,7 +35,9 @@ class Journal:
             raise KitError(f"cannot write {path} ({error.strerror})", remedy) from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not path.exists() or os.fstat(self._file).st_ino != path.stat().st_ino:  # the run that had it ended between the two lines above
+            if (
+                not path.exists() or os.fstat(self._file).st_ino != path.stat().st_ino
+            ):  # the run that had it ended between the two lines above
                 raise BlockingIOError
             self.end = os.fstat(self._file).st_size
             while self.end and os.pread(self._file, 1, self.end - 1) != b"\n":
@@ -42,22 +47,32 @@ class Journal:
             sync(path.parent)
         except BlockingIOError:
             os.close(self._file)
-            raise KitError(f"another run is writing to {path}", "wait for it to end, or give another output") from None
+            raise KitError(
+                f"another run is writing to {path}", "wait for it to end, or give another output"
+            ) from None
         except OSError as error:
             os.close(self._file)
-            raise KitError(f"{path} cannot be opened and locked ({error.strerror})", "give an output on a disk of this machine") from error
+            raise KitError(
+                f"{path} cannot be opened and locked ({error.strerror})",
+                "give an output on a disk of this machine",
+            ) from error
 
     def append(self, value: dict[str, Any]) -> int:
-        """Hand one line to the kernel, which keeps it whatever happens to this process; returns its offset. `sync` puts it on the disk."""
+        """Hand one line to the kernel, which keeps it whatever happens to this process; returns its offset.
+        `sync` puts it on the disk.
+        """
         line = json.dumps(value, allow_nan=False).encode() + b"\n"
         with self._writing:
             start, left = self.end, memoryview(line)
             try:
                 while left:
-                    left = left[os.write(self._file, left):]
+                    left = left[os.write(self._file, left) :]
             except OSError as error:
                 os.ftruncate(self._file, start)
-                raise KitError(f"cannot write {self.path} ({error.strerror})", "free space and run again: what is written is kept") from error
+                raise KitError(
+                    f"cannot write {self.path} ({error.strerror})",
+                    "free space and run again: what is written is kept",
+                ) from error
             self.end = start + len(line)
             return start
 
@@ -82,7 +97,9 @@ class Journal:
         sync(self.path.parent)
 
     def close(self) -> None:
-        """Give the file back; what is appended later fails instead of going into a file that got the same number."""
+        """Give the file back; what is appended later fails instead of going into a file that got the same
+        number.
+        """
         with self._writing:
             os.close(self._file)
             self._file = -1
@@ -95,7 +112,8 @@ class Journal:
 
 
 def whole_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(offset, line) of a journal, also of one that another run is writing: a last line cut in half is left out.
+    """(offset, line) of a journal, also of one that another run is writing: a last line cut in half is left
+    out.
 
     Raises:
         KitError: a line in its middle is damaged.
@@ -108,7 +126,9 @@ def whole_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             try:
                 yield start, json.loads(line)
             except ValueError as error:
-                raise KitError(f"{path}, line {number} is damaged", "remove that line: the others are kept") from error
+                raise KitError(
+                    f"{path}, line {number} is damaged", "remove that line: the others are kept"
+                ) from error
             start += len(line)
 
 

@@ -35,21 +35,31 @@ def count(file: Path) -> tuple[int, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--limit", type=int, help="most tokens that the package may have")
     limit = parser.parse_args().limit
     tokens, lines, modules = Counter[str](), Counter[str](), Counter[str]()
     for file in sorted(PACKAGE.rglob("*.py")):
         room = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
         found = count(file)
-        tokens[room], lines[room], modules[room] = tokens[room] + found[0], lines[room] + found[1], modules[room] + 1
+        tokens[room], lines[room], modules[room] = (
+            tokens[room] + found[0],
+            lines[room] + found[1],
+            modules[room] + 1,
+        )
     print(f"{'room':<20}{'modules':>9}{'lines':>9}{'tokens':>9}{'a line':>9}")
     for room in sorted(tokens, key=lambda room: -tokens[room]):
-        print(f"{room:<20}{modules[room]:>9}{lines[room]:>9}{tokens[room]:>9}{tokens[room] / max(lines[room], 1):>9.1f}")
+        a_line = tokens[room] / max(lines[room], 1)
+        print(f"{room:<20}{modules[room]:>9}{lines[room]:>9}{tokens[room]:>9}{a_line:>9.1f}")
     total = tokens.total()
     print(f"{'all':<20}{modules.total():>9}{lines.total():>9}{total:>9}{total / lines.total():>9.1f}")
     if limit is not None and total > limit:
-        raise SystemExit(f"{total} tokens are over the limit of {limit}: take something away, or raise the limit in the Makefile and say why")
+        raise SystemExit(
+            f"{total} tokens are over the limit of {limit}: take something away, or raise the limit "
+            "in the Makefile and say why"
+        )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
-"""Carry files that were written when a policy's identity was the hash of its weights alone over to that of all its checkpoint's files.
+"""Carry files that were written when a policy's identity was the hash of its weights alone over to that of
+all its checkpoint's files.
 
-    python scripts/renew_identities.py data/checkpoints/action_only data/checkpoints/with_reasoning -- data/records/*.parquet figures/*.json
+    python scripts/renew_identities.py data/checkpoints/action_only data/checkpoints/with_reasoning --
+    data/records/*.parquet figures/*.json
 
-Without it such episodes are played again: nothing says whether the checkpoint had the same bin limits and words then. So run it only where it had.
+Without it such episodes are played again: nothing says whether the checkpoint had the same bin limits and
+words then. So run it only where it had.
 """
 
 from __future__ import annotations

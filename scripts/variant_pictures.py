@@ -1,6 +1,6 @@
 """Draws figures/variants.png: every variant of the four WidowX tasks from one start.
 
-    python scripts/variant_pictures.py [embedded | official | FOLDER] [figures/variants]
+python scripts/variant_pictures.py [embedded | official | FOLDER] [figures/variants]
 """
 
 from __future__ import annotations
@@ -22,7 +22,13 @@ def main(assets: str = "embedded", output: str = "figures/variants") -> None:
             simulator = make(task, assets, 160, 120, setting=VARIANT_AGGREGATION, variant=variant.name)
             images.setdefault(variant.name, {})[task.name] = simulator.reset(EPISODE).image
             simulator.close()
-    print(save_figure(variant_sheet(images), output, {"assets": assets, "episode": EPISODE, "setting": VARIANT_AGGREGATION}))  # type: ignore[arg-type]
+    print(
+        save_figure(
+            variant_sheet(images),
+            output,
+            {"assets": assets, "episode": EPISODE, "setting": VARIANT_AGGREGATION},
+        )
+    )  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

@@ -15,4 +15,8 @@ def test_the_explorers_benchmark_without_a_browser_says_what_to_install(tmp_path
     environment = {**os.environ, "PATH": str(tmp_path), "PYTHONPATH": str(REPOSITORY)}
     run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert run.returncode == 1
-    assert run.stderr == "explorer: no Chromium on this machine -> run `make browser` as root, or install the package chromium\n"
+    assert (
+        run.stderr
+        == "explorer: no Chromium on this machine -> run `make browser` as root, or install the package "
+        "chromium\n"
+    )

@@ -1,4 +1,6 @@
-"""Conventions: a mismatch is named with its remedy, and what a wrapper converts is the same motion of the robot."""
+"""Conventions: a mismatch is named with its remedy, and what a wrapper converts is the same motion of the
+robot.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from refinevla_kit.conventions import GOOGLE_ROBOT, ROBOT_CONVENTIONS, WIDOWX, Array, Conventions, check_conventions, converted, mismatches
+from refinevla_kit.conventions import (
+    GOOGLE_ROBOT,
+    ROBOT_CONVENTIONS,
+    WIDOWX,
+    Array,
+    Conventions,
+    check_conventions,
+    converted,
+    mismatches,
+)
 from refinevla_kit.errors import KitError
 from refinevla_kit.policies.answers import read_answer
 from refinevla_kit.policies.contract import Action
@@ -59,7 +70,15 @@ def test_declared_conventions_survive_a_message() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"rotation": "quaternion"}, {"gripper": "open"}, {"sticky_gripper": 0}, {"image_size": (224,)}, {"image_size": 3}, {"hz": 5}]
+    "wrong",
+    [
+        {"rotation": "quaternion"},
+        {"gripper": "open"},
+        {"sticky_gripper": 0},
+        {"image_size": (224,)},
+        {"image_size": 3},
+        {"hz": 5},
+    ],
 )
 def test_an_unknown_field_or_value_says_so(wrong: dict[str, object]) -> None:
     with pytest.raises(KitError, match=next(iter(wrong))):
@@ -67,19 +86,40 @@ def test_an_unknown_field_or_value_says_so(wrong: dict[str, object]) -> None:
 
 
 def test_the_run_stops_with_every_mismatch_and_its_remedy() -> None:
-    """What one gets who evaluates an Octo-like policy of the Google Robot on the WidowX without its wrapper."""
+    """What one gets who evaluates an Octo-like policy of the Google Robot on the WidowX without its
+    wrapper.
+    """
     policy = Scripted(replace(GOOGLE_ROBOT, rotation="axis_angle", unit="normalised", sticky_gripper=15), [])
     with pytest.raises(KitError) as caught:
         check_conventions(policy, CARROT)
-    for field in ("robot", "unit", "added_to", "rotation", "gripper", "sticky_gripper", "control_hz", "normalisation", "camera"):
+    for field in (
+        "robot",
+        "unit",
+        "added_to",
+        "rotation",
+        "gripper",
+        "sticky_gripper",
+        "control_hz",
+        "normalisation",
+        "camera",
+    ):
         assert f"{field} is " in caught.value.what, field
-    for remedy in ("its own robot", "un-normalise", "converted(policy, to=task)", "trained at this rate", "trained on this camera"):
+    for remedy in (
+        "its own robot",
+        "un-normalise",
+        "converted(policy, to=task)",
+        "trained at this rate",
+        "trained on this camera",
+    ):
         assert remedy in caught.value.remedy, remedy
     with pytest.raises(KitError, match="cannot convert to widowx_carrot_on_plate: robot is google_robot"):
         converted(policy, CARROT)
 
 
-@pytest.mark.parametrize(("key", "fits"), [("bridge_dataset", True), ("own", True), ("my_kitchen", True), ("fractal20220817_data", False)])
+@pytest.mark.parametrize(
+    ("key", "fits"),
+    [("bridge_dataset", True), ("own", True), ("my_kitchen", True), ("fractal20220817_data", False)],
+)
 def test_statistics_of_the_other_robots_data_are_refused(key: str, fits: bool) -> None:
     assert (mismatches(Scripted(replace(WIDOWX, normalisation=key), []), CARROT) == []) == fits
 
@@ -110,14 +150,22 @@ def test_a_rotation_stays_the_same_rotation(turn: tuple[float, float, float]) ->
     for form, rotation in meant.items():
         policy = converted(Scripted(replace(WIDOWX, rotation=form), [[0.01, 0, 0, *turn, 1]]), CARROT)  # type: ignore[arg-type]
         roll, pitch, yaw = policy.act(IMAGE)[3:6]
-        assert np.allclose((about(z=yaw) * about(y=pitch) * about(roll)).as_matrix(), rotation.as_matrix(), atol=1e-5), form
+        assert np.allclose(
+            (about(z=yaw) * about(y=pitch) * about(roll)).as_matrix(), rotation.as_matrix(), atol=1e-5
+        ), form
 
 
 @given(st.lists(st.floats(0, 1).filter(lambda share: abs(share - 0.5) > 1e-3), min_size=1, max_size=20))
 def test_a_gripper_opens_and_closes_whatever_it_is_called(openness: list[float]) -> None:
-    for form, (opened, closed) in {"open1_closed0": (1, 0), "open-1_closed+1": (-1, 1), "open0_closed1": (0, 1)}.items():
+    for form, (opened, closed) in {
+        "open1_closed0": (1, 0),
+        "open-1_closed+1": (-1, 1),
+        "open0_closed1": (0, 1),
+    }.items():
         commands = [closed + share * (opened - closed) for share in openness]
-        assert grips(replace(WIDOWX, gripper=form), CARROT, commands) == [1.0 if share > 0.5 else -1.0 for share in openness]  # type: ignore[arg-type]
+        assert grips(replace(WIDOWX, gripper=form), CARROT, commands) == [
+            1.0 if share > 0.5 else -1.0 for share in openness
+        ]  # type: ignore[arg-type]
     assert grips(WIDOWX, CARROT, openness) == pytest.approx(openness), "nothing to convert, nothing changed"
 
 
@@ -127,8 +175,12 @@ def test_a_sticky_gripper_repeats_a_motion_as_simplers_wrapper_does() -> None:
     commands = [1.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.1, 0.1, 0.9, 0.9, 0.9, 0.9, 0.9]
     expected = [0.0, 0.0, 1.0, 1.0, 1.0, 1.0, -0.1, 0.0, -0.8, -0.8, -0.8, -0.8, 0.0]
     assert np.allclose(grips(octo, COKE, commands), expected, atol=1e-6)
-    assert grips(replace(GOOGLE_ROBOT, gripper="relative_opening+1"), COKE, [0.3, -1.0]) == pytest.approx([-0.3, 1.0])
-    assert not hasattr(converted(Scripted(octo, []), COKE), "act_batch"), "the motion is remembered: one episode at a time"
+    assert grips(replace(GOOGLE_ROBOT, gripper="relative_opening+1"), COKE, [0.3, -1.0]) == pytest.approx(
+        [-0.3, 1.0]
+    )
+    assert not hasattr(converted(Scripted(octo, []), COKE), "act_batch"), (
+        "the motion is remembered: one episode at a time"
+    )
 
 
 def test_an_absolute_gripper_needs_its_repeats_said_before_it_becomes_a_motion() -> None:
@@ -137,7 +189,9 @@ def test_an_absolute_gripper_needs_its_repeats_said_before_it_becomes_a_motion()
 
 
 @pytest.mark.parametrize(("resize", "size"), [("crop", (24, 24)), ("pad", (24, 24)), ("stretch", (24, 24))])
-def test_a_picture_is_cropped_or_padded_where_rendering_would_stretch_it(resize: str, size: tuple[int, int]) -> None:
+def test_a_picture_is_cropped_or_padded_where_rendering_would_stretch_it(
+    resize: str, size: tuple[int, int]
+) -> None:
     policy = Scripted(replace(WIDOWX, image_size=size, resize=resize, colour="bgr"), [[0] * 7])  # type: ignore[arg-type]
     wrapped = converted(policy, CARROT)
     assert mismatches(wrapped, CARROT) == []
@@ -158,7 +212,9 @@ def test_the_wrapper_keeps_batches_and_the_rest_of_an_action() -> None:
             row = np.array([1, 2, 3, 0, 0, 0, 1], np.float32)
             return [Action(row, row, np.arange(7), np.zeros(7, np.float32), text) for text in instructions]
 
-    actions = converted(Batched(replace(WIDOWX, unit="cm"), []), CARROT).act_batch(IMAGE[None].repeat(2, 0), ["a", "b"])
+    actions = converted(Batched(replace(WIDOWX, unit="cm"), []), CARROT).act_batch(
+        IMAGE[None].repeat(2, 0), ["a", "b"]
+    )
     assert [action.rationale for action in actions] == ["a", "b"]
     assert np.allclose(actions[1].processed[:3], [0.01, 0.02, 0.03]) and actions[1].normalised[0] == 1
 
@@ -182,14 +238,27 @@ def test_what_others_policies_return_is_converted_once_and_a_chunk_row_by_row() 
     assert wrapped.act(IMAGE).processed == pytest.approx([0.01, 0.02, 0.03, *meant, 1.0], abs=1e-6)
     assert wrapped.checkpoint_hash == "0+unit=cm+rotation=axis_angle+gripper=open1_closed0"
     Stepper.answer = np.array([[1, 2, 3, *turn, 0.9], [0, 0, 0, 0, 0, 0, 0.1]])
-    assert wrapped.act(IMAGE) == pytest.approx(np.array([[0.01, 0.02, 0.03, *meant, 1], [0, 0, 0, 0, 0, 0, -1]]), abs=1e-6)
+    assert wrapped.act(IMAGE) == pytest.approx(
+        np.array([[0.01, 0.02, 0.03, *meant, 1], [0, 0, 0, 0, 0, 0, -1]]), abs=1e-6
+    )
     Stepper.answer = {"actions": Stepper.answer, "terminate": True}
-    assert [(action.processed[6], action.terminate) for action in read_answer(wrapped.act(IMAGE))] == [(1, False), (-1, True)]
+    assert [(action.processed[6], action.terminate) for action in read_answer(wrapped.act(IMAGE))] == [
+        (1, False),
+        (-1, True),
+    ]
 
 
 def test_conventions_need_numpy_alone() -> None:
-    program = "import sys, refinevla_kit.conventions; print([m for m in ('torch', 'scipy', 'PIL', 'mani_skill', 'sapien') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    program = (
+        "import sys, refinevla_kit.conventions; print([m for m in ('torch', 'scipy', 'PIL', "
+        "'mani_skill', 'sapien') if m in sys.modules])"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -200,13 +269,17 @@ def simulator() -> Iterator[Simulator]:
 
 
 def test_what_is_declared_for_the_widowx_is_what_the_simulator_does(simulator: Simulator) -> None:
-    """Metres in the robot base's axes (turned 180 degrees about the world's z), added to the controller's target; +1 opens, -1 closes."""
+    """Metres in the robot base's axes (turned 180 degrees about the world's z), added to the controller's
+    target; +1 opens, -1 closes.
+    """
     start = simulator.reset(0).state
     assert start is not None
     for _ in range(3):
         state = simulator.step(np.array([0.01, 0.02, 0.03, 0, 0, 0, -1], np.float32)).observation.state
         assert state is not None
-    assert np.allclose(state.tcp_target[:3] - start.tcp_target[:3], [-0.03, -0.06, 0.09], atol=1e-5), "exactly three times, though the arm trails"
+    assert np.allclose(state.tcp_target[:3] - start.tcp_target[:3], [-0.03, -0.06, 0.09], atol=1e-5), (
+        "exactly three times, though the arm trails"
+    )
     assert np.abs(state.tcp[:3] - state.tcp_target[:3]).max() > 0.005 and state.opening < 0.2
     for _ in range(3):
         state = simulator.step(np.array([0, 0, 0, 0, 0, 0, 1], np.float32)).observation.state
@@ -220,4 +293,6 @@ def test_what_is_declared_of_rotations_is_what_the_simulator_does(simulator: Sim
     assert before is not None and after is not None
     first, then = (Rotation.from_quat(state.tcp_target[[4, 5, 6, 3]]) for state in (before, after))
     base = about(z=np.pi)
-    assert (about(z=0.2) * about(y=0.4) * about(0.3)).approx_equal(base.inv() * then * first.inv() * base, atol=1e-4)
+    assert (about(z=0.2) * about(y=0.4) * about(0.3)).approx_equal(
+        base.inv() * then * first.inv() * base, atol=1e-4
+    )

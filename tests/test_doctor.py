@@ -12,12 +12,30 @@ from refinevla_kit import doctor
 
 
 def test_every_requirement_has_one_line_and_each_lack_its_fix() -> None:
-    """The command's JSON holds what its lines hold: one finding a requirement, all met on a machine that was set up."""
-    run = subprocess.run([sys.executable, "-m", "refinevla_kit.cli", "doctor", "--json"], capture_output=True, text=True, check=False)
+    """The command's JSON holds what its lines hold: one finding a requirement, all met on a machine that was
+    set up.
+    """
+    run = subprocess.run(
+        [sys.executable, "-m", "refinevla_kit.cli", "doctor", "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     report = json.loads(run.stdout)
     findings = [doctor.Finding(**each) for each in report["findings"]]
     names = [finding.name for finding in findings]
-    assert names == ["Python", "torch", "transformers", "Vulkan device", "simulator", "assets", "official assets", "GPU", "teacher key", "disk"]
+    assert names == [
+        "Python",
+        "torch",
+        "transformers",
+        "Vulkan device",
+        "simulator",
+        "assets",
+        "official assets",
+        "GPU",
+        "teacher key",
+        "disk",
+    ]
     for finding in findings:
         assert len(finding.line().splitlines()) == 1
         assert finding.state == "ok" or finding.remedy
@@ -60,4 +78,3 @@ def test_failing_check_does_not_hide_the_rest(monkeypatch: pytest.MonkeyPatch) -
 def test_other_release_is_missing() -> None:
     assert doctor._series("torch", "torch", "1.0").state == "missing"
     assert doctor._series("nothing", "no-such-distribution", "1.0").detail == "not installed"
-

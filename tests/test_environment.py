@@ -29,13 +29,22 @@ def by_name(lines: list[str]) -> dict[str, Requirement]:
 
 
 def pins() -> dict[str, str]:
-    lines = [line for line in (REPOSITORY / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+    lines = [
+        line
+        for line in (REPOSITORY / "constraints.txt").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
     return {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in lines}
 
 
 def test_research_environment_has_the_packages_bounds_of_the_project() -> None:
-    """Each bound of the project stands in environment.yml, which may narrow it (numpy, gymnasium: for SAPIEN 2.2.2)."""
-    project, research = by_name(PROJECT["dependencies"] + PROJECT["optional-dependencies"]["gemini"]), by_name(FROM_PYPI)
+    """Each bound of the project stands in environment.yml, which may narrow it (numpy, gymnasium: for SAPIEN
+    2.2.2).
+    """
+    project, research = (
+        by_name(PROJECT["dependencies"] + PROJECT["optional-dependencies"]["gemini"]),
+        by_name(FROM_PYPI),
+    )
     for name, requirement in project.items():
         assert set(requirement.specifier) <= set(research[name].specifier), name
     narrowed = {name for name in project if set(research[name].specifier) != set(project[name].specifier)}
@@ -56,14 +65,22 @@ def test_research_environment_leaves_out_what_cannot_stand_beside_the_original()
 def test_constraints_pin_every_requirement_within_its_bounds() -> None:
     extras = PROJECT["optional-dependencies"]
     pinned = pins()
-    for name, requirement in by_name(PROJECT["dependencies"] + extras["maniskill"] + extras["gemini"] + extras["dev"]).items():
+    for name, requirement in by_name(
+        PROJECT["dependencies"] + extras["maniskill"] + extras["gemini"] + extras["dev"]
+    ).items():
         assert requirement.specifier.contains(pinned[name]), name
 
 
 def test_python_3_13_gets_mani_skills_requirements_but_mplib() -> None:
-    """Of mplib there is no wheel for 3.13 as old as mani_skill asks for; `scripts/setup.sh` then installs mani_skill alone."""
+    """Of mplib there is no wheel for 3.13 as old as mani_skill asks for; `scripts/setup.sh` then installs
+    mani_skill alone.
+    """
     listed = [Requirement(line) for line in PROJECT["optional-dependencies"]["maniskill"]]
-    chosen = {canonicalize_name(each.name) for each in listed if each.marker is None or each.marker.evaluate({"python_version": "3.13"})}
+    chosen = {
+        canonicalize_name(each.name)
+        for each in listed
+        if each.marker is None or each.marker.evaluate({"python_version": "3.13"})
+    }
     base = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
     asked = [Requirement(line) for line in metadata.requires("mani_skill") or [] if "extra ==" not in line]
     wanted = {canonicalize_name(each.name) for each in asked if each.marker is None or each.marker.evaluate()}
@@ -73,18 +90,36 @@ def test_python_3_13_gets_mani_skills_requirements_but_mplib() -> None:
 
 def test_pythons_of_the_project_set_up_and_doctor_are_the_same() -> None:
     supported = SpecifierSet(PROJECT["requires-python"])
-    fits = re.search(r"\((\d+), (\d+)\) <= sys\.version_info\[:2\] < \((\d+), (\d+)\)", (REPOSITORY / "scripts" / "setup.sh").read_text())
+    fits = re.search(
+        r"\((\d+), (\d+)\) <= sys\.version_info\[:2\] < \((\d+), (\d+)\)",
+        (REPOSITORY / "scripts" / "setup.sh").read_text(),
+    )
     assert fits is not None and fits[0] in (REPOSITORY / "refinevla_kit" / "doctor.py").read_text()
     assert [str(minor) for minor in range(int(fits[2]), int(fits[4]))] == ["11", "12", "13"]
     assert [minor for minor in range(9, 16) if f"3.{minor}" in supported] == [10, 11, 12, 13]
 
 
 def test_every_requirement_is_imported_or_run() -> None:
-    paths = [path for folder in ("refinevla_kit", "experiments", "notebooks", "scripts") for path in (REPOSITORY / folder).rglob("*")]
+    paths = [
+        path
+        for folder in ("refinevla_kit", "experiments", "notebooks", "scripts")
+        for path in (REPOSITORY / folder).rglob("*")
+    ]
     text = "".join(path.read_text(encoding="utf-8") for path in paths if path.suffix in (".py", ".ipynb"))
-    owners = [(top, canonicalize_name(owner)) for top, names in metadata.packages_distributions().items() for owner in names]
-    imported = {owner for top, owner in owners if re.search(rf"^\W*(import|from) {re.escape(top)}\b", text, re.M)}
-    run = {"jupyterlab", "ipykernel", "jupyter-client", "nbformat"}  # the notebooks' front end and kernel, and the bounds of what papermill uses
+    owners = [
+        (top, canonicalize_name(owner))
+        for top, names in metadata.packages_distributions().items()
+        for owner in names
+    ]
+    imported = {
+        owner for top, owner in owners if re.search(rf"^\W*(import|from) {re.escape(top)}\b", text, re.M)
+    }
+    run = {
+        "jupyterlab",
+        "ipykernel",
+        "jupyter-client",
+        "nbformat",
+    }  # the notebooks' front end and kernel, and the bounds of what papermill uses
     assert set(by_name(PROJECT["dependencies"])) - imported == run
 
 
@@ -96,16 +131,36 @@ def test_constraints_are_what_is_installed() -> None:
 def test_every_pinned_package_admits_debian_12s_python() -> None:
     """3.11.2; a pin that does not makes pip try every other version of everything instead of saying so."""
     required = {name: metadata.metadata(name)["Requires-Python"] for name in pins()}
-    assert {name: bounds for name, bounds in required.items() if bounds and "3.11.2" not in SpecifierSet(bounds)} == {}
+    assert {
+        name: bounds for name, bounds in required.items() if bounds and "3.11.2" not in SpecifierSet(bounds)
+    } == {}
 
 
 def test_every_import_of_the_package_is_declared() -> None:
-    declared = set(by_name(PROJECT["dependencies"] + [line for extra in PROJECT["optional-dependencies"].values() for line in extra]))
+    declared = set(
+        by_name(
+            PROJECT["dependencies"]
+            + [line for extra in PROJECT["optional-dependencies"].values() for line in extra]
+        )
+    )
     original = {"mani_skill2_real2sim", "simpler_env"}  # of environment.yml, in an environment of their own
-    known = {*sys.stdlib_module_names, "refinevla_kit", "experiments", "scripts", "tests", "conftest", "", *original}
+    known = {
+        *sys.stdlib_module_names,
+        "refinevla_kit",
+        "experiments",
+        "scripts",
+        "tests",
+        "conftest",
+        "",
+        *original,
+    }
     owners = metadata.packages_distributions()
     undeclared = set()
-    for path in (path for folder in ("refinevla_kit", "experiments", "scripts", "tests") for path in (REPOSITORY / folder).rglob("*.py")):
+    for path in (
+        path
+        for folder in ("refinevla_kit", "experiments", "scripts", "tests")
+        for path in (REPOSITORY / folder).rglob("*.py")
+    ):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
@@ -121,11 +176,28 @@ def test_pip_resolves_the_research_environment(tmp_path: Path) -> None:
     listed = tmp_path / "requirements.txt"
     listed.write_text("\n".join(FROM_PYPI) + "\n")
     report = tmp_path / "report.json"
-    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", "--report", str(report), "-r", str(listed)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--dry-run",
+        "--ignore-installed",
+        "--quiet",
+        "--report",
+        str(report),
+        "-r",
+        str(listed),
+    ]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
-    if any(sign in run.stderr for sign in ("Connection refused", "name resolution", "ConnectTimeoutError", "NewConnectionError")):
+    if any(
+        sign in run.stderr
+        for sign in ("Connection refused", "name resolution", "ConnectTimeoutError", "NewConnectionError")
+    ):
         pytest.skip("no package index can be reached")
     assert run.returncode == 0, run.stderr[-2000:]
     found = [each["metadata"] for each in json.loads(report.read_text())["install"]]
     resolved = {canonicalize_name(each["name"]): each["version"] for each in found}
-    assert all(requirement.specifier.contains(resolved[name]) for name, requirement in by_name(FROM_PYPI).items())
+    assert all(
+        requirement.specifier.contains(resolved[name]) for name, requirement in by_name(FROM_PYPI).items()
+    )

@@ -37,9 +37,15 @@ def test_a_script_shows_one_line_and_leaves_other_errors_whole() -> None:
 
 
 def test_command_line_shows_one_line_and_fails() -> None:
-    run = subprocess.run([sys.executable, "-m", "refinevla_kit.cli", "reproduce", "--profile", "lapto"], capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [sys.executable, "-m", "refinevla_kit.cli", "reproduce", "--profile", "lapto"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert run.returncode == 2
     assert run.stdout == ""
     assert run.stderr.splitlines() == [
-        "refinevla: unknown profile 'lapto' (did you mean 'laptop'?) -> choose one of gpu, laptop, paper, smoke",
+        "refinevla: unknown profile 'lapto' (did you mean 'laptop'?) -> choose one of gpu, laptop, "
+        "paper, smoke",
     ]

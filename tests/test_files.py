@@ -91,7 +91,14 @@ def test_what_killed_processes_left_is_removed_and_what_living_ones_write_is_not
             (tmp_path / other).write_text("another's")
         with replacing(tmp_path / "one") as part:
             part.mkdir()
-        names = {".one.more.part-" + str(dead), ".one.part-x", f".one.part-{living.pid}", f".two.part-{dead}", "one", f"one.part-{dead}"}
+        names = {
+            ".one.more.part-" + str(dead),
+            ".one.part-x",
+            f".one.part-{living.pid}",
+            f".two.part-{dead}",
+            "one",
+            f"one.part-{dead}",
+        }
         assert {path.name for path in tmp_path.iterdir()} == names
     finally:
         living.kill()
@@ -111,7 +118,10 @@ def test_a_kill_between_the_two_renames_loses_nothing(tmp_path: Path) -> None:
 
 def test_a_killed_writer_leaves_nothing_once_another_has_written(tmp_path: Path) -> None:
     """A real process, killed while it writes."""
-    code = f"from refinevla_kit.files import replacing\nwith replacing({str(tmp_path / 'one')!r}) as part:\n part.mkdir(); input()"
+    code = (
+        f"from refinevla_kit.files import replacing\nwith replacing({str(tmp_path / 'one')!r}) as "
+        "part:\n part.mkdir(); input()"
+    )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stdin=subprocess.PIPE)
     while not list(tmp_path.glob(".one.part-*")):
         assert process.poll() is None
@@ -139,20 +149,31 @@ def table(path: Path, **about: object) -> Path:
 def test_a_folder_with_what_was_paid_for_is_never_replaced(tmp_path: Path) -> None:
     made = tmp_path / "dataset"
     table(made / "rationales/oracle-segment.parquet", spent=[3, 0, 0, 0])
-    (made / "rationales/oracle-step.parquet.part").write_text('{"identity": {}, "spent": [0, 0, 0, 0]}\n{"spent": [1, 0')
+    (made / "rationales/oracle-step.parquet.part").write_text(
+        '{"identity": {}, "spent": [0, 0, 0, 0]}\n{"spent": [1, 0'
+    )
     (made / "meta").mkdir()
     (made / "meta/info.json").write_text("{}")
     pq.write_table(pa.table({"action": [1]}), made / "meta/episodes.parquet")
     assert paid_files(made) == []  # free of charge, and made again by the same command
-    paid = [table(made / "rationales/gemini-segment.parquet", spent=[3, 900, 20, 0]), table(made / "elsewhere/of_an_older_version.parquet")]
-    journal, reviews = made / "rationales/gemini-step.parquet.part", made / "rationales/oracle-segment.reviews.jsonl"
+    paid = [
+        table(made / "rationales/gemini-segment.parquet", spent=[3, 900, 20, 0]),
+        table(made / "elsewhere/of_an_older_version.parquet"),
+    ]
+    journal, reviews = (
+        made / "rationales/gemini-step.parquet.part",
+        made / "rationales/oracle-segment.reviews.jsonl",
+    )
     journal.write_text('{"spent": [1, 900, 20, 0]}\n')
     reviews.write_text("{}\n")
     paid += [journal, reviews]
     assert paid_files(made) == sorted(paid)
     before = sorted(made.rglob("*"))
     for each in paid:
-        with pytest.raises(KitError, match="would be replaced and holds what was paid for") as failed, replacing(made):
+        with (
+            pytest.raises(KitError, match="would be replaced and holds what was paid for") as failed,
+            replacing(made),
+        ):
             pytest.fail("the block must not run: what it makes could take hours")
         assert str(min(path for path in paid if path.exists())) in str(failed.value)
         assert sorted(made.rglob("*")) == before
@@ -182,7 +203,9 @@ def test_full_disk_is_one_line_and_leaves_nothing(small_disk: Path) -> None:
 
 
 @given(st.text(), st.text())
-def test_any_name_is_a_files_and_two_names_are_two_files(tmp_path_factory: pytest.TempPathFactory, one: str, other: str) -> None:
+def test_any_name_is_a_files_and_two_names_are_two_files(
+    tmp_path_factory: pytest.TempPathFactory, one: str, other: str
+) -> None:
     path = tmp_path_factory.getbasetemp() / f"{file_name(one)}.txt"
     path.write_text("")
     assert path.parent == tmp_path_factory.getbasetemp() and path.with_suffix("").name == file_name(one)

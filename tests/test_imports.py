@@ -38,5 +38,10 @@ def test_no_module_imports_itself_through_others() -> None:
 
 def test_the_package_does_not_stand_on_what_stands_on_it() -> None:
     above = ("experiments", "scripts", "tests", "benchmarks")
-    found = {name: module for name, path in FILES.items() for module in imported(path) if module.split(".")[0] in above}
+    found = {
+        name: module
+        for name, path in FILES.items()
+        for module in imported(path)
+        if module.split(".")[0] in above
+    }
     assert found == {}

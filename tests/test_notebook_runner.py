@@ -1,6 +1,8 @@
-"""Running notebooks: requests are checked first, the kernel is this Python, a failure names notebook, cell and message.
+"""Running notebooks: requests are checked first, the kernel is this Python, a failure names notebook, cell
+and message.
 
-These tests run small notebooks written here, in place of the kit's, through the real papermill and a real kernel.
+These tests run small notebooks written here, in place of the kit's, through the real papermill and a real
+kernel.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ WriteNotebook = Callable[..., None]
 
 @pytest.fixture
 def write_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WriteNotebook:
-    """A checkout of its own, to put notebooks in: the runner and the settings read it in place of the kit's."""
+    """A checkout of its own, to put notebooks in: the runner and the settings read it in place of the
+    kit's.
+    """
     checkout = tmp_path / "checkout"
     (checkout / "notebooks" / "profiles").mkdir(parents=True)
     sections = "".join(f"{name}:\n  steps: 2\n" for name in NOTEBOOKS)
@@ -36,8 +40,12 @@ def write_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WriteNote
     monkeypatch.setattr(notebook_runner, "REPOSITORY", checkout)
 
     def write(name: str, *sources: str) -> None:
-        node = new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}})
-        parameters = new_code_cell("profile = 'smoke'\noutput = None\nsteps = None", metadata={"tags": ["parameters"]})
+        node = new_notebook(
+            metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+        )
+        parameters = new_code_cell(
+            "profile = 'smoke'\noutput = None\nsteps = None", metadata={"tags": ["parameters"]}
+        )
         node.cells = [new_markdown_cell("Words."), parameters]
         node.cells += [new_code_cell(source) for source in sources]
         nbformat.write(node, checkout / "notebooks" / f"{name}.ipynb")
@@ -46,8 +54,26 @@ def write_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WriteNote
 
 
 def test_values_are_literals_else_text() -> None:
-    texts = ["steps=40", "rate=1e-3", "flag=true", "flag=True", "base=None", 'tasks=["a", "b"]', "dataset=/a=b/c", "assets=official"]
-    assert [parse_parameter(text)[1] for text in texts] == [40, 1e-3, True, True, None, ["a", "b"], "/a=b/c", "official"]
+    texts = [
+        "steps=40",
+        "rate=1e-3",
+        "flag=true",
+        "flag=True",
+        "base=None",
+        'tasks=["a", "b"]',
+        "dataset=/a=b/c",
+        "assets=official",
+    ]
+    assert [parse_parameter(text)[1] for text in texts] == [
+        40,
+        1e-3,
+        True,
+        True,
+        None,
+        ["a", "b"],
+        "/a=b/c",
+        "official",
+    ]
     for wrong in ("steps", "=3", "my steps=3"):
         with pytest.raises(KitError, match="is not name=value"):
             parse_parameter(wrong)
@@ -58,8 +84,18 @@ def test_a_text_stays_a_text_whatever_it_looks_like() -> None:
     assert [parse_parameter(text)[1] for text in texts] == ["2024", "1e3", "007", "true", "m", None]
 
 
-names = st.from_regex(r"[a-z_]{1,10}", fullmatch=True).filter(str.isidentifier).filter(lambda name: name not in KINDS)
-values = st.integers() | st.booleans() | st.none() | st.lists(st.text()) | st.floats(allow_nan=False, allow_infinity=False)
+names = (
+    st.from_regex(r"[a-z_]{1,10}", fullmatch=True)
+    .filter(str.isidentifier)
+    .filter(lambda name: name not in KINDS)
+)
+values = (
+    st.integers()
+    | st.booleans()
+    | st.none()
+    | st.lists(st.text())
+    | st.floats(allow_nan=False, allow_infinity=False)
+)
 
 
 @given(names, values)
@@ -70,15 +106,21 @@ def test_any_value_survives_the_command_line(name: str, value: object) -> None:
 
 def test_notebooks_are_chosen_by_number_or_name_and_run_in_order() -> None:
     assert select_notebooks() == list(NOTEBOOKS)
-    assert select_notebooks(["3", "01_teacher_annotation", "notebooks/02_fine_tuning.ipynb"]) == list(NOTEBOOKS[:3])
+    assert select_notebooks(["3", "01_teacher_annotation", "notebooks/02_fine_tuning.ipynb"]) == list(
+        NOTEBOOKS[:3]
+    )
     with pytest.raises(KitError, match="unknown notebook '07'"):
         select_notebooks(["07"])
 
 
-def test_unknown_parameter_and_profile_stop_before_anything_runs(write_notebook: WriteNotebook, tmp_path: Path) -> None:
+def test_unknown_parameter_and_profile_stop_before_anything_runs(
+    write_notebook: WriteNotebook, tmp_path: Path
+) -> None:
     write_notebook("01_teacher_annotation", "raise SystemExit")
     for parameters, profile in (({"stepps": 3}, "smoke"), ({"profile": "paper"}, "smoke"), ({}, "smoky")):
-        with pytest.raises(KitError, match=r"unknown parameter 'stepps'.*choose from|use --profile|unknown profile 'smoky'"):
+        with pytest.raises(
+            KitError, match=r"unknown parameter 'stepps'.*choose from|use --profile|unknown profile 'smoky'"
+        ):
             run_notebooks(["01"], profile, tmp_path / "run", parameters, progress=False)
     assert not (tmp_path / "run").exists()
 
@@ -88,32 +130,51 @@ def test_runs_in_this_python_whatever_kernel_the_user_has_under_that_name(
 ) -> None:
     other = tmp_path / "jupyter" / "kernels" / "python3"
     other.mkdir(parents=True)
-    (other / "kernel.json").write_text(json.dumps({"argv": ["/bin/false"], "display_name": "Another", "language": "python"}))
+    (other / "kernel.json").write_text(
+        json.dumps({"argv": ["/bin/false"], "display_name": "Another", "language": "python"})
+    )
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
     write_notebook(
         "01_teacher_annotation",
-        "import json, os, sys\nfrom pathlib import Path\nfolder = Path(output) / '01_teacher_annotation'\nfolder.mkdir()",
-        "(folder / 'summary.json').write_text(json.dumps([sys.executable, os.environ['OMP_NUM_THREADS'], steps, profile]))",
+        "import json, os, sys\nfrom pathlib import Path\nfolder = Path(output) / "
+        "'01_teacher_annotation'\nfolder.mkdir()",
+        "(folder / 'summary.json').write_text(json.dumps([sys.executable, "
+        "os.environ['OMP_NUM_THREADS'], steps, profile]))",
     )
     result = run_notebooks(["1"], "smoke", tmp_path / "run", {"steps": 9}, threads=1, progress=False)
     assert result["failed"] is None
-    assert json.loads((tmp_path / "run" / result["notebooks"]["01_teacher_annotation"]["summary"]).read_text()) == [sys.executable, "1", 9, "smoke"]
+    assert json.loads(
+        (tmp_path / "run" / result["notebooks"]["01_teacher_annotation"]["summary"]).read_text()
+    ) == [sys.executable, "1", 9, "smoke"]
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == result
     assert os.environ["JUPYTER_PATH"] == str(tmp_path / "jupyter")
 
 
-def test_failure_names_notebook_cell_and_message_and_ends_the_run(write_notebook: WriteNotebook, tmp_path: Path) -> None:
-    write_notebook("01_teacher_annotation", "answer = 42", "from refinevla_kit.errors import KitError\nraise KitError('bad dataset', 'record anew')")
+def test_failure_names_notebook_cell_and_message_and_ends_the_run(
+    write_notebook: WriteNotebook, tmp_path: Path
+) -> None:
+    write_notebook(
+        "01_teacher_annotation",
+        "answer = 42",
+        "from refinevla_kit.errors import KitError\nraise KitError('bad dataset', 'record anew')",
+    )
     write_notebook("02_fine_tuning", "1 / 0")
     result = run_notebooks(["1", "2"], "smoke", tmp_path / "run", progress=False)
     line = failure_line(result["failed"])
-    assert line.startswith("notebook 01_teacher_annotation, cell In [4]: KitError: bad dataset -> record anew (stopped at ")
+    assert line.startswith(
+        "notebook 01_teacher_annotation, cell In [4]: KitError: bad dataset -> record anew (stopped at "
+    )
     assert line.endswith("go on with --only 01,02,03,04,05 and the same profile and output")
     write_notebook("03_simpler_evaluation", "1")
     again = run_notebooks(["3"], "smoke", tmp_path / "run", progress=False)
-    assert again["failed"] is None and again["notebooks"]["01_teacher_annotation"]["failed"] == result["failed"], "what failed is not forgotten"
+    assert (
+        again["failed"] is None and again["notebooks"]["01_teacher_annotation"]["failed"] == result["failed"]
+    ), "what failed is not forgotten"
     assert len(line.splitlines()) == 1
-    assert list(result["notebooks"]) == ["01_teacher_annotation"] and result["notebooks"]["01_teacher_annotation"]["summary"] is None
+    assert (
+        list(result["notebooks"]) == ["01_teacher_annotation"]
+        and result["notebooks"]["01_teacher_annotation"]["summary"] is None
+    )
     executed = nbformat.read(tmp_path / "run" / "executed" / "01_teacher_annotation.ipynb", as_version=4)
     assert any("42" in cell.source for cell in executed.cells if cell.get("execution_count"))
 

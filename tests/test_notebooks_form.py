@@ -1,4 +1,6 @@
-"""The notebooks' form: short cells, explained, without code of their own, without outputs, every parameter known to the profiles."""
+"""The notebooks' form: short cells, explained, without code of their own, without outputs, every parameter
+known to the profiles.
+"""
 
 from __future__ import annotations
 
@@ -36,14 +38,20 @@ def test_valid_with_kernel_and_without_outputs(notebook: str) -> None:
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
 def test_short(notebook: str) -> None:
     assert len(code(notebook)) <= MOST_CELLS
-    assert {cell.source: len(cell.source.splitlines()) for cell in code(notebook) if len(cell.source.splitlines()) > MOST_LINES} == {}
+    assert {
+        cell.source: len(cell.source.splitlines())
+        for cell in code(notebook)
+        if len(cell.source.splitlines()) > MOST_LINES
+    } == {}
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
 def test_defines_nothing(notebook: str) -> None:
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
     for cell in code(notebook):
-        assert [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, kinds)] == [], cell.source
+        assert [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, kinds)] == [], (
+            cell.source
+        )
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
@@ -51,13 +59,17 @@ def test_words_before_each_cell(notebook: str) -> None:
     before = None
     for cell in cells(notebook):
         if cell.cell_type == "code":
-            assert before is not None and before.cell_type == "markdown" and before.source.strip(), cell.source
+            assert before is not None and before.cell_type == "markdown" and before.source.strip(), (
+                cell.source
+            )
         before = cell
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
 def test_parameters_are_those_of_the_profiles(notebook: str) -> None:
-    """One tagged cell, which begins with the common ones; what it leaves None the profile holds, and what the profile holds the notebook uses."""
+    """One tagged cell, which begins with the common ones; what it leaves None the profile holds, and what the
+    profile holds the notebook uses.
+    """
     tagged = [cell for cell in code(notebook) if "parameters" in cell.metadata.get("tags", [])]
     assert len(tagged) == 1
     namespace: dict[str, object] = {}
@@ -77,5 +89,9 @@ def test_parameters_keep_their_values(notebook: str) -> None:
     held = {*parameter_names(notebook), *load_profile("laptop")[notebook]}
     for cell in code(notebook):
         if "parameters" not in cell.metadata.get("tags", []):
-            stored = {node.id for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+            stored = {
+                node.id
+                for node in ast.walk(ast.parse(cell.source))
+                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+            }
             assert not stored & held, cell.source

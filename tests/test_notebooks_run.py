@@ -1,4 +1,6 @@
-"""The five notebooks, run one after another with papermill in the smoke profile: the files pass from each to the next."""
+"""The five notebooks, run one after another with papermill in the smoke profile: the files pass from each to
+the next.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def last_json_line(executed: Path) -> dict[str, Any]:
     """What the last code cell printed on its last line."""
-    outputs = [cell for cell in nbformat.read(executed, as_version=4).cells if cell.cell_type == "code"][-1].outputs
-    text = "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
+    outputs = [cell for cell in nbformat.read(executed, as_version=4).cells if cell.cell_type == "code"][
+        -1
+    ].outputs
+    text = "".join(
+        output.text for output in outputs if output.output_type == "stream" and output.name == "stdout"
+    )
     value: dict[str, Any] = json.loads(text.strip().splitlines()[-1])
     return value
 
@@ -60,7 +66,12 @@ def test_hand_over_files(run: dict[str, Any]) -> None:
     """What the next notebook, or another program, reads."""
     folder = Path(run["output"])
     assert run["failed"] is None
-    assert json.loads((folder / "01_teacher_annotation" / "dataset" / "meta" / "info.json").read_text())["codebase_version"] == "v3.0"
+    assert (
+        json.loads((folder / "01_teacher_annotation" / "dataset" / "meta" / "info.json").read_text())[
+            "codebase_version"
+        ]
+        == "v3.0"
+    )
     assert list((folder / "01_teacher_annotation" / "rationales").glob("*.parquet"))
     for policy in ("action_only", "with_reasoning"):
         assert list((folder / "02_fine_tuning" / policy).rglob("*.safetensors")), policy
@@ -69,11 +80,16 @@ def test_hand_over_files(run: dict[str, Any]) -> None:
 
 
 def test_run_again_it_goes_on_and_other_settings_get_places_of_their_own(run: dict[str, Any]) -> None:
-    """The folder of the run above, once more: nothing is recorded, asked, trained or played twice, and nothing old is lost."""
+    """The folder of the run above, once more: nothing is recorded, asked, trained or played twice, and
+    nothing old is lost.
+    """
     folder = Path(run["output"])
     dataset = folder / "01_teacher_annotation" / "dataset"
     before = {file: file.stat().st_mtime_ns for file in folder.rglob("*.safetensors")}
-    recorded, answers = (dataset / "meta" / "info.json").stat().st_mtime_ns, list((folder / "01_teacher_annotation" / "rationales").iterdir())
+    recorded, answers = (
+        (dataset / "meta" / "info.json").stat().st_mtime_ns,
+        list((folder / "01_teacher_annotation" / "rationales").iterdir()),
+    )
     again = run_notebooks(["1"], "smoke", folder, {"dataset": str(dataset)}, progress=False)
     assert again["failed"] is None
     assert not dataset.is_symlink() and (dataset / "meta" / "info.json").stat().st_mtime_ns == recorded
@@ -81,12 +97,18 @@ def test_run_again_it_goes_on_and_other_settings_get_places_of_their_own(run: di
 
     longer = run_notebooks(["2"], "smoke", folder, {"steps": 5}, progress=False)
     assert longer["failed"] is None
-    assert {file: file.stat().st_mtime_ns for file in before} == before, "the four steps' policies are as they were"
+    assert {file: file.stat().st_mtime_ns for file in before} == before, (
+        "the four steps' policies are as they were"
+    )
     assert (folder / "02_fine_tuning" / "with_reasoning-2").is_dir()
 
-    smaller = run_notebooks(["3"], "smoke", folder, {"width": 64, "tasks": ["widowx_carrot_on_plate"]}, progress=False)
+    smaller = run_notebooks(
+        ["3"], "smoke", folder, {"width": 64, "tasks": ["widowx_carrot_on_plate"]}, progress=False
+    )
     assert smaller["failed"] is None
     records = load_records(folder / "03_simpler_evaluation" / "records.parquet")
-    assert {(record.width, record.task) for record in records} == {(64, "widowx_carrot_on_plate")}, "what was asked for, and no more"
+    assert {(record.width, record.task) for record in records} == {(64, "widowx_carrot_on_plate")}, (
+        "what was asked for, and no more"
+    )
     everything = load_records(folder / "03_simpler_evaluation" / "episodes.parquet")
     assert len(everything) == len(records) + 6 and len({record.checkpoint_hash for record in everything}) == 5

@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.settings import COMMON, NOTEBOOKS, REPOSITORY, Settings, load_profile, profile_names, read_settings
+from refinevla_kit.settings import (
+    COMMON,
+    NOTEBOOKS,
+    REPOSITORY,
+    Settings,
+    load_profile,
+    profile_names,
+    read_settings,
+)
 from refinevla_kit.tasks import TASKS
 
 NOTEBOOK = "02_fine_tuning"
@@ -20,24 +28,37 @@ NOTEBOOK = "02_fine_tuning"
 def test_none_keeps_the_profile_and_a_value_overrides_it(tmp_path: Path) -> None:
     namespace = {"profile": "smoke", "output": str(tmp_path), "seed": 3, "steps": None, "batch_size": 5}
     settings = read_settings(NOTEBOOK, namespace)
-    assert (settings.steps, settings.batch_size, settings.seed) == (load_profile("smoke")[NOTEBOOK]["steps"], 5, 3)
+    assert (settings.steps, settings.batch_size, settings.seed) == (
+        load_profile("smoke")[NOTEBOOK]["steps"],
+        5,
+        3,
+    )
     assert settings.output == tmp_path
     assert settings.folder == tmp_path / NOTEBOOK and settings.folder.is_dir()
     assert settings.as_dict()["output"] == str(tmp_path)
 
 
-def test_default_output_is_in_the_checkout_wherever_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_output_is_in_the_checkout_wherever_the_notebook_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert read_settings(NOTEBOOK, {"profile": "smoke"}).output == REPOSITORY / "runs" / "smoke"
 
 
 def test_false_and_zero_are_values_too() -> None:
     assert read_settings(NOTEBOOK, {"profile": "smoke", "lambda_reasoning": 0}).lambda_reasoning == 0
-    assert read_settings("03_simpler_evaluation", {"profile": "smoke", "include_demonstrator": False}).include_demonstrator is False
+    assert (
+        read_settings(
+            "03_simpler_evaluation", {"profile": "smoke", "include_demonstrator": False}
+        ).include_demonstrator
+        is False
+    )
 
 
 def test_misspelt_parameter_is_an_error_with_the_right_name() -> None:
-    with pytest.raises(KitError, match=r"unknown parameter 'stepps' of 02_fine_tuning \(did you mean 'steps'\?\)"):
+    with pytest.raises(
+        KitError, match=r"unknown parameter 'stepps' of 02_fine_tuning \(did you mean 'steps'\?\)"
+    ):
         read_settings(NOTEBOOK, {"profile": "smoke", "stepps": 3})
 
 
@@ -55,7 +76,9 @@ def test_variables_of_later_cells_are_no_parameters() -> None:
 
 
 class Kernel:
-    """A real IPython, as a notebook's kernel runs it: cells of source in, the settings that the second cell of a notebook reads out."""
+    """A real IPython, as a notebook's kernel runs it: cells of source in, the settings that the second cell
+    of a notebook reads out.
+    """
 
     def __init__(self, startup: str = "") -> None:
         from IPython.core.interactiveshell import InteractiveShell
@@ -90,7 +113,9 @@ def test_what_papermill_injects_is_a_parameter() -> None:
 
 
 def test_names_of_start_up_files_and_of_other_cells_are_no_parameters() -> None:
-    """People keep `from math import *` and constants in IPython's start-up files; `threads` is a parameter that only the profile names."""
+    """People keep `from math import *` and constants in IPython's start-up files; `threads` is a parameter
+    that only the profile names.
+    """
     kernel = Kernel("from math import *\nDEBUG = True\nthreads = 99\norder = 'descending'")
     settings = kernel.run(PARAMETERS, "scratch = 5\nfor pi in range(3): pass")
     assert (settings.threads, settings.order) == (2, "action_first")
@@ -99,12 +124,20 @@ def test_names_of_start_up_files_and_of_other_cells_are_no_parameters() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("base", 0.5, "base is a text"), ("threads", "two", "threads is a whole number, such as 2"), ("steps", 2.5, "steps is a whole number"),
-        ("steps", True, "steps is a whole number"), ("seed", -1, "seed is -1"), ("seed", "x", "seed is a whole number"),
-        ("rationales", ["a"], "a text"), ("output", "", "output is an empty text"), ("seed", 2**32, "seed is 4294967296"), ("steps", 0, "steps is 0"),
-        ("order", "rationale", r"did you mean 'rationale_first'"), ("lambda_reasoning", float("nan"), "lambda_reasoning is nan"),
+        ("base", 0.5, "base is a text"),
+        ("threads", "two", "threads is a whole number, such as 2"),
+        ("steps", 2.5, "steps is a whole number"),
+        ("steps", True, "steps is a whole number"),
+        ("seed", -1, "seed is -1"),
+        ("seed", "x", "seed is a whole number"),
+        ("rationales", ["a"], "a text"),
+        ("output", "", "output is an empty text"),
+        ("seed", 2**32, "seed is 4294967296"),
+        ("steps", 0, "steps is 0"),
+        ("order", "rationale", r"did you mean 'rationale_first'"),
+        ("lambda_reasoning", float("nan"), "lambda_reasoning is nan"),
     ],
-)  # fmt: skip
+)
 def test_a_value_of_another_kind_is_refused(name: str, value: object, message: str) -> None:
     with pytest.raises(KitError, match=message):
         read_settings(NOTEBOOK, {"profile": "smoke", name: value})
@@ -113,11 +146,17 @@ def test_a_value_of_another_kind_is_refused(name: str, value: object, message: s
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("granularity", "segments", "did you mean 'segment'"), ("concurrency", 0, "concurrency is 0"), ("tasks", [], "tasks is an empty list"),
-        ("episodes_per_task", -1, "episodes_per_task is -1"), ("tasks", [1], "unknown task, group or robot '1'"), ("start", "dense", "unknown start"),
+        ("granularity", "segments", "did you mean 'segment'"),
+        ("concurrency", 0, "concurrency is 0"),
+        ("tasks", [], "tasks is an empty list"),
+        ("episodes_per_task", -1, "episodes_per_task is -1"),
+        ("tasks", [1], "unknown task, group or robot '1'"),
+        ("start", "dense", "unknown start"),
     ],
-)  # fmt: skip
-def test_what_would_stop_a_run_after_its_recording_is_said_before(name: str, value: object, message: str) -> None:
+)
+def test_what_would_stop_a_run_after_its_recording_is_said_before(
+    name: str, value: object, message: str
+) -> None:
     with pytest.raises(KitError, match=message):
         read_settings("01_teacher_annotation", {"profile": "smoke", name: value})
 
@@ -138,7 +177,9 @@ def test_the_same_settings_go_on_and_others_get_a_place_of_their_own(tmp_path: P
     first.mkdir()
     assert settings.place("model", {"steps": 4}) == first == settings.folder / "model"
     second = settings.place("model", {"steps": 8})
-    assert second == settings.folder / "model-2" and second == settings.place("model", {"steps": 8}), "before it is made, too"
+    assert second == settings.folder / "model-2" and second == settings.place("model", {"steps": 8}), (
+        "before it is made, too"
+    )
     second.mkdir()
     later = read_settings("03_simpler_evaluation", {"profile": "smoke", "output": str(tmp_path)})
     assert later.find(None, "02_fine_tuning/model", "demo") == second
@@ -169,14 +210,18 @@ def test_what_nobody_knows_the_making_of_is_never_taken_over(tmp_path: Path) -> 
     assert settings.place("table.parquet", {}).name == "table-2.parquet"
 
 
-def test_a_result_that_the_run_should_have_is_not_replaced_by_a_shipped_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_result_that_the_run_should_have_is_not_replaced_by_a_shipped_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     settings = read_settings(NOTEBOOK, {"profile": "smoke", "output": str(tmp_path)})
     later = read_settings("03_simpler_evaluation", {"profile": "smoke", "output": str(tmp_path)})
     names = ("action_only", "with_reasoning")
     assert later.find_policies(names)["action_only"] == REPOSITORY / "data" / "checkpoints" / "action_only"
     assert "which the kit ships, is used" in capsys.readouterr().out
     settings.place("action_only", {}).mkdir()
-    with pytest.raises(KitError, match=r"left action_only in .* but not with_reasoning -> run notebook 2 to its end"):
+    with pytest.raises(
+        KitError, match=r"left action_only in .* but not with_reasoning -> run notebook 2 to its end"
+    ):
         later.find_policies(names)
     settings.place("with_reasoning", {})
     with pytest.raises(KitError, match="is not there -> run notebook 02_fine_tuning to its end"):
@@ -198,7 +243,9 @@ def test_unknown_profile_names_the_known_ones(profile: str) -> None:
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_input_is_what_is_given_else_the_run_else_what_is_shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_input_is_what_is_given_else_the_run_else_what_is_shipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = read_settings(NOTEBOOK, {"profile": "smoke", "output": str(tmp_path)})
     with pytest.raises(KitError, match="run notebook 01_teacher_annotation first"):
         settings.find(None, "01_teacher_annotation/dataset", "no-such-thing")
@@ -206,8 +253,12 @@ def test_input_is_what_is_given_else_the_run_else_what_is_shipped(tmp_path: Path
     left.mkdir(parents=True)
     assert settings.find(None, "01_teacher_annotation/dataset", "demo") == left
     monkeypatch.chdir(tmp_path)
-    assert settings.find("01_teacher_annotation", "x", "y") == left.parent  # relative to where the command was given
-    assert settings.find("notebooks/profiles", "x", "y") == REPOSITORY / "notebooks" / "profiles"  # or to the checkout
+    assert (
+        settings.find("01_teacher_annotation", "x", "y") == left.parent
+    )  # relative to where the command was given
+    assert (
+        settings.find("notebooks/profiles", "x", "y") == REPOSITORY / "notebooks" / "profiles"
+    )  # or to the checkout
     with pytest.raises(KitError, match="/nowhere does not exist"):
         settings.find("/nowhere", "x", "y")
 
@@ -228,5 +279,7 @@ def test_profiles_differ_in_values_only() -> None:
         assert not set(COMMON) & set(names["smoke"])
     for sections in profiles.values():
         assert tuple(sections) == NOTEBOOKS
-        used = set(sections["01_teacher_annotation"]["tasks"]) | set(sections["03_simpler_evaluation"]["tasks"])
+        used = set(sections["01_teacher_annotation"]["tasks"]) | set(
+            sections["03_simpler_evaluation"]["tasks"]
+        )
         assert used <= set(TASKS)

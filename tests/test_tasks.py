@@ -1,4 +1,6 @@
-"""The protocol is complete and stays what it is: its episode counts and averages are those SIMPLER's own tools and the published tables have."""
+"""The protocol is complete and stays what it is: its episode counts and averages are those SIMPLER's own
+tools and the published tables have.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,11 @@ ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYENV_VERSION": "3.10"}  # for machines whose `python3.10` is a switch of pyenv's
 TABLES = json.loads((ROOT / "data/paper/published.json").read_text(encoding="utf-8"))["groups"]
 PLAYED = [(task, protocol) for task in TASKS.values() for protocol in task.protocols]
-GOOGLE = [(task, protocol) for task, protocol in PLAYED if SIMPLER_ENV in protocol.backends and task.robot == "google_robot"]
+GOOGLE = [
+    (task, protocol)
+    for task, protocol in PLAYED
+    if SIMPLER_ENV in protocol.backends and task.robot == "google_robot"
+]
 DRAWERS = (*find_tasks("open_close_drawer"), *find_tasks("place_apple_in_closed_top_drawer"))
 
 
@@ -45,9 +51,16 @@ def published(table: str, setting: str, metric: str = "success") -> dict[str, di
     """Model -> cell -> printed number of a Google Robot table; empty cells are left out."""
     rows: dict[str, dict[str, float]] = {}
     for block in TABLES:
-        if (block["table"], block["robot"], block["setting"], block["metric"]) == (table, "google_robot", setting, metric):
+        if (block["table"], block["robot"], block["setting"], block["metric"]) == (
+            table,
+            "google_robot",
+            setting,
+            metric,
+        ):
             for model, cells in block["values"].items():
-                rows.setdefault(model, {}).update({name: value for name, value in cells.items() if value is not None})
+                rows.setdefault(model, {}).update(
+                    {name: value for name, value in cells.items() if value is not None}
+                )
     return rows
 
 
@@ -63,27 +76,45 @@ def test_the_episode_counts_are_those_of_simplers_scripts(setting: str) -> None:
     assert len(rows) == (3 if setting == MATCHING else 5)
     for row, episodes in rows.items():
         name, _, unscored = row.partition(", camera variants")
-        played = [(task.protocol(setting), variant) for task in find_tasks(name) for variant in task.protocol(setting).variants]
-        assert episodes == sum(len(protocol.starts) for protocol, variant in played if variant.scored != bool(unscored)), row
+        played = [
+            (task.protocol(setting), variant)
+            for task in find_tasks(name)
+            for variant in task.protocol(setting).variants
+        ]
+        assert episodes == sum(
+            len(protocol.starts) for protocol, variant in played if variant.scored != bool(unscored)
+        ), row
         assert unscored or episodes == count(name, setting)
 
 
 def test_the_widowx_plays_24_episodes_a_task_and_the_apple_has_its_own_numbers() -> None:
     assert {count(name, MATCHING) for name in PUBLISHED_WEIGHTS["widowx"]} == {24}
     assert count("widowx", MATCHING) == 96
-    assert count("place_apple_in_closed_top_drawer", MATCHING) == 4 * 3 * 9  # robots, poses, places of the apple
+    assert (
+        count("place_apple_in_closed_top_drawer", MATCHING) == 4 * 3 * 9
+    )  # robots, poses, places of the apple
     assert count("place_apple_in_closed_top_drawer", AGGREGATION) == 7 * 3 * 9
 
 
-# Rows of SpatialVLA's table whose printed average does not follow from their printed cells; its columns slipped by a row in variant aggregation.
-SLIPPED = {"HPT": "TraceVLA", "TraceVLA": "RT-1-X", "RT-1-X": "RT-2-X"}  # where drawer and average stand -> whose they are
+# Rows of SpatialVLA's table whose printed average does not follow from their printed cells; its columns
+# slipped by a row in variant aggregation.
+SLIPPED = {
+    "HPT": "TraceVLA",
+    "TraceVLA": "RT-1-X",
+    "RT-1-X": "RT-2-X",
+}  # where drawer and average stand -> whose they are
 DEVIANT = {
     MATCHING: {"RT-1-X": 0.13},
     AGGREGATION: {
-        "RT-1 (Begin)": 0.13, "RT-1 (15%)": 0.78, "RT-1 (Converged)": 0.7, "TraceVLA": 4.73, "RT-2-X": 1.82, "OpenVLA": 1.3,
+        "RT-1 (Begin)": 0.13,
+        "RT-1 (15%)": 0.78,
+        "RT-1 (Converged)": 0.7,
+        "TraceVLA": 4.73,
+        "RT-2-X": 1.82,
+        "OpenVLA": 1.3,
         "SpatialVLA (fine-tuning)": 0.65,
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -97,17 +128,28 @@ def test_the_published_averages_follow_from_their_cells_by_the_published_weights
         del rows["HPT"]
     whole = {model: row for model, row in rows.items() if set(row) == {*weights, "average"}}
     assert len(whole) == (13 if setting == MATCHING else 12)
-    off = {model: abs(sum(weights[name] * row[name] for name in weights) / sum(weights.values()) - row["average"]) for model, row in whole.items()}
+    off = {
+        model: abs(
+            sum(weights[name] * row[name] for name in weights) / sum(weights.values()) - row["average"]
+        )
+        for model, row in whole.items()
+    }
     rounding = 0.1  # half a last digit of the cells and half a one of the average
-    assert {model: round(gap, 2) for model, gap in off.items() if gap > rounding} == pytest.approx(DEVIANT[setting], abs=0.01)
+    assert {model: round(gap, 2) for model, gap in off.items() if gap > rounding} == pytest.approx(
+        DEVIANT[setting], abs=0.01
+    )
 
 
 def test_the_one_deviant_visual_matching_row_follows_from_simplers_own_drawer_cells() -> None:
-    """RT-1-X: the average is right, the drawer cell printed beside it is not. The parts weigh one each, which the weights of the groups repeat."""
+    """RT-1-X: the average is right, the drawer cell printed beside it is not. The parts weigh one each, which
+    the weights of the groups repeat.
+    """
     own = published("SimplerEnv metrics.py", MATCHING)["RT-1-X"]
     mean = (3 * own["pick_coke_can"] + own["move_near"] + own["open_drawer"] + own["close_drawer"]) / 6
     assert mean == pytest.approx(published("SpatialVLA README", MATCHING)["RT-1-X"]["average"], abs=0.1)
-    assert {name: len(GROUPS[name].parts) for name in PUBLISHED_WEIGHTS["google_robot"]} == PUBLISHED_WEIGHTS["google_robot"]
+    assert {name: len(GROUPS[name].parts) for name in PUBLISHED_WEIGHTS["google_robot"]} == PUBLISHED_WEIGHTS[
+        "google_robot"
+    ]
 
 
 def test_the_parts_of_a_group_are_cells_of_the_published_tables() -> None:
@@ -119,18 +161,26 @@ def test_the_parts_of_a_group_are_cells_of_the_published_tables() -> None:
 
 
 def test_names_are_unique_and_every_protocol_has_a_base() -> None:
-    assert len({(task.original_id, task.original_build, task.protocols) for task in TASKS.values()}) == len(TASKS)
+    assert len({(task.original_id, task.original_build, task.protocols) for task in TASKS.values()}) == len(
+        TASKS
+    )
     for task, protocol in PLAYED:
         names = [variant.name for variant in protocol.variants]
         assert names[0] == BASE and len(set(names)) == len(names), task.name
         assert len(set(protocol.starts)) == len(protocol.starts) >= protocol.scored
-        assert len({task.original(variant)[0] + repr(variant.build) for variant in protocol.variants}) == len(names)
+        assert len({task.original(variant)[0] + repr(variant.build) for variant in protocol.variants}) == len(
+            names
+        )
     assert len({protocol.setting for protocol in TASKS["google_robot_move_near"].protocols}) == len(SETTINGS)
 
 
-@pytest.mark.parametrize(("task", "protocol"), GOOGLE, ids=lambda each: each.name if isinstance(each, Task) else each.setting)
+@pytest.mark.parametrize(
+    ("task", "protocol"), GOOGLE, ids=lambda each: each.name if isinstance(each, Task) else each.setting
+)
 def test_a_variant_changes_one_thing(task: Task, protocol: Protocol) -> None:
-    """Against the base variant, one argument of the environment differs; the larger set of distractors is an environment and its setting."""
+    """Against the base variant, one argument of the environment differs; the larger set of distractors is an
+    environment and its setting.
+    """
 
     def made(variant: Variant) -> dict[str, object]:
         env_id, build = task.original(variant)
@@ -144,29 +194,57 @@ def test_a_variant_changes_one_thing(task: Task, protocol: Protocol) -> None:
         assert variant.scored == (variant.axis != "camera")
     axes = Counter(variant.axis for variant in protocol.variants)
     assert axes.pop("robot", 0) == (3 if protocol.setting == MATCHING else 0)
-    twice = ["background", "lighting", "table_texture", *(() if task in DRAWERS else ("camera",))] if protocol.setting == AGGREGATION else []
+    twice = (
+        ["background", "lighting", "table_texture", *(() if task in DRAWERS else ("camera",))]
+        if protocol.setting == AGGREGATION
+        else []
+    )
     assert axes == Counter({BASE: 1, **dict.fromkeys(twice, 2)}) + Counter(distractor=axes["distractor"])
 
 
 def test_a_photograph_is_shown_in_visual_matching_alone_and_at_the_cabinet_it_fits_the_robots_pose() -> None:
     for task, protocol in GOOGLE:
         for variant in protocol.variants:
-            photographs = {start.overlay or task.original(variant)[1].get("overlay") for start in protocol.starts}
+            photographs = {
+                start.overlay or task.original(variant)[1].get("overlay") for start in protocol.starts
+            }
             assert (None in photographs) == (protocol.setting == AGGREGATION)
-    poses = {(start.overlay, start.robot_xy, start.robot_yaw) for task in DRAWERS for start in task.protocol(MATCHING).starts}
-    assert sorted(str(overlay) for overlay, *_ in poses) == [f"open_drawer_{column}{row}.png" for column in "abc" for row in "012"]
+    poses = {
+        (start.overlay, start.robot_xy, start.robot_yaw)
+        for task in DRAWERS
+        for start in task.protocol(MATCHING).starts
+    }
+    assert sorted(str(overlay) for overlay, *_ in poses) == [
+        f"open_drawer_{column}{row}.png" for column in "abc" for row in "012"
+    ]
     for task in DRAWERS[:-1]:
         assert len({start.overlay for start in task.protocol().starts}) == task.grid == 9
 
 
 def test_grids_are_nested_as_simplers_evaluator_loops() -> None:
     can = TASKS["google_robot_pick_standing_coke_can"].protocol(AGGREGATION).starts
-    assert [start.object_xy for start in can[:6]] == [(-0.35, -0.02), (-0.35, 0.09), (-0.35, 0.2), (-0.35, 0.31), (-0.35, 0.42), (-0.2925, -0.02)]
+    assert [start.object_xy for start in can[:6]] == [
+        (-0.35, -0.02),
+        (-0.35, 0.09),
+        (-0.35, 0.2),
+        (-0.35, 0.31),
+        (-0.35, 0.42),
+        (-0.2925, -0.02),
+    ]
     room = TASKS["google_robot_open_top_drawer"].protocol(AGGREGATION).starts
     assert [start.robot_xy for start in room[:4]] == [(0.65, -0.2), (0.65, 0.0), (0.65, 0.2), (0.75, -0.2)]
     apple = TASKS["google_robot_place_apple_in_closed_top_drawer"].protocol().starts
-    assert [start.overlay for start in apple[::9]] == ["open_drawer_a0.png", "open_drawer_b0.png", "open_drawer_c0.png"]
-    assert [start.object_xy for start in apple[:4]] == [(-0.08, -0.02), (-0.08, 0.03), (-0.08, 0.08), (-0.05, -0.02)]
+    assert [start.overlay for start in apple[::9]] == [
+        "open_drawer_a0.png",
+        "open_drawer_b0.png",
+        "open_drawer_c0.png",
+    ]
+    assert [start.object_xy for start in apple[:4]] == [
+        (-0.08, -0.02),
+        (-0.08, 0.03),
+        (-0.08, 0.08),
+        (-0.05, -0.02),
+    ]
 
 
 CHECKSUMS = {"SIMPLER": "a209d3994fa046fc", "kit": "88a2a5fe7381b3b8"}
@@ -174,10 +252,13 @@ CHECKSUMS = {"SIMPLER": "a209d3994fa046fc", "kit": "88a2a5fe7381b3b8"}
 
 @pytest.mark.parametrize(("whose", "backend"), [("SIMPLER", SIMPLER_ENV), ("kit", MANISKILL)])
 def test_what_a_record_means_does_not_change_in_silence(whose: str, backend: str) -> None:
-    """Everything SIMPLER's protocol says, and the kit's own WidowX variants. Where a change is meant: raise PROTOCOL_VERSION, set the checksum."""
+    """Everything SIMPLER's protocol says, and the kit's own WidowX variants. Where a change is meant: raise
+    PROTOCOL_VERSION, set the checksum.
+    """
     own = whose == "kit"
     content = {
-        f"{task.name} {protocol.setting}": asdict(protocol) | {"made": [task.original(variant) for variant in protocol.variants]}
+        f"{task.name} {protocol.setting}": asdict(protocol)
+        | {"made": [task.original(variant) for variant in protocol.variants]}
         for task, protocol in PLAYED
         if (protocol.backends == (MANISKILL,)) == own
     }
@@ -187,9 +268,17 @@ def test_what_a_record_means_does_not_change_in_silence(whose: str, backend: str
 
 @pytest.mark.parametrize(
     ("name", "number"),
-    [("pick_coke_can", 3), ("pick_coke_can/standing", 1), ("open_close_drawer", 6), ("open_drawer", 3), ("google_robot", 11), ("widowx", 4),
-     ("widowx_carrot_on_plate", 1), ("google_robot_move_near", 1)],
-)  # fmt: skip
+    [
+        ("pick_coke_can", 3),
+        ("pick_coke_can/standing", 1),
+        ("open_close_drawer", 6),
+        ("open_drawer", 3),
+        ("google_robot", 11),
+        ("widowx", 4),
+        ("widowx_carrot_on_plate", 1),
+        ("google_robot_move_near", 1),
+    ],
+)
 def test_tasks_are_found_by_task_row_cell_and_robot(name: str, number: int) -> None:
     found = find_tasks(name)
     assert len(found) == number
@@ -197,7 +286,9 @@ def test_tasks_are_found_by_task_row_cell_and_robot(name: str, number: int) -> N
 
 
 def test_a_misspelt_name_is_answered_with_the_nearest() -> None:
-    with pytest.raises(KitError, match=r"unknown task 'widowx_carot_on_plate' \(did you mean 'widowx_carrot_on_plate'"):
+    with pytest.raises(
+        KitError, match=r"unknown task 'widowx_carot_on_plate' \(did you mean 'widowx_carrot_on_plate'"
+    ):
         find_task("widowx_carot_on_plate")
     with pytest.raises(KitError, match=r"did you mean 'pick_coke_can'.*open_close_drawer"):
         find_tasks("pick_coke_cans")
@@ -209,7 +300,11 @@ def test_a_misspelt_name_is_answered_with_the_nearest() -> None:
 
 def test_it_is_read_without_any_package_installed() -> None:
     """The protocol stands in the standard library alone, on any machine."""
-    run(sys.executable, "-S", program=f"import sys; sys.path.insert(0, {str(ROOT)!r}); import refinevla_kit.tasks")
+    run(
+        sys.executable,
+        "-S",
+        program=f"import sys; sys.path.insert(0, {str(ROOT)!r}); import refinevla_kit.tasks",
+    )
 
 
 @pytest.mark.parametrize("module", ["simulator", "simulator.contract", "evaluation", "conventions"])
@@ -219,7 +314,8 @@ def test_the_evaluators_contracts_need_no_simulator_and_no_torch(module: str) ->
         "import sys\n"
         "class Missing:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.partition('.')[0] in ('torch', 'sapien', 'mani_skill', 'gymnasium', 'transformers'): raise ModuleNotFoundError(name)\n"
+        "        if name.partition('.')[0] in ('torch', 'sapien', 'mani_skill', 'gymnasium', "
+        "'transformers'): raise ModuleNotFoundError(name)\n"
         f"sys.meta_path.insert(0, Missing())\nimport refinevla_kit.{module}"
     )
     run(sys.executable, program=program)
@@ -228,16 +324,22 @@ def test_the_evaluators_contracts_need_no_simulator_and_no_torch(module: str) ->
 def test_python_3_10_reads_it() -> None:
     """SAPIEN 2, which the original SimplerEnv needs, has no wheel for later ones than 3.11."""
     python = shutil.which("python3.10")
-    if not python or subprocess.run([python, "-c", ""], env=ENVIRONMENT, capture_output=True, check=False).returncode:
+    if (
+        not python
+        or subprocess.run([python, "-c", ""], env=ENVIRONMENT, capture_output=True, check=False).returncode
+    ):
         pytest.skip("no python3.10 on this machine")
     program = (
         f"import sys, pathlib; sys.path.insert(0, {str(ROOT)!r}); import refinevla_kit.tasks\n"
         "for path in pathlib.Path('refinevla_kit').glob('*/*.py'):\n"
-        "    if path.parent.name in ('simulator', 'evaluation'): compile(path.read_text(encoding='utf-8'), str(path), 'exec')"
+        "    if path.parent.name in ('simulator', 'evaluation'): "
+        "compile(path.read_text(encoding='utf-8'), str(path), 'exec')"
     )
     run(python, "-S", "-B", program=program)
 
 
 def run(*command: str, program: str) -> None:
-    done = subprocess.run([*command, "-c", program], env=ENVIRONMENT, capture_output=True, text=True, cwd=ROOT, check=False)
+    done = subprocess.run(
+        [*command, "-c", program], env=ENVIRONMENT, capture_output=True, text=True, cwd=ROOT, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]

@@ -1,9 +1,11 @@
-"""Evaluate the policy that `server.py` (or an openpi server, or `refinevla serve`) has at an address; see there how to start it.
+"""Evaluate the policy that `server.py` (or an openpi server, or `refinevla serve`) has at an address; see
+there how to start it.
 
 An openpi server says neither its name nor its conventions and wants its own keys:
 
     RemotePolicy(url, name="pi0_bridge", conventions=Conventions(robot="widowx", ...), execute=5, timeout=300,
-                 observation=lambda image, instruction: {"observation/image": image, "observation/state": np.zeros(8), "prompt": instruction})
+                 observation=lambda image, instruction: {"observation/image": image, "observation/state":
+                 np.zeros(8), "prompt": instruction})
 """
 
 import argparse
@@ -19,5 +21,13 @@ if __name__ == "__main__":  # evaluate() starts simulator processes, which impor
     parser.add_argument("--output", default="runs/served")
     arguments = parser.parse_args()
     policy = RemotePolicy(arguments.url, timeout=60)
-    for record in load_records(evaluate(policy, [arguments.task], arguments.episodes, output=arguments.output)):
-        print(record.policy, record.task, record.episode_id, "success" if record.success_last else "failure", record.steps)
+    for record in load_records(
+        evaluate(policy, [arguments.task], arguments.episodes, output=arguments.output)
+    ):
+        print(
+            record.policy,
+            record.task,
+            record.episode_id,
+            "success" if record.success_last else "failure",
+            record.steps,
+        )

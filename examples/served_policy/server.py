@@ -4,9 +4,11 @@
     /tmp/policy/bin/python examples/served_policy/server.py --port 8000
     .venv/bin/python examples/served_policy/evaluate.py ws://127.0.0.1:8000       # in another terminal
 
-Replace `Reacher` by your policy; the rest stays. Any Python from 3.10, any versions of anything else. Where the kit can be imported too (for this it
-needs no more than these three packages), `refinevla_kit.policies.remote.serve(policy)` does the same and also tells the client what went wrong;
-`refinevla serve CHECKPOINT` serves a checkpoint of the kit. The messages are described in `refinevla_kit/policies/remote.py`.
+Replace `Reacher` by your policy; the rest stays. Any Python from 3.10, any versions of anything else. Where
+the kit can be imported too (for this it needs no more than these three packages),
+`refinevla_kit.policies.remote.serve(policy)` does the same and also tells the client what went wrong;
+`refinevla serve CHECKPOINT` serves a checkpoint of the kit. The messages are described in
+`refinevla_kit/policies/remote.py`.
 """
 
 import argparse
@@ -17,10 +19,20 @@ from websockets.sync.server import serve
 
 NAME = "reacher"
 CONVENTIONS = {  # what its numbers mean; compared with the robot's before the first episode
-    "robot": "widowx", "frame": "base", "unit": "m", "added_to": "target", "rotation": "euler_xyz_extrinsic", "gripper": "open+1_closed-1",
-    "sticky_gripper": 1, "control_hz": 5.0, "image_size": [160, 120], "resize": "stretch", "colour": "rgb", "normalisation": "own",
+    "robot": "widowx",
+    "frame": "base",
+    "unit": "m",
+    "added_to": "target",
+    "rotation": "euler_xyz_extrinsic",
+    "gripper": "open+1_closed-1",
+    "sticky_gripper": 1,
+    "control_hz": 5.0,
+    "image_size": [160, 120],
+    "resize": "stretch",
+    "colour": "rgb",
+    "normalisation": "own",
     "camera": "3rd_view_camera",
-}  # fmt: skip
+}
 
 
 class Reacher:
@@ -32,7 +44,10 @@ class Reacher:
         weight = np.clip(red - np.maximum(green, blue) - 40, 0, None)
         rows, columns = np.mgrid[: image.shape[0], : image.shape[1]]
         total = weight.sum() + 1e-6
-        right, down = (weight * columns).sum() / total / image.shape[1] - 0.5, (weight * rows).sum() / total / image.shape[0] - 0.5
+        right, down = (
+            (weight * columns).sum() / total / image.shape[1] - 0.5,
+            (weight * rows).sum() / total / image.shape[0] - 0.5,
+        )
         return np.array([0.05 * down, 0.05 * right, -0.005, 0, 0, 0, 1], np.float32)
 
 
@@ -43,13 +58,19 @@ def to_message(value):
 
 def from_message(value):
     """Inverse of `to_message`."""
-    return np.frombuffer(value[b"data"], value[b"dtype"]).reshape(value[b"shape"]) if b"__ndarray__" in value else value
+    return (
+        np.frombuffer(value[b"data"], value[b"dtype"]).reshape(value[b"shape"])
+        if b"__ndarray__" in value
+        else value
+    )
 
 
 def talk(socket):
     """One client: the metadata, then an answer to each observation."""
     policy = Reacher()
-    socket.send(msgpack.packb({"name": NAME, "checkpoint_hash": "", "conventions": CONVENTIONS, "stateless": True}))
+    socket.send(
+        msgpack.packb({"name": NAME, "checkpoint_hash": "", "conventions": CONVENTIONS, "stateless": True})
+    )
     for message in socket:
         observation = msgpack.unpackb(message, object_hook=from_message)
         action = policy.act(observation["observation/image"], observation["prompt"])
@@ -59,6 +80,8 @@ def talk(socket):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
-    with serve(talk, "127.0.0.1", parser.parse_args().port, origins=[None], compression=None, max_size=2**26) as server:
+    with serve(
+        talk, "127.0.0.1", parser.parse_args().port, origins=[None], compression=None, max_size=2**26
+    ) as server:
         print(f"serving at ws://127.0.0.1:{server.socket.getsockname()[1]}", flush=True)
         server.serve_forever()

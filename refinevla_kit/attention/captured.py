@@ -1,7 +1,9 @@
-"""Captured attention as plain arrays, and the file it travels in; no policy and no torch is needed to look at it.
+"""Captured attention as plain arrays, and the file it travels in; no policy and no torch is needed to look at
+it.
 
-One safetensors file holds any number of captures. Its header says whose they are, so a file made on a GPU opens in an explorer elsewhere, and a file
-of another checkpoint than the one asked for is refused instead of shown under the wrong name.
+One safetensors file holds any number of captures. Its header says whose they are, so a file made on a GPU
+opens in an explorer elsewhere, and a file of another checkpoint than the one asked for is refused instead of
+shown under the wrong name.
 """
 
 from __future__ import annotations
@@ -33,9 +35,9 @@ class Query:
     Attributes:
         label: the dimension's name ("x", "translation", ...) or the word.
         kind: "action", "rationale" or "instruction".
-        positions: where in the sequence its rows are, one a token; its attention is their mean. Of an action dimension or a word of the rationale the
-            positions whose outputs *predict* its tokens, each one before the token itself; of a word of the instruction, which nothing predicts, the
-            word's own.
+        positions: where in the sequence its rows are, one a token; its attention is their mean. Of an action
+            dimension or a word of the rationale the positions whose outputs *predict* its tokens, each one
+            before the token itself; of a word of the instruction, which nothing predicts, the word's own.
         tokens: its vocabulary ids, one a position.
     """
 
@@ -52,9 +54,11 @@ class Capture:
     Attributes:
         patches: float32 (layers, heads, Q, rows * columns), attention to each image patch, row by row.
         others: float32 (layers, heads, Q, T), attention to each further token; 0 for tokens that come later.
-        labels: the T tokens: those of the instruction, markers, earlier action tokens, the rationale's, `OWN_STATE` where the policy reads it.
+        labels: the T tokens: those of the instruction, markers, earlier action tokens, the rationale's,
+            `OWN_STATE` where the policy reads it.
         words: how many of them, counted from the first, are the instruction's.
-        queries: the Q queries: action dimensions first, then words of the rationale, then words of the instruction, of those that were asked for.
+        queries: the Q queries: action dimensions first, then words of the rationale, then words of the
+            instruction, of those that were asked for.
         grid: rows and columns of patches.
         action: what the policy did (or was given).
         policy, checkpoint_hash: who acted.
@@ -89,20 +93,28 @@ class Capture:
 
     @property
     def image_share(self) -> Array:
-        """float32 (layers, heads, Q): how much of each row goes to the picture; the rest goes to words, the own state and the answer so far."""
+        """float32 (layers, heads, Q): how much of each row goes to the picture; the rest goes to words, the
+        own state and the answer so far.
+        """
         return np.asarray(self.patches.sum(-1))
 
     def map(self, layer: int, token: int | None = None, head: int | None = None) -> Array:
         """float32 (rows, columns): attention to each patch.
 
         Args:
-            layer: from 0. head: from 0; None is the mean over heads.
-            token: number of the query; None is the mean over action dimensions, over all queries where none of them is one.
+            layer: from 0.
+            head: from 0; None is the mean over heads.
+            token: number of the query; None is the mean over action dimensions, over all queries where none
+                of them is one.
 
         Raises:
             KitError: layer, query or head out of range.
         """
-        for name, value, size in (("layer", layer, self.layers), ("query", token, len(self.queries)), ("head", head, self.heads)):
+        for name, value, size in (
+            ("layer", layer, self.layers),
+            ("query", token, len(self.queries)),
+            ("head", head, self.heads),
+        ):
             if value is not None and not 0 <= value < size:
                 raise KitError(f"{self.policy} has no {name} {value}", f"choose 0 to {size - 1}")
         heads = self.patches[layer].mean(0) if head is None else self.patches[layer, head]  # Q, patches
@@ -111,7 +123,9 @@ class Capture:
 
 
 def upper_middle(layers: int) -> int:
-    """The layer (from 0) shown when none is chosen: three fifths up, past the layers that copy positions and before the ones that only read out."""
+    """The layer (from 0) shown when none is chosen: three fifths up, past the layers that copy positions and
+    before the ones that only read out.
+    """
     return 3 * layers // 5
 
 
@@ -134,13 +148,23 @@ def save_captures(captures: Sequence[Capture], path: str | Path) -> Path:
     tensors: dict[str, Array] = {}
     entries = []
     for number, one in enumerate(captures):
-        tensors |= {f"{number}.{name}": np.ascontiguousarray(getattr(one, name)) for name in ("patches", "others")}
-        tensors |= {f"{number}.action.{name}": np.ascontiguousarray(getattr(one.action, name)) for name in _ACTION_ARRAYS}
+        tensors |= {
+            f"{number}.{name}": np.ascontiguousarray(getattr(one, name)) for name in ("patches", "others")
+        }
+        tensors |= {
+            f"{number}.action.{name}": np.ascontiguousarray(getattr(one.action, name))
+            for name in _ACTION_ARRAYS
+        }
         entry = {name: getattr(one, name) for name in ("labels", "words", "grid", "rationale", "image_hash")}
         written = {"rationale": one.action.rationale, "terminate": one.action.terminate}
         entries.append(entry | {"queries": [asdict(query) for query in one.queries], "action": written})
     policy, checkpoint_hash = owners.pop()
-    header = {"format": FORMAT, "policy": policy, "checkpoint_hash": checkpoint_hash, "captures": json.dumps(entries)}
+    header = {
+        "format": FORMAT,
+        "policy": policy,
+        "checkpoint_hash": checkpoint_hash,
+        "captures": json.dumps(entries),
+    }
     with replacing(path) as part:
         save_file(tensors, part, metadata=header)
     return Path(path)
@@ -153,24 +177,47 @@ def load_captures(path: str | Path, checkpoint_hash: str | None = None) -> list[
         checkpoint_hash: of the checkpoint that is asked for; None takes whichever it is.
 
     Raises:
-        KitError: no such file, another kind of file, a damaged one, or captures of another checkpoint than asked for.
+        KitError: no such file, another kind of file, a damaged one, or captures of another checkpoint than
+            asked for.
     """
     try:
         with safe_open(path, framework="numpy") as file:
             header = file.metadata() or {}
             if header.get("format") != FORMAT:
-                raise KitError(f"{path} has format {header.get('format')!r}", f"give a file of save_captures, format {FORMAT!r}")
+                raise KitError(
+                    f"{path} has format {header.get('format')!r}",
+                    f"give a file of save_captures, format {FORMAT!r}",
+                )
             policy, found = header["policy"], header["checkpoint_hash"]
             if checkpoint_hash is not None and found != checkpoint_hash:
-                what = f"{path} holds attention of {policy} ({found or 'no hash'}), not of the checkpoint {checkpoint_hash}"
-                raise KitError(what, "capture again with this checkpoint, or open the checkpoint that the file is of")
+                what = (
+                    f"{path} holds attention of {policy} ({found or 'no hash'}), not of the checkpoint "
+                    f"{checkpoint_hash}"
+                )
+                raise KitError(
+                    what, "capture again with this checkpoint, or open the checkpoint that the file is of"
+                )
             captures = []
             for number, entry in enumerate(json.loads(header["captures"])):
                 arrays = {name: file.get_tensor(f"{number}.{name}") for name in ("patches", "others")}
-                action = Action(**{name: file.get_tensor(f"{number}.action.{name}") for name in _ACTION_ARRAYS}, **entry.pop("action"))
-                queries = tuple(Query(q["label"], q["kind"], tuple(q["positions"]), tuple(q["tokens"])) for q in entry.pop("queries"))
-                entry |= {"labels": tuple(entry["labels"]), "grid": tuple(entry["grid"]), "queries": queries, "action": action}
+                action = Action(
+                    **{name: file.get_tensor(f"{number}.action.{name}") for name in _ACTION_ARRAYS},
+                    **entry.pop("action"),
+                )
+                queries = tuple(
+                    Query(q["label"], q["kind"], tuple(q["positions"]), tuple(q["tokens"]))
+                    for q in entry.pop("queries")
+                )
+                entry |= {
+                    "labels": tuple(entry["labels"]),
+                    "grid": tuple(entry["grid"]),
+                    "queries": queries,
+                    "action": action,
+                }
                 captures.append(Capture(**arrays, **entry, policy=policy, checkpoint_hash=found))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise KitError(f"{path} cannot be read as captured attention ({error})", "give a file that save_captures wrote, or capture again") from error
+        raise KitError(
+            f"{path} cannot be read as captured attention ({error})",
+            "give a file that save_captures wrote, or capture again",
+        ) from error
     return captures

@@ -1,9 +1,11 @@
-"""Does what a map shows matter to the policy? Pictures with parts taken away, and maps of a policy whose weights were shuffled.
+"""Does what a map shows matter to the policy? Pictures with parts taken away, and maps of a policy whose
+weights were shuffled.
 
-Three checks. Deletion and insertion: taking away the patches a map ranks first should cost the policy's own action more probability than taking away
-random ones. The occlusion control: an action that does not move when the object, or the whole picture, is covered was not taken from the picture,
-wherever the attention lies. The sanity check (Adebayo et al. 2018): a map that stays the same when the weights are shuffled shows the picture, or
-the architecture, and not the policy.
+Three checks. Deletion and insertion: taking away the patches a map ranks first should cost the policy's own
+action more probability than taking away random ones. The occlusion control: an action that does not move when
+the object, or the whole picture, is covered was not taken from the picture, wherever the attention lies. The
+sanity check (Adebayo et al. 2018): a map that stays the same when the weights are shuffled shows the picture,
+or the architecture, and not the policy.
 """
 
 from __future__ import annotations
@@ -32,8 +34,19 @@ from refinevla_kit.policies.vla_policy import VLAPolicy
 WHOLE = "image"
 COVERED = ("source", "target", "gripper", REST, WHOLE)
 COVER_COLUMNS = (
-    "policy", "checkpoint_hash", "task", "episode", "step", "stage", "covered", "area", "fill", "dimension", "total_variation", "action_change",
-)  # fmt: skip
+    "policy",
+    "checkpoint_hash",
+    "task",
+    "episode",
+    "step",
+    "stage",
+    "covered",
+    "area",
+    "fill",
+    "dimension",
+    "total_variation",
+    "action_change",
+)
 AT_A_TIME = 32  # pictures a forward pass
 
 
@@ -43,7 +56,8 @@ class Curves:
 
     Attributes:
         fractions: of the patches that are gone (deletion, random) or there (insertion), from 0 to 1.
-        deletion, insertion: in the order of the map, its highest patch first. random: deletion, mean of random orders; read backwards, insertion.
+        deletion, insertion: in the order of the map, its highest patch first.
+        random: deletion, mean of random orders; read backwards, insertion.
     """
 
     fractions: Array
@@ -53,7 +67,9 @@ class Curves:
 
     @property
     def deletion_gain(self) -> float:
-        """Area between random deletion and the map's, nats: how much more the map's patches matter than any; 0 for a map that knows nothing."""
+        """Area between random deletion and the map's, nats: how much more the map's patches matter than any;
+        0 for a map that knows nothing.
+        """
         return float(trapezoid(self.random - self.deletion, self.fractions))
 
     @property
@@ -64,15 +80,26 @@ class Curves:
 
 @torch.inference_mode()
 def curves(
-    policy: VLAPolicy, frame: Seen, patch_map: Array | Attribution, fill: Fill = MEAN, steps: int = 12, orders: int = 4, seed: int = 0,
-    action: Action | None = None, rationale: str | None = None,
-) -> Curves:  # fmt: skip
+    policy: VLAPolicy,
+    frame: Seen,
+    patch_map: Array | Attribution,
+    fill: Fill = MEAN,
+    steps: int = 12,
+    orders: int = 4,
+    seed: int = 0,
+    action: Action | None = None,
+    rationale: str | None = None,
+) -> Curves:
     """Deletion and insertion (Petsiuk et al. 2018) with the patches of one picture.
 
     Args:
-        patch_map: float (rows, columns), any unit, ties in random order; or an `Attribution`, whose map it takes.
-        fill: what stands in for a deleted patch. steps: of equally many patches. orders: random ones to compare with.
-        action, rationale: the answer whose probability is followed; None is the policy's own on the whole picture.
+        patch_map: float (rows, columns), any unit, ties in random order; or an `Attribution`, whose map it
+            takes.
+        fill: what stands in for a deleted patch.
+        steps: of equally many patches.
+        orders: random ones to compare with.
+        action, rationale: the answer whose probability is followed; None is the policy's own on the whole
+            picture.
 
     Raises:
         KitError: a map of another grid, or fewer than one step or order.
@@ -82,10 +109,17 @@ def curves(
     grid, patches = policy.vla.grid, policy.vla.patches
     patch_map = np.asarray(getattr(patch_map, "patch_map", patch_map), np.float64)
     if patch_map.shape != grid or not np.isfinite(patch_map).all():
-        what = f"a map of {patch_map.shape} patches for a policy of {grid}" if patch_map.shape != grid else "the map has values that are no numbers"
+        what = (
+            f"a map of {patch_map.shape} patches for a policy of {grid}"
+            if patch_map.shape != grid
+            else "the map has values that are no numbers"
+        )
         raise KitError(what, "give a map of this policy")
     if not 1 <= steps <= patches or orders < 1:
-        raise KitError(f"{steps} steps and {orders} random orders", f"ask for 1 to {patches} steps and at least one order")
+        raise KitError(
+            f"{steps} steps and {orders} random orders",
+            f"ask for 1 to {patches} steps and at least one order",
+        )
     random = np.random.default_rng(seed)
     shuffled = [random.permutation(patches) for _ in range(orders)]
     ranked = np.lexsort((random.random(patches), -patch_map.ravel()))
@@ -96,7 +130,12 @@ def curves(
             kept[row, step, order[:count]] = False
     whole, filled = asked.pixels(), asked.pixels(filling(asked.image, fill))  # 1, 3, height, width
     shape = (whole.shape[2] // grid[0], whole.shape[3] // grid[1])
-    there = torch.from_numpy(kept.reshape(-1, 1, *grid)).to(whole.device).repeat_interleave(shape[0], 2).repeat_interleave(shape[1], 3)
+    there = (
+        torch.from_numpy(kept.reshape(-1, 1, *grid))
+        .to(whole.device)
+        .repeat_interleave(shape[0], 2)
+        .repeat_interleave(shape[1], 3)
+    )
     scores = [_own_action(asked, torch.where(part, whole, filled)) for part in there.split(AT_A_TIME)]
     found = torch.cat(scores).double().cpu().numpy().reshape(orders + 2, steps + 1)
     return Curves(counts / patches, found[0], found[1][::-1].copy(), found[2:].mean(0))
@@ -108,16 +147,26 @@ def by_episode(frames: Sequence[Frame], found: Sequence[Curves]) -> list[Curves]
     for frame, one in zip(frames, found, strict=True):
         groups.setdefault((frame.task, frame.episode), []).append(one)
     mean = ("fractions", "deletion", "insertion", "random")
-    return [Curves(**{name: np.mean([getattr(one, name) for one in group], axis=0) for name in mean}) for group in groups.values()]
+    return [
+        Curves(**{name: np.mean([getattr(one, name) for one in group], axis=0) for name in mean})
+        for group in groups.values()
+    ]
 
 
 @torch.inference_mode()
-def cover(policy: VLAPolicy, frames: Sequence[Frame] | Frame, covered: Sequence[str] = COVERED, fills: Sequence[Fill] = FILLS) -> Any:
-    """Cover each thing in turn and see how far the action moves: a pandas table (columns `COVER_COLUMNS`), a row a frame, thing, fill and token.
+def cover(
+    policy: VLAPolicy,
+    frames: Sequence[Frame] | Frame,
+    covered: Sequence[str] = COVERED,
+    fills: Sequence[Fill] = FILLS,
+) -> Any:
+    """Cover each thing in turn and see how far the action moves: a pandas table (columns `COVER_COLUMNS`), a
+    row a frame, thing, fill and token.
 
-    `total_variation`, 0 to 1, is between the distributions of an action token on the covered and on the whole picture, both after the policy's own
-    tokens on the whole one. `action_change` is the mean absolute change of the greedy action, decoded anew, in the policy's range [-1, 1]; it is the
-    same for all tokens. Both grow with the area that is covered, which is `area`. Things not visible have no row.
+    `total_variation`, 0 to 1, is between the distributions of an action token on the covered and on the whole
+    picture, both after the policy's own tokens on the whole one. `action_change` is the mean absolute change
+    of the greedy action, decoded anew, in the policy's range [-1, 1]; it is the same for all tokens. Both
+    grow with the area that is covered, which is `area`. Things not visible have no row.
 
     Args:
         covered: names of masks, "rest" for the pixels in none, "image" for all.
@@ -128,18 +177,36 @@ def cover(policy: VLAPolicy, frames: Sequence[Frame] | Frame, covered: Sequence[
     rows = []
     for frame in [frames] if isinstance(frames, Frame) else frames:
         if not isinstance(frame, Frame):
-            raise KitError(f"{type(frame).__name__} has no masks to cover by", "give attention.frames.Frame, with a mask of each thing")
-        masks = {**frame.masks, REST: ~np.any([*frame.masks.values()], axis=0), WHOLE: np.ones(frame.image.shape[:2], bool)}
+            raise KitError(
+                f"{type(frame).__name__} has no masks to cover by",
+                "give attention.frames.Frame, with a mask of each thing",
+            )
+        masks = {
+            **frame.masks,
+            REST: ~np.any([*frame.masks.values()], axis=0),
+            WHOLE: np.ones(frame.image.shape[:2], bool),
+        }
         if unknown := [name for name in covered if name not in masks]:
-            raise KitError(f"there is no {unknown[0]} to cover in the frames", f"choose of {', '.join(masks)}")
+            raise KitError(
+                f"there is no {unknown[0]} to cover in the frames", f"choose of {', '.join(masks)}"
+            )
         todo = [(name, fill) for name in covered if masks[name].any() for fill in fills]
         images = np.stack([frame.image, *(masked(frame.image, masks[name], fill) for name, fill in todo)])
         own = None if frame.proprioception is None else np.repeat(frame.proprioception[None], len(images), 0)
         actions = policy.act_batch(images, [frame.instruction] * len(images), own)
         asked = ask(policy, frame, policy.vla.bins.names[0], actions[0])
         hidden = hidden_states(policy, asked.words(policy.vla.pixel_values(images)), asked.sequence)
-        chances = {query.label: log_probabilities(policy, hidden, query)[0].exp() for query in asked.sequence.queries}  # name -> pictures, words
-        start = (policy.name, policy.checkpoint_hash, frame.task, frame.episode, frame.step, STAGES.get(frame.phase, frame.phase))
+        chances = {
+            query.label: log_probabilities(policy, hidden, query)[0].exp() for query in asked.sequence.queries
+        }  # name -> pictures, words
+        start = (
+            policy.name,
+            policy.checkpoint_hash,
+            frame.task,
+            frame.episode,
+            frame.step,
+            STAGES.get(frame.phase, frame.phase),
+        )
         for i, (name, fill) in enumerate(todo, 1):
             change = float(np.abs(actions[i].normalised - actions[0].normalised).mean())
             for dimension, p in chances.items():
@@ -149,44 +216,79 @@ def cover(policy: VLAPolicy, frames: Sequence[Frame] | Frame, covered: Sequence[
 
 
 def summarise_cover(table: Any, measure: str = "total_variation", level: float = 0.95) -> Any:
-    """Mean of "total_variation" or "action_change" over frames and tokens, with Student's interval over episodes.
+    """Mean of "total_variation" or "action_change" over frames and tokens, with Student's interval over
+    episodes.
 
     Returns:
-        pandas table: policy, covered, fill, the measure under its own name, low, high (NaN with one episode), area, episodes.
+        pandas table: policy, covered, fill, the measure under its own name, low, high (NaN with one episode),
+            area, episodes.
     """
     import pandas as pd
 
     keys, rows = ["policy", "covered", "fill"], []
     episodes = table.groupby([*keys, "task", "episode"], sort=False)[[measure, "area"]].mean().reset_index()
     for key, group in episodes.groupby(keys, sort=False):
-        rows.append((*key, float(group[measure].mean()), *interval(group[measure].to_numpy(), level), float(group["area"].mean()), len(group)))
+        rows.append(
+            (
+                *key,
+                float(group[measure].mean()),
+                *interval(group[measure].to_numpy(), level),
+                float(group["area"].mean()),
+                len(group),
+            )
+        )
     return pd.DataFrame(rows, columns=[*keys, measure, "low", "high", "area", "episodes"])
 
 
-def sanity(policy: VLAPolicy, frames: Sequence[Seen], target: str, method: str = "rollout", seed: int = 0, **options: Any) -> Any:
-    """Shuffle the weights from the top layer down and compare each map with the trained policy's, by Spearman's rank correlation of the patches.
+def sanity(
+    policy: VLAPolicy,
+    frames: Sequence[Seen],
+    target: str,
+    method: str = "rollout",
+    seed: int = 0,
+    **options: Any,
+) -> Any:
+    """Shuffle the weights from the top layer down and compare each map with the trained policy's, by
+    Spearman's rank correlation of the patches.
 
-    The answer in the sequence stays the trained policy's. A layer's own attention cannot change before that layer is reached.
+    The answer in the sequence stays the trained policy's. A layer's own attention cannot change before that
+    layer is reached.
 
     Returns:
-        pandas table: frame (number), shuffled (layers and what else, from the top: "layer 5", ..., "layer 1", "tower"), correlation.
+        pandas table: frame (number), shuffled (layers and what else, from the top: "layer 5", ..., "layer 1",
+            "tower"), correlation.
     """
     import pandas as pd
     from scipy import stats
 
-    actions = [policy.act_batch(np.asarray(one.image)[None], [one.instruction], own_state(one))[0] for one in frames]
-    trained = [attribute(policy, one, target, method, action, **options).patch_map for one, action in zip(frames, actions, strict=True)]
+    actions = [
+        policy.act_batch(np.asarray(one.image)[None], [one.instruction], own_state(one))[0] for one in frames
+    ]
+    trained = [
+        attribute(policy, one, target, method, action, **options).patch_map
+        for one, action in zip(frames, actions, strict=True)
+    ]
     rows = []
     for name, other in _shuffled(policy, seed):
         for number, (one, action, before) in enumerate(zip(frames, actions, trained, strict=True)):
             after = attribute(other, one, target, method, action, **options).patch_map
-            flat = np.ptp(after) == 0 or np.ptp(before) == 0  # a map without any order has nothing in common with another
-            rows.append((number, name, 0.0 if flat else float(stats.spearmanr(before.ravel(), after.ravel()).statistic)))
+            flat = (
+                np.ptp(after) == 0 or np.ptp(before) == 0
+            )  # a map without any order has nothing in common with another
+            rows.append(
+                (
+                    number,
+                    name,
+                    0.0 if flat else float(stats.spearmanr(before.ravel(), after.ravel()).statistic),
+                )
+            )
     return pd.DataFrame(rows, columns=["frame", "shuffled", "correlation"])
 
 
 def _shuffled(policy: VLAPolicy, seed: int) -> Iterator[tuple[str, VLAPolicy]]:
-    """One copy with ever more of its weights in random places, from the top down; each tensor keeps its own values, so scales stay plausible."""
+    """One copy with ever more of its weights in random places, from the top down; each tensor keeps its own
+    values, so scales stay plausible.
+    """
     random = torch.Generator().manual_seed(seed)
     vla = replace(policy.vla, model=copy.deepcopy(policy.vla.model))
     other = VLAPolicy(vla, policy.name, "", policy.order)
@@ -201,7 +303,10 @@ def _shuffled(policy: VLAPolicy, seed: int) -> Iterator[tuple[str, VLAPolicy]]:
 
 def _own_action(asked: Asked, pixels: Tensor) -> Tensor:
     """(B,) log-probability of all action tokens of the sequence together."""
-    hidden, total = hidden_states(asked.policy, asked.words(pixels), asked.sequence), torch.zeros(len(pixels), device=pixels.device)
+    hidden, total = (
+        hidden_states(asked.policy, asked.words(pixels), asked.sequence),
+        torch.zeros(len(pixels), device=pixels.device),
+    )
     for query in asked.sequence.queries:
         total = total + said(asked.policy, hidden, query)
     return total

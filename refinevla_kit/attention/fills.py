@@ -1,6 +1,8 @@
-"""What stands in for a part of a picture that is taken away: the picture's mean colour, the picture blurred, or a colour of one's choice.
+"""What stands in for a part of a picture that is taken away: the picture's mean colour, the picture blurred,
+or a colour of one's choice.
 
-No fill is neutral: a flat patch is itself an edge that a policy never saw, a blur leaves large shapes in place. So effects are reported with both.
+No fill is neutral: a flat patch is itself an edge that a policy never saw, a blur leaves large shapes in
+place. So effects are reported with both.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ from refinevla_kit.simulator.contract import Array
 
 MEAN, BLUR = FILLS = ("mean", "blur")
 Fill = str | tuple[int, int, int]
-BLUR_SHARE = 1 / 12  # standard deviation of the blur in picture heights: half an object's size and more at the WidowX's camera
+BLUR_SHARE = (
+    1 / 12
+)  # standard deviation of the blur in picture heights: half an object's size and more at the WidowX's camera
 
 
 def filling(image: Array, fill: Fill = MEAN) -> Array:
@@ -28,7 +32,11 @@ def filling(image: Array, fill: Fill = MEAN) -> Array:
     image = np.asarray(image)
     if fill == BLUR:
         sigma = BLUR_SHARE * image.shape[0]
-        return np.asarray(ndimage.gaussian_filter(image.astype(np.float32), (sigma, sigma, 0), mode="nearest").round().astype(np.uint8))
+        return np.asarray(
+            ndimage.gaussian_filter(image.astype(np.float32), (sigma, sigma, 0), mode="nearest")
+            .round()
+            .astype(np.uint8)
+        )
     if isinstance(fill, str) and fill != MEAN:
         raise KitError(f"unknown fill {fill!r}", f"choose {MEAN!r}, {BLUR!r} or a colour (r, g, b)")
     colour = image.reshape(-1, 3).mean(0).round() if fill == MEAN else np.asarray(fill)

@@ -1,7 +1,9 @@
-"""Attribution by attention: one layer's rows, rows fused, attention followed through the layers, and attention weighted by its gradient.
+"""Attribution by attention: one layer's rows, rows fused, attention followed through the layers, and
+attention weighted by its gradient.
 
-Each gives a row over all tokens; what falls on patches is the map. Tokens that collect attention without being looked at ("sinks": Xiao et al. 2024)
-can be left out, where each layer's rows are divided anew among the others; how much they held is said either way.
+Each gives a row over all tokens; what falls on patches is the map. Tokens that collect attention without
+being looked at ("sinks": Xiao et al. 2024) can be left out, where each layer's rows are divided anew among
+the others; how much they held is said either way.
 """
 
 from __future__ import annotations
@@ -26,11 +28,17 @@ SINKS = ("bos", "newline", "registers", "state")
 
 
 def sinks(policy: VLAPolicy, sequence: TokenSequence) -> dict[str, list[int]]:
-    """Positions of what may be left out: the begin-of-sequence token, line ends of the prefix (PaliGemma ends its prompt with one), image tokens
-    that are no patch, and the robot's own state. Empty for what this policy does not have."""
+    """Positions of what may be left out: the begin-of-sequence token, line ends of the prefix (PaliGemma ends
+    its prompt with one), image tokens that are no patch, and the robot's own state. Empty for what this
+    policy does not have.
+    """
     vla, prefix = policy.vla, range(policy.vla.image_end, sequence.prefix)
     return {
-        "bos": [at for at, token in enumerate(sequence.ids) if vla.tokenizer.bos_token_id is not None and token == vla.tokenizer.bos_token_id],
+        "bos": [
+            at
+            for at, token in enumerate(sequence.ids)
+            if vla.tokenizer.bos_token_id is not None and token == vla.tokenizer.bos_token_id
+        ],
         "newline": [at for at in prefix if str(vla.tokenizer.decode([sequence.ids[at]])) == "\n"],
         "registers": list(range(vla.on_patches.stop, vla.image_end - vla.reads_state)),
         "state": [vla.image_end - 1] if vla.reads_state else [],
@@ -48,18 +56,34 @@ def head_mean(asked: Asked, layer: int | None = None, exclude: Sequence[str] = (
 
 
 def top_k(asked: Asked, k: int = 3, layers: Sequence[int] | None = None) -> Found:
-    """For each patch the mean of the `k` strongest maps among heads and `layers` (from 0; None: `upper_middle` and above): `fusion.fuse_top`."""
+    """For each patch the mean of the `k` strongest maps among heads and `layers` (from 0; None:
+    `upper_middle` and above): `fusion.fuse_top`.
+    """
     rows = _rows(asked)  # layers, heads, N
-    chosen = list(range(upper_middle(len(rows)), len(rows))) if layers is None else [_in_range("layer", one, len(rows)) for one in layers]
+    chosen = (
+        list(range(upper_middle(len(rows)), len(rows)))
+        if layers is None
+        else [_in_range("layer", one, len(rows)) for one in layers]
+    )
     fused = fuse_top(rows[chosen, :, None, asked.policy.vla.on_patches], k)
-    held = {name: float(rows[chosen][..., at].sum(-1).mean()) for name, at in sinks(asked.policy, asked.sequence).items()}
-    details = {"k": k, "layers": chosen, "sinks": held, "fusion": "the kit's own reading of the paper's top-k attention fusion"}
+    held = {
+        name: float(rows[chosen][..., at].sum(-1).mean())
+        for name, at in sinks(asked.policy, asked.sequence).items()
+    }
+    details = {
+        "k": k,
+        "layers": chosen,
+        "sinks": held,
+        "fusion": "the kit's own reading of the paper's top-k attention fusion",
+    }
     return Found(fused.reshape(asked.policy.vla.grid), None, details)
 
 
 @torch.no_grad()
 def rollout(asked: Asked, exclude: Sequence[str] = ()) -> Found:
-    """Attention rollout (Abnar and Zuidema 2020): the layers' head means, each half with the identity for the residual, multiplied."""
+    """Attention rollout (Abnar and Zuidema 2020): the layers' head means, each half with the identity for the
+    residual, multiplied.
+    """
     size, places = len(asked.sequence.ids), _excluded(asked, exclude)
     flow, held = torch.eye(size, dtype=torch.float64), []
 
@@ -72,12 +96,20 @@ def rollout(asked: Asked, exclude: Sequence[str] = ()) -> Found:
     with watching(asked.policy, follow):
         hidden_states(asked.policy, asked.words(asked.pixels()), asked.sequence)
     row = flow[list(asked.query.positions)].mean(0).numpy()
-    return _found(asked, row, {"exclude": list(exclude), "sinks": {name: float(np.mean([one[name] for one in held])) for name in SINKS}})
+    return _found(
+        asked,
+        row,
+        {
+            "exclude": list(exclude),
+            "sinks": {name: float(np.mean([one[name] for one in held])) for name in SINKS},
+        },
+    )
 
 
 @torch.enable_grad()
 def relevance(asked: Asked, exclude: Sequence[str] = ()) -> Found:
-    """Gradient-weighted attention (Chefer, Gur and Wolf 2021, rule for self-attention): R <- R + mean over heads of (gradient * attention)+ R.
+    """Gradient-weighted attention (Chefer, Gur and Wolf 2021, rule for self-attention): R <- R + mean over
+    heads of (gradient * attention)+ R.
 
     The gradient is the score's. It needs all layers' squares at once, as every backward pass does.
     """
@@ -94,7 +126,9 @@ def relevance(asked: Asked, exclude: Sequence[str] = ()) -> Found:
         moved[:, places] = 0
         flow = flow + moved @ flow
     row = (flow - torch.eye(size, dtype=torch.float64))[list(asked.query.positions)].mean(0).numpy()
-    return _found(asked, row, {"exclude": list(exclude), "sinks": _held(asked, row / max(float(row.sum()), 1e-300))})
+    return _found(
+        asked, row, {"exclude": list(exclude), "sinks": _held(asked, row / max(float(row.sum()), 1e-300))}
+    )
 
 
 def _of_layer(asked: Asked, layer: int | None, head: int | None, exclude: Sequence[str]) -> Found:
@@ -103,7 +137,11 @@ def _of_layer(asked: Asked, layer: int | None, head: int | None, exclude: Sequen
     row = rows[layer].mean(0) if head is None else rows[layer, _in_range("head", head, rows.shape[1])]
     held = _held(asked, row)
     left = _without(torch.from_numpy(row)[None], _excluded(asked, exclude))[0].numpy()
-    details: dict[str, Any] = {"layer": layer} | ({} if head is None else {"head": head}) | {"exclude": list(exclude), "sinks": held}
+    details: dict[str, Any] = (
+        {"layer": layer}
+        | ({} if head is None else {"head": head})
+        | {"exclude": list(exclude), "sinks": held}
+    )
     return _found(asked, left, details)
 
 
@@ -111,7 +149,9 @@ def _of_layer(asked: Asked, layer: int | None, head: int | None, exclude: Sequen
 def _rows(asked: Asked) -> Array:
     """float64 (layers, heads, N): the query's attention, mean over its tokens."""
     rows: list[Tensor] = []
-    with watching(asked.policy, lambda weights: rows.append(weights[0, :, list(asked.query.positions)].mean(1))):
+    with watching(
+        asked.policy, lambda weights: rows.append(weights[0, :, list(asked.query.positions)].mean(1))
+    ):
         hidden_states(asked.policy, asked.words(asked.pixels()), asked.sequence)
     return np.asarray(torch.stack(rows).double().cpu().numpy())
 
@@ -120,7 +160,11 @@ def _found(asked: Asked, row: Array, details: dict[str, Any]) -> Found:
     """Of a row over all tokens (N,)."""
     vla = asked.policy.vla
     shares = row[vla.on_patches]
-    return Found(shares.reshape(vla.grid), None, details | {"image_share": float(shares.sum() / max(float(row.sum()), 1e-300))})
+    return Found(
+        shares.reshape(vla.grid),
+        None,
+        details | {"image_share": float(shares.sum() / max(float(row.sum()), 1e-300))},
+    )
 
 
 def _held(asked: Asked, row: Array) -> dict[str, float]:

@@ -1,7 +1,8 @@
 """One teacher-forced pass: what the policy would say at the queries' positions, differentiable.
 
-The score of a query is the log-probability of its tokens, given everything before them. An action token is scored among the words allowed at its
-place, as decoding does it, so the score of a policy's own action is `Action.log_probability`; a rationale's token among the whole vocabulary.
+The score of a query is the log-probability of its tokens, given everything before them. An action token is
+scored among the words allowed at its place, as decoding does it, so the score of a policy's own action is
+`Action.log_probability`; a rationale's token among the whole vocabulary.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from refinevla_kit.vlas import decoder
 
 
 def hidden_states(policy: VLAPolicy, words: Tensor, sequence: TokenSequence) -> Tensor:
-    """The decoder's output at every position, (B, N, d), for B pictures under one sequence; `words` (B, image_tokens, d) of `VLA.see`."""
+    """The decoder's output at every position, (B, N, d), for B pictures under one sequence; `words` (B,
+    image_tokens, d) of `VLA.see`.
+    """
     ids = torch.tensor([sequence.ids], device=words.device).expand(len(words), -1)  # B, N
     types = (torch.arange(ids.shape[1], device=ids.device) >= sequence.prefix).long().expand_as(ids)
     return decoder.hidden_states(policy.vla, words, ids, types)
@@ -36,7 +39,9 @@ def log_probabilities(policy: VLAPolicy, hidden: Tensor, query: Query) -> list[T
         words = slice(policy.vla.first_action + low, policy.vla.first_action + high)
     found = []
     for position in query.positions:
-        found.append(decoder.logits_of(policy.vla, hidden[:, position], words).float().log_softmax(-1))  # B, words
+        found.append(
+            decoder.logits_of(policy.vla, hidden[:, position], words).float().log_softmax(-1)
+        )  # B, words
     return found
 
 
@@ -47,8 +52,15 @@ def score(policy: VLAPolicy, picture: Tensor, sequence: TokenSequence, query: Qu
         KitError: a word of the instruction, which the policy reads and never says.
     """
     if query.kind == INSTRUCTION_QUERY:
-        what = f"the policy does not say {query.label!r}, a word of its instruction, so there is nothing to explain"
-        raise KitError(what, "choose an action dimension or a word of the rationale, or look from the word with an attention method")
+        what = (
+            f"the policy does not say {query.label!r}, a word of its instruction, so there is nothing to "
+            "explain"
+        )
+        raise KitError(
+            what,
+            "choose an action dimension or a word of the rationale, or look from the word with an "
+            "attention method",
+        )
     return said(policy, hidden_states(policy, picture, sequence), query)
 
 
@@ -66,7 +78,8 @@ class Asked:
     """One question to explain: what `policy` says at `query`, having seen `image`.
 
     Attributes:
-        image: uint8 (H, W, 3). states: (1, 22) where the policy reads its own state.
+        image: uint8 (H, W, 3).
+        states: (1, 22) where the policy reads its own state.
     """
 
     policy: VLAPolicy
@@ -81,7 +94,9 @@ class Asked:
 
     def words(self, pixels: Tensor) -> Tensor:
         """Words (B, image_tokens, d) of B pictures, with the own state of this one."""
-        return self.policy.vla.see(pixels, None if self.states is None else self.states.expand(len(pixels), -1))
+        return self.policy.vla.see(
+            pixels, None if self.states is None else self.states.expand(len(pixels), -1)
+        )
 
     def score(self, pixels: Tensor) -> Tensor:
         """(B,) log-probabilities, see `score`."""
@@ -93,7 +108,8 @@ class Found:
     """What a method found.
 
     Attributes:
-        patches: float64 (rows, columns), may be negative. pixels: float64 (height, width) at the tower's resolution, None for a method that knows
+        patches: float64 (rows, columns), may be negative.
+        pixels: float64 (height, width) at the tower's resolution, None for a method that knows
             patches only. details: for the provenance.
     """
 

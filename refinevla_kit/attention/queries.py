@@ -1,8 +1,11 @@
-"""Which rows of attention belong to what: the sequence a policy is fed under teacher forcing, and where in it each query is.
+"""Which rows of attention belong to what: the sequence a policy is fed under teacher forcing, and where in it
+each query is.
 
-An action dimension's row is that of the position whose output *predicts* its token: the action marker for the first dimension, then each token for
-the next one; likewise for the words of a rationale. (The ReFineVLA paper does not say which position it shows; this is the one where the decision is
-made.) A word that the tokenizer splits is one query: the mean of its tokens' rows. Punctuation and line ends are in the sequence, but no queries.
+An action dimension's row is that of the position whose output *predicts* its token: the action marker for the
+first dimension, then each token for the next one; likewise for the words of a rationale. (The ReFineVLA paper
+does not say which position it shows; this is the one where the decision is made.) A word that the tokenizer
+splits is one query: the mean of its tokens' rows. Punctuation and line ends are in the sequence, but no
+queries.
 """
 
 from __future__ import annotations
@@ -24,9 +27,12 @@ class TokenSequence:
     """One sequence and the queries in it.
 
     Attributes:
-        ids: vocabulary ids, image placeholders first. prefix: how many of them are read in both directions (token type 0); the answer follows.
-        queries: action dimensions, then words of the rationale, then words of the instruction, of the kinds asked for.
-        rationale: the text in it, "" where there is none. The last token of the answer, which predicts nothing of it, is left out of `ids`.
+        ids: vocabulary ids, image placeholders first.
+        prefix: how many of them are read in both directions (token type 0); the answer follows.
+        queries: action dimensions, then words of the rationale, then words of the instruction, of the kinds
+            asked for.
+        rationale: the text in it, "" where there is none. The last token of the answer, which predicts
+            nothing of it, is left out of `ids`.
     """
 
     ids: tuple[int, ...]
@@ -43,7 +49,10 @@ class TokenSequence:
 def check_policy(policy: object) -> None:
     """Raise `KitError` unless this is a policy whose tokens can be looked from."""
     if not isinstance(policy, VLAPolicy):
-        raise KitError(f"{getattr(policy, 'name', policy)!r} has no attention that this can read", "give a policy of `load_policy`")
+        raise KitError(
+            f"{getattr(policy, 'name', policy)!r} has no attention that this can read",
+            "give a policy of `load_policy`",
+        )
 
 
 def check_kinds(kinds: Sequence[str]) -> None:
@@ -55,13 +64,18 @@ def check_kinds(kinds: Sequence[str]) -> None:
 
 
 def lay_out(
-    policy: VLAPolicy, instruction: str, action_tokens: Sequence[int], rationale: str = "", kinds: Sequence[str] = (ACTION_QUERY,)
+    policy: VLAPolicy,
+    instruction: str,
+    action_tokens: Sequence[int],
+    rationale: str = "",
+    kinds: Sequence[str] = (ACTION_QUERY,),
 ) -> TokenSequence:
     """The policy's sequence with this answer, as far as the queries need it.
 
     Args:
         action_tokens: vocabulary ids, one an action dimension.
-        rationale: the text; tokenized here. A policy that writes before it acts has it in front of its action whether or not it is asked about.
+        rationale: the text; tokenized here. A policy that writes before it acts has it in front of its action
+            whether or not it is asked about.
 
     Raises:
         KitError: unknown kinds, another number of action tokens, or words asked for of a text that has none.
@@ -69,7 +83,10 @@ def lay_out(
     check_kinds(kinds)
     vla = policy.vla
     if len(action_tokens) != len(vla.bins.ranges):
-        raise KitError(f"the action has {len(action_tokens)} tokens, the policy {len(vla.bins.ranges)}", "give an action of this policy, or None")
+        raise KitError(
+            f"the action has {len(action_tokens)} tokens, the policy {len(vla.bins.ranges)}",
+            "give an action of this policy, or None",
+        )
     prefix = vla.prefix_ids(instruction)
     text = vla.tokenizer.encode(rationale, add_special_tokens=False) if rationale else []
     act = [vla.marks.action, *(int(token) for token in action_tokens)]
@@ -82,9 +99,20 @@ def lay_out(
         ids = [*prefix, *act, *(think if RATIONALE_QUERY in kinds else [])]
     queries: list[Query] = []
     if ACTION_QUERY in kinds:
-        queries += [Query(name, ACTION_QUERY, (act_at + i,), (token,)) for i, (name, token) in enumerate(zip(vla.bins.names, act[1:], strict=True))]
-    for kind, pieces, start in ((RATIONALE_QUERY, text, thought_at), (INSTRUCTION_QUERY, prefix[vla.image_end :], vla.image_end)):
-        if kind in kinds:  # the marker's output predicts the first piece of a rationale, so its row is at the start of the text less one
+        queries += [
+            Query(name, ACTION_QUERY, (act_at + i,), (token,))
+            for i, (name, token) in enumerate(zip(vla.bins.names, act[1:], strict=True))
+        ]
+    for kind, pieces, start in (
+        (RATIONALE_QUERY, text, thought_at),
+        (INSTRUCTION_QUERY, prefix[vla.image_end :], vla.image_end),
+    ):
+        if (
+            kind in kinds
+            # The marker's output predicts the first piece of a rationale, so its row is at the start of the
+            # text
+            # less one
+        ):
             queries += _words(vla.tokenizer, pieces, kind, start)
     return TokenSequence(tuple(ids[:-1]), len(prefix), tuple(queries), rationale if text else "")
 

@@ -1,7 +1,7 @@
 """What a dataset's features mean: the action, the state, the pictures, and what their numbers say.
 
-What is certain is inferred. What is not stays None, and then no teacher is told a word about it: a guess would be
-read as a fact.
+What is certain is inferred. What is not stays None, and then no teacher is told a word about it: a guess
+would be read as a fact.
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ def find_columns(features: Any, given: Mapping[str, str] | None, camera: str | N
             "write there what each column is, as LeRobot does ('features')",
         )
     if given is not None and not isinstance(given, Mapping):
-        raise KitError(f"columns={given!r} is no mapping", "write columns={'action': 'the name of its feature'}")
+        raise KitError(
+            f"columns={given!r} is no mapping", "write columns={'action': 'the name of its feature'}"
+        )
     given = dict(given or {})
     for role, name in given.items():
         if role not in ROLES:
@@ -104,8 +106,8 @@ def find_columns(features: Any, given: Mapping[str, str] | None, camera: str | N
 def flat_names(names: Any, width: int) -> tuple[str, ...]:
     """One name for each of `width` dimensions, () where the dataset does not give as many.
 
-    LeRobot datasets give a list, a list in a list, a mapping of lists ({"left": [...], "right": [...]}) or one to
-    positions.
+    LeRobot datasets give a list, a list in a list, a mapping of lists ({"left": [...], "right": [...]}) or
+    one to positions.
     """
     flat = tuple(_flatten(names))
     return flat if len(flat) == width else ()
@@ -179,7 +181,9 @@ def is_open(command: Array, value: float) -> Array:
 
 
 def filled(actions: Array, deltas: bool | None) -> Array:
-    """float64 (T, A): what is not finite becomes no displacement, or the position before it, or the first after it."""
+    """float64 (T, A): what is not finite becomes no displacement, or the position before it, or the first
+    after it.
+    """
     values = np.array(actions, np.float64)
     missing = ~np.isfinite(values)
     if not missing.any():

@@ -1,4 +1,6 @@
-"""What an episode is, in memory and in a listing. One frame is what the robot saw, with the action it took on seeing it."""
+"""What an episode is, in memory and in a listing. One frame is what the robot saw, with the action it took on
+seeing it.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ class Episode:
 
 @dataclass(frozen=True)
 class EpisodeInfo:
-    """One line of a dataset's listing; `task` is "" and success, start and seed are None where the dataset does not say."""
+    """One line of a dataset's listing; `task` is "" and success, start and seed are None where the dataset
+    does not say.
+    """
 
     index: int
     length: int

@@ -13,7 +13,8 @@ POINTER = b"version https://git-lfs"
 
 
 def behind(file: Path) -> Path:
-    """The file, or the blob of a Hub cache that it names: where a copy keeps no links, their targets are left as text.
+    """The file, or the blob of a Hub cache that it names: where a copy keeps no links, their targets are left
+    as text.
 
     Nothing but a blob is followed, so a stranger's file cannot lead elsewhere.
     """
@@ -26,7 +27,9 @@ def behind(file: Path) -> Path:
 
 
 def unreadable(file: Path, why: object, remedy: str = AGAIN) -> KitError:
-    """The error to raise; a pointer of Git LFS, which stands where a clone left the file out, is called that."""
+    """The error to raise; a pointer of Git LFS, which stands where a clone left the file out, is called
+    that.
+    """
     return pointer_of(file) or KitError(f"{file} cannot be read ({why})", remedy)
 
 

@@ -1,11 +1,14 @@
-"""Rationales as LeRobot's language columns, so that other tools read and train on them: `language_persistent` and `language_events`.
+"""Rationales as LeRobot's language columns, so that other tools read and train on them: `language_persistent`
+and `language_events`.
 
-Columns, roles and styles are LeRobot's (lerobot.datasets.language, 0.6): a persistent row holds from its time on until the next of its style and is
-kept with every frame of its episode; an event is kept with the one frame that it is about. LeRobot knows no style for a rationale, so each becomes:
+Columns, roles and styles are LeRobot's (lerobot.datasets.language, 0.6): a persistent row holds from its time
+on until the next of its style and is kept with every frame of its episode; an event is kept with the one
+frame that it is about. LeRobot knows no style for a rationale, so each becomes:
 
     plan    persistent, from its first frame on     task planning
     memory  persistent, from its first frame on     situation analysis: how far the task has come
-    vqa     event of its first frame                `QUESTION`, and all four parts as JSON in LeRobot's "attribute" shape
+    vqa     event of its first frame                `QUESTION`, and all four parts as JSON in LeRobot's
+            "attribute" shape
 """
 
 from __future__ import annotations
@@ -36,18 +39,28 @@ if TYPE_CHECKING:
     from refinevla_kit.teacher.answers import StoredRationale
 
 QUESTION = "What is seen, how far has the task come, where is everything, and what comes next?"
-TEXTS, MORE = [(name, pa.string()) for name in ("role", "content", "style")], [("camera", pa.string()), ("tool_calls", pa.list_(pa.string()))]
-COLUMNS = {"language_persistent": pa.list_(pa.struct([*TEXTS, ("timestamp", pa.float32()), *MORE])),
-           "language_events": pa.list_(pa.struct([*TEXTS, *MORE]))}  # fmt: skip
+TEXTS, MORE = (
+    [(name, pa.string()) for name in ("role", "content", "style")],
+    [("camera", pa.string()), ("tool_calls", pa.list_(pa.string()))],
+)
+COLUMNS = {
+    "language_persistent": pa.list_(pa.struct([*TEXTS, ("timestamp", pa.float32()), *MORE])),
+    "language_events": pa.list_(pa.struct([*TEXTS, *MORE])),
+}
 
 
-def export_language(dataset: EpisodeDataset | str | Path, rationales: Sequence[StoredRationale], output: str | Path) -> Path:
-    """Write a copy of a v3.0 `dataset` with `rationales` in its language columns; where the disk allows, videos are shared by hard links.
+def export_language(
+    dataset: EpisodeDataset | str | Path, rationales: Sequence[StoredRationale], output: str | Path
+) -> Path:
+    """Write a copy of a v3.0 `dataset` with `rationales` in its language columns; where the disk allows,
+    videos are shared by hard links.
 
-    Refusals, and rationales that find the instruction wrong, are left out; as LeRobot has no word for an end, the plan before goes on through them.
+    Refusals, and rationales that find the instruction wrong, are left out; as LeRobot has no word for an end,
+    the plan before goes on through them.
 
     Returns: `output`, which exists complete or not at all. Raises:
-        KitError: `output` exists or lies in the dataset; the dataset is v2.x or has language columns already; rationales of other episodes.
+        KitError: `output` exists or lies in the dataset; the dataset is v2.x or has language columns already;
+        rationales of other episodes.
     """
     opened, target = open_dataset(dataset) if isinstance(dataset, str | Path) else dataset, Path(output)
     info = check_export(opened, target)
@@ -56,12 +69,17 @@ def export_language(dataset: EpisodeDataset | str | Path, rationales: Sequence[S
         if one.episode in opened.left_out:
             continue
         if one.episode not in by_episode or one.start >= opened.info(one.episode).length:
-            raise KitError(f"{opened.path} has no frame {one.start} of episode {one.episode}", "give the rationales of this dataset")
+            raise KitError(
+                f"{opened.path} has no frame {one.start} of episode {one.episode}",
+                "give the rationales of this dataset",
+            )
         if one.rationale and one.rationale.instruction_matches:
             by_episode[one.episode].append(one)
     with replacing(target) as folder:
         try:
-            shutil.copytree(opened.path, folder, copy_function=_link, ignore=shutil.ignore_patterns(".*", "*.part"))
+            shutil.copytree(
+                opened.path, folder, copy_function=_link, ignore=shutil.ignore_patterns(".*", "*.part")
+            )
         except shutil.Error as error:  # gathers what each file said
             full = any("No space left" in str(said) for said in error.args[0])
             raise OSError(errno.ENOSPC if full else errno.EIO, str(error.args[0][0][-1])) from error
@@ -71,7 +89,10 @@ def export_language(dataset: EpisodeDataset | str | Path, rationales: Sequence[S
             info["features"] |= {name: {"dtype": "language", "shape": [1], "names": None} for name in COLUMNS}
             write_json(folder / "meta/info.json", info)
         except (ValueError, TypeError, pa.ArrowException) as error:
-            raise KitError(f"{opened.path} cannot be written anew ({error})", "mend its tables and meta/info.json as this says") from error
+            raise KitError(
+                f"{opened.path} cannot be written anew ({error})",
+                "mend its tables and meta/info.json as this says",
+            ) from error
     return target
 
 
@@ -82,14 +103,20 @@ def check_export(dataset: EpisodeDataset | str | Path, output: str | Path) -> di
         The dataset's info.json.
 
     Raises:
-        KitError: `output` exists, cannot be made or lies in the dataset; the dataset is v2.x or has language columns already.
+        KitError: `output` exists, cannot be made or lies in the dataset; the dataset is v2.x or has language
+            columns already.
     """
     opened, target = open_dataset(dataset) if isinstance(dataset, str | Path) else dataset, Path(output)
     info = read_json(opened.path / "meta/info.json")
     if opened.version != "v3.0":
-        raise KitError(f"{opened.path} has LeRobot version {opened.version}, language columns need v3.0", "convert it with LeRobot's own script")
+        raise KitError(
+            f"{opened.path} has LeRobot version {opened.version}, language columns need v3.0",
+            "convert it with LeRobot's own script",
+        )
     if COLUMNS.keys() & info["features"].keys():
-        raise KitError(f"{opened.path} has language columns already", "export from the dataset as it was before")
+        raise KitError(
+            f"{opened.path} has language columns already", "export from the dataset as it was before"
+        )
     if target.exists() or target.resolve().is_relative_to(opened.path.resolve()):
         raise KitError(f"{target} exists, or lies in the dataset", "give a new folder elsewhere")
     with suppress(InterruptedError), replacing(target):  # whether its folder can be made and written
@@ -97,10 +124,16 @@ def check_export(dataset: EpisodeDataset | str | Path, output: str | Path) -> di
     return info
 
 
-def _rewrite(file: Path, rationales: dict[int, list[StoredRationale]], camera: str | None, fps: float) -> None:
-    """Add both columns to a table of frames, in their order, one row group an episode, as LeRobot's own writer does."""
+def _rewrite(
+    file: Path, rationales: dict[int, list[StoredRationale]], camera: str | None, fps: float
+) -> None:
+    """Add both columns to a table of frames, in their order, one row group an episode, as LeRobot's own
+    writer does.
+    """
     try:
-        table = pq.read_table(file, partitioning=None).replace_schema_metadata()  # what Hugging Face's metadata says of the columns no longer holds
+        table = pq.read_table(
+            file, partitioning=None
+        ).replace_schema_metadata()  # what Hugging Face's metadata says of the columns no longer holds
         episodes, frames = (_numbers(table, name) for name in ("episode_index", "frame_index"))
     except (OSError, ValueError, TypeError, KeyError, pa.ArrowException):
         return  # all its episodes were left out, when the dataset was opened
@@ -118,7 +151,10 @@ def _rewrite(file: Path, rationales: dict[int, list[StoredRationale]], camera: s
             events: list[list[dict[str, Any]]] = [[] for _ in times]
             for one in sorted(rationales.get(int(episodes[start]), []), key=lambda one: one.start):
                 _add(one, times[one.start], camera, persistent, events[one.start])
-            columns = pa.array([persistent] * len(times), COLUMNS["language_persistent"]), pa.array(events, COLUMNS["language_events"])
+            columns = (
+                pa.array([persistent] * len(times), COLUMNS["language_persistent"]),
+                pa.array(events, COLUMNS["language_events"]),
+            )
             writer.write_table(pa.Table.from_arrays([*part.columns, *columns], schema=schema))
 
 
@@ -133,18 +169,32 @@ def _finite(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _add(one: StoredRationale, time: float, camera: str | None, persistent: list[dict[str, Any]], events: list[dict[str, Any]]) -> None:
-    parts = {name: getattr(one.rationale, name) for name in ("observation", "situation_analysis", "spatial_reasoning", "task_planning")}
+def _add(
+    one: StoredRationale,
+    time: float,
+    camera: str | None,
+    persistent: list[dict[str, Any]],
+    events: list[dict[str, Any]],
+) -> None:
+    parts = {
+        name: getattr(one.rationale, name)
+        for name in ("observation", "situation_analysis", "spatial_reasoning", "task_planning")
+    }
     for style, part in (("memory", "situation_analysis"), ("plan", "task_planning")):
         persistent.append({"role": "assistant", "content": parts[part], "style": style, "timestamp": time})
     if camera:  # LeRobot ties a question to a camera
         answer = json.dumps({"label": "scene", "attribute": "rationale", "value": parts}, ensure_ascii=False)
-        events += [{"role": role, "content": text, "style": "vqa", "camera": camera} for role, text in (("assistant", answer), ("user", QUESTION))]
+        events += [
+            {"role": role, "content": text, "style": "vqa", "camera": camera}
+            for role, text in (("assistant", answer), ("user", QUESTION))
+        ]
 
 
 def _link(source: str, destination: str) -> None:
     source = str(behind(Path(source)).resolve())  # of a link, as in the Hub's cache, the file behind it
-    if not Path(source).exists():  # a link to nowhere: what it led to was left out when the dataset was opened
+    if not Path(
+        source
+    ).exists():  # a link to nowhere: what it led to was left out when the dataset was opened
         return
     with suppress(OSError):  # another disk, or one without links
         if destination.endswith((".mp4", ".npz")):  # nobody changes these in place

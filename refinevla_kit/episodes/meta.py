@@ -1,4 +1,6 @@
-"""Reads what lies in meta/ and in tables, as strangers write them: with a byte order mark, 3.0 or null as a number."""
+"""Reads what lies in meta/ and in tables, as strangers write them: with a byte order mark, 3.0 or null as a
+number.
+"""
 
 from __future__ import annotations
 
@@ -34,14 +36,18 @@ Rows = dict[int, dict[str, Any]]
 
 
 def listing(path: Path, version: str, info: dict[str, Any]) -> Rows:
-    """Episode index -> its row of the listing, checked against what info.json promises. A row may say too little to be used."""
+    """Episode index -> its row of the listing, checked against what info.json promises. A row may say too
+    little to be used.
+    """
     rows = _rows_v3(path) if version == "v3.0" else _rows_v2(path)
     totals = [whole(info.get(name)) for name in ("total_episodes", "total_frames")]
     if not rows:
         if totals[0]:
             raise KitError(f"{path}: meta lists no episode, info.json says {totals[0]}", AGAIN)
         raise KitError(f"{path} holds no episode yet", "record one, then come again")
-    lengths = [whole(row.get("length")) or None for row in rows.values()]  # of a row with none nothing is known
+    lengths = [
+        whole(row.get("length")) or None for row in rows.values()
+    ]  # of a row with none nothing is known
     counts = [len(rows), None if None in lengths else sum(length or 0 for length in lengths)]
     for total, count in zip(totals, counts, strict=True):
         if total is not None and count is not None and total != count:
@@ -141,7 +147,9 @@ def sentences(path: Path, version: str) -> dict[int, str]:
 def _json_lines(file: Path) -> list[Any]:
     try:
         return [
-            json.loads(line) for line in behind(file).read_bytes().decode("utf-8-sig").split("\n") if line.strip()
+            json.loads(line)
+            for line in behind(file).read_bytes().decode("utf-8-sig").split("\n")
+            if line.strip()
         ]
     except (OSError, ValueError, RecursionError) as error:
         raise unreadable(
@@ -172,12 +180,18 @@ def read_rows(file: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
     """The named columns as one mapping a row."""
     try:
         return read_parquet(file, columns).to_pylist()
-    except (ValueError, OverflowError, pa.ArrowException) as error:  # text that is no UTF-8, dates beyond Python's
+    except (
+        ValueError,
+        OverflowError,
+        pa.ArrowException,
+    ) as error:  # text that is no UTF-8, dates beyond Python's
         raise unreadable(file, error) from error
 
 
 def matrix(column: pa.ChunkedArray) -> Array:
-    """A column of lists (or of numbers) as float32 (T, D); a missing number is NaN. Raises `ValueError` for rows of different lengths."""
+    """A column of lists (or of numbers) as float32 (T, D); a missing number is NaN. Raises `ValueError` for
+    rows of different lengths.
+    """
     array = column.combine_chunks()
     array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
     if not pa.types.is_nested(array.type):
@@ -206,7 +220,9 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def _float32(array: pa.Array) -> Array:
-    if not (pa.types.is_floating(array.type) or pa.types.is_integer(array.type) or pa.types.is_boolean(array.type)):
+    if not (
+        pa.types.is_floating(array.type) or pa.types.is_integer(array.type) or pa.types.is_boolean(array.type)
+    ):
         raise ValueError(f"holds {str(array.type).partition('<')[0]}, not numbers")
     with np.errstate(over="ignore"):  # what is beyond float32 is not finite, and counts as missing
         return np.asarray(array.to_numpy(zero_copy_only=False)).astype(np.float32)

@@ -1,8 +1,9 @@
 """Reads LeRobot datasets of all three layouts in use (v2.0, v2.1, v3.0), whoever made them.
 
-v2.x keeps one parquet and one mp4 an episode and the listing in JSON lines; v3.0 keeps many episodes a file and
-the listing in parquet, with the time at which an episode starts in its mp4. Pictures may also lie in the tables, as
-PNG or JPEG; all are decoded when asked for. An episode that cannot be read is left out and counted.
+v2.x keeps one parquet and one mp4 an episode and the listing in JSON lines; v3.0 keeps many episodes a file
+and the listing in parquet, with the time at which an episode starts in its mp4. Pictures may also lie in the
+tables, as PNG or JPEG; all are decoded when asked for. An episode that cannot be read is left out and
+counted.
 """
 
 from __future__ import annotations
@@ -44,18 +45,19 @@ def open_dataset(
 
     Args:
         path: the folder that holds meta/, data/ and videos/.
-        deltas: whether actions are displacements (of seven numbers: in metres and radians); None infers it where
-            that is safe.
+        deltas: whether actions are displacements (of seven numbers: in metres and radians); None infers it
+            where that is safe.
         camera: the camera to show, or a part of its name; None takes the first by name that is no depth map.
-        episodes: which to read, [3, 5], range(10) or "0-9,12"; a number for as many from the first on; None reads all.
+        episodes: which to read, [3, 5], range(10) or "0-9,12"; a number for as many from the first on; None
+            reads all.
         columns: features by what they are, where their names do not tell:
             {"action": "command", "state": "sensed", "instruction": "prompt"}.
         gripper: the gripper command's value that means open, 1, 0 or -1; None infers it where that is safe.
         strict: refuse a dataset with an episode that cannot be read, instead of leaving it out.
 
     Raises:
-        KitError: no dataset there, an unknown version, meta missing or damaged, or no episode that can be read. Of a
-            dataset with more than 100 episodes files are checked when read (or by `check`).
+        KitError: no dataset there, an unknown version, meta missing or damaged, or no episode that can be
+            read. Of a dataset with more than 100 episodes files are checked when read (or by `check`).
     """
     dataset = EpisodeDataset(
         Path(path), deltas, camera=camera, episodes=episodes, columns=columns, gripper=gripper, strict=strict
@@ -138,11 +140,15 @@ class EpisodeDataset:
             self._read_table
         )  # v3.0: the whole dataset is a few files; v2.x: neighbours are cheap to re-read
         self._pictures = lru_cache(maxsize=1)(meta.read_parquet)
-        self._column = lru_cache(maxsize=8)(self._read_column)  # each is asked for again: for cutting, the digest, the question
+        self._column = lru_cache(maxsize=8)(
+            self._read_column
+        )  # each is asked for again: for cutting, the digest, the question
         self._rows = meta.listing(path, self.version, info)
         self._sentences = meta.sentences(path, self.version)
         if isinstance(episodes, bool):
-            raise KitError(f"episodes={episodes}", "give a number, a list ([3, 5]), a range or text ('0-9,12')")
+            raise KitError(
+                f"episodes={episodes}", "give a number, a list ([3, 5]), a range or text ('0-9,12')"
+            )
         if episodes is None or isinstance(episodes, int | np.integer):
             wanted = list(self._rows)[: None if episodes is None else max(0, int(episodes))]
         else:
@@ -172,7 +178,9 @@ class EpisodeDataset:
         except (ValueError, OverflowError, pa.ArrowException) as error:
             raise unreadable(self._table_file(episode), error) from error
         named: dict[Any, str] = {**self._sentences, None: info.instruction}
-        return [cell if isinstance(cell, str) else named.get(meta.whole(cell), info.instruction) for cell in cells]
+        return [
+            cell if isinstance(cell, str) else named.get(meta.whole(cell), info.instruction) for cell in cells
+        ]
 
     def segments(self, episode: int) -> list[Segment]:
         """Where a teacher is asked anew: at gripper events, at changes of motion and of instruction."""
@@ -213,7 +221,8 @@ class EpisodeDataset:
         states = sidecar.read_states(self.path, episode)
         if states is not None and len(states) != self.info(episode).length:
             raise KitError(
-                f"{self.path}: {len(states)} states for the {self.info(episode).length} frames of episode {episode}",
+                f"{self.path}: {len(states)} states for the {self.info(episode).length} frames of "
+                f"episode {episode}",
                 AGAIN,
             )
         return states
@@ -222,7 +231,9 @@ class EpisodeDataset:
         """name -> bool (T, H, W), visible pixels of each thing; None for a real robot's dataset."""
         length, masks = self.info(episode).length, sidecar.read_masks(self.path, episode)
         if any(len(mask) != length for mask in (masks or {}).values()):
-            raise KitError(f"{self.path}: masks for other than the {length} frames of episode {episode}", AGAIN)
+            raise KitError(
+                f"{self.path}: masks for other than the {length} frames of episode {episode}", AGAIN
+            )
         return masks
 
     def info(self, episode: int) -> EpisodeInfo:
@@ -289,7 +300,8 @@ class EpisodeDataset:
             "episodes": f"{len(self.episodes)} of {frames} frames, {self.fps:g} a second",
             "left out": self._losses() if self.left_out else "",
             "pictures": f"{self.camera or 'none'} (of {', '.join(self.cameras) or 'none'})",
-            "action": f"{self.columns.action}, {self._widths[self.columns.action]} numbers: {' '.join(self.action_names) or 'no names'}",
+            "action": f"{self.columns.action}, {self._widths[self.columns.action]} numbers: "
+            f"{' '.join(self.action_names) or 'no names'}",
             "meaning": f"{kinds[self.deltas]}{unit} ({self._why['deltas']})",
             "gripper": f"{place}{sense} ({self._why['gripper']})",
             "state": f"{self.columns.state}: {' '.join(self.state_names) or 'no names'}"
@@ -303,7 +315,10 @@ class EpisodeDataset:
     def _losses(self) -> str:
         first = next(iter(self.left_out))
         count = f"{len(self.left_out)} of {len(self.left_out) + len(self.episodes)} episodes of {self.name}"
-        return f"{count} cannot be read and are left out; episode {first}: {self.left_out[first]} (strict refuses)"
+        return (
+            f"{count} cannot be read and are left out; episode {first}: {self.left_out[first]} (strict "
+            "refuses)"
+        )
 
     def _choose(self, wanted: Sequence[int]) -> None:
         """Set `episodes` to those of `wanted` whose rows say enough."""
@@ -319,13 +334,16 @@ class EpisodeDataset:
                 self.leave_out(
                     number,
                     KitError(
-                        f"the list of episodes in {self.path}/meta gives episode {number} the length {said!r}",
+                        f"the list of episodes in {self.path}/meta gives episode {number} the length "
+                        f"{said!r}",
                         AGAIN,
                     ),
                 )
 
     def _sample(self) -> int:
-        """The first episode that can be read; sets the widths, and fills in sentences that the listing lacks."""
+        """The first episode that can be read; sets the widths, and fills in sentences that the listing
+        lacks.
+        """
         for info in self.episodes:
             try:
                 actions, state = self.actions(info.index), self.proprioception(info.index)
@@ -392,7 +410,10 @@ class EpisodeDataset:
             what = f"{self._table_file(episode)}: {name!r} of episode {episode} has rows of no numbers"
             raise KitError(what, "name the column that holds the action: columns={'action': ...}")
         if (width := self._widths.get(name, values.shape[1])) != values.shape[1]:
-            what = f"episode {episode} of {self.path} has rows of {values.shape[1]} numbers in {name!r}, others {width}"
+            what = (
+                f"episode {episode} of {self.path} has rows of {values.shape[1]} numbers in {name!r}, "
+                f"others {width}"
+            )
             raise KitError(what, "leave it out, or split the dataset by robot")
         return values
 
@@ -422,7 +443,9 @@ class EpisodeDataset:
         if (np.diff(order[rows][known]) > 0).all():
             return rows
         if not known.all():
-            what = f"{path} does not tell the order of the frames of episode {episode}: 'frame_index' has gaps"
+            what = (
+                f"{path} does not tell the order of the frames of episode {episode}: 'frame_index' has gaps"
+            )
             raise KitError(what, "write the number of its frame into each row")
         return rows[np.argsort(order[rows], kind="stable")]
 
@@ -481,7 +504,9 @@ class EpisodeDataset:
             try:
                 if content is None and not name:
                     raise ValueError("the cell holds no picture")
-                source = self._still_file(episode, camera, str(name)) if content is None else io.BytesIO(content)
+                source = (
+                    self._still_file(episode, camera, str(name)) if content is None else io.BytesIO(content)
+                )
                 with Image.open(source) as image:
                     images.append(np.asarray(image.convert("RGB")))
             except Exception as error:  # Pillow's decoders raise anything
@@ -505,7 +530,10 @@ class EpisodeDataset:
         row = self._rows[self.info(episode).index]
         start = row.get(f"videos/{camera}/from_timestamp", 0.0)
         if not isinstance(start, int | float) or not 0 <= start < 1e9:
-            what = f"meta/episodes of {self.path} gives episode {episode} the from_timestamp {start!r} in {camera!r}"
+            what = (
+                f"meta/episodes of {self.path} gives episode {episode} the from_timestamp {start!r} in "
+                f"{camera!r}"
+            )
             raise KitError(what, "write there the second at which the episode starts in its video")
         return self._format(self._video_path, episode, f"videos/{camera}", video_key=camera), round(
             start * self.fps
@@ -536,5 +564,8 @@ class EpisodeDataset:
             OverflowError,
             MemoryError,
         ) as error:
-            what = f"{self.path}: the path {template!r} in info.json needs {error}, which meta does not give for episode {episode}"
+            what = (
+                f"{self.path}: the path {template!r} in info.json needs {error}, which meta does not "
+                f"give for episode {episode}"
+            )
             raise KitError(what, "correct data_path and video_path in meta/info.json") from error

@@ -1,8 +1,9 @@
 """Cuts a trajectory into segments a teacher can explain: at gripper events, and where the motion changes.
 
-Motion changes are found by least squares: the velocity is described as constant over each segment, and a cut is made where it explains at least
-`GAIN` of the trajectory's whole variation in velocity (exact, by dynamic programming). The threshold is relative, so one value serves a gripper's
-displacements at 5 Hz and a humanoid's joint angles at 30 Hz.
+Motion changes are found by least squares: the velocity is described as constant over each segment, and a cut
+is made where it explains at least `GAIN` of the trajectory's whole variation in velocity (exact, by dynamic
+programming). The threshold is relative, so one value serves a gripper's displacements at 5 Hz and a
+humanoid's joint angles at 30 Hz.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ LEVER = 0.1  # m: a rotation counts as what it moves at this distance, about a f
 
 @dataclass(frozen=True)
 class Segment:
-    """Frames start .. end - 1 of an episode. `reason` says why it starts there: "start", "gripper closes", "gripper opens", "motion" or "task"."""
+    """Frames start .. end - 1 of an episode. `reason` says why it starts there: "start", "gripper closes",
+    "gripper opens", "motion" or "task".
+    """
 
     start: int
     end: int
@@ -30,17 +33,24 @@ class Segment:
 
 
 def split_segments(
-    actions: Array, deltas: bool | None, gripper: int | None, shortest: int | None = None, instructions: Sequence[str] = ()
+    actions: Array,
+    deltas: bool | None,
+    gripper: int | None,
+    shortest: int | None = None,
+    instructions: Sequence[str] = (),
 ) -> list[Segment]:
     """Cut a trajectory into segments; the same actions give the same segments.
 
     Args:
         actions: float (T, A), T >= 1. With `deltas` and A = 7: [0:3] metres, [3:6] radians, a step.
-        deltas: actions are displacements; otherwise (or where that is not known) positions, whose differences are taken and smoothed
-            over half a shortest segment. What is not finite counts as no displacement, or as the position before it.
+        deltas: actions are displacements; otherwise (or where that is not known) positions, whose differences
+            are taken and smoothed over half a shortest segment. What is not finite counts as no displacement,
+            or as the position before it.
         gripper: index of the gripper's dimension (larger is more open), None where there is none.
-        shortest: least number of frames of a segment; None means T / 16, and at least 2. A shorter trajectory is one segment.
-        instructions: the T frames' sentences; no segment goes on where the sentence changes, and each stretch is cut as its own trajectory.
+        shortest: least number of frames of a segment; None means T / 16, and at least 2. A shorter trajectory
+            is one segment.
+        instructions: the T frames' sentences; no segment goes on where the sentence changes, and each stretch
+            is cut as its own trajectory.
 
     Returns:
         Segments in order, covering [0, T) without gap or overlap.
@@ -63,7 +73,9 @@ def split_segments(
     bounds = [*cuts, length]
     for start, end in pairwise(bounds):
         if whole > 1e-12:
-            cuts |= {start + cut: "motion" for cut in _change_points(velocity[start:end], GAIN * whole, least)}
+            cuts |= {
+                start + cut: "motion" for cut in _change_points(velocity[start:end], GAIN * whole, least)
+            }
     starts = sorted(cuts)
     return [Segment(start, end, cuts[start]) for start, end in pairwise([*starts, length])]
 
@@ -75,7 +87,9 @@ def same(values: Sequence[str]) -> list[tuple[int, int]]:
 
 
 def _gripper_events(actions: Array, gripper: int | None, least: int) -> dict[int, str]:
-    """Frames at which the gripper's command crosses the middle of its range, `least` frames apart from each other and from both ends."""
+    """Frames at which the gripper's command crosses the middle of its range, `least` frames apart from each
+    other and from both ends.
+    """
     if gripper is None:
         return {}
     command = actions[:, gripper]
@@ -104,7 +118,9 @@ def _velocity(actions: Array, deltas: bool | None, gripper: int | None, least: i
 
 
 def _change_points(velocity: Array, penalty: float, least: int) -> list[int]:
-    """Cuts of the piecewise constant fit of velocity (n, D) that minimises squared error + penalty * cuts; segments of at least `least` frames."""
+    """Cuts of the piecewise constant fit of velocity (n, D) that minimises squared error + penalty * cuts;
+    segments of at least `least` frames.
+    """
     n = len(velocity)
     sums = np.concatenate([np.zeros((1, velocity.shape[1])), np.cumsum(velocity, axis=0)])
     squares = np.concatenate([[0.0], np.cumsum((velocity**2).sum(1))])

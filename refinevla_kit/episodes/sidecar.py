@@ -1,7 +1,8 @@
-"""What the simulator knew about each frame, beside the dataset: `simulator/episode_000000.npz`, one an episode, and `simulator/simulator.json`.
+"""What the simulator knew about each frame, beside the dataset: `simulator/episode_000000.npz`, one an
+episode, and `simulator/simulator.json`.
 
-An npz holds `state.<field>` (T, ...) for each field of `SceneState`, `mask_labels` uint8 (T, H, W), 0 for nothing and i for the i-th of `mask_names`.
-Other LeRobot readers do not look here.
+An npz holds `state.<field>` (T, ...) for each field of `SceneState`, `mask_labels` uint8 (T, H, W), 0 for
+nothing and i for the i-th of `mask_names`. Other LeRobot readers do not look here.
 """
 
 from __future__ import annotations
@@ -33,8 +34,12 @@ def write_description(root: Path) -> None:
     write_json(root / FOLDER / "simulator.json", about)
 
 
-def write_sidecar(root: Path, episode: int, states: Sequence[SceneState] | None, masks: dict[str, Array] | None) -> None:
-    """Write one episode's npz; writes nothing when there is neither state nor masks. The same arrays give the same bytes."""
+def write_sidecar(
+    root: Path, episode: int, states: Sequence[SceneState] | None, masks: dict[str, Array] | None
+) -> None:
+    """Write one episode's npz; writes nothing when there is neither state nor masks. The same arrays give the
+    same bytes.
+    """
     arrays: dict[str, Array] = {}
     if states is not None:
         rows = [state.to_arrays() for state in states]
@@ -42,9 +47,13 @@ def write_sidecar(root: Path, episode: int, states: Sequence[SceneState] | None,
     if masks:
         stack = np.stack([np.asarray(mask, bool) for mask in masks.values()])  # (M, T, H, W)
         if len(stack) > 255 or stack.sum(0, dtype=np.uint16).max() > 1:
-            raise ValueError("masks overlap (or are more than 255): a pixel can only be labelled with one name")
+            raise ValueError(
+                "masks overlap (or are more than 255): a pixel can only be labelled with one name"
+            )
         arrays["mask_names"] = np.array(list(masks))
-        arrays["mask_labels"] = np.tensordot(np.arange(1, len(stack) + 1, dtype=np.uint8), stack.astype(np.uint8), 1)
+        arrays["mask_labels"] = np.tensordot(
+            np.arange(1, len(stack) + 1, dtype=np.uint8), stack.astype(np.uint8), 1
+        )
     if arrays:
         path = sidecar_path(root, episode)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,8 +71,14 @@ def read_states(root: Path, episode: int) -> list[SceneState] | None:
         return None
     names = [field.name for field in fields(SceneState)]
     if missing := [name for name in names if f"state.{name}" not in arrays]:
-        raise KitError(f"{sidecar_path(root, episode)} lacks {', '.join(missing)}", "record the dataset again with this version of the kit")
-    return [SceneState(**{name: np.asarray(arrays[f"state.{name}"][t]) for name in names}) for t in range(len(arrays["state.phase"]))]
+        raise KitError(
+            f"{sidecar_path(root, episode)} lacks {', '.join(missing)}",
+            "record the dataset again with this version of the kit",
+        )
+    return [
+        SceneState(**{name: np.asarray(arrays[f"state.{name}"][t]) for name in names})
+        for t in range(len(arrays["state.phase"]))
+    ]
 
 
 def read_masks(root: Path, episode: int) -> dict[str, Array] | None:
@@ -71,7 +86,9 @@ def read_masks(root: Path, episode: int) -> dict[str, Array] | None:
     arrays = _load(sidecar_path(root, episode), "mask_")
     if not arrays:
         return None
-    return {str(name): arrays["mask_labels"] == label for label, name in enumerate(arrays["mask_names"], start=1)}
+    return {
+        str(name): arrays["mask_labels"] == label for label, name in enumerate(arrays["mask_names"], start=1)
+    }
 
 
 def _load(path: Path, prefix: str) -> dict[str, Array]:
@@ -80,8 +97,12 @@ def _load(path: Path, prefix: str) -> dict[str, Array]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files if name.startswith(prefix)}
-        if len({len(array) for name, array in arrays.items() if name != "mask_names"}) > 1 or ("mask_names" in arrays) != ("mask_labels" in arrays):
+        if len({len(array) for name, array in arrays.items() if name != "mask_names"}) > 1 or (
+            "mask_names" in arrays
+        ) != ("mask_labels" in arrays):
             raise ValueError("arrays are missing, or of different lengths")
         return arrays
     except Exception as error:  # NumPy and zipfile raise anything of damaged files
-        raise unreadable(path, error, "the file is cut off or damaged: copy or record the dataset again") from error
+        raise unreadable(
+            path, error, "the file is cut off or damaged: copy or record the dataset again"
+        ) from error

@@ -1,7 +1,9 @@
-"""Frames to and from mp4. Encoding gives the same bytes for the same frames; decoding finds a frame by its number, exactly.
+"""Frames to and from mp4. Encoding gives the same bytes for the same frames; decoding finds a frame by its
+number, exactly.
 
-Colours: swscale's fast path rounds down (one grey level darker on average, each way), which a policy trained on video would see and a simulator
-would not show. The accurate path is used both ways: what remains at crf 14 is the chroma subsampling of yuv420p, about 1 level on average.
+Colours: swscale's fast path rounds down (one grey level darker on average, each way), which a policy trained
+on video would see and a simulator would not show. The accurate path is used both ways: what remains at crf 14
+is the chroma subsampling of yuv420p, about 1 level on average.
 """
 
 from __future__ import annotations
@@ -32,15 +34,23 @@ logging.getLogger("libav").setLevel(logging.CRITICAL)  # its complaints come as 
 
 
 class VideoWriter:
-    """Encodes frames into one mp4; each call of `write` starts with a key frame, so episodes can be cut out without re-encoding."""
+    """Encodes frames into one mp4; each call of `write` starts with a key frame, so episodes can be cut out
+    without re-encoding.
+    """
 
     def __init__(self, path: Path, fps: int, height: int, width: int) -> None:
         self.path, self.frames, self.bytes = path, 0, 0  # bytes encoded so far
         self._failed = False
-        self._margins = ((0, height % 2), (0, width % 2), (0, 0))  # yuv420p takes even sizes only: the last row or column is doubled
+        self._margins = (
+            (0, height % 2),
+            (0, width % 2),
+            (0, 0),
+        )  # yuv420p takes even sizes only: the last row or column is doubled
         with self._writing():
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._container = av.open(str(path), "w", format="mp4")  # said, because a temporary name has another ending
+            self._container = av.open(
+                str(path), "w", format="mp4"
+            )  # said, because a temporary name has another ending
         stream: Any = self._container.add_stream(CODEC, rate=fps, options=OPTIONS)
         stream.height, stream.width, stream.pix_fmt = height + height % 2, width + width % 2, PIXELS
         stream.codec_context.thread_count = 1  # threads would change the bytes
@@ -52,7 +62,9 @@ class VideoWriter:
         with self._writing():
             for i, image in enumerate(images):
                 even = np.pad(image, self._margins, mode="edge")
-                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(even), "rgb24").reformat(format=PIXELS, interpolation=SCALING)
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(even), "rgb24").reformat(
+                    format=PIXELS, interpolation=SCALING
+                )
                 frame.pts = self.frames
                 frame.pict_type = av.video.frame.PictureType.I if i == 0 else av.video.frame.PictureType.NONE
                 packets = self._stream.encode(frame)
@@ -61,7 +73,9 @@ class VideoWriter:
                 self.frames += 1
 
     def close(self, flush: bool = True) -> None:
-        """Finish the file. After a `write` that failed nothing more is written: muxing on after a full disk crashes inside FFmpeg."""
+        """Finish the file. After a `write` that failed nothing more is written: muxing on after a full disk
+        crashes inside FFmpeg.
+        """
         with self._writing():
             try:
                 if flush and not self._failed:
@@ -77,15 +91,22 @@ class VideoWriter:
         except (OSError, av.error.FFmpegError) as error:
             self._failed = True
             if error.errno == errno.ENOSPC:
-                raise KitError(f"no space left on the disk while writing {self.path}", "free space or choose another output folder") from error
-            raise KitError(f"video {self.path} cannot be written ({error.strerror or error})", "choose another output folder") from error
+                raise KitError(
+                    f"no space left on the disk while writing {self.path}",
+                    "free space or choose another output folder",
+                ) from error
+            raise KitError(
+                f"video {self.path} cannot be written ({error.strerror or error})",
+                "choose another output folder",
+            ) from error
         except BaseException:
             self._failed = True
             raise
 
 
 def count_frames(path: Path, fps: float) -> int:
-    """Number of frames of a video without decoding any, from its index or, where that says nothing, from its packets.
+    """Number of frames of a video without decoding any, from its index or, where that says nothing, from its
+    packets.
 
     Raises:
         KitError: missing or damaged file, or one that runs at another rate than `fps`.
@@ -121,8 +142,15 @@ def read_frames(path: Path, wanted: Sequence[int], fps: float) -> Array:
         at, frames = -SEEK_AFTER - 1, iter(())  # number of the last decoded frame; none yet
         for number in order:
             if not at < number <= at + SEEK_AFTER:
-                with suppress(av.error.PermissionError):  # a file that cannot seek back to its beginning is read from where it stands
-                    container.seek(start + int((number + 0.5) / fps / base), stream=stream, backward=True, any_frame=False)
+                with suppress(
+                    av.error.PermissionError
+                ):  # a file that cannot seek back to its beginning is read from where it stands
+                    container.seek(
+                        start + int((number + 0.5) / fps / base),
+                        stream=stream,
+                        backward=True,
+                        any_frame=False,
+                    )
                 frames = container.decode(stream)
             for frame in frames:
                 at = round((frame.pts - start) * base * fps)
@@ -139,7 +167,9 @@ def read_frames(path: Path, wanted: Sequence[int], fps: float) -> Array:
 
 
 def _other_rate(stream: Any, fps: float, share: float) -> str:
-    """What to say of a video whose frames come faster or slower than `fps` by more than `share` of it; else ""."""
+    """What to say of a video whose frames come faster or slower than `fps` by more than `share` of it; else
+    "".
+    """
     rate = float(stream.average_rate or fps)
     return "" if abs(rate / fps - 1) <= share else f"runs at {rate:g} frames a second, info.json says {fps:g}"
 
@@ -152,7 +182,9 @@ class _opened:
 
     def __enter__(self) -> Any:
         if not exists(self.path):
-            raise KitError(f"video {self.path} is missing", "copy or download the dataset again, videos included")
+            raise KitError(
+                f"video {self.path} is missing", "copy or download the dataset again, videos included"
+            )
         try:
             self._container = av.open(str(behind(self.path)))
         except (av.error.FFmpegError, OSError, ValueError) as error:
@@ -165,4 +197,6 @@ class _opened:
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         self._container.close()
         if isinstance(error, av.error.FFmpegError | ValueError | OverflowError | MemoryError):
-            raise KitError(f"video {self.path} cannot be decoded ({getattr(error, 'strerror', error)})", REMEDY) from error
+            raise KitError(
+                f"video {self.path} cannot be decoded ({getattr(error, 'strerror', error)})", REMEDY
+            ) from error

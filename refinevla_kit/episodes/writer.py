@@ -1,8 +1,10 @@
-"""Writes episodes as a LeRobot v3.0 dataset: tables and mp4 files that hold many episodes, complete meta, the simulator's knowledge beside it.
+"""Writes episodes as a LeRobot v3.0 dataset: tables and mp4 files that hold many episodes, complete meta, the
+simulator's knowledge beside it.
 
-Layout and columns are LeRobot's own (huggingface/lerobot v0.4.4, `lerobot/datasets`); what only this kit knows goes under "refinevla" in
-info.json and in `refinevla/...` columns of meta/episodes, where other readers leave it alone. Everything is written in a temporary folder, which
-takes the dataset's name when it is complete: there is no half-written dataset. The same episodes give the same bytes.
+Layout and columns are LeRobot's own (huggingface/lerobot v0.4.4, `lerobot/datasets`); what only this kit
+knows goes under "refinevla" in info.json and in `refinevla/...` columns of meta/episodes, where other readers
+leave it alone. Everything is written in a temporary folder, which takes the dataset's name when it is
+complete: there is no half-written dataset. The same episodes give the same bytes.
 """
 
 from __future__ import annotations
@@ -25,11 +27,23 @@ from refinevla_kit.errors import KitError
 from refinevla_kit.files import replacing, write_json
 from refinevla_kit.simulator.contract import Array
 
-CHUNK, DATA_MEGABYTES, VIDEO_MEGABYTES = 1000, 100, 200  # LeRobot's defaults: files a folder, megabytes a file
-EPISODES_FILE = DATA_FILE = "chunk-000/file-000.parquet"  # tables are small: 100 MB would be 1.3 million frames
+CHUNK, DATA_MEGABYTES, VIDEO_MEGABYTES = (
+    1000,
+    100,
+    200,
+)  # LeRobot's defaults: files a folder, megabytes a file
+EPISODES_FILE = DATA_FILE = (
+    "chunk-000/file-000.parquet"  # tables are small: 100 MB would be 1.3 million frames
+)
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
-COLUMNS = {"timestamp": pa.float32(), "frame_index": pa.int64(), "episode_index": pa.int64(), "index": pa.int64(), "task_index": pa.int64()}
+COLUMNS = {
+    "timestamp": pa.float32(),
+    "frame_index": pa.int64(),
+    "episode_index": pa.int64(),
+    "index": pa.int64(),
+    "task_index": pa.int64(),
+}
 
 
 class DatasetWriter:
@@ -42,11 +56,13 @@ class DatasetWriter:
         camera: name of the one camera's feature.
         action_names, state_names: name of each dimension.
         deltas: actions are displacements (this kit's own), else absolute positions.
-        overwrite: replace what is at `path`, once the new dataset is complete, unless it holds what was paid for (`files.paid_files`).
+        overwrite: replace what is at `path`, once the new dataset is complete, unless it holds what was paid
+            for (`files.paid_files`).
         video_megabytes: an mp4 that has reached this size takes no further episode.
 
     Raises:
-        KitError: `path` exists; from `add`: an episode that does not fit the first one; on close: nothing was added, or no disk space.
+        KitError: `path` exists; from `add`: an episode that does not fit the first one; on close: nothing was
+            added, or no disk space.
     """
 
     def __init__(
@@ -63,7 +79,9 @@ class DatasetWriter:
     ) -> None:
         self.path = Path(path)
         if self.path.exists() and not overwrite:
-            raise KitError(f"{self.path} exists already", "choose another path, remove it, or pass overwrite=True")
+            raise KitError(
+                f"{self.path} exists already", "choose another path, remove it, or pass overwrite=True"
+            )
         self.fps, self.robot_type, self.camera, self.deltas = int(fps), robot_type, camera, deltas
         self.names = {"observation.state": tuple(state_names), "action": tuple(action_names)}
         self.video_megabytes = video_megabytes
@@ -98,9 +116,18 @@ class DatasetWriter:
         stats = {name: statistics.of_values(values) for name, values in table.items()}
         stats[self.camera] = statistics.of_pixel_levels(levels, length)
         row: dict[str, Any] = {"episode_index": index, "tasks": [episode.instruction], "length": length}
-        row |= {"data/chunk_index": 0, "data/file_index": 0, "dataset_from_index": self._frames, "dataset_to_index": self._frames + length}
+        row |= {
+            "data/chunk_index": 0,
+            "data/file_index": 0,
+            "dataset_from_index": self._frames,
+            "dataset_to_index": self._frames + length,
+        }
         row |= self._write_video(episode.images)
-        row |= {f"stats/{feature}/{name}": value for feature, entries in stats.items() for name, value in entries.items()}
+        row |= {
+            f"stats/{feature}/{name}": value
+            for feature, entries in stats.items()
+            for name, value in entries.items()
+        }
         row |= {"meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0}
         row |= {f"refinevla/{name}": getattr(episode, name) for name in ("task", "success", "seed", "start")}
         sidecar.write_sidecar(self._root, index, episode.states, episode.masks)
@@ -115,7 +142,9 @@ class DatasetWriter:
             if not self._rows:
                 raise KitError(f"no episode was added to {self.path}", "record at least one episode")
             self._close_video()
-            columns = {name: np.concatenate([table[name] for table in self._tables]) for name in self._tables[0]}
+            columns = {
+                name: np.concatenate([table[name] for table in self._tables]) for name in self._tables[0]
+            }
             self._write_tables(columns)
             stats = {name: statistics.of_values(values) for name, values in columns.items()}
             stats[self.camera] = statistics.of_pixel_levels(self._levels, self._frames)
@@ -126,7 +155,9 @@ class DatasetWriter:
     def __enter__(self) -> DatasetWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if error is None:
             self.close()
             return
@@ -144,16 +175,31 @@ class DatasetWriter:
         for name, (dtype, shape) in expected.items():
             array = getattr(episode, name)
             if array.dtype != dtype or array.shape != shape:
-                raise KitError(f"episode {len(self._rows)}: {name} is {array.dtype} {array.shape}", f"this dataset takes {np.dtype(dtype)} {shape}")
+                raise KitError(
+                    f"episode {len(self._rows)}: {name} is {array.dtype} {array.shape}",
+                    f"this dataset takes {np.dtype(dtype)} {shape}",
+                )
             if not np.isfinite(array).all():
-                raise KitError(f"episode {len(self._rows)}: {name} has values that are not finite", "leave the broken episode out")
+                raise KitError(
+                    f"episode {len(self._rows)}: {name} has values that are not finite",
+                    "leave the broken episode out",
+                )
         if length == 0 or height % 2 or width % 2:
-            raise KitError(f"episode {len(self._rows)}: images are {episode.images.shape}", "give one frame or more, of even height and width")
+            raise KitError(
+                f"episode {len(self._rows)}: images are {episode.images.shape}",
+                "give one frame or more, of even height and width",
+            )
         if episode.states is not None and len(episode.states) != length:
-            raise KitError(f"episode {len(self._rows)}: {len(episode.states)} states for {length} frames", "give one state a frame")
+            raise KitError(
+                f"episode {len(self._rows)}: {len(episode.states)} states for {length} frames",
+                "give one state a frame",
+            )
         for name, mask in (episode.masks or {}).items():
             if mask.shape != (length, height, width):
-                raise KitError(f"episode {len(self._rows)}: mask {name!r} is {mask.shape}", f"give one mask a frame: {(length, height, width)}")
+                raise KitError(
+                    f"episode {len(self._rows)}: mask {name!r} is {mask.shape}",
+                    f"give one mask a frame: {(length, height, width)}",
+                )
         self._size = (height, width)
 
     def _write_video(self, images: Array) -> dict[str, Any]:
@@ -179,8 +225,12 @@ class DatasetWriter:
     def _write_tables(self, columns: dict[str, Array]) -> None:
         arrays = {name: pa.array(columns[name], type) for name, type in COLUMNS.items()}
         for name in self.names:  # fixed-size lists, as LeRobot stores vectors
-            arrays[name] = pa.FixedSizeListArray.from_arrays(pa.array(columns[name].ravel()), columns[name].shape[1])
-        tasks = pa.table({"task_index": pa.array(range(len(self._tasks)), pa.int64()), "task": list(self._tasks)})
+            arrays[name] = pa.FixedSizeListArray.from_arrays(
+                pa.array(columns[name].ravel()), columns[name].shape[1]
+            )
+        tasks = pa.table(
+            {"task_index": pa.array(range(len(self._tasks)), pa.int64()), "task": list(self._tasks)}
+        )
         tables = {
             f"data/{DATA_FILE}": pa.table({name: arrays[name] for name in columns}),
             f"meta/episodes/{EPISODES_FILE}": pa.Table.from_pylist(self._rows),
@@ -192,15 +242,29 @@ class DatasetWriter:
 
     def _info(self) -> dict[str, Any]:
         height, width = self._size
-        features: dict[str, Any] = {name: {"dtype": "float32", "shape": [len(names)], "names": list(names)} for name, names in self.names.items()}
-        about = {"height": height, "width": width, "codec": "h264", "pix_fmt": PIXELS, "is_depth_map": False, "fps": self.fps, "channels": 3}
+        features: dict[str, Any] = {
+            name: {"dtype": "float32", "shape": [len(names)], "names": list(names)}
+            for name, names in self.names.items()
+        }
+        about = {
+            "height": height,
+            "width": width,
+            "codec": "h264",
+            "pix_fmt": PIXELS,
+            "is_depth_map": False,
+            "fps": self.fps,
+            "channels": 3,
+        }
         features[self.camera] = {
             "dtype": "video",
             "shape": [height, width, 3],
             "names": ["height", "width", "channels"],
             "info": {f"video.{name}": value for name, value in about.items()} | {"has_audio": False},
         }
-        features |= {name: {"dtype": str(type).replace("float", "float32"), "shape": [1], "names": None} for name, type in COLUMNS.items()}
+        features |= {
+            name: {"dtype": str(type).replace("float", "float32"), "shape": [1], "names": None}
+            for name, type in COLUMNS.items()
+        }
         return {
             "codebase_version": "v3.0",
             "robot_type": self.robot_type,
@@ -219,13 +283,34 @@ class DatasetWriter:
         }
 
 
-# LeRobot reads tasks.parquet with pandas and takes the sentence from the index; pandas finds the index in this note.
+# LeRobot reads tasks.parquet with pandas and takes the sentence from the index; pandas finds the index in
+# this note.
 PANDAS_TASKS: dict[str, Any] = {
     "index_columns": ["task"],
-    "column_indexes": [{"name": None, "field_name": None, "pandas_type": "unicode", "numpy_type": "object", "metadata": {"encoding": "UTF-8"}}],
+    "column_indexes": [
+        {
+            "name": None,
+            "field_name": None,
+            "pandas_type": "unicode",
+            "numpy_type": "object",
+            "metadata": {"encoding": "UTF-8"},
+        }
+    ],
     "columns": [
-        {"name": "task_index", "field_name": "task_index", "pandas_type": "int64", "numpy_type": "int64", "metadata": None},
-        {"name": "task", "field_name": "task", "pandas_type": "unicode", "numpy_type": "object", "metadata": None},
+        {
+            "name": "task_index",
+            "field_name": "task_index",
+            "pandas_type": "int64",
+            "numpy_type": "int64",
+            "metadata": None,
+        },
+        {
+            "name": "task",
+            "field_name": "task",
+            "pandas_type": "unicode",
+            "numpy_type": "object",
+            "metadata": None,
+        },
     ],
     "pandas_version": "2.0.0",
 }

@@ -1,4 +1,6 @@
-"""The scripted demonstrator as a policy: it sees simulator state instead of pixels, and marks the ceiling of the other policies."""
+"""The scripted demonstrator as a policy: it sees simulator state instead of pixels, and marks the ceiling of
+the other policies.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from refinevla_kit.tasks import find_task
 class DemonstratorPolicy:
     """Acts from privileged state; `evaluate` hands it `SceneState`s because of `needs_state`.
 
-    `checkpoint_hash` is that of the demonstrator's own code: it has no weights, and a changed script is another policy.
+    `checkpoint_hash` is that of the demonstrator's own code: it has no weights, and a changed script is
+    another policy.
     """
 
     needs_state = True
@@ -30,7 +33,10 @@ class DemonstratorPolicy:
 
     def act_states(self, states: Sequence[SceneState], tasks: Sequence[str]) -> list[Action]:
         """One action a state, for the task of that name."""
-        return [_action(demonstrator.Demonstrator(find_task(task)).act(state)) for state, task in zip(states, tasks, strict=True)]
+        return [
+            _action(demonstrator.Demonstrator(find_task(task)).act(state))
+            for state, task in zip(states, tasks, strict=True)
+        ]
 
 
 def _action(processed: Array) -> Action:

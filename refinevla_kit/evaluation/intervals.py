@@ -1,8 +1,10 @@
-"""Intervals, paired tests and power for success rates, over plain numbers; by scipy and statsmodels. Rates are fractions in [0, 1] throughout.
+"""Intervals, paired tests and power for success rates, over plain numbers; by scipy and statsmodels. Rates
+are fractions in [0, 1] throughout.
 
-The unit is the start (`aggregation.start_values`), tasks are strata. Played in six variants, 24 starts are 144 episodes, but where a start is hard in
-all six they say little more than 24: taken for independent they gave 95 % intervals that held the true rate 68-77 % of the time (simulated, starts
-that differ much); the intervals here held it 94 % or more.
+The unit is the start (`aggregation.start_values`), tasks are strata. Played in six variants, 24 starts are
+144 episodes, but where a start is hard in all six they say little more than 24: taken for independent they
+gave 95 % intervals that held the true rate 68-77 % of the time (simulated, starts that differ much); the
+intervals here held it 94 % or more.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ class Rate:
 
 
 def wilson(successes: float, episodes: float, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (Wilson 1927; recommended for small samples by Newcombe 1998)."""
+    """Wilson's score interval of a proportion (Wilson 1927; recommended for small samples by Newcombe
+    1998).
+    """
     from statsmodels.stats.proportion import proportion_confint
 
     low, high = proportion_confint(successes, episodes, alpha=1 - level, method="wilson")
@@ -43,14 +47,19 @@ def rate(successes: int, episodes: int) -> Rate:
     return Rate(successes / episodes, *wilson(successes, episodes), successes, episodes)
 
 
-def mean_rate(values: Sequence[Array], weights: Sequence[float] | None, successes: int, episodes: int) -> Rate:
-    """Weighted mean over tasks (equal weights by default) of the mean over starts, with Wilson's interval at the effective number of starts.
+def mean_rate(
+    values: Sequence[Array], weights: Sequence[float] | None, successes: int, episodes: int
+) -> Rate:
+    """Weighted mean over tasks (equal weights by default) of the mean over starts, with Wilson's interval at
+    the effective number of starts.
 
-    That number is the size of the plain sample that would be as uncertain, p (1 - p) / variance: the device of survey statistics (Korn and Graubard
-    1998; with Wilson's interval: Franco, Little, Louis and Slud 2019). One success and one failure, spread over the tasks, are added where the
-    variance is estimated, so that a task that never (or always) succeeds does not pass for certain. One task in one variant gives Wilson's interval
-    itself. Simulated at SIMPLER's sizes, with rates from 0.001 to 0.97, 95 % intervals cover 91-98 % for single variants, as Wilson's own do, and
-    94 % or more for several; stratified Wilson (Yan and Su 2010) went down to 73 %, a cluster bootstrap to 65 %.
+    That number is the size of the plain sample that would be as uncertain, p (1 - p) / variance: the device
+    of survey statistics (Korn and Graubard 1998; with Wilson's interval: Franco, Little, Louis and Slud
+    2019). One success and one failure, spread over the tasks, are added where the variance is estimated, so
+    that a task that never (or always) succeeds does not pass for certain. One task in one variant gives
+    Wilson's interval itself. Simulated at SIMPLER's sizes, with rates from 0.001 to 0.97, 95 % intervals
+    cover 91-98 % for single variants, as Wilson's own do, and 94 % or more for several; stratified Wilson
+    (Yan and Su 2010) went down to 73 %, a cluster bootstrap to 65 %.
 
     Args:
         values: one array a task, float (starts,), from `aggregation.start_values`.
@@ -60,53 +69,82 @@ def mean_rate(values: Sequence[Array], weights: Sequence[float] | None, successe
     centres = np.array([one.sum() + share for one in values]) / (sizes + 2 * share)
     variances = np.array([(one**2).sum() + share for one in values]) / (sizes + 2 * share) - centres**2
     mean, middle = min(1.0, float(weight @ [one.mean() for one in values])), float(weight @ centres)
-    spent = 1 if len(values) > 1 else 0  # each of several tasks spends one of its starts (a drawer has nine) on its own mean
+    spent = (
+        1 if len(values) > 1 else 0
+    )  # each of several tasks spends one of its starts (a drawer has nine) on its own mean
     effective = middle * (1 - middle) / float(weight**2 @ (variances / np.maximum(sizes - spent, 1)))
     return Rate(mean, *wilson(mean * effective, effective), successes, episodes)
 
 
 def paired_bootstrap(
-    differences: Sequence[Array], level: float = 0.95, draws: int = 10_000, seed: int = 0, resample_tasks: bool = False,
+    differences: Sequence[Array],
+    level: float = 0.95,
+    draws: int = 10_000,
+    seed: int = 0,
+    resample_tasks: bool = False,
     weights: Sequence[float] | None = None,
-) -> tuple[float, float]:  # fmt: skip
-    """Percentile interval of the weighted mean over tasks of the mean paired difference; starts are drawn within their task.
+) -> tuple[float, float]:
+    """Percentile interval of the weighted mean over tasks of the mean paired difference; starts are drawn
+    within their task.
 
     Args:
         differences: one array a task, float (starts,): a minus b on the same start, in [-1, 1].
-        resample_tasks: draw the tasks too. Off, the interval is about these tasks; on, about tasks like these (and needs more than a few of them).
+        resample_tasks: draw the tasks too. Off, the interval is about these tasks; on, about tasks like these
+            (and needs more than a few of them).
         weights: of the tasks, with which they are drawn too; equal by default.
     """
     generator, weight = np.random.default_rng(seed), _normalised(weights, len(differences))
     distinct = [np.unique(one, return_counts=True) for one in differences]
-    means = np.stack([generator.multinomial(n := counts.sum(), counts / n, draws) @ values / n for values, counts in distinct])  # tasks x draws
+    means = np.stack(
+        [
+            generator.multinomial(n := counts.sum(), counts / n, draws) @ values / n
+            for values, counts in distinct
+        ]
+    )  # tasks x draws
     if resample_tasks:
-        means, weight = means[generator.choice(len(means), means.shape, p=weight), np.arange(draws)], _normalised(None, len(means))
+        means, weight = (
+            means[generator.choice(len(means), means.shape, p=weight), np.arange(draws)],
+            _normalised(None, len(means)),
+        )
     low, high = np.quantile(weight @ means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
-def paired_adjusted(differences: Sequence[Array], weights: Sequence[float] | None = None, level: float = 0.95) -> tuple[float, float]:
-    """Interval of the same mean that is not empty where nothing differs: one start that only a wins and one that only b wins are added, spread over
-    the tasks. For one task in one variant it is the interval of Bonett and Price (2012). Arguments as of `paired_bootstrap`."""
+def paired_adjusted(
+    differences: Sequence[Array], weights: Sequence[float] | None = None, level: float = 0.95
+) -> tuple[float, float]:
+    """Interval of the same mean that is not empty where nothing differs: one start that only a wins and one
+    that only b wins are added, spread over the tasks. For one task in one variant it is the interval of
+    Bonett and Price (2012). Arguments as of `paired_bootstrap`.
+    """
     weight, share = _normalised(weights, len(differences)), 1 / len(differences)
     sizes = np.array([len(one) + 2 * share for one in differences])
     means = np.array([one.sum() for one in differences]) / sizes
     variances = np.array([(one**2).sum() + 2 * share for one in differences]) / sizes - means**2
-    middle, half = float(weight @ means), float(stats.norm.ppf((1 + level) / 2) * np.sqrt(weight**2 @ (variances / sizes)))
+    middle, half = (
+        float(weight @ means),
+        float(stats.norm.ppf((1 + level) / 2) * np.sqrt(weight**2 @ (variances / sizes))),
+    )
     return max(-1.0, middle - half), min(1.0, middle + half)
 
 
 def unpaired_difference(a: Rate, b: Rate) -> tuple[float, float]:
-    """95 % interval of rate a minus rate b on independent episodes, from their two intervals (Newcombe 1998, method 10)."""
+    """95 % interval of rate a minus rate b on independent episodes, from their two intervals (Newcombe 1998,
+    method 10).
+    """
     difference = a.rate - b.rate
-    return difference - float(np.hypot(a.rate - a.low, b.high - b.rate)), difference + float(np.hypot(a.high - a.rate, b.rate - b.low))
+    return difference - float(np.hypot(a.rate - a.low, b.high - b.rate)), difference + float(
+        np.hypot(a.high - a.rate, b.rate - b.low)
+    )
 
 
 def sign_flip(differences: Iterable[int]) -> float:
-    """Two-sided exact p-value of a sum of differences, one a start, whose signs are fair coins if the policies are equally good.
+    """Two-sided exact p-value of a sum of differences, one a start, whose signs are fair coins if the
+    policies are equally good.
 
-    A start's difference is the number of its episodes that only a won, less those that only b won: its variants turn together, because they
-    stand or fall together. With one episode a start this is McNemar's exact test.
+    A start's difference is the number of its episodes that only a won, less those that only b won: its
+    variants turn together, because they stand or fall together. With one episode a start this is McNemar's
+    exact test.
     """
     differences = list(differences)
     chances = np.ones(1)  # of the sums -total, -total + 2, ... total
@@ -117,40 +155,56 @@ def sign_flip(differences: Iterable[int]) -> float:
 
 
 def episodes_needed_unpaired(a: float, b: float, power: float = 0.8, level: float = 0.95) -> int:
-    """Episodes *each* of two policies with success rates a and b needs, on independent episodes, for a two-sided z-test to find the difference."""
+    """Episodes *each* of two policies with success rates a and b needs, on independent episodes, for a
+    two-sided z-test to find the difference.
+    """
     return ceil(_unpaired_size(a, b, power, level))
 
 
 def episodes_needed_paired(only_a: float, only_b: float, power: float = 0.8, level: float = 0.95) -> int:
-    """Shared episodes two policies need for McNemar's test to find the difference (Connor 1987, Biometrics 43, 207-211).
+    """Shared episodes two policies need for McNemar's test to find the difference (Connor 1987, Biometrics
+    43, 207-211).
 
     Args:
-        only_a, only_b: probability that an episode succeeds under a alone, and under b alone. Policies that fail independently have a (1 - b) and
-            b (1 - a); policies that fail on the same episodes have less, and need fewer episodes.
+        only_a, only_b: probability that an episode succeeds under a alone, and under b alone. Policies that
+            fail independently have a (1 - b) and b (1 - a); policies that fail on the same episodes have
+            less, and need fewer episodes.
     """
     return ceil(paired_size(only_a + only_b, only_a - only_b, power, level))
 
 
-def resolvable_gain(base: float, episodes: int, discordant: float | None = None, power: float = 0.8, level: float = 0.95) -> float | None:
-    """The smallest gain over a policy with success rate `base` that `episodes` find with this power; None where they can find none.
+def resolvable_gain(
+    base: float, episodes: int, discordant: float | None = None, power: float = 0.8, level: float = 0.95
+) -> float | None:
+    """The smallest gain over a policy with success rate `base` that `episodes` find with this power; None
+    where they can find none.
 
     Args:
         episodes: of each policy.
-        discordant: None for independent episodes. Else both policies play the same ones, and this is the share of them on which they differ
-            (2 base (1 - base) if they fail independently; `Comparison.discordant` is the measured one).
+        discordant: None for independent episodes. Else both policies play the same ones, and this is the
+            share of them on which they differ (2 base (1 - base) if they fail independently;
+            `Comparison.discordant` is the measured one).
     """
     most = 1 - base if discordant is None else min(discordant, 1 - base)
 
     def missing(gain: float) -> float:
-        return (_unpaired_size(base + gain, base, power, level) if discordant is None else paired_size(discordant, gain, power, level)) - episodes
+        return (
+            _unpaired_size(base + gain, base, power, level)
+            if discordant is None
+            else paired_size(discordant, gain, power, level)
+        ) - episodes
 
     return float(optimize.brentq(missing, 1e-6, most)) if most > 1e-6 and missing(most) <= 0 else None
 
 
 def paired_size(square: float, difference: float, power: float = 0.8, level: float = 0.95) -> float:
-    """Pairs for which a mean difference with this mean square is found; for outcomes, the square is the share of discordant pairs (Connor 1987)."""
+    """Pairs for which a mean difference with this mean square is found; for outcomes, the square is the share
+    of discordant pairs (Connor 1987).
+    """
     z_level, z_power = stats.norm.ppf((1 + level) / 2), stats.norm.ppf(power)
-    return float(((z_level * np.sqrt(square) + z_power * np.sqrt(max(0.0, square - difference**2))) / difference) ** 2)
+    return float(
+        ((z_level * np.sqrt(square) + z_power * np.sqrt(max(0.0, square - difference**2))) / difference) ** 2
+    )
 
 
 def _unpaired_size(a: float, b: float, power: float, level: float) -> float:

@@ -1,9 +1,11 @@
 """The published numbers, with their source and mark, the episodes behind them, and what these can support.
 
-Two marks: "primary" was seen in the source itself, "secondary" only in third-party reading notes of the ReFineVLA paper. Percentages are as printed.
-The episodes behind them are what SIMPLER's protocol (`tasks`) plays or, for a row whose percentages cannot come from that many, the smallest number
-that gives them all. Intervals take these episodes for independent. The Google Robot's are 4-9 variants of each start, and what is printed does not
-say how alike those fare: claims therefore carry a second interval, in which a start counts once.
+Two marks: "primary" was seen in the source itself, "secondary" only in third-party reading notes of the
+ReFineVLA paper. Percentages are as printed. The episodes behind them are what SIMPLER's protocol (`tasks`)
+plays or, for a row whose percentages cannot come from that many, the smallest number that gives them all.
+Intervals take these episodes for independent. The Google Robot's are 4-9 variants of each start, and what is
+printed does not say how alike those fare: claims therefore carry a second interval, in which a start counts
+once.
 """
 
 from __future__ import annotations
@@ -23,17 +25,46 @@ from refinevla_kit.evaluation.statistics import Score
 from refinevla_kit.tasks import GROUPS, PUBLISHED_WEIGHTS, VARIANT_AGGREGATION, VISUAL_MATCHING, find_tasks
 
 DATA = Path(__file__).parents[2] / "data/paper/published.json"
-TABLE_1, TABLE_2, TABLE_3, README = "ReFineVLA Table 1", "ReFineVLA Table 2", "ReFineVLA Table 3", "SpatialVLA README"
-TABLES = (TABLE_1, TABLE_2, f"{README}, row shift corrected", README)  # that stand side by side; of two numbers the first table's counts
+TABLE_1, TABLE_2, TABLE_3, README = (
+    "ReFineVLA Table 1",
+    "ReFineVLA Table 2",
+    "ReFineVLA Table 3",
+    "SpatialVLA README",
+)
+TABLES = (
+    TABLE_1,
+    TABLE_2,
+    f"{README}, row shift corrected",
+    README,
+)  # that stand side by side; of two numbers the first table's counts
 MISPLACED = "one row too low"  # in the note of a number that its source prints in another model's row
 OURS, SPATIALVLA, TIERS = "ReFineVLA", "SpatialVLA (fine-tuning)", ("secondary", "primary")
 WHERE = {  # what a gain is called, and where its cell is
-    "WidowX": ("widowx", VISUAL_MATCHING, TABLE_1, {
-        "average": AVERAGE, "spoon": "widowx_spoon_on_towel", "carrot": "widowx_carrot_on_plate", "stack": "widowx_stack_cube",
-        "eggplant": "widowx_put_eggplant_in_basket"}),
-    "Google matching": ("google_robot", VISUAL_MATCHING, TABLE_2, {"average": AVERAGE, "coke can": "pick_coke_can", "move near": "move_near"}),
-    "Google variants": ("google_robot", VARIANT_AGGREGATION, TABLE_2, {"average": AVERAGE, "drawer": "open_close_drawer"}),
-}  # fmt: skip
+    "WidowX": (
+        "widowx",
+        VISUAL_MATCHING,
+        TABLE_1,
+        {
+            "average": AVERAGE,
+            "spoon": "widowx_spoon_on_towel",
+            "carrot": "widowx_carrot_on_plate",
+            "stack": "widowx_stack_cube",
+            "eggplant": "widowx_put_eggplant_in_basket",
+        },
+    ),
+    "Google matching": (
+        "google_robot",
+        VISUAL_MATCHING,
+        TABLE_2,
+        {"average": AVERAGE, "coke can": "pick_coke_can", "move near": "move_near"},
+    ),
+    "Google variants": (
+        "google_robot",
+        VARIANT_AGGREGATION,
+        TABLE_2,
+        {"average": AVERAGE, "drawer": "open_close_drawer"},
+    ),
+}
 OVER = {  # over whom, and where its cell is
     "SpatialVLA": ((TABLE_1, SPATIALVLA), (TABLE_2, "SpatialVLA (as reported in ReFineVLA)")),
     "SpatialVLA's own table": ((README, SPATIALVLA),),
@@ -43,7 +74,9 @@ OVER = {  # over whom, and where its cell is
 
 @dataclass(frozen=True)
 class Published:
-    """One printed number. `value` is in per cent or percentage points (episodes for the metric "episodes"), None for an empty cell."""
+    """One printed number. `value` is in per cent or percentage points (episodes for the metric "episodes"),
+    None for an empty cell.
+    """
 
     table: str
     robot: str
@@ -68,7 +101,8 @@ class Inconsistency:
     Attributes:
         why: in words.
         stated: episodes that the protocol plays for it.
-        fits: the smallest number of episodes that every percentage of its row can come from; None where there is none, or nothing to look for.
+        fits: the smallest number of episodes that every percentage of its row can come from; None where there
+            is none, or nothing to look for.
     """
 
     number: Published
@@ -85,7 +119,8 @@ class Claim:
         version: of the paper, "v1" or "v2".
         text: the claim in words.
         low, high: interval of the difference, from both counts, as on independent episodes.
-        widest: the same if the variants of a start always fare alike, so that only starts count (WidowX: no other).
+        widest: the same if the variants of a start always fare alike, so that only starts count (WidowX: no
+            other).
         needed: independent episodes each side needs to resolve a gain of this size with 80 % power.
         tier: "primary" only when both numbers were seen in their source.
         assumed: what is not printed and had to be assumed; "" if nothing.
@@ -117,7 +152,9 @@ class Claim:
         """What both intervals say, in words."""
         if self.low <= 0 <= self.high:
             return "not resolved"
-        return ("supported" if self.supported else "the opposite") + (" if variants are independent" if self.widest[0] <= 0 <= self.widest[1] else "")
+        return ("supported" if self.supported else "the opposite") + (
+            " if variants are independent" if self.widest[0] <= 0 <= self.widest[1] else ""
+        )
 
 
 def load_published(path: str | Path = DATA) -> list[Published]:
@@ -125,49 +162,99 @@ def load_published(path: str | Path = DATA) -> list[Published]:
     try:
         groups = json.loads(Path(path).read_text(encoding="utf-8"))["groups"]
         return [
-            Published(group["table"], group["robot"], group["setting"], group["metric"], model, task, value, group["tier"], group["source"],
-                      group.get("note") or group.get("notes", {}).get(f"{model} / {task}", ""))
-            for group in groups for model, cells in group["values"].items() for task, value in cells.items()
-        ]  # fmt: skip
+            Published(
+                group["table"],
+                group["robot"],
+                group["setting"],
+                group["metric"],
+                model,
+                task,
+                value,
+                group["tier"],
+                group["source"],
+                group.get("note") or group.get("notes", {}).get(f"{model} / {task}", ""),
+            )
+            for group in groups
+            for model, cells in group["values"].items()
+            for task, value in cells.items()
+        ]
     except (OSError, ValueError, KeyError) as error:
         raise KitError(
-            f"published numbers cannot be read from {path} ({type(error).__name__}: {error})", "restore data/paper/published.json from the repository"
+            f"published numbers cannot be read from {path} ({type(error).__name__}: {error})",
+            "restore data/paper/published.json from the repository",
         ) from error
 
 
 def select(numbers: Iterable[Published], **conditions: str) -> list[Published]:
-    """Those whose fields have these values, e.g. `select(numbers, table="ReFineVLA Table 1", metric="success")`; empty cells are left out."""
-    return [number for number in numbers if number.value is not None and all(getattr(number, name) == value for name, value in conditions.items())]
+    """Those whose fields have these values, e.g. `select(numbers, table="ReFineVLA Table 1",
+    metric="success")`; empty cells are left out.
+    """
+    return [
+        number
+        for number in numbers
+        if number.value is not None
+        and all(getattr(number, name) == value for name, value in conditions.items())
+    ]
 
 
 def stated_episodes(robot: str, setting: str, task: str, starts: bool = False) -> int:
-    """Episodes (or different starts) that the protocol plays for a task, a row of the published tables or a part of one; for `AVERAGE`, for all rows
-    that it is made of."""
-    protocols = [one.protocol(setting) for name in (PUBLISHED_WEIGHTS[robot] if task == AVERAGE else [task]) for one in find_tasks(name)]
+    """Episodes (or different starts) that the protocol plays for a task, a row of the published tables or a
+    part of one; for `AVERAGE`, for all rows that it is made of.
+    """
+    protocols = [
+        one.protocol(setting)
+        for name in (PUBLISHED_WEIGHTS[robot] if task == AVERAGE else [task])
+        for one in find_tasks(name)
+    ]
     return sum(one.scored if starts else len(one.episodes()) for one in protocols)
 
 
 def inconsistencies(numbers: Iterable[Published]) -> list[Inconsistency]:
-    """The printed rates that no count of the protocol's episodes gives, and the printed means that do not follow from the cells beside them."""
+    """The printed rates that no count of the protocol's episodes gives, and the printed means that do not
+    follow from the cells beside them.
+    """
     found = []
     for row in _rows(numbers, ("success", "grasp")):
         behind = _episodes_behind(row)
         for task, one in row.items():
             stated = stated_episodes(one.robot, one.setting, task)
             if task != AVERAGE and impossible(one.percent, stated):
-                found.append(Inconsistency(one, f"no count out of {stated}", stated, behind[task] if behind[task] != stated else None))
-            parts = PUBLISHED_WEIGHTS[one.robot] if task == AVERAGE else {part: 1 for part, _ in GROUPS[task].parts} if task in GROUPS else {}
+                found.append(
+                    Inconsistency(
+                        one,
+                        f"no count out of {stated}",
+                        stated,
+                        behind[task] if behind[task] != stated else None,
+                    )
+                )
+            parts = (
+                PUBLISHED_WEIGHTS[one.robot]
+                if task == AVERAGE
+                else {part: 1 for part, _ in GROUPS[task].parts}
+                if task in GROUPS
+                else {}
+            )
             if len(parts) > 1 and parts.keys() <= row.keys():
                 cells, weights = [(row[part].percent, behind[part]) for part in parts], list(parts.values())
                 if impossible_mean(one.percent, cells, weights):
-                    found.append(Inconsistency(one, f"its cells give {np.average([cell for cell, _ in cells], weights=weights):.2f}", stated))
+                    found.append(
+                        Inconsistency(
+                            one,
+                            f"its cells give {np.average([cell for cell, _ in cells], weights=weights):.2f}",
+                            stated,
+                        )
+                    )
     return found
 
 
 def published_scores(
-    numbers: Iterable[Published], robot: str = "widowx", setting: str = VISUAL_MATCHING, tables: Sequence[str] = TABLES
+    numbers: Iterable[Published],
+    robot: str = "widowx",
+    setting: str = VISUAL_MATCHING,
+    tables: Sequence[str] = TABLES,
 ) -> list[Score]:
-    """Published success per model, row of the tables and average, with intervals from the episodes behind them, in the tables' order.
+    """Published success per model, row of the tables and average, with intervals from the episodes behind
+    them, in the tables' order.
 
     The rule is given as "last": SIMPLER's evaluator scores the last step, and no table says otherwise.
     """
@@ -178,28 +265,48 @@ def published_scores(
                 cells.setdefault(key[3:], cell)
     return [
         Score(model, task, "last", cells[model, task].rate(), setting, mark=cells[model, task].mark)
-        for model in dict.fromkeys(model for model, _ in cells) for task in (*PUBLISHED_WEIGHTS[robot], AVERAGE) if (model, task) in cells
-    ]  # fmt: skip
+        for model in dict.fromkeys(model for model, _ in cells)
+        for task in (*PUBLISHED_WEIGHTS[robot], AVERAGE)
+        if (model, task) in cells
+    ]
 
 
 def claims(numbers: Sequence[Published]) -> list[Claim]:
-    """ReFineVLA's gains: all that its tables allow to compute, and those that v1's abstract prints without a rate, on SpatialVLA's own."""
+    """ReFineVLA's gains: all that its tables allow to compute, and those that v1's abstract prints without a
+    rate, on SpatialVLA's own.
+    """
     rates, found = _rates(numbers), list[Claim]()
     for where, (robot, setting, table, tasks) in WHERE.items():
-        for over, short, (reported, model) in ((over, short, cell) for over, cells in OVER.items() for short in tasks for cell in cells):
-            a, b = (rates.get((t, robot, setting, m, tasks[short])) for t, m in ((table, OURS), (reported, model)))
+        for over, short, (reported, model) in (
+            (over, short, cell) for over, cells in OVER.items() for short in tasks for cell in cells
+        ):
+            a, b = (
+                rates.get((t, robot, setting, m, tasks[short])) for t, m in ((table, OURS), (reported, model))
+            )
             if a and b and not any((one.a, one.b) == (a.rate(), b.rate()) for one in found):
                 found.append(_claim(f"{where} {short}, over {over}", "v2", a, b))
-        (gain,) = select(numbers, robot=robot, setting=setting, metric="gain over second best", model="ReFineVLA v1")
+        (gain,) = select(
+            numbers, robot=robot, setting=setting, metric="gain over second best", model="ReFineVLA v1"
+        )
         base = rates[README, robot, setting, SPATIALVLA, AVERAGE]
         gained = replace(base, value=base.value + gain.percent / 100, mark=gain.tier)
-        found.append(_claim(f"{where} average, over the second best", "v1", gained, base, "that the second best is SpatialVLA, as in its own table"))
+        found.append(
+            _claim(
+                f"{where} average, over the second best",
+                "v1",
+                gained,
+                base,
+                "that the second best is SpatialVLA, as in its own table",
+            )
+        )
     return found
 
 
 @dataclass(frozen=True)
 class _Cell:
-    """A printed rate of `episodes`, as sure as `size` independent ones; `starts` is the share of different starts in them."""
+    """A printed rate of `episodes`, as sure as `size` independent ones; `starts` is the share of different
+    starts in them.
+    """
 
     value: float
     size: float
@@ -209,19 +316,37 @@ class _Cell:
 
     def rate(self, share: float = 1.0) -> Rate:
         size = self.size * share
-        return Rate(self.value, *wilson(self.value * size, size), round(self.value * self.episodes), self.episodes)
+        return Rate(
+            self.value, *wilson(self.value * size, size), round(self.value * self.episodes), self.episodes
+        )
 
 
 def _claim(name: str, version: str, a: _Cell, b: _Cell, assumed: str = "") -> Claim:
     what, over = name.split(", over ")
-    text = f"{what}: ReFineVLA succeeds {abs(100 * (a.value - b.value)):.1f} points {'more' if a.value > b.value else 'less'} often than {over}"
+    text = (
+        f"{what}: ReFineVLA succeeds {abs(100 * (a.value - b.value)):.1f} points "
+        f"{'more' if a.value > b.value else 'less'} often than {over}"
+    )
     narrow, widest = (unpaired_difference(a.rate(share), b.rate(share)) for share in (1.0, a.starts))
     mark = min(a.mark, b.mark, key=TIERS.index)
-    return Claim(name, version, text, a.rate(), b.rate(), *narrow, widest, episodes_needed_unpaired(a.value, b.value), mark, assumed)
+    return Claim(
+        name,
+        version,
+        text,
+        a.rate(),
+        b.rate(),
+        *narrow,
+        widest,
+        episodes_needed_unpaired(a.value, b.value),
+        mark,
+        assumed,
+    )
 
 
 def _rows(numbers: Iterable[Published], metrics: Sequence[str]) -> list[dict[str, Published]]:
-    """The rows of all tables, task -> number, without the numbers that their source prints in another model's row."""
+    """The rows of all tables, task -> number, without the numbers that their source prints in another model's
+    row.
+    """
     rows: dict[tuple[str, ...], dict[str, Published]] = {}
     for one in numbers:
         if one.value is not None and one.metric in metrics and MISPLACED not in one.note:
@@ -230,8 +355,12 @@ def _rows(numbers: Iterable[Published], metrics: Sequence[str]) -> list[dict[str
 
 
 def _episodes_behind(row: dict[str, Published]) -> dict[str, int]:
-    """Episodes behind each percentage of a row: the protocol's or, where those are as many for each task and cannot give it, the fewest that can."""
-    stated = {task: stated_episodes(one.robot, one.setting, task) for task, one in row.items() if task != AVERAGE}
+    """Episodes behind each percentage of a row: the protocol's or, where those are as many for each task and
+    cannot give it, the fewest that can.
+    """
+    stated = {
+        task: stated_episodes(one.robot, one.setting, task) for task, one in row.items() if task != AVERAGE
+    }
     percents, sizes = [row[task].percent for task in stated], set(stated.values())
     if len(stated) == 1 or len(sizes) != 1 or not any(impossible(percent, *sizes) for percent in percents):
         return stated
@@ -241,18 +370,27 @@ def _episodes_behind(row: dict[str, Published]) -> dict[str, int]:
 def _rates(numbers: Iterable[Published]) -> dict[tuple[str, str, str, str, str], _Cell]:
     """(table, robot, setting, model, task) -> every printed success.
 
-    An average is as sure as 1 / sum(weight^2 / episodes): most are printed without all of their cells, so that all episodes have to be taken as
-    equally hard, which makes its interval a little wide.
+    An average is as sure as 1 / sum(weight^2 / episodes): most are printed without all of their cells, so
+    that all episodes have to be taken as equally hard, which makes its interval a little wide.
     """
     cells = {}
     for row in _rows(numbers, ("success",)):
         behind, marks = _episodes_behind(row), [one.tier for one in row.values()]
         for task, one in row.items():
-            stated, starts = (stated_episodes(one.robot, one.setting, task, different) for different in (False, True))
+            stated, starts = (
+                stated_episodes(one.robot, one.setting, task, different) for different in (False, True)
+            )
             weights = PUBLISHED_WEIGHTS[one.robot] if task == AVERAGE else {task: 1}
-            sizes = {name: behind.get(name) or stated_episodes(one.robot, one.setting, name) for name in weights}
-            size, episodes = sum(weights.values()) ** 2 / sum(weights[name] ** 2 / sizes[name] for name in weights), sum(sizes.values())
+            sizes = {
+                name: behind.get(name) or stated_episodes(one.robot, one.setting, name) for name in weights
+            }
+            size, episodes = (
+                sum(weights.values()) ** 2 / sum(weights[name] ** 2 / sizes[name] for name in weights),
+                sum(sizes.values()),
+            )
             # Where the number of episodes was deduced from the cells, it is no better known than they are.
             mark = one.tier if episodes == stated else min(marks, key=TIERS.index)
-            cells[one.table, one.robot, one.setting, one.model, task] = _Cell(one.percent / 100, size, episodes, starts / stated, mark)
+            cells[one.table, one.robot, one.setting, one.model, task] = _Cell(
+                one.percent / 100, size, episodes, starts / stated, mark
+            )
     return cells

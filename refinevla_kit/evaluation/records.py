@@ -1,7 +1,8 @@
 """One row an episode: what ran, what came of it, and with which versions.
 
-While a run is going on, rows are appended to a journal of JSON lines, each on the disk before the next episode starts, so that a run killed at any
-point has lost nothing. At the end the journal becomes a parquet file. A line the kill cut in half is dropped when the journal is opened again.
+While a run is going on, rows are appended to a journal of JSON lines, each on the disk before the next
+episode starts, so that a run killed at any point has lost nothing. At the end the journal becomes a parquet
+file. A line the kill cut in half is dropped when the journal is opened again.
 """
 
 from __future__ import annotations
@@ -20,9 +21,29 @@ from refinevla_kit.journal import Journal, whole_lines
 from refinevla_kit.tasks import PROTOCOL_VERSION
 
 VERSIONED = ("mani_skill", "mani_skill2_real2sim", "sapien", "torch", "transformers", "numpy")
-KEY = ("policy", "checkpoint_hash", "protocol", "backend", "task", "setting", "variant", "assets", "start", "episode_id", "seed", "width", "height")
+KEY = (
+    "policy",
+    "checkpoint_hash",
+    "protocol",
+    "backend",
+    "task",
+    "setting",
+    "variant",
+    "assets",
+    "start",
+    "episode_id",
+    "seed",
+    "width",
+    "height",
+)
 Key = tuple[Any, ...]
-OUTCOME = ("success_any", "success_last", "grasped", "steps", "reason")  # what two rows of one episode have in common
+OUTCOME = (
+    "success_any",
+    "success_last",
+    "grasped",
+    "steps",
+    "reason",
+)  # what two rows of one episode have in common
 
 
 @dataclass(frozen=True)
@@ -30,22 +51,28 @@ class EpisodeRecord:
     """What happened in one episode.
 
     Attributes:
-        policy, checkpoint_hash: what acted; the second is the policy's identity (see `Policy`), which tells two of one name apart.
+        policy, checkpoint_hash: what acted; the second is the policy's identity (see `Policy`), which tells
+            two of one name apart.
         protocol: `tasks.PROTOCOL_VERSION` the episode was played under.
         backend: "maniskill" or "simpler_env".
-        task, setting, variant: task name (`tasks.TASKS`), SIMPLER's setting, and the named change of the scene ("base": none).
+        task, setting, variant: task name (`tasks.TASKS`), SIMPLER's setting, and the named change of the
+            scene ("base": none).
         assets: "embedded", "official" or the asset directory.
-        start: "grid" (the task's own start configurations) or "dense" (`start_poses.dense_pose`, drawn from `seed`).
+        start: "grid" (the task's own start configurations) or "dense" (`start_poses.dense_pose`, drawn from
+            `seed`).
         episode_id: which of them the episode started from.
         seed: of the run.
         width, height: camera resolution in pixels.
-        success_any, success_last: the task's condition held after any step / after the last step (SIMPLER's evaluator scores the last).
+        success_any, success_last: the task's condition held after any step / after the last step (SIMPLER's
+            evaluator scores the last).
         grasped: the source object was held after any step.
         steps: control steps taken.
-        reason: why it ended: "budget" (step budget used up), "terminated" (the policy said it had finished), "physics" (the simulation broke;
-            never a success at the last step) or "crash" (its simulator process died twice; never a success).
+        reason: why it ended: "budget" (step budget used up), "terminated" (the policy said it had finished),
+            "physics" (the simulation broke; never a success at the last step) or "crash" (its simulator
+            process died twice; never a success).
         wall_time: seconds from the end of the reset to the last step, waiting for other workers included.
-        refinevla_kit ... numpy: versions of the packages that made the row ("" when not installed).
+        refinevla_kit ...
+        numpy: versions of the packages that made the row ("" when not installed).
     """
 
     policy: str
@@ -81,7 +108,10 @@ class EpisodeRecord:
         return tuple(getattr(self, name) for name in KEY)
 
 
-COLUMNS = {field.name: {"str": str, "int": int, "bool": bool, "float": float}[str(field.type)] for field in fields(EpisodeRecord)}
+COLUMNS = {
+    field.name: {"str": str, "int": int, "bool": bool, "float": float}[str(field.type)]
+    for field in fields(EpisodeRecord)
+}
 
 
 @cache
@@ -97,30 +127,41 @@ def versions() -> dict[str, str]:
 
 
 def parse_record(row: Any, where: str) -> EpisodeRecord:
-    """A record from a decoded row; raises `KitError` for another protocol version, or naming the column that is missing, unknown or ill-typed."""
+    """A record from a decoded row; raises `KitError` for another protocol version, or naming the column that
+    is missing, unknown or ill-typed.
+    """
     if isinstance(row, dict) and "policy" in row and row.get("protocol", 1) != PROTOCOL_VERSION:
         raise KitError(
-            f"{where} was recorded under protocol version {row.get('protocol', 1)}, this is version {PROTOCOL_VERSION}",
+            f"{where} was recorded under protocol version {row.get('protocol', 1)}, this is version "
+            f"{PROTOCOL_VERSION}",
             "evaluate again into a new file: episodes of two versions are not the same episodes",
         )
     if not isinstance(row, dict) or row.keys() != COLUMNS.keys():
         wrong = sorted(row.keys() ^ COLUMNS.keys()) if isinstance(row, dict) else [type(row).__name__]
         raise KitError(
-            f"{where} is not an evaluation record of this version (columns that differ: {', '.join(map(str, wrong))})",
+            f"{where} is not an evaluation record of this version (columns that differ: "
+            f"{', '.join(map(str, wrong))})",
             "evaluate again into a new file",
         )
     for name, kind in COLUMNS.items():
         if type(row[name]) is not kind:
-            raise KitError(f"{where}: column {name} is {row[name]!r}, not {kind.__name__}", "evaluate again into a new file")
+            raise KitError(
+                f"{where}: column {name} is {row[name]!r}, not {kind.__name__}",
+                "evaluate again into a new file",
+            )
     return EpisodeRecord(**row)
 
 
 def load_records(path: str | Path) -> list[EpisodeRecord]:
-    """Records of a parquet file (or of the folder that `evaluate` wrote it to), or of the journal of a run that is going on or was killed."""
+    """Records of a parquet file (or of the folder that `evaluate` wrote it to), or of the journal of a run
+    that is going on or was killed.
+    """
     path = Path(path) / "records.parquet" if Path(path).is_dir() else Path(path)
     journal = journal_path(path)
     if not path.exists() and not journal.exists():
-        raise KitError(f"no evaluation records at {path}", "run notebook 03, or give the records.parquet of another run")
+        raise KitError(
+            f"no evaluation records at {path}", "run notebook 03, or give the records.parquet of another run"
+        )
     records = [] if path == journal or not path.exists() else _load_parquet(path)
     if journal.exists():
         records += _journalled(journal)
@@ -128,7 +169,8 @@ def load_records(path: str | Path) -> list[EpisodeRecord]:
 
 
 def distinct(records: Iterable[EpisodeRecord]) -> list[EpisodeRecord]:
-    """Each episode once, in order: records of two machines may have the same ones, and differ in time and versions.
+    """Each episode once, in order: records of two machines may have the same ones, and differ in time and
+    versions.
 
     Raises:
         KitError: two records of one episode differ in what came of it.
@@ -137,8 +179,13 @@ def distinct(records: Iterable[EpisodeRecord]) -> list[EpisodeRecord]:
     for record in records:
         first = kept.setdefault(record.key, record)
         if differing := [name for name in OUTCOME if getattr(first, name) != getattr(record, name)]:
-            said = " and ".join(", ".join(f"{name} {getattr(one, name)}" for name in differing) for one in (first, record))
-            what = f"{record.policy!r} has two records of {record.task} ({record.variant}), {record.start} episode {record.episode_id}: {said}"
+            said = " and ".join(
+                ", ".join(f"{name} {getattr(one, name)}" for name in differing) for one in (first, record)
+            )
+            what = (
+                f"{record.policy!r} has two records of {record.task} ({record.variant}), {record.start} "
+                f"episode {record.episode_id}: {said}"
+            )
             raise KitError(what, "keep the records of one machine, or play the episode again into a new file")
     return list(kept.values())
 
@@ -186,7 +233,9 @@ class RecordJournal(Journal):
 
 
 def _journalled(path: Path) -> list[EpisodeRecord]:
-    return [parse_record(row, f"{path}, line {number}") for number, (_, row) in enumerate(whole_lines(path), 1)]
+    return [
+        parse_record(row, f"{path}, line {number}") for number, (_, row) in enumerate(whole_lines(path), 1)
+    ]
 
 
 def _load_parquet(path: Path) -> list[EpisodeRecord]:
@@ -196,5 +245,7 @@ def _load_parquet(path: Path) -> list[EpisodeRecord]:
     try:
         rows = pq.read_table(path).to_pylist()
     except (pa.ArrowInvalid, OSError) as error:
-        raise KitError(f"{path} is not a readable parquet file ({error})", "give a records.parquet that evaluate() wrote") from error
+        raise KitError(
+            f"{path} is not a readable parquet file ({error})", "give a records.parquet that evaluate() wrote"
+        ) from error
     return [parse_record(row, f"{path}, row {number}") for number, row in enumerate(rows)]

@@ -1,8 +1,10 @@
-"""A recorded episode played again, to look at: every picture, mask and action, and whether it ended as its record says.
+"""A recorded episode played again, to look at: every picture, mask and action, and whether it ended as its
+record says.
 
-`evaluate` keeps no pictures. An episode is determined by its record's start, seed and scene and by the policy, and attention needs the policy again
-anyway, so playing it again costs seconds and no disk. What may differ is rounding: a network's depends on the size of its batch and on the machine. A
-replay that ended otherwise says so.
+`evaluate` keeps no pictures. An episode is determined by its record's start, seed and scene and by the
+policy, and attention needs the policy again anyway, so playing it again costs seconds and no disk. What may
+differ is rounding: a network's depends on the size of its batch and on the machine. A replay that ended
+otherwise says so.
 """
 
 from __future__ import annotations
@@ -28,10 +30,13 @@ class Rollout:
 
     Attributes:
         record: of what was played again.
-        observations: the T + 1, first to last. masks: name -> bool (H, W) of each, {} when they
+        observations: the T + 1, first to last.
+        masks: name -> bool (H, W) of each, {} when they
             were not asked for.
-        answers: the policy's T answers. actions: float32 (T, 7), as the simulator took them.
-        success, grasped: bool (T,), after each step. reason: why it ended.
+        answers: the policy's T answers.
+        actions: float32 (T, 7), as the simulator took them.
+        success, grasped: bool (T,), after each step.
+        reason: why it ended.
     """
 
     record: EpisodeRecord
@@ -46,16 +51,27 @@ class Rollout:
     @property
     def differences(self) -> dict[str, tuple[Any, Any]]:
         """Column -> (what the record says, what came of it now), where those differ."""
-        now = {"success_any": bool(self.success.any()), "success_last": bool(self.success[-1]) and self.reason != "physics",
-               "grasped": bool(self.grasped.any()), "steps": len(self.actions), "reason": self.reason}  # fmt: skip
-        return {name: (getattr(self.record, name), value) for name, value in now.items() if getattr(self.record, name) != value}
+        now = {
+            "success_any": bool(self.success.any()),
+            "success_last": bool(self.success[-1]) and self.reason != "physics",
+            "grasped": bool(self.grasped.any()),
+            "steps": len(self.actions),
+            "reason": self.reason,
+        }
+        return {
+            name: (getattr(self.record, name), value)
+            for name, value in now.items()
+            if getattr(self.record, name) != value
+        }
 
 
 class Replayer:
-    """Plays records again, in this process. The last scene's simulator is kept; `close` it, or use this as a context.
+    """Plays records again, in this process. The last scene's simulator is kept; `close` it, or use this as a
+    context.
 
     Args:
-        policies: those that may be asked for, found by the hash of their checkpoint; any policy that `evaluate` takes.
+        policies: those that may be asked for, found by the hash of their checkpoint; any policy that
+            `evaluate` takes.
     """
 
     def __init__(self, policies: Iterable[Any]) -> None:
@@ -64,11 +80,20 @@ class Replayer:
         self._simulator: Simulator | None = None
 
     def policy(self, record: EpisodeRecord) -> Any:
-        """The policy that played `record`. Raises `KitError` when it is not here, or only another checkpoint of its name."""
+        """The policy that played `record`. Raises `KitError` when it is not here, or only another checkpoint
+        of its name.
+        """
         if (record.policy, record.checkpoint_hash) not in self._policies:
             hashes = [checkpoint for name, checkpoint in self._policies if name == record.policy]
-            known = f"checkpoint {record.checkpoint_hash}, here is {', '.join(hashes)}" if hashes else "no policy of that name is here"
-            raise KitError(f"the episode was played by {record.policy}: {known}", "give the policy that played it, with its checkpoint")
+            known = (
+                f"checkpoint {record.checkpoint_hash}, here is {', '.join(hashes)}"
+                if hashes
+                else "no policy of that name is here"
+            )
+            raise KitError(
+                f"the episode was played by {record.policy}: {known}",
+                "give the policy that played it, with its checkpoint",
+            )
         return self._policies[record.policy, record.checkpoint_hash]
 
     def play(self, record: EpisodeRecord, masks: bool = True) -> Rollout:
@@ -78,7 +103,8 @@ class Replayer:
             masks: keep the masks too, which costs a second rendering a step.
 
         Raises:
-            KitError: the policy is not here, or the scene cannot be made on this machine (its backend or its assets are missing).
+            KitError: the policy is not here, or the scene cannot be made on this machine (its backend or its
+                assets are missing).
         """
         policy = self.policy(record)
         simulator = self._at(record, bool(getattr(policy, "needs_state", False)))
@@ -87,7 +113,9 @@ class Replayer:
         results: list[tuple[bool, bool, bool, str]] = []
         instruction, rows = None, list[Action]()
         while not results or not results[-1][2]:
-            with naming(f"policy {record.policy!r} in {record.task}, episode {record.episode_id}, step {len(results)}"):
+            with naming(
+                f"policy {record.policy!r} in {record.task}, episode {record.episode_id}, step {len(results)}"
+            ):
                 if observation.instruction != instruction:
                     begin(policy, observation.instruction)
                     rows = []
@@ -99,13 +127,24 @@ class Replayer:
             answers.append(rows.pop(0))
             over = answers[-1].terminate and not simulator.advance()
             step = simulator.step(answers[-1].processed)
-            results.append((step.success, step.grasped, step.done or over, step.reason or ("terminated" if over else "")))
+            results.append(
+                (step.success, step.grasped, step.done or over, step.reason or ("terminated" if over else ""))
+            )
             observation = step.observation
             observations.append(observation)
             seen.append(simulator.masks() if masks else {})
         actions = np.stack([answer.processed for answer in answers])
         success, grasped = (np.array([result[i] for result in results]) for i in (0, 1))
-        return Rollout(record, tuple(observations), tuple(seen), tuple(answers), actions, success, grasped, results[-1][3])
+        return Rollout(
+            record,
+            tuple(observations),
+            tuple(seen),
+            tuple(answers),
+            actions,
+            success,
+            grasped,
+            results[-1][3],
+        )
 
     def close(self) -> None:
         """Let the simulator go."""
@@ -120,7 +159,16 @@ class Replayer:
         self.close()
 
     def _at(self, record: EpisodeRecord, privileged: bool) -> Simulator:
-        scene = Scene(record.task, record.variant, record.setting, record.backend, record.assets, record.width, record.height, privileged)
+        scene = Scene(
+            record.task,
+            record.variant,
+            record.setting,
+            record.backend,
+            record.assets,
+            record.width,
+            record.height,
+            privileged,
+        )
         if self._simulator is None or scene != self._scene:
             self.close()
             self._simulator, self._scene = scene.make(), scene

@@ -1,9 +1,11 @@
-"""Closed-loop evaluation: play episodes, one record each, resumable, with the policy batched over simulator processes.
+"""Closed-loop evaluation: play episodes, one record each, resumable, with the policy batched over simulator
+processes.
 
-Each scene (a task in a variant) has a queue of episodes; a lane that is free goes on with its own scene and takes over another when that is done, so
-that few environments are made. The lanes are split in two tables that take turns: while the policy thinks for one, the simulators step the other.
-Turns, not timing, decide what is played where, so a run gives the same records however the machine is loaded (a network's rounding may depend on the
-size of its batch).
+Each scene (a task in a variant) has a queue of episodes; a lane that is free goes on with its own scene and
+takes over another when that is done, so that few environments are made. The lanes are split in two tables
+that take turns: while the policy thinks for one, the simulators step the other. Turns, not timing, decide
+what is played where, so a run gives the same records however the machine is loaded (a network's rounding may
+depend on the size of its batch).
 """
 
 from __future__ import annotations
@@ -27,7 +29,16 @@ from tqdm.auto import tqdm
 
 from refinevla_kit.conventions import check_conventions
 from refinevla_kit.errors import KitError
-from refinevla_kit.evaluation.records import KEY, EpisodeRecord, Key, RecordJournal, journal_path, load_records, save_parquet, versions
+from refinevla_kit.evaluation.records import (
+    KEY,
+    EpisodeRecord,
+    Key,
+    RecordJournal,
+    journal_path,
+    load_records,
+    save_parquet,
+    versions,
+)
 from refinevla_kit.evaluation.stations import LocalStation, ProcessStation, Scene, Station, StationDied
 from refinevla_kit.evaluation.statistics import wilson
 from refinevla_kit.files import abandoned, replacing
@@ -35,9 +46,19 @@ from refinevla_kit.policies.answers import ask, begin, has, identity_of, name_of
 from refinevla_kit.policies.contract import Action
 from refinevla_kit.simulator import find_backend
 from refinevla_kit.simulator.contract import Array, Observation, Pose, StepResult
-from refinevla_kit.tasks import CAMERA_SIZES, MANISKILL, PROTOCOL_VERSION, VISUAL_MATCHING, Task, find_task, find_tasks
+from refinevla_kit.tasks import (
+    CAMERA_SIZES,
+    MANISKILL,
+    PROTOCOL_VERSION,
+    VISUAL_MATCHING,
+    Task,
+    find_task,
+    find_tasks,
+)
 
-LIMITS = np.array([1, 1, 1, np.pi, np.pi, np.pi, 1], np.float32) * 1.001  # metres, radians, gripper: what is beyond is no action of these robots
+LIMITS = (
+    np.array([1, 1, 1, np.pi, np.pi, np.pi, 1], np.float32) * 1.001
+)  # metres, radians, gripper: what is beyond is no action of these robots
 LARGEST_SIDE = 4096  # pixels
 CRASHES = 2  # of one episode, after which it is recorded as such
 Overlay = Callable[[Observation, Any], Array]
@@ -53,7 +74,9 @@ class Job:
 
     def __str__(self) -> str:
         variant = "" if self.scene.variant == "base" else f" ({self.scene.variant})"
-        return f"{self.scene.task}{variant}, {'dense ' if self.start == 'dense' else ''}episode {self.episode}"
+        return (
+            f"{self.scene.task}{variant}, {'dense ' if self.start == 'dense' else ''}episode {self.episode}"
+        )
 
 
 def evaluate(
@@ -76,40 +99,51 @@ def evaluate(
     videos: str | Path | None = None,
     overlay: Overlay | None = None,
 ) -> Path:
-    """Play `policy` on episodes of `tasks` and record each. Returns the parquet file, which holds all records ever written to `output`.
+    """Play `policy` on episodes of `tasks` and record each. Returns the parquet file, which holds all records
+    ever written to `output`.
 
-    Calling it again with the same arguments continues: recorded episodes are not repeated. Several policies may go into one file.
+    Calling it again with the same arguments continues: recorded episodes are not repeated. Several policies
+    may go into one file.
 
     Args:
-        policy: anything with `reset(instruction)` and `act(image)` or `step(image, instruction)`, which plays one episode at a time, or with
-            `act_batch(images, instructions)`, which plays many; what it may return is told in `policies.answers`. The rows of a chunk are executed
-            one after another before it is asked again. `name` and `checkpoint_hash` (see `Policy`) go into the records: another hash is another
-            policy, whose episodes are played. `conventions` are compared with the task's before the first episode.
-            With `needs_proprioception = True` both get the robot's own state too, `act(image, proprioception)`; with `needs_state = True` it gets
-            simulator state instead: `act_states(states, tasks)`.
-        tasks: names of tasks, of groups of them ("pick_coke_can") or of a robot ("widowx"), or `Task`s; what is named twice is played once.
-        episodes: number of grid episodes a task and variant (the first ones), the ids themselves (NumPy's and pandas' too), None for those
-            SIMPLER scores, or "dense" for the `n` continuous starts that `start_poses.dense_pose` draws from `seed`: the same for every policy, as
-            many as a small gain needs.
+        policy: anything with `reset(instruction)` and `act(image)` or `step(image, instruction)`, which plays
+            one episode at a time, or with `act_batch(images, instructions)`, which plays many; what it may
+            return is told in `policies.answers`. The rows of a chunk are executed one after another before it
+            is asked again. `name` and `checkpoint_hash` (see `Policy`) go into the records: another hash is
+            another policy, whose episodes are played. `conventions` are compared with the task's before the
+            first episode. With `needs_proprioception = True` both get the robot's own state too, `act(image,
+            proprioception)`; with `needs_state = True` it gets simulator state instead: `act_states(states,
+            tasks)`.
+        tasks: names of tasks, of groups of them ("pick_coke_can") or of a robot ("widowx"), or `Task`s; what
+            is named twice is played once.
+        episodes: number of grid episodes a task and variant (the first ones), the ids themselves (NumPy's and
+            pandas' too), None for those SIMPLER scores, or "dense" for the `n` continuous starts that
+            `start_poses.dense_pose` draws from `seed`: the same for every policy, as many as a small gain
+            needs.
         setting: "visual_matching" or "variant_aggregation".
         variants: names of the task's variants in this setting; None for those that are scored.
         backend, assets: as in `simulator.make`.
         seed: of the simulator's resets and of dense starts.
-        workers: simulator processes; None for one a core; 0 plays in this process. With processes, a script must guard its entry with
-            `if __name__ == "__main__"`.
-        batch: episodes played at the same time, over all workers; a batched policy gets half that many images at once. A kill costs at most these.
-        output: parquet file, or a folder for `records.parquet`. A journal lies beside it while the run is going on.
+        workers: simulator processes; None for one a core; 0 plays in this process. With processes, a script
+            must guard its entry with `if __name__ == "__main__"`.
+        batch: episodes played at the same time, over all workers; a batched policy gets half that many images
+            at once. A kill costs at most these.
+        output: parquet file, or a folder for `records.parquet`. A journal lies beside it while the run is
+            going on.
         progress: show a bar with the successes so far and their 95 % interval.
-        width, height: camera resolution in pixels; with one of them, the other follows the camera's aspect. None: what the policy's conventions ask
-            for, else SIMPLER's own (640 x 480 for the WidowX), the one to use in comparisons with the literature.
-        videos: folder for one mp4 an episode, in a folder of the policy's name, or None. A name ends in a digest of the record's key.
-        overlay: draws on a video frame: (`Observation`, the policy's `Action` or None at the end) -> image uint8, of any one size.
-            `figures.overlays.attention_overlay(policy)` is one.
+        width, height: camera resolution in pixels; with one of them, the other follows the camera's aspect.
+            None: what the policy's conventions ask for, else SIMPLER's own (640 x 480 for the WidowX), the
+            one to use in comparisons with the literature.
+        videos: folder for one mp4 an episode, in a folder of the policy's name, or None. A name ends in a
+            digest of the record's key.
+        overlay: draws on a video frame: (`Observation`, the policy's `Action` or None at the end) -> image
+            uint8, of any one size. `figures.overlays.attention_overlay(policy)` is one.
 
     Raises:
-        KitError: unknown task, variant or episode; conventions that differ; a policy that fails, or returns something else than 7 finite numbers in
-            range (names policy, episode and step; what the policy raised is the `__cause__`); an output or folder of videos that cannot be written,
-            or that another run writes to. Episodes finished before are kept.
+        KitError: unknown task, variant or episode; conventions that differ; a policy that fails, or returns
+            something else than 7 finite numbers in range (names policy, episode and step; what the policy
+            raised is the `__cause__`); an output or folder of videos that cannot be written, or that another
+            run writes to. Episodes finished before are kept.
     """
     output = Path(output)
     if output.suffix != ".parquet" or output.is_dir():
@@ -129,16 +163,24 @@ def evaluate(
         jobs = [job for key, job in wanted.items() if key not in records]
         if done and run.checkpoint_hash.partition("+")[0] == "":
             warnings.warn(
-                f"{len(done)} of {len(wanted)} episodes are taken from {output}: {run.name!r} has no `checkpoint_hash`, so nothing tells this policy "
-                "from another of that name; give it one, or another output, when it has changed", stacklevel=2,
-            )  # fmt: skip
-        with tqdm(total=len(wanted), initial=len(done), desc=run.name, unit="episode", disable=not progress) as bar:
+                f"{len(done)} of {len(wanted)} episodes are taken from {output}: {run.name!r} has no "
+                "`checkpoint_hash`, so nothing tells this policy "
+                "from another of that name; give it one, or another output, when it has changed",
+                stacklevel=2,
+            )
+        with tqdm(
+            total=len(wanted), initial=len(done), desc=run.name, unit="episode", disable=not progress
+        ) as bar:
             for record in run.play(jobs, workers, lanes):
                 records[record.key] = record
                 done.append(record)
                 succeeded = sum(each.success_last for each in done)
                 low, high = wilson(succeeded, len(done))
-                bar.set_postfix_str(f"success {succeeded}/{len(done)} = {succeeded / len(done):.0%} ({low:.0%} to {high:.0%})", refresh=False)
+                bar.set_postfix_str(
+                    f"success {succeeded}/{len(done)} = {succeeded / len(done):.0%} ({low:.0%} to "
+                    f"{high:.0%})",
+                    refresh=False,
+                )
                 bar.update()
         save_parquet(sorted(records.values(), key=lambda record: record.key), output)
         journal.remove()  # its rows are in the parquet file now
@@ -159,7 +201,8 @@ def plan(
     width: int | None = None,
     height: int | None = None,
 ) -> list[Key]:
-    """`EpisodeRecord.key` of each episode that `evaluate` with the same arguments plays, in its order; nothing is played.
+    """`EpisodeRecord.key` of each episode that `evaluate` with the same arguments plays, in its order;
+    nothing is played.
 
     Raises:
         KitError: as `evaluate`, of what can be known beforehand.
@@ -197,9 +240,22 @@ def _planned(
         found = find_backend(protocol, backend)
         columns, rows = _camera_size(policy, task, width, height)
         place = str(assets or ("embedded" if found == MANISKILL else "official"))
-        shown = [v.name for v in protocol.variants if v.scored] if variants is None else [protocol.variant(each).name for each in variants]
+        shown = (
+            [v.name for v in protocol.variants if v.scored]
+            if variants is None
+            else [protocol.variant(each).name for each in variants]
+        )
         for variant in shown:
-            scene = Scene(task.name, variant, setting, found, place, columns, rows, bool(getattr(policy, "needs_state", False)))
+            scene = Scene(
+                task.name,
+                variant,
+                setting,
+                found,
+                place,
+                columns,
+                rows,
+                bool(getattr(policy, "needs_state", False)),
+            )
             jobs = [Job(scene, start, episode) for episode in ids]
             asked |= {_key(name, identity, seed, job): job for job in jobs}
     if not asked:
@@ -211,9 +267,20 @@ def _key(name: str, identity: str, seed: int, job: Job) -> Key:
     """`EpisodeRecord.key` of an episode of a policy, in the order of `records.KEY`."""
     scene = job.scene
     return (
-        name, identity, PROTOCOL_VERSION, scene.backend, scene.task, scene.setting, scene.variant, scene.assets, job.start, job.episode, seed,
-        scene.width, scene.height,
-    )  # fmt: skip
+        name,
+        identity,
+        PROTOCOL_VERSION,
+        scene.backend,
+        scene.task,
+        scene.setting,
+        scene.variant,
+        scene.assets,
+        job.start,
+        job.episode,
+        seed,
+        scene.width,
+        scene.height,
+    )
 
 
 def whole(value: Any, name: str, least: int, most: int = 2**63 - 1) -> int:
@@ -238,7 +305,9 @@ def wanted_episodes(episodes: Any) -> int | list[int]:
     Raises:
         KitError: something else, or bools among them.
     """
-    if isinstance(episodes, Iterable) and getattr(episodes, "ndim", 1) != 0:  # an array without a dimension is a number
+    if (
+        isinstance(episodes, Iterable) and getattr(episodes, "ndim", 1) != 0
+    ):  # an array without a dimension is a number
         return list(dict.fromkeys(whole(each, "an episode's id", 0) for each in episodes))
     return whole(episodes, "episodes", 0)
 
@@ -263,8 +332,16 @@ class _Seat:
 class _Run:
     """A policy at its episodes."""
 
-    def __init__(self, policy: Any, seed: int, journal: RecordJournal, videos: Path | None, overlay: Overlay | None) -> None:
-        self.policy, self.seed, self.journal, self.videos, self.overlay = policy, seed, journal, videos, overlay
+    def __init__(
+        self, policy: Any, seed: int, journal: RecordJournal, videos: Path | None, overlay: Overlay | None
+    ) -> None:
+        self.policy, self.seed, self.journal, self.videos, self.overlay = (
+            policy,
+            seed,
+            journal,
+            videos,
+            overlay,
+        )
         self.name, self.checkpoint_hash = name_of(policy), identity_of(policy)
         self._queues: dict[Scene, deque[Job]] = {}
         self._seats: list[_Seat] = []
@@ -281,9 +358,13 @@ class _Run:
         stations: list[Station] = []
         count = min(lanes, len(jobs))
         try:
-            stations += [ProcessStation() if workers else LocalStation() for _ in range(min(max(workers, 1), count))]
+            stations += [
+                ProcessStation() if workers else LocalStation() for _ in range(min(max(workers, 1), count))
+            ]
             self._seats = [_Seat(stations[index % len(stations)], index) for index in range(count)]
-            tables = [[seat for seat in self._seats if seat.lane // len(stations) % 2 == side] for side in (0, 1)]
+            tables = [
+                [seat for seat in self._seats if seat.lane // len(stations) % 2 == side] for side in (0, 1)
+            ]
             for seat in self._seats:
                 self._begin(seat, self._next(seat))
             while any(seat.job for seat in self._seats):
@@ -355,14 +436,20 @@ class _Run:
             raise
         except Exception as error:  # of the overlay, which may be anyone's
             what = f"the overlay failed in {seat.job}, step {seat.steps}: {type(error).__name__}: {error}"
-            raise KitError(what, "an overlay makes a uint8 picture (H, W, 3) of one size; or evaluate without it") from error
+            raise KitError(
+                what, "an overlay makes a uint8 picture (H, W, 3) of one size; or evaluate without it"
+            ) from error
 
     def _next(self, seat: _Seat) -> Job | None:
-        """The next episode of the seat's own scene, else of the scene with the most episodes left for each seat that plays it."""
+        """The next episode of the seat's own scene, else of the scene with the most episodes left for each
+        seat that plays it.
+        """
         mine = seat.job.scene if seat.job else None
         if mine not in self._queues:
             playing = Counter(other.job.scene for other in self._seats if other.job and other is not seat)
-            mine = max(self._queues, key=lambda scene: len(self._queues[scene]) / (1 + playing[scene]), default=None)
+            mine = max(
+                self._queues, key=lambda scene: len(self._queues[scene]) / (1 + playing[scene]), default=None
+            )
         if mine is None:
             return None
         job = self._queues[mine].popleft()
@@ -374,7 +461,14 @@ class _Run:
         """Send the seat to the start of `job`."""
         if seat.video:
             seat.video.drop()
-        seat.job, seat.observation, seat.steps, seat.success_any, seat.grasped, seat.video = job, None, 0, False, False, None
+        seat.job, seat.observation, seat.steps, seat.success_any, seat.grasped, seat.video = (
+            job,
+            None,
+            0,
+            False,
+            False,
+            None,
+        )
         seat.chunk.clear()
         if job is None:
             return
@@ -386,8 +480,12 @@ class _Run:
     def _video_path(self, folder: Path, job: Job) -> Path:
         """No other episode has it, of whatever policy, setting or size."""
         digest = hashlib.sha256(json.dumps(self.key(job)).encode()).hexdigest()[:8]
-        name = re.sub(r"[^\w.+-]", "_", self.name).strip(".")[:80] or "policy"  # as a folder's, wherever it is looked at
-        return folder / name / f"{job.scene.task}-{job.scene.variant}-{job.start}-{job.episode:03d}-{digest}.mp4"
+        name = (
+            re.sub(r"[^\w.+-]", "_", self.name).strip(".")[:80] or "policy"
+        )  # as a folder's, wherever it is looked at
+        return (
+            folder / name / f"{job.scene.task}-{job.scene.variant}-{job.start}-{job.episode:03d}-{digest}.mp4"
+        )
 
     def _start(self, task: Task, job: Job) -> int | Pose:
         if job.start == "grid":
@@ -397,18 +495,25 @@ class _Run:
         return dense_pose(task, job.episode, self.seed)
 
     def _recover(self, station: Station, death: StationDied) -> Iterator[EpisodeRecord]:
-        """Start a dead process again and repeat its episodes; the one that killed it twice is recorded as a crash."""
+        """Start a dead process again and repeat its episodes; the one that killed it twice is recorded as a
+        crash.
+        """
         seats = [seat for seat in self._seats if seat.station is station and seat.job]
         culprit = next(seat for seat in seats if seat.lane == death.lane)
         assert culprit.job is not None
         if not death.answered:
             raise KitError(
                 f"{culprit.job}: a simulator process failed before its first step: {_last_line(death)}",
-                "run with workers=0, where the fault shows itself; a script must guard its entry with `if __name__ == '__main__'`",
+                "run with workers=0, where the fault shows itself; a script must guard its entry "
+                "with `if __name__ == '__main__'`",
             ) from death
         station.restart()
         self._crashes[culprit.job] += 1
-        warnings.warn(f"{culprit.job}, step {culprit.steps}: {_last_line(death)}; the process was started again", RuntimeWarning, stacklevel=2)
+        warnings.warn(
+            f"{culprit.job}, step {culprit.steps}: {_last_line(death)}; the process was started again",
+            RuntimeWarning,
+            stacklevel=2,
+        )
         if self._crashes[culprit.job] == CRASHES:
             culprit.success_any = False
             yield self._record(culprit, success=False, reason="crash")
@@ -420,11 +525,15 @@ class _Run:
         """The action of an answer, float32 (7,)."""
         action, where = answer.processed, self._where(seat)
         if not np.isfinite(action).all():
-            raise KitError(f"{where} returned {action.tolist()}", "check the policy's un-normalisation statistics and its checkpoint")
+            raise KitError(
+                f"{where} returned {action.tolist()}",
+                "check the policy's un-normalisation statistics and its checkpoint",
+            )
         if (np.abs(action) > LIMITS).any():
             raise KitError(
                 f"{where} returned {action.round(3).tolist()}, beyond 1 m, pi radians or a gripper of 1",
-                "return metres, radians and a gripper between -1 and 1: check un-normalisation and the gripper's convention",
+                "return metres, radians and a gripper between -1 and 1: check un-normalisation and "
+                "the gripper's convention",
             )
         return action
 
@@ -445,8 +554,14 @@ class _Run:
         columns: dict[str, Any] = dict(zip(KEY, self.key(seat.job), strict=True)) | versions()
         wall_time = round(time.perf_counter() - seat.started, 3)
         record = EpisodeRecord(
-            **columns, success_any=seat.success_any, success_last=success, grasped=seat.grasped, steps=seat.steps, reason=reason, wall_time=wall_time,
-        )  # fmt: skip
+            **columns,
+            success_any=seat.success_any,
+            success_last=success,
+            grasped=seat.grasped,
+            steps=seat.steps,
+            reason=reason,
+            wall_time=wall_time,
+        )
         if seat.video:
             seat.video.keep()
             seat.video = None
@@ -468,7 +583,9 @@ class _Video:
         frame = observation.image if self._overlay is None else np.asarray(self._overlay(observation, answer))
         with self._told():
             if self._writer is None:
-                self._writer = VideoWriter(self._stack.enter_context(replacing(self._path)), self._fps, *frame.shape[:2])
+                self._writer = VideoWriter(
+                    self._stack.enter_context(replacing(self._path)), self._fps, *frame.shape[:2]
+                )
             self._writer.write(frame[None])
 
     def keep(self) -> None:
@@ -491,7 +608,10 @@ class _Video:
         except (OSError, KitError) as error:  # the writer speaks of the part that it writes
             cause = error.__cause__ or error
             reason = getattr(cause, "strerror", None) or cause
-            raise KitError(f"cannot write {self._path} ({reason})", "free space and run again: finished episodes are kept") from error
+            raise KitError(
+                f"cannot write {self._path} ({reason})",
+                "free space and run again: finished episodes are kept",
+            ) from error
 
 
 def _video_folder(path: str | Path | None) -> Path | None:
@@ -505,7 +625,10 @@ def _video_folder(path: str | Path | None) -> Path | None:
             if abandoned(part):
                 part.unlink(missing_ok=True)
     except OSError as error:
-        raise KitError(f"videos cannot be written to {folder} ({error.strerror})", "give a folder where files can be written") from error
+        raise KitError(
+            f"videos cannot be written to {folder} ({error.strerror})",
+            "give a folder where files can be written",
+        ) from error
     return folder
 
 
@@ -513,7 +636,10 @@ def _camera_size(policy: Any, task: Task, width: Any, height: Any) -> tuple[int,
     """Width and height in pixels."""
     full_width, full_height = CAMERA_SIZES[task.robot]
     if width is None and height is None:
-        width, height = getattr(getattr(policy, "conventions", None), "image_size", None) or (full_width, full_height)
+        width, height = getattr(getattr(policy, "conventions", None), "image_size", None) or (
+            full_width,
+            full_height,
+        )
     if width is None:
         width = max(1, round(whole(height, "height", 1, LARGEST_SIDE) * full_width / full_height))
     if height is None:
@@ -521,20 +647,31 @@ def _camera_size(policy: Any, task: Task, width: Any, height: Any) -> tuple[int,
     return whole(width, "width", 1, LARGEST_SIDE), whole(height, "height", 1, LARGEST_SIDE)
 
 
-def _episodes(task: Task, setting: str, episodes: str | int | list[int] | None, n: Any) -> tuple[str, list[int]]:
+def _episodes(
+    task: Task, setting: str, episodes: str | int | list[int] | None, n: Any
+) -> tuple[str, list[int]]:
     """(kind of start, ids) that were asked for."""
     protocol = task.protocol(setting)
     if isinstance(episodes, str):
         if episodes != "dense" or n is None:
-            raise KitError(f"episodes={episodes!r} with n={n}", 'give a number, ids, None, or episodes="dense" with n=200 or so')
+            raise KitError(
+                f"episodes={episodes!r} with n={n}",
+                'give a number, ids, None, or episodes="dense" with n=200 or so',
+            )
         return "dense", list(range(whole(n, "n", 1)))
     if episodes is None:
         episodes = protocol.scored
     ids = list(range(episodes)) if isinstance(episodes, int) else episodes
     outside = [episode for episode in ids if not 0 <= episode < len(protocol.starts)]
     if outside or not ids:
-        what = f"episode {outside[0]} is outside the grid of {task.name}" if outside else "no episodes were asked for"
-        raise KitError(what, f'choose from 0 to {len(protocol.starts) - 1}, or episodes="dense" with n=200 or so')
+        what = (
+            f"episode {outside[0]} is outside the grid of {task.name}"
+            if outside
+            else "no episodes were asked for"
+        )
+        raise KitError(
+            what, f'choose from 0 to {len(protocol.starts) - 1}, or episodes="dense" with n=200 or so'
+        )
     return "grid", ids
 
 

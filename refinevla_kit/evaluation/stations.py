@@ -1,7 +1,9 @@
-"""Where episodes are played: a station holds simulators, in this process or in a spawned one, and answers resets and steps.
+"""Where episodes are played: a station holds simulators, in this process or in a spawned one, and answers
+resets and steps.
 
-A station has lanes, one simulator each, so that a few processes can fill a policy's batch. A lane keeps its simulator while task and variant stay
-the same. Requests and replies are split in two calls, so that several process stations work at the same time, and while the policy thinks.
+A station has lanes, one simulator each, so that a few processes can fill a policy's batch. A lane keeps its
+simulator while task and variant stay the same. Requests and replies are split in two calls, so that several
+process stations work at the same time, and while the policy thinks.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from refinevla_kit.simulator.contract import Array, Observation, Pose, Simulator
 from refinevla_kit.tasks import find_task
 
 Reply = Observation | StepResult
-PATIENCE = 600.0  # seconds without a reply after which a simulator process counts as dead; making an environment takes 12 at most
+# Seconds without a reply after which a simulator process counts as dead; making an environment takes 12 at
+# most
+PATIENCE = 600.0
 
 
 @dataclass(frozen=True)
@@ -38,9 +42,15 @@ class Scene:
     def make(self) -> Simulator:
         """The simulator of this scene."""
         return make(
-            find_task(self.task), self.assets, self.width, self.height, self.privileged,
-            backend=self.backend, setting=self.setting, variant=self.variant,
-        )  # fmt: skip
+            find_task(self.task),
+            self.assets,
+            self.width,
+            self.height,
+            self.privileged,
+            backend=self.backend,
+            setting=self.setting,
+            variant=self.variant,
+        )
 
 
 class StationDied(Exception):
@@ -80,11 +90,15 @@ class LocalStation:
         self._replies[lane] = self._simulators[lane][1].reset(start, seed)
 
     def step(self, lane: int, action: Array, terminate: bool) -> None:
-        """Advance one control step. With `terminate` a long-horizon task first goes on to its next sub-task; any other episode ends here."""
+        """Advance one control step. With `terminate` a long-horizon task first goes on to its next sub-task;
+        any other episode ends here.
+        """
         simulator = self._simulators[lane][1]
         over = terminate and not simulator.advance()
         result = simulator.step(action)
-        self._replies[lane] = replace(result, done=True, reason=result.reason or "terminated") if over else result
+        self._replies[lane] = (
+            replace(result, done=True, reason=result.reason or "terminated") if over else result
+        )
 
     def receive(self, lane: int) -> Reply:
         return self._replies.pop(lane)
@@ -104,7 +118,9 @@ class ProcessStation:
         self._start()
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")  # a fork would copy the parent's threads and its Vulkan state
+        context = multiprocessing.get_context(
+            "spawn"
+        )  # a fork would copy the parent's threads and its Vulkan state
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
         self._process.start()
@@ -133,7 +149,9 @@ class ProcessStation:
                 kind, *content = self._connection.recv()
             except (EOFError, OSError) as error:
                 self._process.join(5)
-                raise StationDied(self._asked[0], f"its process died (exit code {self._process.exitcode})", self._answered) from error
+                raise StationDied(
+                    self._asked[0], f"its process died (exit code {self._process.exitcode})", self._answered
+                ) from error
             if kind == "mistake":
                 raise KitError(*content)
             if kind == "error":
@@ -157,7 +175,9 @@ class ProcessStation:
 
     def _send(self, lane: int, *message: Any) -> None:
         self._asked.append(lane)
-        with suppress(OSError):  # a dead process is told by `receive`, to which the caller can put an episode's name
+        with suppress(
+            OSError
+        ):  # a dead process is told by `receive`, to which the caller can put an episode's name
             self._connection.send((lane, *message))
 
 
@@ -169,7 +189,9 @@ def _serve(connection: Connection) -> None:
     from refinevla_kit.simulator import maniskill
 
     maniskill.own_process = True
-    os.environ["OMP_NUM_THREADS"] = "1"  # torch's threads of several workers would wait for each other, whatever the parent may use
+    os.environ["OMP_NUM_THREADS"] = (
+        "1"  # torch's threads of several workers would wait for each other, whatever the parent may use
+    )
     station = LocalStation()
     try:
         while (message := connection.recv()) is not None:

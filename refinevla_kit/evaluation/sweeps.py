@@ -1,4 +1,6 @@
-"""Success against one factor of training: which arms of an experiment differ in nothing else, and their rates on the episodes they all played."""
+"""Success against one factor of training: which arms of an experiment differ in nothing else, and their rates
+on the episodes they all played.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +26,15 @@ def arms_of(study: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         KitError: it is not one.
     """
     try:
-        return {run["arm"]["name"]: {key: value for key, value in run["arm"].items() if key != "name"} for run in study["runs"]}
+        return {
+            run["arm"]["name"]: {key: value for key, value in run["arm"].items() if key != "name"}
+            for run in study["runs"]
+        }
     except (KeyError, TypeError) as error:
-        raise KitError("this is no study of an experiment", "give the study.json that `python -m experiments.reasoning_loss` wrote") from error
+        raise KitError(
+            "this is no study of an experiment",
+            "give the study.json that `python -m experiments.reasoning_loss` wrote",
+        ) from error
 
 
 def sweep(
@@ -34,14 +42,20 @@ def sweep(
 ) -> dict[str, list[tuple[float, Rate]]]:
     """Average success by the value of one factor: policy's name -> its points, by value.
 
-    Only episodes count that every arm of the picture has played, so that no point has easier starts than another. The weight of the reasoning loss
-    makes one line, whose zero is the control; any other factor makes one with and one without the reasoning loss. Rates are over all seeds with the
-    checkpoints as they are.
+    Only episodes count that every arm of the picture has played, so that no point has easier starts than
+    another. The weight of the reasoning loss makes one line, whose zero is the control; any other factor
+    makes one with and one without the reasoning loss. Rates are over all seeds with the checkpoints as they
+    are.
 
     Args:
-        records: of one setting. arms: name -> factors, as `arms_of` gives them.
+        records: of one setting.
+        arms: name -> factors, as `arms_of` gives them.
     """
-    lines = {name: _varied(arms, name, factor) for name in REFERENCES[1 if factor == WEIGHT else 0 :] if name in arms}
+    lines = {
+        name: _varied(arms, name, factor)
+        for name in REFERENCES[1 if factor == WEIGHT else 0 :]
+        if name in arms
+    }
     shown = {name for line in lines.values() for name in line}
     played: dict[str, set[Any]] = {name: set() for name in shown}
     for one in records:
@@ -51,14 +65,23 @@ def sweep(
     common = set.intersection(*played.values()) if played else set()
     if not common:
         return {}
-    kept = [one for one in as_one_policy(records) if one.policy in played and tuple(getattr(one, field) for field in EPISODE) in common]
+    kept = [
+        one
+        for one in as_one_policy(records)
+        if one.policy in played and tuple(getattr(one, field) for field in EPISODE) in common
+    ]
     rates = {score.policy: score.rate for score in summarise(kept, rule) if score.task == AVERAGE}
-    points = {name: sorted((float(arms[arm][factor]), rates[arm]) for arm in line if arm in rates) for name, line in lines.items()}
+    points = {
+        name: sorted((float(arms[arm][factor]), rates[arm]) for arm in line if arm in rates)
+        for name, line in lines.items()
+    }
     return {name: line for name, line in points.items() if line}
 
 
 def _varied(arms: Mapping[str, Mapping[str, Any]], reference: str, factor: str) -> list[str]:
-    """Arms that differ from `reference` in nothing but `factor`, itself among them; without a reasoning loss nothing about rationales matters."""
+    """Arms that differ from `reference` in nothing but `factor`, itself among them; without a reasoning loss
+    nothing about rationales matters.
+    """
 
     def others(name: str) -> dict[str, Any]:
         return {key: value for key, value in arms[name].items() if key != factor}

@@ -1,9 +1,12 @@
-"""Two ways of training, compared over several training runs of each: what another run would give is uncertain too.
+"""Two ways of training, compared over several training runs of each: what another run would give is uncertain
+too.
 
-An interval over episodes speaks for the two checkpoints that played them. A claim about a way of training needs several runs of it, and their spread.
-Here a run's seed is that of its training and of its starts (`EpisodeRecord.seed`), so that the runs of a policy name are independent of each other,
-while the two policies of one seed share data order and starts. Each seed gives one paired difference; Student's t over them is the interval, which
-holds whatever starts and training contribute. `Comparison` beside it takes the checkpoints as they are.
+An interval over episodes speaks for the two checkpoints that played them. A claim about a way of training
+needs several runs of it, and their spread. Here a run's seed is that of its training and of its starts
+(`EpisodeRecord.seed`), so that the runs of a policy name are independent of each other, while the two
+policies of one seed share data order and starts. Each seed gives one paired difference; Student's t over them
+is the interval, which holds whatever starts and training contribute. `Comparison` beside it takes the
+checkpoints as they are.
 """
 
 from __future__ import annotations
@@ -26,7 +29,9 @@ Z = float(stats.norm.ppf(0.975))
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over training seeds. `low`, `high` (95 %) and `p_value` (against 0) are NaN with one seed: it has no spread."""
+    """A mean over training seeds. `low`, `high` (95 %) and `p_value` (against 0) are NaN with one seed: it
+    has no spread.
+    """
 
     mean: float
     low: float
@@ -44,10 +49,13 @@ class SeedComparison:
     """Policy `a` against policy `b`, both trained several times.
 
     Attributes:
-        setting: of the episodes; "variant_aggregation - visual_matching" for the change of the difference between the two.
-        seeds, differences: the training seeds and what each gives: rate of a minus rate of b on the same starts.
+        setting: of the episodes; "variant_aggregation - visual_matching" for the change of the difference
+            between the two.
+        seeds, differences: the training seeds and what each gives: rate of a minus rate of b on the same
+            starts.
         estimate: their mean, with Student's t over seeds.
-        between: standard deviation of the difference over training runs, without what the starts contribute (moments, not below 0); NaN with one.
+        between: standard deviation of the difference over training runs, without what the starts contribute
+            (moments, not below 0); NaN with one.
         pooled: the same episodes with the checkpoints taken as they are; None for a change between settings.
     """
 
@@ -80,9 +88,15 @@ def over_seeds(values: Sequence[float], floor: float = 0.0, limit: float = 1.0) 
 
 
 def compare_seeds(
-    records: Iterable[EpisodeRecord], a: str, b: str, rule: Rule = "last", task: str = AVERAGE, setting: str | None = None
+    records: Iterable[EpisodeRecord],
+    a: str,
+    b: str,
+    rule: Rule = "last",
+    task: str = AVERAGE,
+    setting: str | None = None,
 ) -> SeedComparison:
-    """Compare two ways of training on all seeds that both were trained with and that share episodes. Arguments as of `statistics.compare`.
+    """Compare two ways of training on all seeds that both were trained with and that share episodes.
+    Arguments as of `statistics.compare`.
 
     Raises:
         KitError: no seed has episodes of both, or what `compare` raises.
@@ -91,28 +105,43 @@ def compare_seeds(
     each = by_seed(records, a, b, rule, task, setting)
     if not each:
         raise KitError(f"{a!r} and {b!r} share no episode of {task}", "run both with the same seeds")
-    shared = as_one_policy(one for one in records if one.policy in (a, b) and setting in (None, one.setting) and one.seed in each)
+    shared = as_one_policy(
+        one for one in records if one.policy in (a, b) and setting in (None, one.setting) and one.seed in each
+    )
     pooled = compare(shared, a, b, rule, task, setting)
     values = [one.difference for one in each.values()]
     errors = [(one.high - one.low) / (2 * Z) for one in each.values()]
     within = float(np.mean(np.square(errors)))
     between = nan if len(values) < 2 else sqrt(max(0.0, float(np.var(values, ddof=1)) - within))
     where = setting or next(one.setting for one in shared)
-    return SeedComparison(a, b, task, rule, where, tuple(each), tuple(values), over_seeds(values, sqrt(within)), between, pooled)
+    return SeedComparison(
+        a, b, task, rule, where, tuple(each), tuple(values), over_seeds(values, sqrt(within)), between, pooled
+    )
 
 
 def by_seed(
-    records: Iterable[EpisodeRecord], a: str, b: str, rule: Rule = "last", task: str = AVERAGE, setting: str | None = None
+    records: Iterable[EpisodeRecord],
+    a: str,
+    b: str,
+    rule: Rule = "last",
+    task: str = AVERAGE,
+    setting: str | None = None,
 ) -> dict[int, Comparison]:
-    """Training seed -> the two policies of that seed, for the seeds of which both have episodes. Arguments as of `statistics.compare`."""
+    """Training seed -> the two policies of that seed, for the seeds of which both have episodes. Arguments as
+    of `statistics.compare`.
+    """
     played: dict[int, list[EpisodeRecord]] = {}
     for record in records:
         if record.policy in (a, b) and setting in (None, record.setting):
             played.setdefault(record.seed, []).append(record)
-    paired = {seed: played[seed] for seed in sorted(played) if len({record.policy for record in played[seed]}) == 2}
+    paired = {
+        seed: played[seed] for seed in sorted(played) if len({record.policy for record in played[seed]}) == 2
+    }
     return {seed: compare(both, a, b, rule, task, setting) for seed, both in paired.items()}
 
 
 def as_one_policy(records: Iterable[EpisodeRecord]) -> list[EpisodeRecord]:
-    """The same records without their checkpoints' hashes: several training runs count as one policy, for statistics that ask for one checkpoint."""
+    """The same records without their checkpoints' hashes: several training runs count as one policy, for
+    statistics that ask for one checkpoint.
+    """
     return [replace(record, checkpoint_hash="") for record in records]

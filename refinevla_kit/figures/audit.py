@@ -1,4 +1,6 @@
-"""Teachers side by side: how much of what they say is true, how many of their rationales are doubted, and what they refuse."""
+"""Teachers side by side: how much of what they say is true, how many of their rationales are doubted, and
+what they refuse.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +26,12 @@ def compare_teachers(audits: pd.DataFrame | Sequence[pd.DataFrame]) -> pd.DataFr
 
     Args:
         audits: rows of `teacher.audit.audit_dataset`, of one or several teachers.
-    Returns: one row a teacher and measure: teacher, measure, count, of, share, low, high (NaN where `of` is 0). Measures: each of `PARTS` and
-        "all parts" (true claims of the decided ones), "checked" (decided claims, of all claims and the sentences without one), "doubted" (of the
-        rationales; of 0 where no claim was decided and none is doubted), "refused" and "refused: <kind>" (of the answers). Claims of one rationale
-        hang together: their intervals are somewhat too narrow.
+    Returns: one row a teacher and measure: teacher, measure, count, of, share, low, high (NaN where `of` is
+    0). Measures: each of `PARTS` and
+        "all parts" (true claims of the decided ones), "checked" (decided claims, of all claims and the
+        sentences without one), "doubted" (of the rationales; of 0 where no claim was decided and none is
+        doubted), "refused" and "refused: <kind>" (of the answers). Claims of one rationale hang together:
+        their intervals are somewhat too narrow.
     """
     table = audits if isinstance(audits, pd.DataFrame) else pd.concat(audits, ignore_index=True)
     rows = []
@@ -40,9 +44,22 @@ def compare_teachers(audits: pd.DataFrame | Sequence[pd.DataFrame]) -> pd.DataFr
         doubted = int(told["doubt"].sum())
         measures[DOUBTED] = (doubted, len(told) if doubted or measures[WHOLE][1] else 0)
         measures[REFUSED] = (len(own) - len(told), len(own))
-        measures |= {f"{REFUSED}: {kind}": (count, len(own)) for kind, count in own["refusal"].value_counts().items() if kind}
+        measures |= {
+            f"{REFUSED}: {kind}": (count, len(own))
+            for kind, count in own["refusal"].value_counts().items()
+            if kind
+        }
         for measure, (count, of) in measures.items():
-            rows.append((teacher, measure, count, of, count / of if of else nan, *(wilson(count, of) if of else (nan, nan))))
+            rows.append(
+                (
+                    teacher,
+                    measure,
+                    count,
+                    of,
+                    count / of if of else nan,
+                    *(wilson(count, of) if of else (nan, nan)),
+                )
+            )
     return pd.DataFrame(rows, columns=["teacher", "measure", "count", "of", "share", "low", "high"])
 
 
@@ -51,21 +68,31 @@ def teachers_table(comparison: pd.DataFrame) -> pd.DataFrame:
     text = [_cell(row) for row in comparison.itertuples()]
     measures = list(dict.fromkeys(comparison["measure"]))
     wide = comparison.assign(text=text).pivot(index="teacher", columns="measure", values="text").fillna("-")
-    return wide.loc[list(dict.fromkeys(comparison["teacher"])), measures].rename(columns=_label).rename_axis(columns=None)
+    return (
+        wide.loc[list(dict.fromkeys(comparison["teacher"])), measures]
+        .rename(columns=_label)
+        .rename_axis(columns=None)
+    )
 
 
 def teachers_compared(comparison: pd.DataFrame) -> Figure:
-    """Left: the share of checked claims that are true, part by part. Right: rationales with something to doubt, and refused answers by kind.
+    """Left: the share of checked claims that are true, part by part. Right: rationales with something to
+    doubt, and refused answers by kind.
 
     Args:
         comparison: from `compare_teachers`.
     """
     teachers = list(dict.fromkeys(comparison["teacher"]))
-    kinds = [measure for measure in dict.fromkeys(comparison["measure"]) if measure.startswith(f"{REFUSED}: ")]
+    kinds = [
+        measure for measure in dict.fromkeys(comparison["measure"]) if measure.startswith(f"{REFUSED}: ")
+    ]
     panels = ([*PARTS, WHOLE], [CHECKED, DOUBTED, REFUSED, *kinds])
     colour, cells = colours(teachers), {(row.teacher, row.measure): row for row in comparison.itertuples()}
     step = 0.72 / max(2, len(teachers))
-    with canvas(8.6, 1.2 + 0.16 * max(5, len(panels[1])) * max(2, len(teachers)), columns=2) as (figure, both):
+    with canvas(8.6, 1.2 + 0.16 * max(5, len(panels[1])) * max(2, len(teachers)), columns=2) as (
+        figure,
+        both,
+    ):
         titles = ("claims that are true, of those checked", "how much was checked, what to look at")
         for axes, measures, title in zip(both, panels, titles, strict=True):
             for place, measure in enumerate(measures):
@@ -75,10 +102,25 @@ def teachers_compared(comparison: pd.DataFrame) -> Figure:
                         if cell is not None and measure == WHOLE:
                             axes.text(0.5, y, NOTHING, va="center", ha="center", fontsize=6.5, color=MUTED)
                         continue
-                    axes.plot([cell.low, cell.high], [y, y], color=colour[teacher], linewidth=2.2, alpha=0.45, solid_capstyle="round")
+                    axes.plot(
+                        [cell.low, cell.high],
+                        [y, y],
+                        color=colour[teacher],
+                        linewidth=2.2,
+                        alpha=0.45,
+                        solid_capstyle="round",
+                    )
                     axes.plot(cell.share, y, "o", color=colour[teacher], markersize=5)
                     words = f"{cell.count:,} of {cell.of:,}"
-                    axes.text(1.03, y, words, transform=axes.get_yaxis_transform(), va="center", fontsize=6.5, color=MUTED)
+                    axes.text(
+                        1.03,
+                        y,
+                        words,
+                        transform=axes.get_yaxis_transform(),
+                        va="center",
+                        fontsize=6.5,
+                        color=MUTED,
+                    )
             axes.set_yticks(range(len(measures)), [_label(measure) for measure in measures])
             axes.set_ylim(len(measures) - 0.4, -0.6)
             axes.set_xlim(-0.02, 1.02)

@@ -16,9 +16,10 @@ from refinevla_kit.evaluation.sweeps import WEIGHT, sweep
 from refinevla_kit.figures.style import MUTED, canvas, colours, label
 
 FACTORS = {  # title and x axis
-    WEIGHT: ("weight of the reasoning loss", "lambda"), "freeze_layers": ("selective transfer", "frozen language layers"),
+    WEIGHT: ("weight of the reasoning loss", "lambda"),
+    "freeze_layers": ("selective transfer", "frozen language layers"),
     "share": ("fine-tuning data", "share of the demonstrations"),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Panel:
     Attributes:
         title, axis: of the panel and its x axis.
         lines: policy's name -> its points (x, rate).
-        mark: the value of x at which the paper has its peak, None where it has none on this scale. claim: what the paper says, in words.
+        mark: the value of x at which the paper has its peak, None where it has none on this scale.
+        claim: what the paper says, in words.
     """
 
     title: str
@@ -38,20 +40,35 @@ class Panel:
     claim: str = ""
 
 
-def sweep_panels(records: Sequence[EpisodeRecord], arms: Mapping[str, Mapping[str, Any]], claims: Mapping[str, str] | None = None) -> list[Panel]:
+def sweep_panels(
+    records: Sequence[EpisodeRecord],
+    arms: Mapping[str, Mapping[str, Any]],
+    claims: Mapping[str, str] | None = None,
+) -> list[Panel]:
     """Panels of what was varied, by `sweeps.sweep`: those with more than the main comparison's own value.
 
     Args:
-        records: of one setting. arms: see `sweep`. claims: factor -> what the paper says about it.
+        records: of one setting.
+        arms: see `sweep`.
+        claims: factor -> what the paper says about it.
     """
     found = {factor: sweep(records, arms, factor) for factor in FACTORS}
-    varied = {factor: lines for factor, lines in found.items() if max(map(len, lines.values()), default=0) > (2 if factor == WEIGHT else 1)}
+    varied = {
+        factor: lines
+        for factor, lines in found.items()
+        if max(map(len, lines.values()), default=0) > (2 if factor == WEIGHT else 1)
+    }
     said = claims or {}
-    return [Panel(*FACTORS[factor], lines, 0.3 if factor == WEIGHT else None, said.get(factor, "")) for factor, lines in varied.items()]
+    return [
+        Panel(*FACTORS[factor], lines, 0.3 if factor == WEIGHT else None, said.get(factor, ""))
+        for factor, lines in varied.items()
+    ]
 
 
 def sensitivity(panels: Sequence[Panel]) -> Figure:
-    """Success against what was varied, one panel each, as the paper's Figure 8 has it; bars are 95 % intervals with the checkpoints as they are."""
+    """Success against what was varied, one panel each, as the paper's Figure 8 has it; bars are 95 %
+    intervals with the checkpoints as they are.
+    """
     colour = colours(list(dict.fromkeys(name for panel in panels for name in panel.lines)))
     with canvas(max(4.2, 3.3 * len(panels)), 3.2, columns=len(panels), sharey=True) as (figure, all_axes):
         for axes, panel in zip(all_axes, panels, strict=True):
@@ -67,14 +84,31 @@ def sensitivity(panels: Sequence[Panel]) -> Figure:
                 axes.axvline(panel.mark, color=MUTED, linewidth=1.0, linestyle=(0, (4, 3)))
             if panel.claim:
                 box = {"color": "white", "pad": 1.0}
-                axes.annotate(panel.claim, (0.03, 0.98), xycoords="axes fraction", fontsize=8, color=MUTED, va="top", bbox=box)
+                axes.annotate(
+                    panel.claim,
+                    (0.03, 0.98),
+                    xycoords="axes fraction",
+                    fontsize=8,
+                    color=MUTED,
+                    va="top",
+                    bbox=box,
+                )
             axes.set_title(panel.title)
             axes.set_xlabel(panel.axis)
             axes.set_xticks(values, [f"{value:g}" for value in values])
             axes.set_ylim(-0.02, 1.02)
         all_axes[0].yaxis.set_major_formatter(PercentFormatter(1.0))
         all_axes[0].set_ylabel("success, average of the tasks")
-        handles = [all_axes[0].plot([], [], "o-", color=value, label=label(name))[0] for name, value in colour.items()]
+        handles = [
+            all_axes[0].plot([], [], "o-", color=value, label=label(name))[0]
+            for name, value in colour.items()
+        ]
         if len(colour) > 1:
-            figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), labelcolor="linecolor", fontsize=9.5)
+            figure.legend(
+                handles=handles,
+                loc="outside upper left",
+                ncols=len(handles),
+                labelcolor="linecolor",
+                fontsize=9.5,
+            )
     return figure

@@ -1,6 +1,8 @@
-"""Whether what a map shows matters, as pictures: deletion and insertion curves, how far the action moves when things are covered, shuffled weights.
+"""Whether what a map shows matters, as pictures: deletion and insertion curves, how far the action moves when
+things are covered, shuffled weights.
 
-Panels that are compared share their scale. Bands and whiskers are Student's intervals over episodes where there are at least two.
+Panels that are compared share their scale. Bands and whiskers are Student's intervals over episodes where
+there are at least two.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ HATCHES = ("", "////", "....")
 
 
 def deletion_insertion(found: Mapping[str, Sequence[Curves]], title: str = "") -> Figure:
-    """Log-probability of the policy's own action while patches go (left) and come (right), against random orders.
+    """Log-probability of the policy's own action while patches go (left) and come (right), against random
+    orders.
 
     Args:
         found: policy -> one `Curves` an episode.
@@ -39,21 +42,40 @@ def deletion_insertion(found: Mapping[str, Sequence[Curves]], title: str = "") -
     with canvas(8.0, 3.4, 1, 2, sharey=True) as (figure, axes):
         for policy, each in found.items():
             fractions = each[0].fractions
-            gains = [float(np.mean([getattr(one, f"{name}_gain") for one in each])) for name in ("deletion", "insertion")]
+            gains = [
+                float(np.mean([getattr(one, f"{name}_gain") for one in each]))
+                for name in ("deletion", "insertion")
+            ]
             lines = ([one.deletion for one in each], [one.insertion for one in each])
             random = ([one.random for one in each], [one.random[::-1] for one in each])
             for panel, mapped, chance, gain in zip(axes, lines, random, gains, strict=True):
-                panel.plot(fractions, np.mean(mapped, 0), color=colour[policy], label=f"{label(policy)}: {gain:+.2f} nats")
-                panel.plot(fractions, np.mean(chance, 0), color=colour[policy], linestyle=(0, (4, 2)), linewidth=1.2)
+                panel.plot(
+                    fractions,
+                    np.mean(mapped, 0),
+                    color=colour[policy],
+                    label=f"{label(policy)}: {gain:+.2f} nats",
+                )
+                panel.plot(
+                    fractions, np.mean(chance, 0), color=colour[policy], linestyle=(0, (4, 2)), linewidth=1.2
+                )
                 if len(each) > 1:
                     low, high = np.transpose([interval(column) for column in np.transpose(mapped)])
-                    panel.fill_between(fractions, low, np.minimum(high, 0), color=colour[policy], alpha=0.15, linewidth=0)
+                    panel.fill_between(
+                        fractions, low, np.minimum(high, 0), color=colour[policy], alpha=0.15, linewidth=0
+                    )
         for panel, words in zip(axes, ("patches taken away", "patches put back"), strict=True):
             panel.xaxis.set_major_formatter(PercentFormatter(1.0))
             panel.set_xlabel(words)
             handles, names = panel.get_legend_handles_labels()
             handles.append(Line2D([], [], color=MUTED, linestyle=(0, (4, 2)), linewidth=1.2))
-            panel.legend(handles, [*names, "random order"], title="better than random by", title_fontsize=7.5, fontsize=7.5, alignment="left")
+            panel.legend(
+                handles,
+                [*names, "random order"],
+                title="better than random by",
+                title_fontsize=7.5,
+                fontsize=7.5,
+                alignment="left",
+            )
         axes[0].set_title("deletion: lower is better")
         axes[1].set_title("insertion: higher is better")
         axes[0].set_ylabel("log-probability of the own action (nats)")
@@ -73,24 +95,53 @@ def cover_bars(summary: Any, title: str = "") -> Figure:
     with canvas(8.0, 3.6) as (figure, (axes,)):
         for row in summary.itertuples():
             place = policies.index(row.policy) * len(fills) + fills.index(row.fill)
-            x, height = things.index(row.covered) + (place - (len(policies) * len(fills) - 1) / 2) * step, getattr(row, measure)
-            axes.bar(x, height, step * 0.86, color=colour[row.policy], alpha=0.85, hatch=HATCHES[fills.index(row.fill) % 3], edgecolor="white")
+            x, height = (
+                things.index(row.covered) + (place - (len(policies) * len(fills) - 1) / 2) * step,
+                getattr(row, measure),
+            )
+            axes.bar(
+                x,
+                height,
+                step * 0.86,
+                color=colour[row.policy],
+                alpha=0.85,
+                hatch=HATCHES[fills.index(row.fill) % 3],
+                edgecolor="white",
+            )
             if np.isfinite(row.low):
-                axes.errorbar(x, height, yerr=[[height - max(row.low, 0)], [row.high - height]], color=INK, linewidth=1, capsize=2)
+                axes.errorbar(
+                    x,
+                    height,
+                    yerr=[[height - max(row.low, 0)], [row.high - height]],
+                    color=INK,
+                    linewidth=1,
+                    capsize=2,
+                )
         area = summary.groupby("covered")["area"].mean()
-        axes.set_xticks(range(len(things)), [f"{COVER_LABELS.get(thing, thing)}\n{area[thing]:.1%} of the area" for thing in things])
+        axes.set_xticks(
+            range(len(things)),
+            [f"{COVER_LABELS.get(thing, thing)}\n{area[thing]:.1%} of the area" for thing in things],
+        )
         axes.grid(axis="x", visible=False)
         axes.set_ylim(0, None)
         axes.set_ylabel(MEASURE_LABELS[measure].replace(" (", "\n("), fontsize=8)
-        handles = [axes.bar(0, 0, color=MUTED, hatch=HATCHES[i % 3], edgecolor="white") for i in range(len(fills))]
-        axes.legend(handles, [FILL_LABELS.get(fill, f"covered with {fill}") for fill in fills], loc="upper left", fontsize=8)
+        handles = [
+            axes.bar(0, 0, color=MUTED, hatch=HATCHES[i % 3], edgecolor="white") for i in range(len(fills))
+        ]
+        axes.legend(
+            handles,
+            [FILL_LABELS.get(fill, f"covered with {fill}") for fill in fills],
+            loc="upper left",
+            fontsize=8,
+        )
         axes.set_title(title, fontweight="normal", fontsize=8, color=MUTED)
         name_policies(figure, colour)
     return figure
 
 
 def sanity_lines(found: Mapping[str, Any], title: str = "") -> Figure:
-    """Rank correlation with the trained policy's map while weights are shuffled from the top down; 1 all along: the map does not show the policy.
+    """Rank correlation with the trained policy's map while weights are shuffled from the top down; 1 all
+    along: the map does not show the policy.
 
     Args:
         found: method (or policy) -> pandas table of `faithfulness.sanity`.
@@ -99,8 +150,17 @@ def sanity_lines(found: Mapping[str, Any], title: str = "") -> Figure:
     with canvas(6.4, 3.2) as (figure, (axes,)):
         for name, table in found.items():
             means = table.groupby("shuffled", sort=False)["correlation"].mean()
-            axes.plot(range(len(means)), means.to_numpy(), color=colour[name], marker="o", markersize=4, label=label(name).replace("_", " "))
-            axes.set_xticks(range(len(means)), [f"{one}" if not i else f"+ {one}" for i, one in enumerate(means.index)])
+            axes.plot(
+                range(len(means)),
+                means.to_numpy(),
+                color=colour[name],
+                marker="o",
+                markersize=4,
+                label=label(name).replace("_", " "),
+            )
+            axes.set_xticks(
+                range(len(means)), [f"{one}" if not i else f"+ {one}" for i, one in enumerate(means.index)]
+            )
         axes.axhline(0, color=MUTED, linewidth=1)
         axes.set_ylim(-1.05, 1.05)
         axes.set_xlabel("weights shuffled, from the top down")

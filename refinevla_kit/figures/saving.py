@@ -16,28 +16,48 @@ from refinevla_kit.settings import REPOSITORY
 
 DPI = 160
 FORMATS = ("png", "svg", "pdf")
-NO_DATE: dict[str, dict[str, Any]] = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}  # same figure, same bytes
+NO_DATE: dict[str, dict[str, Any]] = {
+    "png": {"Software": None},
+    "svg": {"Date": None},
+    "pdf": {"CreationDate": None},
+}  # same figure, same bytes
 AS_TEXT: dict[Any, Any] = {"svg.fonttype": "none", "pdf.fonttype": 42, "svg.hashsalt": "refinevla"}
 
 
-def save_figure(figure: Figure, path: str | Path, made_from: dict[str, Any], formats: Sequence[str] = FORMATS[:1]) -> Path:
-    """Write `figure` and, beside it, a JSON of the same name with what made it. Returns the (first) picture's path.
+def save_figure(
+    figure: Figure, path: str | Path, made_from: dict[str, Any], formats: Sequence[str] = FORMATS[:1]
+) -> Path:
+    """Write `figure` and, beside it, a JSON of the same name with what made it. Returns the (first) picture's
+    path.
 
     Args:
         path: any suffix is replaced by that of the format.
         formats: of `FORMATS`; "svg" and "pdf" are vectors, with text as text.
-        made_from: JSON values that let someone make the picture again: the function, its inputs' paths and settings, the numbers it shows.
-            Paths to existing files get their SHA-256 beside them.
+        made_from: JSON values that let someone make the picture again: the function, its inputs' paths and
+            settings, the numbers it shows. Paths to existing files get their SHA-256 beside them.
     """
     if not formats or any(one not in FORMATS for one in formats):
-        raise KitError(f"pictures are not saved as {', '.join(formats) or 'nothing'}", f"choose from {', '.join(FORMATS)}")
+        raise KitError(
+            f"pictures are not saved as {', '.join(formats) or 'nothing'}",
+            f"choose from {', '.join(FORMATS)}",
+        )
     for one in formats:
         with replacing(Path(path).with_suffix(f".{one}")) as part, rc_context(AS_TEXT):
             figure.savefig(part, format=one, dpi=DPI, metadata=NO_DATE[one])
     path = Path(path).with_suffix(f".{formats[0]}")
-    files = {name: sha256(value)[:16] for name, value in made_from.items() if isinstance(value, Path) and value.is_file()}
-    values = {name: _inside(str(value)) if isinstance(value, Path | str) else value for name, value in made_from.items()}
-    write_json(path.with_suffix(".json"), {"picture": path.name, "made_from": values, "sha256": files, "refinevla_kit": __version__})
+    files = {
+        name: sha256(value)[:16]
+        for name, value in made_from.items()
+        if isinstance(value, Path) and value.is_file()
+    }
+    values = {
+        name: _inside(str(value)) if isinstance(value, Path | str) else value
+        for name, value in made_from.items()
+    }
+    write_json(
+        path.with_suffix(".json"),
+        {"picture": path.name, "made_from": values, "sha256": files, "refinevla_kit": __version__},
+    )
     return path
 
 

@@ -13,15 +13,26 @@ from matplotlib.ticker import PercentFormatter
 from refinevla_kit.evaluation.aggregation import AVERAGE, AVERAGES
 from refinevla_kit.evaluation.intervals import Rate
 from refinevla_kit.evaluation.statistics import Comparison, Score, shown_tasks
-from refinevla_kit.figures.style import GREY, INK, MUTED, beside, canvas, colours, label, name_policies, p_text, points
+from refinevla_kit.figures.style import (
+    GREY,
+    INK,
+    MUTED,
+    beside,
+    canvas,
+    colours,
+    label,
+    name_policies,
+    p_text,
+    points,
+)
 from refinevla_kit.tasks import BASE
 
 
 def success_bars(scores: Sequence[Score]) -> Figure:
     """Bars of success per task and policy, with Wilson intervals.
 
-    The filled bar is success at the last step (SIMPLER's rule) with its interval; the outline above it is success at any step. The count under the
-    bar is that of the last step.
+    The filled bar is success at the last step (SIMPLER's rule) with its interval; the outline above it is
+    success at any step. The count under the bar is that of the last step.
 
     Args:
         scores: of both rules and one setting, from `statistics.summarise`.
@@ -37,7 +48,14 @@ def success_bars(scores: Sequence[Score]) -> Figure:
                 x = place + (index - (len(policies) - 1) / 2) * step
                 last, any_step = rates.get((policy, task, "last")), rates.get((policy, task, "any"))
                 if any_step:
-                    axes.bar(x, any_step.rate, step * 0.86, facecolor="none", edgecolor=colour[policy], linewidth=1.0)
+                    axes.bar(
+                        x,
+                        any_step.rate,
+                        step * 0.86,
+                        facecolor="none",
+                        edgecolor=colour[policy],
+                        linewidth=1.0,
+                    )
                 if last:
                     axes.bar(x, last.rate, step * 0.86, color=colour[policy], alpha=0.85)
                     _interval(axes, x, last)
@@ -49,13 +67,20 @@ def success_bars(scores: Sequence[Score]) -> Figure:
         axes.set_xlim(-0.55, len(tasks) - 0.45)
         axes.set_ylim(0, 1.02)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-        axes.set_title("filled: success at the last step, with its 95 % interval; outline: at any step", fontweight="normal", fontsize=8, color=MUTED)
+        axes.set_title(
+            "filled: success at the last step, with its 95 % interval; outline: at any step",
+            fontweight="normal",
+            fontsize=8,
+            color=MUTED,
+        )
         name_policies(figure, colour)
     return figure
 
 
 def paired_differences(comparisons: Sequence[Comparison]) -> Figure:
-    """The difference between two policies on the same episodes, one line a task, with its bootstrap interval and the exact p-value."""
+    """The difference between two policies on the same episodes, one line a task, with its bootstrap interval
+    and the exact p-value.
+    """
     first = comparisons[0]
     with canvas(7.2, 1.2 + 0.34 * len(comparisons)) as (figure, (axes,)):
         for y, one in enumerate(reversed(comparisons)):
@@ -70,15 +95,26 @@ def paired_differences(comparisons: Sequence[Comparison]) -> Figure:
         points(axes)
         axes.grid(axis="y", visible=False)
         beside(axes, len(comparisons) - 0.25, "won alone*", "exact p", width=54, color=MUTED)
-        figure.supxlabel(f"* episodes that only {label(first.a)} solved : only {label(first.b)}", fontsize=7.5, color=MUTED, x=0.98, ha="right")
+        figure.supxlabel(
+            f"* episodes that only {label(first.a)} solved : only {label(first.b)}",
+            fontsize=7.5,
+            color=MUTED,
+            x=0.98,
+            ha="right",
+        )
         figure.suptitle(
-            f"{label(first.a)} minus {label(first.b)}, same episodes, {first.rule} step", x=0.01, ha="left", fontsize=10, fontweight="bold"
+            f"{label(first.a)} minus {label(first.b)}, same episodes, {first.rule} step",
+            x=0.01,
+            ha="left",
+            fontsize=10,
+            fontweight="bold",
         )
     return figure
 
 
 def variant_rates(scores: Sequence[Score], changes: Mapping[str, Sequence[Comparison]]) -> Figure:
-    """Success in each variant of the scene, and what it differs from the unchanged scene on the same starts; one line a variant, one colour a policy.
+    """Success in each variant of the scene, and what it differs from the unchanged scene on the same starts;
+    one line a variant, one colour a policy.
 
     Args:
         scores: of one rule and setting, from `statistics.summarise_variants`; the averages are drawn.
@@ -89,17 +125,37 @@ def variant_rates(scores: Sequence[Score], changes: Mapping[str, Sequence[Compar
     colour = colours(list(dict.fromkeys(policy for policy, _ in rates)))
     differences = {(policy, one.a): one for policy, comparisons in changes.items() for one in comparisons}
     height = 1.3 + 0.16 * len(variants) * (1 + len(colour))
-    with canvas(8.6, height, columns=2, sharey=True, gridspec_kw={"wspace": 0.1, "width_ratios": [1.1, 1]}) as (figure, (left, right)):
+    with canvas(
+        8.6, height, columns=2, sharey=True, gridspec_kw={"wspace": 0.1, "width_ratios": [1.1, 1]}
+    ) as (figure, (left, right)):
         for index, (policy, shade) in enumerate(colour.items()):
             for place, variant in enumerate(variants):
                 y = -place - (index - (len(colour) - 1) / 2) * 0.62 / len(colour)
-                for axes, one in ((left, rates.get((policy, variant))), (right, differences.get((policy, variant)))):
+                for axes, one in (
+                    (left, rates.get((policy, variant))),
+                    (right, differences.get((policy, variant))),
+                ):
                     if one is not None:
-                        axes.plot([one.low, one.high], [y, y], color=shade, linewidth=2.2, alpha=0.45, solid_capstyle="butt")
-                        axes.plot(one.rate if isinstance(one, Rate) else one.difference, y, "o", color=shade, markersize=5)
+                        axes.plot(
+                            [one.low, one.high],
+                            [y, y],
+                            color=shade,
+                            linewidth=2.2,
+                            alpha=0.45,
+                            solid_capstyle="butt",
+                        )
+                        axes.plot(
+                            one.rate if isinstance(one, Rate) else one.difference,
+                            y,
+                            "o",
+                            color=shade,
+                            markersize=5,
+                        )
             if base := rates.get((policy, BASE)):
                 left.axvline(base.rate, color=shade, linewidth=0.8, linestyle=(0, (4, 3)))
-        left.set_yticks([-place for place in range(len(variants))], [variant.replace("_", " ") for variant in variants])
+        left.set_yticks(
+            [-place for place in range(len(variants))], [variant.replace("_", " ") for variant in variants]
+        )
         left.set_ylim(0.6 - len(variants), 0.6)
         left.set_xlim(-0.02, 1.04)
         left.set_xticks([0, 0.25, 0.5, 0.75, 1])
@@ -118,4 +174,6 @@ def variant_rates(scores: Sequence[Score], changes: Mapping[str, Sequence[Compar
 
 def _interval(axes: Axes, x: float, rate: Rate) -> None:
     error = np.array([[rate.rate - rate.low], [rate.high - rate.rate]])
-    axes.errorbar(x, rate.rate, yerr=np.clip(error, 0, None), color=INK, linewidth=1.0, capsize=2.5, capthick=1.0)
+    axes.errorbar(
+        x, rate.rate, yerr=np.clip(error, 0, None), color=INK, linewidth=1.0, capsize=2.5, capthick=1.0
+    )

@@ -1,4 +1,6 @@
-"""Training curves of several policies in one picture, with the two panels of the paper's Figure 4: L1 error and accuracy of the actions."""
+"""Training curves of several policies in one picture, with the two panels of the paper's Figure 4: L1 error
+and accuracy of the actions.
+"""
 
 from __future__ import annotations
 
@@ -11,34 +13,52 @@ from matplotlib.figure import Figure
 from refinevla_kit.errors import KitError
 from refinevla_kit.figures.style import MUTED, canvas, colours, name_policies
 
-PANELS = {"action_l1": "L1 error of the actions", "action_accuracy": "accuracy of the action tokens", "loss_action": "loss on action tokens",
-          "loss_reasoning": "loss on rationale tokens"}  # fmt: skip
+PANELS = {
+    "action_l1": "L1 error of the actions",
+    "action_accuracy": "accuracy of the action tokens",
+    "loss_action": "loss on action tokens",
+    "loss_reasoning": "loss on rationale tokens",
+}
 
 
 def load_histories(path: str | Path, names: Collection[str] | None = None) -> dict[str, pd.DataFrame]:
-    """Training histories by policy: of one file, or of every `history.jsonl` / `history.parquet` below a folder (none there: an empty dictionary).
+    """Training histories by policy: of one file, or of every `history.jsonl` / `history.parquet` below a
+    folder (none there: an empty dictionary).
 
     Args:
         names: of the policies wanted; None: all there are.
 
-    A history has one row a logged step: columns step, split ("train", "validation"), policy and any of `PANELS`.
+    A history has one row a logged step: columns step, split ("train", "validation"), policy and any of
+    `PANELS`.
 
     Raises:
         KitError: no such path, or a file that is not a training history.
     """
     path = Path(path)
     if not path.exists():
-        raise KitError(f"no training history at {path}", "run notebook 02, or give the history of another run")
+        raise KitError(
+            f"no training history at {path}", "run notebook 02, or give the history of another run"
+        )
     files = sorted(path.rglob("history.*")) if path.is_dir() else [path]
     found: dict[str, pd.DataFrame] = {}
     for file in files:
         try:
             frame = pd.read_parquet(file) if file.suffix == ".parquet" else pd.read_json(file, lines=True)
         except (ValueError, OSError) as error:
-            raise KitError(f"{file} is not a readable training history ({error})", "give the history that notebook 02 wrote") from error
+            raise KitError(
+                f"{file} is not a readable training history ({error})",
+                "give the history that notebook 02 wrote",
+            ) from error
         if missing := {"step", "split", "policy"} - set(frame.columns):
-            raise KitError(f"{file} has no column {', '.join(sorted(missing))}", "give the history that notebook 02 wrote")
-        found |= {str(policy): rows for policy, rows in frame.groupby("policy", sort=False) if names is None or policy in names}
+            raise KitError(
+                f"{file} has no column {', '.join(sorted(missing))}",
+                "give the history that notebook 02 wrote",
+            )
+        found |= {
+            str(policy): rows
+            for policy, rows in frame.groupby("policy", sort=False)
+            if names is None or policy in names
+        }
     return found
 
 
@@ -50,7 +70,9 @@ def training_curves(histories: Mapping[str, pd.DataFrame], panels: Mapping[str, 
         panels: column -> title; default those of `PANELS` that any history has.
     """
     panels = panels or {
-        column: title for column, title in PANELS.items() if any(column in frame and frame[column].notna().any() for frame in histories.values())
+        column: title
+        for column, title in PANELS.items()
+        if any(column in frame and frame[column].notna().any() for frame in histories.values())
     }
     colour = colours(list(histories))
     with canvas(max(5.0, 2.9 * len(panels)), 3.0, columns=len(panels)) as (figure, all_axes):
@@ -61,13 +83,23 @@ def training_curves(histories: Mapping[str, pd.DataFrame], panels: Mapping[str, 
                 for split, part in frame.dropna(subset=[column]).groupby("split"):
                     alone = frame["split"].nunique() == 1
                     thin = split == "train" and not alone
-                    axes.plot(part["step"], part[column], color=colour[policy], alpha=0.35 if thin else 1.0, linewidth=1.0 if thin else 1.9)
+                    axes.plot(
+                        part["step"],
+                        part[column],
+                        color=colour[policy],
+                        alpha=0.35 if thin else 1.0,
+                        linewidth=1.0 if thin else 1.9,
+                    )
             axes.set_title(title)
             axes.set_xlabel("training step")
             axes.set_ylim(bottom=0)
         if any(frame["split"].nunique() > 1 for frame in histories.values()):
-            free, va = (0.03, "bottom") if list(panels)[-1] == "action_accuracy" else (1.0, "top")  # losses fall, accuracies rise
+            free, va = (
+                (0.03, "bottom") if list(panels)[-1] == "action_accuracy" else (1.0, "top")
+            )  # losses fall, accuracies rise
             text = "thin: training\nstrong: held out"
-            all_axes[-1].text(1, free, text, transform=all_axes[-1].transAxes, color=MUTED, ha="right", va=va, fontsize=8)
+            all_axes[-1].text(
+                1, free, text, transform=all_axes[-1].transAxes, color=MUTED, ha="right", va=va, fontsize=8
+            )
         name_policies(figure, colour)
     return figure

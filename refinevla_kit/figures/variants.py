@@ -21,7 +21,9 @@ def variant_sheet(images: Mapping[str, Mapping[str, NDArray[Any]]]) -> Figure:
     tasks = list(next(iter(images.values())))
     height, width, _ = images[next(iter(images))][tasks[0]].shape
     wide, tall = width / DPI, height / DPI  # a pixel of the figure for each of the pictures
-    with canvas((wide + 0.04) * len(tasks) + 1.0, (tall + 0.04) * len(images) + 0.25, len(images), len(tasks)) as (figure, axes):
+    with canvas(
+        (wide + 0.04) * len(tasks) + 1.0, (tall + 0.04) * len(images) + 0.25, len(images), len(tasks)
+    ) as (figure, axes):
         figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
         for number, (variant, row) in enumerate(images.items()):
             for column, task in enumerate(tasks):

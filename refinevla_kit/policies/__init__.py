@@ -1,4 +1,6 @@
-"""Policies and what they are made of. Import the module you need; torch is loaded by those that use it, and by `load_policy`."""
+"""Policies and what they are made of. Import the module you need; torch is loaded by those that use it, and
+by `load_policy`.
+"""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
 """The one place where a policy is asked and its answer is read, whoever wrote the policy.
 
-Asked: `act_states`, `act_batch`, `act`, or `step(image, instruction)` as SimplerEnv's own wrappers have it, whichever a policy has, in this order.
-Read: an `Action` or anything with `processed`; seven numbers in a list, an array or a tensor of any type on any device; a chunk of them, (T, 7); a
-map with "actions" or "action"; SimplerEnv's map of `world_vector`, `rot_axangle` (or `rotation_delta`), `gripper` and `terminate_episode`; and its
-pair (raw, processed). Errors begin with a verb: the caller puts policy, episode and step before it (`naming`). Needs numpy alone; scipy where a
-rotation vector is turned into angles.
+Asked: `act_states`, `act_batch`, `act`, or `step(image, instruction)` as SimplerEnv's own wrappers have it,
+whichever a policy has, in this order. Read: an `Action` or anything with `processed`; seven numbers in a
+list, an array or a tensor of any type on any device; a chunk of them, (T, 7); a map with "actions" or
+"action"; SimplerEnv's map of `world_vector`, `rot_axangle` (or `rotation_delta`), `gripper` and
+`terminate_episode`; and its pair (raw, processed). Errors begin with a verb: the caller puts policy, episode
+and step before it (`naming`). Needs numpy alone; scipy where a rotation vector is turned into angles.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ from refinevla_kit.errors import KitError
 from refinevla_kit.policies.contract import Action, Array
 
 ACTIONS = ("actions", "action", "processed")  # names of the numbers in a map, the first one found
-TURNS = ("rot_axangle", "rotation_delta")  # SimplerEnv's: a rotation vector; roll, pitch and yaw about the fixed axes
+TURNS = (
+    "rot_axangle",
+    "rotation_delta",
+)  # SimplerEnv's: a rotation vector; roll, pitch and yaw about the fixed axes
 EXTRAS = ("normalised", "tokens", "log_probability", "rationale", "terminate")  # of an `Action`
 SHAPE = "an action is 7 numbers (see Simulator.step), a chunk of T actions has the shape (T, 7)"
 
@@ -82,14 +86,18 @@ def ask(
         tasks: their names, as many.
 
     Raises:
-        KitError: it cannot be asked, failed (the original is the error's `__cause__`), or gave another number of answers.
+        KitError: it cannot be asked, failed (the original is the error's `__cause__`), or gave another number
+            of answers.
     """
     own = proprioception if getattr(policy, "needs_proprioception", False) else None
     if getattr(policy, "needs_state", False):
         with _blamed():
             return _split(policy.act_states(states, tasks), len(images))
     if not has(policy, "act_batch"):
-        return [_ask_one(policy, images[row], instructions[row], [] if own is None else [own[row]]) for row in range(len(images))]
+        return [
+            _ask_one(policy, images[row], instructions[row], [] if own is None else [own[row]])
+            for row in range(len(images))
+        ]
     groups: dict[tuple[int, ...], list[int]] = {}
     for row, image in enumerate(images):  # robots differ in their cameras
         groups.setdefault(np.shape(image), []).append(row)
@@ -97,7 +105,9 @@ def ask(
     for rows in groups.values():
         further = [] if own is None else [np.stack([own[row] for row in rows])]
         with _blamed():
-            found = policy.act_batch(np.stack([images[row] for row in rows]), [instructions[row] for row in rows], *further)
+            found = policy.act_batch(
+                np.stack([images[row] for row in rows]), [instructions[row] for row in rows], *further
+            )
             answers |= zip(rows, _split(found, len(rows)), strict=True)
     return [answers[row] for row in range(len(images))]
 
@@ -107,7 +117,8 @@ def read_answer(answer: Any, axis_angle: bool = False) -> list[Action]:
 
     Args:
         answer: see above. Where it says that the policy has finished, the last row does.
-        axis_angle: leave a `rot_axangle` as it is, for a caller who converts it; else it becomes the Euler angles that the robots take.
+        axis_angle: leave a `rot_axangle` as it is, for a caller who converts it; else it becomes the Euler
+            angles that the robots take.
 
     Raises:
         KitError: it is something else, or has not seven numbers.
@@ -122,7 +133,10 @@ def read_answer(answer: Any, axis_angle: bool = False) -> list[Action]:
         said = {"actions": answer}
     name = next((name for name in ACTIONS if name in said), None)
     if name and isinstance(said[name], Mapping):
-        return read_answer({**{other: extra for other, extra in said.items() if other not in ACTIONS}, **said[name]}, axis_angle)
+        return read_answer(
+            {**{other: extra for other, extra in said.items() if other not in ACTIONS}, **said[name]},
+            axis_angle,
+        )
     numbers = numeric(said[name]) if name else _from_parts(said, axis_angle)
     if numbers.ndim == 3 and len(numbers) == 1:
         numbers = numbers[0]
@@ -138,7 +152,10 @@ def read_answer(answer: Any, axis_angle: bool = False) -> list[Action]:
     chances = _column(said, "log_probability", rows, np.zeros((len(rows), 0))).astype(np.float32)
     text = said.get("rationale") or ""
     last = len(rows) - 1
-    return [Action(row, normalised[i], tokens[i], chances[i], str(text), finished and i == last) for i, row in enumerate(rows)]
+    return [
+        Action(row, normalised[i], tokens[i], chances[i], str(text), finished and i == last)
+        for i, row in enumerate(rows)
+    ]
 
 
 def numeric(value: Any) -> Array:
@@ -148,7 +165,9 @@ def numeric(value: Any) -> Array:
         KitError: there is something else than real numbers among them.
     """
     try:
-        array = np.asarray([numeric(each) for each in value] if isinstance(value, (list, tuple)) else _on_cpu(value))
+        array = np.asarray(
+            [numeric(each) for each in value] if isinstance(value, (list, tuple)) else _on_cpu(value)
+        )
         if value is None or array.dtype.kind in "USMmc":
             raise TypeError(f"a {type(value).__name__}")
         with np.errstate(over="ignore"):  # what becomes infinite is told by the caller
@@ -166,25 +185,35 @@ def _ask_one(policy: Any, image: Array, instruction: str, further: list[Array]) 
     if has(policy, "step"):
         with _blamed():
             return policy.step(image, instruction)
-    raise KitError("cannot act", "give it `act(image)`, `act_batch(images, instructions)` or `step(image, instruction)`")
+    raise KitError(
+        "cannot act", "give it `act(image)`, `act_batch(images, instructions)` or `step(image, instruction)`"
+    )
 
 
 def _of_pair(first: Any, second: Any) -> Any:
-    """The processed of (raw, processed); the action of (action, something else), as other libraries have it."""
+    """The processed of (raw, processed); the action of (action, something else), as other libraries have
+    it.
+    """
     if isinstance(second, Mapping) and any(name in second for name in (*ACTIONS, "world_vector")):
         return second
     if second is None or isinstance(second, Mapping):
         return first
     if isinstance(first, Mapping):
         return second
-    raise KitError("returned a pair, and both may be its action", "return the action alone, or a chunk as an array (T, 7)")
+    raise KitError(
+        "returned a pair, and both may be its action",
+        "return the action alone, or a chunk as an array (T, 7)",
+    )
 
 
 def _from_parts(said: Mapping[str, Any], axis_angle: bool) -> Array:
     """float32 (7,) or (T, 7) of SimplerEnv's parts."""
     turn = next((name for name in TURNS if name in said), "")
     if missing := [name for name in ("world_vector", turn or TURNS[0], "gripper") if name not in said]:
-        raise KitError(f"returned no {missing[0]!r} or 'action', but {', '.join(map(repr, said)) or 'an empty map'}", SHAPE)
+        raise KitError(
+            f"returned no {missing[0]!r} or 'action', but {', '.join(map(repr, said)) or 'an empty map'}",
+            SHAPE,
+        )
     moved, turned, gripper = (numeric(said[name]) for name in ("world_vector", turn, "gripper"))
     if turn == "rot_axangle" and not axis_angle and turned.shape[-1:] == (3,):
         from scipy.spatial.transform import Rotation
@@ -199,7 +228,9 @@ def _from_parts(said: Mapping[str, Any], axis_angle: bool) -> Array:
 
 
 def _column(said: Mapping[str, Any], name: str, rows: Array, default: Array) -> Array:
-    """What an answer says beside its actions, a row each; the default where it is not there or does not fit."""
+    """What an answer says beside its actions, a row each; the default where it is not there or does not
+    fit.
+    """
     if said.get(name) is None:
         return default
     try:
@@ -233,7 +264,9 @@ def _split(found: Any, count: int) -> list[Any]:
         beside = found[1] is None or isinstance(found[1], Mapping)
         if count != 2 or (beside and not isinstance(found[0], Mapping)):
             found = _of_pair(*found)
-        elif all(getattr(each, "shape", ()) == (2, 7) for each in found):  # two chunks, or raw and processed actions
+        elif all(
+            getattr(each, "shape", ()) == (2, 7) for each in found
+        ):  # two chunks, or raw and processed actions
             _of_pair(*found)
     if isinstance(found, Mapping):
         columns = {name: column for name, value in found.items() if (column := _listed(value)) is not None}
@@ -243,7 +276,14 @@ def _split(found: Any, count: int) -> list[Any]:
     if answers is None or len(answers) != count:
         said = reprlib.repr(found) if answers is None else f"{len(answers)} answers"
         raise KitError(f"returned {said} for {count} images", "act_batch returns one answer an image")
-    return [{name: column[row] for name, column in columns.items() if len(column) == count} for row in range(count)] if columns else answers
+    return (
+        [
+            {name: column[row] for name, column in columns.items() if len(column) == count}
+            for row in range(count)
+        ]
+        if columns
+        else answers
+    )
 
 
 def _line(error: Exception) -> str:
@@ -267,5 +307,12 @@ def _blamed() -> Iterator[None]:
         raise KitError(f"failed: {error.what}", error.remedy) from error
     except Exception as error:  # it may raise anything
         place = traceback.extract_tb(error.__traceback__)[-1]
-        what = f"failed: {type(error).__name__}: {_line(error)} ({Path(place.filename).name}, line {place.lineno})"
-        raise KitError(what, "mend the policy and run again: finished episodes are kept; the error's __cause__ has the traceback") from error
+        what = (
+            f"failed: {type(error).__name__}: {_line(error)} ({Path(place.filename).name}, line "
+            f"{place.lineno})"
+        )
+        raise KitError(
+            what,
+            "mend the policy and run again: finished episodes are kept; the error's __cause__ has "
+            "the traceback",
+        ) from error

@@ -1,20 +1,28 @@
-"""A policy in another process, with other packages or on another machine: `serve(policy)` there, `RemotePolicy(url)` here.
+"""A policy in another process, with other packages or on another machine: `serve(policy)` there,
+`RemotePolicy(url)` here.
 
-The protocol is openpi's (Physical-Intelligence/openpi, `openpi_client`), so its servers drop in, and its clients can talk to `serve`: a websocket,
-one binary frame a message, msgpack inside. An array is a map {b"__ndarray__": true, b"data": bytes, b"dtype": "<f4", b"shape": [7]}, a NumPy scalar
-{b"__npgeneric__": true, b"data": number, b"dtype": "<f4"}; only numbers are taken, nothing is ever unpickled.
+The protocol is openpi's (Physical-Intelligence/openpi, `openpi_client`), so its servers drop in, and its
+clients can talk to `serve`: a websocket, one binary frame a message, msgpack inside. An array is a map
+{b"__ndarray__": true, b"data": bytes, b"dtype": "<f4", b"shape": [7]}, a NumPy scalar {b"__npgeneric__":
+true, b"data": number, b"dtype": "<f4"}; only numbers are taken, nothing is ever unpickled.
     server: a map of metadata, when a client has connected
-    client: an observation, {"observation/image": uint8 (H, W, 3), "prompt": the instruction}, and "observation/state" (`Observation.proprioception`)
+    client: an observation, {"observation/image": uint8 (H, W, 3), "prompt": the instruction}, and
+    "observation/state" (`Observation.proprioception`)
         where the server asks for it; `RemotePolicy(observation=...)` makes another
-    server: a map with "actions", (n, 7), the next n actions. If the policy failed, a *text* frame with the traceback, and it closes
+    server: a map with "actions", (n, 7), the next n actions. If the policy failed, a *text* frame with the
+    traceback, and it closes
 Replies come in the order of the observations. GET /healthz is answered by 200, as by openpi's server.
 What this kit adds, and openpi's clients and servers pass over:
-    metadata: "name", "checkpoint_hash", "conventions" (a map, see `Conventions`), "stateless" (each answer depends on its observation alone), "reset"
-        (true: the client begins an episode with {"reset": true, "prompt": the instruction}, which is answered by an empty map),
-        "needs_proprioception" (true: it wants "observation/state"), "busy" (why it will refuse this client's first message: it serves another)
-    replies: "normalised", "tokens", "log_probability" (a row an action, as openpi's chunk broker takes rows of all arrays; left out where the policy
+    metadata: "name", "checkpoint_hash", "conventions" (a map, see `Conventions`), "stateless" (each answer
+    depends on its observation alone), "reset"
+        (true: the client begins an episode with {"reset": true, "prompt": the instruction}, which is answered
+        by an empty map), "needs_proprioception" (true: it wants "observation/state"), "busy" (why it will
+        refuse this client's first message: it serves another)
+    replies: "normalised", "tokens", "log_probability" (a row an action, as openpi's chunk broker takes rows
+    of all arrays; left out where the policy
         has none), "rationale", "terminate" (after the last action), as in `Action`
-This module needs numpy, websockets (15 or newer) and msgpack only, and Python 3.10, so that the policy's environment can be its own.
+This module needs numpy, websockets (15 or newer) and msgpack only, and Python 3.10, so that the policy's
+environment can be its own.
 """
 
 from __future__ import annotations
@@ -48,7 +56,9 @@ from refinevla_kit.policies.answers import ask, begin, has, identity_of, name_of
 from refinevla_kit.policies.contract import Action, Array
 
 LARGEST = 64 * 2**20  # bytes of a message, both ways; an image of 640 x 480 has 0.9 MB
-IN_FLIGHT = 8  # observations sent before their answers are read, so that neither side waits for the other to empty its buffers
+# Observations sent before their answers are read, so that neither side waits for the other to empty its
+# buffers
+IN_FLIGHT = 8
 ROWS = ("normalised", "tokens", "log_probability")  # of an `Action`, in a reply
 START = "start it (`refinevla serve CHECKPOINT`, or your own script) and give the address that it prints"
 AGAIN = "look at the server's terminal, start it again and run again: finished episodes are kept"
@@ -73,7 +83,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "biuf":
         if isinstance(value, np.generic):
             return {b"__npgeneric__": True, b"data": value.item(), b"dtype": value.dtype.str}
-        return {b"__ndarray__": True, b"data": value.tobytes(), b"dtype": value.dtype.str, b"shape": value.shape}
+        return {
+            b"__ndarray__": True,
+            b"data": value.tobytes(),
+            b"dtype": value.dtype.str,
+            b"shape": value.shape,
+        }
     raise TypeError(f"cannot send a {type(value).__name__}: only plain values and numeric arrays")
 
 
@@ -83,7 +98,11 @@ def _array(value: dict[Any, Any]) -> Any:
     dtype = np.dtype(value[b"dtype"])
     if dtype.kind not in "biuf":
         raise ValueError(f"an array of {dtype} in a message: only numbers are taken")
-    return dtype.type(value[b"data"]) if b"__npgeneric__" in value else np.frombuffer(value[b"data"], dtype).reshape(value[b"shape"]).copy()
+    return (
+        dtype.type(value[b"data"])
+        if b"__npgeneric__" in value
+        else np.frombuffer(value[b"data"], dtype).reshape(value[b"shape"]).copy()
+    )
 
 
 def _observation(image: Array, instruction: str) -> dict[str, Any]:
@@ -91,23 +110,28 @@ def _observation(image: Array, instruction: str) -> dict[str, Any]:
 
 
 class RemotePolicy:
-    """`Policy` over a server, connected when it is made. `act_batch` is there when the server's policy is stateless (openpi's are).
+    """`Policy` over a server, connected when it is made. `act_batch` is there when the server's policy is
+    stateless (openpi's are).
 
-    A batch is one message an image, sent ahead of the answers; the server still infers one after another. A lost connection is not made again within
-    an episode, because what the policy remembered is gone with it; `reset` connects again.
+    A batch is one message an image, sent ahead of the answers; the server still infers one after another. A
+    lost connection is not made again within an episode, because what the policy remembered is gone with it;
+    `reset` connects again.
 
     Args:
         url: "ws://127.0.0.1:8000".
-        timeout: seconds to wait for the connection and for each answer; the first one of a large model can take minutes.
+        timeout: seconds to wait for the connection and for each answer; the first one of a large model can
+            take minutes.
         name, checkpoint_hash, conventions: for records and checks; None: what the server says of itself.
-        observation: makes the message of an image (uint8 (H, W, 3)) and an instruction, for servers that want other keys or more than these. Its name
-            goes into the identity: give the function another when it has changed.
-        execute: how many actions of an answer are executed before the server is asked again. More than 1 makes the policy stateful, and is another
-            policy in records.
+        observation: makes the message of an image (uint8 (H, W, 3)) and an instruction, for servers that want
+            other keys or more than these. Its name goes into the identity: give the function another when it
+            has changed.
+        execute: how many actions of an answer are executed before the server is asked again. More than 1
+            makes the policy stateful, and is another policy in records.
 
     Raises:
-        KitError: no server there, something else that answers, no name, a policy that serves another client; from `reset`, `act` and `act_batch`:
-            the server died, was silent for `timeout`, failed, or answered with something else than actions of 7 finite numbers. All name the server.
+        KitError: no server there, something else that answers, no name, a policy that serves another client;
+            from `reset`, `act` and `act_batch`: the server died, was silent for `timeout`, failed, or
+            answered with something else than actions of 7 finite numbers. All name the server.
     """
 
     act_batch: Callable[..., list[Action]]
@@ -123,7 +147,10 @@ class RemotePolicy:
         execute: int = 1,
     ) -> None:
         if isinstance(execute, bool) or not isinstance(execute, int) or execute < 1:
-            raise KitError(f"RemotePolicy's execute is {execute!r}", "give the number of actions to execute of each answer, 1 or more")
+            raise KitError(
+                f"RemotePolicy's execute is {execute!r}",
+                "give the number of actions to execute of each answer, 1 or more",
+            )
         self.url, self.timeout, self._observation, self._execute = url, timeout, observation, execute
         self._instruction, self._chunk = "", deque[Action]()
         self._opened = ExitStack()
@@ -134,13 +161,20 @@ class RemotePolicy:
         said = self.metadata
         self.needs_proprioception = bool(said.get("needs_proprioception", False))
         if not (name or said.get("name")):
-            raise KitError(f"the policy server at {url} says no name", "give one: RemotePolicy(url, name=...); records carry it")
+            raise KitError(
+                f"the policy server at {url} says no name",
+                "give one: RemotePolicy(url, name=...); records carry it",
+            )
         self.name = name or _text(said["name"])
         identity = _text(said.get("checkpoint_hash") or "") if checkpoint_hash is None else checkpoint_hash
         self.checkpoint_hash = identity + (f"+execute={execute}" if execute > 1 else "")
         if observation is not _observation:
-            self.checkpoint_hash += f"+observation={getattr(observation, '__qualname__', type(observation).__name__)}"
-        self.conventions = conventions or (Conventions.from_dict(said["conventions"]) if said.get("conventions") else None)
+            self.checkpoint_hash += (
+                f"+observation={getattr(observation, '__qualname__', type(observation).__name__)}"
+            )
+        self.conventions = conventions or (
+            Conventions.from_dict(said["conventions"]) if said.get("conventions") else None
+        )
         if execute == 1 and said.get("stateless", True):
             self.act_batch = self._act_batch
 
@@ -161,13 +195,19 @@ class RemotePolicy:
         return self._chunk.popleft()
 
     def _message(self, image: Array, instruction: str, proprioception: Array | None) -> dict[str, Any]:
-        state = {} if proprioception is None else {"observation/state": np.asarray(proprioception, np.float32)}
+        state = (
+            {} if proprioception is None else {"observation/state": np.asarray(proprioception, np.float32)}
+        )
         return {**state, **self._observation(image, instruction)}
 
-    def _act_batch(self, images: Array, instructions: Sequence[str], proprioception: Array | None = None) -> list[Action]:
+    def _act_batch(
+        self, images: Array, instructions: Sequence[str], proprioception: Array | None = None
+    ) -> list[Action]:
         states = [None] * len(images) if proprioception is None else proprioception
         messages = (self._message(*each) for each in zip(images, instructions, states, strict=True))
-        answers = list(self._answers(messages))  # all of them before one can be refused, so that none is left for the next question
+        answers = list(
+            self._answers(messages)
+        )  # all of them before one can be refused, so that none is left for the next question
         return [self._actions(answer, 1)[0] for answer in answers]
 
     def close(self) -> None:
@@ -178,24 +218,47 @@ class RemotePolicy:
     def _connect(self) -> None:
         try:
             self._socket = self._opened.enter_context(
-                connect(self.url, compression=None, max_size=LARGEST, proxy=None, open_timeout=self.timeout, ping_interval=None, close_timeout=1)
+                connect(
+                    self.url,
+                    compression=None,
+                    max_size=LARGEST,
+                    proxy=None,
+                    open_timeout=self.timeout,
+                    ping_interval=None,
+                    close_timeout=1,
+                )
             )
-            with suppress(OSError):  # gone again already: `_receive` tells why. Without a limit, sending to a process that hangs would never return
-                self._socket.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", ceil(self.timeout), 0))
+            with suppress(
+                OSError
+                # Gone again already: `_receive` tells why. Without a limit, sending to a process that hangs
+                # would
+                # never return
+            ):
+                self._socket.socket.setsockopt(
+                    socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", ceil(self.timeout), 0)
+                )
         except TimeoutError as error:
             raise KitError(f"no answer from {self.url} within {self.timeout:g} s", START) from error
         except (OSError, InvalidURI) as error:
             raise KitError(f"no policy server at {self.url} ({error})", START) from error
         except InvalidHandshake as error:
-            raise KitError(f"{self.url} is no policy server: it does not answer as a websocket ({error})", START) from error
+            raise KitError(
+                f"{self.url} is no policy server: it does not answer as a websocket ({error})", START
+            ) from error
         before, self.metadata = self.metadata, self._receive()
         if busy := self.metadata.get("busy"):
             self.metadata = before
             self.close()
-            raise KitError(f"the policy server at {self.url}: {_text(busy)}", "wait until the other client has gone, or start another server")
+            raise KitError(
+                f"the policy server at {self.url}: {_text(busy)}",
+                "wait until the other client has gone, or start another server",
+            )
         if before not in ({}, self.metadata):
             self.close()
-            raise KitError(f"another policy is served at {self.url} than before ({self.metadata.get('name')!r})", "make a new RemotePolicy for it")
+            raise KitError(
+                f"another policy is served at {self.url} than before ({self.metadata.get('name')!r})",
+                "make a new RemotePolicy for it",
+            )
 
     def _answers(self, messages: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         waiting = 0
@@ -204,8 +267,13 @@ class RemotePolicy:
                 packed = pack(message)
             except (TypeError, ValueError) as error:
                 self.close()
-                raise KitError(f"an observation for {self.url} cannot be sent ({error})", "give plain values and numeric arrays") from error
-            with suppress(ConnectionClosed):  # what the server said last, and why it went, is for _receive to tell
+                raise KitError(
+                    f"an observation for {self.url} cannot be sent ({error})",
+                    "give plain values and numeric arrays",
+                ) from error
+            with suppress(
+                ConnectionClosed
+            ):  # what the server said last, and why it went, is for _receive to tell
                 self._alive().send(packed)
             waiting += 1
             if waiting == IN_FLIGHT:
@@ -218,7 +286,10 @@ class RemotePolicy:
         try:
             message = self._alive().recv(self.timeout)
             if isinstance(message, str):  # openpi's way of saying that the policy failed
-                raise KitError(f"the policy server at {self.url} failed: {(message.strip().splitlines() or [''])[-1]}", AGAIN)
+                raise KitError(
+                    f"the policy server at {self.url} failed: {(message.strip().splitlines() or [''])[-1]}",
+                    AGAIN,
+                )
             answer = unpack(message)
             if not isinstance(answer, dict):
                 raise ValueError(f"a {type(answer).__name__} instead of a map")
@@ -239,7 +310,10 @@ class RemotePolicy:
 
     def _alive(self) -> ClientConnection:
         if self._socket is None:
-            raise KitError(f"the connection to {self.url} was lost in this episode", "begin the episode again with reset(instruction)")
+            raise KitError(
+                f"the connection to {self.url} was lost in this episode",
+                "begin the episode again with reset(instruction)",
+            )
         return self._socket
 
     def _actions(self, answer: Mapping[str, Any], most: int) -> list[Action]:
@@ -253,7 +327,10 @@ class RemotePolicy:
             raise KitError(f"the policy server at {self.url} {error.what}", remedy) from error
         if not all(np.isfinite(action.processed).all() for action in actions):
             said = [action.processed.tolist() for action in actions]
-            raise KitError(f"the policy server at {self.url} returned {said}", "check its un-normalisation statistics and its checkpoint")
+            raise KitError(
+                f"the policy server at {self.url} returned {said}",
+                "check its un-normalisation statistics and its checkpoint",
+            )
         over, actions = actions[-1].terminate, actions[:most]
         return [*actions[:-1], replace(actions[-1], terminate=over)]
 
@@ -267,12 +344,15 @@ def _announce(url: str) -> None:
     print(f"serving at {url}", flush=True)
 
 
-def serve(policy: Any, host: str = "127.0.0.1", port: int = 0, ready: Callable[[str], None] = _announce) -> None:
-    """Serve `policy` until interrupted. There is no authentication: any program that reaches the address may use it.
+def serve(
+    policy: Any, host: str = "127.0.0.1", port: int = 0, ready: Callable[[str], None] = _announce
+) -> None:
+    """Serve `policy` until interrupted. There is no authentication: any program that reaches the address may
+    use it.
 
     Args:
-        policy: whatever `evaluate` takes. Without `act_batch` it is taken to remember its episode: it serves one client at a time, and is reset when
-            the instruction changes.
+        policy: whatever `evaluate` takes. Without `act_batch` it is taken to remember its episode: it serves
+            one client at a time, and is reset when the instruction changes.
         host, port: to listen on; port 0 takes a free one.
         ready: called once with the address, "ws://127.0.0.1:40123".
 
@@ -281,12 +361,22 @@ def serve(policy: Any, host: str = "127.0.0.1", port: int = 0, ready: Callable[[
     """
     session = _Session(policy)
     try:
-        # origins: a web page in this machine's browser could connect too, but browsers say where the page is from
+        # origins: a web page in this machine's browser could connect too, but browsers say where the page is
+        # from
         server = listen(
-            session.talk, host, port, origins=[None], compression=None, max_size=LARGEST, ping_interval=None, process_request=_health
-        )  # fmt: skip
+            session.talk,
+            host,
+            port,
+            origins=[None],
+            compression=None,
+            max_size=LARGEST,
+            ping_interval=None,
+            process_request=_health,
+        )
     except OSError as error:
-        raise KitError(f"cannot listen on {host}:{port} ({error})", "choose another port; 0 takes a free one") from error
+        raise KitError(
+            f"cannot listen on {host}:{port} ({error})", "choose another port; 0 takes a free one"
+        ) from error
     with server:
         ready(f"ws://{host}:{server.socket.getsockname()[1]}")
         with suppress(KeyboardInterrupt):
@@ -307,15 +397,22 @@ class _Session:
         self._stateless = has(policy, "act_batch")
         conventions = getattr(policy, "conventions", None)
         self._metadata = {
-            "name": name_of(policy), "checkpoint_hash": identity_of(policy), "conventions": conventions.to_dict() if conventions else None,
-            "stateless": self._stateless, "reset": True, "needs_proprioception": bool(getattr(policy, "needs_proprioception", False)),
-        }  # fmt: skip
+            "name": name_of(policy),
+            "checkpoint_hash": identity_of(policy),
+            "conventions": conventions.to_dict() if conventions else None,
+            "stateless": self._stateless,
+            "reset": True,
+            "needs_proprioception": bool(getattr(policy, "needs_proprioception", False)),
+        }
 
     def talk(self, client: ServerConnection) -> None:
         """One client, from its connection to its end."""
         mine = self._stateless or self._turn.acquire(blocking=False)
         try:
-            busy = f"another client is using {self._metadata['name']!r}, which remembers its episode and serves one at a time"
+            busy = (
+                f"another client is using {self._metadata['name']!r}, which remembers its episode and "
+                "serves one at a time"
+            )
             client.send(pack(self._metadata if mine else self._metadata | {"busy": busy}))
             for message in client:
                 if not mine:
@@ -344,10 +441,17 @@ class _Session:
         try:
             message = unpack(received if isinstance(received, bytes) else received.encode())
         except ValueError as error:
-            raise KitError(f"an observation that cannot be read: {error}", "send msgpack as openpi's client does") from error
+            raise KitError(
+                f"an observation that cannot be read: {error}", "send msgpack as openpi's client does"
+            ) from error
         if not isinstance(message, dict) or "prompt" not in message:
-            said = ", ".join(map(repr, message)) if isinstance(message, dict) else f"a {type(message).__name__}"
-            raise KitError(f"an observation without 'prompt', but {said}", "send {'observation/image': uint8 (H, W, 3), 'prompt': the instruction}")
+            said = (
+                ", ".join(map(repr, message)) if isinstance(message, dict) else f"a {type(message).__name__}"
+            )
+            raise KitError(
+                f"an observation without 'prompt', but {said}",
+                "send {'observation/image': uint8 (H, W, 3), 'prompt': the instruction}",
+            )
         instruction, started = _text(message["prompt"]), time.perf_counter()
         if not self._stateless and (message.get("reset") or instruction != self._instruction):
             self._instruction = instruction
@@ -356,8 +460,15 @@ class _Session:
             return {}
         image = _given(message, "observation/image", None)
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
-            raise KitError(f"'observation/image' is {image.dtype} {image.shape}", "send RGB as a camera has it: uint8 (H, W, 3)")
-        own = [_given(message, "observation/state", np.float32)] if self._metadata["needs_proprioception"] else None
+            raise KitError(
+                f"'observation/image' is {image.dtype} {image.shape}",
+                "send RGB as a camera has it: uint8 (H, W, 3)",
+            )
+        own = (
+            [_given(message, "observation/state", np.float32)]
+            if self._metadata["needs_proprioception"]
+            else None
+        )
         with self._turn if self._stateless else nullcontext():
             (answer,) = self._told(ask, self._policy, [image], [instruction], own)
         actions = self._told(read_answer, answer)
@@ -384,7 +495,10 @@ def _given(message: Mapping[str, Any], name: str, dtype: Any) -> Array:
     """The array of this name in an observation."""
     value = message.get(name)
     if not isinstance(value, (np.ndarray, list)):
-        raise KitError(f"an observation without an array {name!r}, but {', '.join(map(repr, message))}", f"send {name!r} as an array")
+        raise KitError(
+            f"an observation without an array {name!r}, but {', '.join(map(repr, message))}",
+            f"send {name!r} as an array",
+        )
     try:
         return np.asarray(value, dtype)
     except (TypeError, ValueError) as error:

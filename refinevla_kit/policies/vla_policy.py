@@ -1,12 +1,15 @@
 """Acting with a VLA: key-value cached, batched, restricted at each place to the action words allowed there.
 
-Uniform bins lie in order, so of what the policy holds likely the *median* bin can be said instead of the likeliest. A demonstrator that is already on
-its way commands exactly nothing in many frames, and that one bin outweighs each of the twenty that a correction is spread over: the likeliest word
-then stands still beside the object (docs/log.md has the figures). The median loses the least distance, and of two minds takes the larger side.
+Uniform bins lie in order, so of what the policy holds likely the *median* bin can be said instead of the
+likeliest. A demonstrator that is already on its way commands exactly nothing in many frames, and that one bin
+outweighs each of the twenty that a correction is spread over: the likeliest word then stands still beside the
+object (docs/log.md has the figures). The median loses the least distance, and of two minds takes the larger
+side.
 
-The first step runs the whole sequence, picture and prefix. A later step is one token over the cache: it attends to everything before it, so there is
-no mask to make. Of the output head only the rows that may be said are multiplied. Rows whose instructions differ in length are decoded together: the
-shorter ones are padded on the left, and masked there.
+The first step runs the whole sequence, picture and prefix. A later step is one token over the cache: it
+attends to everything before it, so there is no mask to make. Of the output head only the rows that may be
+said are multiplied. Rows whose instructions differ in length are decoded together: the shorter ones are
+padded on the left, and masked there.
 """
 
 from __future__ import annotations
@@ -42,26 +45,44 @@ class VLAPolicy:
         name: what records call it.
         checkpoint_hash: of the files it was read from (`files_hash`), "" when it never was on disk.
         order: "action_first" acts at once; "rationale_first" writes its rationale before every action.
-        decoding: of action words: "median" (uniform bins only) or "greedy", the likeliest; None is the median where there is one.
+        decoding: of action words: "median" (uniform bins only) or "greedy", the likeliest; None is the median
+            where there is one.
     """
 
     def __init__(
-        self, vla: VLA, name: str, checkpoint_hash: str = "", order: str = "action_first", decoding: str | None = None
-    ) -> None:  # fmt: skip
+        self,
+        vla: VLA,
+        name: str,
+        checkpoint_hash: str = "",
+        order: str = "action_first",
+        decoding: str | None = None,
+    ) -> None:
         if order not in ORDERS:
             raise KitError(f"unknown order {order!r}", f"choose one of {', '.join(ORDERS)}")
         decoding = decoding or _usual_decoding(vla)
         if decoding not in DECODINGS or (decoding == "median" and not isinstance(vla.bins, UniformBins)):
-            raise KitError(f"{name} cannot decode by {decoding!r}", "choose 'greedy', or for uniform bins 'median'")
-        self.vla, self.name, self._files, self.order, self.decoding = vla, name, checkpoint_hash or "", order, decoding
+            raise KitError(
+                f"{name} cannot decode by {decoding!r}", "choose 'greedy', or for uniform bins 'median'"
+            )
+        self.vla, self.name, self._files, self.order, self.decoding = (
+            vla,
+            name,
+            checkpoint_hash or "",
+            order,
+            decoding,
+        )
         self._first = vla.first_action
         self._instruction = ""
 
     @property
     def checkpoint_hash(self) -> str:
-        """See `Policy`. The checkpoint's own order and decoding are not said: the hash of its files covers them."""
+        """See `Policy`. The checkpoint's own order and decoding are not said: the hash of its files covers
+        them.
+        """
         usual = {"order": _trained_order(self.vla), "decoding": _usual_decoding(self.vla)}
-        return self._files + "".join(f"+{name}={value}" for name in usual if (value := getattr(self, name)) != usual[name])
+        return self._files + "".join(
+            f"+{name}={value}" for name in usual if (value := getattr(self, name)) != usual[name]
+        )
 
     @property
     def conventions(self) -> Conventions:
@@ -76,7 +97,9 @@ class VLAPolicy:
     @property
     def action_range(self) -> tuple[Array, Array]:
         """See `Policy`."""
-        limits = np.asarray(self.vla.bins.limits)  # of a spherical grid: what it says without loss of direction or distance
+        limits = np.asarray(
+            self.vla.bins.limits
+        )  # of a spherical grid: what it says without loss of direction or distance
         return -limits, limits
 
     def round_trip(self, actions: Array) -> Array:
@@ -89,14 +112,22 @@ class VLAPolicy:
 
     def act(self, image: Array, proprioception: Array | None = None) -> Action:
         """See `Policy.act`."""
-        return self.act_batch(np.asarray(image)[None], [self._instruction], None if proprioception is None else proprioception[None])[0]
+        return self.act_batch(
+            np.asarray(image)[None],
+            [self._instruction],
+            None if proprioception is None else proprioception[None],
+        )[0]
 
     @torch.inference_mode()
     def act_batch(
-        self, images: Array | Sequence[Array], instructions: Sequence[str], proprioception: Array | None = None,
+        self,
+        images: Array | Sequence[Array],
+        instructions: Sequence[str],
+        proprioception: Array | None = None,
         rationales: Sequence[str] | None = None,
-    ) -> list[Action]:  # fmt: skip
-        """See `Policy.act_batch`. All rows are decoded together; a policy that writes its rationale first decodes one by one, as texts differ.
+    ) -> list[Action]:
+        """See `Policy.act_batch`. All rows are decoded together; a policy that writes its rationale first
+        decodes one by one, as texts differ.
 
         Args:
             rationales: one a row, to act on as if the policy had written it. None: it writes its own.
@@ -104,18 +135,29 @@ class VLAPolicy:
             KitError: rationales for a policy that acts first.
         """
         if rationales is not None and self.order == "action_first":
-            raise KitError(f"{self.name} acts before its rationale: no text changes what it does", "give a policy of the order 'rationale_first'")
+            raise KitError(
+                f"{self.name} acts before its rationale: no text changes what it does",
+                "give a policy of the order 'rationale_first'",
+            )
         prefixes = [self.vla.prefix_ids(text) for text in instructions]
         pixels, states = self.vla.pixel_values(images), self.vla.states(proprioception)
         actions: list[Action] = []
-        for rows in [slice(None)] if self.order == "action_first" else [slice(row, row + 1) for row in range(len(prefixes))]:
-            decoder = _Decoder(self.vla, pixels[rows], None if states is None else states[rows], prefixes[rows])
+        for rows in (
+            [slice(None)]
+            if self.order == "action_first"
+            else [slice(row, row + 1) for row in range(len(prefixes))]
+        ):
+            decoder = _Decoder(
+                self.vla, pixels[rows], None if states is None else states[rows], prefixes[rows]
+            )
             actions += self._decode(decoder, None if rationales is None else rationales[rows.start])
         return actions
 
     @torch.inference_mode()
     def explain(self, image: Array, instruction: str, proprioception: Array | None = None) -> str:
-        """The rationale the policy writes for one image (uint8 (H, W, 3)) and state (float (15,)), greedily."""
+        """The rationale the policy writes for one image (uint8 (H, W, 3)) and state (float (15,)),
+        greedily.
+        """
         prefix = self.vla.prefix_ids(instruction)
         states = self.vla.states(None if proprioception is None else proprioception[None])
         decoder = _Decoder(self.vla, self.vla.pixel_values(np.asarray(image)[None]), states, [prefix])
@@ -126,19 +168,34 @@ class VLAPolicy:
 
     def _decode(self, decoder: _Decoder, given: str | None) -> list[Action]:
         """One action a row."""
-        text = "" if self.order == "action_first" else self._text(decoder) if given is None else self._take(decoder, given)
+        text = (
+            ""
+            if self.order == "action_first"
+            else self._text(decoder)
+            if given is None
+            else self._take(decoder, given)
+        )
         tokens, log_probability = (x.cpu().numpy() for x in self._action_tokens(decoder))
         words = tokens - self._first  # B, T
         normalised, processed = self.vla.bins.decode_normalised(words), self.vla.bins.decode(words)
-        return [Action(processed[i], normalised[i], tokens[i], log_probability[i], text) for i in range(decoder.batch)]
+        return [
+            Action(processed[i], normalised[i], tokens[i], log_probability[i], text)
+            for i in range(decoder.batch)
+        ]
 
     def _action_tokens(self, decoder: _Decoder) -> tuple[Tensor, Tensor]:
         """Action tokens (B, T) and their log-probabilities among the words allowed at their places (B, T)."""
         token = self._column(decoder.batch, self.vla.marks.action)
         tokens, scores = [], []
         for low, high in self.vla.bins.ranges:
-            logits = decoder.feed(token, slice(self._first + low, self._first + high)).float().log_softmax(-1)  # B, high - low
-            chosen = (logits.exp().cumsum(-1) < 0.5).sum(-1).clamp(max=high - low - 1) if self.decoding == "median" else logits.argmax(-1)  # B
+            logits = (
+                decoder.feed(token, slice(self._first + low, self._first + high)).float().log_softmax(-1)
+            )  # B, high - low
+            chosen = (
+                (logits.exp().cumsum(-1) < 0.5).sum(-1).clamp(max=high - low - 1)
+                if self.decoding == "median"
+                else logits.argmax(-1)
+            )  # B
             token = (chosen + self._first + low)[:, None]
             tokens.append(token[:, 0])
             scores.append(logits.gather(-1, chosen[:, None])[:, 0])
@@ -158,7 +215,9 @@ class VLAPolicy:
         return str(self.vla.tokenizer.decode(written)).strip()
 
     def _take(self, decoder: _Decoder, text: str) -> str:
-        """Read `text` after the rationale marker, as if it had been written; an empty one leaves out the marker, as in training."""
+        """Read `text` after the rationale marker, as if it had been written; an empty one leaves out the
+        marker, as in training.
+        """
         words = self.vla.tokenizer.encode(text, add_special_tokens=False)
         for token in [self.vla.marks.rationale, *words] if words else []:
             decoder.feed(torch.tensor([[token]], device=self.vla.device))
@@ -169,13 +228,21 @@ class VLAPolicy:
 
 
 class _Decoder:
-    """One growing sequence a row: the first `feed` runs image and prefix too, later ones a token over the cache."""
+    """One growing sequence a row: the first `feed` runs image and prefix too, later ones a token over the
+    cache.
+    """
 
-    def __init__(self, vla: VLA, pixels: Tensor, states: Tensor | None, prefixes: Sequence[Sequence[int]]) -> None:
+    def __init__(
+        self, vla: VLA, pixels: Tensor, states: Tensor | None, prefixes: Sequence[Sequence[int]]
+    ) -> None:
         self._vla, self._words = vla, vla.see(pixels, states)
         longest, device = max(map(len, prefixes)), vla.device
-        self._prefix = torch.tensor([[vla.marks.pad] * (longest - len(one)) + list(one) for one in prefixes], device=device)  # B, N
-        self._padding = torch.tensor([[longest - len(one)] for one in prefixes], device=device)  # B, 1: tokens on the left that are not there
+        self._prefix = torch.tensor(
+            [[vla.marks.pad] * (longest - len(one)) + list(one) for one in prefixes], device=device
+        )  # B, N
+        self._padding = torch.tensor(
+            [[longest - len(one)] for one in prefixes], device=device
+        )  # B, 1: tokens on the left that are not there
         self._padded, self._kinds = bool(self._padding.any()), set(kinds_of(vla))
         self._cache = DynamicCache(config=vla.decoder.config)
         self.batch = len(prefixes)
@@ -188,24 +255,38 @@ class _Decoder:
         place = (seen.cumsum(1)[:, length:] - 1).clamp(min=0) + vla.first_position  # B, N + 1 or B, 1
         x = embed(vla, ids, self._words if length == 0 else None)
         if length == 0:
-            types = torch.cat([torch.zeros_like(self._prefix), torch.ones_like(token)], 1)  # the prefix, then the answer
+            types = torch.cat(
+                [torch.zeros_like(self._prefix), torch.ones_like(token)], 1
+            )  # the prefix, then the answer
             masks = masks_of(vla, x, seen.long() if self._padded else None, types, place, self._cache)
         else:
             lowest = torch.finfo(x.dtype).min
-            hidden = (~seen[:, None, None]).to(x.dtype) * lowest if self._padded else None  # B, 1, 1, tokens; None: all is seen
+            hidden = (
+                (~seen[:, None, None]).to(x.dtype) * lowest if self._padded else None
+            )  # B, 1, 1, tokens; None: all is seen
             masks = dict.fromkeys(self._kinds, hidden)
         newest = vla.decoder.norm(run_layers(vla, x, masks, place, cache=self._cache))[:, -1]  # B, d
         return logits_of(vla, newest, words)
 
 
 def files_hash(path: str | Path) -> str:
-    """12 hex digits over all of a checkpoint that changes what it does: weights, configuration, words, bin limits; not its card or its curves."""
-    files = sorted(file for file in Path(path).iterdir() if file.suffix in (".safetensors", ".json", ".model", ".txt"))
-    return hashlib.sha256("".join(f"{file.name} {sha256(file)}\n" for file in files).encode()).hexdigest()[:12]
+    """12 hex digits over all of a checkpoint that changes what it does: weights, configuration, words, bin
+    limits; not its card or its curves.
+    """
+    files = sorted(
+        file for file in Path(path).iterdir() if file.suffix in (".safetensors", ".json", ".model", ".txt")
+    )
+    return hashlib.sha256("".join(f"{file.name} {sha256(file)}\n" for file in files).encode()).hexdigest()[
+        :12
+    ]
 
 
-def load_policy(path: str | Path, name: str | None = None, order: str | None = None, decoding: str | None = None) -> VLAPolicy:
-    """Read a checkpoint as a policy. `name` defaults to the folder's, `order` to the one it was trained with; `decoding`: see `VLAPolicy`."""
+def load_policy(
+    path: str | Path, name: str | None = None, order: str | None = None, decoding: str | None = None
+) -> VLAPolicy:
+    """Read a checkpoint as a policy. `name` defaults to the folder's, `order` to the one it was trained with;
+    `decoding`: see `VLAPolicy`.
+    """
     vla = load_vla(path)
     return VLAPolicy(vla, name or Path(path).name, files_hash(path), order or _trained_order(vla), decoding)
 

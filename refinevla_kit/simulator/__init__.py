@@ -1,4 +1,6 @@
-"""`make(task, ...)` gives one `Simulator`, whichever backend is behind it. Nothing heavy is imported until it is called."""
+"""`make(task, ...)` gives one `Simulator`, whichever backend is behind it. Nothing heavy is imported until it
+is called.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.tasks import BACKENDS, BASE, CAMERA_SIZES, MANISKILL, SIMPLER_ENV, VISUAL_MATCHING, Protocol, Task, find_task
+from refinevla_kit.tasks import (
+    BACKENDS,
+    BASE,
+    CAMERA_SIZES,
+    MANISKILL,
+    SIMPLER_ENV,
+    VISUAL_MATCHING,
+    Protocol,
+    Task,
+    find_task,
+)
 
 if TYPE_CHECKING:
     from refinevla_kit.simulator.contract import Simulator
@@ -26,19 +38,24 @@ def make(
     setting: str = VISUAL_MATCHING,
     variant: str = BASE,
 ) -> Simulator:
-    """Make the simulator of one task in one variant of its scene. Made once (1-12 s), reset many times (0.1 s).
+    """Make the simulator of one task in one variant of its scene. Made once (1-12 s), reset many times (0.1
+    s).
 
     Args:
         task: a `Task` or its name.
-        assets: "embedded" (generated on first use), "official" (what the backend's downloader or package brought) or a directory in the backend's
-            layout. None: embedded with ManiSkill 3, official with the original SimplerEnv (which has no other).
-        width, height: camera resolution in pixels; the intrinsics are scaled with it. None: a quarter of SIMPLER's own (`CAMERA_SIZES`).
+        assets: "embedded" (generated on first use), "official" (what the backend's downloader or package
+            brought) or a directory in the backend's layout. None: embedded with ManiSkill 3, official with
+            the original SimplerEnv (which has no other).
+        width, height: camera resolution in pixels; the intrinsics are scaled with it. None: a quarter of
+            SIMPLER's own (`CAMERA_SIZES`).
         privileged: put `SceneState` into every observation.
-        backend: "maniskill", "simpler_env" or "auto": the first of them that is installed and can play the task in this setting.
+        backend: "maniskill", "simpler_env" or "auto": the first of them that is installed and can play the
+            task in this setting.
         setting, variant: of the task's `protocol`.
 
     Raises:
-        KitError: unknown task, setting or variant; a backend that cannot play it; incomplete asset directory; no Vulkan device; nothing installed.
+        KitError: unknown task, setting or variant; a backend that cannot play it; incomplete asset directory;
+            no Vulkan device; nothing installed.
     """
     chosen = task if isinstance(task, Task) else find_task(task)
     protocol = chosen.protocol(setting)
@@ -65,11 +82,17 @@ def find_backend(protocol: Protocol, backend: str = "auto") -> str:
         raise KitError(f"unknown backend {backend!r}", f"choose auto or one of {', '.join(BACKENDS)}")
     if backend != "auto":
         if backend not in protocol.backends:
-            raise KitError(f"{backend} cannot play this task in {protocol.setting}", f"use backend={protocol.backends[0]!r}")
+            raise KitError(
+                f"{backend} cannot play this task in {protocol.setting}",
+                f"use backend={protocol.backends[0]!r}",
+            )
         return backend
     modules = {MANISKILL: "mani_skill", SIMPLER_ENV: "mani_skill2_real2sim"}
     for name in protocol.backends:
         if find_spec(modules[name]):
             return name
     how = {MANISKILL: "ManiSkill 3 (`make setup`)", SIMPLER_ENV: "the original SimplerEnv (environment.yml)"}
-    raise KitError("no simulator that can play this task is installed", f"install {' or '.join(how[name] for name in protocol.backends)}")
+    raise KitError(
+        "no simulator that can play this task is installed",
+        f"install {' or '.join(how[name] for name in protocol.backends)}",
+    )

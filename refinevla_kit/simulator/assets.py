@@ -1,4 +1,6 @@
-"""Where the simulator's meshes and pictures come from: the pack that the kit ships, ManiSkill's downloads, or a directory."""
+"""Where the simulator's meshes and pictures come from: the pack that the kit ships, ManiSkill's downloads, or
+a directory.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ REQUIRED = (
     Path("data/robots/widowx/wx250s.urdf"),
 )
 EMBEDDED = Path(__file__).resolve().parents[2] / "data" / "assets"  # scripts/embedded_assets makes it
-DOWNLOAD = f"{sys.executable} -m mani_skill.utils.download_asset bridge_v2_real2sim, then the same with widowx250s"
+DOWNLOAD = (
+    f"{sys.executable} -m mani_skill.utils.download_asset bridge_v2_real2sim, then the same with widowx250s"
+)
 
 
 def resolve_assets(assets: str | Path) -> Path:
@@ -34,13 +38,21 @@ def resolve_assets(assets: str | Path) -> Path:
     if str(assets) == "embedded":
         directory, remedy = EMBEDDED, "bring data/assets of the checkout back: git checkout data/assets"
     elif str(assets) == "official":
-        directory, remedy = Path(os.environ.get("MS_ASSET_DIR", "~/.maniskill")).expanduser(), f"run: {DOWNLOAD}"
+        directory, remedy = (
+            Path(os.environ.get("MS_ASSET_DIR", "~/.maniskill")).expanduser(),
+            f"run: {DOWNLOAD}",
+        )
     else:
         directory = Path(assets).expanduser()
-        remedy = f'give the folder that holds data/tasks and data/robots, use assets="embedded", or run: {DOWNLOAD}'
+        remedy = (
+            'give the folder that holds data/tasks and data/robots, use assets="embedded", or run: '
+            f"{DOWNLOAD}"
+        )
     missing = missing_files(directory)
     if missing:
-        raise KitError(f"asset directory {directory} lacks {listed([str(path) for path in missing], 1)}", remedy)
+        raise KitError(
+            f"asset directory {directory} lacks {listed([str(path) for path in missing], 1)}", remedy
+        )
     return directory.resolve()
 
 

@@ -1,8 +1,9 @@
 """The one contract every simulator backend fulfils: reset, step, masks, instruction.
 
-Frames and units: metres, radians, seconds. *World* frame: the simulator's, z up, the table or sink top near z = 0.87. *Robot base* frame: turned
-180 degrees about z against the world (a base-frame motion (dx, dy, dz) is (-dx, -dy, dz) in the world). Quaternions are (w, x, y, z).
-Image: row 0 is the top, column 0 the left. The WidowX camera looks at the table from above and behind the robot's shoulder.
+Frames and units: metres, radians, seconds. *World* frame: the simulator's, z up, the table or sink top near z
+= 0.87. *Robot base* frame: turned 180 degrees about z against the world (a base-frame motion (dx, dy, dz) is
+(-dx, -dy, dz) in the world). Quaternions are (w, x, y, z). Image: row 0 is the top, column 0 the left. The
+WidowX camera looks at the table from above and behind the robot's shoulder.
 """
 
 from __future__ import annotations
@@ -16,9 +17,21 @@ from numpy.typing import NDArray
 from refinevla_kit.tasks import Task
 
 Array = NDArray[Any]
-ACTION_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")  # metres, radians, +1 open / -1 closed; `Simulator.step`
+ACTION_NAMES = (
+    "x",
+    "y",
+    "z",
+    "roll",
+    "pitch",
+    "yaw",
+    "gripper",
+)  # metres, radians, +1 open / -1 closed; `Simulator.step`
 
-MASK_NAMES = ("gripper", "arm", "background")  # masks() has these beside the task's source, its target and other things by name
+MASK_NAMES = (
+    "gripper",
+    "arm",
+    "background",
+)  # masks() has these beside the task's source, its target and other things by name
 
 PHASES = ("reach", "descend", "grasp", "lift", "carry", "lower", "release", "retreat")
 """Sub-tasks of a pick-and-place episode, in order; `SceneState.phase` is an index into this."""
@@ -38,7 +51,8 @@ class Pose:
 
 @dataclass(frozen=True)
 class SceneState:
-    """Privileged simulator state of one frame; arrays, so that a trajectory of them is a table. World frame, metres.
+    """Privileged simulator state of one frame; arrays, so that a trajectory of them is a table. World frame,
+    metres.
 
     Attributes:
         source, target: float32 (7,) position and quaternion of the object to move and of where it goes.
@@ -70,10 +84,13 @@ class Observation:
 
     Attributes:
         image: uint8 (H, W, 3) RGB of the camera SIMPLER's policies see, background overlay applied.
-        proprioception: float32 (15,), all in the robot base frame: measured tool position (3, m) and quaternion (4; w, x, y, z), finger opening (1, 0
-            closed to 1 open), then the commanded tool position (3) and quaternion (4): the pose the controller is steering to, which the arm trails
-            by a step or two. The WidowX's actions are added to the commanded one, so a picture alone does not tell what an action will do.
-        instruction: the sentence that holds now. It may change within an episode (long-horizon tasks: the next sub-task has begun).
+        proprioception: float32 (15,), all in the robot base frame: measured tool position (3, m) and
+            quaternion (4; w, x, y, z), finger opening (1, 0 closed to 1 open), then the commanded tool
+            position (3) and quaternion (4): the pose the controller is steering to, which the arm trails by a
+            step or two. The WidowX's actions are added to the commanded one, so a picture alone does not tell
+            what an action will do.
+        instruction: the sentence that holds now. It may change within an episode (long-horizon tasks: the
+            next sub-task has begun).
         state: privileged state, only when the simulator was made with `privileged=True`.
     """
 
@@ -89,7 +106,8 @@ class StepResult:
 
     Attributes:
         observation: after the step.
-        success: the task's own condition holds now (SIMPLER scores the last step; "any step" is the max over steps).
+        success: the task's own condition holds now (SIMPLER scores the last step; "any step" is the max over
+            steps).
         grasped: the source object is held now.
         done: the step budget is used up, or physics broke (`reason` says which).
         reason: "" while running; "budget" or "physics" when done.
@@ -116,23 +134,28 @@ class Simulator(Protocol):
         """Advance one control step.
 
         Args:
-            action: float32 (7,): [0:3] metres added to the controller's target in the robot base frame; [3:6] extrinsic XYZ Euler rotation in
-                radians, base frame; [6] gripper, absolute, +1 open, -1 closed.
+            action: float32 (7,): [0:3] metres added to the controller's target in the robot base frame; [3:6]
+                extrinsic XYZ Euler rotation in radians, base frame; [6] gripper, absolute, +1 open, -1
+                closed.
         """
         ...
 
     def advance(self) -> bool:
-        """The policy says that its sub-task is finished. A long-horizon task goes on to the next one; False when there is none."""
+        """The policy says that its sub-task is finished. A long-horizon task goes on to the next one; False
+        when there is none.
+        """
         ...
 
     def masks(self) -> dict[str, Array]:
         """Visible pixels of each named thing now, bool (H, W) each; together they cover the image once.
 
-        Names: `task.source`, `task.target`, other things of the scene by name (distractors), "gripper", "arm" and "background" (all the rest).
+        Names: `task.source`, `task.target`, other things of the scene by name (distractors), "gripper", "arm"
+        and "background" (all the rest).
 
             simulator = make("widowx_carrot_on_plate")
             image, masks = simulator.reset(0).image, simulator.masks()
-            {name: int(mask.sum()) for name, mask in masks.items()}  # carrot 145, plate 574, gripper 1034, arm 5, background 17442
+            {name: int(mask.sum()) for name, mask in masks.items()}  # carrot 145, plate 574, gripper 1034,
+                                                                     arm 5, background 17442
             image[~masks["carrot"]] //= 3  # the carrot, lit
         """
         ...

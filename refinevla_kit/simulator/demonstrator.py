@@ -1,7 +1,8 @@
 """The scripted demonstrator: solves the four WidowX tasks from privileged state.
 
-The sub-task ("phase") follows from the state alone, so any state can be labelled with the action the demonstrator would take there: also states a
-policy has driven into. Commands steer the controller's *target* to the goal, per axis and clipped, so errors do not add up.
+The sub-task ("phase") follows from the state alone, so any state can be labelled with the action the
+demonstrator would take there: also states a policy has driven into. Commands steer the controller's *target*
+to the goal, per axis and clipped, so errors do not add up.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from refinevla_kit.tasks import Task
 
 REACH, DESCEND, GRASP, LIFT, CARRY, LOWER, RELEASE, RETREAT = range(len(PHASES))
 HOVER = 0.08  # m above the object before descending
-LEAN = (0.016, 0.3)  # m beside the object and rad turned away, beyond what allows to descend, at which the full height is kept
+LEAN = (
+    0.016,
+    0.3,
+)  # m beside the object and rad turned away, beyond what allows to descend, at which the full height is kept
 SPEED = 0.04  # m a step and axis
 TURN = 0.3  # rad a step
 START_YAW = -np.pi / 2  # the tool's y axis, along which the fingers open, points to world -y at rest
@@ -24,7 +28,8 @@ START_YAW = -np.pi / 2  # the tool's y axis, along which the fingers open, point
 
 @dataclass(frozen=True)
 class Recipe:
-    """What differs between the tasks; metres and radians, heights relative to the object's origin unless said otherwise.
+    """What differs between the tasks; metres and radians, heights relative to the object's origin unless said
+    otherwise.
 
     Attributes:
         lift: height of the tool in the world (m) while carrying.
@@ -50,7 +55,9 @@ RECIPES = {
 
 
 class Demonstrator:
-    """Stateless expert of one task: `act(state)` is the action, `phase_of(task, state)` the sub-task it belongs to."""
+    """Stateless expert of one task: `act(state)` is the action, `phase_of(task, state)` the sub-task it
+    belongs to.
+    """
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -59,7 +66,15 @@ class Demonstrator:
         """float32 (7,), as `Simulator.step` takes it."""
         goal, yaw_error, gripper = _goal(self.task, state)
         move = np.clip(goal - state.tcp_target[:3], -SPEED, SPEED)
-        action = [-move[0], -move[1], move[2], 0.0, 0.0, np.clip(yaw_error, -TURN, TURN), gripper]  # base frame: turned 180 degrees about z
+        action = [
+            -move[0],
+            -move[1],
+            move[2],
+            0.0,
+            0.0,
+            np.clip(yaw_error, -TURN, TURN),
+            gripper,
+        ]  # base frame: turned 180 degrees about z
         return np.asarray(action, np.float32)
 
 
@@ -69,12 +84,18 @@ def phase_of(task: Task, state: SceneState) -> int:
     source, target, tool = state.source[:3], state.target[:3], state.tcp[:3]
     off_target = float(np.linalg.norm(source[:2] - target[:2]))
     above = float(source[2] - target[2])
-    if state.grasped and state.opening > 0.03:  # fingers closed to their limit hold nothing, whatever the contacts say
+    if (
+        state.grasped and state.opening > 0.03
+    ):  # fingers closed to their limit hold nothing, whatever the contacts say
         low = above < recipe.release + 0.03
         if off_target > recipe.tolerance * (1.5 if low else 1.0):
             return CARRY if tool[2] > recipe.lift - 0.03 else LIFT
         return LOWER if above > recipe.release + 0.01 else RELEASE
-    if off_target < 2.5 * recipe.tolerance + 0.01 and -0.01 < above < recipe.release + 0.05 and (state.placed or state.opening > 0.4):
+    if (
+        off_target < 2.5 * recipe.tolerance + 0.01
+        and -0.01 < above < recipe.release + 0.05
+        and (state.placed or state.opening > 0.4)
+    ):
         return RELEASE if state.opening < 0.7 else RETREAT
     off_source = float(np.linalg.norm(source[:2] - tool[:2]))
     turn = abs(_yaw_error(recipe, state.source, state.tcp))
@@ -86,13 +107,19 @@ def phase_of(task: Task, state: SceneState) -> int:
 
 
 def _goal(task: Task, state: SceneState) -> tuple[Array, float, float]:
-    """(tool position in the world float64 (3,), yaw still to turn in rad, gripper command) for the phase of `state`."""
+    """(tool position in the world float64 (3,), yaw still to turn in rad, gripper command) for the phase of
+    `state`.
+    """
     recipe, phase = RECIPES[task.name], phase_of(task, state)
     source, target, tool = (pose[:3].astype(np.float64) for pose in (state.source, state.target, state.tcp))
     held_offset = tool - source  # keeps the object, not the tool, on its way
     turn = _yaw_error(recipe, state.source, state.tcp_target)
     if phase == REACH:
-        return np.array([source[0], source[1], source[2] + recipe.grasp_height + _hover(recipe, state)]), turn, 1.0
+        return (
+            np.array([source[0], source[1], source[2] + recipe.grasp_height + _hover(recipe, state)]),
+            turn,
+            1.0,
+        )
     if phase == DESCEND:
         return np.array([source[0], source[1], source[2] + recipe.grasp_height]), turn, 1.0
     if phase == GRASP:
@@ -109,15 +136,19 @@ def _goal(task: Task, state: SceneState) -> tuple[Array, float, float]:
 
 
 def _hover(recipe: Recipe, state: SceneState) -> float:
-    """Height (m) to keep above the place to grasp while the tool is not yet over it: the less is missing, the lower. A drop at a threshold could only
-    be learned as a coin toss by whoever sees the threshold less exactly."""
+    """Height (m) to keep above the place to grasp while the tool is not yet over it: the less is missing, the
+    lower. A drop at a threshold could only be learned as a coin toss by whoever sees the threshold less
+    exactly.
+    """
     beside = float(np.linalg.norm(state.source[:2] - state.tcp[:2])) - 0.012
     turned = abs(_yaw_error(recipe, state.source, state.tcp)) - 0.15
     return HOVER * float(np.clip(max(beside / LEAN[0], turned / LEAN[1]), 0.0, 1.0))
 
 
 def _yaw_error(recipe: Recipe, source: Array, tool: Array) -> float:
-    """Angle (rad) the tool has still to turn so that the fingers close across the object's long axis, by the shorter way from the rest pose."""
+    """Angle (rad) the tool has still to turn so that the fingers close across the object's long axis, by the
+    shorter way from the rest pose.
+    """
     long_axis = rotate_vector([1.0, 0.0, 0.0], source[3:])
     fingers = rotate_vector([0.0, 1.0, 0.0], tool[3:])
     wanted = _wrap(np.arctan2(long_axis[1], long_axis[0]) + np.pi / 2 - START_YAW, recipe.symmetry)
@@ -126,7 +157,8 @@ def _yaw_error(recipe: Recipe, source: Array, tool: Array) -> float:
 
 
 def _wrap(angle: float, period: float) -> float:
-    """Into [-period/2 + 0.2, period/2 + 0.2): the seam lies off the grid's own angles, where noise would flip the sign."""
+    """Into [-period/2 + 0.2, period/2 + 0.2): the seam lies off the grid's own angles, where noise would flip
+    the sign.
+    """
     low = -period / 2 + 0.2
     return float((angle - low) % period + low)
-

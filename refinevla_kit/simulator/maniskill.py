@@ -1,8 +1,9 @@
 """The default backend: ManiSkill 3's own WidowX digital twins, unchanged, on the CPU.
 
-ManiSkill's classes stay as they are; what is set from outside is where they look for assets, the camera, and the class-level containers that two
-environments in one process would otherwise share (the second one would show the first one's background, and things that should be hidden). Its
-own observation is switched off after the first one: it costs more than the physics. The picture is taken here, the same to the byte.
+ManiSkill's classes stay as they are; what is set from outside is where they look for assets, the camera, and
+the class-level containers that two environments in one process would otherwise share (the second one would
+show the first one's background, and things that should be hidden). Its own observation is switched off after
+the first one: it costs more than the physics. The picture is taken here, the same to the byte.
 """
 
 from __future__ import annotations
@@ -20,7 +21,15 @@ from scipy.spatial.transform import Rotation
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.simulator.assets import BRIDGE, resolve_assets
-from refinevla_kit.simulator.camera import CENTRE_X, CENTRE_Y, FOCAL, HEIGHT, WIDTH, box_outline, camera_setting
+from refinevla_kit.simulator.camera import (
+    CENTRE_X,
+    CENTRE_Y,
+    FOCAL,
+    HEIGHT,
+    WIDTH,
+    box_outline,
+    camera_setting,
+)
 from refinevla_kit.simulator.contract import Array, Observation, Pose, SceneState, StepResult
 from refinevla_kit.simulator.demonstrator import phase_of
 from refinevla_kit.simulator.variants import BASKET_HIGH, BASKET_LOW, dress
@@ -28,16 +37,38 @@ from refinevla_kit.tasks import VARIANT_AGGREGATION, Protocol, Task, Variant
 
 CAMERA = "3rd_view_camera"  # the one SIMPLER's policies see
 CLOSED, OPEN = 0.015, 0.037  # finger joint positions (m)
-GRIPPER_LINKS = ("gripper_link", "gripper_prop_link", "gripper_bar_link", "left_finger_link", "right_finger_link")
+GRIPPER_LINKS = (
+    "gripper_link",
+    "gripper_prop_link",
+    "gripper_bar_link",
+    "left_finger_link",
+    "right_finger_link",
+)
 FARTHEST = 2.0  # m from the robot: an object beyond it was thrown there by broken physics
-own_process = False  # set by the kit's simulator processes: in anyone else's the garbage collector is left as it is
+own_process = (
+    False  # set by the kit's simulator processes: in anyone else's the garbage collector is left as it is
+)
 
 
 class ManiSkillSimulator:
     """`Simulator` over one ManiSkill 3 environment (physx on the CPU, one scene)."""
 
-    def __init__(self, task: Task, assets: str | Path, width: int, height: int, privileged: bool, protocol: Protocol, variant: Variant) -> None:
-        self.task, self.instruction, self.variant, self.privileged = task, task.instruction, variant, privileged
+    def __init__(
+        self,
+        task: Task,
+        assets: str | Path,
+        width: int,
+        height: int,
+        privileged: bool,
+        protocol: Protocol,
+        variant: Variant,
+    ) -> None:
+        self.task, self.instruction, self.variant, self.privileged = (
+            task,
+            task.instruction,
+            variant,
+            privileged,
+        )
         self.width, self.height = width, height
         self._assets = resolve_assets(assets)
         self._env = _make_environment(task, variant, self._assets, width, height)
@@ -49,7 +80,9 @@ class ManiSkillSimulator:
         if not self._dressed:
             self._photograph = self._env._rgb_overlay_images[CAMERA].numpy()
             if task.name == "widowx_put_eggplant_in_basket":
-                self._basket = box_outline(task, (*BASKET_LOW[:2], 0.955), (*BASKET_HIGH[:2], 0.977), width, height)
+                self._basket = box_outline(
+                    task, (*BASKET_LOW[:2], 0.955), (*BASKET_HIGH[:2], 0.977), width, height
+                )
         self._steps = 0
         self._segmentation: Array = np.zeros((height, width), np.int16)
 
@@ -63,19 +96,31 @@ class ManiSkillSimulator:
             index = 0
         else:
             if not 0 <= episode < self.task.grid:
-                raise KitError(f"episode {episode} is outside the grid of {self.task.name}", f"choose 0 to {self.task.grid - 1}")
+                raise KitError(
+                    f"episode {episode} is outside the grid of {self.task.name}",
+                    f"choose 0 to {self.task.grid - 1}",
+                )
             self._env.xyz_configs, self._env.quat_configs = self._grid
             index = int(episode)
-        # The scene is built anew: what PhysX remembers of an episode (contacts, their order, when a thing may come to rest) cannot be cleared, and
-        # ManiSkill leaves the motors on the last command. So an episode does not depend on which one was played before it.
+        # The scene is built anew: what PhysX remembers of an episode (contacts, their order, when a thing may
+        # come to rest) cannot be cleared, and
+        # ManiSkill leaves the motors on the last command. So an episode does not depend on which one was
+        # played before it.
         _read_from(self._assets)
-        _, info = self._env.reset(seed=seed, options={"episode_id": torch.tensor([index]), "reconfigure": True})
-        self._source, self._target = self._env.objs[self._env.source_obj_name], self._env.objs[self._env.target_obj_name]
+        _, info = self._env.reset(
+            seed=seed, options={"episode_id": torch.tensor([index]), "reconfigure": True}
+        )
+        self._source, self._target = (
+            self._env.objs[self._env.source_obj_name],
+            self._env.objs[self._env.target_obj_name],
+        )
         self._robot, self._links = self._env.agent.robot, self._env.agent.robot.links_map
         self._ids, self._kept = self._segmentation_ids(), self._env._segmentation_ids_to_keep.numpy()
         if self._dressed:
             place, turn = divmod(index, len(self._env.quat_configs))
-            starts = torch.cat([self._env.xyz_configs[place], self._env.quat_configs[turn]], dim=1).numpy()  # 2 x 7
+            starts = torch.cat(
+                [self._env.xyz_configs[place], self._env.quat_configs[turn]], dim=1
+            ).numpy()  # 2 x 7
             dressing = dress(self._env, self.task, self.variant, self._assets / BRIDGE / "custom/models")
             dressing.arrange(self.task, self.variant, starts[0], starts[1])
             self._ids |= dressing.ids
@@ -86,21 +131,31 @@ class ManiSkillSimulator:
         """See `Simulator.step`."""
         action = np.asarray(action, np.float32)
         if action.shape != (7,) or not np.isfinite(action).all():
-            raise KitError(f"an action must be 7 finite numbers, got {action!r}", "check the policy's un-normalisation")
-        if action[3:5].any():  # ManiSkill's controller turns about the turning axes; a pure yaw is the same either way
+            raise KitError(
+                f"an action must be 7 finite numbers, got {action!r}", "check the policy's un-normalisation"
+            )
+        if action[
+            3:5
+        ].any():  # ManiSkill's controller turns about the turning axes; a pure yaw is the same either way
             turn = Rotation.from_euler("xyz", action[3:6]).as_euler("XYZ")
             action = np.concatenate([action[:3], turn, action[6:]]).astype(np.float32)
         *_, info = self._env.step(action)
         self._steps += 1
-        success, grasped = bool(info["success"]), bool(self._env.consecutive_grasp[0] > 0)  # counted anew by each step's own evaluation
+        success, grasped = (
+            bool(info["success"]),
+            bool(self._env.consecutive_grasp[0] > 0),
+        )  # counted anew by each step's own evaluation
         position = self._source.pose.p[0].numpy()
         broken = not np.isfinite(position).all() or float(np.abs(position).max()) > FARTHEST
         reason = "physics" if broken else "budget" if self._steps >= self.task.max_steps else ""
-        return StepResult(self._observe(success, grasped), success and not broken, grasped, bool(reason), reason)
+        return StepResult(
+            self._observe(success, grasped), success and not broken, grasped, bool(reason), reason
+        )
 
     def masks(self) -> dict[str, Array]:
-        """See `Simulator.masks`. The photograph of visual matching is background, but for the yellow basket: there, it is where the box around the
-        basket lies in the picture, less what is seen before it."""
+        """See `Simulator.masks`. The photograph of visual matching is background, but for the yellow basket:
+        there, it is where the box around the basket lies in the picture, less what is seen before it.
+        """
         found = {name: np.isin(self._segmentation, ids) for name, ids in self._ids.items()}
         if self._basket is not None:
             found[self.task.target] = self._basket & ~np.isin(self._segmentation, self._kept)
@@ -119,21 +174,32 @@ class ManiSkillSimulator:
         opening = np.clip((self._robot.get_qpos()[0, -2:].mean().item() - CLOSED) / (OPEN - CLOSED), 0.0, 1.0)
         commanded = self._env.agent.controller.controllers["arm"]._target_pose
         in_base = (base.inv() * tool).raw_pose[0].numpy()
-        proprioception = np.concatenate([in_base, [opening], commanded.raw_pose[0].numpy()]).astype(np.float32)
+        proprioception = np.concatenate([in_base, [opening], commanded.raw_pose[0].numpy()]).astype(
+            np.float32
+        )
         if not self.privileged:
             return Observation(image, proprioception, self.instruction)
         poses = (self._source.pose, self._target.pose, tool, base * commanded)
         source, onto, tcp, steered = (pose.raw_pose[0].numpy().astype(np.float32) for pose in poses)
         now = (np.array(opening, np.float32), np.array(grasped), np.array(placed), np.array(0, np.int8))
         state = SceneState(source, onto, tcp, steered, *now)
-        return Observation(image, proprioception, self.instruction, replace(state, phase=np.array(phase_of(self.task, state), np.int8)))
+        return Observation(
+            image,
+            proprioception,
+            self.instruction,
+            replace(state, phase=np.array(phase_of(self.task, state), np.int8)),
+        )
 
     def _take_picture(self) -> Array:
-        """uint8 (H, W, 3), what ManiSkill's own observation shows: its rendering of robot and objects, before the photograph."""
+        """uint8 (H, W, 3), what ManiSkill's own observation shows: its rendering of robot and objects, before
+        the photograph.
+        """
         sensor = self._env._sensors[CAMERA]
         self._env.scene.update_render(update_sensors=True, update_human_render_cameras=False)
         sensor.capture()
-        colour, position = (texture[0].numpy() for texture in sensor.camera.get_picture(["Color", "PositionSegmentation"]))
+        colour, position = (
+            texture[0].numpy() for texture in sensor.camera.get_picture(["Color", "PositionSegmentation"])
+        )
         self._segmentation = position[..., 3]
         if self._photograph is None:
             return np.ascontiguousarray(colour[..., :3])
@@ -147,7 +213,12 @@ class ManiSkillSimulator:
 
         arm = [link for name, link in self._links.items() if name not in GRIPPER_LINKS]
         gripper = [self._links[name] for name in GRIPPER_LINKS]
-        return {self.task.source: ids(self._source), self.task.target: ids(self._target), "gripper": ids(*gripper), "arm": ids(*arm)}
+        return {
+            self.task.source: ids(self._source),
+            self.task.target: ids(self._target),
+            "gripper": ids(*gripper),
+            "arm": ids(*arm),
+        }
 
 
 def _make_environment(task: Task, variant: Variant, assets: Path, width: int, height: int) -> Any:
@@ -158,15 +229,21 @@ def _make_environment(task: Task, variant: Variant, assets: Path, width: int, he
         from mani_skill.envs.tasks.digital_twins.base_env import BaseDigitalTwinEnv
         from mani_skill.utils.registration import REGISTERED_ENVS
     except ImportError as error:
-        raise KitError(f"ManiSkill 3 cannot be imported ({error})", "run `make setup`, then `refinevla doctor`") from error
-    logging.getLogger("mani_skill ").setLevel(logging.ERROR)  # (the blank is theirs) it warns, at every start, of what its own classes do
+        raise KitError(
+            f"ManiSkill 3 cannot be imported ({error})", "run `make setup`, then `refinevla doctor`"
+        ) from error
+    logging.getLogger("mani_skill ").setLevel(
+        logging.ERROR
+    )  # (the blank is theirs) it warns, at every start, of what its own classes do
     if own_process:
         _set_imports_aside()
     _read_from(assets)
     overlays: dict[str, Any] = {}
     BaseDigitalTwinEnv._rgb_overlay_images = overlays
     BaseDigitalTwinEnv._objects_to_remove_from_greenscreen = []
-    intrinsic = np.array([[FOCAL, 0, CENTRE_X], [0, FOCAL, CENTRE_Y], [0, 0, 1]])  # ManiSkill does not scale it with the picture
+    intrinsic = np.array(
+        [[FOCAL, 0, CENTRE_X], [0, FOCAL, CENTRE_Y], [0, 0, 1]]
+    )  # ManiSkill does not scale it with the picture
     intrinsic[0] *= width / WIDTH
     intrinsic[1] *= height / HEIGHT
     camera = camera_setting(task, variant)
@@ -174,11 +251,20 @@ def _make_environment(task: Task, variant: Variant, assets: Path, width: int, he
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of how its task files make tensors
-            # Not through gymnasium.make, which first looks for assets in ManiSkill's own folder and asks at the terminal to download them.
+            # Not through gymnasium.make, which first looks for assets in ManiSkill's own folder and asks at
+            # the terminal to download them.
             environment: Any = REGISTERED_ENVS[task.env_id].cls(
-                obs_mode="rgb+segmentation", num_envs=1, sim_backend="physx_cpu", render_backend="cpu",
-                sensor_configs={"width": width, "height": height, "intrinsic": intrinsic, CAMERA: {"pose": pose}},
-            )  # fmt: skip
+                obs_mode="rgb+segmentation",
+                num_envs=1,
+                sim_backend="physx_cpu",
+                render_backend="cpu",
+                sensor_configs={
+                    "width": width,
+                    "height": height,
+                    "intrinsic": intrinsic,
+                    CAMERA: {"pose": pose},
+                },
+            )
     except RuntimeError as error:
         if any(word in str(error).lower() for word in ("device", "vulkan", "vk::")):
             remedy = "run `make setup` (it installs Mesa's software driver) and `refinevla doctor`"
@@ -190,13 +276,17 @@ def _make_environment(task: Task, variant: Variant, assets: Path, width: int, he
 
 @cache
 def _set_imports_aside() -> None:
-    """Once: what has been imported is no longer searched for garbage, as ManiSkill has it done for every scene (170 ms each time; 2 ms without)."""
+    """Once: what has been imported is no longer searched for garbage, as ManiSkill has it done for every
+    scene (170 ms each time; 2 ms without).
+    """
     gc.collect()
     gc.freeze()
 
 
 def _read_from(assets: Path) -> None:
-    """ManiSkill's classes build scenes from `assets` from now on; every simulator of a process says it again before it builds one."""
+    """ManiSkill's classes build scenes from `assets` from now on; every simulator of a process says it again
+    before it builds one.
+    """
     from mani_skill.agents.robots.widowx.widowx import WidowX250S
     from mani_skill.envs.tasks.digital_twins.bridge_dataset_eval import base_env
 

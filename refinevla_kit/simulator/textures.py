@@ -1,6 +1,8 @@
-"""Textures as functions of a point of the world: what paints the embedded pack's backgrounds, and what covers the boxes of variant aggregation.
+"""Textures as functions of a point of the world: what paints the embedded pack's backgrounds, and what covers
+the boxes of variant aggregation.
 
-Each takes x, y, z of n points (metres, world frame, each (n,)) and returns a factor on the linear colour, (n,) or (3, n). Deterministic.
+Each takes x, y, z of n points (metres, world frame, each (n,)) and returns a factor on the linear colour,
+(n,) or (3, n). Deterministic.
 """
 
 from __future__ import annotations
@@ -52,7 +54,9 @@ def stone(x: Floats, y: Floats, z: Floats) -> Floats:
     """Granite: dark and light specks of a few millimetres on soft clouds."""
     across, along = x + z, y + z
     specks = noise(260 * across, 260 * along, 11) + 0.7 * noise(560 * across, 560 * along, 12)
-    return (1 + 0.12 * noise(14 * across, 14 * along, 13) + 0.22 * np.clip(specks, -0.9, 0.5)).astype(np.float32)
+    return (1 + 0.12 * noise(14 * across, 14 * along, 13) + 0.22 * np.clip(specks, -0.9, 0.5)).astype(
+        np.float32
+    )
 
 
 def checks(x: Floats, y: Floats, z: Floats) -> Floats:
@@ -61,6 +65,11 @@ def checks(x: Floats, y: Floats, z: Floats) -> Floats:
 
 
 TEXTURES: dict[str, Callable[[Floats, Floats, Floats], Floats]] = {
-    "plain": lambda x, y, z: np.ones_like(x), "wood": wood, "fabric": fabric, "tiles": tiles, "bricks": bricks, "stone": stone,
+    "plain": lambda x, y, z: np.ones_like(x),
+    "wood": wood,
+    "fabric": fabric,
+    "tiles": tiles,
+    "bricks": bricks,
+    "stone": stone,
     "checks": checks,
-}  # fmt: skip
+}

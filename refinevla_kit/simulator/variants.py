@@ -1,9 +1,12 @@
-"""Variant aggregation for the WidowX: ManiSkill's twins in a room that is rendered, not photographed, changed one thing at a time.
+"""Variant aggregation for the WidowX: ManiSkill's twins in a room that is rendered, not photographed, changed
+one thing at a time.
 
-SIMPLER's own variant aggregation (Google Robot) has no photograph: the whole scene is rendered. Here likewise. The photograph comes off, and boxes
-with generated textures take its place: a table (or a kitchen counter around the sink, and a yellow basket in it), walls, three lights of
-which one casts shadows. All of it, the distractors too, is seen and not felt: the physics is that of visual matching, to the last bit. What each
-variant changes is in `tasks.py`; docs/variant_aggregation.md says why and shows all of them. World frame, metres.
+SIMPLER's own variant aggregation (Google Robot) has no photograph: the whole scene is rendered. Here
+likewise. The photograph comes off, and boxes with generated textures take its place: a table (or a kitchen
+counter around the sink, and a yellow basket in it), walls, three lights of which one casts shadows. All of
+it, the distractors too, is seen and not felt: the physics is that of visual matching, to the last bit. What
+each variant changes is in `tasks.py`; docs/variant_aggregation.md says why and shows all of them. World
+frame, metres.
 """
 
 from __future__ import annotations
@@ -27,31 +30,53 @@ Corner = tuple[float, float, float]
 Colour = tuple[int, int, int]  # sRGB
 
 COVERINGS: dict[str, tuple[Colour, str]] = {  # colour, texture
-    "oak": ((150, 90, 58), "wood"), "granite": ((170, 172, 176), "stone"), "checked": ((226, 218, 200), "checks"),
-    "partition": ((142, 148, 158), "fabric"), "brick": ((150, 70, 52), "bricks"), "tiled": ((120, 190, 176), "tiles"),
+    "oak": ((150, 90, 58), "wood"),
+    "granite": ((170, 172, 176), "stone"),
+    "checked": ((226, 218, 200), "checks"),
+    "partition": ((142, 148, 158), "fabric"),
+    "brick": ((150, 70, 52), "bricks"),
+    "tiled": ((120, 190, 176), "tiles"),
     "yellow": ((240, 202, 60), "plain"),
-}  # fmt: skip
+}
 BASE_COVERINGS = {"table": "oak", "wall": "partition", "basket": "yellow"}
-LIGHTS = {  # (direction, brightness); SIMPLER's (ManiSkill2_real2sim, `grasp_single_in_scene.py`), on top of an ambient light of 0.3
+# (direction, brightness); SIMPLER's (ManiSkill2_real2sim, `grasp_single_in_scene.py`), on top of an ambient
+# light of 0.3
+LIGHTS = {
     "normal": (((0, 0, -1), 2.2), ((-1, -0.5, -1), 0.7), ((1, 1, -1), 0.7)),
     "brighter": (((0, 0, -1), 3.6), ((-1, -0.5, -1), 1.3), ((1, 1, -1), 1.3)),
     "darker": (((0, 0, -1), 0.8), ((1, 1, -1), 0.8)),
 }
-AMBIENT, SHADOW = 0.3, {"shadow_scale": 0.6, "shadow_near": -1.0, "shadow_far": 1.0, "shadow_map_size": 1024}  # the first light's: 1.2 mm a texel
+AMBIENT, SHADOW = (
+    0.3,
+    {"shadow_scale": 0.6, "shadow_near": -1.0, "shadow_far": 1.0, "shadow_map_size": 1024},
+)  # the first light's: 1.2 mm a texel
 PITCH = {"table": 0.001, "basket": 0.001, "wall": 0.003}  # m, size of a texture's pixel
 
 MODELS = {  # what may stand about, by the word for it; those that the task itself is about stay away
-    "carrot": "bridge_carrot_generated_modified", "green block": "baked_green_cube_3cm", "eggplant": "eggplant",
-    "spoon": "bridge_spoon_generated_modified", "yellow block": "baked_yellow_cube_3cm", "plate": "bridge_plate_objaverse_larger",
-}  # fmt: skip
-RADII = {"carrot": 0.06, "green block": 0.022, "eggplant": 0.05, "spoon": 0.07, "yellow block": 0.022, "plate": 0.056, "towel": 0.071}  # m
+    "carrot": "bridge_carrot_generated_modified",
+    "green block": "baked_green_cube_3cm",
+    "eggplant": "eggplant",
+    "spoon": "bridge_spoon_generated_modified",
+    "yellow block": "baked_yellow_cube_3cm",
+    "plate": "bridge_plate_objaverse_larger",
+}
+RADII = {
+    "carrot": 0.06,
+    "green block": 0.022,
+    "eggplant": 0.05,
+    "spoon": 0.07,
+    "yellow block": 0.022,
+    "plate": 0.056,
+    "towel": 0.071,
+}  # m
 HAND = 0.085  # m around the source and the target that the open gripper needs
 MARGIN = 0.1  # of the picture's width and height: no distractor's centre is nearer its rim
 
 
 @dataclass(frozen=True)
 class Room:
-    """What is rendered in the photograph's place: (role, low corner, high corner) of each box, and where distractors stand.
+    """What is rendered in the photograph's place: (role, low corner, high corner) of each box, and where
+    distractors stand.
 
     Attributes:
         zones: (low x, low y, high x, high y) of the rectangles that they are drawn in.
@@ -67,25 +92,42 @@ class Room:
 
 _SIDE_WALL = ("wall", (-1.0, -1.1, 0.0), (1.0, -1.0, 1.6))
 TABLE_ROOM = Room(
-    (("table", (-0.345, -0.34, 0.83), (0.45, 0.70, 0.87)), ("wall", (-0.80, -1.1, 0.0), (-0.70, 1.5, 1.6)), _SIDE_WALL),
-    zones=((-0.33, -0.30, 0.05, 0.25),), level=0.87,
-)  # fmt: skip
-_COUNTER = (((-0.42, -0.40), (-0.29, 0.9)), ((-0.03, -0.40), (0.06, 0.9)), ((-0.29, -0.40), (-0.03, -0.065)), ((-0.29, 0.32), (-0.03, 0.9)))
-# A shell around the compartment that ManiSkill's target plane lies in: 1.5 mm outside the walls of the embedded pack's sink, 1 mm inside.
+    (
+        ("table", (-0.345, -0.34, 0.83), (0.45, 0.70, 0.87)),
+        ("wall", (-0.80, -1.1, 0.0), (-0.70, 1.5, 1.6)),
+        _SIDE_WALL,
+    ),
+    zones=((-0.33, -0.30, 0.05, 0.25),),
+    level=0.87,
+)
+_COUNTER = (
+    ((-0.42, -0.40), (-0.29, 0.9)),
+    ((-0.03, -0.40), (0.06, 0.9)),
+    ((-0.29, -0.40), (-0.03, -0.065)),
+    ((-0.29, 0.32), (-0.03, 0.9)),
+)
+# A shell around the compartment that ManiSkill's target plane lies in: 1.5 mm outside the walls of the
+# embedded pack's sink, 1 mm inside.
 BASKET_LOW, BASKET_HIGH = (-0.2115, -0.0365, 0.92), (-0.0485, 0.0915, 0.986)
 _INNER_LOW, _INNER_HIGH = (-0.199, -0.024), (-0.061, 0.079)
 _BASKET = (
     (BASKET_LOW, (*BASKET_HIGH[:2], 0.9265)),
-    (BASKET_LOW, (_INNER_LOW[0], *BASKET_HIGH[1:])), ((_INNER_HIGH[0], *BASKET_LOW[1:]), BASKET_HIGH),
-    (BASKET_LOW, (BASKET_HIGH[0], _INNER_LOW[1], BASKET_HIGH[2])), ((BASKET_LOW[0], _INNER_HIGH[1], BASKET_LOW[2]), BASKET_HIGH),
-)  # fmt: skip
+    (BASKET_LOW, (_INNER_LOW[0], *BASKET_HIGH[1:])),
+    ((_INNER_HIGH[0], *BASKET_LOW[1:]), BASKET_HIGH),
+    (BASKET_LOW, (BASKET_HIGH[0], _INNER_LOW[1], BASKET_HIGH[2])),
+    ((BASKET_LOW[0], _INNER_HIGH[1], BASKET_LOW[2]), BASKET_HIGH),
+)
 SINK_ROOM = Room(
     (
-        *(("table", (*low, 0.6), (*high, 0.935)) for low, high in _COUNTER), *(("basket", low, high) for low, high in _BASKET),
-        ("wall", (-0.52, -1.1, 0.0), (-0.42, 1.5, 1.6)), _SIDE_WALL,
+        *(("table", (*low, 0.6), (*high, 0.935)) for low, high in _COUNTER),
+        *(("basket", low, high) for low, high in _BASKET),
+        ("wall", (-0.52, -1.1, 0.0), (-0.42, 1.5, 1.6)),
+        _SIDE_WALL,
     ),
-    zones=((-0.38, -0.25, -0.33, 0.31), (-0.29, -0.25, -0.10, -0.12), (0.0, 0.0, 0.05, 0.2)), level=0.935, light=0.6,
-)  # fmt: skip
+    zones=((-0.38, -0.25, -0.33, 0.31), (-0.29, -0.25, -0.10, -0.12), (0.0, 0.0, 0.05, 0.2)),
+    level=0.935,
+    light=0.6,
+)
 
 
 @dataclass
@@ -101,13 +143,19 @@ class Dressing:
     distractors: dict[str, Any] = field(default_factory=dict)
 
     def arrange(self, task: Task, variant: Variant, source: Array, target: Array) -> None:
-        """Put the distractors where they stand for this start: away from `source` and `target` (position and quaternion), and from each other.
+        """Put the distractors where they stand for this start: away from `source` and `target` (position and
+        quaternion), and from each other.
 
         Drawn from the variant's name and the start alone, so that every policy meets the same.
         """
         start = np.round(np.concatenate([source, target]), 4).astype(np.float32)
-        rng = np.random.default_rng([zlib.crc32(f"{task.name} {variant.name}".encode()), zlib.crc32(start.tobytes())])
-        taken = [(source[:2], max(HAND, RADII[task.source])), (target[:2], max(HAND, RADII.get(task.target, HAND)))]
+        rng = np.random.default_rng(
+            [zlib.crc32(f"{task.name} {variant.name}".encode()), zlib.crc32(start.tobytes())]
+        )
+        taken = [
+            (source[:2], max(HAND, RADII[task.source])),
+            (target[:2], max(HAND, RADII.get(task.target, HAND))),
+        ]
         for name, body in self.distractors.items():
             place = _free_place(task, self.room, RADII[name], taken, rng)
             taken.append((place, RADII[name]))
@@ -115,13 +163,18 @@ class Dressing:
 
 
 def dress(environment: Any, task: Task, variant: Variant, models: Path) -> Dressing:
-    """Replace photograph, stage and lights of a freshly made ManiSkill twin by the room of `variant`. models: the asset pack's folder of objects."""
+    """Replace photograph, stage and lights of a freshly made ManiSkill twin by the room of `variant`. models:
+    the asset pack's folder of objects.
+    """
     import sapien
 
     build, scene = dict(variant.build), environment.scene.sub_scenes[0]
     room = SINK_ROOM if task.name == "widowx_put_eggplant_in_basket" else TABLE_ROOM
     for entity in scene.entities:
-        if entity.name.removeprefix("scene-0_") in ("arena", "dummy_sink_target_plane"):  # the stage; a plane that is meant to be invisible
+        if entity.name.removeprefix("scene-0_") in (
+            "arena",
+            "dummy_sink_target_plane",
+        ):  # the stage; a plane that is meant to be invisible
             entity.find_component_by_type(sapien.render.RenderBodyComponent).disable()
     ids: dict[str, Array] = {}
     for role in dict.fromkeys(role for role, *_ in room.boxes):
@@ -136,7 +189,9 @@ def dress(environment: Any, task: Task, variant: Variant, models: Path) -> Dress
         shadow = {"shadow": True, "position": [-0.16, 0.06, 0.9], **SHADOW} if number == 0 else {}
         environment.scene.add_directional_light(direction, [brightness * room.light] * 3, **shadow)
     dressing = Dressing(room, ids)
-    for name in [name for name in MODELS if name not in (task.source, task.target)][: build.get("distractors", 0)]:
+    for name in [name for name in MODELS if name not in (task.source, task.target)][
+        : build.get("distractors", 0)
+    ]:
         body = sapien.render.RenderBodyComponent()
         body.attach(sapien.render.RenderShapeTriangleMesh(str(_visual_file(models / MODELS[name]))))
         dressing.distractors[name], dressing.ids[name] = body, np.array([_add(scene, body)])
@@ -145,7 +200,11 @@ def dress(environment: Any, task: Task, variant: Variant, models: Path) -> Dress
 
 def _visual_file(folder: Path) -> Path:
     """The one that ManiSkill takes: the first of these that is there."""
-    return next(folder / f"textured.{kind}" for kind in ("obj", "dae", "glb") if (folder / f"textured.{kind}").is_file())
+    return next(
+        folder / f"textured.{kind}"
+        for kind in ("obj", "dae", "glb")
+        if (folder / f"textured.{kind}").is_file()
+    )
 
 
 def _add(scene: Any, body: Any) -> int:
@@ -167,15 +226,23 @@ def _show(scene: Any, boxes: tuple[tuple[Corner, Corner], ...], covering: str, p
         for vertices, uv, normal, picture in _faces(low, high, covering, pitch):
             material = sapien.render.RenderMaterial(roughness=0.9, specular=0.2)
             levels = int(np.log2(min(picture.shape[:2]))) + 1
-            material.base_color_texture = sapien.render.RenderTexture2D(picture, "R8G8B8A8Unorm", levels, srgb=True)
+            material.base_color_texture = sapien.render.RenderTexture2D(
+                picture, "R8G8B8A8Unorm", levels, srgb=True
+            )
             triangles = np.array([[0, 1, 2], [0, 2, 3]], np.uint32)
-            body.attach(sapien.render.RenderShapeTriangleMesh(vertices, triangles, np.tile(normal, (4, 1)), uv, material))
+            body.attach(
+                sapien.render.RenderShapeTriangleMesh(
+                    vertices, triangles, np.tile(normal, (4, 1)), uv, material
+                )
+            )
     return _add(scene, body)
 
 
 @cache
 def _faces(low: Corner, high: Corner, covering: str, pitch: float) -> list[tuple[Array, Array, Array, Array]]:
-    """The three faces that the camera can see: vertices (4, 3), texture coordinates (4, 2), normal (3,), picture uint8 (H, W, 4)."""
+    """The three faces that the camera can see: vertices (4, 3), texture coordinates (4, 2), normal (3,),
+    picture uint8 (H, W, 4).
+    """
     colour, texture = COVERINGS[covering]
     linear, faces = (np.array(colour, np.float32) / 255)[:, None] ** 2.2, []
     for axis in range(3):
@@ -183,7 +250,10 @@ def _faces(low: Corner, high: Corner, covering: str, pitch: float) -> list[tuple
         count = [max(4, int(np.ceil((high[a] - low[a]) / pitch))) for a in (one, two)]
         points = np.zeros((3, count[1] * count[0]), np.float32)
         points[axis] = high[axis]
-        steps = [low[a] + (np.arange(n) + 0.5) * (high[a] - low[a]) / n for a, n in zip((one, two), count, strict=True)]
+        steps = [
+            low[a] + (np.arange(n) + 0.5) * (high[a] - low[a]) / n
+            for a, n in zip((one, two), count, strict=True)
+        ]
         points[one], points[two] = (grid.ravel() for grid in np.meshgrid(*steps))
         shade = (linear * TEXTURES[texture](*points)).clip(0, 1) ** (1 / 2.2)
         picture = np.full((count[1], count[0], 4), 255, np.uint8)
@@ -199,14 +269,20 @@ def _faces(low: Corner, high: Corner, covering: str, pitch: float) -> list[tuple
     return faces
 
 
-def _free_place(task: Task, room: Room, radius: float, taken: list[tuple[Array, float]], rng: np.random.Generator) -> Array:
-    """The first of 200 draws that is in the picture and keeps clear of what is taken, else the clearest: (2,)."""
+def _free_place(
+    task: Task, room: Room, radius: float, taken: list[tuple[Array, float]], rng: np.random.Generator
+) -> Array:
+    """The first of 200 draws that is in the picture and keeps clear of what is taken, else the clearest:
+    (2,).
+    """
     zones = np.array(room.zones)
     size = np.prod(zones[:, 2:] - zones[:, :2], axis=1)
     chosen = zones[rng.choice(len(zones), 200, p=size / size.sum())]
     places = rng.uniform(chosen[:, :2], chosen[:, 2:])
     seen = project(task, np.column_stack([places, np.full(len(places), room.level)]), 1, 1)
-    clear = np.min([np.linalg.norm(places - centre, axis=1) - reach - radius for centre, reach in taken], axis=0)
+    clear = np.min(
+        [np.linalg.norm(places - centre, axis=1) - reach - radius for centre, reach in taken], axis=0
+    )
     clear -= (np.abs(seen - 0.5) > 0.5 - MARGIN).any(axis=1)
     return np.asarray(places[np.argmax(clear > 0) if (clear > 0).any() else np.argmax(clear)])
 

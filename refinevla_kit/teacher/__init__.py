@@ -1,4 +1,6 @@
-"""Rationales for robot episodes: what a teacher is asked and answers, the teachers, and the run that annotates a dataset."""
+"""Rationales for robot episodes: what a teacher is asked and answers, the teachers, and the run that
+annotates a dataset.
+"""
 
 import inspect
 from importlib import import_module
@@ -10,7 +12,17 @@ from refinevla_kit.teacher.answers import StoredRationale, Summary, load_rationa
 from refinevla_kit.teacher.estimate import Estimate, attended, confirm
 from refinevla_kit.teacher.limits import Limits, Prices, parse_prices
 from refinevla_kit.teacher.oracle import OracleTeacher
-from refinevla_kit.teacher.schema import PARTS, CallFailed, Rationale, Refusal, Reply, Request, RunFailed, Teacher, Usage
+from refinevla_kit.teacher.schema import (
+    PARTS,
+    CallFailed,
+    Rationale,
+    Refusal,
+    Reply,
+    Request,
+    RunFailed,
+    Teacher,
+    Usage,
+)
 
 TEACHERS = {
     "oracle": "oracle.OracleTeacher",
@@ -20,18 +32,44 @@ TEACHERS = {
 }
 
 __all__ = [
-    "PARTS", "TEACHERS", "CallFailed", "Estimate", "Limits", "OracleTeacher", "Prices", "Rationale", "Refusal", "Reply", "Request", "RunFailed",
-    "StoredRationale", "Summary", "Teacher", "Usage", "annotate_dataset", "check_teacher", "confirm", "estimate", "load_rationales", "lookup",
-    "make_teacher", "parse_prices", "run_of", "summarise", "written_by",
-]  # fmt: skip
+    "PARTS",
+    "TEACHERS",
+    "CallFailed",
+    "Estimate",
+    "Limits",
+    "OracleTeacher",
+    "Prices",
+    "Rationale",
+    "Refusal",
+    "Reply",
+    "Request",
+    "RunFailed",
+    "StoredRationale",
+    "Summary",
+    "Teacher",
+    "Usage",
+    "annotate_dataset",
+    "check_teacher",
+    "confirm",
+    "estimate",
+    "load_rationales",
+    "lookup",
+    "make_teacher",
+    "parse_prices",
+    "run_of",
+    "summarise",
+    "written_by",
+]
 
 
 def make_teacher(name: str, seed: int = 0, **options: Any) -> Teacher:
     """The teacher called `name`; its packages are imported now.
 
     Args:
-        seed: for the teachers that draw. options: of the teacher, e.g. model="..." for gemini; see its class.
-    Raises: `KitError` for an unknown name (naming the known ones), an unknown option, or a package that is not installed.
+        seed: for the teachers that draw.
+        options: of the teacher, e.g. model="..." for gemini; see its class.
+    Raises: `KitError` for an unknown name (naming the known ones), an unknown option, or a package that is
+    not installed.
     """
     if name not in TEACHERS:
         raise KitError(f"unknown teacher {name!r}", f"choose one of {', '.join(TEACHERS)}")
@@ -39,10 +77,14 @@ def make_teacher(name: str, seed: int = 0, **options: Any) -> Teacher:
     try:
         make: Any = getattr(import_module(f"{__name__}.{module}"), kind)
     except ImportError as error:
-        raise KitError(f"the teacher {name} needs a package that is not here ({error})", install("gemini")) from error
+        raise KitError(
+            f"the teacher {name} needs a package that is not here ({error})", install("gemini")
+        ) from error
     known = inspect.signature(make).parameters
     if unknown := sorted(options.keys() - known.keys()):
-        raise KitError(f"the teacher {name} has no option {unknown[0]!r}", f"choose from {', '.join(known) or 'none'}")
+        raise KitError(
+            f"the teacher {name} has no option {unknown[0]!r}", f"choose from {', '.join(known) or 'none'}"
+        )
     return make(**({"seed": seed} if "seed" in known else {}) | options)
 
 
@@ -62,21 +104,25 @@ def check_teacher(
         name, seed, options: as for `make_teacher`; an option that is None is left to the teacher.
         prices: of a million tokens, or as `parse_prices` reads them.
         budget_money: as for `Limits`.
-        confirm: what `annotate_dataset` will be told; anything but True is an error where calls cost something and
-            nobody can be asked about them.
+        confirm: what `annotate_dataset` will be told; anything but True is an error where calls cost
+            something and nobody can be asked about them.
 
     Returns:
         The teacher, ready for `annotate_dataset`.
 
     Raises:
-        KitError: a missing model, option, package or key (where nobody can be asked for it), wrong prices, or a run
-            that nobody would confirm.
+        KitError: a missing model, option, package or key (where nobody can be asked for it), wrong prices, or
+            a run that nobody would confirm.
     """
     paid = prices if isinstance(prices, Prices) else parse_prices(prices) if prices else None
     Limits(budget_money=budget_money, prices=paid)
-    teacher = make_teacher(name, seed, **{option: value for option, value in options.items() if value is not None})
+    teacher = make_teacher(
+        name, seed, **{option: value for option, value in options.items() if value is not None}
+    )
     getattr(teacher, "check", lambda: None)()
     costs = name != "oracle" and (paid is None or paid.input_per_million + paid.output_per_million > 0)
     if costs and (confirm is False or (confirm is None and not attended())):
-        raise KitError(f"the teacher {name} costs something, and nobody is here to confirm it", "pass confirm=True")
+        raise KitError(
+            f"the teacher {name} costs something, and nobody is here to confirm it", "pass confirm=True"
+        )
     return teacher

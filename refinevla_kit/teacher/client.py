@@ -30,10 +30,20 @@ SHORTEST_KEY = 8  # characters; a shorter one ("none", "ollama") is a word, whic
 DAILY = re.compile(r"per[\s_-]?day|\bdaily\b|\brpd\b|insufficient_quota", re.IGNORECASE)
 MOST_TOKENS = 10**9  # a server that counts more of them in a call is wrong
 UNREACHABLE = {
-    "ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol", "NewConnectionError",
-    "ConnectTimeoutError", "NameResolutionError", "SSLError", "InvalidSchema", "InvalidURL", "MissingSchema",
-    "ConnectionRefusedError", "gaierror",
-}  # fmt: skip
+    "ConnectError",
+    "ConnectTimeout",
+    "ProxyError",
+    "UnsupportedProtocol",
+    "NewConnectionError",
+    "ConnectTimeoutError",
+    "NameResolutionError",
+    "SSLError",
+    "InvalidSchema",
+    "InvalidURL",
+    "MissingSchema",
+    "ConnectionRefusedError",
+    "gaierror",
+}
 """Errors of HTTP libraries by which nothing was sent, so that nothing is paid."""
 CONNECTING = threading.Lock()  # google-generativeai is configured globally, and a key is asked for once
 

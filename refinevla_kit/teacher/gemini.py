@@ -1,5 +1,6 @@
-"""Gemini as a teacher, through either of Google's SDKs: `GeminiTeacher` (google-genai) and `GeminiLegacyTeacher` (google-generativeai, at its end
-of life, but what existing projects have). Each is a thin client behind one seam: it sends the parts once; all that follows is shared.
+"""Gemini as a teacher, through either of Google's SDKs: `GeminiTeacher` (google-genai) and
+`GeminiLegacyTeacher` (google-generativeai, at its end of life, but what existing projects have). Each is a
+thin client behind one seam: it sends the parts once; all that follows is shared.
 
 The SDKs' own retries, continuations and refreshes are switched off: see `client` for what comes back.
 """
@@ -35,12 +36,23 @@ from refinevla_kit.teacher.prompt import Part, jpeg
 from refinevla_kit.teacher.replies import parse
 from refinevla_kit.teacher.schema import CallFailed, Refusal, Request
 
-STOPPED = ("SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "MODEL_ARMOR", "ESCALATION", "PUP_LIMITED_DISABLED")
+STOPPED = (
+    "SAFETY",
+    "RECITATION",
+    "BLOCKLIST",
+    "PROHIBITED_CONTENT",
+    "SPII",
+    "MODEL_ARMOR",
+    "ESCALATION",
+    "PUP_LIMITED_DISABLED",
+)
 
 
 def api_key() -> str:
-    """The key in GEMINI_API_KEY or GOOGLE_API_KEY; in a terminal or JupyterLab, asked for in a box that does not show it and kept in this process's
-    environment, so that workers started later have it. Raises `KitError` when there is none."""
+    """The key in GEMINI_API_KEY or GOOGLE_API_KEY; in a terminal or JupyterLab, asked for in a box that does
+    not show it and kept in this process's environment, so that workers started later have it. Raises
+    `KitError` when there is none.
+    """
     key, name = known_key(GEMINI_KEYS), GEMINI_KEYS[0]
     if not key and attended():
         try:
@@ -48,12 +60,17 @@ def api_key() -> str:
         except (EOFError, NotImplementedError):  # a notebook run without a person before it
             key = ""
     if not key:
-        raise KitError("there is no Gemini API key", f"set the environment variable {name}, or run this in JupyterLab or a terminal and be asked")
+        raise KitError(
+            "there is no Gemini API key",
+            f"set the environment variable {name}, or run this in JupyterLab or a terminal and be asked",
+        )
     return check_key(key, name)
 
 
 class _Gemini(ServedTeacher):
-    """What both teachers share; arguments as `ServedTeacher` has them, base_url of another server that speaks Gemini's API."""
+    """What both teachers share; arguments as `ServedTeacher` has them, base_url of another server that speaks
+    Gemini's API.
+    """
 
     example = "one that Google lists and your key may use (gemini-3.8-flash)"
     packages: ClassVar[tuple[str, ...]] = ()
@@ -70,7 +87,9 @@ class _Gemini(ServedTeacher):
             for package in self.packages:
                 import_module(package)
         except ImportError as error:
-            raise KitError(f"the teacher {self.name} needs {self.packages[-1]} ({error})", install("gemini")) from error
+            raise KitError(
+                f"the teacher {self.name} needs {self.packages[-1]} ({error})", install("gemini")
+            ) from error
 
     def _connect(self) -> Callable[[list[Any]], Any]:
         self._import()
@@ -85,7 +104,12 @@ class _Gemini(ServedTeacher):
         raise NotImplementedError
 
     def _ask(self, parts: list[Part]) -> Received | CallFailed:
-        contents = [part if isinstance(part, str) else {"inline_data": {"mime_type": "image/jpeg", "data": jpeg(part)}} for part in parts]
+        contents = [
+            part
+            if isinstance(part, str)
+            else {"inline_data": {"mime_type": "image/jpeg", "data": jpeg(part)}}
+            for part in parts
+        ]
         try:
             self._client(contents)
         except _Intercepted as intercepted:
@@ -99,10 +123,17 @@ class _Gemini(ServedTeacher):
             return received.failure()
         if not isinstance(document, dict):
             return Answer(None, received.raw, received.unreadable("could not be read"))
-        counts = [at(document, "usageMetadata", f"{kind}TokenCount") for kind in ("prompt", "candidates", "thoughts", "total")]
+        counts = [
+            at(document, "usageMetadata", f"{kind}TokenCount")
+            for kind in ("prompt", "candidates", "thoughts", "total")
+        ]
         used, block = usage(*counts), name_of(at(document, "promptFeedback", "blockReason"))
-        if block or (used and not candidates):  # without an answer it was blocked, for a reason that is not told
-            return Answer(used, "", Refusal("blocked", f"the question was blocked ({block or 'no reason given'})"))
+        if block or (
+            used and not candidates
+        ):  # without an answer it was blocked, for a reason that is not told
+            return Answer(
+                used, "", Refusal("blocked", f"the question was blocked ({block or 'no reason given'})")
+            )
         candidate = at(candidates, 0)
         if candidates and not isinstance(candidate, dict):
             return Answer(used, received.raw, received.unreadable("has not the shape of Gemini's"))
@@ -117,7 +148,9 @@ class _Gemini(ServedTeacher):
         return Answer(used, text, parse(text, request, cut=finish in ("MAX_TOKENS", "CONTINUATION")))
 
     def _picture_tokens(self, picture: Image) -> int:
-        """Google documents 258 for each tile, of 256 pixels at the least, or 2,240 at the highest media resolution."""
+        """Google documents 258 for each tile, of 256 pixels at the least, or 2,240 at the highest media
+        resolution.
+        """
         return max(2240, 258 * (1 + -(-picture.width // 256) * -(-picture.height // 256)))
 
 
@@ -126,7 +159,8 @@ class GeminiTeacher(_Gemini):
     """Gemini through google-genai; arguments as `ServedTeacher` has them.
 
     Args:
-        thinking: a budget in tokens (Gemini 2.5) or a level ("low"; Gemini 3 and later), None for the model's own.
+        thinking: a budget in tokens (Gemini 2.5) or a level ("low"; Gemini 3 and later), None for the model's
+            own.
     """
 
     thinking: int | str | None = None
@@ -136,7 +170,9 @@ class GeminiTeacher(_Gemini):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.thinking is not None and type(self.thinking) not in (int, str):
-            raise KitError(f"thinking is {self.thinking!r}", 'give a number of tokens, a level such as "low", or None')
+            raise KitError(
+                f"thinking is {self.thinking!r}", 'give a number of tokens, a level such as "low", or None'
+            )
         self.version += "" if self.thinking is None else f", thinking {self.thinking}"
 
     def _sender(self) -> Callable[[list[Any]], Any]:
@@ -144,21 +180,36 @@ class GeminiTeacher(_Gemini):
         from google import genai
 
         options = genai.types.HttpOptions(
-            base_url=self.base_url, api_version="v1beta", timeout=round(1000 * self.timeout),  # milliseconds
+            base_url=self.base_url,
+            api_version="v1beta",
+            timeout=round(1000 * self.timeout),  # milliseconds
             client_args={
-                "limits": httpx2.Limits(max_connections=None),  # as many connections as the run allows calls, not 100
-                "event_hooks": {"response": [lambda got: got.next_request or _received(got.status_code, got.headers, got.read())]},
+                "limits": httpx2.Limits(
+                    max_connections=None
+                ),  # as many connections as the run allows calls, not 100
+                "event_hooks": {
+                    "response": [
+                        lambda got: got.next_request or _received(got.status_code, got.headers, got.read())
+                    ]
+                },
             },
-        )  # fmt: skip
+        )
         thinking = {"thinking_budget" if isinstance(self.thinking, int) else "thinking_level": self.thinking}
         config = genai.types.GenerateContentConfig(
-            max_output_tokens=self.max_output_tokens, response_mime_type="application/json",
-            response_schema=self._prompt.schema | {"property_ordering": self._prompt.schema["required"]},  # or some models answer alphabetically
-            thinking_config=None if self.thinking is None else genai.types.ThinkingConfig.model_validate(thinking),
-            automatic_continuation=False, automatic_function_calling=genai.types.AutomaticFunctionCallingConfig(disable=True),
-        )  # fmt: skip
+            max_output_tokens=self.max_output_tokens,
+            response_mime_type="application/json",
+            response_schema=self._prompt.schema
+            | {"property_ordering": self._prompt.schema["required"]},  # or some models answer alphabetically
+            thinking_config=None
+            if self.thinking is None
+            else genai.types.ThinkingConfig.model_validate(thinking),
+            automatic_continuation=False,
+            automatic_function_calling=genai.types.AutomaticFunctionCallingConfig(disable=True),
+        )
         client = genai.Client(api_key=api_key(), vertexai=False, http_options=options)
-        return lambda contents: client.models.generate_content(model=self.model, contents=contents, config=config)
+        return lambda contents: client.models.generate_content(
+            model=self.model, contents=contents, config=config
+        )
 
 
 @dataclass
@@ -176,21 +227,41 @@ class GeminiLegacyTeacher(_Gemini):
         from google.generativeai.client import get_default_generative_client
         from requests.adapters import HTTPAdapter
 
-        genai.configure(api_key=api_key(), transport="rest", client_options={"api_endpoint": self.base_url} if self.base_url else None)
+        genai.configure(
+            api_key=api_key(),
+            transport="rest",
+            client_options={"api_endpoint": self.base_url} if self.base_url else None,
+        )
         model: Any = genai.GenerativeModel(self.model)
-        model._client = get_default_generative_client()  # this teacher's own: another one may configure another server
+        model._client = (
+            get_default_generative_client()
+        )  # this teacher's own: another one may configure another server
         session = model._client.transport._session
-        session._max_refresh_attempts = 0  # a 401 would be sent three times: there is nothing to refresh about a key
+        session._max_refresh_attempts = (
+            0  # a 401 would be sent three times: there is nothing to refresh about a key
+        )
         for scheme in ("https://", "http://"):
-            session.mount(scheme, HTTPAdapter(pool_maxsize=256))  # not 10, beyond which connections are thrown away after each call
-        session.hooks["response"] = [lambda got, **_: got.is_redirect or _received(got.status_code, got.headers, got.content)]
-        config = {"max_output_tokens": self.max_output_tokens, "response_mime_type": "application/json", "response_schema": self._prompt.schema}
+            session.mount(
+                scheme, HTTPAdapter(pool_maxsize=256)
+            )  # not 10, beyond which connections are thrown away after each call
+        session.hooks["response"] = [
+            lambda got, **_: got.is_redirect or _received(got.status_code, got.headers, got.content)
+        ]
+        config = {
+            "max_output_tokens": self.max_output_tokens,
+            "response_mime_type": "application/json",
+            "response_schema": self._prompt.schema,
+        }
         options = {"timeout": self.timeout, "retry": None}
-        return lambda contents: model.generate_content(contents, generation_config=config, request_options=options)
+        return lambda contents: model.generate_content(
+            contents, generation_config=config, request_options=options
+        )
 
 
 def _received(status: int, headers: Mapping[str, str], body: bytes) -> NoReturn:
-    """The hook in each SDK's HTTP library: takes a response out of its hands, as it fails on what proxies answer."""
+    """The hook in each SDK's HTTP library: takes a response out of its hands, as it fails on what proxies
+    answer.
+    """
     raise _Intercepted(Received(status, headers.get("Retry-After") or "", body))
 
 

@@ -1,7 +1,7 @@
 """What an annotation run may spend and how fast it may go: prices, budget, rate window, back-off.
 
-Arithmetic only: `scheduler` brings the clock and the calls. Money is counted in whole billionths of the currency, so that what is reserved and what
-is given back cancel exactly.
+Arithmetic only: `scheduler` brings the clock and the calls. Money is counted in whole billionths of the
+currency, so that what is reserved and what is given back cancel exactly.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ FIRST_DELAY, LONGEST_DELAY = 1.0, 60.0  # s, of the back-off
 
 @dataclass(frozen=True)
 class Prices:
-    """What the user pays for a million tokens. There is no default: prices change; `as_of` is the day (YYYY-MM-DD) on which these were looked up."""
+    """What the user pays for a million tokens. There is no default: prices change; `as_of` is the day
+    (YYYY-MM-DD) on which these were looked up.
+    """
 
     input_per_million: float
     output_per_million: float
@@ -31,16 +33,25 @@ class Prices:
     as_of: str
 
     def __post_init__(self) -> None:
-        if not all(math.isfinite(price) and price >= 0 for price in (self.input_per_million, self.output_per_million)):
-            raise KitError(f"prices are {self.input_per_million} and {self.output_per_million}", "give two numbers of 0 or more")
+        if not all(
+            math.isfinite(price) and price >= 0 for price in (self.input_per_million, self.output_per_million)
+        ):
+            raise KitError(
+                f"prices are {self.input_per_million} and {self.output_per_million}",
+                "give two numbers of 0 or more",
+            )
         try:
             date.fromisoformat(self.as_of)
         except (TypeError, ValueError):
-            raise KitError(f"prices are dated {self.as_of!r}", "say when they were looked up, as YYYY-MM-DD") from None
+            raise KitError(
+                f"prices are dated {self.as_of!r}", "say when they were looked up, as YYYY-MM-DD"
+            ) from None
 
     def money(self, input_tokens: int, output_tokens: int) -> int:
         """Billionths of the currency, rounded up."""
-        return math.ceil(1000 * (input_tokens * self.input_per_million + output_tokens * self.output_per_million))
+        return math.ceil(
+            1000 * (input_tokens * self.input_per_million + output_tokens * self.output_per_million)
+        )
 
 
 def parse_prices(text: str) -> Prices:
@@ -49,19 +60,25 @@ def parse_prices(text: str) -> Prices:
         of_input, of_output, currency, as_of = (word.strip() for word in text.split(","))
         return Prices(float(of_input), float(of_output), currency, as_of)
     except ValueError:
-        raise KitError(f"prices are {text!r}", "write INPUT,OUTPUT,CURRENCY,DATE, such as 0.30,2.50,USD,2026-11-24") from None
+        raise KitError(
+            f"prices are {text!r}", "write INPUT,OUTPUT,CURRENCY,DATE, such as 0.30,2.50,USD,2026-11-24"
+        ) from None
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How fast a run may go and what it may spend; None: no limit. The same for any executor: one driver reserves and schedules.
+    """How fast a run may go and what it may spend; None: no limit. The same for any executor: one driver
+    reserves and schedules.
 
     Attributes:
-        concurrency: calls in flight. requests_per_minute, tokens_per_minute (input and output): in any minute.
-        budget_calls, budget_tokens, budget_money: of everything that the output has cost, earlier runs included. Calls that failed count as calls;
-            calls whose fate is unknown (cut off, killed) at their worst case, a server that was not reached not at all. budget_money needs `prices`
-            and is in their currency.
-        max_attempts: calls about one request before it is given up. seed: of the back-off's jitter.
+        concurrency: calls in flight. requests_per_minute, tokens_per_minute (input and output): in any
+            minute.
+        budget_calls, budget_tokens, budget_money: of everything that the output has cost, earlier runs
+            included. Calls that failed count as calls; calls whose fate is unknown (cut off, killed) at their
+            worst case, a server that was not reached not at all. budget_money needs `prices` and is in their
+            currency.
+        max_attempts: calls about one request before it is given up.
+        seed: of the back-off's jitter.
     """
 
     concurrency: int = 8
@@ -81,7 +98,10 @@ class Limits:
             if field.name not in ("prices", "seed") and value is not None and not value >= least:
                 raise KitError(f"{field.name} is {value}", f"give {least} or more, or None for no limit")
         if self.budget_money is not None and self.prices is None:
-            raise KitError("budget_money is set without prices", "give prices=Prices(input_per_million, output_per_million, currency, as_of)")
+            raise KitError(
+                "budget_money is set without prices",
+                "give prices=Prices(input_per_million, output_per_million, currency, as_of)",
+            )
 
 
 class Spent(NamedTuple):
@@ -105,12 +125,13 @@ class Spent(NamedTuple):
 
 
 class Budget:
-    """Reserves each call at its worst case before it is made and settles it with what it used: `total` never exceeds the limits.
+    """Reserves each call at its worst case before it is made and settles it with what it used: `total` never
+    exceeds the limits.
 
     That holds as long as no call uses more than `Teacher.worst_case` said.
     """
 
-    def __init__(self, limits: Limits, spent: Spent = Spent()) -> None:  # noqa: B008 - immutable
+    def __init__(self, limits: Limits, spent: Spent = Spent()) -> None:
         self.limits, self.total = limits, spent
 
     def of(self, usage: Usage) -> Spent:
@@ -120,14 +141,21 @@ class Budget:
     def of_many(self, calls: int, input_tokens: int, output_tokens: int) -> Spent:
         """Calls of so many tokens in all, at the user's prices."""
         prices = self.limits.prices
-        return Spent(calls, input_tokens, output_tokens, prices.money(input_tokens, output_tokens) if prices else 0)
+        return Spent(
+            calls, input_tokens, output_tokens, prices.money(input_tokens, output_tokens) if prices else 0
+        )
 
     def reserve(self, worst: Spent) -> str | None:
-        """Set `worst` aside; where it does not fit nothing changes and the limit that it would exceed is named."""
+        """Set `worst` aside; where it does not fit nothing changes and the limit that it would exceed is
+        named.
+        """
         total, limits = self.total.plus(worst), self.limits
         if limits.budget_calls is not None and total.calls > limits.budget_calls:
             return "budget_calls"
-        if limits.budget_tokens is not None and total.input_tokens + total.output_tokens > limits.budget_tokens:
+        if (
+            limits.budget_tokens is not None
+            and total.input_tokens + total.output_tokens > limits.budget_tokens
+        ):
             return "budget_tokens"
         if limits.budget_money is not None and total.money > math.floor(limits.budget_money * NANO):
             return "budget_money"
@@ -140,7 +168,9 @@ class Budget:
 
 
 class Rate:
-    """Requests and tokens of the last minute, and how long the next call has to wait. `now` is any clock's seconds."""
+    """Requests and tokens of the last minute, and how long the next call has to wait. `now` is any clock's
+    seconds.
+    """
 
     def __init__(self, limits: Limits) -> None:
         self.requests, self.tokens = limits.requests_per_minute, limits.tokens_per_minute
@@ -148,9 +178,14 @@ class Rate:
         self.paused_until = -math.inf
 
     def wait(self, now: float, tokens: int) -> float:
-        """Seconds until a call of at most `tokens` may be made, 0 for now. Raises `KitError` when it never may."""
+        """Seconds until a call of at most `tokens` may be made, 0 for now. Raises `KitError` when it never
+        may.
+        """
         if self.tokens is not None and tokens > self.tokens:
-            raise KitError(f"one request may take {tokens} tokens, tokens_per_minute is {self.tokens}", "raise the limit, or show fewer keyframes")
+            raise KitError(
+                f"one request may take {tokens} tokens, tokens_per_minute is {self.tokens}",
+                "raise the limit, or show fewer keyframes",
+            )
         while self.sent and self.sent[0][0] + WINDOW <= now:
             self.sent.popleft()
         until, used = self.paused_until, sum(entry[1] for entry in self.sent)
@@ -170,5 +205,9 @@ class Rate:
 
 
 def backoff(attempt: int, retry_after: float | None, random_source: random.Random) -> float:
-    """Seconds before the next attempt after `attempt` failed ones: what the server asked for, and full jitter under a doubling ceiling."""
-    return (retry_after or 0.0) + random_source.uniform(0, min(LONGEST_DELAY, FIRST_DELAY * 2 ** (attempt - 1)))
+    """Seconds before the next attempt after `attempt` failed ones: what the server asked for, and full jitter
+    under a doubling ceiling.
+    """
+    return (retry_after or 0.0) + random_source.uniform(
+        0, min(LONGEST_DELAY, FIRST_DELAY * 2 ** (attempt - 1))
+    )

@@ -1,6 +1,8 @@
-"""The oracle teacher: writes the four parts of a rationale from simulator state, offline and for nothing. Sentences come from a small seeded grammar:
-several wordings a slot, a small vocabulary, 45 to 75 words in all, because a policy with a few million parameters learns to write them. What is
-said is decided in `facts`; how it is said is decided here. For data without simulator state it refuses."""
+"""The oracle teacher: writes the four parts of a rationale from simulator state, offline and for nothing.
+Sentences come from a small seeded grammar: several wordings a slot, a small vocabulary, 45 to 75 words in
+all, because a policy with a few million parameters learns to write them. What is said is decided in `facts`;
+how it is said is decided here. For data without simulator state it refuses.
+"""
 
 from __future__ import annotations
 
@@ -18,21 +20,39 @@ GRAMMAR: dict[str, tuple[str, ...]] = {
     "seen": ("the {name} is at the {zone}", "the {name} lies at the {zone}", "{name} at the {zone}"),
     "hidden": ("the {name} is out of view", "{name} not in view"),
     "gripper": ("the {name} is at the {zone}", "{name} at the {zone}"),
-    "observation": ("{source}, {target}, {gripper}.", "{target}, {source}, {gripper}.", "{gripper}, {source}, {target}."),
+    "observation": (
+        "{source}, {target}, {gripper}.",
+        "{target}, {source}, {gripper}.",
+        "{gripper}, {source}, {target}.",
+    ),
     "held": ("the {source} is held", "the gripper holds the {source}"),
     "not held": ("the {source} is not held", "the {source} is not gripped"),
     "done": ("the task is done", "the task is finished"),
     "not done": ("the task is not done", "the task is still open"),
-    "situation": ("time to {phase}: {held} and {done}.", "{held}, {done}; it is time to {phase}.", "now {phase}; {held} and {done}."),
+    "situation": (
+        "time to {phase}: {held} and {done}.",
+        "{held}, {done}; it is time to {phase}.",
+        "now {phase}; {held} and {done}.",
+    ),
     "beside": ("{about} beside the {name}", "{about} away beside the {name}"),
-    "beside above": ("{about} beside and {height} cm above the {name}", "{height} cm above and {about} beside the {name}"),
-    "beside below": ("{about} beside and {height} cm below the {name}", "{height} cm below and {about} beside the {name}"),
+    "beside above": (
+        "{about} beside and {height} cm above the {name}",
+        "{height} cm above and {about} beside the {name}",
+    ),
+    "beside below": (
+        "{about} beside and {height} cm below the {name}",
+        "{height} cm below and {about} beside the {name}",
+    ),
     "above": ("{height} cm straight above the {name}", "straight above the {name} by {height} cm"),
     "below": ("{height} cm straight below the {name}", "straight below the {name} by {height} cm"),
     "at": ("right at the {name}", "exactly at the {name}"),
     "far": ("far away from the {name}", "very far from the {name}"),
     "spatial": ("the {a} is {relation}{side}", "{a} {relation}{side}"),
-    "plan": ("{do}{motion}; then {next}.", "first {do}{motion}; then {next}.", "now {do}{motion}, after that {next}."),
+    "plan": (
+        "{do}{motion}; then {next}.",
+        "first {do}{motion}; then {next}.",
+        "now {do}{motion}, after that {next}.",
+    ),
     "do reach": ("move over the {source}", "reach over the {source}"),
     "do descend": ("descend to the {source}", "go down to the {source}"),
     "do grasp": ("close the gripper on the {source}", "grasp the {source}"),
@@ -41,13 +61,19 @@ GRAMMAR: dict[str, tuple[str, ...]] = {
     "do lower": ("lower the {source} {onto} the {target}", "set the {source} down {onto} the {target}"),
     "do release": ("release the {source}", "let go of the {source}"),
     "do retreat": ("retreat from the {target}", "back away from the {target}"),
-    "then descend": ("descend",), "then grasp": ("grasp it",), "then lift": ("lift it", "raise it"),
-    "then carry": ("carry it over", "bring it over"), "then lower": ("lower it", "set it down"),
+    "then descend": ("descend",),
+    "then grasp": ("grasp it",),
+    "then lift": ("lift it", "raise it"),
+    "then carry": ("carry it over", "bring it over"),
+    "then lower": ("lower it", "set it down"),
     "then release": ("release it", "let go of it"),
-    "then retreat": ("retreat", "back away"), "then end": ("the task ends", "nothing is left"),
+    "then retreat": ("retreat", "back away"),
+    "then end": ("the task ends", "nothing is left"),
 }
-"""Slot -> wordings. "at the left", "left of" and "in view" speak of the picture; "beside" is a horizontal distance, "above" and "below" are heights;
-motion is in the robot's frame. `do <phase>` phrases are unique to their phase, so that a reader can tell the sub-task from the words."""
+"""Slot -> wordings. "at the left", "left of" and "in view" speak of the picture; "beside" is a horizontal
+distance, "above" and "below" are heights; motion is in the robot's frame. `do <phase>` phrases are unique to
+their phase, so that a reader can tell the sub-task from the words.
+"""
 
 WORD_BUDGET = (45, 75)
 NEXT_STEPS = 2
@@ -56,10 +82,12 @@ NEXT_STEPS = 2
 class OracleTeacher:
     """Writes true rationales from `Request.state` and `Request.masks`.
 
-    The same seed, dataset name, episode and start give the same words; another seed gives another wording of the same facts.
+    The same seed, dataset name, episode and start give the same words; another seed gives another wording of
+    the same facts.
 
     Attributes:
-        name, version: stored with each rationale. prompt_hash: first 16 hex digits of the SHA-256 of grammar and seed.
+        name, version: stored with each rationale.
+        prompt_hash: first 16 hex digits of the SHA-256 of grammar and seed.
     """
 
     name = "oracle"
@@ -67,24 +95,41 @@ class OracleTeacher:
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
-        self.prompt_hash = hashlib.sha256(json.dumps([GRAMMAR, WORD_BUDGET, NEXT_STEPS, seed]).encode()).hexdigest()[:16]
+        self.prompt_hash = hashlib.sha256(
+            json.dumps([GRAMMAR, WORD_BUDGET, NEXT_STEPS, seed]).encode()
+        ).hexdigest()[:16]
 
     def worst_case(self, request: Request) -> Usage:
         """See `Teacher.worst_case`: nothing is paid for."""
         return Usage()
 
     def annotate(self, request: Request, previous: Reply | None = None) -> Reply:
-        """A `Rationale`, or a `Refusal`: "no_state" (not recorded in the simulator), "unknown_objects", "invalid_state"."""
+        """A `Rationale`, or a `Refusal`: "no_state" (not recorded in the simulator), "unknown_objects",
+        "invalid_state".
+        """
         state, masks = request.state, request.masks
         if state is None or not masks:
-            return _refuse("no_state", "the frame has no simulator state and masks: this teacher only describes what the simulator knows")
+            return _refuse(
+                "no_state",
+                "the frame has no simulator state and masks: this teacher only describes what the "
+                "simulator knows",
+            )
         names = roles(request.instruction, masks)
         if len(names) != 2:
-            return _refuse("unknown_objects", f"the instruction {request.instruction!r} names {len(names)} of the masked objects, two are needed")
-        if not all(np.isfinite(values).all() for values in state.to_arrays().values()) or not np.isfinite(request.actions).all():
+            return _refuse(
+                "unknown_objects",
+                f"the instruction {request.instruction!r} names {len(names)} of the masked objects, "
+                "two are needed",
+            )
+        if (
+            not all(np.isfinite(values).all() for values in state.to_arrays().values())
+            or not np.isfinite(request.actions).all()
+        ):
             return _refuse("invalid_state", "state or actions hold values that are not finite")
         facts = scene_facts(names[0], names[1], state, masks, request.actions)
-        rng = np.random.default_rng([self.seed, zlib.crc32(request.dataset.encode()), request.episode, request.start])
+        rng = np.random.default_rng(
+            [self.seed, zlib.crc32(request.dataset.encode()), request.episode, request.start]
+        )
         rationale = _write(facts, "in" if " into " in request.instruction else "on", rng)
         return Reply(rationale, rationale.text())
 
@@ -99,10 +144,17 @@ def _refuse(kind: str, reason: str) -> Reply:
 
 
 def _write(facts: Facts, on: str, rng: np.random.Generator) -> Rationale:
-    """Draw wordings until the whole is within the budget; long names and full facts may need the brief form."""
+    """Draw wordings until the whole is within the budget; long names and full facts may need the brief
+    form.
+    """
     for attempt in range(100):
         brief = attempt >= 5
-        rationale = Rationale(_observation(facts, rng), _situation(facts, rng), _spatial(facts, rng, brief), _plan(facts, on, rng, brief))
+        rationale = Rationale(
+            _observation(facts, rng),
+            _situation(facts, rng),
+            _spatial(facts, rng, brief),
+            _plan(facts, on, rng, brief),
+        )
         if WORD_BUDGET[0] <= word_count(rationale) <= WORD_BUDGET[1]:
             break
     return rationale
@@ -121,9 +173,26 @@ def _observation(facts: Facts, rng: np.random.Generator) -> str:
     def place(slot: str, name: str, zone: str | None) -> str:
         return _pick(rng, slot, name=name, zone=zone) if zone else _pick(rng, "hidden", name=name)
 
-    gripper = f"gripper with the {facts.source}" if facts.grasped else f"{facts.grip} gripper" if facts.grip else "gripper"
-    source, target = place("seen", facts.source, facts.source_zone), place("seen", facts.target, facts.target_zone)
-    return _sentence(_pick(rng, "observation", source=source, target=target, gripper=place("gripper", gripper, facts.gripper_zone)))
+    gripper = (
+        f"gripper with the {facts.source}"
+        if facts.grasped
+        else f"{facts.grip} gripper"
+        if facts.grip
+        else "gripper"
+    )
+    source, target = (
+        place("seen", facts.source, facts.source_zone),
+        place("seen", facts.target, facts.target_zone),
+    )
+    return _sentence(
+        _pick(
+            rng,
+            "observation",
+            source=source,
+            target=target,
+            gripper=place("gripper", gripper, facts.gripper_zone),
+        )
+    )
 
 
 def _situation(facts: Facts, rng: np.random.Generator) -> str:
@@ -133,7 +202,9 @@ def _situation(facts: Facts, rng: np.random.Generator) -> str:
 
 
 def _relation(rng: np.random.Generator, beside: int | None, height: int | None, name: str) -> str:
-    """Where something is, relative to `name`: horizontal distance and height in cm, None for a metre and more."""
+    """Where something is, relative to `name`: horizontal distance and height in cm, None for a metre and
+    more.
+    """
     if beside is None or height is None:
         return _pick(rng, "far", name=name)
     vertical = "above" if height > 0 else "below" if height < 0 else ""
@@ -142,16 +213,30 @@ def _relation(rng: np.random.Generator, beside: int | None, height: int | None, 
 
 
 def _spatial(facts: Facts, rng: np.random.Generator, brief: bool) -> str:
-    """Source to target; before that, while the source is not held, gripper to source (then the height of the source over the target is left out)."""
+    """Source to target; before that, while the source is not held, gripper to source (then the height of the
+    source over the target is left out).
+    """
     height = facts.goal_height_cm
     if not facts.grasped and facts.goal_cm and height is not None:
         height = 0
-    goal = _pick(rng, "spatial", a=facts.source, relation=_relation(rng, facts.goal_cm, height, facts.target),
-                 side="" if (brief and not facts.grasped) or (facts.goal_cm, height) == (0, 0) else _side(facts.goal_side))
+    goal = _pick(
+        rng,
+        "spatial",
+        a=facts.source,
+        relation=_relation(rng, facts.goal_cm, height, facts.target),
+        side=""
+        if (brief and not facts.grasped) or (facts.goal_cm, height) == (0, 0)
+        else _side(facts.goal_side),
+    )
     if facts.grasped:
         return _sentence(f"{goal}.")
-    reach = _pick(rng, "spatial", a="gripper", relation=_relation(rng, facts.reach_cm, facts.reach_height_cm, facts.source),
-                  side="" if (facts.reach_cm, facts.reach_height_cm) == (0, 0) else _side(facts.reach_side))
+    reach = _pick(
+        rng,
+        "spatial",
+        a="gripper",
+        relation=_relation(rng, facts.reach_cm, facts.reach_height_cm, facts.source),
+        side="" if (facts.reach_cm, facts.reach_height_cm) == (0, 0) else _side(facts.reach_side),
+    )
     return _sentence(f"{reach}; {goal}.")
 
 
@@ -163,6 +248,9 @@ def _plan(facts: Facts, on: str, rng: np.random.Generator, brief: bool) -> str:
     words = {"source": facts.source, "target": facts.target, "onto": f"{on}to"}
     first = PHASES.index(facts.phase)
     do = _pick(rng, f"do {facts.phase}", **words)
-    later = [_pick(rng, f"then {phase}", **words) for phase in (*PHASES, "end")[first + 1: first + 1 + (1 if brief else NEXT_STEPS)]]
+    later = [
+        _pick(rng, f"then {phase}", **words)
+        for phase in (*PHASES, "end")[first + 1 : first + 1 + (1 if brief else NEXT_STEPS)]
+    ]
     motion = f", moving {facts.motion}" if facts.motion else ""
     return _sentence(_pick(rng, "plan", do=do, motion=motion, next=" and ".join(later)))

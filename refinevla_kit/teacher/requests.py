@@ -1,4 +1,6 @@
-"""What a teacher is asked about a dataset: one request a step, a segment or a trajectory, made when it is needed."""
+"""What a teacher is asked about a dataset: one request a step, a segment or a trajectory, made when it is
+needed.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ FRAMES = 64  # decoded at a time
 
 
 def ranges(actions: Any, deltas: bool | None, granularity: str) -> list[tuple[int, int]]:
-    """Frame ranges [start, end) of one episode with `actions` (T, A) that a teacher is asked about. Raises `KitError` for an unknown granularity."""
+    """Frame ranges [start, end) of one episode with `actions` (T, A) that a teacher is asked about. Raises
+    `KitError` for an unknown granularity.
+    """
     from refinevla_kit.episodes.segments import split_segments
 
     if granularity not in GRANULARITIES:
@@ -34,17 +38,24 @@ def ranges(actions: Any, deltas: bool | None, granularity: str) -> list[tuple[in
         return [(frame, frame + 1) for frame in range(len(actions))]
     if granularity == "trajectory":
         return [(0, len(actions))]
-    return [(segment.start, segment.end) for segment in split_segments(actions, deltas, GRIPPER if deltas else None)]
+    return [
+        (segment.start, segment.end)
+        for segment in split_segments(actions, deltas, GRIPPER if deltas else None)
+    ]
 
 
 def keyframe_indices(start: int, end: int, keyframes: int) -> list[int]:
-    """At most `keyframes` frame numbers of [start, end): the first always, the others evenly up to the last."""
+    """At most `keyframes` frame numbers of [start, end): the first always, the others evenly up to the
+    last.
+    """
     count = max(1, min(keyframes, end - start))
     return [start + round(i * (end - 1 - start) / max(1, count - 1)) for i in range(count)]
 
 
 def episode_spans(dataset: EpisodeDataset, episode: int, granularity: str) -> list[Span]:
-    """The frames of `dataset` that a teacher is asked about together; where the instruction changes, another question begins."""
+    """The frames of `dataset` that a teacher is asked about together; where the instruction changes, another
+    question begins.
+    """
     from refinevla_kit.episodes.segments import same
 
     if granularity == "segment":
@@ -56,7 +67,9 @@ def episode_spans(dataset: EpisodeDataset, episode: int, granularity: str) -> li
 
 def sampled(dataset: EpisodeDataset, count: int) -> list[EpisodeInfo]:
     """At most `count` episodes, evenly spread."""
-    chosen = np.unique(np.linspace(0, len(dataset.episodes) - 1, min(count, len(dataset.episodes))).astype(int))
+    chosen = np.unique(
+        np.linspace(0, len(dataset.episodes) - 1, min(count, len(dataset.episodes))).astype(int)
+    )
     return [dataset.episodes[i] for i in chosen]
 
 
@@ -71,13 +84,20 @@ def count_requests(dataset: EpisodeDataset, granularity: str, sample: int = 200)
     return round(sum(counts) * len(dataset.episodes) / len(counts))
 
 
-def requests(dataset: EpisodeDataset, granularity: str = "segment", keyframes: int = 3, episodes: list[EpisodeInfo] | None = None,
-             wanted: Callable[[int, str, list[Span]], list[Span]] | None = None) -> Iterator[Request]:
-    """The requests about `dataset`, in order. Episodes that cannot be read are left out, unless the dataset is strict.
+def requests(
+    dataset: EpisodeDataset,
+    granularity: str = "segment",
+    keyframes: int = 3,
+    episodes: list[EpisodeInfo] | None = None,
+    wanted: Callable[[int, str, list[Span]], list[Span]] | None = None,
+) -> Iterator[Request]:
+    """The requests about `dataset`, in order. Episodes that cannot be read are left out, unless the dataset
+    is strict.
 
     Args:
         episodes: None for all.
-        wanted: called with each episode's index, digest and spans; answers with the spans to ask about. What is not asked is not decoded.
+        wanted: called with each episode's index, digest and spans; answers with the spans to ask about. What
+            is not asked is not decoded.
     """
     for info in dataset.episodes if episodes is None else episodes:
         try:
@@ -94,41 +114,74 @@ def requests(dataset: EpisodeDataset, granularity: str = "segment", keyframes: i
     dataset.warn()
 
 
-def _with_pictures(dataset: EpisodeDataset, episode: int, spans: list[Span], granularity: str, keyframes: int) -> Iterator[Request]:
+def _with_pictures(
+    dataset: EpisodeDataset, episode: int, spans: list[Span], granularity: str, keyframes: int
+) -> Iterator[Request]:
     known = without_pictures(dataset, episode, spans)
     for first in range(0, len(spans), step := max(1, FRAMES // max(1, keyframes))):
-        group = spans[first: first + step]
-        frames = sorted({frame for _, start, end in group for frame in keyframe_indices(start, end, keyframes)})
+        group = spans[first : first + step]
+        frames = sorted(
+            {frame for _, start, end in group for frame in keyframe_indices(start, end, keyframes)}
+        )
         images = dict(zip(frames, dataset.images(episode, frames), strict=True))
         for request in islice(known, len(group)):
             indices = keyframe_indices(request.start, request.end, keyframes)
-            yield replace(request, keyframes=np.stack([images[i] for i in indices]), keyframe_indices=indices, granularity=granularity)
+            yield replace(
+                request,
+                keyframes=np.stack([images[i] for i in indices]),
+                keyframe_indices=indices,
+                granularity=granularity,
+            )
 
 
 def without_pictures(dataset: EpisodeDataset, episode: int, spans: Sequence[Span]) -> Iterator[Request]:
     """What is known of spans of one episode, each with the instruction that holds in it."""
     if not spans:
         return
-    actions, readings, instructions = dataset.actions(episode), dataset.proprioception(episode), dataset.instructions(episode)
+    actions, readings, instructions = (
+        dataset.actions(episode),
+        dataset.proprioception(episode),
+        dataset.instructions(episode),
+    )
     states, masks = dataset.states(episode), dataset.masks(episode)
     for _, start, end in spans:
         sentence = instructions[min(start, len(instructions) - 1)]
         yield Request(
-            dataset.name, episode, start, end, sentence, np.zeros((0, 1, 1, 3), np.uint8), (), actions[start:end],
-            states[start] if states else None, {name: mask[start] for name, mask in masks.items()} if masks else None,
-            dataset.action_names, dataset.deltas, float(dataset.fps), readings[start:end] if readings.shape[1] else None,
-            dataset.state_names, metric=dataset.metric, gripper=dataset.gripper, gripper_dimension=dataset.gripper_dimension,
-        )  # fmt: skip
+            dataset.name,
+            episode,
+            start,
+            end,
+            sentence,
+            np.zeros((0, 1, 1, 3), np.uint8),
+            (),
+            actions[start:end],
+            states[start] if states else None,
+            {name: mask[start] for name, mask in masks.items()} if masks else None,
+            dataset.action_names,
+            dataset.deltas,
+            float(dataset.fps),
+            readings[start:end] if readings.shape[1] else None,
+            dataset.state_names,
+            metric=dataset.metric,
+            gripper=dataset.gripper,
+            gripper_dimension=dataset.gripper_dimension,
+        )
 
 
 def digest(dataset: EpisodeDataset, info: EpisodeInfo, actions: Any, spans: list[Span]) -> str:
-    """16 hex digits of what answers about an episode depend on: instructions, actions, where it is cut, the simulator's state, and what was
-    said of the numbers' meaning and the camera."""
+    """16 hex digits of what answers about an episode depend on: instructions, actions, where it is cut, the
+    simulator's state, and what was said of the numbers' meaning and the camera.
+    """
     from refinevla_kit.episodes.sidecar import sidecar_path
 
     beside = sidecar_path(dataset.path, info.index)
     told = [sentence for sentence, _ in groupby(dataset.instructions(info.index))]
-    parts = ["\n".join(told).encode("utf-8", "replace"), actions.tobytes(), repr(spans).encode(), beside.read_bytes() if beside.is_file() else b""]
+    parts = [
+        "\n".join(told).encode("utf-8", "replace"),
+        actions.tobytes(),
+        repr(spans).encode(),
+        beside.read_bytes() if beside.is_file() else b"",
+    ]
     parts += [repr(sorted(dataset.overrides.items())).encode()] if dataset.overrides else []
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:16]
 

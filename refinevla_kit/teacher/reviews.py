@@ -1,7 +1,9 @@
-"""What a person decided about rationales: accept, edit or reject, one JSON line each, in `<table>.reviews.jsonl` beside the rationale table.
+"""What a person decided about rationales: accept, edit or reject, one JSON line each, in
+`<table>.reviews.jsonl` beside the rationale table.
 
-The table, the teacher's text, is never written. A decision names the text that it is about by a hash: it does not carry over to what a teacher writes
-later about the same frames. Lines are only added, each under the journal's lock and fsynced; of several about one text the last counts.
+The table, the teacher's text, is never written. A decision names the text that it is about by a hash: it does
+not carry over to what a teacher writes later about the same frames. Lines are only added, each under the
+journal's lock and fsynced; of several about one text the last counts.
 """
 
 from __future__ import annotations
@@ -30,8 +32,13 @@ class Decision:
     """One decision about frames [start, end) of `episode`.
 
     Attributes:
-        about: `text_hash` of what was read. verdict: one of `VERDICTS`. reason: of a rejection. reviewer: who decided, or "". time: UTC, ISO 8601.
-        edits: part -> new text, and "instruction_matches" -> bool where the person disagrees with the teacher about it.
+        about: `text_hash` of what was read.
+        verdict: one of `VERDICTS`.
+        reason: of a rejection.
+        reviewer: who decided, or "".
+        time: UTC, ISO 8601.
+        edits: part -> new text, and "instruction_matches" -> bool where the person disagrees with the teacher
+            about it.
     """
 
     episode: int
@@ -55,13 +62,17 @@ def reviews_path(table: str | Path) -> Path:
 
 def text_hash(answer: StoredRationale) -> str:
     """16 hex digits of what a reviewer reads: the rationale, or the refused reply's raw text."""
-    return hashlib.sha256(json.dumps(asdict(answer.rationale) if answer.rationale else answer.raw).encode()).hexdigest()[:16]
+    return hashlib.sha256(
+        json.dumps(asdict(answer.rationale) if answer.rationale else answer.raw).encode()
+    ).hexdigest()[:16]
 
 
 def load_decisions(path: str | Path) -> dict[tuple[Span, str], Decision]:
-    """The last decision about each text, by span and hash (`decision_of` looks one up); empty where there is no file.
+    """The last decision about each text, by span and hash (`decision_of` looks one up); empty where there is
+    no file.
 
-    A last line without its end (being written, or cut off by a power cut) does not count. Raises `KitError` for any other damage.
+    A last line without its end (being written, or cut off by a power cut) does not count. Raises `KitError`
+    for any other damage.
     """
     content, found = Path(path).read_bytes() if Path(path).exists() else b"", {}
     for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), 1):
@@ -70,7 +81,9 @@ def load_decisions(path: str | Path) -> dict[tuple[Span, str], Decision]:
             if one.verdict not in VERDICTS or not one.edits.keys() <= EDITABLE:
                 raise ValueError(f"verdict {one.verdict}, edits of {', '.join(one.edits)}")
         except (ValueError, TypeError, AttributeError) as error:
-            raise KitError(f"{path}, line {number} is no decision ({error})", "remove that line: the others are kept") from error
+            raise KitError(
+                f"{path}, line {number} is no decision ({error})", "remove that line: the others are kept"
+            ) from error
         found[(one.episode, one.start, one.end), one.about] = one
     return found
 
@@ -80,25 +93,44 @@ def decision_of(decisions: Decisions, answer: StoredRationale) -> Decision | Non
     return decisions.get(((answer.episode, answer.start, answer.end), text_hash(answer)))
 
 
-def decide(path: str | Path, answer: StoredRationale, verdict: str, edits: Mapping[str, Any] | None = None, reason: str = "", reviewer: str = "",
-           ) -> Decision:
+def decide(
+    path: str | Path,
+    answer: StoredRationale,
+    verdict: str,
+    edits: Mapping[str, Any] | None = None,
+    reason: str = "",
+    reviewer: str = "",
+) -> Decision:
     """Record a decision in `path` (see `reviews_path`); it is on the disk when this returns.
 
     Args:
-        edits: part -> new text ("instruction_matches" -> bool); what equals the teacher's is left out, and an edit of nothing accepts.
-    Raises: `KitError` for a decision that makes no sense (a part empty, no reason, a refusal accepted), or while another program writes the file.
+        edits: part -> new text ("instruction_matches" -> bool); what equals the teacher's is left out, and an
+            edit of nothing accepts.
+    Raises: `KitError` for a decision that makes no sense (a part empty, no reason, a refusal accepted), or
+    while another program writes the file.
     """
     before: dict[str, Any] = asdict(answer.rationale) if answer.rationale else {}
-    lines = {name: " ".join(value.split()) if isinstance(value, str) else value for name, value in (edits or {}).items()}  # a part is one line
+    lines = {
+        name: " ".join(value.split()) if isinstance(value, str) else value
+        for name, value in (edits or {}).items()
+    }  # a part is one line
     new = {name: value for name, value in lines.items() if value != before.get(name)}
     if verdict not in VERDICTS or not new.keys() <= EDITABLE or (new and verdict != "edit"):
-        raise KitError(f"{verdict!r} with edits of {', '.join(new) or 'nothing'} is no decision", f"choose from {', '.join(VERDICTS)}; edit parts")
+        raise KitError(
+            f"{verdict!r} with edits of {', '.join(new) or 'nothing'} is no decision",
+            f"choose from {', '.join(VERDICTS)}; edit parts",
+        )
     if verdict == "reject" and not reason.strip():
         raise KitError("a rejection needs a reason", "say in a few words what is wrong")
     if verdict != "reject" and (empty := [part for part in PARTS if not (before | new).get(part)]):
         raise KitError(f"{empty[0]} is empty", "write it, or reject")
-    where, now = (answer.episode, answer.start, answer.end, text_hash(answer)), datetime.now(UTC).isoformat(timespec="seconds")
-    decision = Decision(*where, verdict if new or verdict == "reject" else "accept", new, reason.strip(), reviewer, now)
+    where, now = (
+        (answer.episode, answer.start, answer.end, text_hash(answer)),
+        datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    decision = Decision(
+        *where, verdict if new or verdict == "reject" else "accept", new, reason.strip(), reviewer, now
+    )
     journal = Journal(Path(path))
     try:
         journal.append(asdict(decision))
@@ -111,11 +143,18 @@ def decide(path: str | Path, answer: StoredRationale, verdict: str, edits: Mappi
 def applied(answer: StoredRationale, decision: Decision) -> StoredRationale:
     """The answer with the reviewer's edits; raw text, teacher and cost stay as they were."""
     rationale = replace(answer.rationale or Rationale("", "", "", ""), **decision.edits)
-    return replace(answer, rationale=replace(rationale, mismatch="") if rationale.instruction_matches else rationale, refusal=None)
+    return replace(
+        answer,
+        rationale=replace(rationale, mismatch="") if rationale.instruction_matches else rationale,
+        refusal=None,
+    )
 
 
-def reviewed(rationales: Sequence[StoredRationale], decisions: Decisions) -> tuple[list[StoredRationale], dict[str, int]]:
-    """What a person let pass: accepted answers, and edited ones with their new text. Answers without a decision about this very text are left out.
+def reviewed(
+    rationales: Sequence[StoredRationale], decisions: Decisions
+) -> tuple[list[StoredRationale], dict[str, int]]:
+    """What a person let pass: accepted answers, and edited ones with their new text. Answers without a
+    decision about this very text are left out.
 
     Returns: these answers in the order given, and how many there are of each kind, those left out too.
     """
@@ -124,7 +163,13 @@ def reviewed(rationales: Sequence[StoredRationale], decisions: Decisions) -> tup
         decision = decision_of(decisions, answer)
         if decision is None:
             before = (answer.episode, answer.start, answer.end) in known
-            counts["refused by the teacher" if answer.refusal else "changed since its review" if before else "not reviewed"] += 1
+            counts[
+                "refused by the teacher"
+                if answer.refusal
+                else "changed since its review"
+                if before
+                else "not reviewed"
+            ] += 1
         else:
             counts[VERDICTS[decision.verdict]] += 1
             rows += [applied(answer, decision)] if decision.verdict != "reject" else []

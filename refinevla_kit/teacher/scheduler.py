@@ -1,7 +1,8 @@
-"""Schedules a run's calls: one thread takes requests as there is room, reserves each call's worst case, hands it to an executor, counts replies.
+"""Schedules a run's calls: one thread takes requests as there is room, reserves each call's worst case, hands
+it to an executor, counts replies.
 
-Calls wait for the rate; failed ones are tried again later; a reply that is not what was asked for gets one follow-up. The thread in which an answer
-arrives journals it, before the scheduler knows of it.
+Calls wait for the rate; failed ones are tried again later; a reply that is not what was asked for gets one
+follow-up. The thread in which an answer arrives journals it, before the scheduler knows of it.
 """
 
 from __future__ import annotations
@@ -40,12 +41,16 @@ REMEDIES = {
     "safety": "look at the pictures and the instruction, or take another model,",
     "not_json": "look at what came back (raw in the table): a page of a proxy means a wrong base_url,",
 }
-ROOM = 16 * 2**20  # bytes of disk that must be free before a call: no answer is paid for that could not be written
+ROOM = (
+    16 * 2**20
+)  # bytes of disk that must be free before a call: no answer is paid for that could not be written
 
 
 @dataclass(eq=False)
 class _Call:
-    """One request on its way. `attempts`: calls made about it; `tries`: those of the present question; `first`: the reply that is followed up."""
+    """One request on its way. `attempts`: calls made about it; `tries`: those of the present question;
+    `first`: the reply that is followed up.
+    """
 
     request: Request
     worst: Spent
@@ -70,8 +75,11 @@ class Run:
     """One run.
 
     Attributes:
-        settled: requests that need no call any more. budget: `budget.total` is what the output has cost.
-        stopped: why nothing more is sent, for a person. error: what is to be raised once all is stored. paying: the calls cost something.
+        settled: requests that need no call any more.
+        budget: `budget.total` is what the output has cost.
+        stopped: why nothing more is sent, for a person.
+        error: what is to be raised once all is stored.
+        paying: the calls cost something.
         again: spans whose refusals the next run should not believe.
     """
 
@@ -79,7 +87,11 @@ class Run:
 
     def __init__(self, store: Store, limits: Limits, teacher: Teacher, calls: Calls, bar: Any) -> None:
         self.store, self.limits, self.teacher, self.calls, self.bar = store, limits, teacher, calls, bar
-        self.budget, self.rate, self.random = Budget(limits, store.spent), Rate(limits), random.Random(limits.seed)
+        self.budget, self.rate, self.random = (
+            Budget(limits, store.spent),
+            Rate(limits),
+            random.Random(limits.seed),
+        )
         self.settled, self.refusals, self.silent, self.paid = store.done, 0, 0, store.spent.money
         self.stopped, self.error = "", None  # type: str, BaseException | None
         self.paying, self.again, self._reason = False, set(store.again), ("", "run again")
@@ -92,7 +104,9 @@ class Run:
 
     @property
     def _room(self) -> int:
-        """Requests under way at most; until the first rationale one, so that a wrong key costs one call and a server that is down few."""
+        """Requests under way at most; until the first rationale one, so that a wrong key costs one call and a
+        server that is down few.
+        """
         return self.limits.concurrency if self._good else 1
 
     def interrupt(self) -> None:
@@ -105,7 +119,11 @@ class Run:
         """Why there is no rationale, for a run that has none to show."""
         stop, remedy = self._reason
         if not stop:
-            stop, remedy = self._refusals("after") if self._refused else ("without a question", "give a dataset with episodes")
+            stop, remedy = (
+                self._refusals("after")
+                if self._refused
+                else ("without a question", "give a dataset with episodes")
+            )
         return RunFailed(f"no rationale was written: the run ended {stop}", remedy)
 
     def drive(self, source: Iterator[Request]) -> None:
@@ -113,13 +131,19 @@ class Run:
         with closing(ahead(source, self.limits.concurrency)) as fresh, ThreadPoolExecutor(1, "fsync") as disk:
             while True:
                 short = self._send(fresh)
-                if not self._flying and not self._syncing and (self.stopped or not (self._more or self._waiting)):
+                if (
+                    not self._flying
+                    and not self._syncing
+                    and (self.stopped or not (self._more or self._waiting))
+                ):
                     break
                 timed = self._waiting and not self.stopped and not short and self._flying < self._room
                 self._hear(max(0.0, self._waiting[0][0] - self.clock.now()) if timed else None)
                 if self._unsynced and not self._syncing:  # all that has come meanwhile, while calls go on
                     self._syncing, batch, self._unsynced = True, self._unsynced, []
-                    disk.submit(self.store.journal.sync).add_done_callback(partial(self._tell, self._synced, batch))
+                    disk.submit(self.store.journal.sync).add_done_callback(
+                        partial(self._tell, self._synced, batch)
+                    )
         if self.stopped or not self.store.fruitful:
             self.again |= {span_of(row) for row in self._refused}
 
@@ -134,24 +158,33 @@ class Run:
                     self._later(call, now + pause)
                     return False
                 if shutil.disk_usage(self.store.target.parent).free < ROOM:
-                    raise KitError(f"less than {ROOM >> 20} MB are free beside {self.store.target}", "free space and run again: answers are kept")
+                    raise KitError(
+                        f"less than {ROOM >> 20} MB are free beside {self.store.target}",
+                        "free space and run again: answers are kept",
+                    )
                 if over := self.budget.reserve(call.worst):
                     self._later(call, now)
                     if not self._flying:
                         limit = f"{over}={getattr(self.limits, over):g}"
-                        self._stop(f"at the budget: the next call may exceed {limit}", "raise it and run again")
+                        self._stop(
+                            f"at the budget: the next call may exceed {limit}", "raise it and run again"
+                        )
                     return True
                 self.store.journal.append({"asked": call.request.span, "spent": call.worst})
                 call.attempts, call.tries = call.attempts + 1, call.tries + 1
                 future = self.calls.submit(call.request, row_reply(call.first) if call.first else None)
                 self._flying += 1
                 future.add_done_callback(partial(self._arrived, call, self.rate.add(now, tokens)))
-            except Exception as error:  # of the dataset, the disk, the executor; what is in flight is still waited for
+            except (
+                Exception
+            ) as error:  # of the dataset, the disk, the executor; what is in flight is still waited for
                 self._fail(error)
         return False
 
     def _next(self, fresh: Iterator[Request]) -> _Call | None:
-        """What to ask next: a retry or follow-up that is due, else something new, unless as many are waiting as may be in flight."""
+        """What to ask next: a retry or follow-up that is due, else something new, unless as many are waiting
+        as may be in flight.
+        """
         if self._waiting and self._waiting[0][0] <= self.clock.now():
             return heapq.heappop(self._waiting)[2]
         if not self._more or self._flying + len(self._waiting) >= self._room:
@@ -159,7 +192,10 @@ class Run:
         if (request := next(fresh, None)) is None:
             self._more = False
             return None
-        first, worst = self.store.owed.pop(request.span, None), self.budget.of(self.teacher.worst_case(request))
+        first, worst = (
+            self.store.owed.pop(request.span, None),
+            self.budget.of(self.teacher.worst_case(request)),
+        )
         self.paying |= worst.paid
         return _Call(request, worst, first, first["attempts"] if first else 0)
 
@@ -174,9 +210,14 @@ class Run:
             outcome: Any = future.exception() or future.result()
             if isinstance(outcome, Reply):
                 used = self.budget.of(Usage(outcome.input_tokens, outcome.output_tokens))
-                row = reply_row(call.request.span, outcome, used, self.limits.prices, call.attempts, call.first)
+                row = reply_row(
+                    call.request.span, outcome, used, self.limits.prices, call.attempts, call.first
+                )
                 self.store.add(row, used.minus(call.worst))
-            elif isinstance(outcome, CallFailed) and outcome.kind not in ("timeout", "connection"):  # those two may have been paid for
+            elif isinstance(outcome, CallFailed) and outcome.kind not in (
+                "timeout",
+                "connection",
+            ):  # those two may have been paid for
                 used = Spent(0 if outcome.kind == "unreachable" else 1)
                 self.store.journal.append({"failed": outcome.kind, "spent": used.minus(call.worst)})
         except BaseException as error:
@@ -213,13 +254,17 @@ class Run:
                 self._answered(row, call.worst.paid)
 
     def _answered(self, row: Row, paid: bool) -> None:
-        """A request is settled: after many that were refused in a row the run ends, unless refusing costs nothing."""
+        """A request is settled: after many that were refused in a row the run ends, unless refusing costs
+        nothing.
+        """
         before, good = span_of(row) in self.store.again, row["refusal_kind"] is None
         self.again.discard(span_of(row))
         self._good |= good or not paid
         if good:
             self._refused.clear()
-        elif paid and not (before and self.store.fruitful):  # others were answered: a second refusal is believed
+        elif paid and not (
+            before and self.store.fruitful
+        ):  # others were answered: a second refusal is believed
             self._refused.append(row)
         if len(self._refused) >= (SILENT if self.store.fruitful else FIRST):
             self._stop(*self._refusals("after"), failed=True)
@@ -251,12 +296,19 @@ class Run:
         now, wait, said = self.clock.now(), failure.retry_after or 0.0, f"{failure.kind}: {failure.reason}"
         wrong = failure.kind == "bad_request" and not self._heard and self.silent + 1 >= WRONG
         if failure.kind in ("unauthorised", "not_found") or wrong:
-            self._fail(KitError(f"the teacher's server refuses to answer ({said})", "mend the key, the model's name, base_url or the request"))
+            self._fail(
+                KitError(
+                    f"the teacher's server refuses to answer ({said})",
+                    "mend the key, the model's name, base_url or the request",
+                )
+            )
         elif failure.kind == "daily_quota":
             remedy = "run again when it is renewed, or have it raised"
             self._stop(f"because the daily quota is used up ({failure.reason})", remedy)
         elif failure.retryable and wait > LONGEST_WAIT:
-            self._stop(f"because the server asks to wait {wait / 3600:.1f} h ({failure.reason})", "run again then")
+            self._stop(
+                f"because the server asks to wait {wait / 3600:.1f} h ({failure.reason})", "run again then"
+            )
         elif failure.retryable and call.tries < self.limits.max_attempts:
             if failure.kind == "quota":  # meant for everyone who calls
                 self.rate.paused_until = max(self.rate.paused_until, now + wait)
@@ -264,7 +316,9 @@ class Run:
         else:
             if call.first is None:  # otherwise the first reply stands, and its follow-up stays owed
                 lost = Reply(Refusal(failure.kind, failure.reason), "")
-                self.store.add(reply_row(call.request.span, lost, Spent(), self.limits.prices, call.attempts), Spent())
+                self.store.add(
+                    reply_row(call.request.span, lost, Spent(), self.limits.prices, call.attempts), Spent()
+                )
             self._show(refused=True)
             self.silent += 1
             if failure.kind == "unreachable" and not self._heard:
@@ -276,7 +330,10 @@ class Run:
 
     def _fail(self, error: BaseException) -> None:
         what = error.what if isinstance(error, KitError) else type(error).__name__
-        self.error, self.stopped = self.error or error, self.stopped or f"Stopped by an error ({what}); run again to go on."
+        self.error, self.stopped = (
+            self.error or error,
+            self.stopped or f"Stopped by an error ({what}); run again to go on.",
+        )
 
     def _show(self, refused: bool) -> None:
         self.refusals += refused

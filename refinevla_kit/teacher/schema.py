@@ -1,5 +1,6 @@
-"""What a teacher is asked and what it answers. The four parts are ReFineVLA's (v2, secondary source): Observation, Situation Analysis, Spatial
-Reasoning, Task Planning."""
+"""What a teacher is asked and what it answers. The four parts are ReFineVLA's (v2, secondary source):
+Observation, Situation Analysis, Spatial Reasoning, Task Planning.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +28,9 @@ class Rationale:
     """A teacher's explanation of one segment, in four parts.
 
     Attributes:
-        instruction_matches: False when the teacher finds that the robot does something else than the instruction says; `mismatch` says what.
-            Such a rationale is kept, counted in reports, and left out of training.
+        instruction_matches: False when the teacher finds that the robot does something else than the
+            instruction says; `mismatch` says what. Such a rationale is kept, counted in reports, and left out
+            of training.
     """
 
     observation: str
@@ -48,16 +50,23 @@ class Request:
     """A segment of an episode that a teacher is asked about.
 
     Attributes:
-        dataset: name of the dataset. episode: episode index. start, end: first frame and one past the last, within the episode.
+        dataset: name of the dataset.
+        episode: episode index.
+        start, end: first frame and one past the last, within the episode.
         instruction: the robot's instruction.
-        keyframes: uint8 (K, H, W, 3). keyframe_indices: their frame numbers within the episode.
+        keyframes: uint8 (K, H, W, 3).
+        keyframe_indices: their frame numbers within the episode.
         actions: float32 (end - start, A), as recorded.
         state: privileged state of the segment's first frame, for teachers that know the simulator.
         masks: masks of the segment's first frame, {name: bool (H, W)}.
-        action_names: of the A dimensions. deltas: actions are displacements, not positions; None where that is not known.
-        metric: displacements are a tool's, in metres and radians a step. fps: control steps a second.
-        gripper: value of the gripper's command that means open, None where that is not known; `gripper_dimension` is where it stands.
-        proprioception: float32 (end - start, P) as recorded, None where there is none; `proprioception_names` of its P dimensions.
+        action_names: of the A dimensions.
+        deltas: actions are displacements, not positions; None where that is not known.
+        metric: displacements are a tool's, in metres and radians a step.
+        fps: control steps a second.
+        gripper: value of the gripper's command that means open, None where that is not known;
+            `gripper_dimension` is where it stands.
+        proprioception: float32 (end - start, P) as recorded, None where there is none; `proprioception_names`
+            of its P dimensions.
         granularity: "step", "segment" or "trajectory".
     """
 
@@ -83,7 +92,9 @@ class Request:
 
     @property
     def tool(self) -> bool:
-        """The actions are seven numbers that tell in metres, radians and a gripper's command how the tool moves."""
+        """The actions are seven numbers that tell in metres, radians and a gripper's command how the tool
+        moves.
+        """
         return bool(self.deltas) and self.metric and self.actions.shape[1] == 7
 
     @property
@@ -101,7 +112,9 @@ class Request:
 
 
 REPAIRABLE = ("truncated", "not_json", "wrong_shape", "other_language", "boilerplate", "echo")
-"""Refusal kinds that one follow-up request may mend: the teacher answered, but not what was asked for. See `answers.repairable`."""
+"""Refusal kinds that one follow-up request may mend: the teacher answered, but not what was asked for. See
+`answers.repairable`.
+"""
 
 
 @dataclass(frozen=True)
@@ -109,9 +122,10 @@ class Refusal:
     """A reply that is no rationale.
 
     Attributes:
-        kind: counted in reports. One of `REPAIRABLE`; "empty"; "blocked" (the prompt), "safety" (the answer), "no_state" (the oracle has no
-            simulator state); or how calls failed for good: "bad_request" (400), "unauthorised" (401, 403), "not_found" (404), "quota" and
-            "daily_quota" (429), "server" (5xx), "timeout", "connection" (it broke off), "unreachable" (there was none), "gave_up".
+        kind: counted in reports. One of `REPAIRABLE`; "empty"; "blocked" (the prompt), "safety" (the answer),
+            "no_state" (the oracle has no simulator state); or how calls failed for good: "bad_request" (400),
+            "unauthorised" (401, 403), "not_found" (404), "quota" and "daily_quota" (429), "server" (5xx),
+            "timeout", "connection" (it broke off), "unreachable" (there was none), "gave_up".
         reason: for a person, one line, without any key.
     """
 
@@ -121,7 +135,9 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back from one call that was answered (and is paid for): a rationale or a typed refusal, with the raw text and token counts."""
+    """What came back from one call that was answered (and is paid for): a rationale or a typed refusal, with
+    the raw text and token counts.
+    """
 
     result: Rationale | Refusal
     raw: str
@@ -141,7 +157,8 @@ class CallFailed(Exception):
     """A call that brought no answer. Pickles whole.
 
     Args:
-        kind: as in `Refusal.kind`. reason: one line, without any key.
+        kind: as in `Refusal.kind`.
+        reason: one line, without any key.
         retry_after: seconds the server asked to wait, None when it did not say.
     """
 
@@ -151,12 +168,16 @@ class CallFailed(Exception):
 
     @property
     def retryable(self) -> bool:
-        """Whether the same call may succeed later. Wrong keys and wrong requests will not; they stop the run."""
+        """Whether the same call may succeed later. Wrong keys and wrong requests will not; they stop the
+        run.
+        """
         return self.kind in ("quota", "server", "timeout", "connection", "unreachable")
 
 
 class RunFailed(KitError):
-    """A run that ended without what it was paid for; answers had by then are kept. `path`: of the table, which need not exist."""
+    """A run that ended without what it was paid for; answers had by then are kept. `path`: of the table,
+    which need not exist.
+    """
 
     path: Path | None = None
 
@@ -164,8 +185,9 @@ class RunFailed(KitError):
 class Teacher(Protocol):
     """Answers one request with one call; retries, limits, budget and storage are the run's (`annotation`).
 
-    `name`, `version` (of the model) and `prompt_hash` (of the prompt's files, or of the grammar and its seed) are stored with every rationale.
-    Picklable, so that a run can spread over processes: a client is made when it is first needed, its key read from the environment there.
+    `name`, `version` (of the model) and `prompt_hash` (of the prompt's files, or of the grammar and its seed)
+    are stored with every rationale. Picklable, so that a run can spread over processes: a client is made when
+    it is first needed, its key read from the environment there.
     """
 
     name: str
@@ -173,9 +195,13 @@ class Teacher(Protocol):
     prompt_hash: str
 
     def annotate(self, request: Request, previous: Reply | None = None) -> Reply:
-        """One call. With `previous`, a repairable refusal of the same request, the follow-up that asks to mend it. Raises `CallFailed`."""
+        """One call. With `previous`, a repairable refusal of the same request, the follow-up that asks to
+        mend it. Raises `CallFailed`.
+        """
         ...
 
     def worst_case(self, request: Request) -> Usage:
-        """The most tokens a call about `request` (or its follow-up) can use: what a budget reserves before it is made."""
+        """The most tokens a call about `request` (or its follow-up) can use: what a budget reserves before it
+        is made.
+        """
         ...

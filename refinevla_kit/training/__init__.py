@@ -1,1 +1,3 @@
-"""Joint training on actions and rationales: examples, the objective, what is frozen, the loop; and how the base was made."""
+"""Joint training on actions and rationales: examples, the objective, what is frozen, the loop; and how the
+base was made.
+"""

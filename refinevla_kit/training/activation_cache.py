@@ -1,11 +1,15 @@
-"""What is frozen is computed once: the hidden states at the boundary, of every frame's whole sequence, in one memory-mapped file.
+"""What is frozen is computed once: the hidden states at the boundary, of every frame's whole sequence, in one
+memory-mapped file.
 
-    states.bin              one row of d numbers a token, frames one after the other, no padding; bfloat16 or float32
-    sequences.safetensors   offsets (N + 1): frame i has the rows offsets[i] to offsets[i + 1]; and each row's token id, type and kind
+    states.bin              one row of d numbers a token, frames one after the other, no padding; bfloat16 or
+                            float32
+    sequences.safetensors   offsets (N + 1): frame i has the rows offsets[i] to offsets[i + 1]; and each row's
+                            token id, type and kind
     cache.json              the key: everything the states depend on
 
-The key is compared whenever a cache is opened, so states of other weights, pictures or words are refused instead of trained on. The learning rate,
-the seed and lambda (above zero) are no part of it: runs that differ in nothing else share one.
+The key is compared whenever a cache is opened, so states of other weights, pictures or words are refused
+instead of trained on. The learning rate, the seed and lambda (above zero) are no part of it: runs that differ
+in nothing else share one.
 """
 
 from __future__ import annotations
@@ -36,10 +40,19 @@ from refinevla_kit.vlas.sequence import ACTION_KIND, RATIONALE_KIND, Sequences
 
 STATES, SEQUENCES, KEY = "states.bin", "sequences.safetensors", "cache.json"
 FORMAT, CHUNK = "refinevla-activations-1", 64
-STORED = {"bf16": (np.int16, torch.bfloat16), "fp32": (np.float32, torch.float32)}  # numpy has no bfloat16: its bits are kept as integers
+STORED = {
+    "bf16": (np.int16, torch.bfloat16),
+    "fp32": (np.float32, torch.float32),
+}  # numpy has no bfloat16: its bits are kept as integers
 GEOMETRY = (
-    "num_attention_heads", "num_key_value_heads", "head_dim", "query_pre_attn_scalar", "attn_logit_softcapping", "rms_norm_eps", "rope_parameters",
-)  # fmt: skip
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "query_pre_attn_scalar",
+    "attn_logit_softcapping",
+    "rms_norm_eps",
+    "rope_parameters",
+)
 
 
 @dataclass(frozen=True)
@@ -47,8 +60,11 @@ class ActivationCache:
     """An open cache of N frames with T tokens in all.
 
     Attributes:
-        states: (T, d), memory-mapped; bfloat16 as int16. ids, types, kinds: (T,), see `Sequences`. offsets: int64 (N + 1).
-        precision: "bf16" or "fp32". pad: the token id that fills shorter sequences.
+        states: (T, d), memory-mapped; bfloat16 as int16.
+        ids, types, kinds: (T,), see `Sequences`.
+        offsets: int64 (N + 1).
+        precision: "bf16" or "fp32".
+        pad: the token id that fills shorter sequences.
     """
 
     states: Array
@@ -63,7 +79,9 @@ class ActivationCache:
         return len(self.offsets) - 1
 
     def read(self, rows: Array) -> tuple[Sequences, Tensor]:
-        """Sequences (B, N) of the frames `rows` (int (B,)), padded on the right, and their states float32 (B, N, d), 0 on padding."""
+        """Sequences (B, N) of the frames `rows` (int (B,)), padded on the right, and their states float32 (B,
+        N, d), 0 on padding.
+        """
         starts, ends = self.offsets[rows], self.offsets[rows + 1]
         shape = (len(rows), int((ends - starts).max()))
         ids, mask = torch.full(shape, self.pad), torch.zeros(shape, dtype=torch.int64)
@@ -71,19 +89,30 @@ class ActivationCache:
         states = torch.zeros(*shape, self.states.shape[1])
         for row, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
             n = end - start
-            ids[row, :n], types[row, :n], kinds[row, :n], mask[row, :n] = self.ids[start:end], self.types[start:end], self.kinds[start:end], 1
-            states[row, :n] = torch.from_numpy(np.array(self.states[start:end])).view(STORED[self.precision][1])
+            ids[row, :n], types[row, :n], kinds[row, :n], mask[row, :n] = (
+                self.ids[start:end],
+                self.types[start:end],
+                self.kinds[start:end],
+                1,
+            )
+            states[row, :n] = torch.from_numpy(np.array(self.states[start:end])).view(
+                STORED[self.precision][1]
+            )
         return Sequences(ids, mask, types, kinds), states
 
 
-def open_or_write(vla: VLA, examples: Examples, config: TrainingConfig, folder: str | Path, progress: bool = True) -> ActivationCache:
+def open_or_write(
+    vla: VLA, examples: Examples, config: TrainingConfig, folder: str | Path, progress: bool = True
+) -> ActivationCache:
     """The cache of this model and data in `folder`, written first where there is none.
 
     Args:
-        folder: of all caches of a project; each depth, layout and precision has its own folder in it (`cache_path`).
+        folder: of all caches of a project; each depth, layout and precision has its own folder in it
+            (`cache_path`).
 
     Raises:
-        KitError: the cache there is of something else, damaged, or would be too large; nothing is written then.
+        KitError: the cache there is of something else, damaged, or would be too large; nothing is written
+            then.
     """
     laid = [lay_out(vla, examples, rows, config) for rows in _chunks(len(examples))]
     path, key = cache_path(folder, config), cache_key(vla, examples, config, laid)
@@ -93,8 +122,15 @@ def open_or_write(vla: VLA, examples: Examples, config: TrainingConfig, folder: 
 
 
 def cache_path(folder: str | Path, config: TrainingConfig) -> Path:
-    """Where in `folder` runs with this configuration keep their states: lambda 0 has shorter sequences than lambda above it, seeds share them."""
-    parts = f"below_layer_{config.depth}", config.order, "rationales" if config.lambda_reasoning > 0 else "actions", config.stored_precision
+    """Where in `folder` runs with this configuration keep their states: lambda 0 has shorter sequences than
+    lambda above it, seeds share them.
+    """
+    parts = (
+        f"below_layer_{config.depth}",
+        config.order,
+        "rationales" if config.lambda_reasoning > 0 else "actions",
+        config.stored_precision,
+    )
     return Path(folder) / "-".join(parts)
 
 
@@ -104,25 +140,44 @@ def cache_bytes(tokens: int, width: int, precision: str) -> int:
 
 
 def cache_key(vla: VLA, examples: Examples, config: TrainingConfig, laid: list[Sequences]) -> dict[str, Any]:
-    """Everything the states depend on, by the name an error gives it. `laid`: the sequences of all frames, in chunks."""
+    """Everything the states depend on, by the name an error gives it. `laid`: the sequences of all frames, in
+    chunks.
+    """
     language = vla.decoder
     frozen = (*vla.tower, *vla.projector, language.embed_tokens, *vla.layers[: config.depth])
-    weights = hashlib.sha256(json.dumps([str(getattr(language.config, name, None)) for name in GEOMETRY]).encode())
+    weights = hashlib.sha256(
+        json.dumps([str(getattr(language.config, name, None)) for name in GEOMETRY]).encode()
+    )
     for number, module in enumerate(frozen):
         for name, tensor in module.state_dict().items():
-            weights.update(f"{number} {name} {tuple(tensor.shape)}".encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+            weights.update(
+                f"{number} {name} {tuple(tensor.shape)}".encode()
+                + tensor.detach().cpu().contiguous().numpy().tobytes()
+            )
     own = examples.proprioception if vla.reads_state else None
     return {
-        "format": FORMAT, "frozen weights": weights.hexdigest(), "pictures": _hash(examples.images),
-        "proprioception": None if own is None else _hash(own), "frames": len(examples),
-        "instructions": _hash(*(s.input_ids[(s.token_type_ids == 0) & (s.attention_mask == 1)].numpy() for s in laid)),
+        "format": FORMAT,
+        "frozen weights": weights.hexdigest(),
+        "pictures": _hash(examples.images),
+        "proprioception": None if own is None else _hash(own),
+        "frames": len(examples),
+        "instructions": _hash(
+            *(s.input_ids[(s.token_type_ids == 0) & (s.attention_mask == 1)].numpy() for s in laid)
+        ),
         "actions": _hash(*(s.input_ids[s.kinds == ACTION_KIND].numpy() for s in laid)),
-        "rationales": _hash(*(s.input_ids[s.kinds == RATIONALE_KIND].numpy() for s in laid)) if config.lambda_reasoning > 0 else None,
+        "rationales": _hash(*(s.input_ids[s.kinds == RATIONALE_KIND].numpy() for s in laid))
+        if config.lambda_reasoning > 0
+        else None,
         "lengths": _hash(*(s.attention_mask.sum(1).numpy() for s in laid)),
-        "freeze depth": config.depth, "order": config.order, "image tokens": vla.image_tokens,
-        "vocabulary": hashlib.sha256(json.dumps(sorted(vla.tokenizer.get_vocab().items())).encode()).hexdigest(),
-        "stored precision": config.stored_precision, "computed precision": config.precision,
-    }  # fmt: skip
+        "freeze depth": config.depth,
+        "order": config.order,
+        "image tokens": vla.image_tokens,
+        "vocabulary": hashlib.sha256(
+            json.dumps(sorted(vla.tokenizer.get_vocab().items())).encode()
+        ).hexdigest(),
+        "stored precision": config.stored_precision,
+        "computed precision": config.precision,
+    }
 
 
 def open_cache(path: str | Path, key: dict[str, Any]) -> ActivationCache:
@@ -139,7 +194,10 @@ def open_cache(path: str | Path, key: dict[str, Any]) -> ActivationCache:
         raise KitError(f"the activation cache {path} cannot be read ({error})", again) from error
     if different := [name for name in {**key, **found} if found.get(name) != key.get(name)]:
         remedy = "delete that folder, or give another `cache_folder`"
-        raise KitError(f"the activation cache {path} was made with other {', '.join(different)} than this run has", remedy)
+        raise KitError(
+            f"the activation cache {path} was made with other {', '.join(different)} than this run has",
+            remedy,
+        )
     try:
         parts = load_file(path / SEQUENCES)
         offsets, precision = parts["offsets"].numpy(), found["stored precision"]
@@ -147,12 +205,20 @@ def open_cache(path: str | Path, key: dict[str, Any]) -> ActivationCache:
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise KitError(f"the activation cache {path} is damaged ({error})", again) from error
     if len(offsets) != key["frames"] + 1 or len(states) != offsets[-1]:
-        raise KitError(f"the activation cache {path} is damaged ({len(states)} states of {offsets[-1]} tokens)", again)
+        raise KitError(
+            f"the activation cache {path} is damaged ({len(states)} states of {offsets[-1]} tokens)", again
+        )
     return ActivationCache(states, parts["ids"], parts["types"], parts["kinds"], offsets, precision, pad)
 
 
 def _write(
-    path: Path, vla: VLA, examples: Examples, config: TrainingConfig, key: dict[str, Any], laid: list[Sequences], progress: bool
+    path: Path,
+    vla: VLA,
+    examples: Examples,
+    config: TrainingConfig,
+    key: dict[str, Any],
+    laid: list[Sequences],
+    progress: bool,
 ) -> None:
     from tqdm.auto import tqdm
 
@@ -165,12 +231,22 @@ def _write(
     device = vla.device
     if progress:
         tqdm.write(f"activation cache: {_gigabytes(size)} for {len(examples)} frames, in {path}")
-    with replacing(path) as part, tqdm(total=len(examples), desc="activation cache", unit="frame", disable=not progress) as bar:
+    with (
+        replacing(path) as part,
+        tqdm(total=len(examples), desc="activation cache", unit="frame", disable=not progress) as bar,
+    ):
         part.mkdir(parents=True)
-        with (part / STATES).open("wb") as file:  # written in order, not through the map: a full disk is then an error, not a crash
+        with (part / STATES).open(
+            "wb"
+        ) as file:  # written in order, not through the map: a full disk is then an error, not a crash
             for rows, s, mask in zip(_chunks(len(examples)), laid, real, strict=True):
                 own = vla.states(None if examples.proprioception is None else examples.proprioception[rows])
-                batch = Batch(on_device(s, device), None, tower_tokens(vla, examples.images[rows]).to(device).float(), own)
+                batch = Batch(
+                    on_device(s, device),
+                    None,
+                    tower_tokens(vla, examples.images[rows]).to(device).float(),
+                    own,
+                )
                 with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                     states = boundary_states(vla, batch, config.depth).cpu()  # B, N, d
                 kept = states[mask].to(number).contiguous()  # tokens, d: no padding
@@ -178,7 +254,9 @@ def _write(
                 bar.update(len(rows))
         layout = {
             "ids": torch.cat([s.input_ids[mask] for s, mask in zip(laid, real, strict=True)]).int(),
-            "types": torch.cat([s.token_type_ids[mask] for s, mask in zip(laid, real, strict=True)]).to(torch.uint8),
+            "types": torch.cat([s.token_type_ids[mask] for s, mask in zip(laid, real, strict=True)]).to(
+                torch.uint8
+            ),
             "kinds": torch.cat([s.kinds[mask] for s, mask in zip(laid, real, strict=True)]).to(torch.uint8),
             "offsets": torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int64)),
         }
@@ -190,11 +268,19 @@ def _check_room(path: Path, size: int, config: TrainingConfig) -> None:
     """Raises `KitError` before anything is written."""
     remedy = 'raise `cache_limit_gb`, set `cache_precision` to "bf16" or `cache` to "off"'
     if size > config.cache_limit_gb * 1e9:
-        raise KitError(f"the activation cache {path} would take {_gigabytes(size)}, the limit is {config.cache_limit_gb:g} GB", remedy)
+        raise KitError(
+            f"the activation cache {path} would take {_gigabytes(size)}, the limit is "
+            f"{config.cache_limit_gb:g} GB",
+            remedy,
+        )
     free = shutil.disk_usage(next(folder for folder in path.absolute().parents if folder.exists())).free
     if size > free:
         remedy = 'free space, give another `cache_folder`, or set `cache` to "off"'
-        raise KitError(f"the activation cache {path} would take {_gigabytes(size)}, the disk has {_gigabytes(free)} left", remedy)
+        raise KitError(
+            f"the activation cache {path} would take {_gigabytes(size)}, the disk has "
+            f"{_gigabytes(free)} left",
+            remedy,
+        )
 
 
 def _gigabytes(size: int) -> str:

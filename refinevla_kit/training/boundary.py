@@ -1,8 +1,10 @@
-"""The line between frozen and trained layers: the states that cross it, and the upper layers run on them alone.
+"""The line between frozen and trained layers: the states that cross it, and the upper layers run on them
+alone.
 
-What crosses is the input of language layer k (of the final norm, when all layers are frozen). The lower part runs as the whole model does, and is
-stopped there; the upper part builds masks and positions with transformers' own functions, so both halves together are the whole model. One thing
-is saved in passing: the last layer's image places predict nothing, so only their keys and values are computed.
+What crosses is the input of language layer k (of the final norm, when all layers are frozen). The lower part
+runs as the whole model does, and is stopped there; the upper part builds masks and positions with
+transformers' own functions, so both halves together are the whole model. One thing is saved in passing: the
+last layer's image places predict nothing, so only their keys and values are computed.
 """
 
 from __future__ import annotations
@@ -52,7 +54,9 @@ class UpperLayers(nn.Module):
 
 
 class _Earlier:
-    """Stands where a layer expects its key-value cache: keys and values (B, H, n, h) of the places before those it is run on."""
+    """Stands where a layer expects its key-value cache: keys and values (B, H, n, h) of the places before
+    those it is run on.
+    """
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         self.keys, self.values = keys, values
@@ -65,11 +69,19 @@ def _last_places(layer: Any, x: Tensor, rotary: Rotary, mask: Tensor | None, kee
     """The layer's output at the last `keep` places, (B, keep, d); x: (B, N, d)."""
     attention, early = layer.self_attn, layer.input_layernorm(x[:, :-keep])
     shape = (*early.shape[:-1], -1, attention.head_dim)  # B, N - keep, H, h
-    keys, values = (project(early).view(shape).transpose(1, 2) for project in (attention.k_proj, attention.v_proj))
-    (cos, sin), (late_cos, late_sin) = (part[:, :-keep] for part in rotary), (part[:, -keep:] for part in rotary)
+    keys, values = (
+        project(early).view(shape).transpose(1, 2) for project in (attention.k_proj, attention.v_proj)
+    )
+    (cos, sin), (late_cos, late_sin) = (
+        (part[:, :-keep] for part in rotary),
+        (part[:, -keep:] for part in rotary),
+    )
     keys, _ = apply_rotary_pos_emb(keys, keys, cos, sin)
     late = None if mask is None else mask[:, :, -keep:]
     out: Tensor = layer(
-        x[:, -keep:], position_embeddings=(late_cos, late_sin), attention_mask=late, past_key_values=_Earlier(keys, values)
+        x[:, -keep:],
+        position_embeddings=(late_cos, late_sin),
+        attention_mask=late,
+        past_key_values=_Earlier(keys, values),
     )
     return out

@@ -1,4 +1,6 @@
-"""Training data for controls: rationales that belong to another episode, and fewer demonstrations. Both keep frames and actions as they are."""
+"""Training data for controls: rationales that belong to another episode, and fewer demonstrations. Both keep
+frames and actions as they are.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,14 @@ from refinevla_kit.training.examples import Examples
 
 
 def shuffle_rationales(examples: Examples, seed: int = 0) -> Examples:
-    """The same frames, each with a rationale that was written about another episode with the same instruction.
+    """The same frames, each with a rationale that was written about another episode with the same
+    instruction.
 
-    Each episode takes the texts of one other, and every one gives its own to one; stretches of frames that share a text (segments) take them in an
-    order drawn anew, over again where the other episode has fewer. So the policy learns the same texts for the same instruction, and they match it;
-    they only say nothing about the picture. What is left of the reasoning loss is its part as a regulariser and as a lesson in how such texts read.
+    Each episode takes the texts of one other, and every one gives its own to one; stretches of frames that
+    share a text (segments) take them in an order drawn anew, over again where the other episode has fewer. So
+    the policy learns the same texts for the same instruction, and they match it; they only say nothing about
+    the picture. What is left of the reasoning loss is its part as a regulariser and as a lesson in how such
+    texts read.
 
     Raises:
         KitError: an instruction of which a single episode has rationales.
@@ -27,7 +32,10 @@ def shuffle_rationales(examples: Examples, seed: int = 0) -> Examples:
         for rows in _stretches(examples, instruction):
             stretches.setdefault(int(examples.episodes[rows[0]]), []).append(rows)
         if len(stretches) == 1:
-            what = f"the rationales of {instruction!r} cannot be given to another episode: episode {next(iter(stretches))} alone has any"
+            what = (
+                f"the rationales of {instruction!r} cannot be given to another episode: episode "
+                f"{next(iter(stretches))} alone has any"
+            )
             raise KitError(what, "annotate at least two episodes of each instruction")
         ring = rng.permutation(list(stretches)).tolist()
         for here, there in zip(ring, ring[1:] + ring[:1], strict=True):
@@ -37,12 +45,17 @@ def shuffle_rationales(examples: Examples, seed: int = 0) -> Examples:
                 for row in rows:
                     texts[row] = examples.rationales[other[0]]
     same = sum(bool(old) and old == new for old, new in zip(examples.rationales, texts, strict=True))
-    note = f"texts of other episodes (seed {seed}), {same} of {len(texts)} frames by chance with the words of their own"
+    note = (
+        f"texts of other episodes (seed {seed}), {same} of {len(texts)} frames by chance with the words "
+        "of their own"
+    )
     return replace(examples, rationales=tuple(texts), about="; ".join(filter(None, [examples.about, note])))
 
 
 def first_episodes(examples: Examples, share: float) -> Examples:
-    """The first `share` (0 to 1] of the episodes of each instruction, at least one, numbered as before: a smaller share lies within a larger one."""
+    """The first `share` (0 to 1] of the episodes of each instruction, at least one, numbered as before: a
+    smaller share lies within a larger one.
+    """
     if not 0 < share <= 1:
         raise KitError(f"a share of {share} of the episodes", "choose more than 0, at most 1")
     if share == 1:
@@ -54,20 +67,36 @@ def first_episodes(examples: Examples, share: float) -> Examples:
     rows = np.flatnonzero(np.isin(examples.episodes, sorted(kept)))
     own = examples.proprioception
     return replace(
-        examples, images=examples.images[rows], actions=examples.actions[rows], episodes=examples.episodes[rows],
-        instructions=tuple(examples.instructions[row] for row in rows), rationales=tuple(examples.rationales[row] for row in rows),
-        about="; ".join(filter(None, [examples.about, f"{len(kept)} episodes of them"])), proprioception=None if own is None else own[rows],
-    )  # fmt: skip
+        examples,
+        images=examples.images[rows],
+        actions=examples.actions[rows],
+        episodes=examples.episodes[rows],
+        instructions=tuple(examples.instructions[row] for row in rows),
+        rationales=tuple(examples.rationales[row] for row in rows),
+        about="; ".join(filter(None, [examples.about, f"{len(kept)} episodes of them"])),
+        proprioception=None if own is None else own[rows],
+    )
 
 
 def _stretches(examples: Examples, instruction: str) -> list[Array]:
-    """Frame numbers of each run of frames of one episode with one text, int64 (n,) each, of one instruction."""
-    rows = np.array([row for row, (said, text) in enumerate(zip(examples.instructions, examples.rationales)) if text and said == instruction], int)
+    """Frame numbers of each run of frames of one episode with one text, int64 (n,) each, of one
+    instruction.
+    """
+    rows = np.array(
+        [
+            row
+            for row, (said, text) in enumerate(zip(examples.instructions, examples.rationales))
+            if text and said == instruction
+        ],
+        int,
+    )
     if not len(rows):
         return []
     cuts = [
-        place for place in range(1, len(rows))
-        if rows[place] != rows[place - 1] + 1 or examples.episodes[rows[place]] != examples.episodes[rows[place - 1]]
+        place
+        for place in range(1, len(rows))
+        if rows[place] != rows[place - 1] + 1
+        or examples.episodes[rows[place]] != examples.episodes[rows[place - 1]]
         or examples.rationales[rows[place]] != examples.rationales[rows[place - 1]]
-    ]  # fmt: skip
+    ]
     return np.split(rows, cuts)

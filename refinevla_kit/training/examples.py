@@ -35,10 +35,13 @@ class Examples:
     """N frames in memory.
 
     Attributes:
-        images: uint8 (N, H, W, 3). actions: float32 (N, 7), as recorded (units of `Simulator.step`); NaN where a frame is only spoken
+        images: uint8 (N, H, W, 3).
+        actions: float32 (N, 7), as recorded (units of `Simulator.step`); NaN where a frame is only spoken
             about. episodes: int64 (N,).
-        instructions, rationales: one text a frame; a rationale is "" where none was written, or none that is trained on.
-        proprioception: float32 (N, 15), the kit's own state (`Observation.proprioception`); (N, 0) or None where the data have none or another.
+        instructions, rationales: one text a frame; a rationale is "" where none was written, or none that is
+            trained on.
+        proprioception: float32 (N, 15), the kit's own state (`Observation.proprioception`); (N, 0) or None
+            where the data have none or another.
         about: which rationales these are and how many were left out, one line.
     """
 
@@ -54,7 +57,9 @@ class Examples:
         return len(self.actions)
 
     def digest(self, state: bool = True) -> str:
-        """SHA-256 of everything that training reads; without the robot's own state for a policy that reads none."""
+        """SHA-256 of everything that training reads; without the robot's own state for a policy that reads
+        none.
+        """
         found = hashlib.sha256(json.dumps([self.instructions, self.rationales]).encode())
         for array in (self.images, self.actions, self.episodes, self.proprioception if state else None):
             if array is not None:
@@ -69,7 +74,8 @@ class Examples:
     def split(self, every: int = 10) -> tuple[Array, Array]:
         """(training, validation) frame numbers, int64.
 
-        Every `every`-th episode is held out when there are that many; none where nothing would be left to train on.
+        Every `every`-th episode is held out when there are that many; none where nothing would be left to
+        train on.
         """
         held_out = self.episodes % every == every - 1
         if held_out.all():
@@ -78,32 +84,43 @@ class Examples:
 
 
 def join(parts: Sequence[Examples]) -> Examples:
-    """All frames of several, episodes numbered on; without the robot's own state where one of them has none."""
+    """All frames of several, episodes numbered on; without the robot's own state where one of them has
+    none.
+    """
     offsets = np.cumsum([0, *(int(part.episodes.max()) + 1 for part in parts[:-1])])
     own = [part.proprioception for part in parts if part.proprioception is not None and part.stateful]
     return Examples(
-        _one_size([part.images for part in parts]), np.concatenate([part.actions for part in parts]),
+        _one_size([part.images for part in parts]),
+        np.concatenate([part.actions for part in parts]),
         np.concatenate([part.episodes + offset for part, offset in zip(parts, offsets, strict=True)]),
-        tuple(text for part in parts for text in part.instructions), tuple(text for part in parts for text in part.rationales),
-        "; ".join(part.about for part in parts if part.about), np.concatenate(own) if len(own) == len(parts) else None,
-    )  # fmt: skip
+        tuple(text for part in parts for text in part.instructions),
+        tuple(text for part in parts for text in part.rationales),
+        "; ".join(part.about for part in parts if part.about),
+        np.concatenate(own) if len(own) == len(parts) else None,
+    )
 
 
 def load_examples(
-    dataset: EpisodeDataset | str | Path, rationales: str | Path | None = None, elsewhere: str | Path | None = None, strict: bool = False
+    dataset: EpisodeDataset | str | Path,
+    rationales: str | Path | None = None,
+    elsewhere: str | Path | None = None,
+    strict: bool = False,
 ) -> Examples:
     """Read a LeRobot dataset and, when given, the rationales written about it.
 
     Args:
         dataset: its folder, or opened. A gripper whose sense is known becomes the kit's: 1 open, -1 closed.
-        rationales: a table, to train on the teacher's text as it is; "reviewed", for the dataset's table (`find_rationales` says which) with the
-            decisions beside it; or such a file of decisions. Reviewed means accepted or edited by a person, nothing else.
-            Rationales whose teacher finds that the instruction does not match are never trained on.
+        rationales: a table, to train on the teacher's text as it is; "reviewed", for the dataset's table
+            (`find_rationales` says which) with the decisions beside it; or such a file of decisions. Reviewed
+            means accepted or edited by a person, nothing else. Rationales whose teacher finds that the
+            instruction does not match are never trained on.
         elsewhere: see `find_rationales`.
-        strict: refuse rationales that leave an episode without any. Otherwise such episodes train the action only, and `about` counts them.
+        strict: refuse rationales that leave an episode without any. Otherwise such episodes train the action
+            only, and `about` counts them.
 
     Raises:
-        KitError: the dataset's actions are not the seven the policies have, the rationales are of other episodes, or none is reviewed.
+        KitError: the dataset's actions are not the seven the policies have, the rationales are of other
+            episodes, or none is reviewed.
     """
     source = open_dataset(dataset) if isinstance(dataset, str | Path) else dataset
     dataset = source.path
@@ -114,7 +131,10 @@ def load_examples(
         source.check()
     known = {item.index for item in source.episodes}
     if strange := {r.episode for r in stored} - known - source.left_out.keys():
-        raise KitError(f"{rationales} has rationales of episode {min(strange)}, {dataset} has none such", "annotate this dataset anew (notebook 01)")
+        raise KitError(
+            f"{rationales} has rationales of episode {min(strange)}, {dataset} has none such",
+            "annotate this dataset anew (notebook 01)",
+        )
     images, actions, episodes, instructions, texts, own = [], [], [], [], [], []
     for item in source.episodes:
         action = _seven(source, item.index)
@@ -128,13 +148,20 @@ def load_examples(
         episodes.append(np.full(len(action), item.index))
         instructions += source.instructions(item.index)
         found = [lookup(stored, item.index, frame) for frame in range(len(action))]
-        texts += [stored_one.rationale.text() if stored_one and stored_one.rationale else "" for stored_one in found]
+        texts += [
+            stored_one.rationale.text() if stored_one and stored_one.rationale else "" for stored_one in found
+        ]
     if rationales:
-        told = {episode for episode, text in zip(np.concatenate(episodes).tolist(), texts, strict=True) if text}
+        told = {
+            episode for episode, text in zip(np.concatenate(episodes).tolist(), texts, strict=True) if text
+        }
         if silent := sorted(known - told - source.left_out.keys()):
             what = f"{len(silent)} of {len(known)} episodes without any"
             if strict:
-                remedy = "annotate the dataset again (it goes on where it stopped), or leave `strict` off to train these on actions alone"
+                remedy = (
+                    "annotate the dataset again (it goes on where it stopped), or leave `strict` off to "
+                    "train these on actions alone"
+                )
                 raise KitError(f"{about}: {what}, the first is episode {silent[0]}", remedy)
             about += f"; {what}"
     notes = [about] if about else []
@@ -146,11 +173,14 @@ def load_examples(
     if source.gripper is None:
         notes.append("whether 1 or -1 opens the gripper is not known: trained as recorded")
     shown, acted, numbers = _one_size(images), np.concatenate(actions), np.concatenate(episodes)
-    return Examples(shown, acted, numbers, tuple(instructions), tuple(texts), "; ".join(notes), np.concatenate(own))
+    return Examples(
+        shown, acted, numbers, tuple(instructions), tuple(texts), "; ".join(notes), np.concatenate(own)
+    )
 
 
 def trainable(dataset: EpisodeDataset | str | Path, base: str | Path | None = None) -> str | None:
-    """Why a dataset cannot be trained on later, in one line; None when it can. Looks at numbers alone: ask it before a teacher is paid.
+    """Why a dataset cannot be trained on later, in one line; None when it can. Looks at numbers alone: ask it
+    before a teacher is paid.
 
     Args:
         dataset: an open dataset, or the folder of one.
@@ -159,10 +189,15 @@ def trainable(dataset: EpisodeDataset | str | Path, base: str | Path | None = No
     try:
         source = open_dataset(dataset) if isinstance(dataset, str | Path) else dataset
         if not source.episodes or not source.cameras:
-            raise KitError(f"{source.name} has no {'pictures' if source.episodes else 'episodes'}", "record at least one episode, with a camera")
+            raise KitError(
+                f"{source.name} has no {'pictures' if source.episodes else 'episodes'}",
+                "record at least one episode, with a camera",
+            )
         chosen = source.episodes[:: max(1, len(source.episodes) // LOOKED_AT)]
         actions = np.concatenate([_seven(source, item.index) for item in chosen])
-        tokens = read_action_tokens(json.loads((Path(base or SHIPPED_BASE) / STATISTICS).read_text(encoding="utf-8"))["action_tokens"])
+        tokens = read_action_tokens(
+            json.loads((Path(base or SHIPPED_BASE) / STATISTICS).read_text(encoding="utf-8"))["action_tokens"]
+        )
         check_actions(tokens, actions)
         if base is not None:  # reading a vocabulary takes seconds, and the shipped one has its words
             from refinevla_kit.vlas.vocabulary import check_action_words, load_vocabulary
@@ -171,15 +206,23 @@ def trainable(dataset: EpisodeDataset | str | Path, base: str | Path | None = No
     except KitError as error:
         return str(error)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{base or SHIPPED_BASE} is no base to train from ({error}) -> give a checkpoint of the compact VLA"
+        return (
+            f"{base or SHIPPED_BASE} is no base to train from ({error}) -> give a checkpoint of the "
+            "compact VLA"
+        )
     return None
 
 
 def _seven(source: EpisodeDataset, episode: int) -> Array:
-    """float32 (T, 7), the episode's actions. Raises `KitError` where they are nothing that a policy of the kit can say."""
+    """float32 (T, 7), the episode's actions. Raises `KitError` where they are nothing that a policy of the
+    kit can say.
+    """
     actions = source.actions(episode)
     if source.deltas is False:
-        what, remedy = f"the actions of {source.path} are absolute positions", "train on displacements, or say deltas=True where they are some"
+        what, remedy = (
+            f"the actions of {source.path} are absolute positions",
+            "train on displacements, or say deltas=True where they are some",
+        )
         raise KitError(what, remedy)
     if actions.shape[1] != 7:
         remedy = "the compact VLA has 7 (displacement, rotation, gripper): train on a WidowX dataset"
@@ -188,7 +231,9 @@ def _seven(source: EpisodeDataset, episode: int) -> Array:
 
 
 def _kit_gripper(source: EpisodeDataset, actions: Array) -> Array:
-    """float32 (T, 7) with the gripper as the kit's policies command it, 1 open and -1 closed, where the data's own sense is known."""
+    """float32 (T, 7) with the gripper as the kit's policies command it, 1 open and -1 closed, where the
+    data's own sense is known.
+    """
     if source.gripper is None or (source.gripper == 1 and np.isin(actions[:, 6], (-1, 1)).all()):
         return actions
     command = np.where(is_open(actions[:, 6], source.gripper), 1, -1)
@@ -199,25 +244,41 @@ def _other_state(own: Sequence[Array], names: tuple[str, ...]) -> str:
     """What keeps recorded states, (T, P) an episode, from being read; "" when nothing does."""
     widths = {part.shape[1] for part in own}
     if widths != {PROPRIOCEPTION}:
-        return "the data have none" if widths == {0} else f"{max(widths)} numbers, the kit's own has {PROPRIOCEPTION}"
-    return "" if names in ((), STATE_NAMES) else f"its columns are {', '.join(names[:3])} ..., the kit's own {', '.join(STATE_NAMES[:3])} ..."
+        return (
+            "the data have none"
+            if widths == {0}
+            else f"{max(widths)} numbers, the kit's own has {PROPRIOCEPTION}"
+        )
+    return (
+        ""
+        if names in ((), STATE_NAMES)
+        else f"its columns are {', '.join(names[:3])} ..., the kit's own {', '.join(STATE_NAMES[:3])} ..."
+    )
 
 
 def _one_size(images: Sequence[Array]) -> Array:
     """Pictures (n, H, W, 3) of several episodes together."""
     if len(sizes := {part.shape[1:3] for part in images}) > 1:
         said = " and ".join(f"{width} x {height}" for height, width in sorted(sizes))
-        raise KitError(f"the episodes have pictures of {len(sizes)} sizes ({said})", "train on episodes of one camera and size")
+        raise KitError(
+            f"the episodes have pictures of {len(sizes)} sizes ({said})",
+            "train on episodes of one camera and size",
+        )
     return np.concatenate(images)
 
 
 def find_rationales(
-    dataset: str | Path, elsewhere: str | Path | None = None, reviews: bool = False, last: str | Path | None = None
+    dataset: str | Path,
+    elsewhere: str | Path | None = None,
+    reviews: bool = False,
+    last: str | Path | None = None,
 ) -> Path:
-    """The rationale table of a dataset. Of several the newest is taken, and a warning names it and the others.
+    """The rationale table of a dataset. Of several the newest is taken, and a warning names it and the
+    others.
 
     Args:
-        elsewhere: folder of tables named after their dataset; one there comes before those beside the dataset.
+        elsewhere: folder of tables named after their dataset; one there comes before those beside the
+            dataset.
         reviews: instead of the table, the decisions about it; tables that nobody reviewed do not count.
         last: the table that the run at hand wrote about this dataset last; it comes before all others.
     Raises:
@@ -228,11 +289,21 @@ def find_rationales(
         written = Path(last).with_name(Path(last).name.removesuffix(".parquet") + suffix)
         if written.is_file():
             return written
-    named = re.compile(re.escape(Path(dataset).resolve().name) + r"-\D.*")  # and not "demo-2-...", of another dataset
-    files = [file for file in Path(elsewhere).glob(f"*{suffix}") if named.fullmatch(file.name)] if elsewhere else []
+    named = re.compile(
+        re.escape(Path(dataset).resolve().name) + r"-\D.*"
+    )  # and not "demo-2-...", of another dataset
+    files = (
+        [file for file in Path(elsewhere).glob(f"*{suffix}") if named.fullmatch(file.name)]
+        if elsewhere
+        else []
+    )
     files = files or list((Path(dataset) / "rationales").glob(f"*{suffix}"))
     if not files:
-        what, remedy = ("reviewed rationales", "review some in notebook 01") if reviews else ("rationales", "annotate it with notebook 01")
+        what, remedy = (
+            ("reviewed rationales", "review some in notebook 01")
+            if reviews
+            else ("rationales", "annotate it with notebook 01")
+        )
         raise KitError(f"{dataset} has no {what} beside it", f"{remedy}, or give `rationales` a parquet file")
     files.sort(key=lambda file: (-file.stat().st_mtime_ns, file.name))
     if others := ", ".join(file.name for file in files[1:]):
@@ -249,7 +320,18 @@ def _read(path: Path) -> tuple[list[StoredRationale], str]:
     if decided:
         rows, counts = reviewed(rows, load_decisions(path))
         if not rows:
-            raise KitError(f"no rationale of {table} was accepted", "review some in notebook 01, or give `rationales` the table")
+            raise KitError(
+                f"no rationale of {table} was accepted",
+                "review some in notebook 01, or give `rationales` the table",
+            )
     trained = [row for row in rows if row.rationale and row.rationale.instruction_matches]
-    counts |= {"left out because the instruction does not match": sum(row.rationale is not None for row in rows) - len(trained)}
-    return trained, "; ".join([f"{len(trained)} rationales of {table}", *(f"{count} {what}" for what, count in counts.items() if count)])
+    counts |= {
+        "left out because the instruction does not match": sum(row.rationale is not None for row in rows)
+        - len(trained)
+    }
+    return trained, "; ".join(
+        [
+            f"{len(trained)} rationales of {table}",
+            *(f"{count} {what}" for what, count in counts.items() if count),
+        ]
+    )

@@ -1,4 +1,6 @@
-"""What is frozen: ReFineVLA's selective transfer trains the upper blocks and the policy head, and leaves the lower layers as they were."""
+"""What is frozen: ReFineVLA's selective transfer trains the upper blocks and the policy head, and leaves the
+lower layers as they were.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,11 @@ from refinevla_kit.vlas.contract import VLA
 
 
 def freeze_lower(vla: VLA, layers: int, tower: bool = True) -> dict[str, int]:
-    """Freeze the lower `layers` language layers, and with them the projector and the input embeddings; `tower` freezes the vision tower.
+    """Freeze the lower `layers` language layers, and with them the projector and the input embeddings;
+    `tower` freezes the vision tower.
 
-    With `layers=0` projector, embeddings and every language layer train, and what makes the robot's own state a token.
+    With `layers=0` projector, embeddings and every language layer train, and what makes the robot's own state
+    a token.
 
     Returns:
         {"trainable": parameters that train, "frozen": those that do not}.
@@ -20,7 +24,9 @@ def freeze_lower(vla: VLA, layers: int, tower: bool = True) -> dict[str, int]:
         KitError: fewer layers exist.
     """
     if not 0 <= layers <= len(vla.layers):
-        raise KitError(f"cannot freeze {layers} of {len(vla.layers)} language layers", f"choose 0 to {len(vla.layers)}")
+        raise KitError(
+            f"cannot freeze {layers} of {len(vla.layers)} language layers", f"choose 0 to {len(vla.layers)}"
+        )
     vla.model.requires_grad_(True)
     frozen: list[nn.Module] = [*vla.tower] if tower else []
     if layers:

@@ -1,8 +1,9 @@
-"""The fine-tuning loop: batches drawn from (seed, step) alone, so a run killed at any point continues exactly where its last checkpoint stood.
+"""The fine-tuning loop: batches drawn from (seed, step) alone, so a run killed at any point continues exactly
+where its last checkpoint stood.
 
-Runs on accelerate: one CPU process in a notebook, several processes or GPUs under `accelerate launch`, the same code
-(on CPUs `accelerate launch --multi_gpu` or torchrun: with --cpu it starts one process). With an activation cache only
-the upper layers run, on stored states; the rest of the loop does not know.
+Runs on accelerate: one CPU process in a notebook, several processes or GPUs under `accelerate launch`, the
+same code (on CPUs `accelerate launch --multi_gpu` or torchrun: with --cpu it starts one process). With an
+activation cache only the upper layers run, on stored states; the rest of the loop does not know.
 """
 
 from __future__ import annotations
@@ -31,14 +32,32 @@ from refinevla_kit.training.collapse import check_collapse
 from refinevla_kit.training.config import TrainingConfig, check
 from refinevla_kit.training.examples import Examples
 from refinevla_kit.training.freezing import freeze_lower
-from refinevla_kit.training.resume import HISTORY, RESUME, identity_of, read_history, resume, save_state, write_history
+from refinevla_kit.training.resume import (
+    HISTORY,
+    RESUME,
+    identity_of,
+    read_history,
+    resume,
+    save_state,
+    write_history,
+)
 from refinevla_kit.vlas.action_tokens import check_actions
 from refinevla_kit.vlas.contract import VLA
 from refinevla_kit.vlas.sequence import ACTION_KIND, RATIONALE_KIND
 
 __all__ = [
-    "HISTORY", "RESUME", "Batch", "TrainingConfig", "fine_tune", "forward", "make_batch", "read_history", "tower_tokens", "validate", "write_history",
-]  # fmt: skip
+    "HISTORY",
+    "RESUME",
+    "Batch",
+    "TrainingConfig",
+    "fine_tune",
+    "forward",
+    "make_batch",
+    "read_history",
+    "tower_tokens",
+    "validate",
+    "write_history",
+]
 
 Kept = ActivationCache | Tensor | None
 Watch = Callable[[dict[str, Any]], None]
@@ -47,32 +66,47 @@ KEYS = {ACTION_KIND: ("loss_action", "action_accuracy", "action_l1"), RATIONALE_
 
 
 def fine_tune(
-    vla: VLA, examples: Examples, config: TrainingConfig, output: str | Path, name: str, progress: bool = True,
-    cache_folder: str | Path | None = None, watch: Watch | None = None,
-) -> list[dict[str, Any]]:  # fmt: skip
+    vla: VLA,
+    examples: Examples,
+    config: TrainingConfig,
+    output: str | Path,
+    name: str,
+    progress: bool = True,
+    cache_folder: str | Path | None = None,
+    watch: Watch | None = None,
+) -> list[dict[str, Any]]:
     """Fine-tune `vla` in place; keep a history and a resumable state in `output`.
 
-    A second call with the same configuration and data continues an interrupted run, and returns at once when it had ended. Where the examples have no
-    state that the policy could read (`Examples.stateful`), it becomes one that reads none.
+    A second call with the same configuration and data continues an interrupted run, and returns at once when
+    it had ended. Where the examples have no state that the policy could read (`Examples.stateful`), it
+    becomes one that reads none.
 
     Args:
-        output: folder for `history.jsonl` and `resume/`. name: the policy's name in the history and on the bar.
-        cache_folder: of activation caches (see `TrainingConfig.cache`), shared by runs that differ in seed or learning rate; None: in `output`.
-        watch: called with each new row of the history as it comes, in the main process; what it does changes nothing about the run.
+        output: folder for `history.jsonl` and `resume/`.
+        name: the policy's name in the history and on the bar.
+        cache_folder: of activation caches (see `TrainingConfig.cache`), shared by runs that differ in seed or
+            learning rate; None: in `output`.
+        watch: called with each new row of the history as it comes, in the main process; what it does changes
+            nothing about the run.
 
     Returns:
-        The history: one row a step ({"step", "split": "train", "policy", losses, "seconds"}) and one an evaluation ("validation").
+        The history: one row a step ({"step", "split": "train", "policy", losses, "seconds"}) and one an
+            evaluation ("validation").
 
     Raises:
-        KitError: no examples, actions outside the checkpoint's tokens, rationales missing though the reasoning loss is asked for, a state or a
-            cache of something else, a cache above its limit, a loss that is no number, a policy that has collapsed.
+        KitError: no examples, actions outside the checkpoint's tokens, rationales missing though the
+            reasoning loss is asked for, a state or a cache of something else, a cache above its limit, a loss
+            that is no number, a policy that has collapsed.
     """
     check(examples, config)
     check_actions(vla.bins, examples.actions)
     if vla.reads_state and not examples.stateful:
         vla.forget_state()
         if progress:
-            tqdm.write(f"{name} will not read the robot's own state: the data have none in the form of the kit's recordings")
+            tqdm.write(
+                f"{name} will not read the robot's own state: the data have none in the form of the "
+                "kit's recordings"
+            )
     counts = freeze_lower(vla, config.depth, config.tower_frozen)
     identity = identity_of(vla, examples, config, counts)
     adapted: AbstractContextManager[None] = nullcontext()
@@ -87,49 +121,99 @@ def fine_tune(
 
 
 def _train(
-    vla: VLA, examples: Examples, config: TrainingConfig, folder: Path, name: str, progress: bool, cache_folder: Path,
-    identity: dict[str, Any], watchers: Sequence[Watch],
-) -> list[dict[str, Any]]:  # fmt: skip
-    # Autocast is entered here, not by accelerate: it keeps the first precision it was given for as long as the process lives.
+    vla: VLA,
+    examples: Examples,
+    config: TrainingConfig,
+    folder: Path,
+    name: str,
+    progress: bool,
+    cache_folder: Path,
+    identity: dict[str, Any],
+    watchers: Sequence[Watch],
+) -> list[dict[str, Any]]:
+    # Autocast is entered here, not by accelerate: it keeps the first precision it was given for as long as
+    # the process lives.
     accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
     vla.model.to(accelerator.device)
     trained = [parameter for parameter in vla.model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.95))
+    optimizer = torch.optim.AdamW(
+        trained, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.95)
+    )
     step, history = resume(folder, vla, optimizer, identity)
     if step >= config.steps or _stalled(history, config.early_stop):
         return history
-    with accelerator.local_main_process_first() if config.caches(len(examples)) else nullcontext():  # it writes the cache, the others open it
+    with (
+        accelerator.local_main_process_first() if config.caches(len(examples)) else nullcontext()
+    ):  # it writes the cache, the others open it
         kept = _keep(vla, examples, config, cache_folder, progress and accelerator.is_local_main_process)
     model, optimizer = accelerator.prepare(runner(vla, config, kept), optimizer)
     training, validation = examples.split()
     if accelerator.num_processes > (most := min(config.batch_size, len(training))):
-        raise KitError(f"{accelerator.num_processes} processes share steps of {most} frames", "launch fewer processes, or raise batch_size")
+        raise KitError(
+            f"{accelerator.num_processes} processes share steps of {most} frames",
+            "launch fewer processes, or raise batch_size",
+        )
     model.train()
     hidden = not (progress and accelerator.is_main_process)
-    with tqdm(total=config.steps, initial=step, desc=f"fine-tuning {name}", unit="step", disable=hidden) as bar:
+    with tqdm(
+        total=config.steps, initial=step, desc=f"fine-tuning {name}", unit="step", disable=hidden
+    ) as bar:
         while step < config.steps and not _stalled(history, config.early_stop):
             began, known = time.perf_counter(), len(history)
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * _schedule(step, config)
-            rows = np.sort(np.array_split(_rows(training, config, step), accelerator.num_processes)[accelerator.process_index])
-            batches = [make_batch(vla, examples, part, config, kept) for part in np.array_split(rows, min(config.accumulate, len(rows)))]
+            rows = np.sort(
+                np.array_split(_rows(training, config, step), accelerator.num_processes)[
+                    accelerator.process_index
+                ]
+            )
+            batches = [
+                make_batch(vla, examples, part, config, kept)
+                for part in np.array_split(rows, min(config.accumulate, len(rows)))
+            ]
             row = _backward(accelerator, model, vla, batches, config, f"{name} is {{}} at step {step}")
             if config.clip:
                 accelerator.clip_grad_norm_(trained, config.clip)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             step += 1
-            history.append({"step": step, "split": "train", "policy": name, **row, "seconds": time.perf_counter() - began})
+            history.append(
+                {
+                    "step": step,
+                    "split": "train",
+                    "policy": name,
+                    **row,
+                    "seconds": time.perf_counter() - began,
+                }
+            )
             last = step == config.steps
-            due, saves = (every and (last or step % every == 0) for every in (config.validate_every, config.save_every))
+            due, saves = (
+                every and (last or step % every == 0) for every in (config.validate_every, config.save_every)
+            )
             if len(validation) and due:
-                history.append({"step": step, "split": "validation", "policy": name, **validate(vla, examples, validation, config, kept)})
-                bar.set_postfix({key: f"{history[-1][key]:.2f}" for key in ("action_accuracy", "loss") if key in history[-1]}, refresh=False)
+                history.append(
+                    {
+                        "step": step,
+                        "split": "validation",
+                        "policy": name,
+                        **validate(vla, examples, validation, config, kept),
+                    }
+                )
+                bar.set_postfix(
+                    {
+                        key: f"{history[-1][key]:.2f}"
+                        for key in ("action_accuracy", "loss")
+                        if key in history[-1]
+                    },
+                    refresh=False,
+                )
             if accelerator.is_main_process:
                 for new, watcher in product(history[known:], watchers):
                     watcher(new)
             ends = _stalled(history, config.early_stop)
-            if (due or saves or ends or last) and step > config.grace:  # before a state is saved, so that the one on disk has passed
+            if (
+                due or saves or ends or last
+            ) and step > config.grace:  # before a state is saved, so that the one on disk has passed
                 vla.model.eval()
                 check_collapse(runner(vla, config, kept), vla, examples, validation, config, kept, name, step)
                 model.train()
@@ -153,22 +237,35 @@ def _keep(vla: VLA, examples: Examples, config: TrainingConfig, folder: Path, pr
     return tower_tokens(vla, examples.images) if config.tower_frozen else None
 
 
-def _backward(accelerator: Accelerator, model: Any, vla: VLA, batches: list[Batch], config: TrainingConfig, about: str) -> dict[str, float]:
-    """Gradients of one step, its frames in parts and over processes; each part counts by its tokens, so that neither makes a difference.
+def _backward(
+    accelerator: Accelerator, model: Any, vla: VLA, batches: list[Batch], config: TrainingConfig, about: str
+) -> dict[str, float]:
+    """Gradients of one step, its frames in parts and over processes; each part counts by its tokens, so that
+    neither makes a difference.
 
     Returns the history's numbers, of the frames of all processes.
     """
     kinds, processes = (ACTION_KIND, RATIONALE_KIND), accelerator.num_processes
     counts = [[int((batch.sequences.kinds == kind).sum()) for batch in batches] for kind in kinds]
-    sums = accelerator.reduce(torch.tensor([sum(numbers) for numbers in counts], device=accelerator.device), "sum").tolist()
-    row = dict.fromkeys(["loss", *(KEYS[ACTION_KIND] if sums[0] else ()), *(KEYS[RATIONALE_KIND] if sums[1] else ())], 0.0)
+    sums = accelerator.reduce(
+        torch.tensor([sum(numbers) for numbers in counts], device=accelerator.device), "sum"
+    ).tolist()
+    row = dict.fromkeys(
+        ["loss", *(KEYS[ACTION_KIND] if sums[0] else ()), *(KEYS[RATIONALE_KIND] if sums[1] else ())], 0.0
+    )
     for number, batch in enumerate(batches):
         # gradients are averaged over processes, hence their number
-        act, think = (processes * numbers[number] / max(1, total) for numbers, total in zip(counts, sums, strict=True))
+        act, think = (
+            processes * numbers[number] / max(1, total) for numbers, total in zip(counts, sums, strict=True)
+        )
         with accelerator.no_sync(model) if number < len(batches) - 1 else nullcontext():
             with torch.autocast(vla.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                 losses = forward(model, vla, batch, config)
-            total = losses.total if len(batches) * processes == 1 else act * losses.action + config.lambda_reasoning * think * losses.reasoning
+            total = (
+                losses.total
+                if len(batches) * processes == 1
+                else act * losses.action + config.lambda_reasoning * think * losses.reasoning
+            )
             if not torch.isfinite(total):
                 raise KitError(f"the loss of {about.format(float(total))}", "lower the learning rate")
             accelerator.backward(total)
@@ -177,7 +274,9 @@ def _backward(accelerator: Accelerator, model: Any, vla: VLA, batches: list[Batc
         for key, value in {**losses.to_floats(), "loss": float(total.detach())}.items():
             share = {"loss": 1.0, "loss_reasoning": think}.get(key, act)
             row[key] += share * value if share else 0.0
-    means = accelerator.reduce(torch.tensor(list(row.values()), dtype=torch.float64, device=accelerator.device), "mean")
+    means = accelerator.reduce(
+        torch.tensor(list(row.values()), dtype=torch.float64, device=accelerator.device), "mean"
+    )
     return dict(zip(row, means.tolist(), strict=True))
 
 
@@ -185,7 +284,9 @@ def _backward(accelerator: Accelerator, model: Any, vla: VLA, batches: list[Batc
 def validate(
     vla: VLA, examples: Examples, rows: Array, config: TrainingConfig, kept: Kept = None, frames: int = 128
 ) -> dict[str, float]:
-    """The objective's parts on at most `frames` of the held-out frames `rows` (at least one), evenly spaced. `kept`: see `make_batch`."""
+    """The objective's parts on at most `frames` of the held-out frames `rows` (at least one), evenly spaced.
+    `kept`: see `make_batch`.
+    """
     chosen = rows[np.linspace(0, len(rows) - 1, min(frames, len(rows))).astype(int)]
     was_training = vla.model.training
     vla.model.eval()
@@ -193,10 +294,20 @@ def validate(
     parts = []
     for batch in np.array_split(chosen, math.ceil(len(chosen) / config.batch_size)):
         with torch.autocast(vla.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            parts.append((len(batch), forward(model, vla, make_batch(vla, examples, batch, config, kept), config).to_floats()))
+            parts.append(
+                (
+                    len(batch),
+                    forward(model, vla, make_batch(vla, examples, batch, config, kept), config).to_floats(),
+                )
+            )
     vla.model.train(was_training)
-    having = {key: [(n, part[key]) for n, part in parts if key in part] for key in dict.fromkeys(key for _, part in parts for key in part)}
-    return {key: sum(n * value for n, value in rows) / sum(n for n, _ in rows) for key, rows in having.items()}
+    having = {
+        key: [(n, part[key]) for n, part in parts if key in part]
+        for key in dict.fromkeys(key for _, part in parts for key in part)
+    }
+    return {
+        key: sum(n * value for n, value in rows) / sum(n for n, _ in rows) for key, rows in having.items()
+    }
 
 
 def _rows(training: Array, config: TrainingConfig, step: int) -> Array:
@@ -233,7 +344,10 @@ def _board(folder: Path | None) -> Iterator[Any]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise KitError(f"TensorBoard cannot be imported ({error})", "install it (pip install tensorboard), or set tensorboard to False") from error
+        raise KitError(
+            f"TensorBoard cannot be imported ({error})",
+            "install it (pip install tensorboard), or set tensorboard to False",
+        ) from error
     with SummaryWriter(str(folder)) as writer:
 
         def show(row: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """The objective: L = L_action + lambda_r * L_reasoning, each an average over its own tokens.
 
-ReFineVLA v2 (secondary source): both terms are teacher-forced negative log-likelihoods and lambda_r = 0.3 was best. Averaging each kind over its
-own tokens keeps the balance when a rationale has fifteen times as many tokens as an action.
+ReFineVLA v2 (secondary source): both terms are teacher-forced negative log-likelihoods and lambda_r = 0.3 was
+best. Averaging each kind over its own tokens keeps the balance when a rationale has fifteen times as many
+tokens as an action.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ class Losses:
 
     Attributes:
         action_accuracy: share of action tokens whose most likely token is the right one.
-        action_l1: mean distance between the action of the most likely words allowed at each place and that of the right ones, over dimensions, in
-            multiples of `ActionTokens.limits`.
+        action_l1: mean distance between the action of the most likely words allowed at each place and that of
+            the right ones, over dimensions, in multiples of `ActionTokens.limits`.
         action_tokens, rationale_tokens: how many there were.
     """
 
@@ -36,26 +37,40 @@ class Losses:
     rationale_tokens: int
 
     def to_floats(self) -> dict[str, float]:
-        """For the history: loss; loss_action, action_accuracy, action_l1 where there were action tokens; loss_reasoning where there were others."""
+        """For the history: loss; loss_action, action_accuracy, action_l1 where there were action tokens;
+        loss_reasoning where there were others.
+        """
         values = {"loss": self.total}  # and no tokens is not a loss of zero
         if self.action_tokens:
-            values |= {"loss_action": self.action, "action_accuracy": self.action_accuracy, "action_l1": self.action_l1}
+            values |= {
+                "loss_action": self.action,
+                "action_accuracy": self.action_accuracy,
+                "action_l1": self.action_l1,
+            }
         if self.rationale_tokens:
             values["loss_reasoning"] = self.reasoning
         return {name: float(value.detach()) for name, value in values.items()}
 
 
-def joint_loss(logits: Tensor, sequences: Sequences, lambda_reasoning: float, first_action: int, bins: ActionTokens) -> Losses:
+def joint_loss(
+    logits: Tensor, sequences: Sequences, lambda_reasoning: float, first_action: int, bins: ActionTokens
+) -> Losses:
     """The objective on one batch.
 
     Args:
-        logits: (B, K, V): of the last K places of the sequences (the image places before them predict nothing).
+        logits: (B, K, V): of the last K places of the sequences (the image places before them predict
+            nothing).
         sequences: as `pad_batch` gives them, (B, N) with N >= K.
         lambda_reasoning: weight of the rationale tokens' loss; 0 trains on actions alone.
-        first_action: vocabulary id of action word 0. bins: the policy's action tokens.
+        first_action: vocabulary id of action word 0.
+        bins: the policy's action tokens.
     """
     keep = logits.shape[1]
-    predicted = logits[:, :-1].float()  # B, K-1, V: place t predicts token t + 1; float, because bf16 sums of a thousand exponentials are too coarse
+    predicted = logits[
+        :, :-1
+        # B, K-1, V: place t predicts token t + 1; float, because bf16 sums of a thousand exponentials are too
+        # coarse
+    ].float()
     target, kind = (x[:, -keep:][:, 1:] for x in (sequences.input_ids, sequences.kinds))  # B, K-1
     is_action, is_rationale = kind == ACTION_KIND, kind == RATIONALE_KIND
     action_logits, action_target = predicted[is_action], target[is_action]  # A, V and A
@@ -64,15 +79,30 @@ def joint_loss(logits: Tensor, sequences: Sequences, lambda_reasoning: float, fi
     with torch.no_grad():
         accuracy = (action_logits.argmax(-1) == action_target).float().mean()
         l1 = _distance(action_logits, action_target, first_action, bins)
-    return Losses(action + lambda_reasoning * reasoning, action, reasoning, accuracy, l1, len(action_target), int(is_rationale.sum()))
+    return Losses(
+        action + lambda_reasoning * reasoning,
+        action,
+        reasoning,
+        accuracy,
+        l1,
+        len(action_target),
+        int(is_rationale.sum()),
+    )
 
 
 def _distance(logits: Tensor, target: Tensor, first_action: int, bins: ActionTokens) -> Tensor:
-    """Mean |decoded best - decoded right| of logits (A, V) and targets (A,): the T words of an action stand in a row, so A is a multiple of T."""
+    """Mean |decoded best - decoded right| of logits (A, V) and targets (A,): the T words of an action stand
+    in a row, so A is a multiple of T.
+    """
     places = len(bins.ranges)
     by_place = logits.view(-1, places, logits.shape[-1])  # actions, T, V
-    best = [by_place[:, t, first_action + low : first_action + high].argmax(-1) + low for t, (low, high) in enumerate(bins.ranges)]
-    said, right = (words.cpu().numpy() for words in (torch.stack(best, 1), target.view(-1, places) - first_action))
+    best = [
+        by_place[:, t, first_action + low : first_action + high].argmax(-1) + low
+        for t, (low, high) in enumerate(bins.ranges)
+    ]
+    said, right = (
+        words.cpu().numpy() for words in (torch.stack(best, 1), target.view(-1, places) - first_action)
+    )
     difference = np.abs(bins.decode_normalised(said) - bins.decode_normalised(right))
     return torch.from_numpy(difference).to(logits.device).mean()
 

@@ -1,4 +1,6 @@
-"""From a base to a fine-tuned policy on disk, as one step that can be called again: what is finished is not done twice."""
+"""From a base to a fine-tuned policy on disk, as one step that can be called again: what is finished is not
+done twice.
+"""
 
 from __future__ import annotations
 
@@ -24,17 +26,26 @@ def made_from(base: str | Path, examples: Examples, config: TrainingConfig) -> d
     settings = {name: value for name, value in asdict(config).items() if name not in WITHOUT_EFFECT}
     return settings | {"base": checkpoint_hash(base), "examples": examples.digest()}
 
+
 WORK = "training"  # folder of histories and states, beside the policies
 
 
 def train_policy(
-    base: str | Path, examples: Examples, config: TrainingConfig, output: str | Path, name: str, progress: bool = True,
-    cache_folder: str | Path | None = None, watch: Watch | None = None,
-) -> list[dict[str, Any]]:  # fmt: skip
-    """Fine-tune a copy of the checkpoint `base` and save it as `output/name`; its history and resumable state lie in `output/training/name`.
+    base: str | Path,
+    examples: Examples,
+    config: TrainingConfig,
+    output: str | Path,
+    name: str,
+    progress: bool = True,
+    cache_folder: str | Path | None = None,
+    watch: Watch | None = None,
+) -> list[dict[str, Any]]:
+    """Fine-tune a copy of the checkpoint `base` and save it as `output/name`; its history and resumable state
+    lie in `output/training/name`.
 
     Args:
-        cache_folder: see `fine_tune`; None is `output/training/activations`, shared by the policies trained there.
+        cache_folder: see `fine_tune`; None is `output/training/activations`, shared by the policies trained
+            there.
         watch: see `fine_tune`.
 
     Returns:
@@ -45,21 +56,33 @@ def train_policy(
     """
     target, work = Path(output) / name, Path(output) / WORK
     if name in ("", ".", "..", WORK) or "/" in name:
-        raise KitError(f"the policy's name {name!r} cannot be its folder's name", "choose another, without a slash")
+        raise KitError(
+            f"the policy's name {name!r} cannot be its folder's name", "choose another, without a slash"
+        )
     if target.resolve() == Path(base).resolve():
         raise KitError(f"{target} is the base itself and would be replaced", "give another name or output")
     vla = load_vla(base)
-    history = fine_tune(vla, examples, config, work / name, name, progress, cache_folder or work / "activations", watch)
+    history = fine_tune(
+        vla, examples, config, work / name, name, progress, cache_folder or work / "activations", watch
+    )
     state = PartialState()
-    if not state.is_main_process:  # under `accelerate launch` one process writes, the others wait until all is there
+    if (
+        not state.is_main_process
+    ):  # under `accelerate launch` one process writes, the others wait until all is there
         state.wait_for_everyone()
         return history
     vla.provenance.clear()
     vla.provenance.update(
-        made_by="refinevla_kit.training.policy_run", name=name, order=config.order, training=asdict(config), frames=len(examples),
-        base=checkpoint_hash(base), base_statistics=sha256(Path(base) / STATISTICS)[:12],
-        validation=next((row for row in reversed(history) if row["split"] == "validation"), None), reads_state=vla.reads_state,
-    )  # fmt: skip
+        made_by="refinevla_kit.training.policy_run",
+        name=name,
+        order=config.order,
+        training=asdict(config),
+        frames=len(examples),
+        base=checkpoint_hash(base),
+        base_statistics=sha256(Path(base) / STATISTICS)[:12],
+        validation=next((row for row in reversed(history) if row["split"] == "validation"), None),
+        reads_state=vla.reads_state,
+    )
     vla.save(target, torch.bfloat16)  # as the base is; half the size
     state.wait_for_everyone()
     return history

@@ -1,4 +1,6 @@
-"""Vision-language-action models behind one contract (`contract.VLA`), told apart by their folder's config.json."""
+"""Vision-language-action models behind one contract (`contract.VLA`), told apart by their folder's
+config.json.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +20,21 @@ def load_vla(path: str | Path) -> VLA:
     """Read the checkpoint folder `path`, in float32.
 
     Raises:
-        KitError: no checkpoint of a VLA that the kit knows, a damaged one, or weights that are not exactly the model's.
+        KitError: no checkpoint of a VLA that the kit knows, a damaged one, or weights that are not exactly
+            the model's.
     """
     config = Path(path) / "config.json"
     try:
         kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError, AttributeError) as error:
-        raise KitError(f"{path} is no checkpoint of a VLA: {config} cannot be read ({error})", "give a folder with config.json") from error
+        raise KitError(
+            f"{path} is no checkpoint of a VLA: {config} cannot be read ({error})",
+            "give a folder with config.json",
+        ) from error
     if kind != "paligemma":
-        raise KitError(f"{path} holds a {kind!r}, which the kit does not know", "give a checkpoint of the compact VLA")
+        raise KitError(
+            f"{path} holds a {kind!r}, which the kit does not know", "give a checkpoint of the compact VLA"
+        )
     from refinevla_kit.vlas import compact
 
     return compact.load(path)

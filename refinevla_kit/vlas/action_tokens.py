@@ -1,11 +1,14 @@
-"""Actions as words of a vocabulary: what every scheme offers (`ActionTokens`), OpenVLA's uniform bins, and whether data fit a scheme at all.
+"""Actions as words of a vocabulary: what every scheme offers (`ActionTokens`), OpenVLA's uniform bins, and
+whether data fit a scheme at all.
 
-Two schemes stand behind the interface. `UniformBins`, here: a word a dimension, seven an action, all from one shared range of words. `SphericalGrid`
-(spherical_grid.py): SpatialVLA's three words an action, each place with its own range. Words are numbered from 0; in the vocabulary they lie in a row
-behind the id of `<act000>`. A policy may say at each place only the words that `ranges` allows there.
+Two schemes stand behind the interface. `UniformBins`, here: a word a dimension, seven an action, all from one
+shared range of words. `SphericalGrid` (spherical_grid.py): SpatialVLA's three words an action, each place
+with its own range. Words are numbered from 0; in the vocabulary they lie in a row behind the id of
+`<act000>`. A policy may say at each place only the words that `ranges` allows there.
 
-OpenVLA's scheme is kept with an odd number of bins: with an even number zero cannot be said, and dimensions that should rest drift. The range is
-symmetric about zero for the same reason: the middle bin's centre is exactly zero.
+OpenVLA's scheme is kept with an odd number of bins: with an even number zero cannot be said, and dimensions
+that should rest drift. The range is symmetric about zero for the same reason: the middle bin's centre is
+exactly zero.
 """
 
 from __future__ import annotations
@@ -21,15 +24,27 @@ from refinevla_kit.simulator.contract import ACTION_NAMES, Array
 
 BINS = 255
 SMALLEST_RANGE = 1e-2  # a dimension that never moves (roll, pitch) still needs a range to divide
-MOST_OUTSIDE, MOST_FAR = 0.05, 0.02  # shares of actions; fitted at the 1 % and 99 % quantiles, at most 2 % + 2 of the very same data lie outside
-BEYOND, FAR = 1.1, 2.0  # times the range: clipping a tenth does no harm, and commands that saturate may lie just outside a range fitted to few
+MOST_OUTSIDE, MOST_FAR = (
+    0.05,
+    0.02,
+    # Shares of actions; fitted at the 1 % and 99 % quantiles, at most 2 % + 2 of the very same data lie
+    # outside
+)
+BEYOND, FAR = (
+    1.1,
+    2.0,
+    # Times the range: clipping a tenth does no harm, and commands that saturate may lie just outside a range
+    # fitted to few
+)
 
 
 class ActionTokens(Protocol):
-    """A way to write actions of A numbers as T words. Exact: `encode(decode(words)) == words` for all words that `ranges` allows.
+    """A way to write actions of A numbers as T words. Exact: `encode(decode(words)) == words` for all words
+    that `ranges` allows.
 
     Attributes:
-        limits: half range of each of the A dimensions, in the action's own units (m, rad, gripper command); what `fit` found in the data.
+        limits: half range of each of the A dimensions, in the action's own units (m, rad, gripper command);
+            what `fit` found in the data.
         ranges: first and one past the last allowed word of each of the T places.
         names: what each of the T words says.
     """
@@ -49,7 +64,9 @@ class ActionTokens(Protocol):
         ...
 
     def encode(self, actions: Array) -> Array:
-        """float (..., A) in units -> int64 (..., T) words; what is out of range is moved to the range's end."""
+        """float (..., A) in units -> int64 (..., T) words; what is out of range is moved to the range's
+        end.
+        """
         ...
 
     def decode_normalised(self, words: Array) -> Array:
@@ -66,7 +83,9 @@ class ActionTokens(Protocol):
 
 
 def fit_limits(actions: Array, quantile: float = 0.01) -> tuple[float, ...]:
-    """Half ranges from data, float (N, A) actions: the larger of |1 %| and |99 %| quantiles of each dimension."""
+    """Half ranges from data, float (N, A) actions: the larger of |1 %| and |99 %| quantiles of each
+    dimension.
+    """
     if len(actions) == 0:
         raise KitError("no actions to fit action tokens to", "record at least one episode")
     low, high = np.quantile(actions, [quantile, 1 - quantile], axis=0)  # A, A
@@ -86,9 +105,11 @@ def check_words(words: Array, ranges: tuple[tuple[int, int], ...]) -> Array:
 
 
 def check_actions(tokens: ActionTokens, actions: Array) -> None:
-    """Stop when data were not made for these tokens: in a dimension more than 5 % a tenth beyond the range, or 2 % beyond twice the range.
+    """Stop when data were not made for these tokens: in a dimension more than 5 % a tenth beyond the range,
+    or 2 % beyond twice the range.
 
-    A few outside are intended (they are clipped), so data that the tokens were fitted to always pass, whatever their tails.
+    A few outside are intended (they are clipped), so data that the tokens were fitted to always pass,
+    whatever their tails.
 
     Args:
         actions: float (N, A) in units; rows that are not finite (frames without an action) are left out.
@@ -105,7 +126,9 @@ def check_actions(tokens: ActionTokens, actions: Array) -> None:
         raise KitError(what, "give the data set this checkpoint's robot was recorded in")
     size = np.abs(actions) / limits  # N, A
     outside, far, farthest = (size > BEYOND).sum(axis=0), (size > FAR).sum(axis=0), size.max(axis=0)
-    names = ACTION_NAMES if len(limits) == len(ACTION_NAMES) else tuple(f"a{i + 1}" for i in range(len(limits)))
+    names = (
+        ACTION_NAMES if len(limits) == len(ACTION_NAMES) else tuple(f"a{i + 1}" for i in range(len(limits)))
+    )
     bad = [
         f"{name}: {count} of {len(actions)} outside ±{limit:.3g}, up to {most:.3g} times that"
         for name, count, beyond, limit, most in zip(names, outside, far, limits, farthest, strict=True)
@@ -113,12 +136,16 @@ def check_actions(tokens: ActionTokens, actions: Array) -> None:
     ]
     if bad:
         what = f"the actions do not fit the checkpoint's action tokens ({'; '.join(bad)})"
-        raise KitError(what, "check units and robot of the data set, or start from a base whose tokens were fitted to it")
+        raise KitError(
+            what, "check units and robot of the data set, or start from a base whose tokens were fitted to it"
+        )
 
 
 @dataclass(frozen=True)
 class UniformBins:
-    """`BINS` equal bins a dimension over [-limit, limit]; a decoded action is off by at most half a bin, limit / BINS. See `ActionTokens`."""
+    """`BINS` equal bins a dimension over [-limit, limit]; a decoded action is off by at most half a bin,
+    limit / BINS. See `ActionTokens`.
+    """
 
     limits: tuple[float, ...]
 
@@ -133,7 +160,11 @@ class UniformBins:
 
     @property
     def names(self) -> tuple[str, ...]:
-        return ACTION_NAMES if len(self.limits) == len(ACTION_NAMES) else tuple(f"a{i + 1}" for i in range(len(self.limits)))
+        return (
+            ACTION_NAMES
+            if len(self.limits) == len(ACTION_NAMES)
+            else tuple(f"a{i + 1}" for i in range(len(self.limits)))
+        )
 
     @property
     def words(self) -> int:
@@ -141,7 +172,9 @@ class UniformBins:
 
     def normalise(self, actions: Array) -> Array:
         """float (..., A) in units -> float32 (..., A) in [-1, 1]; values outside the limits are clipped."""
-        return np.clip(np.asarray(actions, np.float64) / np.asarray(self.limits), -1.0, 1.0).astype(np.float32)
+        return np.clip(np.asarray(actions, np.float64) / np.asarray(self.limits), -1.0, 1.0).astype(
+            np.float32
+        )
 
     def encode(self, actions: Array) -> Array:
         """float (..., A) in units -> int64 (..., A) bin numbers 0 .. BINS - 1."""
@@ -150,7 +183,9 @@ class UniformBins:
 
     def decode_normalised(self, words: Array) -> Array:
         """int (..., A) bin numbers -> float32 (..., A), the bins' centres in [-1, 1]."""
-        return ((2.0 * check_words(words, self.ranges).astype(np.float64) + 1.0) / BINS - 1.0).astype(np.float32)
+        return ((2.0 * check_words(words, self.ranges).astype(np.float64) + 1.0) / BINS - 1.0).astype(
+            np.float32
+        )
 
     def decode(self, words: Array) -> Array:
         """int (..., A) bin numbers -> float32 (..., A) in units."""
@@ -164,5 +199,7 @@ class UniformBins:
         """Inverse of `to_dict`. Raises `KitError` for another kind or number of bins."""
         if value.get("kind") != "uniform" or value.get("bins") != BINS:
             what = f"action tokens {value.get('kind')!r} with {value.get('bins')} bins"
-            raise KitError(what, f"this version reads 'spherical' tokens, and 'uniform' ones with {BINS} bins")
+            raise KitError(
+                what, f"this version reads 'spherical' tokens, and 'uniform' ones with {BINS} bins"
+            )
         return cls(tuple(float(x) for x in value["limits"]))

@@ -1,8 +1,10 @@
-"""The compact VLA: transformers' own PaliGemma (projector, Gemma 2 decoder) in a small configuration, around a convolutional tower.
+"""The compact VLA: transformers' own PaliGemma (projector, Gemma 2 decoder) in a small configuration, around
+a convolutional tower.
 
-The same classes a 4-billion-parameter VLA runs, so freezing, adapters, cached decoding and attention are the same code. Two settings differ from
-PaliGemma's release, both because of the size: a larger initial range (with 0.02 the inputs drown behind the post-norms at this width), and an untied
-output head, so that "policy head trained, vocabulary frozen" can be said.
+The same classes a 4-billion-parameter VLA runs, so freezing, adapters, cached decoding and attention are the
+same code. Two settings differ from PaliGemma's release, both because of the size: a larger initial range
+(with 0.02 the inputs drown behind the post-norms at this width), and an untied output head, so that "policy
+head trained, vocabulary frozen" can be said.
 """
 
 from __future__ import annotations
@@ -19,7 +21,12 @@ import torch
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import Gemma2Config, PaliGemmaConfig, PaliGemmaForConditionalGeneration, PreTrainedTokenizerFast
+from transformers import (
+    Gemma2Config,
+    PaliGemmaConfig,
+    PaliGemmaForConditionalGeneration,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import logging as hub_logging
 
 from refinevla_kit.conventions import WIDOWX, Conventions
@@ -32,18 +39,35 @@ from refinevla_kit.vlas.contract import VLA, Marks
 from refinevla_kit.vlas.conv_tower import ConvTowerConfig
 from refinevla_kit.vlas.robot_state import FEATURES, state_features
 from refinevla_kit.vlas.statistics import STATISTICS, read_action_tokens
-from refinevla_kit.vlas.vocabulary import ACTION, EOS, IMAGE, PAD, RATIONALE, check_action_words, first_action_id, load_vocabulary, token_id
+from refinevla_kit.vlas.vocabulary import (
+    ACTION,
+    EOS,
+    IMAGE,
+    PAD,
+    RATIONALE,
+    check_action_words,
+    first_action_id,
+    load_vocabulary,
+    token_id,
+)
 
 WEIGHTS = "model.safetensors"
 FORMAT = "refinevla-compact-1"
-NUMBERS = ("BF16", "F16", "F32", "F64")  # dtypes a weight may be stored in; integers and 8-bit floats need a scale that nothing here applies
+NUMBERS = (
+    "BF16",
+    "F16",
+    "F32",
+    "F64",
+)  # dtypes a weight may be stored in; integers and 8-bit floats need a scale that nothing here applies
 COPY = "copy or make the whole folder again"
 
 
 @dataclass(frozen=True)
 class CompactConfig:
-    """Size of a compact VLA. layers: of the language model; hidden, heads, feedforward: its widths; channels: of the tower's first stage;
-    proprioception: one more token for the robot's own state (see robot_state.py)."""
+    """Size of a compact VLA. layers: of the language model; hidden, heads, feedforward: its widths; channels:
+    of the tower's first stage; proprioception: one more token for the robot's own state (see
+    robot_state.py).
+    """
 
     layers: int = 4
     hidden: int = 192
@@ -123,7 +147,9 @@ class CompactVLA(VLA):
 
     @property
     def conventions(self) -> Conventions:
-        """Those of the demonstrations it learned from: the kit's own contract for the WidowX, at the picture size of its tower."""
+        """Those of the demonstrations it learned from: the kit's own contract for the WidowX, at the picture
+        size of its tower.
+        """
         return replace(WIDOWX, image_size=self.image_size, normalisation="own")
 
     @property
@@ -145,11 +171,18 @@ class CompactVLA(VLA):
         if not self.reads_state:
             return None
         if proprioception is None:
-            remedy = "pass `proprioception` (see Observation), as `evaluate` does for policies with `needs_proprioception`"
-            raise KitError("this policy reads the robot's own state beside the picture, and none was given", remedy)
+            remedy = (
+                "pass `proprioception` (see Observation), as `evaluate` does for policies with "
+                "`needs_proprioception`"
+            )
+            raise KitError(
+                "this policy reads the robot's own state beside the picture, and none was given", remedy
+            )
         features = state_features(proprioception)
         if not np.isfinite(features).all():
-            raise KitError("the robot's own state holds what is no number", "leave that frame out, or mend its state")
+            raise KitError(
+                "the robot's own state holds what is no number", "leave that frame out, or mend its state"
+            )
         return torch.from_numpy(features).to(self.device)
 
     def look(self, pixels: Tensor) -> Tensor:
@@ -158,12 +191,15 @@ class CompactVLA(VLA):
 
     def image_words(self, tokens: Tensor, states: Tensor | None) -> Tensor:
         if states is not None:
-            tokens = torch.cat([tokens, self._paligemma.vision_tower.state_token(states)], dim=1)  # B, image_tokens, d
+            tokens = torch.cat(
+                [tokens, self._paligemma.vision_tower.state_token(states)], dim=1
+            )  # B, image_tokens, d
         words: Tensor = self._paligemma.multi_modal_projector(tokens)
         return words
 
     def pixel_values(self, images: Array | Sequence[Array]) -> Tensor:
-        """uint8 (B, H, W, 3) -> float32 (B, 3, height, width) in [-1, 1], area-resampled when the size differs; `KitError` for anything else.
+        """uint8 (B, H, W, 3) -> float32 (B, 3, height, width) in [-1, 1], area-resampled when the size
+        differs; `KitError` for anything else.
 
         B pictures of several sizes come as a sequence.
         """
@@ -171,7 +207,10 @@ class CompactVLA(VLA):
             return torch.cat([self.pixel_values(np.asarray(image)[None]) for image in images])
         config, images = self._vision, np.array(images)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not images.size:
-            raise KitError(f"pictures are {images.dtype} {images.shape[1:]}", "give RGB as the camera has it: uint8 (H, W, 3), 0 to 255")
+            raise KitError(
+                f"pictures are {images.dtype} {images.shape[1:]}",
+                "give RGB as the camera has it: uint8 (H, W, 3), 0 to 255",
+            )
         x = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float()  # B, 3, H, W
         if x.shape[-2:] != (config.height, config.width):
             x = torch.nn.functional.interpolate(x, size=(config.height, config.width), mode="area")
@@ -186,36 +225,70 @@ class CompactVLA(VLA):
                 delattr(tower, part)
 
     def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> Path:
-        """Write a checkpoint directory: safetensors, config, tokenizer, dataset statistics. Appears whole or not at all."""
+        """Write a checkpoint directory: safetensors, config, tokenizer, dataset statistics. Appears whole or
+        not at all.
+        """
         with replacing(path) as part, _quiet():
             part.mkdir(parents=True)
             exact = ("state_mean", "state_scale")  # in metres: bfloat16 would shift them by half a millimetre
             tensors = self.model.state_dict().items()
-            state = {name: x.detach() if name.endswith(exact) else x.detach().to(dtype) for name, x in tensors}
+            state = {
+                name: x.detach() if name.endswith(exact) else x.detach().to(dtype) for name, x in tensors
+            }
             self.model.save_pretrained(part, state_dict=state)
             self.tokenizer.save_pretrained(part)
-            write_json(part / STATISTICS, {"format": FORMAT, "action_tokens": self.bins.to_dict(), "provenance": self.provenance})
+            write_json(
+                part / STATISTICS,
+                {"format": FORMAT, "action_tokens": self.bins.to_dict(), "provenance": self.provenance},
+            )
         return Path(path)
 
 
-def build(config: CompactConfig, tokenizer: PreTrainedTokenizerFast, bins: ActionTokens, seed: int) -> CompactVLA:
-    """A freshly initialised compact VLA; same seed, same weights. Raises `KitError` when the tokenizer lacks words of `bins`."""
+def build(
+    config: CompactConfig, tokenizer: PreTrainedTokenizerFast, bins: ActionTokens, seed: int
+) -> CompactVLA:
+    """A freshly initialised compact VLA; same seed, same weights. Raises `KitError` when the tokenizer lacks
+    words of `bins`.
+    """
     check_action_words(tokenizer, bins.words)
     text = Gemma2Config(
-        vocab_size=len(tokenizer), hidden_size=config.hidden, intermediate_size=config.feedforward, num_hidden_layers=config.layers,
-        num_attention_heads=config.heads, num_key_value_heads=config.heads, head_dim=config.hidden // config.heads,
-        query_pre_attn_scalar=config.hidden // config.heads, max_position_embeddings=1024, initializer_range=config.hidden**-0.5,
-        pad_token_id=token_id(tokenizer, PAD), eos_token_id=token_id(tokenizer, EOS), bos_token_id=None, tie_word_embeddings=False,
-    )  # fmt: skip
-    vision = ConvTowerConfig(config.height, config.width, config.channels, config.hidden, config.hidden, FEATURES if config.proprioception else 0)
+        vocab_size=len(tokenizer),
+        hidden_size=config.hidden,
+        intermediate_size=config.feedforward,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.heads,
+        head_dim=config.hidden // config.heads,
+        query_pre_attn_scalar=config.hidden // config.heads,
+        max_position_embeddings=1024,
+        initializer_range=config.hidden**-0.5,
+        pad_token_id=token_id(tokenizer, PAD),
+        eos_token_id=token_id(tokenizer, EOS),
+        bos_token_id=None,
+        tie_word_embeddings=False,
+    )
+    vision = ConvTowerConfig(
+        config.height,
+        config.width,
+        config.channels,
+        config.hidden,
+        config.hidden,
+        FEATURES if config.proprioception else 0,
+    )
     full = PaliGemmaConfig(
-        vision_config=vision, text_config=text, image_token_index=token_id(tokenizer, IMAGE), projection_dim=config.hidden,
-        hidden_size=config.hidden, tie_word_embeddings=False,
-    )  # fmt: skip
+        vision_config=vision,
+        text_config=text,
+        image_token_index=token_id(tokenizer, IMAGE),
+        projection_dim=config.hidden,
+        hidden_size=config.hidden,
+        tie_word_embeddings=False,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = PaliGemmaForConditionalGeneration(full)
-        torch.nn.init.orthogonal_(model.model.multi_modal_projector.linear.weight)  # the tower's norm gives rms 1; keep it
+        torch.nn.init.orthogonal_(
+            model.model.multi_modal_projector.linear.weight
+        )  # the tower's norm gives rms 1; keep it
     return CompactVLA(model.eval(), tokenizer, bins, {})
 
 
@@ -223,7 +296,8 @@ def load(path: str | Path) -> CompactVLA:
     """Read a checkpoint directory, in float32.
 
     Raises:
-        KitError: not a checkpoint, a damaged one, another format, weights that are not exactly the model's, or of another vocabulary.
+        KitError: not a checkpoint, a damaged one, another format, weights that are not exactly the model's,
+            or of another vocabulary.
     """
     directory = Path(path)
     if not (directory / STATISTICS).is_file():
@@ -233,13 +307,17 @@ def load(path: str | Path) -> CompactVLA:
     try:
         statistics = json.loads((directory / STATISTICS).read_text(encoding="utf-8"))
         if statistics.get("format") != FORMAT:
-            raise KitError(f"{directory} has format {statistics.get('format')!r}", f"this version reads {FORMAT!r}")
+            raise KitError(
+                f"{directory} has format {statistics.get('format')!r}", f"this version reads {FORMAT!r}"
+            )
         bins, provenance = read_action_tokens(statistics["action_tokens"]), dict(statistics["provenance"])
         tokenizer, model = load_vocabulary(directory), _read_model(directory)
     except KitError:
         raise
     except Exception as error:  # a foreign config fails in transformers in any way it likes
-        raise KitError(f"the checkpoint {directory} is damaged ({type(error).__name__}: {error})", COPY) from error
+        raise KitError(
+            f"the checkpoint {directory} is damaged ({type(error).__name__}: {error})", COPY
+        ) from error
     words = model.get_input_embeddings().num_embeddings
     if words != len(tokenizer):
         raise KitError(
@@ -254,44 +332,75 @@ def _check_files(directory: Path) -> None:
     """Raise `KitError` unless one whole file of numbers holds the weights."""
     file = directory / WEIGHTS
     if (directory / "adapter_config.json").exists():  # transformers would follow it to another base
-        raise KitError(f"{directory} holds an adapter", "merge it into its base (peft's merge_and_unload) and save the whole model")
+        raise KitError(
+            f"{directory} holds an adapter",
+            "merge it into its base (peft's merge_and_unload) and save the whole model",
+        )
     if not file.is_file():
         parts = sorted(part.name for part in directory.glob("model-*-of-*.safetensors"))
         what = f"{directory} has no {WEIGHTS}" + (f", only parts of one ({listed(parts)})" if parts else "")
-        raise KitError(what, "save the model in one file (save_pretrained(max_shard_size='100GB'))" if parts else COPY)
+        raise KitError(
+            what, "save the model in one file (save_pretrained(max_shard_size='100GB'))" if parts else COPY
+        )
     try:
         with safe_open(file, "pt") as tensors:
             kinds = {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118, it is no dict
     except (SafetensorError, OSError) as error:
-        raise pointer_of(file) or KitError(f"the checkpoint {directory} is damaged ({error})", COPY) from error
+        raise pointer_of(file) or KitError(
+            f"the checkpoint {directory} is damaged ({error})", COPY
+        ) from error
     if strange := [f"{name} of {kind}" for name, kind in kinds.items() if kind not in NUMBERS]:
-        raise KitError(f"{file} holds {listed(strange)}", f"store the weights as one of {', '.join(NUMBERS)}, not quantised")
+        raise KitError(
+            f"{file} holds {listed(strange)}",
+            f"store the weights as one of {', '.join(NUMBERS)}, not quantised",
+        )
 
 
 def _read_model(directory: Path) -> PaliGemmaForConditionalGeneration:
-    """The model of config.json with exactly the tensors of the file; transformers alone would make up what is missing."""
-    if (kind := json.loads((directory / "config.json").read_text(encoding="utf-8")).get("model_type")) != PaliGemmaConfig.model_type:
-        raise KitError(f"{directory}/config.json is of a {kind!r}, the compact VLA is a {PaliGemmaConfig.model_type!r}", COPY)
+    """The model of config.json with exactly the tensors of the file; transformers alone would make up what is
+    missing.
+    """
+    if (
+        kind := json.loads((directory / "config.json").read_text(encoding="utf-8")).get("model_type")
+    ) != PaliGemmaConfig.model_type:
+        raise KitError(
+            f"{directory}/config.json is of a {kind!r}, the compact VLA is a {PaliGemmaConfig.model_type!r}",
+            COPY,
+        )
     source: Any = PaliGemmaForConditionalGeneration  # its types do not know of the report
     with _quiet():
         model, report = source.from_pretrained(
-            str(directory), dtype=torch.float32, local_files_only=True, use_safetensors=True, ignore_mismatched_sizes=True,
+            str(directory),
+            dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
             output_loading_info=True,
-        )  # fmt: skip
-    shapes = [f"{name} {tuple(found)} for {tuple(wanted)}" for name, found, wanted in report["mismatched_keys"]]
-    wrong = {"missing": sorted(report["missing_keys"]), "unknown": sorted(report["unexpected_keys"]), "of another shape": sorted(shapes)}
+        )
+    shapes = [
+        f"{name} {tuple(found)} for {tuple(wanted)}" for name, found, wanted in report["mismatched_keys"]
+    ]
+    wrong = {
+        "missing": sorted(report["missing_keys"]),
+        "unknown": sorted(report["unexpected_keys"]),
+        "of another shape": sorted(shapes),
+    }
     if not any(wrong.values()):
         wrong["not finite"] = [name for name, x in model.state_dict().items() if not torch.isfinite(x).all()]
     if any(wrong.values()):
         said = "; ".join(f"{len(names)} {how}: {listed(names)}" for how, names in wrong.items() if names)
-        raise KitError(f"the weights in {directory / WEIGHTS} are not those of its config.json ({said})", COPY)
+        raise KitError(
+            f"the weights in {directory / WEIGHTS} are not those of its config.json ({said})", COPY
+        )
     loaded: PaliGemmaForConditionalGeneration = model
     return loaded
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No bar (it only flickers for 20 MB) and no report from transformers inside; the user's own settings afterwards."""
+    """No bar (it only flickers for 20 MB) and no report from transformers inside; the user's own settings
+    afterwards.
+    """
     bars, hub_bars = hub_logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
     level = hub_logging.get_verbosity()
     hub_logging.disable_progress_bar()

@@ -1,7 +1,8 @@
-"""What every VLA that speaks in tokens is: a way from pictures to words of a decoder, the decoder, and a layout.
+"""What every VLA that speaks in tokens is: a way from pictures to words of a decoder, the decoder, and a
+layout.
 
-Sequences, the objective, freezing, adapters, the activation cache, decoding, attention and the explorer are written on this
-contract alone. A new VLA is one module with a subclass of `VLA`; `decoder.py` runs it.
+Sequences, the objective, freezing, adapters, the activation cache, decoding, attention and the explorer are
+written on this contract alone. A new VLA is one module with a subclass of `VLA`; `decoder.py` runs it.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class VLA(ABC):
         model: holds every parameter; saved and hashed as a whole.
         tokenizer: of the decoder.
         bins: its action tokens.
-        provenance: what made it (data hash, steps, seed, base hash, ...); free form, saved with the checkpoint.
+        provenance: what made it (data hash, steps, seed, base hash, ...); free form, saved with the
+            checkpoint.
     """
 
     model: PreTrainedModel
@@ -125,7 +127,9 @@ class VLA(ABC):
 
     @abstractmethod
     def pixel_values(self, images: Array | Sequence[Array]) -> Tensor:
-        """uint8 (B, H, W, 3), or B pictures of several sizes -> float32 (B, C, height, width) as the tower takes them."""
+        """uint8 (B, H, W, 3), or B pictures of several sizes -> float32 (B, C, height, width) as the tower
+        takes them.
+        """
 
     @abstractmethod
     def states(self, proprioception: Array | None) -> Tensor | None:
@@ -137,14 +141,18 @@ class VLA(ABC):
 
     @abstractmethod
     def image_words(self, tokens: Tensor, states: Tensor | None) -> Tensor:
-        """The tower's tokens and own states -> words of the picture (B, image_tokens, d), in the decoder's own scale."""
+        """The tower's tokens and own states -> words of the picture (B, image_tokens, d), in the decoder's
+        own scale.
+        """
 
     def see(self, pixels: Tensor, states: Tensor | None) -> Tensor:
         """Words of the picture (B, image_tokens, d) from pixel values."""
         return self.image_words(self.look(pixels), states)
 
     def forget_state(self) -> None:
-        """Make a VLA that reads the robot's own state one that does not, in place. For one that reads none, as here, nothing changes."""
+        """Make a VLA that reads the robot's own state one that does not, in place. For one that reads none,
+        as here, nothing changes.
+        """
         return
 
     # --- words ---
@@ -161,7 +169,9 @@ class VLA(ABC):
 
     def prefix_ids(self, instruction: str) -> list[int]:
         """Everything before the answer: places of the picture and the instruction's tokens."""
-        return [self.image_id] * self.image_tokens + self.tokenizer.encode(instruction, add_special_tokens=False)
+        return [self.image_id] * self.image_tokens + self.tokenizer.encode(
+            instruction, add_special_tokens=False
+        )
 
     # --- parts, for freezing and for shuffling weights ---
 

@@ -1,7 +1,8 @@
-"""Runs a VLA's decoder: embeddings with the picture in its place, masks, layers, logits. The same for every VLA.
+"""Runs a VLA's decoder: embeddings with the picture in its place, masks, layers, logits. The same for every
+VLA.
 
-transformers' own layers, rotary embedding and mask functions are called one by one, because the cache of activations, cached
-decoding and attention each need a piece of the pass and none of them may differ from it.
+transformers' own layers, rotary embedding and mask functions are called one by one, because the cache of
+activations, cached decoding and attention each need a piece of the pass and none of them may differ from it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ Rotary = tuple[Tensor, Tensor]  # cosines and sines
 
 
 def embed(vla: VLA, ids: Tensor, image_words: Tensor | None) -> Tensor:
-    """Words of a sequence (B, N, d); `image_words` (B, image_tokens, d) take the places of `image_id`, None where there are none."""
+    """Words of a sequence (B, N, d); `image_words` (B, image_tokens, d) take the places of `image_id`, None
+    where there are none.
+    """
     words: Tensor = vla.decoder.embed_tokens(ids)
     if image_words is None:
         return words
@@ -44,9 +47,12 @@ def masks_of(
         cache: key-value cache of the tokens before these.
     """
     wanted: dict[str, Any] = {
-        "config": vla.decoder.config, "inputs_embeds": words, "attention_mask": seen, "past_key_values": cache,
+        "config": vla.decoder.config,
+        "inputs_embeds": words,
+        "attention_mask": seen,
+        "past_key_values": cache,
         "position_ids": positions,
-    }  # fmt: skip
+    }
     if vla.two_way and types is not None:
         wanted["block_sequence_ids"] = torch.where(types == 0, 0, -1)
     makers: dict[str, Any] = {
@@ -62,19 +68,32 @@ def kinds_of(vla: VLA) -> list[str]:
 
 
 def run_layers(
-    vla: VLA, words: Tensor, masks: Masks, positions: Tensor, layers: slice = slice(None), cache: Any = None,
+    vla: VLA,
+    words: Tensor,
+    masks: Masks,
+    positions: Tensor,
+    layers: slice = slice(None),
+    cache: Any = None,
     rotary: Rotary | None = None,
-) -> Tensor:  # fmt: skip
-    """States (B, N, d) after these layers, all by default; the final norm is not in it. `rotary`: where it is known already."""
+) -> Tensor:
+    """States (B, N, d) after these layers, all by default; the final norm is not in it. `rotary`: where it is
+    known already.
+    """
     rotary = rotary or vla.decoder.rotary_emb(words, positions)
     for layer, kind in zip(list(vla.layers)[layers], kinds_of(vla)[layers], strict=True):
         words = layer(
-            words, position_embeddings=rotary, attention_mask=masks[kind], position_ids=positions, past_key_values=cache
+            words,
+            position_embeddings=rotary,
+            attention_mask=masks[kind],
+            position_ids=positions,
+            past_key_values=cache,
         )
     return words
 
 
-def hidden_states(vla: VLA, image_words: Tensor, ids: Tensor, types: Tensor, seen: Tensor | None = None) -> Tensor:
+def hidden_states(
+    vla: VLA, image_words: Tensor, ids: Tensor, types: Tensor, seen: Tensor | None = None
+) -> Tensor:
     """The decoder's output (B, N, d) after its final norm, for whole sequences padded on the right at most.
 
     Args:
@@ -96,7 +115,9 @@ def capped(vla: VLA, logits: Tensor) -> Tensor:
 
 
 def logits_of(vla: VLA, hidden: Tensor, words: slice = slice(None)) -> Tensor:
-    """Logits (..., words) of hidden states (..., d); of the head only the rows that may be said are multiplied."""
+    """Logits (..., words) of hidden states (..., d); of the head only the rows that may be said are
+    multiplied.
+    """
     head = vla.head
     plain = type(head) is nn.Linear  # an adapter around the head has to be run as a whole
     if plain and head.bias is None and words != slice(None):

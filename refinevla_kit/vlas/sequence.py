@@ -1,10 +1,12 @@
 """How a policy's input and answer are laid out as one sequence of tokens.
 
-    [image patches] [instruction]  |  <action> a1 .. a7 <rationale> text <eos>        order="action_first": acting costs no rationale tokens
-    [image patches] [instruction]  |  <rationale> text <action> a1 .. a7 <eos>        order="rationale_first": thinks aloud before acting
+    [image patches] [instruction]  |  <action> a1 .. a7 <rationale> text <eos>        order="action_first":
+                                   acting costs no rationale tokens
+    [image patches] [instruction]  |  <rationale> text <action> a1 .. a7 <eos>        order="rationale_first":
+                                   thinks aloud before acting
 
-Left of the bar: the prefix, attended to in both directions (token type 0). Right: the answer, causal (token type 1). The first token of the answer is
-given, never predicted. Kinds say which loss a token belongs to.
+Left of the bar: the prefix, attended to in both directions (token type 0). Right: the answer, causal (token
+type 1). The first token of the answer is given, never predicted. Kinds say which loss a token belongs to.
 """
 
 from __future__ import annotations
@@ -27,8 +29,10 @@ class Sequences:
     """A padded batch. All are int64 (B, N).
 
     Attributes:
-        input_ids: token ids, image placeholders first. attention_mask: 0 on padding (right).
-        token_type_ids: 0 prefix, 1 answer. kinds: `NOT_PREDICTED`, `ACTION_KIND` or `RATIONALE_KIND`, of the token at that place.
+        input_ids: token ids, image placeholders first.
+        attention_mask: 0 on padding (right).
+        token_type_ids: 0 prefix, 1 answer.
+        kinds: `NOT_PREDICTED`, `ACTION_KIND` or `RATIONALE_KIND`, of the token at that place.
     """
 
     input_ids: Tensor
@@ -58,11 +62,15 @@ def answer_ids(vla: VLA, action: Sequence[int], rationale: str, order: str) -> t
         ids, kinds = [*ids, marks.end], [*kinds, RATIONALE_KIND if order == "action_first" else NOT_PREDICTED]
     kinds[0] = NOT_PREDICTED
     if order == "action_first" and act[0] and think[0]:
-        kinds[len(act[0])] = NOT_PREDICTED  # the mark is given to whoever asks for a rationale after the action
+        kinds[len(act[0])] = (
+            NOT_PREDICTED  # the mark is given to whoever asks for a rationale after the action
+        )
     return ids, kinds
 
 
-def pad_batch(prefixes: Sequence[list[int]], answers: Sequence[tuple[list[int], list[int]]], pad: int) -> Sequences:
+def pad_batch(
+    prefixes: Sequence[list[int]], answers: Sequence[tuple[list[int], list[int]]], pad: int
+) -> Sequences:
     """Put prefixes and answers together and pad on the right."""
     longest = max(len(p) + len(a[0]) for p, a in zip(prefixes, answers, strict=True))
     shape = (len(prefixes), longest)

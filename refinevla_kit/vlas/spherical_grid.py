@@ -1,19 +1,23 @@
 """SpatialVLA's action tokens: three words an action, the translation on a grid of directions and distances.
 
-Facts of SpatialVLA's action tokenizer that are kept: the translation is one of 16 x 32 x 8 cells in polar form (theta from the z axis, phi about
-it, r), the rotation one of 16 x 16 x 16 cells of roll, pitch and yaw, the gripper one of two, 8194 words together and in that order; coordinates are
-those of the normalised action; edges lie at equally probable percentiles of a Gaussian fitted to the data and cut at the coordinate's range (theta 0
-to pi, phi -pi to pi, r 0 to sqrt(3), angles -1 to 1); a cell decodes to its mid-point.
+Facts of SpatialVLA's action tokenizer that are kept: the translation is one of 16 x 32 x 8 cells in polar
+form (theta from the z axis, phi about it, r), the rotation one of 16 x 16 x 16 cells of roll, pitch and yaw,
+the gripper one of two, 8194 words together and in that order; coordinates are those of the normalised action;
+edges lie at equally probable percentiles of a Gaussian fitted to the data and cut at the coordinate's range
+(theta 0 to pi, phi -pi to pi, r 0 to sqrt(3), angles -1 to 1); a cell decodes to its mid-point.
 
-Three things differ. So that every word decodes to an action that encodes to it again, the translation is limited by its distance and not by dimension
-(SpatialVLA clips to the cube after decoding, where cells outside become one): an action beyond the ball keeps its direction, and a word may say up
-to sqrt(3) times a dimension's limit. The cell of an angle that zero falls into decodes to zero, so that a robot can keep its orientation; with 16
-bins it could not. And ranges are symmetric, so that zero is zero before and after normalisation.
+Three things differ. So that every word decodes to an action that encodes to it again, the translation is
+limited by its distance and not by dimension (SpatialVLA clips to the cube after decoding, where cells outside
+become one): an action beyond the ball keeps its direction, and a word may say up to sqrt(3) times a
+dimension's limit. The cell of an angle that zero falls into decodes to zero, so that a robot can keep its
+orientation; with 16 bins it could not. And ranges are symmetric, so that zero is zero before and after
+normalisation.
 
-What cannot be said is standing still: all 512 innermost cells keep a direction, so none has distance 0; `slowest` is the step taken instead (with a
-grid fitted to the shipped demonstrations, 5 mm where 40 mm is the limit). Nor can a motion straight along z be said: the cells at theta = 0 and pi
-are centred beside it. A policy that sees corrects that, an open-loop replay drifts. Where theta or phi have no value (r = 0, phi on the z axis)
-arctan2 gives 0 for them, and phi = -pi becomes pi: both are cells at that place, nothing is lost.
+What cannot be said is standing still: all 512 innermost cells keep a direction, so none has distance 0;
+`slowest` is the step taken instead (with a grid fitted to the shipped demonstrations, 5 mm where 40 mm is the
+limit). Nor can a motion straight along z be said: the cells at theta = 0 and pi are centred beside it. A
+policy that sees corrects that, an open-loop replay drifts. Where theta or phi have no value (r = 0, phi on
+the z axis) arctan2 gives 0 for them, and phi = -pi becomes pi: both are cells at that place, nothing is lost.
 """
 
 from __future__ import annotations
@@ -34,18 +38,21 @@ COORDINATES = ("theta", "phi", "r", "roll", "pitch", "yaw")  # radians, radians,
 CELLS = (16, 32, 8, 16, 16, 16)
 SPANS = ((0.0, np.pi), (-np.pi, np.pi), (0.0, float(np.sqrt(3))), (-1.0, 1.0), (-1.0, 1.0), (-1.0, 1.0))
 TRANSLATIONS, ROTATIONS, GRIPPERS = 16 * 32 * 8, 16 * 16 * 16, 2
-SMALLEST_DEVIATION = 0.05  # of a coordinate's span: cells of one that never changes stay wide enough for float32
+SMALLEST_DEVIATION = (
+    0.05  # of a coordinate's span: cells of one that never changes stay wide enough for float32
+)
 
 
 @dataclass(frozen=True)
 class SphericalGrid:
     """See `ActionTokens` and the top of this module.
 
-    A decoded translation is off by up to half a cell in r and, across, by r times half a cell of angle: far moves are coarser than near ones
-    (`translation_error`).
+    A decoded translation is off by up to half a cell in r and, across, by r times half a cell of angle: far
+    moves are coarser than near ones (`translation_error`).
 
     Attributes:
-        limits: half range of x, y, z (m), roll, pitch, yaw (rad) and gripper (+1 open, -1 closed in this kit).
+        limits: half range of x, y, z (m), roll, pitch, yaw (rad) and gripper (+1 open, -1 closed in this
+            kit).
         edges: cell edges of each of `COORDINATES`, ascending, one more than `CELLS`.
     """
 
@@ -54,17 +61,27 @@ class SphericalGrid:
 
     def __post_init__(self) -> None:
         if len(self.limits) != 7 or min(self.limits) <= 0:
-            raise KitError(f"a spherical grid with limits {self.limits}", "give seven positive numbers: x, y, z, roll, pitch, yaw, gripper")
+            raise KitError(
+                f"a spherical grid with limits {self.limits}",
+                "give seven positive numbers: x, y, z, roll, pitch, yaw, gripper",
+            )
         if [len(each) - 1 for each in self.edges] != list(CELLS):
             cells = " x ".join(map(str, CELLS))
-            raise KitError(f"a spherical grid of {[len(each) - 1 for each in self.edges]} cells", f"give edges of {cells} cells")
+            raise KitError(
+                f"a spherical grid of {[len(each) - 1 for each in self.edges]} cells",
+                f"give edges of {cells} cells",
+            )
         for name, each in zip(COORDINATES, self.edges, strict=True):
             if min(np.diff(each)) < 1e-5:  # float32 actions could not keep the cells apart
-                raise KitError(f"the cell edges of {name} do not ascend by at least 1e-5", "fit the grid again, with a larger deviation")
+                raise KitError(
+                    f"the cell edges of {name} do not ascend by at least 1e-5",
+                    "fit the grid again, with a larger deviation",
+                )
 
     @classmethod
     def fit(cls, actions: Array, quantile: float = 0.01) -> SphericalGrid:
-        """From data, float (N, 7): limits as `fit_limits`, and a Gaussian for each coordinate of the clipped, normalised actions.
+        """From data, float (N, 7): limits as `fit_limits`, and a Gaussian for each coordinate of the clipped,
+        normalised actions.
 
         Actions of no translation have no direction and are left out of theta and phi.
         """
@@ -75,7 +92,9 @@ class SphericalGrid:
         edges = []
         for index, (cells, (low, high)) in enumerate(zip(CELLS, SPANS, strict=True)):
             values = coordinates[moving, index] if index < 2 else coordinates[:, index]
-            mean, deviation = (float(values.mean()), float(values.std())) if len(values) else ((low + high) / 2, high - low)
+            mean, deviation = (
+                (float(values.mean()), float(values.std())) if len(values) else ((low + high) / 2, high - low)
+            )
             gauss = norm(mean, max(deviation, SMALLEST_DEVIATION * (high - low)))
             inner = gauss.ppf(np.linspace(gauss.cdf(low), gauss.cdf(high), cells + 1)[1:-1])
             edges.append((low, *(float(x) for x in inner), high))
@@ -83,7 +102,11 @@ class SphericalGrid:
 
     @property
     def ranges(self) -> tuple[tuple[int, int], ...]:
-        return (0, TRANSLATIONS), (TRANSLATIONS, TRANSLATIONS + ROTATIONS), (TRANSLATIONS + ROTATIONS, self.words)
+        return (
+            (0, TRANSLATIONS),
+            (TRANSLATIONS, TRANSLATIONS + ROTATIONS),
+            (TRANSLATIONS + ROTATIONS, self.words),
+        )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -95,7 +118,9 @@ class SphericalGrid:
 
     @cached_property
     def centres(self) -> tuple[Array, ...]:
-        """float64 (cells,) of each of `COORDINATES`: mid-points, but zero in the cell of an angle that zero falls into."""
+        """float64 (cells,) of each of `COORDINATES`: mid-points, but zero in the cell of an angle that zero
+        falls into.
+        """
         centres = []
         for index, each in enumerate(self.edges):
             edges = np.asarray(each)
@@ -111,16 +136,21 @@ class SphericalGrid:
         return float(self.centres[2][0])
 
     def translation_error(self, r: float) -> float:
-        """Bound, in multiples of the limits, on how far a decoded translation can be from an encoded one of length `r`: half a shell along it,
-        and across it the outer radius times half the widest cell's angle. Grows with r."""
+        """Bound, in multiples of the limits, on how far a decoded translation can be from an encoded one of
+        length `r`: half a shell along it, and across it the outer radius times half the widest cell's angle.
+        Grows with r.
+        """
         shell = int(_cell(np.array([r]), np.asarray(self.edges[2]))[0])
-        angle = sum(float(np.diff(each).max()) / 2 for each in self.edges[:2])  # phi turns by no more than its angle, theta by its own
+        angle = sum(
+            float(np.diff(each).max()) / 2 for each in self.edges[:2]
+        )  # phi turns by no more than its angle, theta by its own
         low, high = self.edges[2][shell : shell + 2]
         return (high - low) / 2 + 2 * high * float(np.sin(min(angle, np.pi) / 2))
 
     def encode(self, actions: Array) -> Array:
-        """float (..., 7) in units -> int64 (..., 3). r beyond sqrt(3) and angles beyond the limits go to the outermost cell; gripper: the second word
-        opens."""
+        """float (..., 7) in units -> int64 (..., 3). r beyond sqrt(3) and angles beyond the limits go to the
+        outermost cell; gripper: the second word opens.
+        """
         unit = np.asarray(actions, np.float64) / np.asarray(self.limits)
         coordinates = _coordinates(unit)
         cells = [_cell(coordinates[..., index], np.asarray(edges)) for index, edges in enumerate(self.edges)]
@@ -130,9 +160,14 @@ class SphericalGrid:
         return np.stack([translation, rotation, gripper], axis=-1).astype(np.int64)
 
     def decode_normalised(self, words: Array) -> Array:
-        """int (..., 3) -> float32 (..., 7) in multiples of the limits: x, y, z in a ball of radius sqrt(3), angles in [-1, 1], gripper -1 or 1."""
+        """int (..., 3) -> float32 (..., 7) in multiples of the limits: x, y, z in a ball of radius sqrt(3),
+        angles in [-1, 1], gripper -1 or 1.
+        """
         words = check_words(words, self.ranges).astype(np.int64)
-        cells = (*np.unravel_index(words[..., 0], CELLS[:3]), *np.unravel_index(words[..., 1] - TRANSLATIONS, CELLS[3:]))
+        cells = (
+            *np.unravel_index(words[..., 0], CELLS[:3]),
+            *np.unravel_index(words[..., 1] - TRANSLATIONS, CELLS[3:]),
+        )
         theta, phi, r, *angles = (centres[cell] for centres, cell in zip(self.centres, cells, strict=True))
         position = [r * np.sin(theta) * np.cos(phi), r * np.sin(theta) * np.sin(phi), r * np.cos(theta)]
         gripper = 2.0 * (words[..., 2] - TRANSLATIONS - ROTATIONS) - 1.0
@@ -143,20 +178,32 @@ class SphericalGrid:
         return (self.decode_normalised(words) * np.asarray(self.limits)).astype(np.float32)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"kind": "spherical", "limits": list(self.limits), "edges": dict(zip(COORDINATES, map(list, self.edges), strict=True))}
+        return {
+            "kind": "spherical",
+            "limits": list(self.limits),
+            "edges": dict(zip(COORDINATES, map(list, self.edges), strict=True)),
+        }
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> SphericalGrid:
         """Inverse of `to_dict`. Raises `KitError` for another kind, or cells that are not a grid's."""
         try:
             edges: Mapping[str, Sequence[float]] = value["edges"]
-            return cls(tuple(float(x) for x in value["limits"]), tuple(tuple(float(x) for x in edges[name]) for name in COORDINATES))
+            return cls(
+                tuple(float(x) for x in value["limits"]),
+                tuple(tuple(float(x) for x in edges[name]) for name in COORDINATES),
+            )
         except (KeyError, TypeError, ValueError) as error:
-            raise KitError(f"spherical action tokens cannot be read ({error!r})", "copy the checkpoint's statistics file again") from error
+            raise KitError(
+                f"spherical action tokens cannot be read ({error!r})",
+                "copy the checkpoint's statistics file again",
+            ) from error
 
 
 def _coordinates(unit: Array) -> Array:
-    """float64 (..., 7) normalised actions -> (..., 6) `COORDINATES`. Zeros lose their sign first, so that arctan2 answers 0 or pi and never -pi."""
+    """float64 (..., 7) normalised actions -> (..., 6) `COORDINATES`. Zeros lose their sign first, so that
+    arctan2 answers 0 or pi and never -pi.
+    """
     x, y, z = (unit[..., i] + 0.0 for i in range(3))
     across = np.hypot(x, y)
     polar = [np.arctan2(across, z), np.arctan2(y, x), np.hypot(across, z)]
@@ -164,5 +211,7 @@ def _coordinates(unit: Array) -> Array:
 
 
 def _cell(values: Array, edges: Array) -> Array:
-    """int64 (...) cell of each value, 0 .. len(edges) - 2; a value on an edge belongs above it, one out of range to the nearest cell."""
+    """int64 (...) cell of each value, 0 .. len(edges) - 2; a value on an edge belongs above it, one out of
+    range to the nearest cell.
+    """
     return np.asarray(np.searchsorted(edges[1:-1], values, side="right"))

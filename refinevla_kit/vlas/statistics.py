@@ -19,7 +19,9 @@ def read_action_tokens(value: Mapping[str, Any]) -> ActionTokens:
     Raises:
         KitError: a kind that this version does not know, or limits that are none.
     """
-    scheme: type[SphericalGrid | UniformBins] = SphericalGrid if value.get("kind") == "spherical" else UniformBins
+    scheme: type[SphericalGrid | UniformBins] = (
+        SphericalGrid if value.get("kind") == "spherical" else UniformBins
+    )
     tokens = scheme.from_dict(value)
     if not all(0 < limit < inf for limit in tokens.limits):
         what = f"action tokens with the limits {list(tokens.limits)}"

@@ -1,1 +1,3 @@
-"""Widgets for notebooks: thin ipywidgets shells over the pure drawing functions in `figures`. Only this package imports ipywidgets."""
+"""Widgets for notebooks: thin ipywidgets shells over the pure drawing functions in `figures`. Only this
+package imports ipywidgets.
+"""

@@ -1,7 +1,8 @@
 """Training curves that grow while a policy trains: give it to `fine_tune` or `train_policy` as `watch`.
 
-A thin shell over `figures.training_curves`: one display, whose picture is replaced. Drawing takes time that training does not have, so it happens at
-evaluations and at most once in `pause` seconds. Without a notebook nothing is shown; `figure` gives the picture all the same.
+A thin shell over `figures.training_curves`: one display, whose picture is replaced. Drawing takes time that
+training does not have, so it happens at evaluations and at most once in `pause` seconds. Without a notebook
+nothing is shown; `figure` gives the picture all the same.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ LOSSES = {name: title for name, title in PANELS.items() if name.startswith("loss
 
 
 class LiveCurves:
-    """Callable with one row of a training history (see `fine_tune`); several policies may come one after the other.
+    """Callable with one row of a training history (see `fine_tune`); several policies may come one after the
+    other.
 
     Args:
         panels: column -> title; the two losses by default.
@@ -41,17 +43,27 @@ class LiveCurves:
             self.draw()
 
     def again(self) -> LiveCurves:
-        """The same curves, to be shown below the cell that asks: the next picture begins a display of its own."""
+        """The same curves, to be shown below the cell that asks: the next picture begins a display of its
+        own.
+        """
         self._handle, self._drawn = None, -self._pause
         return self
 
     def figure(self) -> Figure:
         """The curves so far, of the panels that any policy has. Raises `KitError` before the first row."""
         if not self.rows:
-            raise KitError("there is no training step to draw yet", "train first, with these curves as `watch`")
+            raise KitError(
+                "there is no training step to draw yet", "train first, with these curves as `watch`"
+            )
         frame = pd.DataFrame(self.rows)
-        shown = {column: title for column, title in self._panels.items() if column in frame and frame[column].notna().any()}
-        return training_curves({str(policy): rows for policy, rows in frame.groupby("policy", sort=False)}, shown)
+        shown = {
+            column: title
+            for column, title in self._panels.items()
+            if column in frame and frame[column].notna().any()
+        }
+        return training_curves(
+            {str(policy): rows for policy, rows in frame.groupby("policy", sort=False)}, shown
+        )
 
     def draw(self) -> None:
         """Show the curves so far, in the place of the last picture."""

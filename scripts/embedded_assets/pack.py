@@ -1,6 +1,7 @@
-"""Writes the asset pack: everything ManiSkill's four WidowX digital twins load, made from primitives in seconds, the same bytes each time.
+"""Writes the asset pack: everything ManiSkill's four WidowX digital twins load, made from primitives in
+seconds, the same bytes each time.
 
-    python -m scripts.embedded_assets.pack [data/assets]
+python -m scripts.embedded_assets.pack [data/assets]
 """
 
 from __future__ import annotations
@@ -20,18 +21,23 @@ from scripts.embedded_assets.shapes import Part, box, flat, glb, obj, stl
 
 TASKS, ROBOT = Path("data/tasks/bridge_v2_real2sim_dataset"), Path("data/robots/widowx")
 
-# The table that things lie on (invisible: the background is painted over it). ManiSkill turns the stage by 90 degrees about x, hence y up here, and
+# The table that things lie on (invisible: the background is painted over it). ManiSkill turns the stage by 90
+# degrees about x, hence y up here, and
 # moves it by (2.0634, 2.8313, 0): its top is at z = 0.87 and spans x -1.2 to 0.6, y -1 to 1 in the world.
 STAGE_LOW, STAGE_HIGH = (-3.2634, 0.0, 1.8313), (-1.4634, 0.87, 3.8313)
 
 
 def generate(directory: Path) -> None:
-    """Write the pack as `directory` (replacing an older one), in ManiSkill's layout: `directory/data/tasks/...`, `directory/data/robots/widowx/...`.
+    """Write the pack as `directory` (replacing an older one), in ManiSkill's layout:
+    `directory/data/tasks/...`, `directory/data/robots/widowx/...`.
 
-    Deterministic: the same version of the kit and its libraries writes the same bytes. On an error nothing is left behind.
+    Deterministic: the same version of the kit and its libraries writes the same bytes. On an error nothing is
+    left behind.
     """
     if directory.exists() and missing_files(directory) and any(directory.iterdir()):
-        raise KitError(f"{directory} exists and is no asset pack; generating would replace it", "give a new folder")
+        raise KitError(
+            f"{directory} exists and is no asset pack; generating would replace it", "give a new folder"
+        )
     with replacing(directory) as root:
         _write_things(root / TASKS / "custom")
         _write_scenes(root / TASKS)
@@ -45,7 +51,9 @@ def _write_things(folder: Path) -> None:
             model.mkdir(parents=True)
             (model / "textured.glb").write_bytes(glb(thing.parts))
             (model / "collision.obj").write_text(obj(thing.pieces))
-        (folder / info_name).write_text(json.dumps({model_id: thing.info() for model_id, thing in models.items()}, indent=1) + "\n")
+        (folder / info_name).write_text(
+            json.dumps({model_id: thing.info() for model_id, thing in models.items()}, indent=1) + "\n"
+        )
 
 
 def _write_scenes(folder: Path) -> None:
@@ -53,7 +61,8 @@ def _write_scenes(folder: Path) -> None:
     (folder / "real_inpainting").mkdir()
     stage = glb([Part(flat(box(STAGE_LOW, STAGE_HIGH)), (150, 98, 66))])
     for stage_name, picture_name, scene in (
-        ("bridge_table_1_v1", "bridge_real_eval_1", backgrounds.TABLE), ("bridge_table_1_v2", "bridge_sink", backgrounds.SINK_SCENE),
+        ("bridge_table_1_v1", "bridge_real_eval_1", backgrounds.TABLE),
+        ("bridge_table_1_v2", "bridge_sink", backgrounds.SINK_SCENE),
     ):
         (folder / "stages" / f"{stage_name}.glb").write_bytes(stage)
         Image.fromarray(backgrounds.paint(scene)).save(folder / "real_inpainting" / f"{picture_name}.png")
@@ -67,7 +76,9 @@ def _write_robot(folder: Path) -> None:
         (meshes / f"{link}.glb").write_bytes(glb(parts))
         for number, piece in enumerate(pieces):
             (meshes / f"{link}_{number}.stl").write_bytes(stl(piece))
-    (folder / "wx250s.urdf").write_text(robot.urdf({link: len(pieces) for link, (_, pieces) in bodies.items()}))
+    (folder / "wx250s.urdf").write_text(
+        robot.urdf({link: len(pieces) for link, (_, pieces) in bodies.items()})
+    )
     (folder / "wx250s.srdf").write_text(robot.srdf())
 
 

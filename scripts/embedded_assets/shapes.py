@@ -1,7 +1,8 @@
-"""A small vocabulary of primitive solids, and the files they are read from: a coloured GLB to look at, an OBJ of convex pieces to collide with.
+"""A small vocabulary of primitive solids, and the files they are read from: a coloured GLB to look at, an OBJ
+of convex pieces to collide with.
 
-Everything is in metres, z up, in the frame of the object or link it belongs to. SAPIEN takes a GLB's coordinates as they are (no y-up conversion), so
-none is made here either.
+Everything is in metres, z up, in the frame of the object or link it belongs to. SAPIEN takes a GLB's
+coordinates as they are (no y-up conversion), so none is made here either.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ Points = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Part:
-    """One coloured piece of a visual. `texture` (uint8 (H, W, 3) sRGB) needs a mesh with `uv` among its vertex attributes, and replaces `colour`."""
+    """One coloured piece of a visual. `texture` (uint8 (H, W, 3) sRGB) needs a mesh with `uv` among its
+    vertex attributes, and replaces `colour`.
+    """
 
     mesh: trimesh.Trimesh
     colour: Colour
@@ -34,9 +37,13 @@ def box(low: ArrayLike, high: ArrayLike) -> trimesh.Trimesh:
 
 
 def lathe(profile: Sequence[tuple[float, float]], axis: str = "x", sections: int = 28) -> trimesh.Trimesh:
-    """Solid of revolution of (position along `axis`, radius) pairs, in increasing position for an outward surface. `axis` is "x" or "z"."""
+    """Solid of revolution of (position along `axis`, radius) pairs, in increasing position for an outward
+    surface. `axis` is "x" or "z".
+    """
     turn = trimesh.transformations.rotation_matrix(np.pi / 2, [0, 1, 0]) if axis == "x" else None
-    mesh = trimesh.creation.revolve([(radius, along) for along, radius in profile], sections=sections, transform=turn)
+    mesh = trimesh.creation.revolve(
+        [(radius, along) for along, radius in profile], sections=sections, transform=turn
+    )
     mesh.merge_vertices()
     return mesh
 
@@ -59,15 +66,24 @@ def tapered_box(start: tuple[float, ...], end: tuple[float, ...]) -> trimesh.Tri
 def bevelled_box(half: float, bevel: float) -> trimesh.Trimesh:
     """Cube of half edge `half` whose edges are cut off by `bevel`."""
     corners = np.array(np.meshgrid([-1, 1], [-1, 1], [-1, 1])).T.reshape(-1, 3)
-    return hull(np.concatenate([corners * (np.full(3, half) - bevel * (1 - np.eye(3)[axis])) for axis in range(3)]))
+    return hull(
+        np.concatenate([corners * (np.full(3, half) - bevel * (1 - np.eye(3)[axis])) for axis in range(3)])
+    )
 
 
 def ellipsoid_points(centre: ArrayLike, radii: ArrayLike, subdivisions: int = 2) -> Points:
     """Points (n, 3) on an ellipsoid."""
-    return trimesh.creation.icosphere(subdivisions=subdivisions).vertices * np.asarray(radii) + np.asarray(centre)
+    return trimesh.creation.icosphere(subdivisions=subdivisions).vertices * np.asarray(radii) + np.asarray(
+        centre
+    )
 
 
-def placed(mesh: trimesh.Trimesh, scale: ArrayLike = (1, 1, 1), move: ArrayLike = (0, 0, 0), turn: tuple[float, ...] = (0, 0, 0)) -> trimesh.Trimesh:
+def placed(
+    mesh: trimesh.Trimesh,
+    scale: ArrayLike = (1, 1, 1),
+    move: ArrayLike = (0, 0, 0),
+    turn: tuple[float, ...] = (0, 0, 0),
+) -> trimesh.Trimesh:
     """The mesh scaled, turned (radians about x, then y, then z) and moved (m), in this order."""
     matrix = trimesh.transformations.euler_matrix(*turn)
     matrix[:3, :3] *= np.asarray(scale, dtype=float)
@@ -83,24 +99,33 @@ def flat(mesh: trimesh.Trimesh) -> trimesh.Trimesh:
 
 
 def glb(parts: Iterable[Part]) -> bytes:
-    """The parts as one binary glTF with normals. glTF base colours are linear: given as sRGB they would be washed out."""
+    """The parts as one binary glTF with normals. glTF base colours are linear: given as sRGB they would be
+    washed out.
+    """
     scene = trimesh.Scene()
     for number, part in enumerate(parts):
         mesh = part.mesh.copy()
         if part.texture is None:
             linear = (np.array(part.colour) / 255.0) ** 2.2
-            material = trimesh.visual.material.PBRMaterial(baseColorFactor=[*linear, 1.0], metallicFactor=0.0, roughnessFactor=part.roughness)
+            material = trimesh.visual.material.PBRMaterial(
+                baseColorFactor=[*linear, 1.0], metallicFactor=0.0, roughnessFactor=part.roughness
+            )
             mesh.visual = trimesh.visual.TextureVisuals(material=material)
         else:
             material = trimesh.visual.material.PBRMaterial(
-                baseColorTexture=Image.fromarray(part.texture), metallicFactor=0.0, roughnessFactor=part.roughness)
+                baseColorTexture=Image.fromarray(part.texture),
+                metallicFactor=0.0,
+                roughnessFactor=part.roughness,
+            )
             mesh.visual = trimesh.visual.TextureVisuals(uv=mesh.vertex_attributes["uv"], material=material)
         scene.add_geometry(mesh, geom_name=f"part_{number}", node_name=f"part_{number}")
     return bytes(trimesh.exchange.gltf.export_glb(scene, include_normals=True))
 
 
 def obj(pieces: Iterable[trimesh.Trimesh]) -> str:
-    """The convex pieces as Wavefront text, one named group with its own shared vertices each: SAPIEN then makes exactly one shape of each piece."""
+    """The convex pieces as Wavefront text, one named group with its own shared vertices each: SAPIEN then
+    makes exactly one shape of each piece.
+    """
     lines, used = [], 1
     for number, piece in enumerate(pieces):
         lines.append(f"o piece_{number}")

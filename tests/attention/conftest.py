@@ -15,11 +15,21 @@ from refinevla_kit.vlas.vocabulary import train_vocabulary
 INSTRUCTION = "put carrot on plate"
 
 
-def small_policy(seed: int = 0, order: str = "action_first", name: str = "small", proprioception: bool = False) -> VLAPolicy:
+def small_policy(
+    seed: int = 0, order: str = "action_first", name: str = "small", proprioception: bool = False
+) -> VLAPolicy:
     torch.set_num_threads(1)
     words = train_vocabulary([INSTRUCTION, "the carrot is left of the plate"])
-    size = CompactConfig(layers=3, hidden=32, heads=2, feedforward=48, channels=8, proprioception=proprioception)
-    return VLAPolicy(build(size, words, UniformBins((0.04, 0.04, 0.04, 0.01, 0.01, 0.3, 1.0)), seed), name, f"hash-{seed}", order, "greedy")
+    size = CompactConfig(
+        layers=3, hidden=32, heads=2, feedforward=48, channels=8, proprioception=proprioception
+    )
+    return VLAPolicy(
+        build(size, words, UniformBins((0.04, 0.04, 0.04, 0.01, 0.01, 0.3, 1.0)), seed),
+        name,
+        f"hash-{seed}",
+        order,
+        "greedy",
+    )
 
 
 @pytest.fixture(scope="session")

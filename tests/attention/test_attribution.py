@@ -1,4 +1,6 @@
-"""Each method against its own definition, computed another way, and against pictures whose answer is known."""
+"""Each method against its own definition, computed another way, and against pictures whose answer is
+known.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,12 @@ def squares(asked: Asked) -> tuple[Tensor, ...]:
     vla = asked.policy.vla
     ids = torch.tensor([asked.sequence.ids])
     types = (torch.arange(ids.shape[1]) >= asked.sequence.prefix).long()[None]
-    out = vla.model.model(input_ids=ids, token_type_ids=types, mm_encoder_outputs=features(asked.words(asked.pixels())), output_attentions=True)
+    out = vla.model.model(
+        input_ids=ids,
+        token_type_ids=types,
+        mm_encoder_outputs=features(asked.words(asked.pixels())),
+        output_attentions=True,
+    )
     return tuple(out.attentions)
 
 
@@ -53,36 +60,61 @@ def test_the_score_is_the_policys_own_log_probability(reader: VLAPolicy, seen: O
     for i, name in enumerate(reader.vla.bins.names):
         asked = ask(reader, seen, name)
         with torch.no_grad():
-            assert float(asked.score(asked.pixels())[0]) == pytest.approx(float(action.log_probability[i]), abs=1e-5)
+            assert float(asked.score(asked.pixels())[0]) == pytest.approx(
+                float(action.log_probability[i]), abs=1e-5
+            )
 
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_a_words_score_is_that_of_all_its_tokens(order: str, seen: Observation) -> None:
     policy = small_policy(order=order, proprioception=True)
-    found = capture(policy, seen.image, INSTRUCTION, rationale="carrot is unhurried", proprioception=OWN, queries=KINDS)
+    found = capture(
+        policy, seen.image, INSTRUCTION, rationale="carrot is unhurried", proprioception=OWN, queries=KINDS
+    )
     word = next(query for query in found.queries if query.label == "unhurried")
     asked = ask(policy, seen, word, rationale="carrot is unhurried")
     vla, laid = policy.vla, asked.sequence
     with torch.no_grad():
         words = asked.words(asked.pixels())
         types = (torch.arange(len(laid.ids)) >= laid.prefix).long()[None]
-        logits = vla.model(input_ids=torch.tensor([laid.ids]), token_type_ids=types, mm_encoder_outputs=features(words)).logits[0].log_softmax(-1)
-        whole = sum(float(logits[position, token]) for position, token in zip(word.positions, word.tokens, strict=True))
-        assert len(word.tokens) > 1 and float(score(policy, words, laid, word)[0]) == pytest.approx(whole, abs=1e-4)
+        logits = (
+            vla.model(
+                input_ids=torch.tensor([laid.ids]), token_type_ids=types, mm_encoder_outputs=features(words)
+            )
+            .logits[0]
+            .log_softmax(-1)
+        )
+        whole = sum(
+            float(logits[position, token])
+            for position, token in zip(word.positions, word.tokens, strict=True)
+        )
+        assert len(word.tokens) > 1 and float(score(policy, words, laid, word)[0]) == pytest.approx(
+            whole, abs=1e-4
+        )
 
 
 def test_attention_methods_are_the_captured_rows(reader: VLAPolicy, seen: Observation) -> None:
     found = capture(reader, seen.image, INSTRUCTION, proprioception=OWN, queries=("action", "instruction"))
-    np.testing.assert_allclose(attribute(reader, seen, "yaw", "raw", layer=2, head=1).patch_map, found.map(2, 5, 1), atol=1e-6)
-    np.testing.assert_allclose(attribute(reader, seen, "yaw", "head_mean").patch_map, found.map(1, 5), atol=1e-6)
-    word = attribute(reader, seen, found.queries[-1], "head_mean", layer=0)  # a word of the instruction can be looked from, though not explained
+    np.testing.assert_allclose(
+        attribute(reader, seen, "yaw", "raw", layer=2, head=1).patch_map, found.map(2, 5, 1), atol=1e-6
+    )
+    np.testing.assert_allclose(
+        attribute(reader, seen, "yaw", "head_mean").patch_map, found.map(1, 5), atol=1e-6
+    )
+    word = attribute(
+        reader, seen, found.queries[-1], "head_mean", layer=0
+    )  # a word of the instruction can be looked from, though not explained
     np.testing.assert_allclose(word.patch_map, found.map(0, len(found.queries) - 1), atol=1e-6)
     assert word.provenance["score"] is None and word.provenance["target"] == "plate"
 
 
 def test_top_k_is_the_fusion_that_the_figures_draw(reader: VLAPolicy, seen: Observation) -> None:
-    rows = capture(reader, seen.image, INSTRUCTION, proprioception=OWN).patches[:, :, :1]  # layers, heads, 1, P
-    np.testing.assert_allclose(attribute(reader, seen, "x", "top_k").patch_map.ravel(), fuse_top(rows, 3, first_layer=1), atol=1e-6)
+    rows = capture(reader, seen.image, INSTRUCTION, proprioception=OWN).patches[
+        :, :, :1
+    ]  # layers, heads, 1, P
+    np.testing.assert_allclose(
+        attribute(reader, seen, "x", "top_k").patch_map.ravel(), fuse_top(rows, 3, first_layer=1), atol=1e-6
+    )
     found = attribute(reader, seen, "x", "top_k", k=2, layers=[1])
     np.testing.assert_allclose(found.patch_map.ravel(), fuse_top(rows[1:2], 2), atol=1e-6)
     assert (found.provenance["k"], found.provenance["layers"]) == (2, [1])
@@ -96,7 +128,9 @@ def test_rollout_is_the_product_of_the_layers(reader: VLAPolicy, seen: Observati
     row = flow[asked.query.positions[0]]
     found = attribute(reader, seen, "z", "rollout")
     np.testing.assert_allclose(found.patch_map.ravel(), row[:48], atol=1e-6)
-    assert row.sum() == pytest.approx(1) and found.provenance["image_share"] == pytest.approx(row[:48].sum(), abs=1e-5)
+    assert row.sum() == pytest.approx(1) and found.provenance["image_share"] == pytest.approx(
+        row[:48].sum(), abs=1e-5
+    )
 
 
 def test_relevance_is_chefers_rule(reader: VLAPolicy, seen: Observation) -> None:
@@ -104,19 +138,31 @@ def test_relevance_is_chefers_rule(reader: VLAPolicy, seen: Observation) -> None
     vla, token, first = reader.vla, asked.query.tokens[0], first_action_id(reader.vla.tokenizer)
     types = (torch.arange(len(asked.sequence.ids)) >= asked.sequence.prefix).long()[None]
     words = features(asked.words(asked.pixels()))
-    out = vla.model(input_ids=torch.tensor([asked.sequence.ids]), token_type_ids=types, mm_encoder_outputs=words, output_attentions=True)
+    out = vla.model(
+        input_ids=torch.tensor([asked.sequence.ids]),
+        token_type_ids=types,
+        mm_encoder_outputs=words,
+        output_attentions=True,
+    )
     said = out.logits[0, asked.query.positions[0], first : first + 255].log_softmax(-1)[token - first]
     flow = np.eye(len(asked.sequence.ids))
     for layer, gradient in zip(out.attentions, torch.autograd.grad(said, out.attentions), strict=True):
         flow = flow + (layer * gradient)[0].clamp(min=0).mean(0).detach().double().numpy() @ flow
     expected = flow[asked.query.positions[0], :48]
-    np.testing.assert_allclose(attribute(reader, seen, "gripper", "relevance").patch_map.ravel(), expected, rtol=1e-3, atol=1e-9)
+    np.testing.assert_allclose(
+        attribute(reader, seen, "gripper", "relevance").patch_map.ravel(), expected, rtol=1e-3, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("method", ["head_mean", "rollout", "relevance"])
 def test_sinks_can_be_left_out_and_are_always_told(reader: VLAPolicy, seen: Observation, method: str) -> None:
-    whole, without = (attribute(reader, seen, "x", method, exclude=names) for names in ((), ("state", "newline")))
-    assert 0 < whole.provenance["sinks"]["state"] < 1 and without.provenance["sinks"].keys() == whole.provenance["sinks"].keys()
+    whole, without = (
+        attribute(reader, seen, "x", method, exclude=names) for names in ((), ("state", "newline"))
+    )
+    assert (
+        0 < whole.provenance["sinks"]["state"] < 1
+        and without.provenance["sinks"].keys() == whole.provenance["sinks"].keys()
+    )
     assert whole.provenance["sinks"]["bos"] == 0, "the compact VLA has none"
     assert without.provenance["image_share"] > whole.provenance["image_share"]
     with pytest.raises(KitError, match="'sky' cannot be left out"):
@@ -124,7 +170,9 @@ def test_sinks_can_be_left_out_and_are_always_told(reader: VLAPolicy, seen: Obse
 
 
 def test_leaving_a_sink_out_divides_its_share_among_the_rest(reader: VLAPolicy, seen: Observation) -> None:
-    whole, without = (attribute(reader, seen, "x", "raw", head=1, exclude=names) for names in ((), ("state",)))
+    whole, without = (
+        attribute(reader, seen, "x", "raw", head=1, exclude=names) for names in ((), ("state",))
+    )
     np.testing.assert_allclose(without.patch_map, whole.patch_map / (1 - whole.provenance["sinks"]["state"]))
 
 
@@ -132,9 +180,16 @@ def test_integrated_gradients_account_for_the_whole_difference(reader: VLAPolicy
     found = attribute(reader, seen, "x", "integrated_gradients", part="signed", steps=64)
     asked = ask(reader, seen, "x")
     with torch.no_grad():
-        difference = float(asked.score(asked.pixels())[0] - asked.score(asked.pixels(filling(seen.image, "blur")))[0])
-    assert found.patch_map.sum() == pytest.approx(difference, abs=0.02) and abs(found.provenance["residual"]) < 0.02
-    assert found.pixel_map.shape == (120, 160) and found.pixel_map.sum() == pytest.approx(found.patch_map.sum())
+        difference = float(
+            asked.score(asked.pixels())[0] - asked.score(asked.pixels(filling(seen.image, "blur")))[0]
+        )
+    assert (
+        found.patch_map.sum() == pytest.approx(difference, abs=0.02)
+        and abs(found.provenance["residual"]) < 0.02
+    )
+    assert found.pixel_map.shape == (120, 160) and found.pixel_map.sum() == pytest.approx(
+        found.patch_map.sum()
+    )
 
 
 def test_occlusion_is_what_filling_a_patch_does(reader: VLAPolicy, seen: Observation) -> None:
@@ -145,8 +200,12 @@ def test_occlusion_is_what_filling_a_patch_does(reader: VLAPolicy, seen: Observa
         fall = float(asked.score(asked.pixels())[0] - asked.score(asked.pixels(masked(seen.image, mask)))[0])
     assert found[2, 5] == pytest.approx(fall, abs=1e-5)
     assert found.min() < 0 < found.max()
-    np.testing.assert_array_equal(attribute(reader, seen, "y", "occlusion").patch_map, np.clip(found, 0, None))
-    np.testing.assert_array_equal(attribute(reader, seen, "y", "occlusion", part="absolute").patch_map, np.abs(found))
+    np.testing.assert_array_equal(
+        attribute(reader, seen, "y", "occlusion").patch_map, np.clip(found, 0, None)
+    )
+    np.testing.assert_array_equal(
+        attribute(reader, seen, "y", "occlusion", part="absolute").patch_map, np.abs(found)
+    )
 
 
 def test_grad_cam_weights_the_towers_channels_by_their_gradient(reader: VLAPolicy, seen: Observation) -> None:
@@ -157,15 +216,26 @@ def test_grad_cam_weights_the_towers_channels_by_their_gradient(reader: VLAPolic
     handle.remove()
     weight = torch.autograd.grad(reached, kept[0])[0][0].mean((1, 2))  # channels
     expected = (weight[:, None, None] * kept[0][0]).sum(0).detach()
-    np.testing.assert_allclose(attribute(reader, seen, "x", "grad_cam", part="signed").patch_map, expected, rtol=1e-3, atol=1e-7)
+    np.testing.assert_allclose(
+        attribute(reader, seen, "x", "grad_cam", part="signed").patch_map, expected, rtol=1e-3, atol=1e-7
+    )
 
 
 @pytest.mark.parametrize(("height", "width"), [(120, 160), (240, 320), (96, 200), (330, 150)])
 @pytest.mark.parametrize("method", ["occlusion", "integrated_gradients"])
-def test_the_only_thing_in_a_picture_is_found_where_it_is(reader: VLAPolicy, method: str, height: int, width: int) -> None:
-    """A grey picture, filled with the same grey, but for one patch: nothing else can matter, at any size and aspect ratio."""
+def test_the_only_thing_in_a_picture_is_found_where_it_is(
+    reader: VLAPolicy, method: str, height: int, width: int
+) -> None:
+    """A grey picture, filled with the same grey, but for one patch: nothing else can matter, at any size and
+    aspect ratio.
+    """
     row, column = 4, 6
-    top, bottom, left, right = height * row // 6, height * (row + 1) // 6, -(-width * column // 8), width * (column + 1) // 8  # within the patch
+    top, bottom, left, right = (
+        height * row // 6,
+        height * (row + 1) // 6,
+        -(-width * column // 8),
+        width * (column + 1) // 8,
+    )  # within the patch
     image = np.full((height, width, 3), GREY, np.uint8)
     image[top:bottom, left:right] = np.random.default_rng(0).integers(0, 255, 3)
     found = attribute(reader, Observation(image, OWN, INSTRUCTION), "x", method, part="absolute", fill=GREY)
@@ -175,16 +245,29 @@ def test_the_only_thing_in_a_picture_is_found_where_it_is(reader: VLAPolicy, met
     assert found.patch_map[elsewhere].max() < 1e-6
     outside = np.ones((height, width), bool)
     outside[top - 1 : bottom + 1, left - 1 : right + 1] = False
-    assert found.pixel_map.shape == (height, width) and found.pixel_map[outside].max() < 1e-6 < found.pixel_map.max()
+    assert (
+        found.pixel_map.shape == (height, width)
+        and found.pixel_map[outside].max() < 1e-6 < found.pixel_map.max()
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_says_where_it_comes_from(reader: VLAPolicy, seen: Observation, method: str) -> None:
-    found = attribute(reader, seen, "roll", method, **({"steps": 4} if method == "integrated_gradients" else {}))
-    assert isinstance(found, Attribution) and found.patch_map.shape == (6, 8) and found.pixel_map.shape == (120, 160)
+    found = attribute(
+        reader, seen, "roll", method, **({"steps": 4} if method == "integrated_gradients" else {})
+    )
+    assert (
+        isinstance(found, Attribution)
+        and found.patch_map.shape == (6, 8)
+        and found.pixel_map.shape == (120, 160)
+    )
     assert (found.patch_map >= 0).all() and np.isfinite(found.pixel_map).all()
     provenance = found.provenance
-    assert (provenance["method"], provenance["target"], provenance["checkpoint_hash"]) == (method, "roll", "hash-0+decoding=greedy")
+    assert (provenance["method"], provenance["target"], provenance["checkpoint_hash"]) == (
+        method,
+        "roll",
+        "hash-0+decoding=greedy",
+    )
     assert provenance["score"] < 0
     assert all(parameter.grad is None for parameter in reader.vla.model.parameters())
 
@@ -193,8 +276,10 @@ def test_what_cannot_be_done_is_said(reader: VLAPolicy, seen: Observation) -> No
     words = capture(reader, seen.image, INSTRUCTION, proprioception=OWN, queries=("instruction",)).queries
     before = [len(layer.self_attn._forward_hooks) for layer in reader.vla.model.model.language_model.layers]
     for arguments, says in (
-        ((seen, "x", "magic"), "no method 'magic'"), ((seen, "w"), "has no w"), ((seen, words[0], "relevance"), "does not say 'put'"),
-    ):  # fmt: skip
+        ((seen, "x", "magic"), "no method 'magic'"),
+        ((seen, "w"), "has no w"),
+        ((seen, words[0], "relevance"), "does not say 'put'"),
+    ):
         with pytest.raises(KitError, match=says):
             attribute(reader, *arguments)
     with pytest.raises(KitError, match="occlusion has no option 'layer'"):
@@ -207,13 +292,17 @@ def test_what_cannot_be_done_is_said(reader: VLAPolicy, seen: Observation) -> No
         attribute(reader, seen, "x", "occlusion", fill="sand")
     with pytest.raises(KitError, match="no attention"):
         attribute(DemonstratorPolicy(), seen, "x")  # type: ignore[arg-type]
-    assert [len(layer.self_attn._forward_hooks) for layer in reader.vla.model.model.language_model.layers] == before
+    assert [
+        len(layer.self_attn._forward_hooks) for layer in reader.vla.model.model.language_model.layers
+    ] == before
 
 
 def test_a_tower_without_convolutions_has_no_grad_cam(seen: Observation) -> None:
     policy = small_policy(proprioception=True)
     action = policy.act_batch(seen.image[None], [INSTRUCTION], OWN[None])[0]
-    config = SiglipVisionConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, image_size=160)
+    config = SiglipVisionConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, image_size=160
+    )
     policy.vla.model.model.vision_tower = SiglipVisionModel(config)
     with pytest.raises(KitError, match="no convolutional stages"):
         attribute(policy, seen, "x", "grad_cam", action)

@@ -1,4 +1,6 @@
-"""What is captured is the model's own attention: that of cached decoding, and that of a plain forward pass."""
+"""What is captured is the model's own attention: that of cached decoding, and that of a plain forward
+pass.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ from .conftest import INSTRUCTION, small_policy
 def test_equals_what_cached_decoding_used(policy: VLAPolicy, image: Array) -> None:
     steps: list[list[Tensor]] = [[] for _ in policy.vla.model.model.language_model.layers]
     handles = [
-        layer.self_attn.register_forward_hook(lambda _, __, output, kept=kept: kept.append(output[1][0, :, -1].clone()))
+        layer.self_attn.register_forward_hook(
+            lambda _, __, output, kept=kept: kept.append(output[1][0, :, -1].clone())
+        )
         for layer, kept in zip(policy.vla.model.model.language_model.layers, steps, strict=True)
     ]
     action = policy.act_batch(image[None], [INSTRUCTION])[0]
@@ -48,7 +52,11 @@ def test_equals_what_cached_decoding_used(policy: VLAPolicy, image: Array) -> No
 def test_three_words_are_three_rows_with_their_own_names(image: Array) -> None:
     size = CompactConfig(layers=2, hidden=32, heads=2, feedforward=48, channels=8)
     grid = SphericalGrid.fit(np.random.default_rng(0).normal(0, 0.02, (200, 7)))
-    found = capture(VLAPolicy(build(size, train_vocabulary([INSTRUCTION], action_words=grid.words), grid, 0), "grid"), image, INSTRUCTION)
+    found = capture(
+        VLAPolicy(build(size, train_vocabulary([INSTRUCTION], action_words=grid.words), grid, 0), "grid"),
+        image,
+        INSTRUCTION,
+    )
     assert found.dimensions == ("translation", "rotation", "gripper") and found.patches.shape[2] == 3
 
 
@@ -59,27 +67,54 @@ def test_equals_a_plain_forward(policy: VLAPolicy, image: Array) -> None:
     ids = torch.tensor([prefix + answer])
     types = torch.tensor([[0] * len(prefix) + [1] * len(answer)])
     with torch.inference_mode():
-        out = policy.vla.model(input_ids=ids, token_type_ids=types, pixel_values=policy.vla.pixel_values(image[None]), output_attentions=True)
+        out = policy.vla.model(
+            input_ids=ids,
+            token_type_ids=types,
+            pixel_values=policy.vla.pixel_values(image[None]),
+            output_attentions=True,
+        )
     first = len(prefix)  # the action marker
     for layer, weights in enumerate(out.attentions):
-        np.testing.assert_allclose(found.patches[layer], weights[0, :, first : first + 7, : policy.vla.image_tokens], atol=1e-6)
+        np.testing.assert_allclose(
+            found.patches[layer], weights[0, :, first : first + 7, : policy.vla.image_tokens], atol=1e-6
+        )
     decided = out.logits[0, first : first + 7]
-    actions = decided[:, found.action.tokens.min() : found.action.tokens.max() + 1].argmax(-1) + int(found.action.tokens.min())
-    np.testing.assert_array_equal(actions.numpy(), found.action.tokens)  # these very positions decide the action
+    actions = decided[:, found.action.tokens.min() : found.action.tokens.max() + 1].argmax(-1) + int(
+        found.action.tokens.min()
+    )
+    np.testing.assert_array_equal(
+        actions.numpy(), found.action.tokens
+    )  # these very positions decide the action
 
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_every_query_equals_a_plain_forward(order: str, image: Array) -> None:
-    """Action dimensions, words of the rationale and of the instruction, in both orders, with a policy that reads its own state."""
+    """Action dimensions, words of the rationale and of the instruction, in both orders, with a policy that
+    reads its own state.
+    """
     policy = small_policy(order=order, proprioception=True)
     own, vla = np.linspace(0, 1, 15, dtype=np.float32), policy.vla
-    found = capture(policy, image, INSTRUCTION, rationale="the carrot is unhurried.", proprioception=own, queries=KINDS)
+    found = capture(
+        policy, image, INSTRUCTION, rationale="the carrot is unhurried.", proprioception=own, queries=KINDS
+    )
     laid = lay_out(policy, INSTRUCTION, found.action.tokens.tolist(), "the carrot is unhurried.", KINDS)
     types = torch.tensor([[0] * laid.prefix + [1] * (len(laid.ids) - laid.prefix)])
     words = features(vla.see(vla.pixel_values(image[None]), vla.states(own[None])))
     with torch.inference_mode():
-        out = vla.model(input_ids=torch.tensor([laid.ids]), token_type_ids=types, mm_encoder_outputs=words, output_attentions=True)
-    assert [query.label for query in found.queries] == [*found.dimensions, "the", "carrot", "is", "unhurried", *INSTRUCTION.split()]
+        out = vla.model(
+            input_ids=torch.tensor([laid.ids]),
+            token_type_ids=types,
+            mm_encoder_outputs=words,
+            output_attentions=True,
+        )
+    assert [query.label for query in found.queries] == [
+        *found.dimensions,
+        "the",
+        "carrot",
+        "is",
+        "unhurried",
+        *INSTRUCTION.split(),
+    ]
     for layer, weights in enumerate(out.attentions):  # 1, heads, N, N
         for i, query in enumerate(found.queries):
             row = weights[0, :, list(query.positions)].mean(1)
@@ -105,7 +140,12 @@ def test_a_batch_is_the_same_as_one_by_one(policy: VLAPolicy) -> None:
     together = capture_batch(policy, images, instructions, rationales=texts, queries=KINDS, batch_size=2)
     for one, image, instruction, text in zip(together, images, instructions, texts, strict=True):
         alone = capture(policy, image, instruction, rationale=text, queries=KINDS)
-        assert (one.labels, one.queries, one.words, one.image_hash) == (alone.labels, alone.queries, alone.words, alone.image_hash)
+        assert (one.labels, one.queries, one.words, one.image_hash) == (
+            alone.labels,
+            alone.queries,
+            alone.words,
+            alone.image_hash,
+        )
         np.testing.assert_array_equal(one.action.tokens, alone.action.tokens)
         np.testing.assert_allclose(one.patches, alone.patches, atol=1e-6)
         np.testing.assert_allclose(one.others, alone.others, atol=1e-6)
@@ -124,8 +164,15 @@ def test_another_action_changes_only_later_rows(policy: VLAPolicy, image: Array)
     own = capture(policy, image, INSTRUCTION)
     tokens = own.action.tokens.copy()
     tokens[3] = tokens[3] + 1 if tokens[3] == tokens.min() else tokens.min()
-    other = capture(policy, image, INSTRUCTION, type(own.action)(own.action.processed, own.action.normalised, tokens, own.action.log_probability))
-    np.testing.assert_allclose(other.patches[:, :, :4], own.patches[:, :, :4], atol=1e-6)  # decided before the fourth token was said
+    other = capture(
+        policy,
+        image,
+        INSTRUCTION,
+        type(own.action)(own.action.processed, own.action.normalised, tokens, own.action.log_probability),
+    )
+    np.testing.assert_allclose(
+        other.patches[:, :, :4], own.patches[:, :, :4], atol=1e-6
+    )  # decided before the fourth token was said
     assert np.abs(other.patches[-1, :, 4:] - own.patches[-1, :, 4:]).max() > 1e-6
 
 
@@ -157,7 +204,9 @@ def test_pictures_of_two_sizes_are_captured_as_each_alone(policy: VLAPolicy, ima
 
 def test_a_policy_without_a_checkpoint_is_captured_and_kept(image: Array, tmp_path: Path) -> None:
     policy = small_policy()
-    found = replace(capture(policy, image, INSTRUCTION), checkpoint_hash=None)  # what policies of other people say
+    found = replace(
+        capture(policy, image, INSTRUCTION), checkpoint_hash=None
+    )  # what policies of other people say
     (again,) = load_captures(save_captures([found], tmp_path / "one.safetensors"))
     assert again.checkpoint_hash == "" and np.array_equal(again.patches, found.patches)
 
@@ -173,9 +222,13 @@ def test_says_so_when_there_is_no_attention(image: Array) -> None:
     for layer in blind.vla.model.model.language_model.layers:
         layer.self_attn.config._attn_implementation = "sdpa"  # computes outputs but no weights ...
         layer.self_attn.attn_logit_softcapping = None  # ... and refuses a model with soft-capping
-    with pytest.raises(KitError, match=r"'sdpa' gives no weights -> call policy\.vla\.model\.set_attn_implementation"):
+    with pytest.raises(
+        KitError, match=r"'sdpa' gives no weights -> call policy\.vla\.model\.set_attn_implementation"
+    ):
         capture(blind, image, INSTRUCTION)
-    assert not any(layer.self_attn._forward_hooks for layer in blind.vla.model.model.language_model.layers)  # nothing is left behind
+    assert not any(
+        layer.self_attn._forward_hooks for layer in blind.vla.model.model.language_model.layers
+    )  # nothing is left behind
     with pytest.raises(KitError, match="no attention"):
         capture(DemonstratorPolicy(), image, INSTRUCTION)  # type: ignore[arg-type]
 

@@ -26,8 +26,14 @@ def captures(policy: VLAPolicy, image: Array) -> list[Capture]:
 
 
 def test_what_is_written_is_read(captures: list[Capture], tmp_path: Path) -> None:
-    for wrote, read in zip(captures, load_captures(save_captures(captures, tmp_path / "seen.safetensors"), captures[0].checkpoint_hash), strict=True):
-        for name in [field.name for field in fields(Capture) if field.name not in ("patches", "others", "action")]:
+    for wrote, read in zip(
+        captures,
+        load_captures(save_captures(captures, tmp_path / "seen.safetensors"), captures[0].checkpoint_hash),
+        strict=True,
+    ):
+        for name in [
+            field.name for field in fields(Capture) if field.name not in ("patches", "others", "action")
+        ]:
             assert getattr(read, name) == getattr(wrote, name), name
         np.testing.assert_array_equal(read.patches, wrote.patches)
         np.testing.assert_array_equal(read.others, wrote.others)
@@ -43,7 +49,9 @@ def test_a_capture_knows_its_picture(captures: list[Capture], image: Array) -> N
 
 def test_another_checkpoints_file_is_refused(captures: list[Capture], image: Array, tmp_path: Path) -> None:
     path = save_captures(captures, tmp_path / "seen.safetensors")
-    with pytest.raises(KitError, match=r"attention of small \(hash-0\+decoding=greedy\), not of the checkpoint hash-1"):
+    with pytest.raises(
+        KitError, match=r"attention of small \(hash-0\+decoding=greedy\), not of the checkpoint hash-1"
+    ):
         load_captures(path, "hash-1")
     with pytest.raises(KitError, match="one file a policy"):
         save_captures([*captures, capture(small_policy(1), image, INSTRUCTION)], tmp_path / "two.safetensors")
@@ -55,6 +63,10 @@ def test_what_is_no_file_of_captures_says_so(captures: list[Capture], tmp_path: 
     path = save_captures(captures, tmp_path / "seen.safetensors")
     path.write_bytes(path.read_bytes()[:-1000])
     save_file({"weight": np.zeros(3, np.float32)}, tmp_path / "model.safetensors")
-    for wrong, says in ((path, "cannot be read"), (tmp_path / "absent", "cannot be read"), (tmp_path / "model.safetensors", "has format None")):
+    for wrong, says in (
+        (path, "cannot be read"),
+        (tmp_path / "absent", "cannot be read"),
+        (tmp_path / "model.safetensors", "has format None"),
+    ):
         with pytest.raises(KitError, match=says):
             load_captures(wrong)

@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from refinevla_kit.attention.attribution import ask, attribute
-from refinevla_kit.attention.faithfulness import COVER_COLUMNS, by_episode, cover, curves, sanity, summarise_cover
+from refinevla_kit.attention.faithfulness import (
+    COVER_COLUMNS,
+    by_episode,
+    cover,
+    curves,
+    sanity,
+    summarise_cover,
+)
 from refinevla_kit.attention.fills import filling, masked
 from refinevla_kit.attention.forward import hidden_states, log_probabilities
 from refinevla_kit.attention.frames import Frame
@@ -44,29 +51,45 @@ def test_curves_run_from_the_whole_picture_to_none_of_it(policy: VLAPolicy, fram
     asked, words = ask(policy, frame, "x", action), action.tokens - first_action_id(policy.vla.tokenizer)
     with torch.no_grad():
         hidden = hidden_states(policy, asked.words(asked.pixels(filling(frame.image))), asked.sequence)
-        nothing = sum(float(log_probabilities(policy, hidden, q)[0][0, w]) for q, w in zip(asked.sequence.queries, words, strict=True))
-    np.testing.assert_allclose([found.deletion[0], found.insertion[-1], found.random[0]], float(action.log_probability.sum()), atol=1e-4)
+        nothing = sum(
+            float(log_probabilities(policy, hidden, q)[0][0, w])
+            for q, w in zip(asked.sequence.queries, words, strict=True)
+        )
+    np.testing.assert_allclose(
+        [found.deletion[0], found.insertion[-1], found.random[0]],
+        float(action.log_probability.sum()),
+        atol=1e-4,
+    )
     np.testing.assert_allclose([found.deletion[-1], found.insertion[0], found.random[-1]], nothing, atol=1e-4)
     np.testing.assert_allclose(found.fractions, np.array([0, 10, 19, 29, 38, 48]) / 48)
 
 
 def test_the_only_patch_that_is_there_decides_everything(policy: VLAPolicy) -> None:
-    """A grey picture but for one patch, filled with the same grey: a map that knows is done at once, its opposite at the very end."""
+    """A grey picture but for one patch, filled with the same grey: a map that knows is done at once, its
+    opposite at the very end.
+    """
     image = np.full((120, 160, 3), GREY, np.uint8)
     image[40:60, 100:120] = (250, 20, 90)
     patches = np.zeros((6, 8))
     patches[2, 5] = 1
-    knows, opposite = (curves(policy, frame_of(image), one, fill=GREY, steps=48, orders=3) for one in (patches, -patches))
+    knows, opposite = (
+        curves(policy, frame_of(image), one, fill=GREY, steps=48, orders=3) for one in (patches, -patches)
+    )
     whole, nothing = knows.deletion[0], knows.deletion[-1]
     assert abs(whole - nothing) > 1e-3
     np.testing.assert_allclose(knows.deletion[1:], nothing, atol=1e-4)
     np.testing.assert_allclose(knows.insertion[1:], whole, atol=1e-4)
     np.testing.assert_allclose(opposite.deletion[:-1], whole, atol=1e-4)
     sign = np.sign(whole - nothing)  # the patch may speak for the action or against it
-    assert sign * knows.deletion_gain > 0 > sign * opposite.deletion_gain and sign * knows.insertion_gain > 0 > sign * opposite.insertion_gain
+    assert (
+        sign * knows.deletion_gain > 0 > sign * opposite.deletion_gain
+        and sign * knows.insertion_gain > 0 > sign * opposite.insertion_gain
+    )
 
 
-def test_an_action_not_taken_from_the_picture_does_not_move(blind: VLAPolicy, policy: VLAPolicy, frame: Frame) -> None:
+def test_an_action_not_taken_from_the_picture_does_not_move(
+    blind: VLAPolicy, policy: VLAPolicy, frame: Frame
+) -> None:
     table = cover(blind, [frame])
     assert table["total_variation"].max() < 1e-5 and table["action_change"].max() == 0
     found = curves(blind, frame, np.random.default_rng(0).random((6, 8)), steps=4)
@@ -85,16 +108,24 @@ def test_covering_is_measured_between_the_two_distributions(policy: VLAPolicy, f
     p = []
     with torch.no_grad():
         for image in (frame.image, filling(frame.image, "blur")):
-            asked = ask(policy, Frame(image, frame.masks, INSTRUCTION, frame.task, 0, 0, "grasp"), "yaw", whole)
+            asked = ask(
+                policy, Frame(image, frame.masks, INSTRUCTION, frame.task, 0, 0, "grasp"), "yaw", whole
+            )
             hidden = hidden_states(policy, asked.words(asked.pixels()), asked.sequence)
             p.append(log_probabilities(policy, hidden, asked.query)[0].exp().numpy())
     expected = 1 - np.minimum(*p).sum()  # what two distributions do not share
-    assert table.query("covered == 'image' and dimension == 'yaw'")["total_variation"].iloc[0] == pytest.approx(expected, abs=1e-5)
+    assert table.query("covered == 'image' and dimension == 'yaw'")["total_variation"].iloc[
+        0
+    ] == pytest.approx(expected, abs=1e-5)
 
 
 def test_cover_is_summarised_over_episodes(policy: VLAPolicy) -> None:
     random = np.random.default_rng(0)
-    seen = [frame_of(random.integers(0, 255, (120, 160, 3), dtype=np.uint8), episode, step) for episode in range(2) for step in range(2)]
+    seen = [
+        frame_of(random.integers(0, 255, (120, 160, 3), dtype=np.uint8), episode, step)
+        for episode in range(2)
+        for step in range(2)
+    ]
     table = cover(policy, seen, covered=("source", "image"), fills=("mean",))
     found = summarise_cover(table).set_index("covered")
     assert found.loc["image", "area"] == 1 and (found["episodes"] == 2).all()
@@ -109,19 +140,27 @@ def test_cover_is_summarised_over_episodes(policy: VLAPolicy) -> None:
 
 def test_a_thing_that_is_not_visible_is_not_covered(policy: VLAPolicy, image: Array) -> None:
     masks = scene() | {"source": np.zeros((120, 160), bool)}
-    table = cover(policy, [Frame(image, masks, INSTRUCTION, "widowx_carrot_on_plate", 0, 0, "grasp")], covered=("source", "target"))
+    table = cover(
+        policy,
+        [Frame(image, masks, INSTRUCTION, "widowx_carrot_on_plate", 0, 0, "grasp")],
+        covered=("source", "target"),
+    )
     assert set(table["covered"]) == {"target"}
 
 
 def test_a_map_changes_from_where_the_weights_do(policy: VLAPolicy, frame: Frame) -> None:
-    """The lowest layer's attention is computed before anything above it, and cannot know what was shuffled there."""
+    """The lowest layer's attention is computed before anything above it, and cannot know what was shuffled
+    there.
+    """
     found = sanity(policy, [frame], "x", "head_mean", layer=0).set_index("shuffled")["correlation"]
     assert list(found.index) == ["layer 3", "layer 2", "layer 1", "tower"]
     assert found["layer 3"] == found["layer 2"] == pytest.approx(1.0) and abs(found["tower"]) < 0.9
     before = {name: value.clone() for name, value in policy.vla.model.state_dict().items()}
     moved = sanity(policy, [frame], "x", "relevance", seed=1)["correlation"]
     assert (moved < 0.99).all()
-    assert all(torch.equal(value, before[name]) for name, value in policy.vla.model.state_dict().items()), "the policy itself is untouched"
+    assert all(torch.equal(value, before[name]) for name, value in policy.vla.model.state_dict().items()), (
+        "the policy itself is untouched"
+    )
 
 
 def test_what_cannot_be_done_is_said(policy: VLAPolicy, frame: Frame) -> None:
@@ -135,13 +174,18 @@ def test_what_cannot_be_done_is_said(policy: VLAPolicy, frame: Frame) -> None:
 
 def test_what_is_given_in_another_form_is_taken_or_said(policy: VLAPolicy, frame: Frame) -> None:
     found = attribute(policy, frame, "x", "head_mean")
-    np.testing.assert_array_equal(curves(policy, frame, found, orders=1).deletion, curves(policy, frame, found.patch_map, orders=1).deletion)
+    np.testing.assert_array_equal(
+        curves(policy, frame, found, orders=1).deletion,
+        curves(policy, frame, found.patch_map, orders=1).deletion,
+    )
     assert len(cover(policy, frame)) == len(cover(policy, [frame]))
     bad = np.full(policy.vla.grid, np.nan)
     for call, says in (
-        (lambda: curves(policy, frame, bad), "no numbers"), (lambda: cover(policy, [frame.image]), "ndarray has no masks"),
-        (lambda: cover(object(), [frame]), "no attention that this can read"), (lambda: curves(object(), frame, bad), "no attention that this"),
+        (lambda: curves(policy, frame, bad), "no numbers"),
+        (lambda: cover(policy, [frame.image]), "ndarray has no masks"),
+        (lambda: cover(object(), [frame]), "no attention that this can read"),
+        (lambda: curves(object(), frame, bad), "no attention that this"),
         (lambda: attribute(policy, frame.image, "x"), "ndarray is no moment to ask about"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(KitError, match=says):
             call()

@@ -21,7 +21,10 @@ def episode(frames: int = 7) -> Episode:
     for i, mask in enumerate(masks.values()):
         mask[:, 4:12, 10 * i : 10 * i + 8] = True
     pose = np.zeros(7, np.float32)
-    states = [SceneState(pose, pose, pose, pose, np.float32(1), np.bool_(False), np.bool_(False), np.int8(t)) for t in range(frames)]
+    states = [
+        SceneState(pose, pose, pose, pose, np.float32(1), np.bool_(False), np.bool_(False), np.int8(t))
+        for t in range(frames)
+    ]
     grey = np.full((frames, 32, 48, 3), 128, np.uint8)
     numbers = np.zeros((frames, 7), np.float32), np.zeros((frames, 15), np.float32)
     return Episode(grey, *numbers, "put carrot on plate", TASK, True, 0, "random", states, masks)
@@ -30,7 +33,12 @@ def episode(frames: int = 7) -> Episode:
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
     with DatasetWriter(tmp_path / "set", fps=5, robot_type="widowx") as writer:
-        for one in (episode(7), episode(4), replace(episode(5), task="widowx_spoon_on_towel"), replace(episode(3), masks=None)):
+        for one in (
+            episode(7),
+            episode(4),
+            replace(episode(5), task="widowx_spoon_on_towel"),
+            replace(episode(3), masks=None),
+        ):
             writer.add(one)
     return tmp_path / "set"
 
@@ -49,9 +57,14 @@ def test_a_dataset_with_the_task_is_used_as_it_is(dataset: Path, tmp_path: Path)
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize(("task", "episodes", "every", "says"), [
-    ("widowx_stack_cube", 1, 1, "no demonstration of 'widowx_stack_cube'"), (TASK, 0, 1, "at least one"), (TASK, 3, 1, "no object masks"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("task", "episodes", "every", "says"),
+    [
+        ("widowx_stack_cube", 1, 1, "no demonstration of 'widowx_stack_cube'"),
+        (TASK, 0, 1, "at least one"),
+        (TASK, 3, 1, "no object masks"),
+    ],
+)
 def test_what_cannot_be_had_is_said(dataset: Path, task: str, episodes: int, every: int, says: str) -> None:
     with pytest.raises(KitError, match=says):
         choose_frames(open_dataset(dataset), task, episodes, every)

@@ -13,7 +13,18 @@ import pytest
 
 from refinevla_kit.attention.capture import capture
 from refinevla_kit.attention.frames import STAGES, Frame
-from refinevla_kit.attention.grounding import COLUMNS, MEASURES, REST, compare, interval, paired_p_value, save_scores, score, shares, summarise
+from refinevla_kit.attention.grounding import (
+    COLUMNS,
+    MEASURES,
+    REST,
+    compare,
+    interval,
+    paired_p_value,
+    save_scores,
+    score,
+    shares,
+    summarise,
+)
 from refinevla_kit.errors import KitError
 from refinevla_kit.policies.vla_policy import VLAPolicy
 from refinevla_kit.simulator.contract import PHASES, Array
@@ -23,10 +34,20 @@ from .conftest import INSTRUCTION, scene, small_policy
 CARROT = "widowx_carrot_on_plate"
 
 
-def frames(policy_image: Array, episodes: int = 2, steps: int = 2, phases: Sequence[str] = ("reach",)) -> list[Frame]:
+def frames(
+    policy_image: Array, episodes: int = 2, steps: int = 2, phases: Sequence[str] = ("reach",)
+) -> list[Frame]:
     rng = np.random.default_rng(5)
     return [
-        Frame(rng.integers(0, 255, policy_image.shape, dtype=np.uint8), scene(e), INSTRUCTION, CARROT, e, t, phases[t % len(phases)])
+        Frame(
+            rng.integers(0, 255, policy_image.shape, dtype=np.uint8),
+            scene(e),
+            INSTRUCTION,
+            CARROT,
+            e,
+            t,
+            phases[t % len(phases)],
+        )
         for e in range(episodes)
         for t in range(steps)
     ]
@@ -46,7 +67,9 @@ def test_a_row_a_frame_layer_dimension_and_thing(policy: VLAPolicy, image: Array
     table = score(seen, captures)
     assert tuple(table.columns) == COLUMNS and len(table) == 4 * 3 * 7 * 5
     np.testing.assert_allclose(table.groupby(["episode", "step", "layer", "dimension"])["share"].sum(), 1.0)
-    one = table.query("episode == 1 and step == 1 and layer == 2 and dimension == 'yaw' and thing == 'target'").iloc[0]
+    one = table.query(
+        "episode == 1 and step == 1 and layer == 2 and dimension == 'yaw' and thing == 'target'"
+    ).iloc[0]
     expected = shares(captures[3].map(1, 5), seen[3].masks)["target"]
     assert one["share"] == pytest.approx(float(expected), rel=1e-5)
     assert one["image_share"] == pytest.approx(float(captures[3].image_share[1, :, 5].mean()), rel=1e-5)
@@ -57,7 +80,10 @@ def test_a_row_a_frame_layer_dimension_and_thing(policy: VLAPolicy, image: Array
 
 def test_policies_are_compared_on_the_same_frames(policy: VLAPolicy, image: Array) -> None:
     seen = frames(image, episodes=3)
-    tables = [score(seen, [capture(p, f.image, f.instruction) for f in seen]) for p in (policy, small_policy(3, name="other"))]
+    tables = [
+        score(seen, [capture(p, f.image, f.instruction) for f in seen])
+        for p in (policy, small_policy(3, name="other"))
+    ]
     both = pd.concat(tables)
     means = summarise(both, 2).set_index(["policy", "thing"])["share"]
     found = compare(both, 2, "small", "other").set_index("thing")
@@ -69,7 +95,9 @@ def test_policies_are_compared_on_the_same_frames(policy: VLAPolicy, image: Arra
 
 
 def test_the_interval_is_students() -> None:
-    """Critical value of the t distribution with 4 degrees of freedom: 2.776 (NIST/SEMATECH e-Handbook, table 1.3.6.7.2)."""
+    """Critical value of the t distribution with 4 degrees of freedom: 2.776 (NIST/SEMATECH e-Handbook, table
+    1.3.6.7.2).
+    """
     low, high = interval(np.array([1.0, 2.0, 3.0, 4.0, 5.0]))
     assert (high - low) / 2 == pytest.approx(2.776 * np.sqrt(2.5 / 5), rel=1e-3)
     assert (high + low) / 2 == pytest.approx(3.0)
@@ -80,22 +108,48 @@ def test_every_measure_is_averaged_by_episode_and_stage(policy: VLAPolicy, image
     table = score(seen, [capture(policy, f.image, f.instruction) for f in seen])
     for measure in MEASURES:
         found = summarise(table, 3, measure=measure, stages=True).set_index(["stage", "thing"])
-        assert list(dict.fromkeys(found.index.get_level_values("stage"))) == ["approach", "grasp", "place"], measure
-        assert (found["episodes"] == 3).all() and (found["low"] <= found[measure]).all() and (found[measure] <= found["high"]).all(), measure
+        assert list(dict.fromkeys(found.index.get_level_values("stage"))) == ["approach", "grasp", "place"], (
+            measure
+        )
+        assert (
+            (found["episodes"] == 3).all()
+            and (found["low"] <= found[measure]).all()
+            and (found[measure] <= found["high"]).all()
+        ), measure
         by_hand = table.query("layer == 3 and phase == 'grasp' and thing == 'source'")
         if measure != "ratio":
-            assert found.loc[("grasp", "source"), measure] == pytest.approx(by_hand.groupby("episode")[measure].mean().mean()), measure
-    one = compare(pd.concat([table, table.assign(policy="twin", share=0.5)]), 3, "small", "twin", stages=True).set_index(["stage", "thing"])
-    expected = 0.5 - table.query("layer == 3 and thing == 'target' and phase in ('reach', 'descend')").groupby("episode")["share"].mean().mean()
-    assert one.loc[("approach", "target"), "difference"] == pytest.approx(expected) and one.loc[("approach", "target"), "episodes"] == 3
+            assert found.loc[("grasp", "source"), measure] == pytest.approx(
+                by_hand.groupby("episode")[measure].mean().mean()
+            ), measure
+    one = compare(
+        pd.concat([table, table.assign(policy="twin", share=0.5)]), 3, "small", "twin", stages=True
+    ).set_index(["stage", "thing"])
+    expected = (
+        0.5
+        - table.query("layer == 3 and thing == 'target' and phase in ('reach', 'descend')")
+        .groupby("episode")["share"]
+        .mean()
+        .mean()
+    )
+    assert (
+        one.loc[("approach", "target"), "difference"] == pytest.approx(expected)
+        and one.loc[("approach", "target"), "episodes"] == 3
+    )
 
 
 def test_each_phase_belongs_to_a_stage() -> None:
-    assert list(STAGES) == list(PHASES) and list(dict.fromkeys(STAGES.values())) == ["approach", "grasp", "carry", "place"]
+    assert list(STAGES) == list(PHASES) and list(dict.fromkeys(STAGES.values())) == [
+        "approach",
+        "grasp",
+        "carry",
+        "place",
+    ]
 
 
 def test_frames_without_the_object_do_not_count(policy: VLAPolicy, image: Array) -> None:
-    """Where a thing is not visible it has no AUC; episodes in which it never is are left out of the mean, and said to be."""
+    """Where a thing is not visible it has no AUC; episodes in which it never is are left out of the mean, and
+    said to be.
+    """
     seen = frames(image, episodes=3, steps=1)
     hidden = [*seen[:2], replace(seen[2], masks=seen[2].masks | {"source": np.zeros((120, 160), bool)})]
     table = score(hidden, [capture(policy, f.image, f.instruction) for f in hidden])
@@ -103,18 +157,30 @@ def test_frames_without_the_object_do_not_count(policy: VLAPolicy, image: Array)
     assert (found.loc["source", "episodes"], found.loc["target", "episodes"]) == (2, 3)
     two = summarise(table[table["episode"] < 2], 1, measure="auc").set_index("thing")
     assert found.loc["source", "auc"] == pytest.approx(two.loc["source", "auc"])
-    paired = compare(pd.concat([table, table.assign(policy="twin")]), 1, "small", "twin", measure="auc").set_index("thing")
+    paired = compare(
+        pd.concat([table, table.assign(policy="twin")]), 1, "small", "twin", measure="auc"
+    ).set_index("thing")
     assert paired.loc["source", "episodes"] == 2
 
 
 def test_words_can_be_scored_too(policy: VLAPolicy, image: Array) -> None:
     seen = frames(image, episodes=1, steps=1)
-    captures = [capture(policy, seen[0].image, INSTRUCTION, rationale="the carrot", queries=("action", "rationale", "instruction"))]
+    captures = [
+        capture(
+            policy,
+            seen[0].image,
+            INSTRUCTION,
+            rationale="the carrot",
+            queries=("action", "rationale", "instruction"),
+        )
+    ]
     assert set(score(seen, captures)["kind"]) == {"action"}
     words = score(seen, captures, kinds=("rationale", "instruction"))
     assert list(dict.fromkeys(zip(words["kind"], words["dimension"], strict=True))) == [
-        ("rationale", "the"), ("rationale", "carrot"), *(("instruction", word) for word in INSTRUCTION.split())
-    ]  # fmt: skip
+        ("rationale", "the"),
+        ("rationale", "carrot"),
+        *(("instruction", word) for word in INSTRUCTION.split()),
+    ]
 
 
 @pytest.mark.parametrize("episodes", [2, 5, 9])
@@ -123,12 +189,16 @@ def test_the_p_value_counts_all_sign_flips(episodes: int) -> None:
     flips = np.array(list(itertools.product([-1, 1], repeat=episodes)))  # all of them
     extreme = np.abs(flips @ differences) >= abs(differences.sum()) - 1e-12
     assert paired_p_value(differences) == pytest.approx(extreme.mean())
-    assert paired_p_value(np.ones(episodes)) == pytest.approx(2 / 2**episodes), "the least that so few episodes can give"
+    assert paired_p_value(np.ones(episodes)) == pytest.approx(2 / 2**episodes), (
+        "the least that so few episodes can give"
+    )
     assert paired_p_value(np.zeros(episodes)) == 1 and np.isnan(paired_p_value(differences[:1]))
 
 
 def test_the_p_value_is_right_where_nothing_differs() -> None:
-    """Under the null hypothesis it is below 0.05 in 5 % of experiments; twenty episodes, where flips are drawn."""
+    """Under the null hypothesis it is below 0.05 in 5 % of experiments; twenty episodes, where flips are
+    drawn.
+    """
     random = np.random.default_rng(0)
     low = np.mean([paired_p_value(random.standard_t(3, 20), seed) <= 0.05 for seed in range(200)])
     assert 0.01 < low < 0.1

@@ -1,4 +1,6 @@
-"""Scores are what theory says for maps whose answer is known, and those of the map over pixels for any other."""
+"""Scores are what theory says for maps whose answer is known, and those of the map over pixels for any
+other.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +78,9 @@ def test_a_map_the_shape_of_a_mask_is_perfect_in_every_score() -> None:
     for measure in (pointing, auc):
         assert measure(patches, {"source": mask})["source"] == pytest.approx(1.0)
         assert measure(patches, {"source": mask})[REST] == pytest.approx(0.0)
-        assert measure(1 - patches / 0.1, {"source": mask})["source"] == pytest.approx(0.0), "and the opposite of it is as wrong as can be"
+        assert measure(1 - patches / 0.1, {"source": mask})["source"] == pytest.approx(0.0), (
+            "and the opposite of it is as wrong as can be"
+        )
     assert nuisance(patches, {"source": mask}) == pytest.approx(0.0)
 
 
@@ -119,6 +123,11 @@ def test_what_is_not_visible_has_no_score() -> None:
     masks = scene() | {"target": np.zeros((120, 160), bool)}
     patches = np.random.default_rng(0).random((2, 6, 8))
     assert (shares(patches, masks)["target"] == 0).all()
-    assert np.isnan(pointing(patches, masks)["target"]).all() and np.isnan(auc(patches, masks)["target"]).all()
+    assert (
+        np.isnan(pointing(patches, masks)["target"]).all() and np.isnan(auc(patches, masks)["target"]).all()
+    )
     everything = {"source": np.ones((120, 160), bool)}
-    assert pointing(patches, everything)["source"] == pytest.approx(1.0) and np.isnan(auc(patches, everything)["source"]).all()
+    assert (
+        pointing(patches, everything)["source"] == pytest.approx(1.0)
+        and np.isnan(auc(patches, everything)["source"]).all()
+    )

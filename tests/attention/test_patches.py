@@ -17,12 +17,16 @@ grids = st.tuples(st.integers(1, 8), st.integers(1, 8))
 
 @pytest.mark.parametrize(("height", "width"), [(120, 160), (480, 640), (256, 256), (200, 90), (131, 77)])
 def test_a_painted_patch_is_found_back(policy: VLAPolicy, height: int, width: int) -> None:
-    """Paint what the map says is patch (r, c) into a picture; after the policy's own resize, that patch is the bright one."""
+    """Paint what the map says is patch (r, c) into a picture; after the policy's own resize, that patch is
+    the bright one.
+    """
     rows, columns = policy.vla.grid
     for row, column in ((0, 0), (2, 5), (rows - 1, columns - 1)):
         one = np.zeros((rows, columns))
         one[row, column] = 1
-        painted = np.repeat((255 * to_pixels(one, (height, width)))[..., None], 3, -1).round().astype(np.uint8)
+        painted = (
+            np.repeat((255 * to_pixels(one, (height, width)))[..., None], 3, -1).round().astype(np.uint8)
+        )
         seen = policy.vla.pixel_values(painted[None])[0, 0].numpy()  # resized height and width, in [-1, 1]
         in_patches = seen.reshape(rows, seen.shape[0] // rows, columns, seen.shape[1] // columns).mean((1, 3))
         assert np.unravel_index(in_patches.argmax(), in_patches.shape) == (row, column)
@@ -60,7 +64,9 @@ def test_another_resolution_keeps_the_mean(size: tuple[int, int], other: tuple[i
 
 
 @given(sizes, grids)
-def test_of_patches_it_is_the_map_over_pixels_and_of_pixels_the_means(size: tuple[int, int], grid: tuple[int, int]) -> None:
+def test_of_patches_it_is_the_map_over_pixels_and_of_pixels_the_means(
+    size: tuple[int, int], grid: tuple[int, int]
+) -> None:
     patches = np.random.default_rng(0).random(grid)
     np.testing.assert_allclose(resample(patches, size), to_pixels(patches, size))
     mask = np.random.default_rng(1).random(size) < 0.3

@@ -1,7 +1,7 @@
 """A real JupyterLab and a real Chromium: what a person sees and does, without one.
 
-Chromium is the system's (`make browser`), driven by Playwright, whose own browsers are not downloaded. Screenshots go to the test's temporary folder,
-or to REFINEVLA_SCREENSHOTS to keep and look at.
+Chromium is the system's (`make browser`), driven by Playwright, whose own browsers are not downloaded.
+Screenshots go to the test's temporary folder, or to REFINEVLA_SCREENSHOTS to keep and look at.
 """
 
 from __future__ import annotations
@@ -26,9 +26,14 @@ from playwright.sync_api import Browser, sync_playwright
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = (  # a container's root has no sandbox, and a test wants nothing of the network
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
     "--disable-sync",
-)  # fmt: skip
+)
 QUIET = '{"fetchNews": "false", "checkForUpdates": false}'  # JupyterLab asks about its news otherwise
 
 
@@ -54,7 +59,9 @@ def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def lab(browser: Browser, screenshots: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """JupyterLab on a free port, its notebooks in a temporary folder, its kernel this Python with this checkout."""
+    """JupyterLab on a free port, its notebooks in a temporary folder, its kernel this Python with this
+    checkout.
+    """
     home = tmp_path_factory.mktemp("lab")
     quiet = home / "settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
     quiet.parent.mkdir(parents=True)
@@ -63,15 +70,41 @@ def lab(browser: Browser, screenshots: Path, tmp_path_factory: pytest.TempPathFa
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    places = {name: str(home / folder) for name, folder in {
-        "JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces", "JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data",
-        "JUPYTER_RUNTIME_DIR": "runtime", "IPYTHONDIR": "ipython",
-    }.items()}  # fmt: skip
-    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}"]
-    command += ["--ServerApp.port_retries=0", f"--ServerApp.root_dir={home / 'notebooks'}", "--IdentityProvider.token=", "--ServerApp.password="]
+    places = {
+        name: str(home / folder)
+        for name, folder in {
+            "JUPYTERLAB_SETTINGS_DIR": "settings",
+            "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
+            "JUPYTER_CONFIG_DIR": "config",
+            "JUPYTER_DATA_DIR": "data",
+            "JUPYTER_RUNTIME_DIR": "runtime",
+            "IPYTHONDIR": "ipython",
+        }.items()
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "jupyter",
+        "lab",
+        "--no-browser",
+        "--allow-root",
+        "--ip=127.0.0.1",
+        f"--port={port}",
+    ]
+    command += [
+        "--ServerApp.port_retries=0",
+        f"--ServerApp.root_dir={home / 'notebooks'}",
+        "--IdentityProvider.token=",
+        "--ServerApp.password=",
+    ]
     log = home / "log.txt"
     with log.open("w") as written:
-        server = subprocess.Popen(command, env={**os.environ, **places, "PYTHONPATH": str(REPOSITORY)}, stdout=written, stderr=subprocess.STDOUT)
+        server = subprocess.Popen(
+            command,
+            env={**os.environ, **places, "PYTHONPATH": str(REPOSITORY)},
+            stdout=written,
+            stderr=subprocess.STDOUT,
+        )
         try:
             _wait(f"http://127.0.0.1:{port}/api", server, log)
             yield Lab(browser, f"http://127.0.0.1:{port}", home / "notebooks", screenshots)

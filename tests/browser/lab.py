@@ -1,4 +1,6 @@
-"""JupyterLab as seen through a browser: open a notebook, run it, use its widgets, and say what went wrong on the page."""
+"""JupyterLab as seen through a browser: open a notebook, run it, use its widgets, and say what went wrong on
+the page.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,14 @@ if TYPE_CHECKING:
 
 RUN_SECONDS = 300
 FAILED = '[data-mime-type="application/vnd.jupyter.error"], [data-mime-type="application/vnd.jupyter.stderr"]'
-ALL_RAN = f"""(cells) => [...document.querySelectorAll('{FAILED}')].some((each) => each.textContent)
-    || [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].filter((each) => /\\d/.test(each.textContent)).length === cells"""
+ALL_RAN = f"""(cells) => {{
+    const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')];
+    return [...document.querySelectorAll('{FAILED}')].some((each) => each.textContent)
+        || prompts.filter((each) => /\\d/.test(each.textContent)).length === cells;
+}}"""
 
-PIXELS = """async (each) => each.tagName === "CANVAS" ? each.toDataURL() : String(new Uint8Array(await (await fetch(each.src)).arrayBuffer()))"""
+PIXELS = """async (each) => each.tagName === "CANVAS"
+    ? each.toDataURL() : String(new Uint8Array(await (await fetch(each.src)).arrayBuffer()))"""
 
 
 class Lab:
@@ -30,7 +36,9 @@ class Lab:
 
     @contextmanager
     def notebook(self, name: str, **parameters: Any) -> Iterator[NotebookPage]:
-        """A copy of a notebook of the kit with these parameters, opened in a new page. Its kernel is ended afterwards."""
+        """A copy of a notebook of the kit with these parameters, opened in a new page. Its kernel is ended
+        afterwards.
+        """
         node = nbformat.read(REPOSITORY / "notebooks" / f"{name}.ipynb", as_version=4)
         cell = next(cell for cell in node.cells if "parameters" in cell.metadata.get("tags", []))
         cell.source = "\n".join(f"{key} = {value!r}" for key, value in parameters.items())
@@ -48,8 +56,12 @@ class Lab:
         finally:
             token = next((cookie["value"] for cookie in context.cookies() if cookie["name"] == "_xsrf"), "")
             for session in context.request.get(f"{self._address}/api/sessions").json():
-                ended = context.request.delete(f"{self._address}/api/sessions/{session['id']}", headers={"X-XSRFToken": token})
-                assert ended.ok, ended.text()  # else the next notebook of this name goes on with this kernel and its variables
+                ended = context.request.delete(
+                    f"{self._address}/api/sessions/{session['id']}", headers={"X-XSRFToken": token}
+                )
+                assert ended.ok, (
+                    ended.text()
+                )  # else the next notebook of this name goes on with this kernel and its variables
             context.close()
 
 
@@ -61,7 +73,13 @@ class NotebookPage:
     """
 
     def __init__(self, page: Page, name: str, cells: int, screenshots: Path) -> None:
-        self.page, self.complaints, self._name, self._cells, self._screenshots = page, list[str](), name, cells, screenshots
+        self.page, self.complaints, self._name, self._cells, self._screenshots = (
+            page,
+            list[str](),
+            name,
+            cells,
+            screenshots,
+        )
         page.on("console", self._note)
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
 
@@ -71,7 +89,9 @@ class NotebookPage:
 
     def run_all(self) -> None:
         """Run > Run All Cells, from the menu, and wait until every cell has its number or one has failed."""
-        self.page.locator("#jp-main-statusbar", has_text="| Idle").wait_for(timeout=60_000)  # before that, JupyterLab drops what it is told to run
+        self.page.locator("#jp-main-statusbar", has_text="| Idle").wait_for(
+            timeout=60_000
+        )  # before that, JupyterLab drops what it is told to run
         self.page.get_by_role("menuitem", name="Run", exact=True).click()
         self.page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
         self.page.wait_for_function(ALL_RAN, arg=self._cells, timeout=1000 * RUN_SECONDS)

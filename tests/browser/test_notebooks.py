@@ -1,4 +1,6 @@
-"""Notebooks with widgets, in a real JupyterLab: every cell runs, the controls change the picture, and nothing on the page complains."""
+"""Notebooks with widgets, in a real JupyterLab: every cell runs, the controls change the picture, and nothing
+on the page complains.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +21,25 @@ def test_the_explorers_controls_change_its_picture(lab: Lab, tmp_path: Path) -> 
         notebook.run_all()
         assert (notebook.errors(), notebook.complaints) == ([], [])
         seen = [notebook.picture()]
-        for slider, key in (("frame", "ArrowRight"), ("token", "End"), ("layer", "ArrowLeft"), ("head", "End")):
+        for slider, key in (
+            ("frame", "ArrowRight"),
+            ("token", "End"),
+            ("layer", "ArrowLeft"),
+            ("head", "End"),
+        ):
             notebook.press(slider, key)
             seen.append(notebook.picture(other_than=seen[-1]))
-        notebook.page.locator(".widget-dropdown", has_text="from").locator("select").select_option("instruction, words")
+        notebook.page.locator(".widget-dropdown", has_text="from").locator("select").select_option(
+            "instruction, words"
+        )
         seen.append(notebook.picture(other_than=seen[-1]))
         assert len(set(seen)) == 6
         canvas = notebook.page.locator(".jupyter-widgets canvas")
         canvas.hover(position={"x": 100, "y": 150})
-        value = re.compile(r"^actions only, row \d, column \d: \d+\.\d\d × even \(\d+\.\d\d % of the attention to the picture\)$")
+        value = re.compile(
+            r"^actions only, row \d, column \d: \d+\.\d\d × even \(\d+\.\d\d % of the attention to "
+            r"the picture\)$"
+        )
         expect(notebook.page.locator(".refinevla-value")).to_have_text(value)
         notebook.screenshot("explorer")
         assert (notebook.errors(), notebook.complaints) == ([], [])
@@ -37,13 +49,17 @@ def test_the_explorers_controls_change_its_picture(lab: Lab, tmp_path: Path) -> 
 
 def test_a_cell_that_fails_is_seen(lab: Lab, tmp_path: Path) -> None:
     """What the other tests rely on."""
-    with lab.notebook("04_attention_maps", profile="smoke", output=str(tmp_path), frames="nowhere") as notebook:
+    with lab.notebook(
+        "04_attention_maps", profile="smoke", output=str(tmp_path), frames="nowhere"
+    ) as notebook:
         notebook.run_all()
         assert "nowhere does not exist" in "".join(notebook.errors())
 
 
 def test_the_reviewers_keys_decide(lab: Lab, tmp_path: Path) -> None:
-    with lab.notebook("01_teacher_annotation", profile="smoke", output=str(tmp_path), dataset=str(REPOSITORY / "data/demo")) as notebook:
+    with lab.notebook(
+        "01_teacher_annotation", profile="smoke", output=str(tmp_path), dataset=str(REPOSITORY / "data/demo")
+    ) as notebook:
         notebook.run_all()
         assert (notebook.errors(), notebook.complaints) == ([], [])
         before = notebook.picture()
@@ -70,9 +86,13 @@ def test_an_episode_is_chosen_from_the_table_and_played_again(lab: Lab, tmp_path
         assert len(set(seen)) == 5
         rows = notebook.page.locator(".refinevla-rollouts option")
         everything = rows.count()
-        notebook.page.locator(".widget-dropdown", has_text="policy").locator("select").select_option("with reasoning loss")
+        notebook.page.locator(".widget-dropdown", has_text="policy").locator("select").select_option(
+            "with reasoning loss"
+        )
         count = notebook.page.locator(".widget-label", has_text=f"of {everything} episodes")
-        expect(count).not_to_have_text(re.compile(rf"^{everything} of"))  # the kernel answers in its own time: asked again until it has
+        expect(count).not_to_have_text(
+            re.compile(rf"^{everything} of")
+        )  # the kernel answers in its own time: asked again until it has
         shown = int(count.inner_text().split()[0])
         assert 0 < shown < everything
         expect(rows).to_have_count(shown)
@@ -80,7 +100,9 @@ def test_an_episode_is_chosen_from_the_table_and_played_again(lab: Lab, tmp_path
         notebook.page.get_by_role("button", name="replay").click()
         notebook.page.locator(".widget-html", has_text="It ended as recorded.").wait_for(timeout=60_000)
         notebook.page.locator("label", has_text="rationale").locator("input").check()
-        notebook.page.locator(".refinevla-texts", has_text="with reasoning loss: Observation:").wait_for(timeout=60_000)
+        notebook.page.locator(".refinevla-texts", has_text="with reasoning loss: Observation:").wait_for(
+            timeout=60_000
+        )
         assert notebook.picture() not in seen
         notebook.screenshot("rollouts")
         assert (notebook.errors(), notebook.complaints) == ([], [])

@@ -1,4 +1,6 @@
-"""The exported page, opened from the disk: the same numbers as the notebook's widget, and nothing asked of a network."""
+"""The exported page, opened from the disk: the same numbers as the notebook's widget, and nothing asked of a
+network.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,12 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 pytestmark = pytest.mark.browser
-CHOICES = [(0, "action", 1, None), (2, "action:gripper", 2, 1), (4, "sentence:2", 0, None), (3, "word:carrot:2", 1, 0)]
+CHOICES = [
+    (0, "action", 1, None),
+    (2, "action:gripper", 2, 1),
+    (4, "sentence:2", 0, None),
+    (3, "word:carrot:2", 1, 0),
+]
 CHOICES += [(1, "instruction:put:1", 2, None)]
 
 
@@ -31,13 +38,20 @@ def exploration() -> Exploration:
 
 
 @pytest.fixture(scope="module")
-def page(browser: Browser, exploration: Exploration, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+def page(
+    browser: Browser, exploration: Exploration, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Page]:
     path = write_page(tmp_path_factory.mktemp("page") / "explorer.html", exploration, "action:z", 1)
     context = browser.new_context(viewport={"width": 1200, "height": 1000}, offline=True)
     opened, wrong = context.new_page(), list[str]()
     opened.on("console", lambda message: wrong.append(message.text))
     opened.on("pageerror", lambda error: wrong.append(str(error)))
-    opened.on("request", lambda request: None if request.url.startswith(("file:", "data:", "blob:")) else wrong.append(request.url))
+    opened.on(
+        "request",
+        lambda request: (
+            None if request.url.startswith(("file:", "data:", "blob:")) else wrong.append(request.url)
+        ),
+    )
     opened.goto(path.as_uri())
     yield opened
     assert wrong == []
@@ -65,18 +79,38 @@ def canvas(page: Page) -> str:
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_a_choice_shows_what_the_widget_shows(page: Page, exploration: Exploration, choice: tuple[int, str, int, int | None]) -> None:
+def test_a_choice_shows_what_the_widget_shows(
+    page: Page, exploration: Exploration, choice: tuple[int, str, int, int | None]
+) -> None:
     index, key, layer, head = choice
     frame = FRAMES[index]
-    chosen = {"episode": frame.episode, "step": exploration.episodes[frame.episode].index(index), "query": key, "layer": layer,
-              "head": -1 if head is None else head, "opacity": 0.9, "outlines": True}  # fmt: skip
+    chosen = {
+        "episode": frame.episode,
+        "step": exploration.episodes[frame.episode].index(index),
+        "query": key,
+        "layer": layer,
+        "head": -1 if head is None else head,
+        "opacity": 0.9,
+        "outlines": True,
+    }
     shown = page.evaluate(f"viewOf({json.dumps(chosen)})")
-    same(shown, json.loads(json.dumps(payload(exploration.view(index, key, layer, head), exploration.rationales(index, key)))))
+    same(
+        shown,
+        json.loads(
+            json.dumps(payload(exploration.view(index, key, layer, head), exploration.rationales(index, key)))
+        ),
+    )
 
 
 def test_each_control_redraws_the_picture(page: Page, screenshots: Path) -> None:
     seen = [canvas(page)]
-    for control, key in (("frame", "ArrowRight"), ("token", "End"), ("layer", "Home"), ("head", "End"), ("opacity", "Home")):
+    for control, key in (
+        ("frame", "ArrowRight"),
+        ("token", "End"),
+        ("layer", "Home"),
+        ("head", "End"),
+        ("opacity", "Home"),
+    ):
         page.locator(f"#{control}").press(key)
         seen.append(canvas(page))
     page.locator("#from").select_option("sentence")
@@ -90,15 +124,23 @@ def test_each_control_redraws_the_picture(page: Page, screenshots: Path) -> None
 
 
 def test_pointing_reads_a_patchs_value(page: Page) -> None:
-    page.evaluate("Object.assign(choice, { episode: 0, step: 0, kind: 'action', query: 'action:x', layer: 1, head: -1 }); refresh()")
+    page.evaluate(
+        "Object.assign(choice, { episode: 0, step: 0, kind: 'action', query: 'action:x', layer: 1, "
+        "head: -1 }); refresh()"
+    )
     page.wait_for_timeout(100)
     box = page.locator("canvas").bounding_box()
     assert box is not None
     scale, tall = box["width"] / page.evaluate("places(viewOf(choice)).width"), 350 * 60 / 80
-    page.mouse.move(box["x"] + scale * (360 + 350 * 2.5 / 8), box["y"] + scale * (70 + tall * 3.5 / 6))  # the second panel, row 4, column 3
+    page.mouse.move(
+        box["x"] + scale * (360 + 350 * 2.5 / 8), box["y"] + scale * (70 + tall * 3.5 / 6)
+    )  # the second panel, row 4, column 3
     row = CAPTURES["with_reasoning"][0].patches[1, :, 0].mean(0)
     times = row[3 * 8 + 2] / row.mean()
-    expected = f"with reasoning loss, row 4, column 3: {times:.2f} × even ({100 * times / 48:.2f} % of the attention to the picture)"
+    expected = (
+        f"with reasoning loss, row 4, column 3: {times:.2f} × even ({100 * times / 48:.2f} % of the "
+        "attention to the picture)"
+    )
     assert page.locator(".refinevla-value").inner_text() == expected
 
 
@@ -111,9 +153,22 @@ def test_what_only_one_policy_said_is_named(browser: Browser, tmp_path: Path) ->
     page.close()
 
 
-@pytest.mark.parametrize("name", ["SCRIPT", "STORE", "TITLE VERSION", "</script><script>alert(1)</script>", "<!--<script>", "a&b\\u2028'\""])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "SCRIPT",
+        "STORE",
+        "TITLE VERSION",
+        "</script><script>alert(1)</script>",
+        "<!--<script>",
+        "a&b\\u2028'\"",
+    ],
+)
 def test_a_policys_name_is_never_code(browser: Browser, tmp_path: Path, name: str) -> None:
-    hostile = {name: [replace(one, policy=name) for one in CAPTURES["action_only"]], "with_reasoning": CAPTURES["with_reasoning"]}
+    hostile = {
+        name: [replace(one, policy=name) for one in CAPTURES["action_only"]],
+        "with_reasoning": CAPTURES["with_reasoning"],
+    }
     page, failed = browser.new_page(), list[Any]()
     page.on("pageerror", lambda error: failed.append(str(error)))
     page.on("dialog", lambda dialog: (failed.append(dialog.message), dialog.dismiss()))
@@ -123,8 +178,13 @@ def test_a_policys_name_is_never_code(browser: Browser, tmp_path: Path, name: st
     page.close()
 
 
-def test_a_page_can_be_made_smaller_and_is_never_too_large(exploration: Exploration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, small = (write_page(tmp_path / f"{heads}.html", exploration, heads=heads, every=1 if heads else 2) for heads in (True, False))
+def test_a_page_can_be_made_smaller_and_is_never_too_large(
+    exploration: Exploration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, small = (
+        write_page(tmp_path / f"{heads}.html", exploration, heads=heads, every=1 if heads else 2)
+        for heads in (True, False)
+    )
     assert small.stat().st_size < whole.stat().st_size
     stored = json.loads(small.read_text().split('id="store">')[1].split("</script>")[0])
     assert (stored["heads"], [frame["step"] for frame in stored["frames"]]) == (1, [0, 2, 1])

@@ -9,7 +9,13 @@ from refinevla_kit.episodes import Episode
 from refinevla_kit.simulator.contract import SceneState
 
 
-def make_episode(seed: int = 0, frames: int = 5, height: int = 32, width: int = 48, instruction: str = "put carrot on plate") -> Episode:
+def make_episode(
+    seed: int = 0,
+    frames: int = 5,
+    height: int = 32,
+    width: int = 48,
+    instruction: str = "put carrot on plate",
+) -> Episode:
     """A grey table with one coloured square that moves, random numbers everywhere else."""
     rng = np.random.default_rng(seed)
     images = np.full((frames, height, width, 3), rng.integers(60, 190, 3), np.uint8)
@@ -21,7 +27,17 @@ def make_episode(seed: int = 0, frames: int = 5, height: int = 32, width: int = 
         images[t][masks["plate"][t]] = (240, 240, 235)
     pose = lambda: rng.normal(size=7).astype(np.float32)  # noqa: E731
     states = [
-        SceneState(pose(), pose(), pose(), pose(), np.float32(rng.random()), np.bool_(t > 1), np.bool_(t > 3), np.int8(t % 8)) for t in range(frames)
+        SceneState(
+            pose(),
+            pose(),
+            pose(),
+            pose(),
+            np.float32(rng.random()),
+            np.bool_(t > 1),
+            np.bool_(t > 3),
+            np.int8(t % 8),
+        )
+        for t in range(frames)
     ]
     return Episode(
         images=images,
@@ -40,4 +56,8 @@ def make_episode(seed: int = 0, frames: int = 5, height: int = 32, width: int = 
 @pytest.fixture
 def episodes() -> list[Episode]:
     """Three episodes of different lengths, two instructions."""
-    return [make_episode(0, 5), make_episode(1, 1, instruction="put the spoon on the towel"), make_episode(2, 12)]
+    return [
+        make_episode(0, 5),
+        make_episode(1, 1, instruction="put the spoon on the towel"),
+        make_episode(2, 12),
+    ]

@@ -52,10 +52,12 @@ def write_stranger(
     column: Callable[[Columns, int], Columns] = same,
     **video: Any,
 ) -> Path:
-    """A dataset whose frame t of episode e is grey `20 * e + 10 * t` (modulo 250), and whose displacements are a few millimetres.
+    """A dataset whose frame t of episode e is grey `20 * e + 10 * t` (modulo 250), and whose displacements
+    are a few millimetres.
 
     Args:
-        stills: pictures in the tables instead of videos. grey: of frame t, instead.
+        stills: pictures in the tables instead of videos.
+        grey: of frame t, instead.
         info, row, column: change info.json, the listing's row of an episode, its columns.
         video: options of `write_video`.
     """

@@ -1,4 +1,5 @@
-"""Property: whatever was done to a dataset's files, all that the kit does with it ends in success or in one line, never in a traceback.
+"""Property: whatever was done to a dataset's files, all that the kit does with it ends in success or in one
+line, never in a traceback.
 
 The suite tries a few hundred corruptions; REFINEVLA_EXAMPLES=10000 tries more.
 """
@@ -155,7 +156,9 @@ def change_text(content: bytes, dice: random.Random) -> bytes:
 
 
 def change_table(content: bytes, dice: random.Random) -> bytes:
-    """A column goes, comes under another name, in another type or with other cells; rows go, come twice or in another order."""
+    """A column goes, comes under another name, in another type or with other cells; rows go, come twice or in
+    another order.
+    """
     table = pq.read_table(io.BytesIO(content)).replace_schema_metadata()
     name = dice.choice(table.column_names)
     place, column = table.column_names.index(name), table[name].combine_chunks()

@@ -33,16 +33,26 @@ def v3(tmp_path, episodes) -> Path:
 
 @pytest.fixture
 def v2(tmp_path) -> Path:
-    """Two episodes (4 and 3 frames) in the v2.0 layout, named as in the public Bridge conversion, two cameras; the grey level is the frame number."""
+    """Two episodes (4 and 3 frames) in the v2.0 layout, named as in the public Bridge conversion, two
+    cameras; the grey level is the frame number.
+    """
     root, lengths = tmp_path / "v2", (4, 3)
     cameras = ("observation.images.image_0", "observation.images.wrist")
     vector = {"dtype": "float32", "shape": [7], "names": {"motors": ACTION_NAMES}}
-    features = {"action": vector, "observation.state": vector} | {name: {"dtype": "video", "shape": [16, 16, 3], "names": None} for name in cameras}
+    features = {"action": vector, "observation.state": vector} | {
+        name: {"dtype": "video", "shape": [16, 16, 3], "names": None} for name in cameras
+    }
     info = {
-        "codebase_version": "v2.0", "robot_type": "widowx", "total_episodes": 2, "total_frames": 7, "fps": 5, "chunks_size": 1, "features": features,
+        "codebase_version": "v2.0",
+        "robot_type": "widowx",
+        "total_episodes": 2,
+        "total_frames": 7,
+        "fps": 5,
+        "chunks_size": 1,
+        "features": features,
         "data_path": "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
         "video_path": "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
-    }  # fmt: skip
+    }
     (root / "meta").mkdir(parents=True)
     (root / "meta/info.json").write_text(json.dumps(info))
     listing = [{"episode_index": i, "tasks": [f"task {i}"], "length": n} for i, n in enumerate(lengths)]
@@ -50,14 +60,23 @@ def v2(tmp_path) -> Path:
     for index, length in enumerate(lengths):
         (root / f"data/chunk-{index:03d}").mkdir(parents=True)
         numbers = np.arange(length * 7, dtype=np.float32).reshape(length, 7) / 1000
-        table = {"action": numbers.tolist(), "observation.state": (-numbers).tolist(), "episode_index": [index] * length}
+        table = {
+            "action": numbers.tolist(),
+            "observation.state": (-numbers).tolist(),
+            "episode_index": [index] * length,
+        }
         pq.write_table(pa.table(table), root / f"data/chunk-{index:03d}/episode_{index:06d}.parquet")
         for number, camera in enumerate(cameras):
             path = root / f"videos/chunk-{index:03d}/{camera}/episode_{index:06d}.mp4"
             path.parent.mkdir(parents=True)
             with av.open(str(path), "w") as container:
                 stream = container.add_stream("libx264", rate=5)
-                stream.width, stream.height, stream.pix_fmt, stream.time_base = 16, 16, "yuv420p", Fraction(1, 5)
+                stream.width, stream.height, stream.pix_fmt, stream.time_base = (
+                    16,
+                    16,
+                    "yuv420p",
+                    Fraction(1, 5),
+                )
                 for t in range(length):
                     grey = np.full((16, 16, 3), 40 + 100 * number + 10 * t, np.uint8)
                     container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, "rgb24")))
@@ -67,13 +86,22 @@ def v2(tmp_path) -> Path:
 
 def test_v2_dataset(v2):
     dataset = open_dataset(v2)
-    assert (dataset.version, dataset.fps, dataset.cameras) == ("v2.0", 5, ("observation.images.image_0", "observation.images.wrist"))
-    assert [(info.length, info.instruction, info.task, info.success, info.start) for info in dataset.episodes] == [
-        (4, "task 0", "", None, None), (3, "task 1", "", None, None)]  # fmt: skip
+    assert (dataset.version, dataset.fps, dataset.cameras) == (
+        "v2.0",
+        5,
+        ("observation.images.image_0", "observation.images.wrist"),
+    )
+    assert [
+        (info.length, info.instruction, info.task, info.success, info.start) for info in dataset.episodes
+    ] == [(4, "task 0", "", None, None), (3, "task 1", "", None, None)]
     np.testing.assert_array_equal(dataset.actions(1), np.arange(21, dtype=np.float32).reshape(3, 7) / 1000)
-    np.testing.assert_array_equal(dataset.proprioception(0), -np.arange(28, dtype=np.float32).reshape(4, 7) / 1000)
+    np.testing.assert_array_equal(
+        dataset.proprioception(0), -np.arange(28, dtype=np.float32).reshape(4, 7) / 1000
+    )
     assert dataset.images(0).mean((1, 2, 3)) == pytest.approx([40, 50, 60, 70], abs=3)
-    assert dataset.images(1, camera="observation.images.wrist").mean((1, 2, 3)) == pytest.approx([140, 150, 160], abs=3)
+    assert dataset.images(1, camera="observation.images.wrist").mean((1, 2, 3)) == pytest.approx(
+        [140, 150, 160], abs=3
+    )
     assert dataset.states(0) is None and dataset.masks(0) is None
 
 
@@ -103,7 +131,12 @@ def test_a_far_frame_is_found_by_seeking(tmp_path):
 def test_a_real_robots_dataset(real_dataset):
     """Unitree G1, v2.1: 26 absolute joint positions at 30 Hz, AV1 video, names in a list in a list."""
     dataset = open_dataset(real_dataset)
-    assert (dataset.version, dataset.fps, len(dataset.action_names), dataset.deltas) == ("v2.1", 30, 26, False)
+    assert (dataset.version, dataset.fps, len(dataset.action_names), dataset.deltas) == (
+        "v2.1",
+        30,
+        26,
+        False,
+    )
     for info in dataset.episodes:
         actions = dataset.actions(info.index)
         assert actions.shape == (info.length, 26) and np.isfinite(actions).all()
@@ -140,19 +173,31 @@ DAMAGE_V3 = {
     "no info": (lambda root: (root / "meta/info.json").unlink(), "is not a LeRobot dataset"),
     "info cut off": (lambda root: cut(root / "meta/info.json"), "is not JSON"),
     "info not an object": (lambda root: (root / "meta/info.json").write_text("[]"), "not a JSON object"),
-    "info without features": (lambda root: edit_info(root, features={}), "has no action: its features are none"),
+    "info without features": (
+        lambda root: edit_info(root, features={}),
+        "has no action: its features are none",
+    ),
     "features of no table": (lambda root: edit_info(root, features=[]), "has no table of features"),
     "unknown version": (lambda root: edit_info(root, codebase_version="v1.6"), "has LeRobot version v1.6"),
     "more episodes promised": (lambda root: edit_info(root, total_episodes=9), "lists 3 episodes"),
-    "more frames promised": (lambda root: edit_info(root, total_frames=99), "of 18 frames, info.json says 3 of 99"),
+    "more frames promised": (
+        lambda root: edit_info(root, total_frames=99),
+        "of 18 frames, info.json says 3 of 99",
+    ),
     "another path": (lambda root: edit_info(root, data_path="data/{nonsense}.parquet"), "needs 'nonsense'"),
-    "no list of episodes": (lambda root: shutil.rmtree(root / "meta/episodes"), "meta lists no episode, info.json says 3"),
+    "no list of episodes": (
+        lambda root: shutil.rmtree(root / "meta/episodes"),
+        "meta lists no episode, info.json says 3",
+    ),
     "list cut off": (lambda root: cut(root / "meta/episodes/chunk-000/file-000.parquet"), "cannot be read"),
     "no table": (lambda root: (root / "data/chunk-000/file-000.parquet").unlink(), "is missing"),
     "table cut off": (lambda root: cut(root / "data/chunk-000/file-000.parquet"), "cannot be read"),
     "no video": (lambda root: next(root.rglob("*.mp4")).unlink(), "is missing"),
     "video cut off": (lambda root: cut(next(root.rglob("*.mp4"))), "cannot be read"),
-    "video of another dataset": (lambda root: replace_video(root, 3), r"no episode of \S+ can be read; episode 0: \S+ holds 3 of 5 frames"),
+    "video of another dataset": (
+        lambda root: replace_video(root, 3),
+        r"no episode of \S+ can be read; episode 0: \S+ holds 3 of 5 frames",
+    ),
 }
 
 
@@ -191,8 +236,14 @@ def test_an_episode_that_lost_a_row_is_left_out(v3):
     [
         (lambda root: (root / "meta/episodes.jsonl").unlink(), "episodes.jsonl is missing"),
         (lambda root: (root / "meta/episodes.jsonl").write_text('{"episode_ind'), "not JSON lines"),
-        (lambda root: (root / "meta/episodes.jsonl").write_text('{"episode_index": 0}'), "meta lists 1 episodes"),
-        (lambda root: (root / "meta/episodes.jsonl").write_text('{"length": 0}'), "an episode without a number"),
+        (
+            lambda root: (root / "meta/episodes.jsonl").write_text('{"episode_index": 0}'),
+            "meta lists 1 episodes",
+        ),
+        (
+            lambda root: (root / "meta/episodes.jsonl").write_text('{"length": 0}'),
+            "an episode without a number",
+        ),
     ],
 )
 def test_a_damaged_v2_dataset_says_what_is_wrong(v2, harm, message):
@@ -206,7 +257,10 @@ def test_a_damaged_v2_dataset_says_what_is_wrong(v2, harm, message):
     [
         (lambda root: (root / "data/chunk-001/episode_000001.parquet").unlink(), "is missing"),
         (lambda root: cut(root / "data/chunk-001/episode_000001.parquet"), "cannot be read"),
-        (lambda root: cut(root / "videos/chunk-001/observation.images.image_0/episode_000001.mp4"), "cannot be read|holds no video"),
+        (
+            lambda root: cut(root / "videos/chunk-001/observation.images.image_0/episode_000001.mp4"),
+            "cannot be read|holds no video",
+        ),
     ],
 )
 def test_a_damaged_v2_episode_is_left_out_and_the_reason_kept(v2, harm, message):

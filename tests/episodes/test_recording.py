@@ -1,4 +1,6 @@
-"""Recording on the real simulator: demonstrations that succeed, reproducible whatever the number of processes."""
+"""Recording on the real simulator: demonstrations that succeed, reproducible whatever the number of
+processes.
+"""
 
 from __future__ import annotations
 
@@ -37,22 +39,37 @@ def test_the_summary_counts_what_is_on_disk(recorded):
 def test_a_recorded_episode_is_a_whole_demonstration(recorded):
     dataset, _ = recorded
     for info in dataset.episodes:
-        assert (info.task, info.instruction, info.success, info.start) == (CARROT, "put carrot on plate", True, "random")
-        states, actions, masks = dataset.states(info.index), dataset.actions(info.index), dataset.masks(info.index)
+        assert (info.task, info.instruction, info.success, info.start) == (
+            CARROT,
+            "put carrot on plate",
+            True,
+            "random",
+        )
+        states, actions, masks = (
+            dataset.states(info.index),
+            dataset.actions(info.index),
+            dataset.masks(info.index),
+        )
         assert not states[0].placed and not states[0].grasped
         assert states[-1].placed and any(state.grasped for state in states)
         assert [PHASES[int(states[0].phase)], PHASES[int(states[-1].phase)]] == ["reach", "retreat"]
         assert set(actions[:, 6]) == {-1.0, 1.0}
-        assert set(masks) == {"carrot", "plate", "gripper", "arm"} and all(mask.any() for mask in masks.values())
+        assert set(masks) == {"carrot", "plate", "gripper", "arm"} and all(
+            mask.any() for mask in masks.values()
+        )
         assert dataset.images(info.index).shape == (info.length, 48, 64, 3)
 
 
 def test_proprioception_is_the_tool_seen_from_the_robots_base(recorded):
-    """World and base frame differ by a half turn about z and a shift: the paths they describe are the same."""
+    """World and base frame differ by a half turn about z and a shift: the paths they describe are the
+    same.
+    """
     dataset, _ = recorded
     tool = np.stack([state.tcp for state in dataset.states(0)])
     in_base = dataset.proprioception(0)
-    np.testing.assert_allclose(np.diff(in_base[:, :3], axis=0), np.diff(tool[:, :3], axis=0) * [-1, -1, 1], atol=1e-4)
+    np.testing.assert_allclose(
+        np.diff(in_base[:, :3], axis=0), np.diff(tool[:, :3], axis=0) * [-1, -1, 1], atol=1e-4
+    )
 
 
 def test_the_commanded_pose_runs_ahead_of_the_arm_and_is_what_actions_are_added_to(recorded):
@@ -72,12 +89,18 @@ class Upwards:
 
 
 def test_what_is_driven_by_another_is_labelled_by_the_demonstrator(tmp_path):
-    summary = record(tmp_path / "driven", [CARROT], 1, seed=7, width=64, height=48, progress=False, drive=Upwards())
+    summary = record(
+        tmp_path / "driven", [CARROT], 1, seed=7, width=64, height=48, progress=False, drive=Upwards()
+    )
     dataset = open_dataset(tmp_path / "driven")
     (info,) = dataset.episodes
-    assert (summary["episodes"], summary["successes"], info.success, info.length) == (1, 0, False, 60), "kept though it failed"
+    assert (summary["episodes"], summary["successes"], info.success, info.length) == (1, 0, False, 60), (
+        "kept though it failed"
+    )
     heights = dataset.proprioception(0)[:, 2]
-    assert heights[12] - heights[0] > 0.15 and (dataset.actions(0)[12:, 2] < -0.01).all(), "the gripper rises, the label says down"
+    assert heights[12] - heights[0] > 0.15 and (dataset.actions(0)[12:, 2] < -0.01).all(), (
+        "the gripper rises, the label says down"
+    )
 
 
 def test_a_disturbed_demonstration_goes_astray_and_finds_its_way_back(tmp_path):
@@ -86,19 +109,33 @@ def test_a_disturbed_demonstration_goes_astray_and_finds_its_way_back(tmp_path):
     (info,) = dataset.episodes
     commanded, actions = dataset.proprioception(0)[:, 8:11], dataset.actions(0)
     followed = np.isclose(np.diff(commanded, axis=0), actions[:-1, :3], atol=1e-4).all(axis=1)
-    assert info.success and 0.3 < followed.mean() < 0.95, "some of what was done is not what is recorded, and the task is solved all the same"
+    assert info.success and 0.3 < followed.mean() < 0.95, (
+        "some of what was done is not what is recorded, and the task is solved all the same"
+    )
 
 
 def test_noise_in_every_motion_is_mended_by_the_next_action(tmp_path):
     """And the recording goes on for as many frames of success as asked for."""
     for name, noise, settle in (("calm", 0.0, 3), ("noisy", 1.0, 9)):
-        record(tmp_path / name, [CARROT], 1, seed=7, width=64, height=48, progress=False, noise=noise, settle=settle)
+        record(
+            tmp_path / name,
+            [CARROT],
+            1,
+            seed=7,
+            width=64,
+            height=48,
+            progress=False,
+            noise=noise,
+            settle=settle,
+        )
     calm, noisy = (open_dataset(tmp_path / name) for name in ("calm", "noisy"))
     still = []
     for dataset in (calm, noisy):
         coming = np.array([state.phase < PHASES.index("grasp") for state in dataset.states(0)])
         still.append((np.abs(dataset.actions(0)[coming][3:, :2]) < 1e-4).all(axis=1).mean())
-    assert still[0] > 0.3 and still[1] < 0.1, "without noise the right motion in the plane is nearly always none"
+    assert still[0] > 0.3 and still[1] < 0.1, (
+        "without noise the right motion in the plane is nearly always none"
+    )
     deviation = np.diff(noisy.proprioception(0)[:, 8:11], axis=0) - noisy.actions(0)[:-1, :3]
     assert noisy.episodes[0].success and 0.0005 < deviation.std() < 0.02
     phases = [state.phase for state in noisy.states(0)]
@@ -117,19 +154,44 @@ def test_pictures_and_masks_belong_together(recorded):
 def test_same_seed_same_bytes_however_many_processes(tmp_path):
     """Two tasks, two processes that take turns, against one process."""
     for name, workers in (("one", 1), ("two", 2)):
-        record(tmp_path / name, [CARROT, STACK], 1, seed=3, workers=workers, width=64, height=48, progress=False, random_moves=2)
+        record(
+            tmp_path / name,
+            [CARROT, STACK],
+            1,
+            seed=3,
+            workers=workers,
+            width=64,
+            height=48,
+            progress=False,
+            random_moves=2,
+        )
     assert sha256(tmp_path / "one") == sha256(tmp_path / "two")
     assert [info.task for info in open_dataset(tmp_path / "two").episodes] == [CARROT, STACK]
 
 
 def grid_job(number: int, random_moves: int = 0) -> Job:
     """One episode from grid configuration `number` on the embedded assets."""
-    return Job(CARROT, number, resolve_assets("embedded"), "grid", seed=0, width=64, height=48, random_moves=random_moves, keep_failures=False)
+    return Job(
+        CARROT,
+        number,
+        resolve_assets("embedded"),
+        "grid",
+        seed=0,
+        width=64,
+        height=48,
+        random_moves=random_moves,
+        keep_failures=False,
+    )
 
 
 def test_an_episode_does_not_depend_on_the_one_before():
-    """These two were found: in a scene that was only reset, the spoon of the second came to rest elsewhere, by some micrometres."""
-    jobs = [replace(grid_job(number), task=SPOON, start="random", seed=1000, disturb=0.1, noise=1.0, settle=8) for number in (5, 6)]
+    """These two were found: in a scene that was only reset, the spoon of the second came to rest elsewhere,
+    by some micrometres.
+    """
+    jobs = [
+        replace(grid_job(number), task=SPOON, start="random", seed=1000, disturb=0.1, noise=1.0, settle=8)
+        for number in (5, 6)
+    ]
     after, first = Recorder(), Recorder()
     after.run(jobs[0])
     one, other = after.run(jobs[1]).episode, first.run(jobs[1]).episode
@@ -137,13 +199,17 @@ def test_an_episode_does_not_depend_on_the_one_before():
     first.close()
     for field in ("images", "actions", "proprioception"):
         np.testing.assert_array_equal(getattr(one, field), getattr(other, field))
-    assert [state.source.tobytes() for state in one.states] == [state.source.tobytes() for state in other.states]
+    assert [state.source.tobytes() for state in one.states] == [
+        state.source.tobytes() for state in other.states
+    ]
 
 
 def test_grid_starts_and_random_moves():
     """The grid fixes where things lie; random moves change where the arm is when the recording begins."""
     recorder = Recorder()
-    still, moved, other = (recorder.run(grid_job(number, moves)).episode for number, moves in ((0, 0), (0, 3), (5, 0)))
+    still, moved, other = (
+        recorder.run(grid_job(number, moves)).episode for number, moves in ((0, 0), (0, 3), (5, 0))
+    )
     recorder.close()
     assert [episode.start for episode in (still, moved, other)] == ["grid:0", "grid:0", "grid:5"]
     np.testing.assert_allclose(still.states[0].source, moved.states[0].source, atol=2e-3)
@@ -152,7 +218,13 @@ def test_grid_starts_and_random_moves():
 
 
 def test_seeds_depend_on_seed_task_number_and_attempt_alone():
-    seeds = {episode_seed(seed, task, number, attempt) for seed in (0, 1) for task in (CARROT, STACK) for number in (0, 1) for attempt in (0, 1)}
+    seeds = {
+        episode_seed(seed, task, number, attempt)
+        for seed in (0, 1)
+        for task in (CARROT, STACK)
+        for number in (0, 1)
+        for attempt in (0, 1)
+    }
     assert len(seeds) == 16
     assert episode_seed(0, CARROT, 5, 0) == episode_seed(0, CARROT, 5, 0)
 
@@ -178,7 +250,9 @@ def test_what_cannot_be_recorded_is_said_before_anything_is_made(tmp_path, chang
 
 def test_an_error_in_a_worker_comes_through_in_one_line():
     """A configuration that the grid does not have: the simulator says so, in the other process."""
-    with pytest.raises(KitError, match=r"episode 99 is outside the grid of widowx_carrot_on_plate -> choose 0 to 23"):
+    with pytest.raises(
+        KitError, match=r"episode 99 is outside the grid of widowx_carrot_on_plate -> choose 0 to 23"
+    ):
         list(run_jobs([grid_job(99)], workers=2))
 
 

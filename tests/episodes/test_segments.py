@@ -14,11 +14,18 @@ from refinevla_kit.episodes import open_dataset
 from refinevla_kit.episodes.segments import split_segments
 
 trajectories = hnp.arrays(
-    np.float32, st.tuples(st.integers(1, 60), st.integers(1, 9)), elements=st.floats(-10, 10, width=32) | st.sampled_from([-1.0, 1.0])
+    np.float32,
+    st.tuples(st.integers(1, 60), st.integers(1, 9)),
+    elements=st.floats(-10, 10, width=32) | st.sampled_from([-1.0, 1.0]),
 )
 
 
-@given(actions=trajectories, deltas=st.booleans(), with_gripper=st.booleans(), shortest=st.none() | st.integers(1, 10))
+@given(
+    actions=trajectories,
+    deltas=st.booleans(),
+    with_gripper=st.booleans(),
+    shortest=st.none() | st.integers(1, 10),
+)
 def test_segments_tile_the_trajectory(actions, deltas, with_gripper, shortest):
     """Property: no gap, no overlap, none too short, the same each time."""
     gripper = actions.shape[1] - 1 if with_gripper and actions.shape[1] > 1 else None
@@ -33,7 +40,14 @@ def test_segments_tile_the_trajectory(actions, deltas, with_gripper, shortest):
 
 def pick_and_place() -> np.ndarray:
     """Displacements of a pick-and-place at 5 Hz: across, down, close, up, across, open."""
-    phases = [((0.03, 0, 0), 1, 6), ((0, 0, -0.03), 1, 4), ((0, 0, 0), -1, 3), ((0, 0, 0.04), -1, 4), ((0, 0.04, 0), -1, 5), ((0, 0, 0), 1, 3)]
+    phases = [
+        ((0.03, 0, 0), 1, 6),
+        ((0, 0, -0.03), 1, 4),
+        ((0, 0, 0), -1, 3),
+        ((0, 0, 0.04), -1, 4),
+        ((0, 0.04, 0), -1, 5),
+        ((0, 0, 0), 1, 3),
+    ]
     rows = [[*move, 0, 0, 0, gripper] for move, gripper, steps in phases for _ in range(steps)]
     noise = np.random.default_rng(0).normal(scale=0.002, size=(len(rows), 7)) * [1, 1, 1, 1, 1, 1, 0]
     return (np.array(rows) + noise).astype(np.float32)
@@ -42,7 +56,14 @@ def pick_and_place() -> np.ndarray:
 def test_a_pick_and_place_falls_into_its_phases():
     segments = split_segments(pick_and_place(), deltas=True, gripper=6)
     assert [segment.start for segment in segments] == [0, 6, 10, 13, 17, 22]
-    assert [segment.reason for segment in segments] == ["start", "motion", "gripper closes", "motion", "motion", "gripper opens"]
+    assert [segment.reason for segment in segments] == [
+        "start",
+        "motion",
+        "gripper closes",
+        "motion",
+        "motion",
+        "gripper opens",
+    ]
 
 
 def test_the_same_motion_as_absolute_positions():
@@ -74,4 +95,7 @@ def test_a_real_robots_joint_positions_give_a_handful(real_dataset):
 @pytest.mark.parametrize("shortest", [2, 5, 15])
 def test_the_shortest_segment_is_the_callers_choice(shortest):
     actions = np.random.default_rng(0).normal(size=(60, 7))
-    assert min(segment.end - segment.start for segment in split_segments(actions, True, None, shortest)) >= shortest
+    assert (
+        min(segment.end - segment.start for segment in split_segments(actions, True, None, shortest))
+        >= shortest
+    )

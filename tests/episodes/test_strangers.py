@@ -403,7 +403,9 @@ def test_a_reviewer_sees_actions_of_any_meaning(tmp_path, deltas):
         return columns | {"action": rewritten(actions.tolist())}
 
     dataset = open_dataset(write_stranger(tmp_path / "d", names=POSE, column=holed), deltas)
-    table = annotate_dataset(dataset, OracleTeacher(0), "trajectory", progress=False, output=tmp_path / "o.parquet")
+    table = annotate_dataset(
+        dataset, OracleTeacher(0), "trajectory", progress=False, output=tmp_path / "o.parquet"
+    )
     request, answer = next(requests(dataset, "trajectory")), load_rationales(table)[0]
     figure = review_card(request, answer)
     figure.draw_without_rendering()
@@ -427,7 +429,9 @@ def test_a_video_of_another_rate_is_called_that(tmp_path):
 def test_a_video_of_nearly_the_same_rate_is_read_as_far_as_its_frames_keep_their_numbers(tmp_path):
     dataset = open_dataset(write_stranger(tmp_path / "d", lengths=(80, 5), rate=Fraction(1000, 99)))
     assert dataset.images(0, [20]).mean() == pytest.approx(200, abs=3)
-    with pytest.raises(KitError, match=r"has no frame \d+ .* it runs at 10\.101 frames a second, info\.json says 10"):
+    with pytest.raises(
+        KitError, match=r"has no frame \d+ .* it runs at 10\.101 frames a second, info\.json says 10"
+    ):
         dataset.images(0)
 
 
@@ -537,7 +541,9 @@ def test_a_video_that_cannot_be_written_is_one_line(tmp_path, small_disk):
 
 def test_a_gripper_of_unknown_sense_decides_no_claim(tmp_path):
     root = write_stranger(tmp_path / "d", names=POSE)
-    said = Rationale("The gripper is open.", "Nothing is held.", "The block is ahead.", "Release the block, then retreat.")
+    said = Rationale(
+        "The gripper is open.", "Nothing is held.", "The block is ahead.", "Release the block, then retreat."
+    )
     verdicts = []
     for gripper in (None, 1, -1):
         request = next(requests(open_dataset(root, gripper=gripper), "trajectory"))

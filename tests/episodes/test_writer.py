@@ -1,4 +1,6 @@
-"""A written dataset holds exactly what was added, in LeRobot's v3.0 layout, and exists only when it is complete."""
+"""A written dataset holds exactly what was added, in LeRobot's v3.0 layout, and exists only when it is
+complete.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ from refinevla_kit.files import sha256
 
 from .conftest import make_episode
 
-CODEC_TOLERANCE = 6.0  # grey levels, mean absolute error; hard colour edges on a 48x32 picture are the worst case of yuv420p
+# Grey levels, mean absolute error; hard colour edges on a 48x32 picture are the worst case of yuv420p
+CODEC_TOLERANCE = 6.0
 
 
 def write(path: Path, episodes: list[Episode], **options) -> Path:
@@ -38,8 +41,17 @@ def test_everything_comes_back(tmp_path, episodes):
     assert dataset.action_names == ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
     assert dataset.deltas
     for index, (info, episode) in enumerate(zip(dataset.episodes, episodes, strict=True)):
-        assert (info.index, info.length, info.instruction) == (index, len(episode.images), episode.instruction)
-        assert (info.task, info.success, info.start, info.seed) == (episode.task, episode.success, episode.start, episode.seed)
+        assert (info.index, info.length, info.instruction) == (
+            index,
+            len(episode.images),
+            episode.instruction,
+        )
+        assert (info.task, info.success, info.start, info.seed) == (
+            episode.task,
+            episode.success,
+            episode.start,
+            episode.seed,
+        )
         np.testing.assert_array_equal(dataset.actions(index), episode.actions)
         np.testing.assert_array_equal(dataset.proprioception(index), episode.proprioception)
         for read, written in zip(dataset.states(index), episode.states, strict=True):
@@ -53,7 +65,9 @@ def test_everything_comes_back(tmp_path, episodes):
 
 
 def test_colours_are_not_darkened(tmp_path):
-    """Plain colours survive to within a level, and the errors do not lean one way: the policy sees what the simulator showed."""
+    """Plain colours survive to within a level, and the errors do not lean one way: the policy sees what the
+    simulator showed.
+    """
     colours = np.random.default_rng(0).integers(0, 256, (16, 1, 1, 3))
     images = np.broadcast_to(colours, (16, 32, 32, 3)).astype(np.uint8)
     plain = dataclasses.replace(make_episode(0, 16), images=images, masks=None)
@@ -78,7 +92,15 @@ def test_any_numbers_come_back(tmp_path_factory, data):
         masks={"thing": labels == 1, "the other": labels == 2},
     )
     path = tmp_path_factory.mktemp("any") / "dataset"
-    dataset = open_dataset(write(path, [episode], action_names=[f"a{i}" for i in range(width)], state_names=["p", "q", "r"], deltas=False))
+    dataset = open_dataset(
+        write(
+            path,
+            [episode],
+            action_names=[f"a{i}" for i in range(width)],
+            state_names=["p", "q", "r"],
+            deltas=False,
+        )
+    )
     np.testing.assert_array_equal(dataset.actions(0), episode.actions)
     np.testing.assert_array_equal(dataset.proprioception(0), episode.proprioception)
     assert (dataset.episodes[0].instruction, dataset.episodes[0].seed) == (episode.instruction, episode.seed)
@@ -95,9 +117,16 @@ def test_layout_and_meta_are_lerobots(tmp_path, episodes):
     """Paths, columns and shapes as huggingface/lerobot v0.4.4 reads them."""
     root = write(tmp_path / "dataset", episodes)
     info = json.loads((root / "meta/info.json").read_text())
-    assert (info["total_episodes"], info["total_frames"], info["total_tasks"], info["splits"]) == (3, 18, 2, {"train": "0:3"})
+    assert (info["total_episodes"], info["total_frames"], info["total_tasks"], info["splits"]) == (
+        3,
+        18,
+        2,
+        {"train": "0:3"},
+    )
     assert info["features"]["observation.images.image_0"]["shape"] == [32, 48, 3]
-    assert set(pq.read_schema(root / "data/chunk-000/file-000.parquet").names) == set(info["features"]) - {"observation.images.image_0"}
+    assert set(pq.read_schema(root / "data/chunk-000/file-000.parquet").names) == set(info["features"]) - {
+        "observation.images.image_0"
+    }
     for field in pq.read_schema(root / "data/chunk-000/file-000.parquet"):
         feature = info["features"][field.name]
         size, scalar = feature["shape"][0], feature["dtype"].replace("float32", "float")
@@ -105,7 +134,11 @@ def test_layout_and_meta_are_lerobots(tmp_path, episodes):
     rows = pq.read_table(root / "meta/episodes/chunk-000/file-000.parquet").to_pylist()
     assert [(row["dataset_from_index"], row["dataset_to_index"]) for row in rows] == [(0, 5), (5, 6), (6, 18)]
     camera = "videos/observation.images.image_0"
-    assert [(row[f"{camera}/from_timestamp"], row[f"{camera}/to_timestamp"]) for row in rows] == [(0.0, 1.0), (1.0, 1.2), (1.2, 3.6)]
+    assert [(row[f"{camera}/from_timestamp"], row[f"{camera}/to_timestamp"]) for row in rows] == [
+        (0.0, 1.0),
+        (1.0, 1.2),
+        (1.2, 3.6),
+    ]
     assert (root / "videos/observation.images.image_0/chunk-000/file-000.mp4").is_file()
     tasks = pd.read_parquet(root / "meta/tasks.parquet")
     assert list(tasks.index) == ["put carrot on plate", "put the spoon on the towel"]
@@ -119,13 +152,17 @@ def test_statistics_are_the_datas_own(tmp_path, episodes):
     pixels = np.concatenate([episode.images for episode in episodes]).reshape(-1, 3) / 255
     for name, function in {"min": np.min, "max": np.max, "mean": np.mean, "std": np.std}.items():
         np.testing.assert_allclose(stats["action"][name], function(actions, axis=0), rtol=1e-5)
-        np.testing.assert_allclose(np.ravel(stats["observation.images.image_0"][name]), function(pixels, axis=0), rtol=1e-9)
+        np.testing.assert_allclose(
+            np.ravel(stats["observation.images.image_0"][name]), function(pixels, axis=0), rtol=1e-9
+        )
     np.testing.assert_allclose(stats["action"]["q90"], np.quantile(actions, 0.9, axis=0), rtol=1e-5)
     assert np.shape(stats["observation.images.image_0"]["q50"]) == (3, 1, 1)
     assert (stats["action"]["count"], stats["observation.images.image_0"]["count"]) == ([18], [18])
     row = pq.read_table(root / "meta/episodes/chunk-000/file-000.parquet").to_pylist()[2]
     np.testing.assert_allclose(row["stats/action/mean"], episodes[2].actions.mean(0), rtol=1e-5)
-    np.testing.assert_allclose(row["stats/observation.images.image_0/max"], episodes[2].images.max((0, 1, 2)).reshape(3, 1, 1) / 255)
+    np.testing.assert_allclose(
+        row["stats/observation.images.image_0/max"], episodes[2].images.max((0, 1, 2)).reshape(3, 1, 1) / 255
+    )
 
 
 def test_a_full_video_file_is_followed_by_another(tmp_path, episodes):
@@ -136,7 +173,10 @@ def test_a_full_video_file_is_followed_by_another(tmp_path, episodes):
 
 
 def test_nothing_is_left_when_recording_breaks(tmp_path, episodes):
-    with pytest.raises(RuntimeError, match="the robot fell over"), DatasetWriter(tmp_path / "dataset", 5, "widowx") as writer:
+    with (
+        pytest.raises(RuntimeError, match="the robot fell over"),
+        DatasetWriter(tmp_path / "dataset", 5, "widowx") as writer,
+    ):
         writer.add(episodes[0])
         assert not (tmp_path / "dataset").exists()
         raise RuntimeError("the robot fell over")
@@ -147,7 +187,10 @@ def test_an_existing_dataset_is_only_replaced_on_request_and_when_complete(tmp_p
     path = write(tmp_path / "dataset", episodes)
     with pytest.raises(KitError, match="exists already"):
         DatasetWriter(path, 5, "widowx")
-    with pytest.raises(KitError, match="no episode was added"), DatasetWriter(path, 5, "widowx", overwrite=True):
+    with (
+        pytest.raises(KitError, match="no episode was added"),
+        DatasetWriter(path, 5, "widowx", overwrite=True),
+    ):
         pass
     assert len(open_dataset(path).episodes) == 3
     write(path, episodes[:1], overwrite=True)
@@ -174,17 +217,24 @@ def test_an_episode_that_does_not_fit_is_refused(tmp_path, change, message):
 
 
 def test_every_picture_of_a_dataset_has_one_size(tmp_path):
-    with pytest.raises(KitError, match="episode 1: images is"), DatasetWriter(tmp_path / "dataset", 5, "widowx") as writer:
+    with (
+        pytest.raises(KitError, match="episode 1: images is"),
+        DatasetWriter(tmp_path / "dataset", 5, "widowx") as writer,
+    ):
         writer.add(make_episode(height=32))
         writer.add(make_episode(height=48))
 
 
 @pytest.mark.parametrize("free_kilobytes", [0, 20, 150])
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, free_kilobytes):
-    """On a real file system of 300 kB: full from the start, in the middle of the video, or when the tables are written."""
+    """On a real file system of 300 kB: full from the start, in the middle of the video, or when the tables
+    are written.
+    """
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk)], capture_output=True, check=False).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk)], capture_output=True, check=False
+    ).returncode:
         pytest.skip("mounting a small file system takes root and a container that allows it")
     try:
         (disk / "ballast").write_bytes(bytes(1024 * (300 - free_kilobytes)))

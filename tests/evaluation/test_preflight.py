@@ -1,4 +1,6 @@
-"""Preflight on the real simulator: a fine encoding leaves demonstrations whole, a coarse one is found out before an evaluation pays for it."""
+"""Preflight on the real simulator: a fine encoding leaves demonstrations whole, a coarse one is found out
+before an evaluation pays for it.
+"""
 
 from __future__ import annotations
 
@@ -39,16 +41,24 @@ def test_a_fine_encoding_allows_what_the_demonstrator_does() -> None:
     assert report.error is not None and report.clipped is not None and not report.clipped.any()
     half_bin = np.array(FINE) / 255 * [1e3, 1e3, 1e3, *[180 / np.pi] * 3, 1]  # mm, degrees
     assert (report.error <= half_bin + 1e-4).all() and report.error[6] == pytest.approx(1 / 255, abs=1e-5)
-    assert "(the ceiling) 2/2 = 100% (34% to 100%)" in str(report) and "clipped to the encoding's range: none" in str(report)
+    assert "(the ceiling) 2/2 = 100% (34% to 100%)" in str(
+        report
+    ) and "clipped to the encoding's range: none" in str(report)
 
 
 @pytest.mark.slow
 def test_a_range_that_cuts_the_demonstrators_speed_shows_in_the_ceiling() -> None:
     report = preflight(Tokens(0.004, 0.004, 0.004, 0.01, 0.01, 0.3, 1.0), CARROT, episodes=1)
     assert report.replay is not None and report.replay.successes == 1
-    assert report.ceiling is not None and report.replay_encoded is not None and report.ceiling.successes == report.replay_encoded.successes == 0
+    assert (
+        report.ceiling is not None
+        and report.replay_encoded is not None
+        and report.ceiling.successes == report.replay_encoded.successes == 0
+    )
     assert report.clipped is not None and (report.clipped[:3] > 0).all() and not report.clipped[5:].any()
-    assert report.error is not None and report.error[:3].max() == pytest.approx(36, abs=0.1)  # mm: 40 wanted, 4 said
+    assert report.error is not None and report.error[:3].max() == pytest.approx(
+        36, abs=0.1
+    )  # mm: 40 wanted, 4 said
     assert "clipped to the encoding's range: x " in str(report)
 
 
@@ -59,13 +69,19 @@ def test_a_spherical_grid_loses_millimetres_that_a_closed_loop_wins_back() -> No
     policy.bins = SphericalGrid.fit(moves)
     report = preflight(policy, CARROT, episodes=1)
     assert report.ceiling is not None and report.ceiling.successes == 1
-    assert report.error is not None and 3 < report.error[:3].max() < 25 and report.error[6] == 0  # mm; 0.2 with uniform bins
+    assert (
+        report.error is not None and 3 < report.error[:3].max() < 25 and report.error[6] == 0
+    )  # mm; 0.2 with uniform bins
 
 
 @pytest.mark.slow
 def test_dense_starts_are_replayed_too() -> None:
     report = preflight(Tokens(*FINE), CARROT, episodes="dense", n=1, seed=3)
-    assert report.replay is not None and report.demonstrator is not None and report.replay.successes == report.demonstrator.successes == 1
+    assert (
+        report.replay is not None
+        and report.demonstrator is not None
+        and report.replay.successes == report.demonstrator.successes == 1
+    )
 
 
 def test_without_an_encoding_or_a_demonstrator_only_conventions_are_checked_which_is_said() -> None:
@@ -75,10 +91,18 @@ def test_without_an_encoding_or_a_demonstrator_only_conventions_are_checked_whic
     google = next(task for task in TASKS.values() if task.robot == "google_robot")
     for policy, task, said in [
         (Plain(), CARROT, "rotation is axis_angle, here euler_xyz_extrinsic -> wrap the policy"),
-        (Tokens(*FINE), google, "robot is widowx, here google_robot -> robot: evaluate it on tasks of its own robot"),
+        (
+            Tokens(*FINE),
+            google,
+            "robot is widowx, here google_robot -> robot: evaluate it on tasks of its own robot",
+        ),
     ]:
         report = preflight(policy, task)
-        assert report.ceiling is None and "only the conventions were checked" in report.note and said in str(report)
+        assert (
+            report.ceiling is None
+            and "only the conventions were checked" in report.note
+            and said in str(report)
+        )
         assert "evaluate() refuses this policy" in str(report)
         with pytest.raises(KitError, match="does not fit"):  # as the report says
             check_conventions(policy, task if isinstance(task, Task) else find_task(task))

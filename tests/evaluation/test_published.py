@@ -1,4 +1,6 @@
-"""The published numbers are consistent with themselves: gains follow from cells, cells from counts, and each number says where it was seen."""
+"""The published numbers are consistent with themselves: gains follow from cells, cells from counts, and each
+number says where it was seen.
+"""
 
 from __future__ import annotations
 
@@ -31,32 +33,74 @@ def test_every_number_has_a_source_and_a_mark() -> None:
     ("robot", "setting", "table", "base", "gain"),
     [
         ("widowx", "visual_matching", "ReFineVLA Table 1", "SpatialVLA (fine-tuning)", 5.0),
-        ("google_robot", "visual_matching", "ReFineVLA Table 2", "SpatialVLA (as reported in ReFineVLA)", 2.3),
-        ("google_robot", "variant_aggregation", "ReFineVLA Table 2", "SpatialVLA (as reported in ReFineVLA)", 3.5),
+        (
+            "google_robot",
+            "visual_matching",
+            "ReFineVLA Table 2",
+            "SpatialVLA (as reported in ReFineVLA)",
+            2.3,
+        ),
+        (
+            "google_robot",
+            "variant_aggregation",
+            "ReFineVLA Table 2",
+            "SpatialVLA (as reported in ReFineVLA)",
+            3.5,
+        ),
     ],
 )
-def test_headline_gains_follow_from_the_tables(robot: str, setting: str, table: str, base: str, gain: float) -> None:
+def test_headline_gains_follow_from_the_tables(
+    robot: str, setting: str, table: str, base: str, gain: float
+) -> None:
     cell = {"robot": robot, "setting": setting, "table": table, "task": AVERAGE, "metric": "success"}
-    headline = value(table="ReFineVLA abstract", robot=robot, setting=setting, model="ReFineVLA v2", metric="gain over second best")
+    headline = value(
+        table="ReFineVLA abstract",
+        robot=robot,
+        setting=setting,
+        model="ReFineVLA v2",
+        metric="gain over second best",
+    )
     assert headline == gain == pytest.approx(value(model="ReFineVLA", **cell) - value(model=base, **cell))
 
 
 def test_episode_counts_of_the_protocol_are_the_published_ones() -> None:
-    stated = {(one.robot, one.setting, one.task): one.value for one in published.select(NUMBERS, metric="episodes")}
+    stated = {
+        (one.robot, one.setting, one.task): one.value for one in published.select(NUMBERS, metric="episodes")
+    }
     for (robot, setting, task), episodes in stated.items():
         if task in PUBLISHED_WEIGHTS[robot]:
             assert published.stated_episodes(robot, setting, task) == episodes
-    assert published.stated_episodes("widowx", VISUAL_MATCHING, AVERAGE) == stated["widowx", VISUAL_MATCHING, "all tasks"] == 96
+    assert (
+        published.stated_episodes("widowx", VISUAL_MATCHING, AVERAGE)
+        == stated["widowx", VISUAL_MATCHING, "all tasks"]
+        == 96
+    )
     assert published.stated_episodes("google_robot", VARIANT_AGGREGATION, "pick_coke_can", starts=True) == 75
 
 
 @pytest.mark.parametrize(
     ("percent", "episodes", "counts"),
-    [(38.1, 21, [8]), (38.1, 24, []), (4.1, 24, [1]), (4.2, 24, [1]), (4.3, 24, []), (100.0, 24, [24]), (0.0, 24, [0]), (99.9, 24, []),
-     (6.2, 16, [1]), (6.3, 16, [1]), (6.1, 16, []), (38.1, 2000, [761, 762, 763])],
-)  # fmt: skip
-def test_a_percentage_may_be_rounded_either_way_or_cut_off(percent: float, episodes: int, counts: list[int]) -> None:
-    """1/24 = 4.1667 prints as 4.2 or, cut off, 4.1. 1/16 = 6.25 prints as 6.3 (half up) or 6.2 (half to even, cut off)."""
+    [
+        (38.1, 21, [8]),
+        (38.1, 24, []),
+        (4.1, 24, [1]),
+        (4.2, 24, [1]),
+        (4.3, 24, []),
+        (100.0, 24, [24]),
+        (0.0, 24, [0]),
+        (99.9, 24, []),
+        (6.2, 16, [1]),
+        (6.3, 16, [1]),
+        (6.1, 16, []),
+        (38.1, 2000, [761, 762, 763]),
+    ],
+)
+def test_a_percentage_may_be_rounded_either_way_or_cut_off(
+    percent: float, episodes: int, counts: list[int]
+) -> None:
+    """1/24 = 4.1667 prints as 4.2 or, cut off, 4.1. 1/16 = 6.25 prints as 6.3 (half up) or 6.2 (half to even,
+    cut off).
+    """
     assert printed.counts_behind(percent, episodes) == counts
     assert printed.impossible(percent, episodes) == (not counts)
 
@@ -66,28 +110,41 @@ def test_decimals_decide_what_is_possible() -> None:
 
 
 def test_the_numbers_of_episodes_that_a_row_can_come_from_are_found() -> None:
-    """ReFineVLA's WidowX cells are multiples of 1/21, Octo's of 1/72 (three seeds), the baselines' of 1/24."""
+    """ReFineVLA's WidowX cells are multiples of 1/21, Octo's of 1/72 (three seeds), the baselines' of
+    1/24.
+    """
     for model, episodes in (("ReFineVLA", 21), ("Octo-Small", 72), ("SpatialVLA (fine-tuning)", 24)):
         table = "ReFineVLA Table 1" if model == "ReFineVLA" else "SpatialVLA README"
-        cells = [value(table=table, robot="widowx", metric="success", model=model, task=task.name) for task in WIDOWX_TASKS]
+        cells = [
+            value(table=table, robot="widowx", metric="success", model=model, task=task.name)
+            for task in WIDOWX_TASKS
+        ]
         assert printed.fitting_episodes(cells, 24)[0] == episodes
 
 
 def test_inconsistent_numbers_are_found_and_consistent_ones_are_not() -> None:
-    found = {(one.number.table, one.number.setting, one.number.metric, one.number.model, one.number.task): one
-             for one in published.inconsistencies(NUMBERS)}  # fmt: skip
+    found = {
+        (one.number.table, one.number.setting, one.number.metric, one.number.model, one.number.task): one
+        for one in published.inconsistencies(NUMBERS)
+    }
     matching = ("ReFineVLA Table 1", VISUAL_MATCHING, "success", "ReFineVLA")
     assert found[(*matching, "widowx_spoon_on_towel")].fits == 21
     assert (*matching, "widowx_carrot_on_plate") not in found, "33.3 is 8 of 24 as well as 7 of 21"
     assert "47.60" in found[(*matching, AVERAGE)].why
-    assert ("ReFineVLA Table 2", VISUAL_MATCHING, "success", "ReFineVLA", "move_near") in found, "95.3 is no count out of 240"
+    assert ("ReFineVLA Table 2", VISUAL_MATCHING, "success", "ReFineVLA", "move_near") in found, (
+        "95.3 is no count out of 240"
+    )
     readme = {key[3:] for key in found if key[:3] == ("SpatialVLA README", VISUAL_MATCHING, "success")}
-    assert not [key for key in readme if key[0].startswith("SpatialVLA")], "SpatialVLA's own cells and averages are consistent"
+    assert not [key for key in readme if key[0].startswith("SpatialVLA")], (
+        "SpatialVLA's own cells and averages are consistent"
+    )
     assert len(found) == 40
 
 
 def test_an_average_of_printed_cells_is_not_called_impossible() -> None:
-    """RT-1-X on the WidowX: 1 of 96 is 1.04, but the mean of the printed 0, 4.2, 0, 0 is 1.05 and prints as 1.1."""
+    """RT-1-X on the WidowX: 1 of 96 is 1.04, but the mean of the printed 0, 4.2, 0, 0 is 1.05 and prints as
+    1.1.
+    """
     assert not printed.impossible_mean(1.1, [(0.0, 24), (4.2, 24), (0.0, 24), (0.0, 24)], [1, 1, 1, 1])
     assert printed.impossible_mean(1.2, [(0.0, 24), (4.2, 24), (0.0, 24), (0.0, 24)], [1, 1, 1, 1])
 
@@ -97,14 +154,27 @@ def test_published_rates_are_as_printed_with_intervals_from_the_counts_behind_th
     ours, base = scores["ReFineVLA", AVERAGE].rate, scores["SpatialVLA (fine-tuning)", AVERAGE].rate
     assert (ours.successes, ours.episodes, base.successes, base.episodes) == (40, 84, 41, 96)
     assert (ours.rate, base.rate) == pytest.approx((0.477, 0.427))
-    assert (round(ours.low, 2), round(ours.high, 2), round(base.low, 2), round(base.high, 2)) == (0.37, 0.58, 0.33, 0.53)
+    assert (round(ours.low, 2), round(ours.high, 2), round(base.low, 2), round(base.high, 2)) == (
+        0.37,
+        0.58,
+        0.33,
+        0.53,
+    )
     assert all(scores["Octo-Small", task.name].rate.episodes == 72 for task in WIDOWX_TASKS)
-    assert scores["ReFineVLA", AVERAGE].mark == "secondary", "the count of its episodes was deduced from secondary cells"
+    assert scores["ReFineVLA", AVERAGE].mark == "secondary", (
+        "the count of its episodes was deduced from secondary cells"
+    )
 
 
 def test_a_number_printed_in_another_models_row_is_left_out() -> None:
-    scores = {(score.policy, score.task): score for score in published.published_scores(NUMBERS, "google_robot", VARIANT_AGGREGATION)}
-    assert scores["RT-1-X", "open_close_drawer"].rate.rate == pytest.approx(0.294) and ("RT-1-X", AVERAGE) not in scores
+    scores = {
+        (score.policy, score.task): score
+        for score in published.published_scores(NUMBERS, "google_robot", VARIANT_AGGREGATION)
+    }
+    assert (
+        scores["RT-1-X", "open_close_drawer"].rate.rate == pytest.approx(0.294)
+        and ("RT-1-X", AVERAGE) not in scores
+    )
     assert scores["RT-2-X", AVERAGE].rate.rate == pytest.approx(0.643)
     assert scores["SpatialVLA (fine-tuning)", "open_close_drawer"].rate.episodes == 378
 
@@ -112,21 +182,41 @@ def test_a_number_printed_in_another_models_row_is_left_out() -> None:
 def test_google_averages_weigh_the_tasks_by_their_sub_tasks() -> None:
     weights = PUBLISHED_WEIGHTS["google_robot"]
     for model in ("SpatialVLA (fine-tuning)", "SpatialVLA (zero-shot)", "RoboVLM (fine-tuning)"):
-        cell = {"table": "SpatialVLA README", "robot": "google_robot", "setting": "visual_matching", "metric": "success", "model": model}
-        mean = sum(weight * value(task=task, **cell) for task, weight in weights.items()) / sum(weights.values())
+        cell = {
+            "table": "SpatialVLA README",
+            "robot": "google_robot",
+            "setting": "visual_matching",
+            "metric": "success",
+            "model": model,
+        }
+        mean = sum(weight * value(task=task, **cell) for task, weight in weights.items()) / sum(
+            weights.values()
+        )
         assert mean == pytest.approx(value(task=AVERAGE, **cell), abs=0.1)
 
 
 def test_claims_say_what_their_counts_support() -> None:
     claims = {(claim.version, claim.name): claim for claim in published.claims(NUMBERS)}
     widowx = claims["v2", "WidowX average, over SpatialVLA"]
-    assert widowx.difference == pytest.approx(0.05) and widowx.verdict == "not resolved" and 1500 < widowx.needed < 1700
+    assert (
+        widowx.difference == pytest.approx(0.05)
+        and widowx.verdict == "not resolved"
+        and 1500 < widowx.needed < 1700
+    )
     near = claims["v2", "Google matching move near, over SpatialVLA"]
-    assert near.supported and near.verdict == "supported if variants are independent", "60 starts in four colours of the robot"
+    assert near.supported and near.verdict == "supported if variants are independent", (
+        "60 starts in four colours of the robot"
+    )
     assert claims["v2", "Google variants average, over SpatialVLA's own table"].difference < 0
-    assert {one.name.split(",")[0]: round(100 * one.difference, 1) for one in claims.values() if one.version == "v1"} == {
-        "WidowX average": 5.0, "Google variants average": 8.6, "Google matching average": 1.7,
-    }  # fmt: skip
+    assert {
+        one.name.split(",")[0]: round(100 * one.difference, 1)
+        for one in claims.values()
+        if one.version == "v1"
+    } == {
+        "WidowX average": 5.0,
+        "Google variants average": 8.6,
+        "Google matching average": 1.7,
+    }
     for one in claims.values():
         assert one.widest[0] <= one.low + 1e-9 and one.high <= one.widest[1] + 1e-9
         assert bool(one.assumed) == (one.version == "v1")

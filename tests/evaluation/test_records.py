@@ -1,4 +1,6 @@
-"""Records survive a kill: what was finished is read back, what was cut in half is dropped, what is foreign is refused."""
+"""Records survive a kill: what was finished is read back, what was cut in half is dropped, what is foreign is
+refused.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,28 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.evaluation.records import COLUMNS, EpisodeRecord, RecordJournal, journal_path, load_records, parse_record, save_parquet
+from refinevla_kit.evaluation.records import (
+    COLUMNS,
+    EpisodeRecord,
+    RecordJournal,
+    journal_path,
+    load_records,
+    parse_record,
+    save_parquet,
+)
 from refinevla_kit.tasks import PROTOCOL_VERSION
 from tests.evaluation.rows import row
 
-KINDS = {str: st.text(st.characters(exclude_categories=["Cs"])), int: st.integers(-(2**63), 2**63 - 1), bool: st.booleans()}
+KINDS = {
+    str: st.text(st.characters(exclude_categories=["Cs"])),
+    int: st.integers(-(2**63), 2**63 - 1),
+    bool: st.booleans(),
+}
 KINDS[float] = st.floats(allow_nan=False, allow_infinity=False)
-RECORDS = st.builds(EpisodeRecord, **{name: KINDS[kind] for name, kind in COLUMNS.items()} | {"protocol": st.just(PROTOCOL_VERSION)})
+RECORDS = st.builds(
+    EpisodeRecord,
+    **{name: KINDS[kind] for name, kind in COLUMNS.items()} | {"protocol": st.just(PROTOCOL_VERSION)},
+)
 fast = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -64,8 +81,13 @@ def test_rows_of_another_make_are_refused_by_column(change: dict[str, object]) -
 
 @pytest.mark.parametrize("protocol", [{}, {"protocol": PROTOCOL_VERSION + 1}])
 def test_records_of_another_protocol_version_are_refused_by_number(protocol: dict[str, int]) -> None:
-    old = {name: value for name, value in asdict(row("p", 0, success=True)).items() if name != "protocol"} | protocol
-    with pytest.raises(KitError, match=f"under protocol version {protocol.get('protocol', 1)}, this is version {PROTOCOL_VERSION}"):
+    old = {
+        name: value for name, value in asdict(row("p", 0, success=True)).items() if name != "protocol"
+    } | protocol
+    with pytest.raises(
+        KitError,
+        match=f"under protocol version {protocol.get('protocol', 1)}, this is version {PROTOCOL_VERSION}",
+    ):
         parse_record(old, "row 0")
 
 
@@ -82,7 +104,9 @@ def test_two_runs_cannot_write_one_file(tmp_path: Path) -> None:
 
 
 def test_the_journal_adds_to_the_finished_file(tmp_path: Path) -> None:
-    """The state between the rename of the parquet file and the removal of its journal, and that of a run continued later."""
+    """The state between the rename of the parquet file and the removal of its journal, and that of a run
+    continued later.
+    """
     first, second = row("p", 0, success=True), row("p", 1, success=False)
     path = save_parquet([first], tmp_path / "records.parquet")
     with RecordJournal(journal_path(path)) as journal:
@@ -91,7 +115,9 @@ def test_the_journal_adds_to_the_finished_file(tmp_path: Path) -> None:
     assert [record.episode_id for record in load_records(path)] == [0, 1]
     with RecordJournal(journal_path(path)) as journal:
         journal.add(replace(first, success_last=False))
-    with pytest.raises(KitError, match=r"'p' has two records of .* episode 0: success_last True and success_last False"):
+    with pytest.raises(
+        KitError, match=r"'p' has two records of .* episode 0: success_last True and success_last False"
+    ):
         load_records(path)
 
 

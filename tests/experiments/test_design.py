@@ -1,4 +1,6 @@
-"""The design table: arms differ in what their name says and in nothing else, and a plan stopped anywhere holds whole pairs."""
+"""The design table: arms differ in what their name says and in nothing else, and a plan stopped anywhere
+holds whole pairs.
+"""
 
 from dataclasses import asdict, replace
 
@@ -24,7 +26,10 @@ def test_arms_of_a_contrast_differ_in_one_thing(profile: Profile) -> None:
     for block in profile.blocks:
         for a, b in block.contrasts:
             changed = differing(arms[a], arms[b])
-            shuffled = {"lambda_reasoning", "rationales"}  # against the control: without rationales it does not matter whose they would be
+            shuffled = {
+                "lambda_reasoning",
+                "rationales",
+            }  # against the control: without rationales it does not matter whose they would be
             thinking = {"lambda_reasoning", "order"}
             assert len(changed) == 1 or changed in (shuffled, thinking), f"{a} and {b} differ in {changed}"
 
@@ -44,7 +49,10 @@ def test_every_factor_that_is_asked_for_has_its_values(profile: Profile) -> None
 def test_all_of_a_profile_but_the_factors_is_the_same_for_every_run(profile: Profile) -> None:
     factors = {"lambda_reasoning", "freeze_layers", "order", "seed"}
     settings = [asdict(profile.training(arm, seed)) for arm in profile.arms().values() for seed in (0, 1)]
-    assert len({tuple((key, value) for key, value in one.items() if key not in factors) for one in settings}) == 1
+    assert (
+        len({tuple((key, value) for key, value in one.items() if key not in factors) for one in settings})
+        == 1
+    )
 
 
 def test_the_main_comparison_has_200_episodes_a_task_and_arm_over_at_least_three_seeds() -> None:
@@ -59,7 +67,9 @@ def test_the_main_comparison_has_200_episodes_a_task_and_arm_over_at_least_three
 @ALL
 def test_wherever_a_plan_stops_finished_seeds_have_all_their_arms(profile: Profile) -> None:
     stages = plan(profile)
-    assert [stage.block.exploratory for stage in stages] == sorted(stage.block.exploratory for stage in stages), "what conclusions need comes first"
+    assert [stage.block.exploratory for stage in stages] == sorted(
+        stage.block.exploratory for stage in stages
+    ), "what conclusions need comes first"
     for block in profile.blocks:
         seeds = [stage.seed for stage in stages if stage.block is block]
         assert seeds == sorted(seeds) and len(seeds) == len(block.arms) * len(block.seeds)
@@ -86,13 +96,21 @@ def test_only_names_blocks() -> None:
 def test_the_key_of_a_run_knows_all_that_its_outcome_depends_on() -> None:
     profile, arm = PROFILES["laptop"], Arm("a", 0.3)
 
-    def key(arm: Arm = arm, seed: int = 0, base: str = "b", data: str = "d", profile: Profile = profile) -> str:
+    def key(
+        arm: Arm = arm, seed: int = 0, base: str = "b", data: str = "d", profile: Profile = profile
+    ) -> str:
         return run_key(arm, profile.training(arm, seed), base, data)
 
     others = [
-        key(seed=1), key(base="c"), key(data="e"), key(replace(arm, lambda_reasoning=0.1)), key(replace(arm, rationales="shuffled")),
-        key(replace(arm, share=0.5)), key(profile=replace(profile, steps=401)), key(profile=replace(profile, learning_rate=1e-4)),
-    ]  # fmt: skip
+        key(seed=1),
+        key(base="c"),
+        key(data="e"),
+        key(replace(arm, lambda_reasoning=0.1)),
+        key(replace(arm, rationales="shuffled")),
+        key(replace(arm, share=0.5)),
+        key(profile=replace(profile, steps=401)),
+        key(profile=replace(profile, learning_rate=1e-4)),
+    ]
     assert len({key(), *others}) == 1 + len(others)
     assert key(replace(arm, name="another")) == key(), "a name changes nothing about a run"
 
@@ -109,17 +127,28 @@ def test_the_plan_as_text_counts_runs_and_episodes_once() -> None:
 def test_the_power_table_is_that_of_the_functions_behind_it() -> None:
     table = power_table(6, 36, 4, discordant=(0.35,), between=(0.03,))
     assert table.splitlines()[-1].endswith(f"| {100 * detectable(6, 144, 0.35, 0.03):.1f} |")
-    assert detectable(3, 288, 0.35, 0.03) > 1.5 * detectable(6, 144, 0.35, 0.03), "as many episodes on half the runs find much less"
+    assert detectable(3, 288, 0.35, 0.03) > 1.5 * detectable(6, 144, 0.35, 0.03), (
+        "as many episodes on half the runs find much less"
+    )
 
 
 def test_a_control_that_leaves_no_room_for_the_claimed_gain_is_said() -> None:
     def results(lost: int) -> Results:
         records = [
-            replace(row(policy, number, number >= (lost if policy == "action_only" else 0)), seed=seed, start="dense")
-            for policy in ("action_only", "with_reasoning") for seed in range(6) for number in range(36)
-        ]  # fmt: skip
+            replace(
+                row(policy, number, number >= (lost if policy == "action_only" else 0)),
+                seed=seed,
+                start="dense",
+            )
+            for policy in ("action_only", "with_reasoning")
+            for seed in range(6)
+            for number in range(36)
+        ]
         return Results(PROFILES["laptop"], {}, tuple(records))
 
-    for lost, words in ((1, "no room for the claimed gain, the control succeeds in 97%: "), (9, "a gain, as large as")):
+    for lost, words in (
+        (1, "no room for the claimed gain, the control succeeds in 97%: "),
+        (9, "a gain, as large as"),
+    ):
         found = contrasts(results(lost), PROFILES["laptop"].blocks[0])
         assert len(found) == 1 and conclusion(results(lost), found[0]).startswith(words)

@@ -28,7 +28,9 @@ def test_a_place_lies_on_the_thing_it_belongs_to(dataset: Path) -> None:
     for name in ("carrot", "plate"):
         x, y = places.pixels[0, THINGS.index(name)] * (160, 120)
         ys, xs = np.nonzero(masks[name][0])
-        assert np.hypot(xs.mean() + 0.5 - x, ys.mean() + 0.5 - y) < 4  # pixels; the visible centroid is not quite the origin's projection
+        assert (
+            np.hypot(xs.mean() + 0.5 - x, ys.mean() + 0.5 - y) < 4
+        )  # pixels; the visible centroid is not quite the origin's projection
     assert not places.present[0, THINGS.index("eggplant")]
 
 

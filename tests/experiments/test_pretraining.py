@@ -1,4 +1,6 @@
-"""Making a base: the whole recipe on a handful of real episodes, from recording to an improved checkpoint that drives."""
+"""Making a base: the whole recipe on a handful of real episodes, from recording to an improved checkpoint
+that drives.
+"""
 
 import json
 from dataclasses import replace
@@ -10,7 +12,16 @@ import torch
 
 from experiments.driving import PolicyDrive
 from experiments.grounding import THINGS, load_places
-from experiments.pretraining import PretrainingConfig, improve, main, pointing, pretrain, question, save_base, write_card
+from experiments.pretraining import (
+    PretrainingConfig,
+    improve,
+    main,
+    pointing,
+    pretrain,
+    question,
+    save_base,
+    write_card,
+)
 from refinevla_kit.episodes import open_dataset
 from refinevla_kit.episodes.recording import record
 from refinevla_kit.policies.vla_policy import load_policy
@@ -36,7 +47,9 @@ def test_a_frame_that_asks_for_a_place_is_answered_with_it(dataset: Path) -> Non
     examples, places = load_examples(dataset), load_places(dataset)
     asked = pointing(examples, places, 0.5, seed=0)
     assert len(asked) == round(len(examples) / 2) and np.isnan(asked.actions).all()
-    place = {question(name): where for name, where in zip(THINGS, places.pixels[0], strict=True)}["point to the plate"]
+    place = {question(name): where for name, where in zip(THINGS, places.pixels[0], strict=True)}[
+        "point to the plate"
+    ]
     for instruction, answer in zip(asked.instructions, asked.rationales, strict=True):
         if instruction == "point to the plate":  # which does not move
             row, column = (int(number[:4]) / 1024 for number in answer.split("<loc")[1:])
@@ -55,25 +68,52 @@ def test_a_base_is_made_drives_and_goes_on_with_what_it_drove(dataset: Path, tmp
     base = save_base(vla, tmp_path / "base")
     driven = tmp_path / "driven"
     summary = record(driven, [CARROT], 1, seed=5, progress=False, drive=PolicyDrive(base))
-    assert summary["failures"] <= 1 and open_dataset(driven).episodes[0].length == 60, "a policy of three steps of training does not succeed"
+    assert summary["failures"] <= 1 and open_dataset(driven).episodes[0].length == 60, (
+        "a policy of three steps of training does not succeed"
+    )
     before = {name: tensor.clone() for name, tensor in load(base).model.state_dict().items()}
     better = improve(base, [dataset], [driven], tmp_path / "more", replace(CONFIG, learning_rate=1e-4))
     assert better.provenance["improved"][0]["driven"][0]["frames"] == 60
-    moved = {name for name, tensor in better.model.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert any("language_model.layers.0" in name for name in moved) and not any("vision_tower.stages" in name for name in moved)
+    moved = {
+        name for name, tensor in better.model.state_dict().items() if not torch.equal(tensor, before[name])
+    }
+    assert any("language_model.layers.0" in name for name in moved) and not any(
+        "vision_tower.stages" in name for name in moved
+    )
     policy = load_policy(save_base(better, tmp_path / "better"))
     frame = load_examples(driven)
-    assert policy.act_batch(frame.images[:1], frame.instructions[:1], frame.proprioception[:1])[0].processed.shape == (7,)
-    row = {"assets": "embedded", "setting": "visual matching", "task": CARROT, "last": 0, "any": 1, "episodes": 24}
+    assert policy.act_batch(frame.images[:1], frame.instructions[:1], frame.proprioception[:1])[
+        0
+    ].processed.shape == (7,)
+    row = {
+        "assets": "embedded",
+        "setting": "visual matching",
+        "task": CARROT,
+        "last": 0,
+        "any": 1,
+        "episodes": 24,
+    }
     write_card(tmp_path / "better", better.provenance, [row], "Made in seconds.")
     card = (tmp_path / "better/README.md").read_text()
-    assert "| 0/24 | 1/24 |" in card and "- scenery: scenery, 1 episodes" in card and "- round 1, driven by the policy" in card
+    assert (
+        "| 0/24 | 1/24 |" in card
+        and "- scenery: scenery, 1 episodes" in card
+        and "- round 1, driven by the policy" in card
+    )
 
 
 def test_the_command_goes_on_with_a_base_and_says_what_is_wrong(
     dataset: Path, bases: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = [str(tmp_path / "better"), "--dataset", str(dataset), "--base", str(bases["main"]), "--work", str(tmp_path / "work")]
+    given = [
+        str(tmp_path / "better"),
+        "--dataset",
+        str(dataset),
+        "--base",
+        str(bases["main"]),
+        "--work",
+        str(tmp_path / "work"),
+    ]
     given += ["--steps", "2", "--batch-size", "4", "--threads", "1"]
     with pytest.raises(SystemExit, match=r"^pretraining: pointing is 2 -> "):
         main([*given, "--pointing", "2"])
@@ -81,4 +121,6 @@ def test_the_command_goes_on_with_a_base_and_says_what_is_wrong(
     main([*given, "--pointing", "0", "--dataset", str(dataset)])
     made = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert made["checkpoint"] == str(tmp_path / "better") and made["improved"][0]["grounding_steps"] == 0
-    assert [row["name"] for row in load(tmp_path / "better").provenance["improved"][0]["demonstrations"]] == ["demonstrations"] * 2
+    assert [row["name"] for row in load(tmp_path / "better").provenance["improved"][0]["demonstrations"]] == [
+        "demonstrations"
+    ] * 2

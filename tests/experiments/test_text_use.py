@@ -29,10 +29,16 @@ def output(bases: dict[str, Path], tmp_path: Path) -> Path:
 
 def test_each_text_is_acted_on_and_the_report_shows_it(output: Path) -> None:
     found = json.loads(measure(output, episodes=2).read_text())
-    mean = {one["what"]: one["mean"] for one in found["lines"] if (one["arm"], one["seed"]) == ("rationale_first", "0")}
+    mean = {
+        one["what"]: one["mean"]
+        for one in found["lines"]
+        if (one["arm"], one["seed"]) == ("rationale_first", "0")
+    }
     assert mean[f"{OWN} minus {TRUE}"] == pytest.approx(mean[OWN] - mean[TRUE])
     assert len({mean[OWN], mean[TRUE], mean[OTHER]}) == 3, "another text, another action"
-    assert found["episodes"] == 2 and f"| rationale first | 0 | {TRUE} | {mean[TRUE]:.1f} |" in text_use(output / "records")
+    assert found["episodes"] == 2 and f"| rationale first | 0 | {TRUE} | {mean[TRUE]:.1f} |" in text_use(
+        output / "records"
+    )
 
 
 def test_the_error_is_that_of_the_commanded_movement(output: Path) -> None:
@@ -41,7 +47,9 @@ def test_the_error_is_that_of_the_commanded_movement(output: Path) -> None:
     assert found["episodes"] == len(np.unique(examples.episodes))
     still = next(one for one in found["lines"] if one["what"] == STILL)
     per_frame = 1000 * np.abs(examples.actions[:, :3]).sum(1)
-    assert per_frame.min() <= still["mean"] <= per_frame.max() and still["low"] < still["mean"] < still["high"]
+    assert (
+        per_frame.min() <= still["mean"] <= per_frame.max() and still["low"] < still["mean"] < still["high"]
+    )
     assert load_policy(output / "runs/rationale_first-seed0-abc/rationale_first").order == "rationale_first"
 
 

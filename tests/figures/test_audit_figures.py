@@ -14,15 +14,30 @@ from refinevla_kit.teacher.schema import PARTS
 
 
 def audits(teacher: str, false: int, refusals: tuple[str, ...]) -> pd.DataFrame:
-    """As `audit_dataset` gives them: ten answers, each part with 4 true claims, the first `false` answers with one false claim."""
+    """As `audit_dataset` gives them: ten answers, each part with 4 true claims, the first `false` answers
+    with one false claim.
+    """
     rows = []
     for index in range(10):
         refusal = refusals[index] if index < len(refusals) else ""
         counts = {f"{part}_{name}": 0 for part, name in product(PARTS, COUNTS)}
         if not refusal:
-            counts |= {f"{part}_true": 4 for part in PARTS} | {"task_planning_false": int(index < false), "observation_unread": 1}
-        rows.append({"episode": 0, "start": index, "end": index + 1, "teacher": teacher, "refusal": refusal, "doubt": index < false and not refusal,
-                     "doubts": "", **counts})
+            counts |= {f"{part}_true": 4 for part in PARTS} | {
+                "task_planning_false": int(index < false),
+                "observation_unread": 1,
+            }
+        rows.append(
+            {
+                "episode": 0,
+                "start": index,
+                "end": index + 1,
+                "teacher": teacher,
+                "refusal": refusal,
+                "doubt": index < false and not refusal,
+                "doubts": "",
+                **counts,
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -55,7 +70,11 @@ def test_texts_without_a_checked_claim_have_no_score() -> None:
     comparison = compare_teachers([table, audits("one", 3, ())])
     line = teachers_table(comparison).loc["vague"]
     assert line["all parts"] == "nothing could be checked"
-    assert (line["task planning"], line["claims checked"], line["rationales doubted"]) == ("-", "none of 130", "-")
+    assert (line["task planning"], line["claims checked"], line["rationales doubted"]) == (
+        "-",
+        "none of 130",
+        "-",
+    )
     figure = teachers_compared(comparison)
     assert "nothing could be checked" in [text.get_text() for text in figure.axes[0].texts]
     table.loc[0, "doubt"] = True  # of an undecided claim: a person should look, though nothing is false
@@ -72,4 +91,9 @@ def test_the_picture_shows_every_share_with_its_interval() -> None:
     spans = [tuple(line.get_xdata()) for line in left.lines if line.get_marker() != "o"]
     assert all(low - 1e-9 <= point <= high + 1e-9 for (low, high), point in zip(spans, points, strict=True))
     assert [text.get_text() for text in right.get_yticklabels()] == [
-        "claims checked", "rationales doubted", "answers refused", "for safety", "for quota"]
+        "claims checked",
+        "rationales doubted",
+        "answers refused",
+        "for safety",
+        "for quota",
+    ]

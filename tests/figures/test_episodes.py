@@ -26,7 +26,15 @@ def dataset(tmp_path):
     masks = {"carrot": np.zeros((8, 32, 48), bool)}
     masks["carrot"][:, 8:20, 4:16] = True
     with DatasetWriter(tmp_path / "eight", fps=5, robot_type="widowx") as writer:
-        writer.add(Episode(images, np.zeros((8, 7), np.float32), np.zeros((8, 15), np.float32), "put carrot on plate", masks=masks))
+        writer.add(
+            Episode(
+                images,
+                np.zeros((8, 7), np.float32),
+                np.zeros((8, 15), np.float32),
+                "put carrot on plate",
+                masks=masks,
+            )
+        )
     return open_dataset(tmp_path / "eight")
 
 
@@ -34,7 +42,11 @@ def test_each_picture_is_framed_in_the_colour_of_its_segment() -> None:
     images = np.zeros((3, 12, 16, 3), np.uint8)
     figure = contact_sheet(images, [0, 2, 5], SEGMENTS, "an episode", columns=2)
     shown = [ax for ax in figure.axes if ax.images]
-    assert [ax.get_title(loc="left") for ax in shown] == ["frame 0, segment 0", "frame 2, segment 0", "frame 5, segment 1"]
+    assert [ax.get_title(loc="left") for ax in shown] == [
+        "frame 0, segment 0",
+        "frame 2, segment 0",
+        "frame 5, segment 1",
+    ]
     assert [to_hex(ax.spines["top"].get_edgecolor()) for ax in shown] == [COLOURS[0], COLOURS[0], COLOURS[1]]
 
 
@@ -56,7 +68,13 @@ def test_of_many_joints_those_that_move_most_are_drawn() -> None:
 
 
 def test_a_card_shows_the_first_frame_its_masks_and_the_words(dataset) -> None:
-    figure = rationale_cards(dataset, [stored(5, 8, Rationale("seen", "now", "there", "next")), stored(0, 5, Refusal("no_state", "a real robot"))])
+    figure = rationale_cards(
+        dataset,
+        [
+            stored(5, 8, Rationale("seen", "now", "there", "next")),
+            stored(0, 5, Refusal("no_state", "a real robot")),
+        ],
+    )
     picture, words, _, refused = figure.axes
     assert picture.get_title(loc="left") == "episode 0, frames 5 to 7"
     assert abs(float(picture.images[0].get_array().mean()) - 100) < 6  # frame 5, through the video codec

@@ -1,4 +1,6 @@
-"""Figures show the numbers they are given: bars and dots lie at the rates, tables print the counts, files carry what made them."""
+"""Figures show the numbers they are given: bars and dots lie at the rates, tables print the counts, files
+carry what made them.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,13 @@ from matplotlib.patches import Rectangle
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.aggregation import AVERAGE, PUBLISHED_AVERAGE, RULES
 from refinevla_kit.evaluation.published import claims, inconsistencies, load_published, published_scores
-from refinevla_kit.evaluation.statistics import against_base, compare, shown_tasks, summarise, summarise_variants
+from refinevla_kit.evaluation.statistics import (
+    against_base,
+    compare,
+    shown_tasks,
+    summarise,
+    summarise_variants,
+)
 from refinevla_kit.figures.paper import claim_intervals, published_results, resolvable_gains
 from refinevla_kit.figures.saving import save_figure
 from refinevla_kit.figures.success import paired_differences, success_bars, variant_rates
@@ -55,7 +63,9 @@ def test_the_difference_is_drawn_where_it_is() -> None:
 
 def test_tables_print_counts_intervals_and_both_rules() -> None:
     table = success_table(SCORES)
-    assert list(table.index) == [(policy, f"{rule} step") for policy in ("actions only", "with reasoning loss") for rule in RULES]
+    assert list(table.index) == [
+        (policy, f"{rule} step") for policy in ("actions only", "with reasoning loss") for rule in RULES
+    ]
     assert table.loc[("actions only", "last step"), "spoon on towel"] == "3/8 = 38 % (14-69)"
     compared = comparison_table([compare(RECORDS, "with_reasoning", "action_only")])
     assert compared.loc["average", "difference, points"] == "+37.5"
@@ -65,14 +75,18 @@ def test_tables_print_counts_intervals_and_both_rules() -> None:
 def test_published_tables_carry_their_marks() -> None:
     table = published_table(PUBLISHED, "ReFineVLA Table 1", "visual_matching")
     assert table.loc["ReFineVLA", "average"] == "47.7"
-    assert table.loc["ReFineVLA", "mark"] == "secondary" and table.loc["SpatialVLA (fine-tuning)", "mark"] == "primary"
+    assert (
+        table.loc["ReFineVLA", "mark"] == "secondary"
+        and table.loc["SpatialVLA (fine-tuning)", "mark"] == "primary"
+    )
 
 
 def test_published_and_own_results_stand_in_one_table_with_intervals() -> None:
     table = results_table(published_scores(PUBLISHED), summarise(RECORDS))
     assert table.index[0] == ("published", "ReFineVLA") and list(table.index)[-2:] == [
-        ("this kit", "actions only"), ("this kit", "with reasoning loss"),
-    ]  # fmt: skip
+        ("this kit", "actions only"),
+        ("this kit", "with reasoning loss"),
+    ]
     assert table.loc[("published", "ReFineVLA"), "spoon on towel"] == "38.1 % (21-59)"
     assert table.loc[("this kit", "actions only"), "stack cubes"] == ""
     assert list(table["mark"])[:2] == ["secondary", "primary"]
@@ -80,14 +94,23 @@ def test_published_and_own_results_stand_in_one_table_with_intervals() -> None:
 
 def test_google_results_show_the_published_rows_and_the_published_average() -> None:
     wins = {"pick_coke_can": 6, "move_near": 2, "open_close_drawer": 0}
-    records = [row("a", episode, episode < wins[group], task=task, variant="table_1")
-               for group in wins for task in GROUPS[group].tasks for episode in range(8)]  # fmt: skip
+    records = [
+        row("a", episode, episode < wins[group], task=task, variant="table_1")
+        for group in wins
+        for task in GROUPS[group].tasks
+        for episode in range(8)
+    ]
     scores = summarise(records)
     assert shown_tasks(scores) == [*wins, AVERAGE, PUBLISHED_AVERAGE]
     table = results_table(published_scores(PUBLISHED, "google_robot", VARIANT_AGGREGATION), scores)
     assert list(table.columns[:4]) == ["pick coke can", "move near", "open or close drawer", "average"]
     assert table.loc[("this kit", "a"), "average"].startswith("41.7 %"), "3 x 75 + 25 + 2 x 0, of 6"
-    assert published_results(published_scores(PUBLISHED, "google_robot", VARIANT_AGGREGATION), scores).axes[-1].get_title(loc="left") == AVERAGE
+    assert (
+        published_results(published_scores(PUBLISHED, "google_robot", VARIANT_AGGREGATION), scores)
+        .axes[-1]
+        .get_title(loc="left")
+        == AVERAGE
+    )
 
 
 def test_claims_and_inconsistencies_are_listed_with_their_verdicts() -> None:
@@ -100,8 +123,13 @@ def test_claims_and_inconsistencies_are_listed_with_their_verdicts() -> None:
 
 def test_what_so_many_episodes_can_tell_is_one_table_and_one_picture() -> None:
     table = resolution_table(0.427, (24, 1555), discordant=(0.2,))
-    assert table.loc["1,555", "independent episodes"] == "5.0" and table.loc["24", "the same, differing on 20%"] == "none"
-    lines = {line.get_color(): line for line in resolvable_gains(0.427).axes[0].lines if len(line.get_xdata()) > 2}
+    assert (
+        table.loc["1,555", "independent episodes"] == "5.0"
+        and table.loc["24", "the same, differing on 20%"] == "none"
+    )
+    lines = {
+        line.get_color(): line for line in resolvable_gains(0.427).axes[0].lines if len(line.get_xdata()) > 2
+    }
     assert len(lines) == 3
     for line in lines.values():
         assert (line.get_ydata()[1:] < line.get_ydata()[:-1]).all(), "more episodes find smaller gains"
@@ -109,11 +137,16 @@ def test_what_so_many_episodes_can_tell_is_one_table_and_one_picture() -> None:
 
 def test_variants_lie_at_their_rates_and_differences() -> None:
     wins = {"base": 6, "dark": 3, "wood": 7}
-    records = [replace(row("action_only", episode, episode < won, variant=name), setting=VARIANT_AGGREGATION)
-               for name, won in wins.items() for episode in range(8)]  # fmt: skip
+    records = [
+        replace(row("action_only", episode, episode < won, variant=name), setting=VARIANT_AGGREGATION)
+        for name, won in wins.items()
+        for episode in range(8)
+    ]
     scores, changes = summarise_variants(records), against_base(records, "action_only")
     left, right = variant_rates(scores, {"action_only": changes}).axes
-    dots = [[line.get_xdata()[0] for line in axes.lines if line.get_marker() == "o"] for axes in (left, right)]
+    dots = [
+        [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "o"] for axes in (left, right)
+    ]
     assert dots == [pytest.approx([6 / 8, 3 / 8, 7 / 8]), pytest.approx([-3 / 8, 1 / 8])]
     assert [tick.get_text() for tick in left.get_yticklabels()] == list(wins)
     table = variants_table(scores, changes)
@@ -121,7 +154,9 @@ def test_variants_lie_at_their_rates_and_differences() -> None:
 
 
 def test_published_and_own_results_share_one_picture() -> None:
-    figure = published_results(published_scores(PUBLISHED), [score for score in SCORES if score.rule == "last"])
+    figure = published_results(
+        published_scores(PUBLISHED), [score for score in SCORES if score.rule == "last"]
+    )
     assert [axes.get_title(loc="left") for axes in figure.axes][-1] == AVERAGE
     rows = [text.get_text() for text in figure.axes[0].get_yticklabels()]
     assert rows[0] == "ReFineVLA" and rows[-2:] == ["actions only, this kit", "with reasoning loss, this kit"]
@@ -132,14 +167,18 @@ def test_published_and_own_results_share_one_picture() -> None:
 def test_claims_are_filled_only_where_both_intervals_exclude_zero() -> None:
     found = claims(PUBLISHED)
     dots = [line for line in claim_intervals(found).axes[0].lines if line.get_marker() == "o"]
-    assert [dot.get_markerfacecolor() != "white" for dot in dots] == [claim.verdict in ("supported", "the opposite") for claim in reversed(found)]
+    assert [dot.get_markerfacecolor() != "white" for dot in dots] == [
+        claim.verdict in ("supported", "the opposite") for claim in reversed(found)
+    ]
 
 
 def test_training_curves_show_each_policy_and_split(tmp_path: Path) -> None:
     for policy in ("action_only", "with_reasoning"):
         (tmp_path / policy).mkdir()
         rows = [
-            {"step": step, "split": split, "policy": policy, "action_l1": 1 / (1 + step)} for split in ("train", "validation") for step in range(4)
+            {"step": step, "split": split, "policy": policy, "action_l1": 1 / (1 + step)}
+            for split in ("train", "validation")
+            for step in range(4)
         ]
         (tmp_path / policy / "history.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
     histories = load_histories(tmp_path)
@@ -160,7 +199,10 @@ def test_a_foreign_history_is_refused(tmp_path: Path) -> None:
 def test_a_saved_picture_says_what_made_it_and_is_the_same_each_time(tmp_path: Path) -> None:
     source = tmp_path / "input.txt"
     source.write_text("numbers")
-    pictures = [save_figure(success_bars(SCORES), tmp_path / name, {"records": source, "rule": "both"}) for name in ("one", "two")]
+    pictures = [
+        save_figure(success_bars(SCORES), tmp_path / name, {"records": source, "rule": "both"})
+        for name in ("one", "two")
+    ]
     assert pictures[0].read_bytes() == pictures[1].read_bytes()
     made = json.loads((tmp_path / "one.json").read_text())
     assert made["made_from"] == {"records": source.as_posix(), "rule": "both"}

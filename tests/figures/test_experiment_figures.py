@@ -1,4 +1,6 @@
-"""The experiment's pictures and the paper's own figures and tables: marks lie at the numbers, cells are those of the statistics."""
+"""The experiment's pictures and the paper's own figures and tables: marks lie at the numbers, cells are those
+of the statistics.
+"""
 
 import json
 from dataclasses import replace
@@ -27,39 +29,70 @@ DEMO, PUBLISHED = REPOSITORY / "data" / "demo", load_published()
 
 def played(arm: str, wins: int, seed: int = 0, variant: str = "base") -> list[EpisodeRecord]:
     return [
-        replace(row(arm, number, number < wins, task=task.name, variant=variant), seed=seed, checkpoint_hash=f"{arm}{seed}", start="dense")
-        for task in WIDOWX_TASKS for number in range(8)
-    ]  # fmt: skip
+        replace(
+            row(arm, number, number < wins, task=task.name, variant=variant),
+            seed=seed,
+            checkpoint_hash=f"{arm}{seed}",
+            start="dense",
+        )
+        for task in WIDOWX_TASKS
+        for number in range(8)
+    ]
 
 
 RECORDS = [
-    *(one for seed, (a, b) in enumerate([(4, 2), (6, 5), (3, 3)]) for one in played("with_reasoning", a, seed) + played("action_only", b, seed)),
-    *played("with_reasoning", 5, 0, "lighting_darker"), *played("action_only", 4, 0, "lighting_darker"),
-]  # fmt: skip
+    *(
+        one
+        for seed, (a, b) in enumerate([(4, 2), (6, 5), (3, 3)])
+        for one in played("with_reasoning", a, seed) + played("action_only", b, seed)
+    ),
+    *played("with_reasoning", 5, 0, "lighting_darker"),
+    *played("action_only", 4, 0, "lighting_darker"),
+]
 
 
 def test_a_sweep_is_drawn_at_its_values_with_the_paper_beside_it() -> None:
-    arms = {name: {WEIGHT: weight, "freeze_layers": 3, "share": 1.0} for name, weight in (("action_only", 0.0), ("with_reasoning", 0.3))}
+    arms = {
+        name: {WEIGHT: weight, "freeze_layers": 3, "share": 1.0}
+        for name, weight in (("action_only", 0.0), ("with_reasoning", 0.3))
+    }
     arms["lambda_1"] = arms["with_reasoning"] | {WEIGHT: 1.0}
     records = [one for one in RECORDS if one.setting == VISUAL_MATCHING] + played("lambda_1", 7)
     (panel,) = sweep_panels(records, arms, peaks(PUBLISHED))
     figure = sensitivity([panel])
-    drawn = {tuple(np.asarray(line.get_ydata())) for line in figure.axes[0].lines if line.get_marker() == "o" and len(line.get_xdata())}
+    drawn = {
+        tuple(np.asarray(line.get_ydata()))
+        for line in figure.axes[0].lines
+        if line.get_marker() == "o" and len(line.get_xdata())
+    }
     assert drawn == {(2 / 8, 4 / 8, 7 / 8)}
-    assert any("+9.7 points" in text.get_text() and "secondary" in text.get_text() for text in figure.axes[0].texts)
-    assert sweep_panels(records[:64], {name: arms[name] for name in ("action_only", "with_reasoning")}) == [], "nothing was varied"
+    assert any(
+        "+9.7 points" in text.get_text() and "secondary" in text.get_text() for text in figure.axes[0].texts
+    )
+    assert (
+        sweep_panels(records[:64], {name: arms[name] for name in ("action_only", "with_reasoning")}) == []
+    ), "nothing was varied"
 
 
 def test_table_1_has_grasps_beside_successes_as_the_paper_has_them() -> None:
     table = table_1(PUBLISHED, played("action_only", 2))
-    assert table.loc["ReFineVLA", ("spoon on towel", "grasp")] == "42.9" and table.loc["ReFineVLA", ("mark", "")] == "secondary"
-    assert table.loc["actions only", ("carrot on plate", "success")].startswith("25.0 %") and len(table.columns) == 10
+    assert (
+        table.loc["ReFineVLA", ("spoon on towel", "grasp")] == "42.9"
+        and table.loc["ReFineVLA", ("mark", "")] == "secondary"
+    )
+    assert (
+        table.loc["actions only", ("carrot on plate", "success")].startswith("25.0 %")
+        and len(table.columns) == 10
+    )
     assert table.loc["actions only", ("mark", "")] == "this kit, 32 episodes"
 
 
 def test_table_2_is_as_printed_in_both_settings() -> None:
     table = table_2(PUBLISHED)
-    assert table.loc["ReFineVLA", ("visual matching", "average")] == "76.6" and table.loc["ReFineVLA", ("variant aggregation", "average")] == "68.8"
+    assert (
+        table.loc["ReFineVLA", ("visual matching", "average")] == "76.6"
+        and table.loc["ReFineVLA", ("variant aggregation", "average")] == "68.8"
+    )
 
 
 def test_table_3_gives_our_difference_its_interval_over_training_runs() -> None:
@@ -67,8 +100,12 @@ def test_table_3_gives_our_difference_its_interval_over_training_runs() -> None:
     found = compare_seeds(RECORDS, "with_reasoning", "action_only", setting=VISUAL_MATCHING).estimate
     cell = table.loc["with reasoning loss (WidowX)", ("visual matching", "minus actions only")]
     assert cell == f"{100 * found.mean:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
-    assert table.loc["with reasoning loss (WidowX)", ("variant aggregation", "minus actions only")] == "+12.5", "one training run has no interval"
-    assert table.loc["with reasoning loss (WidowX)", ("mark", "")] == "this kit, 3 training runs, 128 episodes"
+    assert (
+        table.loc["with reasoning loss (WidowX)", ("variant aggregation", "minus actions only")] == "+12.5"
+    ), "one training run has no interval"
+    assert (
+        table.loc["with reasoning loss (WidowX)", ("mark", "")] == "this kit, 3 training runs, 128 episodes"
+    )
     assert VARIANT_AGGREGATION in {one.setting for one in RECORDS}
 
 
@@ -77,7 +114,9 @@ def test_a_saved_table_carries_what_made_it(tmp_path: Path) -> None:
     text = save_table(table, tmp_path / "table_2", {"published": "data/paper/published.json"}).read_text()
     assert len(text.splitlines()) == 2 + len(table) and "| ReFineVLA | 83.0 | 95.3 |" in text
     made = json.loads((tmp_path / "table_2.json").read_text())
-    assert made["cells"]["ReFineVLA"]["visual matching average"] == "76.6" and made["made_from"] == {"published": "data/paper/published.json"}
+    assert made["cells"]["ReFineVLA"]["visual matching average"] == "76.6" and made["made_from"] == {
+        "published": "data/paper/published.json"
+    }
 
 
 def test_figure_2_shows_the_teachers_own_words_and_the_segments_frames() -> None:
@@ -87,14 +126,19 @@ def test_figure_2_shows_the_teachers_own_words_and_the_segments_frames() -> None
     (axes,) = annotated_segment(data, answer).axes
     said = " ".join(" ".join(text.get_text().split()) for text in axes.texts)
     assert answer.rationale.observation in said and "oracle" in said and "0.3 L_reasoning" in said
-    np.testing.assert_array_equal(np.asarray(axes.images[0].get_array()), data.images(answer.episode, [answer.start])[0])
+    np.testing.assert_array_equal(
+        np.asarray(axes.images[0].get_array()), data.images(answer.episode, [answer.start])[0]
+    )
 
 
 def test_figures_1_and_6_put_each_policys_heat_under_the_moment_it_is_of() -> None:
     every = choose_frames(open_dataset(DEMO), "widowx_carrot_on_plate", 1)
     shown = [every[number] for number in moments(len(every), 3)]
     assert shown[0].step == 0 and shown[-1].step == every[-1].step
-    maps = {name: [np.eye(6, 8) * (column + 1) for column in range(3)] for name in ("action_only", "with_reasoning")}
+    maps = {
+        name: [np.eye(6, 8) * (column + 1) for column in range(3)]
+        for name in ("action_only", "with_reasoning")
+    }
     axes = attention_rows(shown, maps, "put carrot on plate").axes
     np.testing.assert_array_equal(np.asarray(axes[0].images[0].get_array()), shown[0].image)
     heat = np.asarray(axes[3].images[1].get_array())  # second row, first column

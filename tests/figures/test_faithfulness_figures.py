@@ -19,16 +19,23 @@ def curve(depth: float) -> Curves:
 
 
 def test_curves_are_means_over_episodes_on_one_scale() -> None:
-    figure = deletion_insertion({"action_only": [curve(2), curve(4)], "with_reasoning": [curve(1), curve(1)]}, "title")
+    figure = deletion_insertion(
+        {"action_only": [curve(2), curve(4)], "with_reasoning": [curve(1), curve(1)]}, "title"
+    )
     deletion, insertion = figure.axes
     assert deletion.get_ylim() == insertion.get_ylim() and deletion.get_ylabel().endswith("(nats)")
     np.testing.assert_allclose(deletion.lines[0].get_ydata(), -3 * FRACTIONS)
     np.testing.assert_allclose(deletion.lines[1].get_ydata(), -1.5 * FRACTIONS)  # random orders
     np.testing.assert_allclose(insertion.lines[1].get_ydata(), -1.5 * FRACTIONS[::-1])
     assert [text.get_text() for text in deletion.get_legend().get_texts()] == [  # type: ignore[union-attr]
-        "actions only: +0.75 nats", "with reasoning loss: +0.25 nats", "random order"
-    ]  # fmt: skip
-    assert len(deletion.collections) == 2 and len(deletion_insertion({"one": [curve(1)]}).axes[0].collections) == 0  # a band needs two episodes
+        "actions only: +0.75 nats",
+        "with reasoning loss: +0.25 nats",
+        "random order",
+    ]
+    assert (
+        len(deletion.collections) == 2
+        and len(deletion_insertion({"one": [curve(1)]}).axes[0].collections) == 0
+    )  # a band needs two episodes
 
 
 @pytest.mark.parametrize("measure", ["total_variation", "action_change"])
@@ -42,15 +49,27 @@ def test_a_bar_a_policy_thing_and_fill(measure: str) -> None:
             for fill in ("mean", "blur")
         )
     ]
-    summary = pd.DataFrame(rows, columns=["policy", "covered", "fill", measure, "low", "high", "area", "episodes"])
+    summary = pd.DataFrame(
+        rows, columns=["policy", "covered", "fill", measure, "low", "high", "area", "episodes"]
+    )
     (axes,) = cover_bars(summary).axes
-    assert sorted(round(bar.get_height(), 6) for bar in axes.patches if bar.get_height()) == [round(0.1 * i, 6) for i in range(1, 8)]  # type: ignore
-    assert [text.get_text() for text in axes.get_xticklabels()] == ["object to move\n2.0% of the area", "the whole picture\n100.0% of the area"]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == [FILL_LABELS["mean"], FILL_LABELS["blur"]]  # type: ignore[union-attr]
+    assert sorted(round(bar.get_height(), 6) for bar in axes.patches if bar.get_height()) == [
+        round(0.1 * i, 6) for i in range(1, 8)
+    ]  # type: ignore
+    assert [text.get_text() for text in axes.get_xticklabels()] == [
+        "object to move\n2.0% of the area",
+        "the whole picture\n100.0% of the area",
+    ]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        FILL_LABELS["mean"],
+        FILL_LABELS["blur"],
+    ]  # type: ignore[union-attr]
 
 
 def test_shuffling_goes_from_the_top_down() -> None:
-    table = pd.DataFrame({"frame": [0, 0, 1, 1], "shuffled": ["layer 2", "layer 1"] * 2, "correlation": [1.0, 0.2, 0.8, -0.4]})
+    table = pd.DataFrame(
+        {"frame": [0, 0, 1, 1], "shuffled": ["layer 2", "layer 1"] * 2, "correlation": [1.0, 0.2, 0.8, -0.4]}
+    )
     (axes,) = sanity_lines({"head_mean": table, "rollout": table}).axes
     np.testing.assert_allclose(axes.lines[0].get_ydata(), [0.9, -0.1])
     assert [text.get_text() for text in axes.get_xticklabels()] == ["layer 2", "+ layer 1"]
@@ -58,13 +77,25 @@ def test_shuffling_goes_from_the_top_down() -> None:
 
 
 def test_differences_are_a_column_a_thing_with_their_p_value() -> None:
-    tests = pd.DataFrame({
-        "measure": "auc", "stage": ["all", "all", "grasp"], "thing": ["source", "target", "source"], "difference": [0.012, -0.3, np.nan],
-        "p_value": [0.25, 0.0004, np.nan], "episodes": [3, 3, 0],
-    })  # fmt: skip
+    tests = pd.DataFrame(
+        {
+            "measure": "auc",
+            "stage": ["all", "all", "grasp"],
+            "thing": ["source", "target", "source"],
+            "difference": [0.012, -0.3, np.nan],
+            "p_value": [0.25, 0.0004, np.nan],
+            "episodes": [3, 3, 0],
+        }
+    )
     table = differences_table(tests)
     assert list(table.columns) == ["object to move", "where it goes"]
-    assert table.loc[("auc", "all"), "object to move"] == "+0.012 (p 0.250)" and table.loc[("auc", "all"), "where it goes"] == "-0.300 (p < 0.001)"
-    assert table.loc[("auc", "grasp"), "object to move"] == "not visible" and table.loc[("auc", "grasp"), "where it goes"] == ""
+    assert (
+        table.loc[("auc", "all"), "object to move"] == "+0.012 (p 0.250)"
+        and table.loc[("auc", "all"), "where it goes"] == "-0.300 (p < 0.001)"
+    )
+    assert (
+        table.loc[("auc", "grasp"), "object to move"] == "not visible"
+        and table.loc[("auc", "grasp"), "where it goes"] == ""
+    )
     one = differences_table(tests.assign(p_value=np.nan, episodes=1))
     assert one.loc[("auc", "all"), "object to move"] == "+0.012 (one episode)"

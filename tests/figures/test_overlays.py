@@ -1,4 +1,6 @@
-"""Overlays show the numbers they are given: heat on the right pixels, one scale for compared panels, bars as long as the shares."""
+"""Overlays show the numbers they are given: heat on the right pixels, one scale for compared panels, bars as
+long as the shares.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,14 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from refinevla_kit.figures.overlays import draw_overlay, heated, outline_layer, share_bars, times_even, token_grid
+from refinevla_kit.figures.overlays import (
+    draw_overlay,
+    heated,
+    outline_layer,
+    share_bars,
+    times_even,
+    token_grid,
+)
 
 Array = NDArray[np.generic]
 IMAGE = np.full((120, 160, 3), 200, np.uint8)
@@ -85,9 +94,16 @@ def test_share_bars_are_as_high_as_the_shares() -> None:
     ]
     columns = ["policy", "thing", "share", "low", "high", "area", "ratio", "image_share", "episodes"]
     axes = share_bars(pd.DataFrame(rows, columns=columns)).axes[0]
-    assert sorted(round(bar.get_height(), 3) for bar in axes.patches) == [0.05, 0.05, 0.12, 0.12]  # the rest is written, not drawn
+    assert sorted(round(bar.get_height(), 3) for bar in axes.patches) == [
+        0.05,
+        0.05,
+        0.12,
+        0.12,
+    ]  # the rest is written, not drawn
     assert "everything else: 5% (actions only), 12% (with reasoning loss)" in axes.get_title(loc="left")
-    single = pd.DataFrame(rows, columns=columns).assign(low=np.nan, high=np.nan, ratio=np.nan)  # one episode, a hidden thing
+    single = pd.DataFrame(rows, columns=columns).assign(
+        low=np.nan, high=np.nan, ratio=np.nan
+    )  # one episode, a hidden thing
     assert drawn(share_bars(single)).any()
 
 
@@ -98,4 +114,9 @@ def test_a_video_frame_glows_where_attention_is_and_nowhere_else() -> None:
     assert frame.shape == (240, 320, 3) and frame.dtype == np.uint8
     glowing = (frame != frame[-1, -1]).any(axis=2)
     rows, columns = np.nonzero(glowing)
-    assert (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1) == (40, 80, 80, 120)  # the patch's pixels, doubled
+    assert (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1) == (
+        40,
+        80,
+        80,
+        120,
+    )  # the patch's pixels, doubled

@@ -1,4 +1,6 @@
-"""The picture of a moment shows its numbers: one scale, bars as long as the shares, the brightest patch where it is, curves as they were."""
+"""The picture of a moment shows its numbers: one scale, bars as long as the shares, the brightest patch where
+it is, curves as they were.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,10 @@ from refinevla_kit.figures.views import Line, Plot, View, comparison, peak, scal
 from tests.figures.test_overlays import IMAGE, drawn, maps, masks
 
 Array = NDArray[np.generic]
-AREA, FOUND = Line("area", "#222222", np.array([0.1, 0.2, np.nan]), dashed=True), Line("a", "#0072b2", np.array([0.1, 0.3, 0.2]))
+AREA, FOUND = (
+    Line("area", "#222222", np.array([0.1, 0.2, np.nan]), dashed=True),
+    Line("a", "#0072b2", np.array([0.1, 0.3, 0.2])),
+)
 CURVES = Plot("gripper", (AREA, FOUND), 0, 0.5, share=True)
 
 
@@ -40,14 +45,20 @@ def test_the_brightest_patch_is_marked_and_scored_as_in_the_pointing_game() -> N
     one[1, 2] = 9.0  # rows 20 to 40, columns 40 to 60: three quarters of it the target's
     found = peak(one, masks())
     assert (found.row, found.column, found.times) == (1, 2, pytest.approx(9 / one.mean()))
-    assert found.covered == {"target": pytest.approx(float(pointing(one, masks())["target"]))} == {"target": 0.75}
+    assert (
+        found.covered
+        == {"target": pytest.approx(float(pointing(one, masks())["target"]))}
+        == {"target": 0.75}
+    )
     assert str(found) == "brightest patch: 7.7 × even; 75% where it goes"
     (marked,) = (axes for axes in comparison(View(IMAGE, {"a": one}, masks())).axes if len(axes.images) == 3)
     assert marked.patches[0].get_xy() == (40, 20)  # type: ignore[attr-defined]
     assert str(peak(one, {})) == "brightest patch: 7.7 × even"
 
 
-@pytest.mark.parametrize(("hidden", "says"), [({}, "no mask"), (masks() | {"source": np.zeros((120, 160), bool)}, "not visible")])
+@pytest.mark.parametrize(
+    ("hidden", "says"), [({}, "no mask"), (masks() | {"source": np.zeros((120, 160), bool)}, "not visible")]
+)
 def test_missing_masks_are_said(hidden: dict[str, Array], says: str) -> None:
     assert comparison(View(IMAGE, maps(), hidden)).axes[-1].texts[0].get_text() == says
 
@@ -69,10 +80,16 @@ def test_scales_of_shares_stay_put() -> None:
     assert [scale_end(values) for values in ([0.0], [0.07, np.nan], [0.26], [1.0])] == [0.05, 0.1, 0.5, 1.0]
 
 
-@pytest.mark.parametrize(("view", "says"), [
-    (View(IMAGE, {}, {"source": np.zeros((60, 80), bool)}), "the mask of source is 80 x 60 pixels, the picture 160 x 120"),
-    (View(IMAGE[:4], maps()), "8 x 6 patches, the picture is 160 x 4"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("view", "says"),
+    [
+        (
+            View(IMAGE, {}, {"source": np.zeros((60, 80), bool)}),
+            "the mask of source is 80 x 60 pixels, the picture 160 x 120",
+        ),
+        (View(IMAGE[:4], maps()), "8 x 6 patches, the picture is 160 x 4"),
+    ],
+)
 def test_what_belongs_to_another_picture_is_refused(view: View, says: str) -> None:
     with pytest.raises(KitError, match=says):
         comparison(view)

@@ -1,4 +1,6 @@
-"""A policy behind a socket: the same records as in this process, and one clear line for every way a server can fail. All servers here are real."""
+"""A policy behind a socket: the same records as in this process, and one clear line for every way a server
+can fail. All servers here are real.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,8 @@ POLICY = """
     from refinevla_kit.conventions import WIDOWX
 
     class Drifter:  # moves by what it has seen in this episode: nothing that the next episode may know of
-        name, checkpoint_hash, conventions = "drifter", "abc", dataclasses.replace(WIDOWX, image_size=(48, 36))
+        name, checkpoint_hash = "drifter", "abc"
+        conventions = dataclasses.replace(WIDOWX, image_size=(48, 36))
 
         def reset(self, instruction):
             self.total = float(len(instruction))
@@ -61,8 +64,11 @@ POLICY = """
         name = "seer"
 
         def act_batch(self, images, instructions):
-            return [np.array([image[..., 0].mean() / 1e4, -image[..., 1].mean() / 1e4, 0, 0, 0, 0, len(text) / 100], np.float32)
-                    for image, text in zip(images, instructions)]
+            return [self.answer(image, text) for image, text in zip(images, instructions)]
+
+        def answer(self, image, text):
+            x, y = image[..., :2].mean(axis=(0, 1)) / 1e4
+            return np.array([x, -y, 0, 0, 0, 0, len(text) / 100], np.float32)
 
     class Falls(Drifter):
         name = "falls"
@@ -76,18 +82,23 @@ exec(textwrap.dedent(POLICY), NAMES)  # the very same policies, in this process
 
 @contextmanager
 def serving(made: str, port: int = 0) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """(address, process) of `serve(made)` in a process that can import numpy, websockets, msgpack and the kit, and nothing else that is installed."""
+    """(address, process) of `serve(made)` in a process that can import numpy, websockets, msgpack and the
+    kit, and nothing else that is installed.
+    """
     program = """
         import importlib.abc, site, sys
         class Refuse(importlib.abc.MetaPathFinder):
             def find_spec(self, name, path, target=None):
-                if name.partition(".")[0] not in {"numpy", "websockets", "msgpack", "refinevla_kit", *sys.stdlib_module_names}:
+                known = {"numpy", "websockets", "msgpack", "refinevla_kit", *sys.stdlib_module_names}
+                if name.partition(".")[0] not in known:
                     raise ImportError(f"{name} is not in the policy's environment")
         sys.meta_path.insert(0, Refuse())
         from refinevla_kit.policies.remote import serve
     """
     program = textwrap.dedent(program) + textwrap.dedent(POLICY) + f"\nserve({made}, port={port})\n"
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
+    )
     try:
         assert process.stdout is not None
         yield process.stdout.readline().removeprefix("serving at ").strip(), process
@@ -98,7 +109,9 @@ def serving(made: str, port: int = 0) -> Iterator[tuple[str, subprocess.Popen[st
 
 @contextmanager
 def answering(*replies: Any, metadata: Any = {"name": "fake"}) -> Iterator[str]:  # noqa: B006
-    """Address of a server that greets with `metadata` and then gives `replies`, one a message: bytes and text as they are, a function is called."""
+    """Address of a server that greets with `metadata` and then gives `replies`, one a message: bytes and text
+    as they are, a function is called.
+    """
 
     def talk(client: ServerConnection) -> None:
         client.send(metadata if isinstance(metadata, (bytes, str)) else pack(metadata))
@@ -115,22 +128,34 @@ def answering(*replies: Any, metadata: Any = {"name": "fake"}) -> Iterator[str]:
 
 
 def without_time(path: Path) -> list[dict[str, object]]:
-    return [{name: value for name, value in asdict(record).items() if name != "wall_time"} for record in load_records(path)]
+    return [
+        {name: value for name, value in asdict(record).items() if name != "wall_time"}
+        for record in load_records(path)
+    ]
 
 
 @given(
-    npst.arrays(st.sampled_from(["u1", "<f4", ">f8", "<i8", "?"]), npst.array_shapes(min_dims=0, max_dims=3, min_side=0)),
+    npst.arrays(
+        st.sampled_from(["u1", "<f4", ">f8", "<i8", "?"]),
+        npst.array_shapes(min_dims=0, max_dims=3, min_side=0),
+    ),
     st.text(),
     st.integers(0, 2**60),
 )
 def test_a_message_comes_through_whole(array: Array, text: str, number: int) -> None:
     back = unpack(pack({"a": array, "deep": [{"text": text}], "scalar": np.float32(1.5), "number": number}))
-    assert back["a"].dtype == array.dtype and back["a"].shape == array.shape and back["a"].tobytes() == array.tobytes()
+    assert (
+        back["a"].dtype == array.dtype
+        and back["a"].shape == array.shape
+        and back["a"].tobytes() == array.tobytes()
+    )
     assert (back["deep"], back["scalar"], back["number"]) == ([{"text": text}], np.float32(1.5), number)
 
 
 def test_messages_are_openpis() -> None:
-    """Byte for byte what its `msgpack_numpy` writes; only numbers are taken, and a pickle in place of an array is not."""
+    """Byte for byte what its `msgpack_numpy` writes; only numbers are taken, and a pickle in place of an
+    array is not.
+    """
     wire = {b"__ndarray__": True, b"data": b"\x00\x00\x80?", b"dtype": "<f4", b"shape": (1,)}
     assert pack(np.ones(1, np.float32)) == msgpack.packb(wire)
     for broken in ({"dtype": "|O"}, {"dtype": "<U1"}, {"dtype": "nonsense"}, {"shape": (3,)}, {"data": 7}):
@@ -145,7 +170,11 @@ def test_a_served_policy_leaves_the_records_it_leaves_in_this_process(tmp_path: 
     here = evaluate(NAMES["Seer"](), [CARROT], episodes=2, output=tmp_path / "here", **SMALL)
     with serving("Seer()") as (url, _):
         policy = RemotePolicy(url, timeout=30)
-        assert (policy.name, policy.checkpoint_hash, policy.conventions) == ("seer", "abc", NAMES["Seer"].conventions)
+        assert (policy.name, policy.checkpoint_hash, policy.conventions) == (
+            "seer",
+            "abc",
+            NAMES["Seer"].conventions,
+        )
         there = evaluate(policy, [CARROT], episodes=2, output=tmp_path / "there", **SMALL)
     assert without_time(there) == without_time(here)
 
@@ -171,9 +200,13 @@ def test_a_server_killed_in_an_episode_costs_no_finished_one(tmp_path: Path) -> 
     assert [record.episode_id for record in before] == [0]
     with serving("Drifter()", port=int(url.rpartition(":")[2])) as (again, _):
         assert again == url
-        done = evaluate(policy, [CARROT], episodes=2, output=tmp_path, **SMALL)  # the same object: it connects again for a new episode
+        done = evaluate(
+            policy, [CARROT], episodes=2, output=tmp_path, **SMALL
+        )  # the same object: it connects again for a new episode
     assert load_records(done)[0] == before[0], "not played again"
-    assert without_time(done) == without_time(evaluate(NAMES["Drifter"](), [CARROT], episodes=2, output=tmp_path / "here", **SMALL))
+    assert without_time(done) == without_time(
+        evaluate(NAMES["Drifter"](), [CARROT], episodes=2, output=tmp_path / "here", **SMALL)
+    )
 
 
 def test_a_lost_connection_is_not_made_again_within_an_episode() -> None:
@@ -197,7 +230,10 @@ def test_another_policy_at_the_same_address_is_not_taken_for_the_first() -> None
     with serving("Drifter()") as (url, _):
         policy = RemotePolicy(url, timeout=30)
     policy.close()
-    with serving("Seer()", port=int(url.rpartition(":")[2])), pytest.raises(KitError, match=r"another policy is served at .*'seer'"):
+    with (
+        serving("Seer()", port=int(url.rpartition(":")[2])),
+        pytest.raises(KitError, match=r"another policy is served at .*'seer'"),
+    ):
         policy.reset("go")
 
 
@@ -217,7 +253,11 @@ def test_an_openpi_server_drops_in() -> None:
         with pytest.raises(KitError, match="says no name"):
             RemotePolicy(url)
         policy = RemotePolicy(
-            url, name="pi0", conventions=WIDOWX, execute=3, observation=lambda image, text: {"observation/wrist_image": image, "prompt": text}
+            url,
+            name="pi0",
+            conventions=WIDOWX,
+            execute=3,
+            observation=lambda image, text: {"observation/wrist_image": image, "prompt": text},
         )
         assert not hasattr(policy, "act_batch"), "the rest of a chunk is remembered"
         policy.reset("put carrot on plate")
@@ -230,9 +270,15 @@ def test_an_openpi_server_drops_in() -> None:
 
 def test_a_batch_is_answered_in_order_however_long() -> None:
     count = 3 * remote.IN_FLIGHT + 1
-    with answering(*[lambda seen: {"actions": np.full(7, seen["observation/image"][0, 0, 0])}] * count) as url:
-        images = np.arange(count, dtype=np.uint8)[:, None, None, None] * np.ones((1, 480, 640, 3), np.uint8)  # 0.9 MB each
-        assert [action.processed[6] for action in RemotePolicy(url, timeout=30).act_batch(images, ["go"] * count)] == list(range(count))
+    with answering(
+        *[lambda seen: {"actions": np.full(7, seen["observation/image"][0, 0, 0])}] * count
+    ) as url:
+        images = np.arange(count, dtype=np.uint8)[:, None, None, None] * np.ones(
+            (1, 480, 640, 3), np.uint8
+        )  # 0.9 MB each
+        assert [
+            action.processed[6] for action in RemotePolicy(url, timeout=30).act_batch(images, ["go"] * count)
+        ] == list(range(count))
 
 
 @pytest.mark.parametrize(
@@ -244,7 +290,10 @@ def test_a_batch_is_answered_in_order_however_long() -> None:
         ({"actions": ["left"] * 7}, "returned 'left' where numbers belong"),
         (b"\xc1 not msgpack", "does not speak openpi's protocol"),
         (b"\x07", "a int instead of a map"),
-        ("Traceback (most recent call last):\n  ...\nRuntimeError: CUDA out of memory\n", "failed: RuntimeError: CUDA out of memory"),
+        (
+            "Traceback (most recent call last):\n  ...\nRuntimeError: CUDA out of memory\n",
+            "failed: RuntimeError: CUDA out of memory",
+        ),
     ],
 )
 def test_an_answer_that_is_no_action_is_named(reply: Any, message: str) -> None:
@@ -258,13 +307,19 @@ def test_a_policy_that_fails_over_there_is_told_here(capfd: pytest.CaptureFixtur
         policy = RemotePolicy(url, timeout=30)
         policy.reset("go")
         policy._observation = lambda image, text: {"prompt": text}
-        with pytest.raises(KitError, match="failed: an observation without an array 'observation/image', but 'prompt'"):
+        with pytest.raises(
+            KitError, match="failed: an observation without an array 'observation/image', but 'prompt'"
+        ):
             policy.act(IMAGE)
     assert "Traceback" not in capfd.readouterr().err
     with serving("Falls()") as (url, _):
         policy = RemotePolicy(url, timeout=30)
         policy.reset("go")
-        with pytest.raises(KitError, match=r"failed: policy 'falls' failed: ZeroDivisionError: division by zero \(<string>, line \d+\)"):
+        with pytest.raises(
+            KitError,
+            match=r"failed: policy 'falls' failed: ZeroDivisionError: division by zero \(<string>, line "
+            r"\d+\)",
+        ):
             policy.act(IMAGE)
     assert "Traceback" in capfd.readouterr().err, "the server's terminal shows where"
 
@@ -288,7 +343,9 @@ def test_sending_to_a_server_that_hangs_is_given_up_too() -> None:
         policy = RemotePolicy(url, timeout=1)
         process.send_signal(signal.SIGSTOP)
         with pytest.raises(KitError, match=r"has gone or hangs|did not answer"):
-            policy.act_batch(np.zeros((remote.IN_FLIGHT, 1200, 1600, 3), np.uint8), ["go"] * remote.IN_FLIGHT)  # 46 MB, more than the socket buffers
+            policy.act_batch(
+                np.zeros((remote.IN_FLIGHT, 1200, 1600, 3), np.uint8), ["go"] * remote.IN_FLIGHT
+            )  # 46 MB, more than the socket buffers
 
 
 def test_an_address_without_a_policy_server_is_refused_before_the_first_episode() -> None:
@@ -344,7 +401,12 @@ def test_a_policy_that_remembers_serves_one_client_and_no_web_page() -> None:
 def served(policy: Any) -> Iterator[ClientConnection]:
     """A plain client, as openpi's is, of `policy` served in a thread; the metadata is read."""
     found, ready = list[str](), threading.Event()
-    threading.Thread(target=remote.serve, args=(policy,), kwargs={"ready": lambda url: (found.append(url), ready.set())}, daemon=True).start()
+    threading.Thread(
+        target=remote.serve,
+        args=(policy,),
+        kwargs={"ready": lambda url: (found.append(url), ready.set())},
+        daemon=True,
+    ).start()
     assert ready.wait(20)
     with connect(found[0], max_size=None, proxy=None) as client:
         client.url = found[0]  # type: ignore[attr-defined]
@@ -369,12 +431,20 @@ def test_every_array_of_an_answer_has_a_row_an_action_as_openpis_chunk_broker_ta
 
     with served(Chunks()) as client:
         answer = ask(client)
-        assert {name: value.shape for name, value in answer.items() if isinstance(value, np.ndarray)} == {"actions": (3, 7), "normalised": (3, 7)}
+        assert {name: value.shape for name, value in answer.items() if isinstance(value, np.ndarray)} == {
+            "actions": (3, 7),
+            "normalised": (3, 7),
+        }
         policy = RemotePolicy(client.url, timeout=20, execute=3)  # type: ignore[attr-defined]
         assert [policy.act(IMAGE).processed[0] for _ in range(4)] == [0, 7, 14, 0]
     with served(Tokens()) as client:
         shapes = {name: value.shape for name, value in ask(client).items() if isinstance(value, np.ndarray)}
-        assert shapes == {"actions": (1, 7), "normalised": (1, 7), "tokens": (1, 3), "log_probability": (1, 3)}
+        assert shapes == {
+            "actions": (1, 7),
+            "normalised": (1, 7),
+            "tokens": (1, 3),
+            "log_probability": (1, 3),
+        }
         (action,) = RemotePolicy(client.url, timeout=20).act_batch(IMAGE[None], ["go"])  # type: ignore[attr-defined]
         assert (action.normalised.tolist(), action.tokens.tolist()) == ([0.5] * 7, [0, 1, 2])
 
@@ -385,7 +455,12 @@ def test_a_prompt_of_bytes_is_text_and_what_has_no_name_or_hash_is_served() -> N
 
         def step(self, image: Array, task_description: str) -> Any:
             said.append(task_description)
-            turned = {"world_vector": [0.1, 0, 0], "rot_axangle": [0, 0, 0.2], "gripper": [1], "terminate_episode": [1.0]}
+            turned = {
+                "world_vector": [0.1, 0, 0],
+                "rot_axangle": [0, 0, 0.2],
+                "gripper": [1],
+                "terminate_episode": [1.0],
+            }
             return {"world_vector": [9, 9, 9]}, turned
 
     said: list[str] = []
@@ -393,7 +468,9 @@ def test_a_prompt_of_bytes_is_text_and_what_has_no_name_or_hash_is_served() -> N
         assert (client.metadata["name"], client.metadata["checkpoint_hash"]) == ("Nameless", "")  # type: ignore[attr-defined]
         answer = ask(client, prompt=b"put carrot on plate")
         assert said == ["put carrot on plate"]
-        assert answer["actions"] == pytest.approx(np.array([[0.1, 0, 0, 0, 0, 0.2, 1]])) and answer["terminate"]
+        assert (
+            answer["actions"] == pytest.approx(np.array([[0.1, 0, 0, 0, 0, 0.2, 1]])) and answer["terminate"]
+        )
 
 
 def test_a_second_openpi_client_of_a_policy_that_remembers_is_told_why_and_disturbs_nothing() -> None:
@@ -401,8 +478,12 @@ def test_a_second_openpi_client_of_a_policy_that_remembers_is_told_why_and_distu
         before, alone = ask(first)["actions"], NAMES["Drifter"]()
         with connect(first.url, proxy=None) as second:  # type: ignore[attr-defined]
             assert unpack(second.recv())["name"] == "drifter"
-            assert ask(second, prompt="another") == "another client is using 'drifter', which remembers its episode and serves one at a time -> " \
-                "wait until it has gone, or start another server"  # fmt: skip
+            assert (
+                ask(second, prompt="another")
+                == "another client is using 'drifter', which remembers its episode and serves one at a "
+                "time -> "
+                "wait until it has gone, or start another server"
+            )
         after = ask(first)["actions"]
     alone.reset("go")
     assert np.array_equal(np.stack([before[0], after[0]]), np.stack([alone.act(IMAGE) for _ in range(2)]))
@@ -415,13 +496,37 @@ def test_a_second_openpi_client_of_a_policy_that_remembers_is_told_why_and_distu
         ("words", "cannot be read|without 'prompt'"),
         (pack([1, 2]), "without 'prompt', but a list"),
         (pack({"observation/image": IMAGE}), "without 'prompt', but 'observation/image'"),
-        (pack({"prompt": "go", "image": IMAGE}), "without an array 'observation/image', but 'prompt', 'image'"),
-        (pack({"prompt": "go", "observation/image": IMAGE / 255}), r"'observation/image' is float64 \(36, 48, 3\) -> send RGB"),
+        (
+            pack({"prompt": "go", "image": IMAGE}),
+            "without an array 'observation/image', but 'prompt', 'image'",
+        ),
+        (
+            pack({"prompt": "go", "observation/image": IMAGE / 255}),
+            r"'observation/image' is float64 \(36, 48, 3\) -> send RGB",
+        ),
         (pack({"prompt": "go", "observation/image": IMAGE.transpose(2, 0, 1)}), r"is uint8 \(3, 36, 48\)"),
-        (msgpack.packb({"prompt": "go", "x": {b"__ndarray__": True, b"data": b"", b"dtype": "(", b"shape": (10**12,)}}), "cannot be read"),
+        (
+            msgpack.packb(
+                {
+                    "prompt": "go",
+                    "x": {b"__ndarray__": True, b"data": b"", b"dtype": "(", b"shape": (10**12,)},
+                }
+            ),
+            "cannot be read",
+        ),
         (bytes(remote.LARGEST + 1), "too big"),
     ],
-    ids=["noise", "words", "list", "no prompt", "other keys", "float", "channels first", "damaged array", "huge"],
+    ids=[
+        "noise",
+        "words",
+        "list",
+        "no prompt",
+        "other keys",
+        "float",
+        "channels first",
+        "damaged array",
+        "huge",
+    ],
 )
 def test_a_message_that_is_no_observation_is_answered_by_one_line_and_the_server_goes_on(
     message: Any, told: str, capfd: pytest.CaptureFixture[str]
@@ -454,7 +559,10 @@ def test_what_the_client_makes_of_answers_is_in_its_identity() -> None:
 
     with served(NAMES["Seer"]()) as client:
         url = client.url  # type: ignore[attr-defined]
-        hashes = [RemotePolicy(url, 20, **options).checkpoint_hash for options in ({}, {"execute": 2}, {"execute": 5}, {"observation": wrist})]
+        hashes = [
+            RemotePolicy(url, 20, **options).checkpoint_hash
+            for options in ({}, {"execute": 2}, {"execute": 5}, {"observation": wrist})
+        ]
         assert hashes[:3] == ["abc", "abc+execute=2", "abc+execute=5"] and hashes[3].endswith("wrist")
         for execute in (0, -1, True, 1.5):
             with pytest.raises(KitError, match="execute is"):
@@ -468,10 +576,19 @@ def test_the_command_serves_a_checkpoint_that_acts_as_in_this_process() -> None:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
-        there, here = RemotePolicy(process.stdout.readline().removeprefix("serving at ").strip()), load_policy(folder)
-        assert (there.name, there.checkpoint_hash, there.conventions) == (here.name, here.checkpoint_hash, here.conventions)
+        there, here = (
+            RemotePolicy(process.stdout.readline().removeprefix("serving at ").strip()),
+            load_policy(folder),
+        )
+        assert (there.name, there.checkpoint_hash, there.conventions) == (
+            here.name,
+            here.checkpoint_hash,
+            here.conventions,
+        )
         image = np.random.default_rng(0).integers(0, 256, (1, 120, 160, 3), dtype=np.uint8)
-        own = np.array([[0.3, 0, 0.1, 0.7, 0, 0.7, 0, 1, 0.32, 0, 0.1, 0.7, 0, 0.7, 0]], np.float32)  # the robot's own state goes over the socket too
+        own = np.array(
+            [[0.3, 0, 0.1, 0.7, 0, 0.7, 0, 1, 0.32, 0, 0.1, 0.7, 0, 0.7, 0]], np.float32
+        )  # the robot's own state goes over the socket too
         assert there.needs_proprioception and here.needs_proprioception
         (a,), (b,) = (policy.act_batch(image, ["put carrot on plate"], own) for policy in (there, here))
         for field in fields(a):
@@ -487,7 +604,9 @@ def test_the_command_serves_a_checkpoint_that_acts_as_in_this_process() -> None:
 @pytest.mark.slow
 def test_the_example_evaluates_a_policy_of_another_environment(tmp_path: Path) -> None:
     example = REPOSITORY / "examples/served_policy"
-    server = subprocess.Popen([sys.executable, "-I", example / "server.py", "--port", "0"], stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen(
+        [sys.executable, "-I", example / "server.py", "--port", "0"], stdout=subprocess.PIPE, text=True
+    )
     try:
         assert server.stdout is not None
         url = server.stdout.readline().removeprefix("serving at ").strip()

@@ -1,4 +1,6 @@
-"""The shipped asset pack: the same bytes each time, the real robot's kinematics, and four twins that run and can be solved on it."""
+"""The shipped asset pack: the same bytes each time, the real robot's kinematics, and four twins that run and
+can be solved on it.
+"""
 
 from __future__ import annotations
 
@@ -36,11 +38,18 @@ THINGS = {
 }
 SINK_PIECES = 12
 
-# Joint angles at which an episode starts (ManiSkill, bridge_dataset_eval/base_env.py), and the tool's position (m) in the robot's base that
+# Joint angles at which an episode starts (ManiSkill, bridge_dataset_eval/base_env.py), and the tool's
+# position (m) in the robot's base that
 # ManiSkill then reports with SIMPLER's own URDF.
 STARTS = {
-    "table": ((-0.01840777, 0.0398835, 0.22242722, -0.00460194, 1.36524296, 0.00153398), (0.29207, -0.00609, 0.13532)),
-    "sink": ((-0.2600599, -0.12875618, 0.04461369, -0.00652761, 1.7033415, -0.26983038), (0.24972, -0.06751, 0.22759)),
+    "table": (
+        (-0.01840777, 0.0398835, 0.22242722, -0.00460194, 1.36524296, 0.00153398),
+        (0.29207, -0.00609, 0.13532),
+    ),
+    "sink": (
+        (-0.2600599, -0.12875618, 0.04461369, -0.00652761, 1.7033415, -0.26983038),
+        (0.24972, -0.06751, 0.22759),
+    ),
 }
 
 
@@ -74,7 +83,10 @@ def test_info_files_hold_what_the_success_rule_reads(pack: Path) -> None:
         info |= json.loads((pack / BRIDGE / "custom" / name).read_text())
     assert info.keys() == THINGS.keys() | {"sink"}
     for name, (half, density, _) in THINGS.items():
-        assert (info[name]["bbox"]["max"], info[name]["bbox"]["min"]) == (list(half), [-size for size in half])
+        assert (info[name]["bbox"]["max"], info[name]["bbox"]["min"]) == (
+            list(half),
+            [-size for size in half],
+        )
         assert (info[name]["density"], info[name]["scales"]) == (density, [1.0])
 
 
@@ -101,7 +113,9 @@ def test_visuals_face_outwards_and_fit_their_collision_pieces(pack: Path) -> Non
             mesh.merge_vertices(merge_tex=True, merge_norm=True)
             if mesh.is_watertight:
                 assert mesh.volume > 0, model.name
-        assert np.abs(seen.bounds - touched.bounds).max() < 0.025, model.name  # leaves and stems, at the ends, are for the eye alone
+        assert np.abs(seen.bounds - touched.bounds).max() < 0.025, (
+            model.name
+        )  # leaves and stems, at the ends, are for the eye alone
 
 
 @pytest.mark.parametrize("start", STARTS)
@@ -114,14 +128,18 @@ def test_tool_is_where_the_real_arm_has_it(pack: Path, start: str) -> None:
 
 def forward_kinematics(urdf: Path, angles: tuple[float, ...]) -> np.ndarray:
     """Pose (4, 4) of ee_gripper_link in base_link at the six arm angles (rad), from the URDF alone."""
-    joints = {joint.find("child").get("link"): joint for joint in ElementTree.parse(urdf).getroot().iter("joint")}  # type: ignore[union-attr]
+    joints = {
+        joint.find("child").get("link"): joint for joint in ElementTree.parse(urdf).getroot().iter("joint")
+    }  # type: ignore[union-attr]
     chain, link = [], "ee_gripper_link"
     while link in joints:
         chain.append(joints[link])
         link = joints[link].find("parent").get("link")  # type: ignore[union-attr,assignment]
     pose, turns = np.eye(4), iter(angles)
     for joint in reversed(chain):
-        origin, axis = (np.array([float(x) for x in joint.find(tag).get("xyz").split()]) for tag in ("origin", "axis"))  # type: ignore[union-attr]
+        origin, axis = (
+            np.array([float(x) for x in joint.find(tag).get("xyz").split()]) for tag in ("origin", "axis")
+        )  # type: ignore[union-attr]
         pose = pose @ trimesh.transformations.translation_matrix(origin)
         if joint.get("type") == "revolute":
             pose = pose @ trimesh.transformations.rotation_matrix(next(turns), axis)
@@ -140,8 +158,12 @@ def numbers(urdf: Path) -> dict[str, list[float]]:
     """All kinematic and inertial numbers of a URDF by element and attribute."""
     found: dict[str, list[float]] = {}
     for element in ElementTree.parse(urdf).getroot():
-        found |= {f"{element.get('name')}/origin/{attribute}": [0.0] * 3 for attribute in ("xyz", "rpy")}  # what leaving it out means
-        for child in [c for c in element if c.tag in ("origin", "axis", "limit")] + list(element.iterfind("inertial/*")):
+        found |= {
+            f"{element.get('name')}/origin/{attribute}": [0.0] * 3 for attribute in ("xyz", "rpy")
+        }  # what leaving it out means
+        for child in [c for c in element if c.tag in ("origin", "axis", "limit")] + list(
+            element.iterfind("inertial/*")
+        ):
             for attribute, text in child.attrib.items():
                 found[f"{element.get('name')}/{child.tag}/{attribute}"] = [float(x) for x in text.split()]
     return found
@@ -152,7 +174,9 @@ def test_painted_sink_lies_where_the_camera_sees_the_real_boxes(pack: Path) -> N
     rims = {"near basket rim": (-0.055, 0.03, 0.976), "far basket rim": (-0.205, 0.03, 0.976)}
     points = rims | {"basin": (-0.10, 0.15, 0.916), "ledge": (-0.03, 0.2, 0.95)}
     for name, point in points.items():
-        column, row = project(find_task("widowx_put_eggplant_in_basket"), np.array([point]), 640, 480)[0].astype(int)
+        column, row = project(find_task("widowx_put_eggplant_in_basket"), np.array([point]), 640, 480)[
+            0
+        ].astype(int)
         red, _, blue = picture[row, column]
         assert (red > blue + 60) if name in rims else (blue > red + 10), name
 
@@ -162,7 +186,10 @@ def test_twin_runs_and_is_solved_on_the_pack(pack: Path, task: Task) -> None:
     from refinevla_kit.simulator import make
     from refinevla_kit.simulator.demonstrator import Demonstrator
 
-    simulator, demonstrator = make(task, assets=pack, width=160, height=120, privileged=True), Demonstrator(task)
+    simulator, demonstrator = (
+        make(task, assets=pack, width=160, height=120, privileged=True),
+        Demonstrator(task),
+    )
     try:
         observation = simulator.reset(0)
         assert observation.state is not None

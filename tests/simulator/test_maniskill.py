@@ -1,4 +1,6 @@
-"""The Simulator contract on ManiSkill's real twins: real physics, real rendering, several tasks in one process."""
+"""The Simulator contract on ManiSkill's real twins: real physics, real rendering, several tasks in one
+process.
+"""
 
 import os
 import subprocess
@@ -74,7 +76,9 @@ def test_an_action_moves_the_tool_in_the_robot_base_frame(carrot: Simulator) -> 
     for _ in range(6):
         state = carrot.step(np.array([0.01, 0, 0, 0, 0, 0, 1], np.float32)).observation.state
     assert start is not None and state is not None
-    assert np.allclose(state.tcp_target[:3] - start.tcp_target[:3], [-0.06, 0, 0], atol=1e-3)  # world: the base is turned half round
+    assert np.allclose(
+        state.tcp_target[:3] - start.tcp_target[:3], [-0.06, 0, 0], atol=1e-3
+    )  # world: the base is turned half round
 
 
 def test_the_gripper_closes_and_opens(carrot: Simulator) -> None:
@@ -100,14 +104,18 @@ def test_a_pose_sets_where_things_start_and_the_grid_comes_back(carrot: Simulato
     moved = carrot.reset(pose).state
     after = carrot.reset(7).state
     assert before is not None and moved is not None and after is not None
-    assert np.allclose(moved.source[:2], pose.source[:2], atol=0.01) and np.allclose(moved.target[:2], pose.target[:2], atol=0.01)
+    assert np.allclose(moved.source[:2], pose.source[:2], atol=0.01) and np.allclose(
+        moved.target[:2], pose.target[:2], atol=0.01
+    )
     assert np.array_equal(before.source, after.source)
 
 
 def test_the_episode_ends_with_its_step_budget(carrot: Simulator) -> None:
     carrot.reset(0)
     results = [carrot.step(REST) for _ in range(CARROT.max_steps)]
-    assert [r.done for r in results] == [False] * (CARROT.max_steps - 1) + [True] and results[-1].reason == "budget"
+    assert [r.done for r in results] == [False] * (CARROT.max_steps - 1) + [True] and results[
+        -1
+    ].reason == "budget"
 
 
 def test_two_tasks_in_one_process_keep_their_own_backgrounds(carrot: Simulator) -> None:
@@ -131,16 +139,26 @@ def test_a_projected_point_lands_on_its_object(carrot: Simulator) -> None:
 
 def test_start_poses_are_drawn_alike_from_the_same_seed_and_keep_apart() -> None:
     for task in WIDOWX_TASKS:
-        draws = [[random_pose(task, rng) for _ in range(50)] for rng in (np.random.default_rng(1), np.random.default_rng(1))]
-        assert all(np.array_equal(a.source, b.source) and np.array_equal(a.target, b.target) for a, b in zip(*draws, strict=True))
+        draws = [
+            [random_pose(task, rng) for _ in range(50)]
+            for rng in (np.random.default_rng(1), np.random.default_rng(1))
+        ]
+        assert all(
+            np.array_equal(a.source, b.source) and np.array_equal(a.target, b.target)
+            for a, b in zip(*draws, strict=True)
+        )
         assert min(np.linalg.norm(p.source[:2] - p.target[:2]) for p in draws[0]) > 0.09
 
 
-def test_a_dense_start_depends_on_task_seed_and_number_alone_and_stays_within_the_grid(carrot: Simulator) -> None:
+def test_a_dense_start_depends_on_task_seed_and_number_alone_and_stays_within_the_grid(
+    carrot: Simulator,
+) -> None:
     for task in WIDOWX_TASKS:
         poses = [dense_pose(task, index, 3) for index in range(200)]
         again, other = dense_pose(task, 120, 3), dense_pose(task, 120, 4)
-        assert np.array_equal(again.source, poses[120].source) and not np.array_equal(again.source, other.source)
+        assert np.array_equal(again.source, poses[120].source) and not np.array_equal(
+            again.source, other.source
+        )
         sources = np.stack([pose.source for pose in poses])
         assert len(np.unique(sources[:, 0])) == 200
     grid = carrot._grid[0].numpy()[..., :2].reshape(-1, 2)  # type: ignore[attr-defined]
@@ -175,8 +193,13 @@ def test_a_wrong_asset_directory_says_what_is_missing(tmp_path: Path) -> None:
 
 def test_without_a_vulkan_device_it_says_how_to_get_one() -> None:
     program = "from refinevla_kit.simulator import make; make('widowx_carrot_on_plate')"
-    environment = os.environ | {"VK_ICD_FILENAMES": "/nonexistent.json", "VK_DRIVER_FILES": "/nonexistent.json"}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    environment = os.environ | {
+        "VK_ICD_FILENAMES": "/nonexistent.json",
+        "VK_DRIVER_FILES": "/nonexistent.json",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode != 0 and "KitError: no Vulkan device" in done.stderr.splitlines()[-1]
 
 
@@ -184,8 +207,16 @@ def test_without_a_vulkan_device_it_says_how_to_get_one() -> None:
 @pytest.mark.parametrize("task", WIDOWX_TASKS, ids=lambda task: task.name)
 @pytest.mark.parametrize("assets", ["embedded", "official"])
 def test_the_demonstrator_solves_the_grid(task, assets: str, request: pytest.FixtureRequest) -> None:  # type: ignore[no-untyped-def]
-    """At least 23 of 24 episodes (60 of 64 for the eggplant), counted ten steps after the first success, when the arm is away again."""
-    simulator = make(task, request.getfixturevalue("official_assets") if assets == "official" else assets, 16, 12, privileged=True)
+    """At least 23 of 24 episodes (60 of 64 for the eggplant), counted ten steps after the first success, when
+    the arm is away again.
+    """
+    simulator = make(
+        task,
+        request.getfixturevalue("official_assets") if assets == "official" else assets,
+        16,
+        12,
+        privileged=True,
+    )
     demonstrator, successes = Demonstrator(task), 0
     for episode in range(task.grid):
         seen, result, after = simulator.reset(episode), None, 0
@@ -201,7 +232,11 @@ def test_the_demonstrator_solves_the_grid(task, assets: str, request: pytest.Fix
 @pytest.mark.slow
 @pytest.mark.parametrize("task", WIDOWX_TASKS, ids=lambda task: task.name)
 def test_the_demonstrator_solves_dense_starts(task: Task) -> None:
-    simulator, demonstrator, successes = make(task, width=16, height=12, privileged=True), Demonstrator(task), 0
+    simulator, demonstrator, successes = (
+        make(task, width=16, height=12, privileged=True),
+        Demonstrator(task),
+        0,
+    )
     for index in range(12):
         seen, result = simulator.reset(dense_pose(task, index, 1)), None
         while result is None or not (result.done or result.success):
@@ -213,7 +248,9 @@ def test_the_demonstrator_solves_dense_starts(task: Task) -> None:
     assert successes >= 11
 
 
-def test_making_a_simulator_does_not_change_what_official_means(carrot: Simulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_making_a_simulator_does_not_change_what_official_means(
+    carrot: Simulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     assert "MS_ASSET_DIR" not in os.environ or "embedded" not in os.environ["MS_ASSET_DIR"]
     monkeypatch.setenv("MS_ASSET_DIR", str(tmp_path))
     make(CARROT).close()
@@ -233,4 +270,6 @@ def test_a_start_does_not_depend_on_where_the_last_episode_left_the_arm() -> Non
     simulator.close()
     assert fresh is not None and again is not None
     for one, other in ((fresh.source, again.source), (fresh.target, again.target)):
-        assert np.allclose(one, other, atol=1e-4)  # 0.1 mm: PhysX keeps a little of the past; knocked away, it is centimetres
+        assert np.allclose(
+            one, other, atol=1e-4
+        )  # 0.1 mm: PhysX keeps a little of the past; knocked away, it is centimetres

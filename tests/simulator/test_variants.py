@@ -25,7 +25,16 @@ def dressed() -> Iterator[Make]:
     made: list[Simulator] = []
 
     def one(task: Task, variant: str, width: int = 80, height: int = 60) -> Simulator:
-        made.append(make(task, width=width, height=height, privileged=True, setting=VARIANT_AGGREGATION, variant=variant))
+        made.append(
+            make(
+                task,
+                width=width,
+                height=height,
+                privileged=True,
+                setting=VARIANT_AGGREGATION,
+                variant=variant,
+            )
+        )
         return made[-1]
 
     yield one
@@ -45,7 +54,9 @@ def path(simulator: Simulator, episode: int, steps: int = 16) -> Array:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", [CARROT, EGGPLANT], ids=lambda task: task.name)
-def test_what_happens_is_the_same_in_every_variant_as_before_the_photograph(task: Task, dressed: Make) -> None:
+def test_what_happens_is_the_same_in_every_variant_as_before_the_photograph(
+    task: Task, dressed: Make
+) -> None:
     matching = make(task, width=16, height=12, privileged=True)
     expected = path(matching, 5)
     matching.close()
@@ -65,11 +76,16 @@ def test_each_variant_looks_different_and_the_same_every_time(dressed: Make) -> 
 
 @pytest.mark.slow
 def test_a_variant_changes_its_own_thing_alone(dressed: Make) -> None:
-    simulators = {name: dressed(CARROT, name) for name in (BASE, "background_1", "table_1", "lighting_darker", "lighting_brighter")}
+    simulators = {
+        name: dressed(CARROT, name)
+        for name in (BASE, "background_1", "table_1", "lighting_darker", "lighting_brighter")
+    }
     images = {name: simulator.reset(5).image.astype(int) for name, simulator in simulators.items()}
     masks = simulators[BASE].masks()
     things = masks["carrot"] | masks["plate"]
-    assert np.abs(images["background_1"] - images[BASE])[things].max() <= 2, "a wall behind is not seen on the carrot"
+    assert np.abs(images["background_1"] - images[BASE])[things].max() <= 2, (
+        "a wall behind is not seen on the carrot"
+    )
     assert np.abs(images["table_1"] - images[BASE])[things].max() <= 2
     assert images["lighting_darker"].mean() < images[BASE].mean() < images["lighting_brighter"].mean()
 
@@ -84,9 +100,13 @@ def test_distractors_are_named_in_masks_and_keep_clear_of_what_matters(dressed: 
             masks, without = simulator.masks(), plain.masks()
             others = set(masks) - set(without)
             assert len(others) == count and (sum(mask.astype(int) for mask in masks.values()) == 1).all()
-            assert sum(masks[other].any() for other in others) >= count - 1, "they stand in the picture (the arm may hide one)"
+            assert sum(masks[other].any() for other in others) >= count - 1, (
+                "they stand in the picture (the arm may hide one)"
+            )
             for thing in ("carrot", "plate"):
-                assert masks[thing].sum() > 0.6 * without[thing].sum(), f"{thing} is hidden in episode {episode}"
+                assert masks[thing].sum() > 0.6 * without[thing].sum(), (
+                    f"{thing} is hidden in episode {episode}"
+                )
 
 
 @pytest.mark.slow
@@ -97,7 +117,9 @@ def test_a_moved_camera_still_sees_everything_and_points_follow_it(name: str, dr
         for episode in (0, 11, 23):
             state = simulator.reset(episode).state
             masks = simulator.masks()
-            assert state is not None and all(masks[thing].sum() > 20 for thing in (task.source, task.target, "gripper"))
+            assert state is not None and all(
+                masks[thing].sum() > 20 for thing in (task.source, task.target, "gripper")
+            )
             rows, columns = np.nonzero(masks[task.source])
             x, y = project(task, state.source[None, :3], 160, 120, VARIANTS[name])[0]
             assert columns.min() - 2 < x < columns.max() + 3 and rows.min() - 2 < y < rows.max() + 3

@@ -1,4 +1,6 @@
-"""What teachers are tried on: frames of real episodes with their state and masks, and a question about a shipped one."""
+"""What teachers are tried on: frames of real episodes with their state and masks, and a question about a
+shipped one.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,15 @@ def frames() -> list[Frames]:
             actions.append(demonstrator.act(observation.state))
             observation = simulator.step(actions[-1]).observation
         simulator.close()
-        played.append(Frames(task, np.stack(images), np.stack(actions), states, {key: np.stack([mask[key] for mask in masks]) for key in masks[0]}))
+        played.append(
+            Frames(
+                task,
+                np.stack(images),
+                np.stack(actions),
+                states,
+                {key: np.stack([mask[key] for mask in masks]) for key in masks[0]},
+            )
+        )
     return played
 
 
@@ -66,6 +76,16 @@ def dataset(frames: list[Frames], tmp_path):
         for one in frames:
             proprioception = np.zeros((len(one.actions), 15), np.float32)
             proprioception[:, 7] = [state.opening for state in one.states]
-            writer.add(Episode(one.images, one.actions, proprioception, one.task.instruction, one.task.name, True,
-                               states=one.states, masks=one.masks))
+            writer.add(
+                Episode(
+                    one.images,
+                    one.actions,
+                    proprioception,
+                    one.task.instruction,
+                    one.task.name,
+                    True,
+                    states=one.states,
+                    masks=one.masks,
+                )
+            )
     return open_dataset(tmp_path / "played")

@@ -1,6 +1,8 @@
-"""A teacher that asks an HTTP server of the tests over a real socket, in the plainest way, so that only the run is under test.
+"""A teacher that asks an HTTP server of the tests over a real socket, in the plainest way, so that only the
+run is under test.
 
-    python -m tests.teacher.plain_teacher URL DATASET OUTPUT CONCURRENCY BUDGET_CALLS     # one run, for tests that kill it
+python -m tests.teacher.plain_teacher URL DATASET OUTPUT CONCURRENCY BUDGET_CALLS     # one run, for tests
+                                                                                      that kill it
 """
 
 from __future__ import annotations
@@ -17,10 +19,27 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from refinevla_kit.episodes import DatasetWriter, Episode, EpisodeDataset, open_dataset
-from refinevla_kit.teacher import CallFailed, Limits, Prices, Rationale, Refusal, Reply, Request, Usage, annotate_dataset
+from refinevla_kit.teacher import (
+    CallFailed,
+    Limits,
+    Prices,
+    Rationale,
+    Refusal,
+    Reply,
+    Request,
+    Usage,
+    annotate_dataset,
+)
 from tests.teacher.gemini_server import Answer, Received
 
-FAILURES = {400: "bad_request", 401: "unauthorised", 404: "not_found", 429: "quota", 500: "server", 503: "server"}
+FAILURES = {
+    400: "bad_request",
+    401: "unauthorised",
+    404: "not_found",
+    429: "quota",
+    500: "server",
+    503: "server",
+}
 PRICES = Prices(1.0, 10.0, "EUR", "2026-11-24")
 
 
@@ -38,7 +57,12 @@ class PlainTeacher:
     def annotate(self, request: Request, previous: Reply | None = None) -> Reply:
         connection = http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=10)
         try:
-            body = {"span": request.span, "follow_up": previous and previous.raw, "pictures": len(request.keyframes), "process": os.getpid()}
+            body = {
+                "span": request.span,
+                "follow_up": previous and previous.raw,
+                "pictures": len(request.keyframes),
+                "process": os.getpid(),
+            }
             connection.request("POST", "/", json.dumps(body))
             response = connection.getresponse()
             text = response.read().decode()
@@ -54,10 +78,20 @@ class PlainTeacher:
         return Reply(result, said["raw"], *said["used"])
 
 
-def said(received: Received, kind: str | None = None, used: tuple[int, int] = (80, 20), delay: float = 0.0) -> Answer:
-    """The server's answer to `received`; its text holds the number of the call, so that a test can tell which call an answer is from."""
-    parts = [f"{part} of {received.body['span']} in call {received.number}" for part in ("what", "how", "where", "why")]
-    return Answer(json.dumps({"kind": kind, "parts": parts, "raw": f"call {received.number}", "used": used}).encode(), delay=delay)
+def said(
+    received: Received, kind: str | None = None, used: tuple[int, int] = (80, 20), delay: float = 0.0
+) -> Answer:
+    """The server's answer to `received`; its text holds the number of the call, so that a test can tell which
+    call an answer is from.
+    """
+    parts = [
+        f"{part} of {received.body['span']} in call {received.number}"
+        for part in ("what", "how", "where", "why")
+    ]
+    return Answer(
+        json.dumps({"kind": kind, "parts": parts, "raw": f"call {received.number}", "used": used}).encode(),
+        delay=delay,
+    )
 
 
 def status(code: int, **headers: str) -> Answer:
@@ -71,7 +105,9 @@ def play(answers: dict[int, Callable[[Received], Answer]]) -> Callable[[Received
 
 
 def write_dataset(folder: Path, episodes: int, frames: int, size: int = 16, seed: int = 0) -> EpisodeDataset:
-    """Noise with random actions: `episodes` of `frames` frames, so with granularity "step" their product of requests."""
+    """Noise with random actions: `episodes` of `frames` frames, so with granularity "step" their product of
+    requests.
+    """
     random = np.random.default_rng(seed)
     with DatasetWriter(folder, fps=5, robot_type="none") as writer:
         for _ in range(episodes):

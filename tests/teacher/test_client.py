@@ -1,4 +1,6 @@
-"""What teachers behind a server share, apart from any API: see test_gemini and test_openai for whole calls."""
+"""What teachers behind a server share, apart from any API: see test_gemini and test_openai for whole
+calls.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""`refinevla annotate`: any teacher, limits and prices from a command line; nothing paid for that was not agreed to."""
+"""`refinevla annotate`: any teacher, limits and prices from a command line; nothing paid for that was not
+agreed to.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,16 @@ from tests.conftest import REPOSITORY
 from tests.teacher.gemini_server import GeminiServer
 from tests.teacher.plain_teacher import write_dataset
 
-GEMINI = ("--teacher", "gemini", "--model", "gemini-x", "--granularity", "trajectory", "--prices", "1,10,EUR,2026-11-24")
+GEMINI = (
+    "--teacher",
+    "gemini",
+    "--model",
+    "gemini-x",
+    "--granularity",
+    "trajectory",
+    "--prices",
+    "1,10,EUR,2026-11-24",
+)
 
 
 def annotate(*arguments: object) -> tuple[list[str], dict]:
@@ -34,11 +45,22 @@ def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("data") / "noise", 5, 8).path
 
 
-def test_a_budgeted_run_from_the_command_line(noise: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_budgeted_run_from_the_command_line(
+    noise: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("GEMINI_API_KEY", "AIza-key-of-the-tests")
     output = tmp_path / "r.parquet"
     with GeminiServer(("ok",)) as server:
-        arguments = (noise, *GEMINI, "-o", f"base_url={server.url}", "-o", "max_output_tokens=500", "--output", output)
+        arguments = (
+            noise,
+            *GEMINI,
+            "-o",
+            f"base_url={server.url}",
+            "-o",
+            "max_output_tokens=500",
+            "--output",
+            output,
+        )
         lines, expected = annotate(*arguments, "--dry-run")
         assert (server.count, output.exists(), expected["requests"]) == (0, False, 5)
         assert 0 < expected["money"] < expected["worst_money"]
@@ -55,32 +77,69 @@ def test_a_budgeted_run_from_the_command_line(noise: Path, tmp_path: Path, monke
 
 
 def failing(*arguments: object) -> tuple[int, dict, str]:
-    """Exit status, the JSON object on the last line, and standard error's last line, of the command itself."""
+    """Exit status, the JSON object on the last line, and standard error's last line, of the command
+    itself.
+    """
     command = [sys.executable, "-m", "refinevla_kit.cli", "annotate", *map(str, arguments)]
     result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
     lines = result.stdout.splitlines()
     return result.returncode, json.loads(lines[-1]) if lines else {}, result.stderr.splitlines()[-1]
 
 
-def test_a_run_without_a_rationale_says_why_and_has_exit_status_1(noise: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_without_a_rationale_says_why_and_has_exit_status_1(
+    noise: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("GEMINI_API_KEY", "AIza-key-of-the-tests")
     with GeminiServer(("all_thought",)) as server:
         output = tmp_path / "thought.parquet"
-        status, found, line = failing(noise, *GEMINI, "-o", f"base_url={server.url}", "--granularity", "step", "--yes", "--output", output)
+        status, found, line = failing(
+            noise,
+            *GEMINI,
+            "-o",
+            f"base_url={server.url}",
+            "--granularity",
+            "step",
+            "--yes",
+            "--output",
+            output,
+        )
         assert (status, server.count) == (1, 10)
-        assert (found["rationales"], found["answers"], found["refusals"]) == (str(output), 0, {"truncated": 10})
+        assert (found["rationales"], found["answers"], found["refusals"]) == (
+            str(output),
+            0,
+            {"truncated": 10},
+        )
         assert found["money"] == pytest.approx(10 * (900 * 1e-6 + 150 * 1e-5))
         assert found["stopped"] in line and "max_output_tokens" in line
     with GeminiServer(("daily_quota",)) as server:
-        status, found, line = failing(noise, *GEMINI, "-o", f"base_url={server.url}", "--yes", "--output", tmp_path / "quota.parquet")
+        status, found, line = failing(
+            noise, *GEMINI, "-o", f"base_url={server.url}", "--yes", "--output", tmp_path / "quota.parquet"
+        )
         assert (status, server.count, found["answers"], found["money"]) == (1, 1, 0, 0.0)
         assert "the daily quota is used up" in line
-    status, found, line = failing(noise, *GEMINI, "-o", f"base_url={server.url}", "--yes", "--max-attempts", 1, "--output", tmp_path / "off.parquet")
-    assert (status, found["answers"], found["refusals"], found["money"]) == (1, 0, {"unreachable": 1}, 0.0)  # that server is gone
+    status, found, line = failing(
+        noise,
+        *GEMINI,
+        "-o",
+        f"base_url={server.url}",
+        "--yes",
+        "--max-attempts",
+        1,
+        "--output",
+        tmp_path / "off.parquet",
+    )
+    assert (status, found["answers"], found["refusals"], found["money"]) == (
+        1,
+        0,
+        {"unreachable": 1},
+        0.0,
+    )  # that server is gone
     assert "the server cannot be reached" in line
 
 
-def test_what_can_be_known_is_said_before_the_first_call(noise: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_can_be_known_is_said_before_the_first_call(
+    noise: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("GEMINI_API_KEY", "AIza-key-of-the-tests")
     (tmp_path / "there").mkdir()
     with GeminiServer(("ok",)) as server:
@@ -88,7 +147,11 @@ def test_what_can_be_known_is_said_before_the_first_call(noise: Path, tmp_path: 
         for output in (tmp_path / "there", "/proc/none/r.parquet", noise / "meta/info.json/r.parquet"):
             with pytest.raises(KitError, match="--output"):
                 annotate(*arguments, "--output", output)
-        for export, why in ((tmp_path / "there", "exists"), (noise / "inside", "lies in"), ("/proc/none/exported", "cannot be made")):
+        for export, why in (
+            (tmp_path / "there", "exists"),
+            (noise / "inside", "lies in"),
+            ("/proc/none/exported", "cannot be made"),
+        ):
             with pytest.raises(KitError, match=why):
                 annotate(*arguments, "--output", tmp_path / "r.parquet", "--export", export)
         old = tmp_path / "old"
@@ -97,7 +160,9 @@ def test_what_can_be_known_is_said_before_the_first_call(noise: Path, tmp_path: 
         (old / "meta/info.json").write_text(json.dumps(info | {"codebase_version": "v2.1"}))
         (old / "meta/episodes.jsonl").write_text('{"episode_index": 0, "tasks": ["x"], "length": 8}\n')
         with pytest.raises(KitError):
-            annotate(old, *arguments[1:], "--output", tmp_path / "r.parquet", "--export", tmp_path / "exported")
+            annotate(
+                old, *arguments[1:], "--output", tmp_path / "r.parquet", "--export", tmp_path / "exported"
+            )
         assert server.count == 0
     assert {path.name for path in tmp_path.iterdir()} == {"there", "old"}
 
@@ -126,7 +191,9 @@ def test_a_teacher_is_checked_before_anything_long(monkeypatch: pytest.MonkeyPat
     for why, options in wrong.items():
         with pytest.raises(KitError, match=why):
             check_teacher("gemini", model="m", **options)
-    assert check_teacher("gemini", model="m", prices="0.3,2.5,USD,2026-11-24", budget_money=5.0).version == "m"
+    assert (
+        check_teacher("gemini", model="m", prices="0.3,2.5,USD,2026-11-24", budget_money=5.0).version == "m"
+    )
     assert check_teacher("gemini", model="m", prices="0,0,USD,2026-11-24", confirm=None).version == "m"
     assert check_teacher("oracle", 3, confirm=None).seed == 3
     monkeypatch.setitem(sys.modules, "google.generativeai", None)
@@ -135,7 +202,9 @@ def test_a_teacher_is_checked_before_anything_long(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_teacher_or_option_that_does_not_exist_is_one_line(noise: Path) -> None:
-    with pytest.raises(KitError, match="unknown teacher 'gemni' -> choose one of oracle, gemini, gemini-legacy, openai"):
+    with pytest.raises(
+        KitError, match="unknown teacher 'gemni' -> choose one of oracle, gemini, gemini-legacy, openai"
+    ):
         annotate(noise, "--teacher", "gemni")
     with pytest.raises(KitError, match="has no option 'modle'"):
         make_teacher("gemini", modle="gemini-x")

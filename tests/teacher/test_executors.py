@@ -1,4 +1,6 @@
-"""Calls made by a real Ray cluster of two workers: one driver schedules, so limits and budget hold for both together."""
+"""Calls made by a real Ray cluster of two workers: one driver schedules, so limits and budget hold for both
+together.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +40,13 @@ class FastClock(Clock):
 def cluster():
     """Ray with two processors, so two workers."""
     ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=80_000_000,
-             runtime_env={"env_vars": {"PYTHONPATH": str(REPOSITORY), "NO_PROXY": "127.0.0.1"}})  # fmt: skip
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=80_000_000,
+        runtime_env={"env_vars": {"PYTHONPATH": str(REPOSITORY), "NO_PROXY": "127.0.0.1"}},
+    )
     yield ray
     ray.shutdown()
 
@@ -52,20 +59,36 @@ def noise(tmp_path_factory: pytest.TempPathFactory):
 
 def annotate(noise, server: GeminiServer, output: Path, executor: Any = "ray", **limits: Any) -> Path:
     wanted = Limits(prices=PRICES, **limits)
-    return annotate_dataset(noise, PlainTeacher(server.url), "step", 1, False, output, limits=wanted, executor=executor, confirm=True)
+    return annotate_dataset(
+        noise,
+        PlainTeacher(server.url),
+        "step",
+        1,
+        False,
+        output,
+        limits=wanted,
+        executor=executor,
+        confirm=True,
+    )
 
 
 @pytest.mark.slow
-def test_two_workers_share_limits_and_budget(cluster, noise, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_workers_share_limits_and_budget(
+    cluster, noise, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     times: list[float] = []
 
     def script(received: Received) -> Any:
         times.append(time.monotonic())
-        return {5: status(503), 9: status(429, Retry_After="3"), 12: said(received, "truncated")}.get(received.number) or said(received)
+        return {5: status(503), 9: status(429, Retry_After="3"), 12: said(received, "truncated")}.get(
+            received.number
+        ) or said(received)
 
     monkeypatch.setattr(Run, "clock", FastClock())
     with GeminiServer(script, latency=0.05) as server:
-        annotate(noise, server, tmp_path / "r.parquet", concurrency=6, budget_calls=40, requests_per_minute=25)
+        annotate(
+            noise, server, tmp_path / "r.parquet", concurrency=6, budget_calls=40, requests_per_minute=25
+        )
         assert (server.count, summarise(tmp_path / "r.parquet").spent.calls) == (40, 40)
         assert 4 <= server.most_at_once <= 6
         assert max(sum(start <= when < start + 60 / FASTER - 0.5 for when in times) for start in times) <= 25
@@ -95,7 +118,9 @@ def test_a_worker_that_dies_costs_its_calls_and_no_answer(cluster, noise, tmp_pa
     assert 60 < server.count <= 60 + 2  # at most those that the worker had in flight
     assert found.spent.calls >= server.count
     answered = sum(one.input_tokens for one in load_rationales(path))
-    assert found.spent.input_tokens == answered + 100 * (found.spent.calls - 60)  # calls whose fate is unknown are kept at their worst case
+    assert found.spent.input_tokens == answered + 100 * (
+        found.spent.calls - 60
+    )  # calls whose fate is unknown are kept at their worst case
 
 
 @pytest.mark.slow

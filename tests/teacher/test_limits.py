@@ -1,4 +1,6 @@
-"""What a run may spend and how fast: the budget is never overshot, no minute holds more than it may, a server's wish to wait is kept."""
+"""What a run may spend and how fast: the budget is never overshot, no minute holds more than it may, a
+server's wish to wait is kept.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +25,23 @@ def calls(draw: st.DrawFn) -> tuple[Usage, Usage]:
     return worst, Usage(draw(st.integers(0, worst.input_tokens)), draw(st.integers(0, worst.output_tokens)))
 
 
-@given(st.lists(calls(), max_size=60), st.integers(1, 9), st.tuples(st.integers(0, 40), st.integers(0, 200_000), st.floats(0, 0.3)),
-       st.randoms(use_true_random=False))
-def test_a_budget_is_never_overshot(made, concurrency: int, most: tuple[int, int, float], order: random.Random) -> None:
+@given(
+    st.lists(calls(), max_size=60),
+    st.integers(1, 9),
+    st.tuples(st.integers(0, 40), st.integers(0, 200_000), st.floats(0, 0.3)),
+    st.randoms(use_true_random=False),
+)
+def test_a_budget_is_never_overshot(
+    made, concurrency: int, most: tuple[int, int, float], order: random.Random
+) -> None:
     most_calls, most_tokens, most_money = most
-    limits = Limits(concurrency, budget_calls=most_calls, budget_tokens=most_tokens, budget_money=most_money, prices=PRICES)
+    limits = Limits(
+        concurrency,
+        budget_calls=most_calls,
+        budget_tokens=most_tokens,
+        budget_money=most_money,
+        prices=PRICES,
+    )
     budget, flying, paid = Budget(limits), [], Spent()
     for worst, used in made:
         if budget.reserve(budget.of(worst)) is None:
@@ -56,7 +70,11 @@ def test_a_budget_is_spent_to_the_last_call() -> None:
     assert budget.reserve(each) is None
 
 
-@given(st.lists(st.tuples(st.floats(0, 40), st.integers(0, 500)), min_size=1, max_size=80), st.integers(1, 12), st.integers(500, 3000))
+@given(
+    st.lists(st.tuples(st.floats(0, 40), st.integers(0, 500)), min_size=1, max_size=80),
+    st.integers(1, 12),
+    st.integers(500, 3000),
+)
 def test_no_minute_holds_more_than_it_may(made, most_requests: int, most_tokens: int) -> None:
     rate, now, sent = Rate(Limits(requests_per_minute=most_requests, tokens_per_minute=most_tokens)), 0.0, []
     for pause, tokens in made:
@@ -87,9 +105,16 @@ def test_the_rate_waits_no_longer_than_it_must() -> None:
 
 
 def test_back_off_is_jittered_grows_and_keeps_the_servers_delay() -> None:
-    delays = [[backoff(attempt, None, random.Random(seed)) for seed in range(200)] for attempt in range(1, 12)]
-    assert [max(each) <= min(LONGEST_DELAY, 2 ** (attempt - 1)) for attempt, each in enumerate(delays, 1)] == [True] * 11
-    assert min(max(each) / min(LONGEST_DELAY, 2 ** (attempt - 1)) for attempt, each in enumerate(delays, 1)) > 0.9  # full jitter: all of the range
+    delays = [
+        [backoff(attempt, None, random.Random(seed)) for seed in range(200)] for attempt in range(1, 12)
+    ]
+    assert [
+        max(each) <= min(LONGEST_DELAY, 2 ** (attempt - 1)) for attempt, each in enumerate(delays, 1)
+    ] == [True] * 11
+    assert (
+        min(max(each) / min(LONGEST_DELAY, 2 ** (attempt - 1)) for attempt, each in enumerate(delays, 1))
+        > 0.9
+    )  # full jitter: all of the range
     assert max(min(each) for each in delays) < 2
     asked = [backoff(attempt, 7.5, random.Random(attempt)) for attempt in range(1, 12)]
     assert all(7.5 <= each <= 7.5 + LONGEST_DELAY for each in asked)
@@ -100,12 +125,27 @@ def test_back_off_is_jittered_grows_and_keeps_the_servers_delay() -> None:
 def test_prices_are_the_users_and_dated() -> None:
     assert parse_prices("0.3, 2.5, EUR, 2026-11-24") == PRICES
     assert PRICES.money(1_000_000, 2_000_000) == 5.3 * NANO
-    for wrong in ("1,2,EUR", "x,2,EUR,2026-11-24", "1,2,EUR,yesterday", "-1,2,EUR,2026-11-24", "nan,2,EUR,2026-11-24"):
+    for wrong in (
+        "1,2,EUR",
+        "x,2,EUR,2026-11-24",
+        "1,2,EUR,yesterday",
+        "-1,2,EUR,2026-11-24",
+        "nan,2,EUR,2026-11-24",
+    ):
         with pytest.raises(KitError):
             parse_prices(wrong)
 
 
-@pytest.mark.parametrize("wrong", [{"concurrency": 0}, {"requests_per_minute": 0}, {"budget_calls": -1}, {"budget_money": 1.0}, {"max_attempts": 0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"concurrency": 0},
+        {"requests_per_minute": 0},
+        {"budget_calls": -1},
+        {"budget_money": 1.0},
+        {"max_attempts": 0},
+    ],
+)
 def test_limits_that_make_no_sense_are_one_line(wrong: dict[str, float]) -> None:
     with pytest.raises(KitError, match=next(iter(wrong))):
         Limits(**wrong)

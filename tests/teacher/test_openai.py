@@ -49,16 +49,38 @@ KEY = "sk-proj-not/a+real.key_0123456789"
 MALFORMED = int(os.environ.get("MALFORMED_REPLIES", "400"))
 
 ENDS = {
-    "ok": "rationale", "mismatch": "rationale", "fenced": "rationale", "in_parts": "rationale", "thought": "rationale",
-    "thought_apart": "rationale", "no_usage": "rationale",
-    "stopped": "blocked", "stopped_late": "blocked", "blocked": "blocked", "refused": "safety",
-    "truncated": "truncated", "truncated_stop": "truncated", "all_thought": "truncated", "cut_thought": "truncated",
+    "ok": "rationale",
+    "mismatch": "rationale",
+    "fenced": "rationale",
+    "in_parts": "rationale",
+    "thought": "rationale",
+    "thought_apart": "rationale",
+    "no_usage": "rationale",
+    "stopped": "blocked",
+    "stopped_late": "blocked",
+    "blocked": "blocked",
+    "refused": "safety",
+    "truncated": "truncated",
+    "truncated_stop": "truncated",
+    "all_thought": "truncated",
+    "cut_thought": "truncated",
     "wrong_shape": "wrong_shape",
-    "prose": "not_json", "html": "not_json", "event_stream": "not_json", "no_choices": "not_json", "other_api": "not_json",
-    "non_utf8": "not_json", "surrogate": "not_json", "key_in_answer": "not_json",
-    "empty": "empty", "null": "empty", "tool_call": "empty", "empty_body": "empty",
-    "german": "other_language", "boilerplate": "boilerplate", "echo": "echo",
-}  # fmt: skip
+    "prose": "not_json",
+    "html": "not_json",
+    "event_stream": "not_json",
+    "no_choices": "not_json",
+    "other_api": "not_json",
+    "non_utf8": "not_json",
+    "surrogate": "not_json",
+    "key_in_answer": "not_json",
+    "empty": "empty",
+    "null": "empty",
+    "tool_call": "empty",
+    "empty_body": "empty",
+    "german": "other_language",
+    "boilerplate": "boilerplate",
+    "echo": "echo",
+}
 UNCOUNTED = (
     "no_usage",
     "blocked",
@@ -72,14 +94,27 @@ UNCOUNTED = (
 """Answers that do not say what they cost."""
 
 FAILS = {
-    "bad_request": ("bad_request", None), "unprocessable": ("bad_request", None),
-    "unauthorised": ("unauthorised", None), "forbidden": ("unauthorised", None),
-    "not_found": ("not_found", None), "not_found_text": ("not_found", None), "not_found_detail": ("not_found", None),
-    "quota": ("quota", 2.0), "quota_bare": ("quota", None), "quota_date": ("quota", None),
-    "no_credit": ("daily_quota", None), "daily_quota": ("daily_quota", 7.0), "used_up": ("daily_quota", None),
-    "error_in_200": ("server", None), "server": ("server", None), "loading": ("server", 1.0), "moved": ("not_found", None),
-    "html_502": ("server", None), "slow": ("timeout", None), "reset": ("connection", None),
-}  # fmt: skip
+    "bad_request": ("bad_request", None),
+    "unprocessable": ("bad_request", None),
+    "unauthorised": ("unauthorised", None),
+    "forbidden": ("unauthorised", None),
+    "not_found": ("not_found", None),
+    "not_found_text": ("not_found", None),
+    "not_found_detail": ("not_found", None),
+    "quota": ("quota", 2.0),
+    "quota_bare": ("quota", None),
+    "quota_date": ("quota", None),
+    "no_credit": ("daily_quota", None),
+    "daily_quota": ("daily_quota", 7.0),
+    "used_up": ("daily_quota", None),
+    "error_in_200": ("server", None),
+    "server": ("server", None),
+    "loading": ("server", 1.0),
+    "moved": ("not_found", None),
+    "html_502": ("server", None),
+    "slow": ("timeout", None),
+    "reset": ("connection", None),
+}
 """Calls that bring no answer: the kind, and the seconds that the server asks to wait."""
 
 
@@ -378,11 +413,13 @@ def test_a_schema_that_must_be_is_not_given_up(request_: Request) -> None:
 def test_models_that_think_get_the_fields_that_they_take(request_: Request) -> None:
     tokens = error(
         400,
-        "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.",
+        "Unsupported parameter: 'max_tokens' is not supported with this model. Use "
+        "'max_completion_tokens' instead.",
     )
     warmth = error(
         400,
-        "Unsupported value: 'temperature' does not support 0 with this model. Only the default (1) is supported.",
+        "Unsupported value: 'temperature' does not support 0 with this model. Only the default (1) "
+        "is supported.",
     )
     with OpenAIServer([tokens, warmth, "ok"]) as server:
         teacher = OpenAITeacher("m", base_url=server.url, max_output_tokens=77)
@@ -397,7 +434,10 @@ def test_models_that_think_get_the_fields_that_they_take(request_: Request) -> N
 
 
 def test_a_context_that_is_too_short_is_no_missing_field(request_: Request) -> None:
-    said = "'max_tokens' or 'max_completion_tokens' is too large: 4096. This model's maximum context length is 2048 tokens."
+    said = (
+        "'max_tokens' or 'max_completion_tokens' is too large: 4096. This model's maximum context length "
+        "is 2048 tokens."
+    )
     with OpenAIServer([error(400, said)]) as server, pytest.raises(CallFailed, match="bad_request"):
         OpenAITeacher("m", base_url=server.url).annotate(request_)
 
@@ -489,7 +529,9 @@ print(vars(teacher))
 
 
 def test_no_artefact_of_a_run_holds_the_key(tmp_path: Path) -> None:
-    """With every log there is: what is written and printed, by runs that end well, are refused, or are killed."""
+    """With every log there is: what is written and printed, by runs that end well, are refused, or are
+    killed.
+    """
     trouble = {1: "quota", 3: "server", 5: "key_in_answer", 7: "html_502", 9: "reset"}
     scripts = {
         "run": lambda received: trouble.get(received.number, "ok"),

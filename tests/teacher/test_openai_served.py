@@ -36,9 +36,11 @@ from refinevla_kit.teacher.schema import PARTS, CallFailed, Rationale, Refusal, 
 pytestmark = pytest.mark.slow
 
 ANSWER = {
-    "observation": "The carrot lies at the left, the plate is at the right and the open gripper is above them.",
+    "observation": "The carrot lies at the left, the plate is at the right and the open gripper is above "
+    "them.",
     "situation_analysis": "The carrot is not held yet and the task is not done.",
-    "spatial_reasoning": "The gripper is about 12 cm above the carrot; the plate is 20 cm to the right of it.",
+    "spatial_reasoning": "The gripper is about 12 cm above the carrot; the plate is 20 cm to the right "
+    "of it.",
     "task_planning": "Go down to the carrot, then grasp it and lift it.",
     "instruction_matches": True,
     "mismatch": "",
@@ -92,9 +94,13 @@ def taught(tmp_path_factory: pytest.TempPathFactory, question: str) -> Path:
     folder, words = tmp_path_factory.mktemp("taught") / "tiny-llava", tokenizer()
     pictures = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
     processor = LlavaProcessor(
-        pictures, words, patch_size=14, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        pictures,
+        words,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
         chat_template=TEMPLATE,
-    )  # fmt: skip
+    )
     processor.save_pretrained(folder)
     image = words.convert_tokens_to_ids("<image>")
     text = LlamaConfig(**TEXT, **SPECIAL, vocab_size=len(words) + 5)

@@ -1,4 +1,6 @@
-"""The oracle says only what is true of the frame, in few words, and the same words again for the same seed."""
+"""The oracle says only what is true of the frame, in few words, and the same words again for the same
+seed.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,18 @@ from .truth import claims_checked
 
 
 def ask(frames, start: int, end: int, dataset: str = "played") -> Request:
-    return Request(dataset, 0, start, end, frames.task.instruction, frames.images[start: start + 1], [start], frames.actions[start:end],
-                   frames.states[start], {name: mask[start] for name, mask in frames.masks.items()})
+    return Request(
+        dataset,
+        0,
+        start,
+        end,
+        frames.task.instruction,
+        frames.images[start : start + 1],
+        [start],
+        frames.actions[start:end],
+        frames.states[start],
+        {name: mask[start] for name, mask in frames.masks.items()},
+    )
 
 
 def test_every_claim_about_real_frames_is_true(frames) -> None:
@@ -28,7 +40,9 @@ def test_every_claim_about_real_frames_is_true(frames) -> None:
             request = ask(one, start, min(start + 1 + start % 4, len(one.actions)))
             result = OracleTeacher(seed=start).annotate(request).result
             assert isinstance(result, Rationale)
-            claims += claims_checked(result, request.state, request.masks, request.actions, one.task.source, one.task.target)
+            claims += claims_checked(
+                result, request.state, request.masks, request.actions, one.task.source, one.task.target
+            )
             seen.add(int(request.state.phase))
         phases = max(phases, len(seen))
     assert claims > 8 * sum(len(one.actions) for one in frames)  # it does say things
@@ -59,7 +73,15 @@ def test_words_are_few_and_known(frames) -> None:
         for start in range(len(one.actions)):
             result = OracleTeacher(seed=1).annotate(ask(one, start, start + 1)).result
             assert 45 <= word_count(result) <= 75
-            vocabulary |= set(result.text().lower().replace(",", " ").replace(";", " ").replace(".", " ").replace(":", " ").split())
+            vocabulary |= set(
+                result.text()
+                .lower()
+                .replace(",", " ")
+                .replace(";", " ")
+                .replace(".", " ")
+                .replace(":", " ")
+                .split()
+            )
     assert len(vocabulary) < 130
 
 
@@ -73,7 +95,9 @@ def test_data_without_state_is_refused(frames) -> None:
 
 def test_an_instruction_about_other_objects_is_refused(frames) -> None:
     request = ask(frames[0], 0, 2)
-    other = Request("d", 0, 0, 2, "open the drawer", request.keyframes, [0], request.actions, request.state, request.masks)
+    other = Request(
+        "d", 0, 0, 2, "open the drawer", request.keyframes, [0], request.actions, request.state, request.masks
+    )
     assert OracleTeacher().annotate(other).result.kind == "unknown_objects"
 
 
@@ -82,19 +106,30 @@ position = st.lists(st.floats(-0.5, 0.5, width=32), min_size=3, max_size=3)
 
 @st.composite
 def scenes(draw: st.DrawFn) -> Request:
-    """Any state of any task: objects anywhere, masks of any size or none, any opening, every combination of held, done and sub-task."""
+    """Any state of any task: objects anywhere, masks of any size or none, any opening, every combination of
+    held, done and sub-task.
+    """
     task = draw(st.sampled_from(WIDOWX_TASKS))
     poses = [np.array([*draw(position), 1, 0, 0, 0], np.float32) for _ in range(4)]
     masks = {}
     for name in (task.source, task.target, "gripper", "arm"):
         masks[name] = np.zeros((60, 80), bool)
         row, column, size = draw(st.integers(0, 59)), draw(st.integers(0, 79)), draw(st.integers(0, 20))
-        masks[name][row: row + size, column: column + size] = True
-    state = SceneState(*poses, np.float32(draw(st.floats(0, 1))), np.bool_(draw(st.booleans())), np.bool_(draw(st.booleans())),
-                       np.int8(draw(st.integers(0, len(PHASES) - 1))))
-    rows = draw(st.lists(st.lists(st.floats(-1, 1, width=32), min_size=7, max_size=7), min_size=1, max_size=4))
+        masks[name][row : row + size, column : column + size] = True
+    state = SceneState(
+        *poses,
+        np.float32(draw(st.floats(0, 1))),
+        np.bool_(draw(st.booleans())),
+        np.bool_(draw(st.booleans())),
+        np.int8(draw(st.integers(0, len(PHASES) - 1))),
+    )
+    rows = draw(
+        st.lists(st.lists(st.floats(-1, 1, width=32), min_size=7, max_size=7), min_size=1, max_size=4)
+    )
     actions, keyframes = np.array(rows, np.float32), np.zeros((1, 60, 80, 3), np.uint8)
-    return Request("any", draw(st.integers(0, 9)), 0, len(rows), task.instruction, keyframes, [0], actions, state, masks)
+    return Request(
+        "any", draw(st.integers(0, 9)), 0, len(rows), task.instruction, keyframes, [0], actions, state, masks
+    )
 
 
 @settings(max_examples=300, deadline=None)

@@ -1,4 +1,6 @@
-"""What a vision-language model is shown: versioned files, the actions in true words and numbers, pictures with their frame numbers."""
+"""What a vision-language model is shown: versioned files, the actions in true words and numbers, pictures
+with their frame numbers.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,16 @@ from refinevla_kit.episodes import open_dataset
 from refinevla_kit.errors import KitError
 from refinevla_kit.teacher import prompt as prompt_module
 from refinevla_kit.teacher.annotation import requests
-from refinevla_kit.teacher.prompt import COLUMNS, ROWS, action_table, action_words, jpeg, load_prompt, render, state_words
+from refinevla_kit.teacher.prompt import (
+    COLUMNS,
+    ROWS,
+    action_table,
+    action_words,
+    jpeg,
+    load_prompt,
+    render,
+    state_words,
+)
 from refinevla_kit.teacher.replies import Answer
 from refinevla_kit.teacher.schema import PARTS, Refusal, Reply, Request
 
@@ -29,7 +40,16 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 def request(actions: np.ndarray, **changes) -> Request:
     """A question about black pictures, from frame 10 on."""
-    blank = Request("d", 0, 10, 10 + len(actions), "put carrot on plate", np.zeros((2, 60, 80, 3), np.uint8), [10, 9 + len(actions)], actions)
+    blank = Request(
+        "d",
+        0,
+        10,
+        10 + len(actions),
+        "put carrot on plate",
+        np.zeros((2, 60, 80, 3), np.uint8),
+        [10, 9 + len(actions)],
+        actions,
+    )
     return replace(blank, **changes)
 
 
@@ -71,24 +91,42 @@ def test_the_shape_asked_for_is_the_shape_read() -> None:
     assert list(asked["properties"]) == asked["required"] == list(Answer.model_fields)
     assert list(asked["properties"])[:4] == list(PARTS)
     kinds = {name: field.annotation for name, field in Answer.model_fields.items()}
-    assert {name: {"STRING": str, "BOOLEAN": bool}[value["type"]] for name, value in asked["properties"].items()} == kinds
+    assert {
+        name: {"STRING": str, "BOOLEAN": bool}[value["type"]] for name, value in asked["properties"].items()
+    } == kinds
     example = re.search(r"^\{.*\}$", load_prompt().question, re.MULTILINE)[0]
     assert list(json.loads(example)) == asked["required"]
 
 
 def test_displacements_are_told_in_centimetres_degrees_and_gripper_events() -> None:
-    actions = moves((0.04, -0.01, 0, 0, 0, 0.1, 1), (0.04, -0.01, -0.02, 0, 0, 0.1, 1), (0, 0, -0.02, 0, 0, 0, -1), (0, 0, 0, 0, 0, 0, -1))
+    actions = moves(
+        (0.04, -0.01, 0, 0, 0, 0.1, 1),
+        (0.04, -0.01, -0.02, 0, 0, 0.1, 1),
+        (0, 0, -0.02, 0, 0, 0, -1),
+        (0, 0, 0, 0, 0, 0, -1),
+    )
     assert action_words(request(actions)) == (
-        "In these 4 actions the tool moves 8.0 cm forward, 2.0 cm right, 4.0 cm down, and turns by yaw +11 degrees. "
-        "The gripper is commanded open at first; it closes at frame 12.")
+        "In these 4 actions the tool moves 8.0 cm forward, 2.0 cm right, 4.0 cm down, and turns by "
+        "yaw +11 degrees. "
+        "The gripper is commanded open at first; it closes at frame 12."
+    )
     still = moves((0, 0, 0, 0, 0, 0, -1))
-    assert action_words(request(still)) == "In these 1 actions the tool moves hardly at all. The gripper is commanded closed throughout."
-    bridge = moves(*[(0, 0, 0, 0, 0, 0, grip) for grip in (0.0, 0.02, 0.99, 1.0)])  # Open X-Embodiment: 1 open, 0 closed
-    assert action_words(request(bridge)).endswith("The gripper is commanded closed at first; it opens at frame 12.")
+    assert (
+        action_words(request(still))
+        == "In these 1 actions the tool moves hardly at all. The gripper is commanded closed throughout."
+    )
+    bridge = moves(
+        *[(0, 0, 0, 0, 0, 0, grip) for grip in (0.0, 0.02, 0.99, 1.0)]
+    )  # Open X-Embodiment: 1 open, 0 closed
+    assert action_words(request(bridge)).endswith(
+        "The gripper is commanded closed at first; it opens at frame 12."
+    )
 
 
 def test_other_robots_are_told_by_what_changes_most() -> None:
-    joints = np.tile(np.linspace(0, 1, 50, dtype=np.float32)[:, None], (1, 26)) * np.linspace(-1, 0.5, 26, dtype=np.float32)
+    joints = np.tile(np.linspace(0, 1, 50, dtype=np.float32)[:, None], (1, 26)) * np.linspace(
+        -1, 0.5, 26, dtype=np.float32
+    )
     names = tuple(f"joint{i}" for i in range(26))
     words = action_words(request(joints, deltas=False, action_names=names))
     assert words.startswith("The 50 actions are position targets in the robot's own units.")
@@ -101,10 +139,19 @@ def test_other_robots_are_told_by_what_changes_most() -> None:
     assert "changes from first to last: none." in action_words(request(joints * 0, deltas=False))
 
 
-@given(hnp.arrays(np.float32, st.tuples(st.integers(1, 40), st.integers(1, 30)), elements=st.floats(width=32)), st.booleans(), st.booleans())
+@given(
+    hnp.arrays(np.float32, st.tuples(st.integers(1, 40), st.integers(1, 30)), elements=st.floats(width=32)),
+    st.booleans(),
+    st.booleans(),
+)
 def test_any_actions_can_be_told(actions: np.ndarray, deltas: bool, sheet: bool) -> None:
     with np.errstate(all="ignore"):
-        parts = render(load_prompt(), request(actions, deltas=deltas, proprioception=actions), contact_sheet=sheet, state=True)
+        parts = render(
+            load_prompt(),
+            request(actions, deltas=deltas, proprioception=actions),
+            contact_sheet=sheet,
+            state=True,
+        )
     rows = re.findall(r"^(\d+):", texts(parts), re.MULTILINE)
     assert [int(row) for row in (rows[0], rows[-1])] == [10, 9 + len(actions)]
     assert len(rows) == min(ROWS, len(actions))
@@ -134,9 +181,14 @@ def test_shipped_episodes_are_told_truly_and_the_same_each_time() -> None:
         held = "The object is held" in shown
         assert held == bool(one.state.grasped)
         to_object = (one.state.source[:3] - one.state.tcp[:3]) * (-1, -1, 1)
-        assert f"{100 * abs(to_object[2]):.1f} cm {'up' if to_object[2] > 0 else 'down'}" in state_words(one) or abs(to_object[2]) < 1e-3
+        assert (
+            f"{100 * abs(to_object[2]):.1f} cm {'up' if to_object[2] > 0 else 'down'}" in state_words(one)
+            or abs(to_object[2]) < 1e-3
+        )
         again = render(load_prompt(), one, state=True)
-        assert [part if isinstance(part, str) else jpeg(part) for part in parts] == [part if isinstance(part, str) else jpeg(part) for part in again]
+        assert [part if isinstance(part, str) else jpeg(part) for part in parts] == [
+            part if isinstance(part, str) else jpeg(part) for part in again
+        ]
 
 
 def test_a_real_humanoid_is_told_by_its_joints(real_dataset: Path) -> None:
@@ -157,14 +209,18 @@ def test_pictures_come_one_by_one_or_as_numbered_panels() -> None:
     asked = request(moves(*[(0,) * 7] * 5), keyframes=keyframes, keyframe_indices=[10, 12, 14])
     parts = render(load_prompt(), asked)
     labels = [parts[i - 1] for i, part in enumerate(parts) if isinstance(part, Image.Image)]
-    assert labels == ["Frame 10 (picture 1 of 3):", "Frame 12 (picture 2 of 3):", "Frame 14 (picture 3 of 3):"]
+    assert labels == [
+        "Frame 10 (picture 1 of 3):",
+        "Frame 12 (picture 2 of 3):",
+        "Frame 14 (picture 3 of 3):",
+    ]
     assert [part.size for part in parts if isinstance(part, Image.Image)] == [(640, 320)] * 3
     label, sheet = render(load_prompt(), asked, contact_sheet=True)[1:3]
     assert "panel 1 is frame 10, panel 2 is frame 12, panel 3 is frame 14" in label
     pixels = np.asarray(sheet)
     height, width = pixels.shape[0] // 2, pixels.shape[1] // 2
     for i, shade in enumerate((20, 120, 220)):
-        panel = pixels[i // 2 * height: (i // 2 + 1) * height, i % 2 * width: (i % 2 + 1) * width]
+        panel = pixels[i // 2 * height : (i // 2 + 1) * height, i % 2 * width : (i % 2 + 1) * width]
         assert (panel == shade).all(axis=-1).sum() >= 640 * 320  # whole, not written over
         assert (panel < 100).any() if shade > 100 else True  # with its number above
     assert np.abs(np.asarray(Image.open(io.BytesIO(jpeg(sheet)))).astype(int) - pixels).mean() < 1
@@ -173,8 +229,12 @@ def test_pictures_come_one_by_one_or_as_numbered_panels() -> None:
 def test_a_follow_up_adds_to_the_question() -> None:
     asked = request(moves((0,) * 7))
     first = render(load_prompt(), asked)
-    follow_up = render(load_prompt(), asked, Reply(Refusal("not_json", "the answer is not JSON ($5)"), "Sure! $problem"))
-    assert [part for part in follow_up[:-1] if isinstance(part, str)] == [part for part in first if isinstance(part, str)]
+    follow_up = render(
+        load_prompt(), asked, Reply(Refusal("not_json", "the answer is not JSON ($5)"), "Sure! $problem")
+    )
+    assert [part for part in follow_up[:-1] if isinstance(part, str)] == [
+        part for part in first if isinstance(part, str)
+    ]
     assert "could not be used: the answer is not JSON ($5)." in follow_up[-1]
     assert "<<<\nSure! $problem\n>>>" in follow_up[-1]
 
@@ -182,16 +242,23 @@ def test_a_follow_up_adds_to_the_question() -> None:
 def test_what_is_not_known_of_the_numbers_is_not_said() -> None:
     actions = moves((0.3, 0.1, 0.2, 3.1, 0, 1.5, 1), (0.31, 0.1, 0.2, 3.1, 0, 1.5, -1))
     unknown = action_words(request(actions, deltas=None, gripper=None))
-    assert unknown == "The 2 actions are in the robot's own units. Largest changes from first to last: a6 -2, a0 +0.01."
+    assert (
+        unknown
+        == "The 2 actions are in the robot's own units. Largest changes from first to last: a6 -2, a0 +0.01."
+    )
     assert "cm" not in action_words(request(actions, metric=False, gripper=None))
     assert "gripper" not in action_words(request(actions, gripper=None))
-    assert action_words(request(actions, gripper=-1.0)).endswith("commanded closed at first; it opens at frame 11.")
+    assert action_words(request(actions, gripper=-1.0)).endswith(
+        "commanded closed at first; it opens at frame 11."
+    )
     assert "metres" not in action_table(request(actions, deltas=None))
 
 
 def test_a_missing_number_is_told_as_missing() -> None:
     actions = moves((0.01, 0, 0, 0, 0, 0, 1), (np.nan, 0, 0, 0, 0, 0, 1), (0.01, 0, 0, 0, np.inf, 0, np.nan))
-    assert action_words(request(actions)).startswith("In these 3 actions the tool moves 2.0 cm forward. The gripper is commanded open")
+    assert action_words(request(actions)).startswith(
+        "In these 3 actions the tool moves 2.0 cm forward. The gripper is commanded open"
+    )
     table = action_table(request(actions, action_names=("one label",))).splitlines()
     assert table[0].endswith("x y z roll pitch yaw gripper") or table[0].endswith("a0 a1 a2 a3 a4 a5 a6")
     assert (table[2], table[3]) == ("11: missing 0 0 0 0 0 1", "12: 0.01 0 0 0 missing 0 missing")

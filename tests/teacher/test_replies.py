@@ -1,4 +1,6 @@
-"""Raw text to a rationale or a typed refusal: true rationales pass word for word, everything else gets its kind, nothing raises."""
+"""Raw text to a rationale or a typed refusal: true rationales pass word for word, everything else gets its
+kind, nothing raises.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,22 @@ from refinevla_kit.teacher.replies import parse
 from refinevla_kit.teacher.schema import PARTS, REPAIRABLE, Rationale, Refusal, Request
 
 DEMO = Path(__file__).resolve().parents[2] / "data/demo"
-ASKED = Request("d", 0, 0, 1, "put the carrot on the plate", np.zeros((1, 4, 4, 3), np.uint8), [0], np.zeros((1, 7), np.float32))
+ASKED = Request(
+    "d",
+    0,
+    0,
+    1,
+    "put the carrot on the plate",
+    np.zeros((1, 4, 4, 3), np.uint8),
+    [0],
+    np.zeros((1, 7), np.float32),
+)
 GOOD = Rationale(
-    "The carrot is at the left, the plate at the right; the gripper is open above the carrot.", "The carrot is not held, so the task has just begun.",
-    "The gripper is 10 cm above the carrot; the plate is 20 cm to its right.", "Move down to the carrot, then close the gripper and lift it.",
-)  # fmt: skip
+    "The carrot is at the left, the plate at the right; the gripper is open above the carrot.",
+    "The carrot is not held, so the task has just begun.",
+    "The gripper is 10 cm above the carrot; the plate is 20 cm to its right.",
+    "Move down to the carrot, then close the gripper and lift it.",
+)
 
 
 def said(rationale: Rationale = GOOD, **changes: object) -> str:
@@ -38,14 +51,32 @@ def test_every_shipped_rationale_passes_as_it_is() -> None:
     rows = load_rationales(DEMO / "rationales/oracle-segment.parquet")
     assert len(rows) == 72
     for row in rows:
-        asked = Request("d", row.episode, row.start, row.end, dataset.info(row.episode).instruction, ASKED.keyframes, [0], ASKED.actions)
+        asked = Request(
+            "d",
+            row.episode,
+            row.start,
+            row.end,
+            dataset.info(row.episode).instruction,
+            ASKED.keyframes,
+            [0],
+            ASKED.actions,
+        )
         assert parse(said(row.rationale), asked) == row.rationale
 
 
-@pytest.mark.parametrize("wrapped", [
-    "JSON", "  JSON\n", "```json\nJSON\n```", "```\nJSON\n```", "Here is what you asked for:\n\nJSON\n\nI hope it helps!", "{Braces} first: JSON",
-    "[JSON]", '{"answer": JSON}',
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        "JSON",
+        "  JSON\n",
+        "```json\nJSON\n```",
+        "```\nJSON\n```",
+        "Here is what you asked for:\n\nJSON\n\nI hope it helps!",
+        "{Braces} first: JSON",
+        "[JSON]",
+        '{"answer": JSON}',
+    ],
+)
 def test_wrapping_around_the_json_is_forgiven(wrapped: str) -> None:
     assert parse(wrapped.replace("JSON", said()), ASKED) == GOOD
 
@@ -56,24 +87,49 @@ def test_a_wrong_instruction_is_rejected_with_a_reason() -> None:
     assert (rejected.instruction_matches, rejected.mismatch) == (False, "It is a can, not a bottle.")
     silent = parse(said(instruction_matches=False, mismatch=" "), ASKED)
     assert isinstance(silent, Refusal)
-    assert (silent.kind, silent.reason) == ("wrong_shape", "instruction_matches is false but mismatch does not say why")
+    assert (silent.kind, silent.reason) == (
+        "wrong_shape",
+        "instruction_matches is false but mismatch does not say why",
+    )
     assert parse(said(instruction_matches=True, mismatch="none"), ASKED) == GOOD
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("", "empty"), (" \n\t", "empty"),
-    ("The gripper is open.", "not_json"), ("<!DOCTYPE html><html>{</html>", "not_json"), ("null", "not_json"), ('{"observation": oops}', "not_json"),
-    ('{"a":' * 10_000, "not_json"), ('{"observation": ' + "9" * 5_000 + "}", "not_json"),
-    ("{}", "wrong_shape"), ("[1, 2]", "wrong_shape"), (said(task_planning=None), "wrong_shape"), (said(task_planning=["reach"]), "wrong_shape"),
-    (said(observation="  "), "wrong_shape"), (said(instruction_matches="maybe"), "wrong_shape"),
-    (said().replace("open", "\\ud83d"), "wrong_shape"),  # half a surrogate pair, which no file can hold
-    (said(task_planning="Put the carrot on the plate!"), "echo"), (said(observation="Task: put the carrot on the plate."), "echo"),
-    (said(observation="As an AI, I see a carrot and a plate."), "boilerplate"),
-    (said(observation="I\u2019m sorry, I can\u2019t see it."), "boilerplate"),
-    (said(situation_analysis="The robot is performing the task."), "boilerplate"), (said(situation_analysis=GOOD.observation), "boilerplate"),
-    (said(situation_analysis="unknown"), "boilerplate"), (said(Rationale("a carrot", "not held", "it is", "go down")), "boilerplate"),
-    (said(task_planning="The robot is performing the task of lifting: it moves up with the carrot, away from the table."), "rationale"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "empty"),
+        (" \n\t", "empty"),
+        ("The gripper is open.", "not_json"),
+        ("<!DOCTYPE html><html>{</html>", "not_json"),
+        ("null", "not_json"),
+        ('{"observation": oops}', "not_json"),
+        ('{"a":' * 10_000, "not_json"),
+        ('{"observation": ' + "9" * 5_000 + "}", "not_json"),
+        ("{}", "wrong_shape"),
+        ("[1, 2]", "wrong_shape"),
+        (said(task_planning=None), "wrong_shape"),
+        (said(task_planning=["reach"]), "wrong_shape"),
+        (said(observation="  "), "wrong_shape"),
+        (said(instruction_matches="maybe"), "wrong_shape"),
+        (said().replace("open", "\\ud83d"), "wrong_shape"),  # half a surrogate pair, which no file can hold
+        (said(task_planning="Put the carrot on the plate!"), "echo"),
+        (said(observation="Task: put the carrot on the plate."), "echo"),
+        (said(observation="As an AI, I see a carrot and a plate."), "boilerplate"),
+        (said(observation="I\u2019m sorry, I can\u2019t see it."), "boilerplate"),
+        (said(situation_analysis="The robot is performing the task."), "boilerplate"),
+        (said(situation_analysis=GOOD.observation), "boilerplate"),
+        (said(situation_analysis="unknown"), "boilerplate"),
+        (said(Rationale("a carrot", "not held", "it is", "go down")), "boilerplate"),
+        (
+            said(
+                task_planning="The robot is performing the task of lifting: it moves up with the carrot, "
+                "away from "
+                "the table."
+            ),
+            "rationale",
+        ),
+    ],
+)
 def test_each_kind_of_answer(text: str, expected: str) -> None:
     assert kind(text) == expected
 
@@ -89,17 +145,26 @@ def test_the_limit_of_tokens_explains_what_is_missing() -> None:
 
 
 LANGUAGES = {
-    "German": "Die Karotte liegt links und der Teller rechts. Der Greifer ist offen und noch nicht über der Karotte.",
-    "French": "La carotte est à gauche et l'assiette est à droite. La pince est ouverte au-dessus de la carotte, elle va vers le bas.",
-    "Spanish": "La zanahoria está a la izquierda y el plato a la derecha. La pinza está abierta y se mueve hacia la zanahoria.",
-    "Italian": "La carota è a sinistra e il piatto è a destra. La pinza è aperta e poi scende verso la carota.",
-    "Portuguese": "A cenoura está à esquerda e o prato à direita. A garra está aberta e depois desce para a cenoura.",
+    "German": "Die Karotte liegt links und der Teller rechts. Der Greifer ist offen und noch nicht über der "
+    "Karotte.",
+    "French": "La carotte est à gauche et l'assiette est à droite. La pince est ouverte au-dessus de la "
+    "carotte, elle va vers le bas.",
+    "Spanish": "La zanahoria está a la izquierda y el plato a la derecha. La pinza está abierta y se mueve "
+    "hacia la zanahoria.",
+    "Italian": "La carota è a sinistra e il piatto è a destra. La pinza è aperta e poi scende verso la "
+    "carota.",
+    "Portuguese": "A cenoura está à esquerda e o prato à direita. A garra está aberta e depois desce para a "
+    "cenoura.",
     "Dutch": "De wortel ligt links en het bord ligt rechts. De grijper is open en nog niet boven de wortel.",
-    "Polish": "Marchewka leży po lewej stronie, talerz po prawej. Chwytak jest otwarty i znajduje się nad marchewką, potem schodzi niżej.",
-    "Finnish": "Porkkana on vasemmalla ja lautanen oikealla. Tarttuja avautuu porkkanan yllä ja laskeutuu siihen.",
-    "Russian": "Морковь лежит слева, тарелка справа, захват открыт.", "Chinese": "胡萝卜在桌子左边，盘子在右边，机械手张开着。",
-    "Japanese": "にんじんは左に、皿は右にあります。グリッパーは開いています。", "Arabic": "الجزرة على اليسار والطبق على اليمين والملقط مفتوح.",
-}  # fmt: skip
+    "Polish": "Marchewka leży po lewej stronie, talerz po prawej. Chwytak jest otwarty i znajduje się nad "
+    "marchewką, potem schodzi niżej.",
+    "Finnish": "Porkkana on vasemmalla ja lautanen oikealla. Tarttuja avautuu porkkanan yllä ja laskeutuu "
+    "siihen.",
+    "Russian": "Морковь лежит слева, тарелка справа, захват открыт.",
+    "Chinese": "胡萝卜在桌子左边，盘子在右边，机械手张开着。",
+    "Japanese": "にんじんは左に、皿は右にあります。グリッパーは開いています。",
+    "Arabic": "الجزرة على اليسار والطبق على اليمين والملقط مفتوح.",
+}
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -109,31 +174,74 @@ def test_another_language_is_noticed(language: str) -> None:
 
 
 def test_names_of_another_language_are_no_other_language() -> None:
-    assert kind(said(observation="The crème brûlée cup (胡萝卜) lies at the left of the jalapeño tin, and the gripper is open.")) == "rationale"
-    terse = Rationale("Carrot left, plate right, gripper open.", "Carrot not held.", "Gripper above carrot.", "Lower gripper, grasp carrot.")
+    assert (
+        kind(
+            said(
+                observation="The crème brûlée cup (胡萝卜) lies at the left of the jalapeño tin, and the "
+                "gripper is "
+                "open."
+            )
+        )
+        == "rationale"
+    )
+    terse = Rationale(
+        "Carrot left, plate right, gripper open.",
+        "Carrot not held.",
+        "Gripper above carrot.",
+        "Lower gripper, grasp carrot.",
+    )
     assert parse(said(terse), ASKED) == terse
 
 
-WORDS = "the carrot is left of a plate and gripper moves down 10 cm then closes on it above towel while arm waits near sink"
-sentences = st.lists(st.sampled_from(WORDS.split()), min_size=6, max_size=20).map(lambda words: " ".join(["the", *words]))
-rationales = st.lists(sentences, min_size=4, max_size=4, unique=True).flatmap(lambda parts: st.one_of(
-    st.just(Rationale(*parts)), sentences.map(lambda why: Rationale(*parts, False, why))))
+WORDS = (
+    "the carrot is left of a plate and gripper moves down 10 cm then closes on it above towel while arm "
+    "waits near sink"
+)
+sentences = st.lists(st.sampled_from(WORDS.split()), min_size=6, max_size=20).map(
+    lambda words: " ".join(["the", *words])
+)
+rationales = st.lists(sentences, min_size=4, max_size=4, unique=True).flatmap(
+    lambda parts: st.one_of(
+        st.just(Rationale(*parts)), sentences.map(lambda why: Rationale(*parts, False, why))
+    )
+)
 
 
-@given(rationales, st.sampled_from(["{}", "```json\n{}\n```", "Sure, here it is: {}"]), st.sampled_from([None, 2]), st.booleans())
-def test_any_rationale_survives_the_way_there_and_back(rationale: Rationale, wrapped: str, indent: int | None, ascii_only: bool) -> None:
+@given(
+    rationales,
+    st.sampled_from(["{}", "```json\n{}\n```", "Sure, here it is: {}"]),
+    st.sampled_from([None, 2]),
+    st.booleans(),
+)
+def test_any_rationale_survives_the_way_there_and_back(
+    rationale: Rationale, wrapped: str, indent: int | None, ascii_only: bool
+) -> None:
     text = wrapped.replace("{}", json.dumps(asdict(rationale), indent=indent, ensure_ascii=ascii_only))
     assert parse(text, ASKED) == rationale
 
 
 badly_decoded = st.binary().map(lambda raw: raw.decode("utf-8", "surrogateescape"))
-anything = st.recursive(st.none() | st.booleans() | st.floats() | st.text(), lambda inner: st.lists(inner, max_size=4)
-                        | st.dictionaries(st.sampled_from([*PARTS, "instruction_matches", "mismatch"]) | st.text(), inner, max_size=8), max_leaves=12)
+anything = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from([*PARTS, "instruction_matches", "mismatch"]) | st.text(), inner, max_size=8
+        )
+    ),
+    max_leaves=12,
+)
 
 
 @settings(max_examples=200)
-@given(st.one_of(st.text(), st.text('{}[]":,\\ \n`aé'), anything.map(json.dumps), badly_decoded), st.text(max_size=30), st.booleans())
-def test_no_text_raises_and_every_refusal_is_one_repairable_line(text: str, instruction: str, cut: bool) -> None:
+@given(
+    st.one_of(st.text(), st.text('{}[]":,\\ \n`aé'), anything.map(json.dumps), badly_decoded),
+    st.text(max_size=30),
+    st.booleans(),
+)
+def test_no_text_raises_and_every_refusal_is_one_repairable_line(
+    text: str, instruction: str, cut: bool
+) -> None:
     asked = Request("d", 0, 0, 1, instruction, ASKED.keyframes, [0], ASKED.actions)
     result = parse(text, asked, cut)
     if isinstance(result, Refusal):

@@ -1,4 +1,6 @@
-"""Decisions about rationales: on disk at once, tied to the text they are about, and what training makes of them."""
+"""Decisions about rationales: on disk at once, tied to the text they are about, and what training makes of
+them.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ from refinevla_kit.teacher.reviews import applied, decide, decision_of, load_dec
 from refinevla_kit.teacher.schema import PARTS, Rationale, Refusal
 from refinevla_kit.training.examples import find_rationales, load_examples
 
-TEXT = Rationale("The carrot is left.", "Nothing is held.", "The plate is right of it.", "Go down to the carrot.")
+TEXT = Rationale(
+    "The carrot is left.", "Nothing is held.", "The plate is right of it.", "Go down to the carrot."
+)
 WRONG = replace(TEXT, instruction_matches=False, mismatch="It is a can.")
 
 
@@ -43,13 +47,21 @@ def test_the_last_decision_about_a_text_counts_and_a_later_process_reads_it(path
     decide(path, answer(2), "accept")
     decide(path, answer(0), "reject", reason=" wrong side ")
     decisions = load_decisions(path)
-    assert [(one.start, one.verdict, one.reason) for one in decisions.values()] == [(0, "reject", "wrong side"), (2, "accept", "")]
+    assert [(one.start, one.verdict, one.reason) for one in decisions.values()] == [
+        (0, "reject", "wrong side"),
+        (2, "accept", ""),
+    ]
     assert len(path.read_text().splitlines()) == 3  # nothing is overwritten
     assert decisions[(0, 0, 2), decision_of(decisions, answer(0)).about].time.endswith("+00:00")
 
 
 def test_edits_apply_and_the_rest_of_the_answer_stays(path: Path) -> None:
-    edit = decide(path, answer(0), "edit", {"observation": " The carrot\n is  right. ", "task_planning": TEXT.task_planning})
+    edit = decide(
+        path,
+        answer(0),
+        "edit",
+        {"observation": " The carrot\n is  right. ", "task_planning": TEXT.task_planning},
+    )
     assert edit.edits == {"observation": "The carrot is right."}  # one line, and only what differs
     after = applied(answer(0), load_decisions(path)[(0, 0, 2), edit.about])
     assert after == replace(answer(0), rationale=replace(TEXT, observation="The carrot is right."))
@@ -64,7 +76,10 @@ def test_a_decision_does_not_carry_over_to_another_text(path: Path) -> None:
     decide(path, answer(0), "accept")
     newer = answer(0, replace(TEXT, observation="The carrot is on the left."))
     assert decision_of(load_decisions(path), newer) is None
-    assert reviewed([newer], load_decisions(path)) == ([], {"accepted": 0, "edited": 0, "rejected": 0, "changed since its review": 1})
+    assert reviewed([newer], load_decisions(path)) == (
+        [],
+        {"accepted": 0, "edited": 0, "rejected": 0, "changed since its review": 1},
+    )
     decide(path, newer, "reject", reason="left of what?")
     assert decision_of(load_decisions(path), answer(0)).verdict == "accept"  # should the old text come back
 
@@ -76,14 +91,26 @@ def test_reviewed_is_what_was_accepted_or_edited(path: Path) -> None:
     decide(path, answers[2], "reject", reason="vague")
     rows, counts = reviewed(answers, load_decisions(path))
     assert [(row.start, row.rationale.observation) for row in rows] == [(0, TEXT.observation), (2, "Mended.")]
-    assert counts == {"accepted": 1, "edited": 1, "rejected": 1, "not reviewed": 1, "refused by the teacher": 1}
+    assert counts == {
+        "accepted": 1,
+        "edited": 1,
+        "rejected": 1,
+        "not reviewed": 1,
+        "refused by the teacher": 1,
+    }
 
 
-@pytest.mark.parametrize(("arguments", "says"), [
-    ((answer(0), "reject"), "needs a reason"), ((answer(0), "perhaps"), "choose from accept, edit, reject"),
-    ((answer(0), "edit", {"observation": "  "}), "observation is empty"), ((answer(0), "edit", {"raw": "x"}), "edits of raw"),
-    ((answer(0), "accept", {"observation": "x"}), "edits of observation"), ((answer(0, None), "accept"), "observation is empty"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((answer(0), "reject"), "needs a reason"),
+        ((answer(0), "perhaps"), "choose from accept, edit, reject"),
+        ((answer(0), "edit", {"observation": "  "}), "observation is empty"),
+        ((answer(0), "edit", {"raw": "x"}), "edits of raw"),
+        ((answer(0), "accept", {"observation": "x"}), "edits of observation"),
+        ((answer(0, None), "accept"), "observation is empty"),
+    ],
+)
 def test_what_makes_no_sense_is_not_recorded(path: Path, arguments: tuple, says: str) -> None:
     with pytest.raises(KitError, match=says):
         decide(path, *arguments)
@@ -119,22 +146,45 @@ from tests.teacher.test_reviews import answer, decide, Path
 decide(Path({str(path)!r}), answer(0), "accept")
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[2]).returncode == -signal.SIGKILL
+    assert (
+        subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[2]).returncode
+        == -signal.SIGKILL
+    )
     assert [one.verdict for one in load_decisions(path).values()] == ["accept"]
 
 
 def test_training_reads_what_was_reviewed(tmp_path: Path) -> None:
-    """Five segments of two frames: kept, edited, rejected, not reviewed, and one whose instruction does not match."""
+    """Five segments of two frames: kept, edited, rejected, not reviewed, and one whose instruction does not
+    match.
+    """
     dataset = tmp_path / "mine"
     with DatasetWriter(dataset, fps=5, robot_type="widowx") as writer:
         images = np.random.default_rng(0).integers(0, 255, (10, 32, 48, 3), dtype=np.uint8)
-        writer.add(Episode(images, np.zeros((10, 7), np.float32), np.zeros((10, 15), np.float32), "put carrot on plate"))
+        writer.add(
+            Episode(
+                images, np.zeros((10, 7), np.float32), np.zeros((10, 15), np.float32), "put carrot on plate"
+            )
+        )
     table = dataset / "rationales/oracle-segment.parquet"
     table.parent.mkdir()
-    plain = {name: "" for name in SCHEMA.names if SCHEMA.field(name).type == pa.string()} | {"refusal_kind": None, "dataset_hash": "0" * 16}
-    numbers = {"input_tokens": 1, "output_tokens": 1, "cost": 0.0, "attempts": 1, "keyframes": 3, "instruction_matches": True, "mismatch": ""}
+    plain = {name: "" for name in SCHEMA.names if SCHEMA.field(name).type == pa.string()} | {
+        "refusal_kind": None,
+        "dataset_hash": "0" * 16,
+    }
+    numbers = {
+        "input_tokens": 1,
+        "output_tokens": 1,
+        "cost": 0.0,
+        "attempts": 1,
+        "keyframes": 3,
+        "instruction_matches": True,
+        "mismatch": "",
+    }
     texts = {part: getattr(TEXT, part) for part in PARTS}
-    rows = [plain | numbers | texts | {"episode": 0, "start": start, "end": start + 2} for start in (0, 2, 4, 6, 8)]
+    rows = [
+        plain | numbers | texts | {"episode": 0, "start": start, "end": start + 2}
+        for start in (0, 2, 4, 6, 8)
+    ]
     rows[4] |= {"instruction_matches": False, "mismatch": "It is a can."}
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), table)
     before, answers = sha256(table), load_rationales(table)
@@ -149,11 +199,24 @@ def test_training_reads_what_was_reviewed(tmp_path: Path) -> None:
     decide(path, answers[4], "accept")
 
     examples = load_examples(dataset, "reviewed")
-    assert [text.split("\n")[0] for text in examples.rationales[::2]] == ["Observation: The carrot is left.", "Observation: Mended.", "", "", ""]
-    assert examples.about.startswith(f"2 rationales of {table}; 2 accepted; 1 edited; 1 rejected; 1 not reviewed; 1 left out because the instruction")
+    assert [text.split("\n")[0] for text in examples.rationales[::2]] == [
+        "Observation: The carrot is left.",
+        "Observation: Mended.",
+        "",
+        "",
+        "",
+    ]
+    assert examples.about.startswith(
+        f"2 rationales of {table}; 2 accepted; 1 edited; 1 rejected; 1 not reviewed; 1 left out "
+        "because the instruction"
+    )
     assert load_examples(dataset, path).rationales == examples.rationales
     assert find_rationales(dataset, tmp_path, reviews=True) == path
-    unreviewed = load_examples(dataset, table)  # the teacher's text as it is, but never about a wrong instruction
+    unreviewed = load_examples(
+        dataset, table
+    )  # the teacher's text as it is, but never about a wrong instruction
     assert [bool(text) for text in unreviewed.rationales[::2]] == [True, True, True, True, False]
     assert unreviewed.rationales[2].startswith("Observation: The carrot is left.")
-    assert sha256(table) == before and json.loads(path.read_text().splitlines()[2])["edits"] == {"observation": "Mended."}
+    assert sha256(table) == before and json.loads(path.read_text().splitlines()[2])["edits"] == {
+        "observation": "Mended."
+    }

@@ -1,4 +1,6 @@
-"""The run's scheduling, in a world whose clock and whose order of replies the test decides: limits, budget, retries, follow-ups, when to stop."""
+"""The run's scheduling, in a world whose clock and whose order of replies the test decides: limits, budget,
+retries, follow-ups, when to stop.
+"""
 
 from __future__ import annotations
 
@@ -41,12 +43,18 @@ CUT = Reply(Refusal("truncated", "cut"), "{", 90, 50)
 
 
 class World:
-    """Clock and executor: calls are under way until the run waits; then one of them, drawn by `seed`, comes back after `latency` seconds.
+    """Clock and executor: calls are under way until the run waits; then one of them, drawn by `seed`, comes
+    back after `latency` seconds.
 
     `behave(number, request, previous)` is what call `number` brings: a reply, or an exception to raise.
     """
 
-    def __init__(self, behave: Callable[[int, Request, Reply | None], Any] = lambda *_: GOOD, latency: float = 1.0, seed: int = 0) -> None:
+    def __init__(
+        self,
+        behave: Callable[[int, Request, Reply | None], Any] = lambda *_: GOOD,
+        latency: float = 1.0,
+        seed: int = 0,
+    ) -> None:
         self.behave, self.latency, self.random = behave, latency, random.Random(seed)
         self.time, self.flying, self.most, self.calls = 0.0, [], 0, []
 
@@ -89,7 +97,17 @@ def run(dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def go(world: World, output: str = "r.parquet", **limits: Any) -> Path:
         monkeypatch.setattr(Run, "clock", world)
         wanted = Limits(**{"concurrency": 4, "prices": PRICES} | limits)
-        return annotate_dataset(dataset, PlainTeacher(""), "step", 1, False, tmp_path / output, limits=wanted, executor=world, confirm=True)
+        return annotate_dataset(
+            dataset,
+            PlainTeacher(""),
+            "step",
+            1,
+            False,
+            tmp_path / output,
+            limits=wanted,
+            executor=world,
+            confirm=True,
+        )
 
     return go
 
@@ -125,9 +143,14 @@ def test_requests_are_made_when_there_is_room_for_them(run, monkeypatch: pytest.
 @settings(max_examples=25)
 def test_a_run_never_overshoots_its_budget(dataset, data: st.DataObject) -> None:
     kinds = st.sampled_from(["good", "good", "good", "cut", "server", "timeout"])
-    script = data.draw(st.lists(st.tuples(kinds, st.integers(0, 100), st.integers(0, 50)), min_size=1, max_size=30))
-    most = {"budget_calls": data.draw(st.none() | st.integers(1, 30)), "budget_tokens": data.draw(st.none() | st.integers(150, 3000)),
-            "budget_money": data.draw(st.none() | st.floats(0.0006, 0.02))}  # fmt: skip
+    script = data.draw(
+        st.lists(st.tuples(kinds, st.integers(0, 100), st.integers(0, 50)), min_size=1, max_size=30)
+    )
+    most = {
+        "budget_calls": data.draw(st.none() | st.integers(1, 30)),
+        "budget_tokens": data.draw(st.none() | st.integers(150, 3000)),
+        "budget_money": data.draw(st.none() | st.floats(0.0006, 0.02)),
+    }
     bill = {"budget_calls": 0, "budget_tokens": 0, "budget_money": 0.0}
 
     def behave(number: int, request: Request, previous: Reply | None) -> Any:
@@ -147,8 +170,17 @@ def test_a_run_never_overshoots_its_budget(dataset, data: st.DataObject) -> None
         limits = Limits(data.draw(st.integers(1, 6)), prices=PRICES, max_attempts=3, **most)
         for _ in range(2):  # the second run goes on with the same budget
             try:
-                path = annotate_dataset(dataset, PlainTeacher(""), "segment", 1, False, Path(folder) / "r",
-                                        limits=limits, executor=world, confirm=True)
+                path = annotate_dataset(
+                    dataset,
+                    PlainTeacher(""),
+                    "segment",
+                    1,
+                    False,
+                    Path(folder) / "r",
+                    limits=limits,
+                    executor=world,
+                    confirm=True,
+                )
             except KitError:
                 continue
             found = summarise(path)
@@ -163,20 +195,29 @@ def test_a_stopped_run_says_why_is_usable_and_goes_on(run, capsys: pytest.Captur
     first = World()
     path = run(first, budget_calls=13)
     said = capsys.readouterr().out
-    assert "Stopped at the budget: the next call may exceed budget_calls=13. To go on, raise it and run again." in said
+    assert (
+        "Stopped at the budget: the next call may exceed budget_calls=13. To go on, raise it and run again."
+        in said
+    )
     assert f"13 of about 40 requests are answered, and usable: {path}" in said
     assert len(first.calls) == len(load_rationales(path)) == 13
     assert "Stopped at the budget" in str(summarise(path))
     run(World(), budget_calls=13)  # nothing more for the same budget
     second = World()
     run(second, budget_calls=40)
-    assert sorted(span for _, span, _ in first.calls + second.calls) == [(one.episode, one.start, one.end) for one in load_rationales(path)]
+    assert sorted(span for _, span, _ in first.calls + second.calls) == [
+        (one.episode, one.start, one.end) for one in load_rationales(path)
+    ]
     assert summarise(path).stopped == ""
     assert summarise(path).money == pytest.approx(40 * (80 * 1e-6 + 20 * 1e-5))
 
 
 def test_a_budget_for_no_call_is_an_error(run) -> None:
-    with pytest.raises(RunFailed, match="no rationale was written: the run ended at the budget: the next call may exceed budget_tokens=100"):
+    with pytest.raises(
+        RunFailed,
+        match="no rationale was written: the run ended at the budget: the next call may exceed "
+        "budget_tokens=100",
+    ):
         run(World(), budget_tokens=100)
 
 
@@ -188,14 +229,18 @@ def test_the_rate_is_kept_over_all_calls(run) -> None:
     world = World(latency=0.2)
     run(world, "t.parquet", tokens_per_minute=1000)
     times = [when for when, _, _ in world.calls]
-    assert 6 <= max(sum(start <= when < start + 60 for when in times) for start in times) <= 10  # 150 reserved each, 100 used
+    assert (
+        6 <= max(sum(start <= when < start + 60 for when in times) for start in times) <= 10
+    )  # 150 reserved each, 100 used
 
 
 def test_a_quota_stops_everyone_for_as_long_as_the_server_says(run) -> None:
     world = World(lambda number, *_: CallFailed("quota", "429", 30.0) if number == 9 else GOOD)
     path = run(world)
     refused = next(when for when, span, _ in world.calls if span == world.calls[9][1])
-    later = [when for when, _, _ in world.calls[10:] if when > refused + 6]  # those under way were not called back
+    later = [
+        when for when, _, _ in world.calls[10:] if when > refused + 6
+    ]  # those under way were not called back
     assert min(later) >= refused + 30
     again = [when for when, span, _ in world.calls if span == world.calls[9][1]]
     assert len(again) == 2
@@ -204,7 +249,10 @@ def test_a_quota_stops_everyone_for_as_long_as_the_server_says(run) -> None:
 
 
 def test_failures_back_off_and_are_given_up_after_so_many_calls(run) -> None:
-    world = World(lambda number, request, _: CallFailed("server", "503") if request.span == (0, 5, 6) else GOOD, latency=0.01)
+    world = World(
+        lambda number, request, _: CallFailed("server", "503") if request.span == (0, 5, 6) else GOOD,
+        latency=0.01,
+    )
     path = run(world, max_attempts=5)
     times = [when for when, span, _ in world.calls if span == (0, 5, 6)]
     assert len(times) == 5
@@ -222,8 +270,13 @@ def test_one_follow_up_shows_the_reply_that_it_mends(run) -> None:
     assert len(world.calls) == 60
     assert {previous and previous.raw for _, _, previous in world.calls} == {None, "{"}
     mended = [one for one in load_rationales(path) if one.start % 2 == 0]
-    assert all((one.rationale is not None, one.input_tokens, one.output_tokens, one.attempts) == (True, 170, 70, 2) for one in mended)
-    assert all(one.cost == pytest.approx(170e-6 + 70e-5) and one.prices_as_of == "2026-11-24" for one in mended)
+    assert all(
+        (one.rationale is not None, one.input_tokens, one.output_tokens, one.attempts) == (True, 170, 70, 2)
+        for one in mended
+    )
+    assert all(
+        one.cost == pytest.approx(170e-6 + 70e-5) and one.prices_as_of == "2026-11-24" for one in mended
+    )
     stubborn = World(lambda number, request, _: CUT if request.start % 3 else GOOD)
     assert summarise(run(stubborn, "s.parquet")).refusals == {"truncated": 24}
     assert len(stubborn.calls) == 40 + 24
@@ -241,7 +294,9 @@ def test_a_follow_up_that_could_not_be_paid_or_made_is_made_later(run) -> None:
     asked = {span for _, span, _ in first.calls}
     second = World()
     run(second)
-    assert {span for _, span, previous in second.calls if previous} == asked - {(0, 0, 1)}  # none of the first replies is asked for again
+    assert {span for _, span, previous in second.calls if previous} == asked - {
+        (0, 0, 1)
+    }  # none of the first replies is asked for again
     assert len(second.calls) == 39
     assert summarise(path).rationales == 40
 
@@ -305,14 +360,19 @@ def test_a_daily_quota_ends_the_run_at_once(run, capsys: pytest.CaptureFixture[s
     again = World()
     run(again)
     assert len(again.calls) == 30
-    with pytest.raises(RunFailed, match="no rationale was written: the run ended because the daily quota is used up"):
+    with pytest.raises(
+        RunFailed, match="no rationale was written: the run ended because the daily quota is used up"
+    ):
         run(only := World(lambda *_: CallFailed("daily_quota", "429")), "s.parquet")
     assert len(only.calls) == 1
 
 
 def test_a_server_that_is_not_reached_costs_nothing_and_ends_the_run(run, tmp_path: Path) -> None:
     world = World(lambda *_: CallFailed("unreachable", "refused"))
-    with pytest.raises(RunFailed, match="the server cannot be reached \\(refused\\) -> mend base_url, the network or the proxy"):
+    with pytest.raises(
+        RunFailed,
+        match="the server cannot be reached \\(refused\\) -> mend base_url, the network or the proxy",
+    ):
         run(world, max_attempts=3, budget_calls=30)
     assert len(world.calls) == 3  # of one request
     assert summarise(tmp_path / "r.parquet").spent == Spent()
@@ -323,22 +383,31 @@ def test_a_server_that_is_not_reached_costs_nothing_and_ends_the_run(run, tmp_pa
 
 THOUGHT = Reply(Refusal("truncated", "all tokens allowed were spent before the answer began"), "", 90, 50)
 REFUSED = {
-    "thought": (THOUGHT, 1), "cut": (CUT, 2), "empty": (Reply(Refusal("empty", "no text"), "", 90, 0), 1),
-    "blocked": (Reply(Refusal("blocked", "OTHER"), "", 90, 0), 1), "page": (Reply(Refusal("not_json", "an HTML page"), "<html>", 90, 0), 2),
+    "thought": (THOUGHT, 1),
+    "cut": (CUT, 2),
+    "empty": (Reply(Refusal("empty", "no text"), "", 90, 0), 1),
+    "blocked": (Reply(Refusal("blocked", "OTHER"), "", 90, 0), 1),
+    "page": (Reply(Refusal("not_json", "an HTML page"), "<html>", 90, 0), 2),
     "shape": (Reply(Refusal("wrong_shape", "no plan"), "{}", 90, 9), 2),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_refusals_in_a_row_end_the_run_and_are_asked_again(run, name: str, tmp_path: Path) -> None:
     reply, calls = REFUSED[name]
     world = World(lambda *_: reply)
-    with pytest.raises(RunFailed, match=f"after {FIRST} refused requests in a row \\({FIRST} {reply.result.kind}; the last: {reply.result.reason}"):
+    with pytest.raises(
+        RunFailed,
+        match=f"after {FIRST} refused requests in a row \\({FIRST} {reply.result.kind}; the last: "
+        f"{reply.result.reason}",
+    ):
         run(world)
     assert len(world.calls) == calls * FIRST  # what has no text is not followed up
     assert summarise(tmp_path / "r.parquet").refusals == {reply.result.kind: FIRST}
     with pytest.raises(RunFailed, match="refused requests in a row"):
-        run(World(lambda *_: reply))  # nothing is mended: it asks others, so that none is paid for over and over
+        run(
+            World(lambda *_: reply)
+        )  # nothing is mended: it asks others, so that none is paid for over and over
     assert summarise(tmp_path / "r.parquet").refusals == {reply.result.kind: 2 * FIRST}
     mended = World()
     path = run(mended)
@@ -347,7 +416,9 @@ def test_refusals_in_a_row_end_the_run_and_are_asked_again(run, name: str, tmp_p
     assert summarise(path).spent.calls == 2 * calls * FIRST + 40
 
 
-def test_refusals_that_begin_in_the_middle_end_the_run_too_and_no_answer_is_paid_for_twice(run, tmp_path: Path) -> None:
+def test_refusals_that_begin_in_the_middle_end_the_run_too_and_no_answer_is_paid_for_twice(
+    run, tmp_path: Path
+) -> None:
     world = World(lambda number, *_: GOOD if number < 12 else THOUGHT)
     with pytest.raises(RunFailed, match="max_output_tokens"):
         run(world)
@@ -355,7 +426,9 @@ def test_refusals_that_begin_in_the_middle_end_the_run_too_and_no_answer_is_paid
     assert summarise(tmp_path / "r.parquet").rationales == 12
     second = World()
     path = run(second)
-    assert 40 - 12 - 4 < len(second.calls) <= 40 - 12  # up to those that overtook the last answer are believed
+    assert (
+        40 - 12 - 4 < len(second.calls) <= 40 - 12
+    )  # up to those that overtook the last answer are believed
     assert summarise(path).rationales == 12 + len(second.calls)
 
 
@@ -369,7 +442,10 @@ def test_refusals_that_only_some_inputs_get_do_not_end_a_run(run) -> None:
 
 
 def test_inputs_that_are_always_refused_are_asked_last_and_then_believed(run) -> None:
-    """The first 20 requests are blocked, whatever is done: a second run gets past them, and a third has nothing to do."""
+    """The first 20 requests are blocked, whatever is done: a second run gets past them, and a third has
+    nothing to do.
+    """
+
     def behave(number: int, request: Request, previous: Reply | None) -> Any:
         return REFUSED["blocked"][0] if request.episode < 2 else GOOD
 
@@ -379,12 +455,18 @@ def test_inputs_that_are_always_refused_are_asked_last_and_then_believed(run) ->
         run(World(behave))
     path = run(third := World(behave))
     assert [span[0] for _, span, _ in third.calls] == [2] * 10 + [3] * 10 + [0] * 10 + [1] * 10
-    assert (summarise(path).rationales, summarise(path).refusals, summarise(path).stopped) == (20, {"blocked": 20}, "")
+    assert (summarise(path).rationales, summarise(path).refusals, summarise(path).stopped) == (
+        20,
+        {"blocked": 20},
+        "",
+    )
     run(again := World(behave))
     assert again.calls == []
 
 
-def test_a_short_run_without_a_rationale_is_an_error_and_is_asked_again(dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_run_without_a_rationale_is_an_error_and_is_asked_again(
+    dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def go(reply: Reply, **options: Any) -> tuple[World, Path]:
         monkeypatch.setattr(Run, "clock", world := World(lambda *_: reply))
         teacher = PlainTeacher("")
@@ -392,11 +474,23 @@ def test_a_short_run_without_a_rationale_is_an_error_and_is_asked_again(dataset,
             setattr(teacher, name, value)
         worlds.append(world)
         limits = Limits(2, prices=PRICES)
-        return annotate_dataset(dataset, teacher, "trajectory", 1, False, tmp_path / "r", limits=limits, executor=world, confirm=True)
+        return annotate_dataset(
+            dataset,
+            teacher,
+            "trajectory",
+            1,
+            False,
+            tmp_path / "r",
+            limits=limits,
+            executor=world,
+            confirm=True,
+        )
 
     worlds: list[World] = []
     for _ in range(2):
-        with pytest.raises(RunFailed, match="no rationale was written: the run ended after 4 refused requests in a row") as failed:
+        with pytest.raises(
+            RunFailed, match="no rationale was written: the run ended after 4 refused requests in a row"
+        ) as failed:
             go(THOUGHT)
         assert failed.value.path == tmp_path / "r"
     assert [len(world.calls) for world in worlds] == [4, 4]
@@ -420,12 +514,26 @@ def test_any_text_can_be_stored(run) -> None:
     assert load_rationales(path)[0].raw == "half \\ud83d a pair, \0, \u2028, 漢字"
 
 
-def test_an_answer_that_could_not_be_written_does_not_count(dataset, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_that_could_not_be_written_does_not_count(
+    dataset, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def go(world: World, folder: Path) -> Path:
         monkeypatch.setattr(Run, "clock", world)
-        return annotate_dataset(dataset, PlainTeacher(""), "step", 1, False, folder / "r.parquet", limits=Limits(4), executor=world, confirm=True)
+        return annotate_dataset(
+            dataset,
+            PlainTeacher(""),
+            "step",
+            1,
+            False,
+            folder / "r.parquet",
+            limits=Limits(4),
+            executor=world,
+            confirm=True,
+        )
 
-    monkeypatch.setattr("refinevla_kit.teacher.scheduler.ROOM", 0)  # as if others filled the disk while calls are under way
+    monkeypatch.setattr(
+        "refinevla_kit.teacher.scheduler.ROOM", 0
+    )  # as if others filled the disk while calls are under way
     first, second = World(), World()
     with pytest.raises(KitError, match="free space"):
         go(first, small_disk)

@@ -1,4 +1,6 @@
-"""Nothing lost: half-written lines, kills while compacting, full disks, two runs at once, other people's answers."""
+"""Nothing lost: half-written lines, kills while compacting, full disks, two runs at once, other people's
+answers.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,20 @@ def row(episode: int, start: int, text: str = "x", kind: str | None = None, **mo
     parts = dict.fromkeys(PARTS, None if kind else text)
     refusal = {"refusal_kind": kind, "refusal_reason": kind and "why", "first_kind": None, "first_raw": None}
     numbers = {"input_tokens": 8, "output_tokens": 2, "cost": 0.5, "attempts": 1}
-    return {"episode": episode, "start": start, "end": start + 1, "raw": text, "instruction_matches": None if kind else True, "mismatch": None,
-            "currency": "EUR", "prices_as_of": "2026-11-24", **parts, **refusal, **numbers, **more}  # fmt: skip
+    return {
+        "episode": episode,
+        "start": start,
+        "end": start + 1,
+        "raw": text,
+        "instruction_matches": None if kind else True,
+        "mismatch": None,
+        "currency": "EUR",
+        "prices_as_of": "2026-11-24",
+        **parts,
+        **refusal,
+        **numbers,
+        **more,
+    }
 
 
 def write(target: Path, *rows: dict, compact: bool = True, identity: dict | None = None) -> None:
@@ -35,7 +49,9 @@ def write(target: Path, *rows: dict, compact: bool = True, identity: dict | None
             store.wanted(each["episode"], DIGEST, [])
             store.add(each, Spent(1, 8, 2, 500_000_000))
         if compact:
-            store.compact(store.spent.plus(Spent(len(rows), 8 * len(rows), 2 * len(rows), 500_000_000 * len(rows))))
+            store.compact(
+                store.spent.plus(Spent(len(rows), 8 * len(rows), 2 * len(rows), 500_000_000 * len(rows)))
+            )
 
 
 def test_a_line_cut_anywhere_costs_that_line_only(tmp_path: Path) -> None:
@@ -88,10 +104,19 @@ def test_a_full_disk_keeps_whole_lines(small_disk: Path) -> None:
 def test_rows_come_out_sorted_once_each_the_last_one_wins(tmp_path: Path) -> None:
     target = tmp_path / "r.parquet"
     write(target, row(1, 5, "old"), row(0, 7), row(1, 2), row(1, 5, "new"))
-    assert [(each.episode, each.start, each.raw) for each in load_rationales(target)] == [(0, 7, "x"), (1, 2, "x"), (1, 5, "new")]
+    assert [(each.episode, each.start, each.raw) for each in load_rationales(target)] == [
+        (0, 7, "x"),
+        (1, 2, "x"),
+        (1, 5, "new"),
+    ]
     write(target, row(1, 5, "newer"), row(0, 1))
     table = pq.read_table(target).to_pylist()
-    assert [(each["episode"], each["start"], each["raw"]) for each in table] == [(0, 1, "x"), (0, 7, "x"), (1, 2, "x"), (1, 5, "newer")]
+    assert [(each["episode"], each["start"], each["raw"]) for each in table] == [
+        (0, 1, "x"),
+        (0, 7, "x"),
+        (1, 2, "x"),
+        (1, 5, "newer"),
+    ]
     assert {each["dataset_hash"] for each in table} == {DIGEST}
     assert [path.name for path in tmp_path.iterdir()] == ["r.parquet"]
     assert summarise(target).spent == Spent(6, 48, 12, 3_000_000_000)
@@ -122,14 +147,21 @@ def test_calls_cut_off_by_a_kill_stay_in_the_budget(tmp_path: Path) -> None:
         store.wanted(0, DIGEST, [])
         store.add(row(0, 0), Spent(0, -92, -48, -3))
         store.journal.append({"failed": "server", "spent": Spent(0, -100, -50, -7)})
-    with Store(tmp_path / "r.parquet", IDENTITY) as store:  # one answered, one failed for nothing, one never heard of
+    with Store(
+        tmp_path / "r.parquet", IDENTITY
+    ) as store:  # one answered, one failed for nothing, one never heard of
         assert store.spent == Spent(3, 108, 52, 11)
         assert store.wanted(0, DIGEST, [(0, 0, 1), (0, 1, 2), (0, 2, 3)]) == [(0, 1, 2), (0, 2, 3)]
 
 
 def test_what_is_owed_survives_both_ways_of_stopping(tmp_path: Path) -> None:
     target, spans = tmp_path / "r.parquet", [(0, start, start + 1) for start in range(4)]
-    rows = row(0, 0), row(0, 1, "{", "truncated"), row(0, 2, "", "timeout"), row(0, 3, "{", "truncated", first_kind="empty", first_raw="")
+    rows = (
+        row(0, 0),
+        row(0, 1, "{", "truncated"),
+        row(0, 2, "", "timeout"),
+        row(0, 3, "{", "truncated", first_kind="empty", first_raw=""),
+    )
     for compact in (False, True):
         write(target, *rows, compact=compact)
         with Store(target, IDENTITY) as store:
@@ -175,19 +207,40 @@ def test_the_journal_says_what_it_is_without_the_kit(tmp_path: Path) -> None:
 
 def test_tables_of_older_versions_are_read(tmp_path: Path) -> None:
     write(tmp_path / "r.parquet", row(0, 0))
-    added = ["instruction_matches", "mismatch", "first_kind", "first_raw", "granularity", "keyframes", "currency", "prices_as_of", "attempts"]
-    pq.write_table(pq.read_table(tmp_path / "r.parquet").drop_columns(added).replace_schema_metadata(), tmp_path / "older.parquet")
+    added = [
+        "instruction_matches",
+        "mismatch",
+        "first_kind",
+        "first_raw",
+        "granularity",
+        "keyframes",
+        "currency",
+        "prices_as_of",
+        "attempts",
+    ]
+    pq.write_table(
+        pq.read_table(tmp_path / "r.parquet").drop_columns(added).replace_schema_metadata(),
+        tmp_path / "older.parquet",
+    )
     (old,) = load_rationales(tmp_path / "older.parquet")
     assert (old.rationale.instruction_matches, old.attempts, old.currency) == (True, 1, "")
 
 
 def test_a_summary_counts_kinds_and_cost(tmp_path: Path) -> None:
     target = tmp_path / "r.parquet"
-    write(target, row(0, 0), row(0, 1, instruction_matches=False, mismatch="a can"), row(0, 2, "", "safety"), row(0, 3, "", "safety"))
+    write(
+        target,
+        row(0, 0),
+        row(0, 1, instruction_matches=False, mismatch="a can"),
+        row(0, 2, "", "safety"),
+        row(0, 3, "", "safety"),
+    )
     found = summarise(target)
     assert (found.rationales, found.mismatches, found.refusals, found.money) == (2, 1, {"safety": 2}, 2.0)
-    assert str(found) == ("2 rationales (1 find the instruction wrong); refusals: 2 safety\n"
-                          "4 calls, 32 tokens in, 8 out, 2.00 EUR (prices of 2026-11-24)")
+    assert str(found) == (
+        "2 rationales (1 find the instruction wrong); refusals: 2 safety\n"
+        "4 calls, 32 tokens in, 8 out, 2.00 EUR (prices of 2026-11-24)"
+    )
     shutil.copy(__file__, target)
     with pytest.raises(KitError, match="no rationales can be read"):
         summarise(target)

@@ -1,5 +1,6 @@
-"""Reads the oracle's sentences back and holds each claim against simulator state, with its own geometry; nothing of
-the teacher's code is used here."""
+"""Reads the oracle's sentences back and holds each claim against simulator state, with its own geometry;
+nothing of the teacher's code is used here.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +12,51 @@ from refinevla_kit.simulator.contract import PHASES, SceneState
 from refinevla_kit.teacher.schema import Rationale
 
 SUB_TASKS = {
-    "reach": r"(move|reach) over the", "descend": r"(descend|go down) to the", "grasp": r"close the gripper on the|grasp the",
+    "reach": r"(move|reach) over the",
+    "descend": r"(descend|go down) to the",
+    "grasp": r"close the gripper on the|grasp the",
     "lift": r"(lift|raise) the",
-    "carry": r"carry the .* to the|bring the .* over to the", "lower": r"lower the .*to the|set the .* down .*to the",
+    "carry": r"carry the .* to the|bring the .* over to the",
+    "lower": r"lower the .*to the|set the .* down .*to the",
     "release": r"release the|let go of the",
     "retreat": r"(retreat|back away) from the",
 }
-FOLLOWING = {"descend": "descend", "grasp": "grasp it", "lift": "(lift|raise) it", "carry": "(carry|bring) it over", "lower": "lower it|set it down",
-             "release": "release it|let go of it", "retreat": "retreat|back away"}
-MOTIONS = {"forward": (0, 1), "backward": (0, -1), "left": (1, 1), "right": (1, -1), "up": (2, 1), "down": (2, -1)}
+FOLLOWING = {
+    "descend": "descend",
+    "grasp": "grasp it",
+    "lift": "(lift|raise) it",
+    "carry": "(carry|bring) it over",
+    "lower": "lower it|set it down",
+    "release": "release it|let go of it",
+    "retreat": "retreat|back away",
+}
+MOTIONS = {
+    "forward": (0, 1),
+    "backward": (0, -1),
+    "left": (1, 1),
+    "right": (1, -1),
+    "up": (2, 1),
+    "down": (2, -1),
+}
 
 
-def claims_checked(rationale: Rationale, state: SceneState, masks: dict[str, np.ndarray], actions: np.ndarray, source: str, target: str) -> int:
-    """Assert every claim of a rationale; returns how many there were. A clause that cannot be read fails too."""
-    return (_observation(rationale.observation, state, masks, source, target) + _situation(rationale.situation_analysis, state, source)
-            + _spatial(rationale.spatial_reasoning, state, masks, source, target) + _plan(rationale.task_planning, state, actions))
+def claims_checked(
+    rationale: Rationale,
+    state: SceneState,
+    masks: dict[str, np.ndarray],
+    actions: np.ndarray,
+    source: str,
+    target: str,
+) -> int:
+    """Assert every claim of a rationale; returns how many there were. A clause that cannot be read fails
+    too.
+    """
+    return (
+        _observation(rationale.observation, state, masks, source, target)
+        + _situation(rationale.situation_analysis, state, source)
+        + _spatial(rationale.spatial_reasoning, state, masks, source, target)
+        + _plan(rationale.task_planning, state, actions)
+    )
 
 
 def _read(pattern: str, text: str) -> re.Match[str]:
@@ -49,13 +80,20 @@ def _observation(part: str, state: SceneState, masks: dict[str, np.ndarray], sou
     clauses = _clauses(part, ", ")
     assert len(clauses) == 3
     for clause in clauses:
-        seen = re.fullmatch(r"(?:the )?(.+?)(?: (?:is|lies))? at the (top |bottom )?(left|right|top|bottom|centre)", clause)
+        seen = re.fullmatch(
+            r"(?:the )?(.+?)(?: (?:is|lies))? at the (top |bottom )?(left|right|top|bottom|centre)", clause
+        )
         hidden = None if seen else _read(r"(?:the )?(.+?) (?:is out of view|not in view)", clause)
         thing = (seen or hidden).group(1)
         grip = re.fullmatch(rf"(?:(open|closed|half open) )?gripper(?: with the ({source}))?", thing)
         if grip:
             assert bool(grip[2]) == bool(state.grasped)
-            low, high = {"open": (0.75, 1.0), "closed": (0.0, 0.2), "half open": (0.2, 0.75), None: (0.0, 1.0)}[grip[1]]
+            low, high = {
+                "open": (0.75, 1.0),
+                "closed": (0.0, 0.2),
+                "half open": (0.2, 0.75),
+                None: (0.0, 1.0),
+            }[grip[1]]
             assert low <= state.opening <= high
         mask = masks["gripper" if grip else thing]
         if hidden:
@@ -74,7 +112,9 @@ def _observation(part: str, state: SceneState, masks: dict[str, np.ndarray], sou
 
 def _situation(part: str, state: SceneState, source: str) -> int:
     text = part.lower().rstrip(".")
-    assert re.search(rf"the {source} is held|the gripper holds the {source}|the {source} is not (held|gripped)", text)
+    assert re.search(
+        rf"the {source} is held|the gripper holds the {source}|the {source} is not (held|gripped)", text
+    )
     assert bool(re.search(r"is not (held|gripped)", text)) == (not state.grasped)
     assert bool(re.search(r"the task is (done|finished)", text)) == bool(state.placed)
     assert bool(re.search(r"the task is not done|still open", text)) == (not state.placed)
@@ -89,7 +129,11 @@ def _spatial(part: str, state: SceneState, masks: dict[str, np.ndarray], source:
     count = 0
     for clause in clauses:
         side_words = "left of it|right of it|higher in view|lower in view"
-        match = _read(rf"(?:the )?(gripper|{source}) (?:is )?(.+?) the ({source}|{target})( by \d+ cm)?(?:, ({side_words}))?", clause)
+        match = _read(
+            rf"(?:the )?(gripper|{source}) (?:is )?(.+?) the ({source}|{target})( by \d+ cm)?(?:, "
+            rf"({side_words}))?",
+            clause,
+        )
         one, words, other = match[1], match[2] + (match[4] or ""), match[3]
         assert (one, other) in {("gripper", source), (source, target)}
         place = {"gripper": state.tcp, source: state.source, target: state.target}
@@ -111,8 +155,13 @@ def _spatial(part: str, state: SceneState, masks: dict[str, np.ndarray], source:
         if "far" in words:
             assert np.abs([across, offset[2]]).max() > 97
         if match[5]:
-            rows, columns = (_middle(masks[one]) - _middle(masks[other]))
-            side = {"left of it": -columns, "right of it": columns, "higher in view": -rows, "lower in view": rows}[match[5]]
+            rows, columns = _middle(masks[one]) - _middle(masks[other])
+            side = {
+                "left of it": -columns,
+                "right of it": columns,
+                "higher in view": -rows,
+                "lower in view": rows,
+            }[match[5]]
             assert side > 0.05 - 1e-9
             assert side >= max(abs(rows), abs(columns)) - 1e-9
         count += bool(beside) + bool(height) + bool(match[5])
@@ -123,8 +172,10 @@ def _plan(part: str, state: SceneState, actions: np.ndarray) -> int:
     text = part[0].lower() + part[1:-1]
     first, after = _read(r"(.+?)(?:; then |, after that )(.+)", re.sub(r"^(first|now) ", "", text)).groups()
     phrase = first.split(", ")[0]
-    assert [name for name, pattern in SUB_TASKS.items() if re.match(pattern, phrase)] == [PHASES[int(state.phase)]]
-    remaining = [*PHASES[int(state.phase) + 1:], "end"]
+    assert [name for name, pattern in SUB_TASKS.items() if re.match(pattern, phrase)] == [
+        PHASES[int(state.phase)]
+    ]
+    remaining = [*PHASES[int(state.phase) + 1 :], "end"]
     for step, expected in zip(after.split(" and "), remaining, strict=False):
         assert re.fullmatch(FOLLOWING.get(expected, "the task ends|nothing is left"), step)
     moving = re.search(r", moving (\w+)", first)

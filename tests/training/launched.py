@@ -1,4 +1,6 @@
-"""One fine-tuning run on noise, for `accelerate launch`: python -m tests.training.launched BASE OUTPUT CONFIG (JSON of `TrainingConfig`)."""
+"""One fine-tuning run on noise, for `accelerate launch`: python -m tests.training.launched BASE OUTPUT CONFIG
+(JSON of `TrainingConfig`).
+"""
 
 from __future__ import annotations
 
@@ -16,17 +18,23 @@ from refinevla_kit.training.policy_run import train_policy
 
 
 def noise(frames: int = 24) -> Examples:
-    """Frames of noise with texts of different lengths, some without: shares of a batch then differ in their tokens."""
+    """Frames of noise with texts of different lengths, some without: shares of a batch then differ in their
+    tokens.
+    """
     rng = np.random.default_rng(0)
     return Examples(
-        rng.integers(0, 256, (frames, 120, 160, 3), dtype=np.uint8), rng.uniform(-0.04, 0.04, (frames, 7)).astype(np.float32),
-        np.repeat(np.arange(frames // 2), 2), ("put carrot on plate", "stack the green block on the yellow block") * (frames // 2),
+        rng.integers(0, 256, (frames, 120, 160, 3), dtype=np.uint8),
+        rng.uniform(-0.04, 0.04, (frames, 7)).astype(np.float32),
+        np.repeat(np.arange(frames // 2), 2),
+        ("put carrot on plate", "stack the green block on the yellow block") * (frames // 2),
         tuple("the carrot is left of the plate " * (i % 4) for i in range(frames)),
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":
     base, output, config = sys.argv[1:]
     state = PartialState(cpu=True)
-    os.write(1, f"process {state.process_index} of {state.num_processes}\n".encode())  # in one piece: the processes share it
+    os.write(
+        1, f"process {state.process_index} of {state.num_processes}\n".encode()
+    )  # in one piece: the processes share it
     train_policy(Path(base), noise(), TrainingConfig(**json.loads(config)), output, "policy", progress=False)

@@ -21,7 +21,15 @@ from refinevla_kit.vlas.compact import CompactConfig, CompactVLA, build
 from refinevla_kit.vlas.vocabulary import train_vocabulary
 
 SMALL = CompactConfig(layers=3, hidden=64, heads=2, feedforward=96, channels=16)
-CONFIG = TrainingConfig(steps=6, batch_size=4, freeze_layers=2, precision="fp32", save_every=3, validate_every=3, learning_rate=1e-3)
+CONFIG = TrainingConfig(
+    steps=6,
+    batch_size=4,
+    freeze_layers=2,
+    precision="fp32",
+    save_every=3,
+    validate_every=3,
+    learning_rate=1e-3,
+)
 
 
 def some(n: int = 24) -> Examples:
@@ -40,18 +48,24 @@ def some(n: int = 24) -> Examples:
 
 def made(examples: Examples, proprioception: bool = False, seed: int = 0) -> CompactVLA:
     words = train_vocabulary([*examples.instructions, *examples.rationales])
-    return build(replace(SMALL, proprioception=proprioception), words, UniformBins.fit(examples.actions), seed=seed)
+    return build(
+        replace(SMALL, proprioception=proprioception), words, UniformBins.fit(examples.actions), seed=seed
+    )
 
 
 def gradients(vla: CompactVLA, take: Callable[[], Losses]) -> tuple[float, dict[str, torch.Tensor]]:
     vla.model.zero_grad(set_to_none=True)
     losses = take()
     losses.total.backward()
-    return float(losses.total.detach()), {name: p.grad.clone() for name, p in vla.model.named_parameters() if p.grad is not None}
+    return float(losses.total.detach()), {
+        name: p.grad.clone() for name, p in vla.model.named_parameters() if p.grad is not None
+    }
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
-@pytest.mark.parametrize(("order", "lambda_reasoning"), [("action_first", 0.3), ("rationale_first", 0.3), ("action_first", 0.0)])
+@pytest.mark.parametrize(
+    ("order", "lambda_reasoning"), [("action_first", 0.3), ("rationale_first", 0.3), ("action_first", 0.0)]
+)
 @pytest.mark.parametrize("proprioception", [False, True])
 def test_loss_and_gradients_from_the_cache_are_those_of_the_plain_run(
     depth: int, order: str, lambda_reasoning: float, proprioception: bool, tmp_path: Path
@@ -61,8 +75,14 @@ def test_loss_and_gradients_from_the_cache_are_those_of_the_plain_run(
     config = replace(CONFIG, freeze_layers=depth, order=order, lambda_reasoning=lambda_reasoning)
     freeze_lower(vla, depth)
     cache = open_or_write(vla, examples, config, tmp_path, progress=False)
-    tokens, rows = tower_tokens(vla, examples.images), np.array([0, 1, 5, 8, 11])  # with and without a rationale, unequal instructions
-    plain_batch, batch = make_batch(vla, examples, rows, config, tokens), make_batch(vla, examples, rows, config, cache)
+    tokens, rows = (
+        tower_tokens(vla, examples.images),
+        np.array([0, 1, 5, 8, 11]),
+    )  # with and without a rationale, unequal instructions
+    plain_batch, batch = (
+        make_batch(vla, examples, rows, config, tokens),
+        make_batch(vla, examples, rows, config, cache),
+    )
     assert len(set(plain_batch.sequences.attention_mask.sum(1).tolist())) > 1
     for field in ("input_ids", "attention_mask", "token_type_ids", "kinds"):
         assert torch.equal(getattr(batch.sequences, field), getattr(plain_batch.sequences, field))
@@ -79,7 +99,9 @@ def test_a_run_from_the_cache_ends_where_the_plain_run_ends(mode: str, tmp_path:
     examples, ends = some(), {}
     for cache in ("on", "off"):
         vla = made(examples)
-        history = fine_tune(vla, examples, replace(CONFIG, cache=cache, mode=mode), tmp_path / cache, "p", progress=False)
+        history = fine_tune(
+            vla, examples, replace(CONFIG, cache=cache, mode=mode), tmp_path / cache, "p", progress=False
+        )
         ends[cache] = (vla.model.state_dict(), history)
     assert (tmp_path / "on" / "activations").is_dir() and not (tmp_path / "off" / "activations").exists()
     for name, value in ends["off"][0].items():
@@ -102,18 +124,32 @@ def test_half_precision_takes_half_the_space_and_stays_close(tmp_path: Path) -> 
     whole = open_or_write(vla, examples, CONFIG, tmp_path, progress=False)
     config = replace(CONFIG, cache_precision="bf16")
     half = open_or_write(vla, examples, config, tmp_path, progress=False)  # beside it, in a folder of its own
-    assert half.states.nbytes * 2 == whole.states.nbytes == (cache_path(tmp_path, CONFIG) / STATES).stat().st_size
+    assert (
+        half.states.nbytes * 2
+        == whole.states.nbytes
+        == (cache_path(tmp_path, CONFIG) / STATES).stat().st_size
+    )
     _, exact = whole.read(np.arange(4))
     _, rounded = half.read(np.arange(4))
     assert torch.allclose(rounded, exact, rtol=2**-8, atol=1e-6)
 
 
-def test_seeds_and_weights_of_the_reasoning_loss_share_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seeds_and_weights_of_the_reasoning_loss_share_a_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     examples = some()
     shared = tmp_path / "shared"
     fine_tune(made(examples), examples, CONFIG, tmp_path / "a", "a", progress=False, cache_folder=shared)
     monkeypatch.setattr(activation_cache, "boundary_states", None)  # computing anything would fail now
-    fine_tune(made(examples), examples, replace(CONFIG, seed=1, lambda_reasoning=1.0), tmp_path / "b", "b", progress=False, cache_folder=shared)
+    fine_tune(
+        made(examples),
+        examples,
+        replace(CONFIG, seed=1, lambda_reasoning=1.0),
+        tmp_path / "b",
+        "b",
+        progress=False,
+        cache_folder=shared,
+    )
     assert [path.name for path in shared.iterdir()] == ["below_layer_2-action_first-rationales-fp32"]
 
 
@@ -124,11 +160,15 @@ def test_a_cache_of_something_else_is_refused_and_says_what_differs(tmp_path: Pa
     assert examples.proprioception is not None
     brighter, moved = np.where(examples.images < 9, 9, examples.images), examples.proprioception + 0.1
     for other, what in (
-        (replace(examples, images=brighter), "pictures"), (replace(examples, rationales=examples.rationales[::-1]), "rationales"),
-        (replace(examples, instructions=examples.instructions[::-1]), "instructions"), (replace(examples, actions=-examples.actions), "actions"),
+        (replace(examples, images=brighter), "pictures"),
+        (replace(examples, rationales=examples.rationales[::-1]), "rationales"),
+        (replace(examples, instructions=examples.instructions[::-1]), "instructions"),
+        (replace(examples, actions=-examples.actions), "actions"),
         (replace(examples, proprioception=moved), "proprioception"),
-    ):  # fmt: skip
-        with pytest.raises(KitError, match=f"below_layer_2.* was made with other .*{what}.* -> delete that folder"):
+    ):
+        with pytest.raises(
+            KitError, match=f"below_layer_2.* was made with other .*{what}.* -> delete that folder"
+        ):
             open_or_write(vla, other, CONFIG, tmp_path, progress=False)
     with pytest.raises(KitError, match="other frozen weights than this run has"):
         open_or_write(made(examples, proprioception=True, seed=1), examples, CONFIG, tmp_path, progress=False)
@@ -145,13 +185,17 @@ def test_a_cache_above_the_limit_names_both_sizes_and_writes_nothing(tmp_path: P
     vla = made(examples)
     size = open_or_write(vla, examples, CONFIG, tmp_path / "first", progress=False).states.nbytes
     config = replace(CONFIG, cache_limit_gb=1e-6)
-    with pytest.raises(KitError, match=rf"would take {size:,} bytes .* the limit is 1e-06 GB -> raise `cache_limit_gb`"):
+    with pytest.raises(
+        KitError, match=rf"would take {size:,} bytes .* the limit is 1e-06 GB -> raise `cache_limit_gb`"
+    ):
         open_or_write(vla, examples, config, tmp_path / "second", progress=False)
     assert not (tmp_path / "second").exists()
     assert cache_bytes(29_900 * 93, 192, "bf16") == 1_067_788_800
 
 
-def test_the_size_is_said_before_it_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_size_is_said_before_it_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     examples = some()
     monkeypatch.setattr(activation_cache, "boundary_states", None)
     with pytest.raises(TypeError):
@@ -173,6 +217,10 @@ def test_a_damaged_cache_says_how_it_is_mended(tmp_path: Path) -> None:
 def test_a_cache_is_made_where_it_pays_and_what_changes_is_never_cached() -> None:
     assert CONFIG.caches(24) and not CONFIG.caches(25)  # 24 frames are drawn
     assert replace(CONFIG, cache="on").caches(25) and not replace(CONFIG, cache="off").caches(24)
-    for changing in (replace(CONFIG, freeze_layers=0), replace(CONFIG, freeze_tower=False), replace(CONFIG, mode="full")):
+    for changing in (
+        replace(CONFIG, freeze_layers=0),
+        replace(CONFIG, freeze_tower=False),
+        replace(CONFIG, mode="full"),
+    ):
         assert not changing.caches(24)
     assert replace(CONFIG, freeze_tower=False, mode="lora").caches(24)  # adapters alone train

@@ -1,4 +1,6 @@
-"""What a stranger's dataset lacks is known before anything is paid, and what can be done without is done without."""
+"""What a stranger's dataset lacks is known before anything is paid, and what can be done without is done
+without.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from refinevla_kit.vlas.spherical_grid import SphericalGrid
 from refinevla_kit.vlas.vocabulary import train_vocabulary
 
 
-def written(path: Path, actions: int = 7, state: int = 15, scale: float = 0.02, names: tuple[str, ...] | None = None) -> Path:
+def written(
+    path: Path, actions: int = 7, state: int = 15, scale: float = 0.02, names: tuple[str, ...] | None = None
+) -> Path:
     """Two short episodes of so many numbers."""
     rng = np.random.default_rng(0)
     state_names = names or (STATE_NAMES if state == 15 else tuple(f"joint{i}" for i in range(state)))
@@ -26,16 +30,29 @@ def written(path: Path, actions: int = 7, state: int = 15, scale: float = 0.02, 
             acted = rng.uniform(-scale, scale, (4, actions)).astype(np.float32)
             acted[:, 3:5] = 0
             own = rng.normal(size=(4, state)).astype(np.float32)
-            writer.add(Episode(rng.integers(0, 256, (4, 48, 64, 3), dtype=np.uint8), acted, own, "put carrot on plate"))
+            writer.add(
+                Episode(
+                    rng.integers(0, 256, (4, 48, 64, 3), dtype=np.uint8), acted, own, "put carrot on plate"
+                )
+            )
     return path
 
 
-@pytest.mark.parametrize(("state", "names", "says"), [
-    (7, None, "the robot's own state is not read: 7 numbers, the kit's own has 15"),
-    (15, tuple(f"motor{i}" for i in range(15)), "is not read: its columns are motor0, motor1, motor2 ..., the kit's own x, y, z ..."),
-    (15, None, ""),
-])  # fmt: skip
-def test_only_the_kits_own_state_is_read(tmp_path: Path, state: int, names: tuple[str, ...] | None, says: str) -> None:
+@pytest.mark.parametrize(
+    ("state", "names", "says"),
+    [
+        (7, None, "the robot's own state is not read: 7 numbers, the kit's own has 15"),
+        (
+            15,
+            tuple(f"motor{i}" for i in range(15)),
+            "is not read: its columns are motor0, motor1, motor2 ..., the kit's own x, y, z ...",
+        ),
+        (15, None, ""),
+    ],
+)
+def test_only_the_kits_own_state_is_read(
+    tmp_path: Path, state: int, names: tuple[str, ...] | None, says: str
+) -> None:
     dataset = written(tmp_path / "data", state=state, names=names)
     examples = load_examples(dataset)
     assert examples.stateful == (not says) and says in examples.about
@@ -52,14 +69,18 @@ def test_what_cannot_be_trained_is_said_without_looking_at_a_picture(tmp_path: P
 
 
 def test_actions_that_no_base_can_say_are_found_out(tmp_path: Path) -> None:
-    assert "do not fit the checkpoint's action tokens (x: " in str(trainable(written(tmp_path / "data", scale=1.0)))
+    assert "do not fit the checkpoint's action tokens (x: " in str(
+        trainable(written(tmp_path / "data", scale=1.0))
+    )
 
 
 def test_another_base_is_asked_for_its_words(tmp_path: Path) -> None:
     dataset = written(tmp_path / "data")
     grid = SphericalGrid.fit(load_examples(dataset).actions)
     words = train_vocabulary(["put carrot on plate"], action_words=grid.words)
-    base = build(CompactConfig(layers=1, hidden=32, heads=1, feedforward=32, channels=8), words, grid, 0).save(tmp_path / "base")
+    base = build(
+        CompactConfig(layers=1, hidden=32, heads=1, feedforward=32, channels=8), words, grid, 0
+    ).save(tmp_path / "base")
     assert trainable(dataset, base) is None
     train_vocabulary(["put carrot on plate"]).save_pretrained(base)
     assert "the tokenizer has no <act" in str(trainable(dataset, base))

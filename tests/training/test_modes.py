@@ -1,4 +1,6 @@
-"""What trains in each mode, adapters that end as plain weights, runs that stop early, and runs that are stopped because the policy is lost."""
+"""What trains in each mode, adapters that end as plain weights, runs that stop early, and runs that are
+stopped because the policy is lost.
+"""
 
 import sys
 import types
@@ -48,7 +50,10 @@ def test_adapters_alone_train_and_touch_the_upper_language_layers_alone() -> Non
     with adapters(vla, 1, 4, 8.0, seed=0):
         trained = [name for name, p in vla.model.named_parameters() if p.requires_grad]
     assert len(trained) == 2 * 7 * 2  # A and B of seven maps of layers 1 and 2
-    assert all(".lora_" in name and (".layers.1." in name or ".layers.2." in name) and "language_model" in name for name in trained)
+    assert all(
+        ".lora_" in name and (".layers.1." in name or ".layers.2." in name) and "language_model" in name
+        for name in trained
+    )
 
 
 @pytest.mark.parametrize("cache", ["on", "off"])
@@ -60,12 +65,20 @@ def test_a_run_with_adapters_lowers_the_loss_and_leaves_plain_weights(cache: str
     losses = [row["loss"] for row in history if row["split"] == "train"]
     assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
     names = moved(vla, before)  # the same names as before: no trace of the adapters
-    assert names and all("proj.weight" in name and ("layers.1." in name or "layers.2." in name) for name in names)
+    assert names and all(
+        "proj.weight" in name and ("layers.1." in name or "layers.2." in name) for name in names
+    )
     held_out = examples.split()[1]
-    assert validate(vla, examples, held_out, config)["loss"] == pytest.approx(history[-1]["loss"], abs=5e-3)  # merged acts as the adapters did
+    assert validate(vla, examples, held_out, config)["loss"] == pytest.approx(
+        history[-1]["loss"], abs=5e-3
+    )  # merged acts as the adapters did
     read = load(vla.save(tmp_path / "checkpoint"))
-    assert all(torch.equal(value, vla.model.state_dict()[name]) for name, value in read.model.state_dict().items())
-    assert VLAPolicy(read, "p").act_batch(examples.images[:1], examples.instructions[:1])[0].tokens.shape == (7,)
+    assert all(
+        torch.equal(value, vla.model.state_dict()[name]) for name, value in read.model.state_dict().items()
+    )
+    assert VLAPolicy(read, "p").act_batch(examples.images[:1], examples.instructions[:1])[0].tokens.shape == (
+        7,
+    )
 
 
 def test_merging_changes_nothing_about_what_the_model_says() -> None:
@@ -76,11 +89,15 @@ def test_merging_changes_nothing_about_what_the_model_says() -> None:
             if "lora_B" in name:
                 p.normal_(0, 0.1, generator=torch.Generator().manual_seed(0))
         adapted = loop.forward(vla.model, vla, batch, LORA).total
-    assert float(loop.forward(vla.model, vla, batch, LORA).total.detach()) == pytest.approx(float(adapted), abs=1e-5)
+    assert float(loop.forward(vla.model, vla, batch, LORA).total.detach()) == pytest.approx(
+        float(adapted), abs=1e-5
+    )
 
 
 @pytest.mark.parametrize("config", [LORA, replace(CONFIG, cache="on")])
-def test_a_killed_run_continues_bit_for_bit_in_every_mode(config: loop.TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_continues_bit_for_bit_in_every_mode(
+    config: loop.TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     vla, examples = made(some()), some()
     whole = fine_tune(vla, examples, config, tmp_path / "whole", "p", progress=False)
     original, calls = loop.make_batch, []
@@ -107,7 +124,10 @@ def test_adapters_without_a_layer_to_sit_in_are_an_error(tmp_path: Path) -> None
         fine_tune(made(some()), some(), replace(LORA, freeze_layers=3), tmp_path, "p", progress=False)
 
 
-@pytest.mark.parametrize(("setting", "value"), [("mode", "half"), ("cache", "yes"), ("cache_precision", "fp8"), ("precision", "fp16")])
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("mode", "half"), ("cache", "yes"), ("cache_precision", "fp8"), ("precision", "fp16")],
+)
 def test_unknown_settings_name_the_choices(setting: str, value: str, tmp_path: Path) -> None:
     with pytest.raises(KitError, match=f"unknown {setting} {value!r} -> choose one of"):
         fine_tune(made(some()), some(), replace(CONFIG, **{setting: value}), tmp_path, "p", progress=False)  # type: ignore[arg-type]
@@ -117,7 +137,9 @@ def test_frames_in_parts_are_the_same_step(tmp_path: Path) -> None:
     ends = []
     for parts in (1, 3):  # parts with unequal numbers of rationale tokens
         vla = made(some())
-        history = fine_tune(vla, some(), replace(CONFIG, accumulate=parts), tmp_path / str(parts), "p", progress=False)
+        history = fine_tune(
+            vla, some(), replace(CONFIG, accumulate=parts), tmp_path / str(parts), "p", progress=False
+        )
         ends.append((vla.model.state_dict(), history))
     for one, other in zip(ends[0][1], ends[1][1], strict=True):
         assert one | {"seconds": 0} == pytest.approx(other | {"seconds": 0}, abs=2e-4)
@@ -127,7 +149,9 @@ def test_frames_in_parts_are_the_same_step(tmp_path: Path) -> None:
 def test_a_run_without_progress_ends_early_and_stays_ended(tmp_path: Path) -> None:
     config = replace(CONFIG, steps=30, learning_rate=0.0, validate_every=2, early_stop=2)
     history = fine_tune(made(some()), some(), config, tmp_path, "p", progress=False)
-    assert history[-1]["step"] == 6 and history[-1]["split"] == "validation"  # the first evaluation, then two no better
+    assert (
+        history[-1]["step"] == 6 and history[-1]["split"] == "validation"
+    )  # the first evaluation, then two no better
     assert fine_tune(made(some()), some(), config, tmp_path, "p", progress=False) == history
 
 
@@ -138,13 +162,20 @@ def test_the_same_action_everywhere_is_a_collapse(order: str, monkeypatch: pytes
     favoured = torch.zeros(len(vla.tokenizer), 64)
     favoured[first_action_id(vla.tokenizer) + 5] = 1.0
     vla.model.lm_head.weight.data.copy_(favoured)
-    vla.model.model.language_model.norm.register_forward_hook(lambda _, __, out: torch.ones_like(out))  # blind: one state for all
-    with pytest.raises(KitError, match=r"p has collapsed at step 7: its action is the same on 16 different held-out frames of \d+ episodes"):
+    vla.model.model.language_model.norm.register_forward_hook(
+        lambda _, __, out: torch.ones_like(out)
+    )  # blind: one state for all
+    with pytest.raises(
+        KitError,
+        match=r"p has collapsed at step 7: its action is the same on 16 different held-out frames of \d+ "
+        r"episodes",
+    ):
         check_collapse(vla.model, vla, examples, HELD_OUT, config, None, "p", 7)
     for judged in (
-        replace(examples, actions=np.repeat(examples.actions[:1], 24, 0)), replace(examples, images=np.repeat(examples.images[:1], 24, 0)),
+        replace(examples, actions=np.repeat(examples.actions[:1], 24, 0)),
+        replace(examples, images=np.repeat(examples.images[:1], 24, 0)),
         replace(examples, episodes=np.zeros(24, np.int64)),
-    ):  # fmt: skip
+    ):
         check_collapse(vla.model, vla, judged, HELD_OUT, config, None, "p", 7)  # then one action may be right
     check_collapse(vla.model, vla, examples, HELD_OUT[:7], config, None, "p", 7)  # too few to judge
 
@@ -176,10 +207,14 @@ def test_a_collapse_stops_the_run_after_the_grace_and_leaves_the_state_before(tm
     with pytest.raises(KitError, match="gives no action tokens at step 4"):
         fine_tune(silenced(examples), examples, config, tmp_path, "p", progress=False)
     assert '"step": 2' in (tmp_path / RESUME / "state.json").read_text()
-    fine_tune(silenced(examples), examples, replace(config, collapse_grace=None), tmp_path, "p", progress=False)  # too short a run to judge
+    fine_tune(
+        silenced(examples), examples, replace(config, collapse_grace=None), tmp_path, "p", progress=False
+    )  # too short a run to judge
 
 
-def test_tensorboard_is_asked_for_by_name_and_gets_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorboard_is_asked_for_by_name_and_gets_every_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(KitError, match="pip install tensorboard"):
         fine_tune(made(some()), some(), replace(CONFIG, tensorboard=True), tmp_path, "p", progress=False)
@@ -197,6 +232,10 @@ def test_tensorboard_is_asked_for_by_name_and_gets_every_row(tmp_path: Path, mon
     stand_in = types.ModuleType("torch.utils.tensorboard")
     stand_in.SummaryWriter = Writer  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", stand_in)
-    history = fine_tune(made(some()), some(), replace(CONFIG, tensorboard=True), tmp_path, "p", progress=False)
-    assert [(tag, step) for tag, _, step in seen if tag == "train/loss"] == [("train/loss", step) for step in range(1, 7)]
+    history = fine_tune(
+        made(some()), some(), replace(CONFIG, tensorboard=True), tmp_path, "p", progress=False
+    )
+    assert [(tag, step) for tag, _, step in seen if tag == "train/loss"] == [
+        ("train/loss", step) for step in range(1, 7)
+    ]
     assert ("validation/loss_action", history[-1]["loss_action"], 6) in seen

@@ -1,4 +1,6 @@
-"""`accelerate launch` with two processes trains the policy that one process trains, from pictures and from an activation cache."""
+"""`accelerate launch` with two processes trains the policy that one process trains, from pictures and from an
+activation cache.
+"""
 
 import json
 import os
@@ -20,23 +22,62 @@ from refinevla_kit.vlas.compact import CompactConfig, build
 from refinevla_kit.vlas.vocabulary import train_vocabulary
 from tests.training.launched import noise
 
-CONFIG = TrainingConfig(steps=4, batch_size=5, freeze_layers=1, precision="fp32", save_every=2, validate_every=2, learning_rate=1e-3)
+CONFIG = TrainingConfig(
+    steps=4,
+    batch_size=5,
+    freeze_layers=1,
+    precision="fp32",
+    save_every=2,
+    validate_every=2,
+    learning_rate=1e-3,
+)
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     examples = noise()
     small = CompactConfig(layers=2, hidden=32, heads=2, feedforward=48, channels=8)
-    vla = build(small, train_vocabulary([*examples.instructions, *examples.rationales]), UniformBins.fit(examples.actions), seed=0)
+    vla = build(
+        small,
+        train_vocabulary([*examples.instructions, *examples.rationales]),
+        UniformBins.fit(examples.actions),
+        seed=0,
+    )
     return vla.save(tmp_path_factory.mktemp("launched") / "base")
 
 
 def launch(processes: int, *arguments: object) -> subprocess.CompletedProcess[str]:
-    # with --cpu it starts a single process, unless MPI is there; with --multi_gpu it calls torchrun, and where there is no GPU that is gloo on CPUs
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--num_processes", str(processes)]
-    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "--module", "tests.training.launched"]
+    # with --cpu it starts a single process, unless MPI is there; with --multi_gpu it calls torchrun, and
+    # where there is no GPU that is gloo on CPUs
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_machines",
+        "1",
+        "--num_processes",
+        str(processes),
+    ]
+    command += [
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        "0",
+        "--module",
+        "tests.training.launched",
+    ]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([*command, *map(str, arguments)], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [*command, *map(str, arguments)],
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 @pytest.mark.slow
@@ -50,13 +91,22 @@ def test_two_processes_train_what_one_does(cache: str, base: Path, tmp_path: Pat
     together = read_history(tmp_path / "two" / "training" / "policy" / "history.jsonl")
     assert [(row["step"], row["split"]) for row in together] == [(row["step"], row["split"]) for row in alone]
     for one, other in zip(alone, together, strict=True):
-        assert {key: value for key, value in other.items() if key.startswith(("loss", "action_"))} == pytest.approx(
-            {key: value for key, value in one.items() if key.startswith(("loss", "action_"))}, rel=1e-4, abs=1e-5
+        assert {
+            key: value for key, value in other.items() if key.startswith(("loss", "action_"))
+        } == pytest.approx(
+            {key: value for key, value in one.items() if key.startswith(("loss", "action_"))},
+            rel=1e-4,
+            abs=1e-5,
         )
-    weights, others = (load_file(tmp_path / name / "training" / "policy" / "resume" / "state.safetensors") for name in ("alone", "two"))
+    weights, others = (
+        load_file(tmp_path / name / "training" / "policy" / "resume" / "state.safetensors")
+        for name in ("alone", "two")
+    )
     assert weights.keys() == others.keys()
     for name, tensor in weights.items():
-        torch.testing.assert_close(others[name], tensor, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            others[name], tensor, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )
     assert (tmp_path / "two" / "policy" / "model.safetensors").is_file()
     assert (tmp_path / "two" / "training" / "activations").exists() == (cache == "on")
 

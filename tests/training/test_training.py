@@ -1,4 +1,6 @@
-"""Joint training: the objective is the two averages it claims to be, frozen stays frozen, and a killed run continues bit for bit."""
+"""Joint training: the objective is the two averages it claims to be, frozen stays frozen, and a killed run
+continues bit for bit.
+"""
 
 import os
 from dataclasses import replace
@@ -14,7 +16,15 @@ from refinevla_kit.errors import KitError
 from refinevla_kit.policies.vla_policy import load_policy
 from refinevla_kit.training.examples import Examples, find_rationales, join
 from refinevla_kit.training.freezing import freeze_lower
-from refinevla_kit.training.loop import HISTORY, TrainingConfig, fine_tune, forward, make_batch, read_history, tower_tokens
+from refinevla_kit.training.loop import (
+    HISTORY,
+    TrainingConfig,
+    fine_tune,
+    forward,
+    make_batch,
+    read_history,
+    tower_tokens,
+)
 from refinevla_kit.training.objective import joint_loss
 from refinevla_kit.training.policy_run import train_policy
 from refinevla_kit.vlas.action_tokens import ActionTokens, UniformBins
@@ -24,7 +34,9 @@ from refinevla_kit.vlas.spherical_grid import SphericalGrid
 from refinevla_kit.vlas.vocabulary import first_action_id, train_vocabulary
 
 SMALL = CompactConfig(layers=2, hidden=64, heads=2, feedforward=96, channels=16)
-CONFIG = TrainingConfig(steps=6, batch_size=4, freeze_layers=1, precision="fp32", save_every=3, validate_every=3)
+CONFIG = TrainingConfig(
+    steps=6, batch_size=4, freeze_layers=1, precision="fp32", save_every=3, validate_every=3
+)
 
 
 @pytest.fixture
@@ -42,13 +54,24 @@ def examples() -> Examples:
 
 @pytest.fixture
 def vla(examples: Examples) -> CompactVLA:
-    return build(SMALL, train_vocabulary([*examples.instructions, *examples.rationales]), UniformBins.fit(examples.actions), seed=0)
+    return build(
+        SMALL,
+        train_vocabulary([*examples.instructions, *examples.rationales]),
+        UniformBins.fit(examples.actions),
+        seed=0,
+    )
 
 
-def test_the_objective_is_the_mean_over_action_tokens_plus_lambda_times_that_over_rationale_tokens(vla: CompactVLA, examples: Examples) -> None:
+def test_the_objective_is_the_mean_over_action_tokens_plus_lambda_times_that_over_rationale_tokens(
+    vla: CompactVLA, examples: Examples
+) -> None:
     batch = make_batch(vla, examples, np.arange(6), CONFIG)
     s = batch.sequences
-    inputs = {"input_ids": s.input_ids, "attention_mask": s.attention_mask, "token_type_ids": s.token_type_ids}
+    inputs = {
+        "input_ids": s.input_ids,
+        "attention_mask": s.attention_mask,
+        "token_type_ids": s.token_type_ids,
+    }
     with torch.no_grad():
         logits = vla.model(**inputs, pixel_values=batch.pixel_values).logits
     sums, counts = {ACTION_KIND: 0.0, RATIONALE_KIND: 0.0}, {ACTION_KIND: 0, RATIONALE_KIND: 0}
@@ -62,12 +85,16 @@ def test_the_objective_is_the_mean_over_action_tokens_plus_lambda_times_that_ove
     assert counts[ACTION_KIND] == 6 * 7
     assert float(losses.action) == pytest.approx(sums[ACTION_KIND] / counts[ACTION_KIND], rel=1e-4)
     assert float(losses.reasoning) == pytest.approx(sums[RATIONALE_KIND] / counts[RATIONALE_KIND], rel=1e-4)
-    assert float(losses.total) == pytest.approx(float(losses.action) + 0.3 * float(losses.reasoning), rel=1e-5)
+    assert float(losses.total) == pytest.approx(
+        float(losses.action) + 0.3 * float(losses.reasoning), rel=1e-5
+    )
 
 
 def test_a_policy_that_is_always_right_has_no_action_error(vla: CompactVLA, examples: Examples) -> None:
     s = make_batch(vla, examples, np.arange(4), CONFIG).sequences
-    certain = 50.0 * torch.nn.functional.one_hot(s.input_ids.roll(-1, 1), len(vla.tokenizer)).float()  # place t names token t + 1
+    certain = (
+        50.0 * torch.nn.functional.one_hot(s.input_ids.roll(-1, 1), len(vla.tokenizer)).float()
+    )  # place t names token t + 1
     losses = joint_loss(certain, s, 0.3, first_action_id(vla.tokenizer), vla.bins)
     assert float(losses.action_accuracy) == 1 and float(losses.action_l1) == 0 and float(losses.total) < 1e-5
 
@@ -77,46 +104,78 @@ def test_the_action_error_is_that_of_the_decoded_actions(kind: Any, examples: Ex
     bins: ActionTokens = kind.fit(examples.actions)
     first, generator = 20, torch.Generator().manual_seed(0)
     words = bins.encode(examples.actions[:6])  # 6, T
-    s = pad_batch([[0]] * 6, [([1, *(first + row).tolist()], [0, *[ACTION_KIND] * len(row)]) for row in words], 0)
+    s = pad_batch(
+        [[0]] * 6, [([1, *(first + row).tolist()], [0, *[ACTION_KIND] * len(row)]) for row in words], 0
+    )
     logits = torch.randn((*s.input_ids.shape, first + bins.words), generator=generator)
-    said = [logits[:, 1 + t, first + low : first + high].argmax(-1) + low for t, (low, high) in enumerate(bins.ranges)]
-    error = np.abs(bins.decode_normalised(torch.stack(said, 1).numpy()) - bins.decode_normalised(words)).mean()
+    said = [
+        logits[:, 1 + t, first + low : first + high].argmax(-1) + low
+        for t, (low, high) in enumerate(bins.ranges)
+    ]
+    error = np.abs(
+        bins.decode_normalised(torch.stack(said, 1).numpy()) - bins.decode_normalised(words)
+    ).mean()
     assert float(joint_loss(logits, s, 0.3, first, bins).action_l1) == pytest.approx(float(error), rel=1e-5)
     if kind is UniformBins:  # as it was when there was only one scheme
-        assert float(error) == pytest.approx(np.abs(torch.stack(said, 1).numpy() - words).mean() * 2 / bins.words, rel=1e-5)
+        assert float(error) == pytest.approx(
+            np.abs(torch.stack(said, 1).numpy() - words).mean() * 2 / bins.words, rel=1e-5
+        )
 
 
 def test_spherical_words_train_act_and_come_back_from_disk(examples: Examples, tmp_path: Path) -> None:
     bins = SphericalGrid.fit(examples.actions)
-    vla = build(SMALL, train_vocabulary([*examples.instructions, *examples.rationales], action_words=bins.words), bins, seed=0)
-    history = train_policy(vla.save(tmp_path / "base"), examples, replace(CONFIG, steps=2), tmp_path, "spherical", progress=False)
-    assert {"action_accuracy", "action_l1", "loss_reasoning"} <= set(history[-1]) and np.isfinite(history[-1]["action_l1"])
+    vla = build(
+        SMALL,
+        train_vocabulary([*examples.instructions, *examples.rationales], action_words=bins.words),
+        bins,
+        seed=0,
+    )
+    history = train_policy(
+        vla.save(tmp_path / "base"), examples, replace(CONFIG, steps=2), tmp_path, "spherical", progress=False
+    )
+    assert {"action_accuracy", "action_l1", "loss_reasoning"} <= set(history[-1]) and np.isfinite(
+        history[-1]["action_l1"]
+    )
     action = load_policy(tmp_path / "spherical").act_batch(examples.images[:2], examples.instructions[:2])[1]
     assert action.tokens.shape == (3,) and action.processed.shape == (7,)
 
 
 def test_data_of_another_unit_are_refused(vla: CompactVLA, examples: Examples, tmp_path: Path) -> None:
     with pytest.raises(KitError, match=r"do not fit the checkpoint's action tokens \(x: .*gripper: "):
-        fine_tune(vla, replace(examples, actions=examples.actions * 1000), CONFIG, tmp_path, "p", progress=False)
+        fine_tune(
+            vla, replace(examples, actions=examples.actions * 1000), CONFIG, tmp_path, "p", progress=False
+        )
 
 
 def test_tokens_of_a_frozen_tower_are_as_good_as_the_picture(vla: CompactVLA, examples: Examples) -> None:
     rows = np.arange(4)
     from_pixels = forward(vla.model, vla, make_batch(vla, examples, rows, CONFIG), CONFIG)
-    from_tokens = forward(vla.model, vla, make_batch(vla, examples, rows, CONFIG, tower_tokens(vla, examples.images)), CONFIG)
-    assert float(from_tokens.total) == pytest.approx(float(from_pixels.total), rel=1e-3)  # stored in half precision
+    from_tokens = forward(
+        vla.model, vla, make_batch(vla, examples, rows, CONFIG, tower_tokens(vla, examples.images)), CONFIG
+    )
+    assert float(from_tokens.total) == pytest.approx(
+        float(from_pixels.total), rel=1e-3
+    )  # stored in half precision
 
 
-def test_without_the_reasoning_loss_no_rationale_enters_the_sequence(vla: CompactVLA, examples: Examples) -> None:
+def test_without_the_reasoning_loss_no_rationale_enters_the_sequence(
+    vla: CompactVLA, examples: Examples
+) -> None:
     batch = make_batch(vla, examples, np.arange(6), replace(CONFIG, lambda_reasoning=0.0))
     assert not (batch.sequences.kinds == RATIONALE_KIND).any()
 
 
-def test_what_is_frozen_stays_as_it_was_and_the_rest_moves(vla: CompactVLA, examples: Examples, tmp_path: Path) -> None:
+def test_what_is_frozen_stays_as_it_was_and_the_rest_moves(
+    vla: CompactVLA, examples: Examples, tmp_path: Path
+) -> None:
     before = {name: p.detach().clone() for name, p in vla.model.named_parameters()}
     fine_tune(vla, examples, CONFIG, tmp_path, "p", progress=False)
     moved = {name for name, p in vla.model.named_parameters() if not torch.equal(p, before[name])}
-    assert not [name for name in moved if "vision_tower" in name or "projector" in name or "embed_tokens" in name or "layers.0." in name]
+    assert not [
+        name
+        for name in moved
+        if "vision_tower" in name or "projector" in name or "embed_tokens" in name or "layers.0." in name
+    ]
     assert "lm_head.weight" in moved and any("layers.1." in name for name in moved)
 
 
@@ -126,7 +185,14 @@ def test_freezing_more_layers_than_there_are_is_an_error(vla: CompactVLA) -> Non
 
 
 def test_training_lowers_both_losses(vla: CompactVLA, examples: Examples, tmp_path: Path) -> None:
-    history = fine_tune(vla, examples, replace(CONFIG, steps=40, learning_rate=3e-3, freeze_layers=0), tmp_path, "p", progress=False)
+    history = fine_tune(
+        vla,
+        examples,
+        replace(CONFIG, steps=40, learning_rate=3e-3, freeze_layers=0),
+        tmp_path,
+        "p",
+        progress=False,
+    )
     train = [row for row in history if row["split"] == "train"]
     for part in ("loss_action", "loss_reasoning"):
         assert np.mean([row[part] for row in train[-5:]]) < 0.7 * np.mean([row[part] for row in train[:5]])
@@ -163,18 +229,26 @@ def test_a_killed_run_continues_as_if_nothing_had_happened(
     assert read_history(tmp_path / "killed" / HISTORY) == continued
 
 
-def test_a_state_of_another_configuration_is_refused(vla: CompactVLA, examples: Examples, tmp_path: Path) -> None:
+def test_a_state_of_another_configuration_is_refused(
+    vla: CompactVLA, examples: Examples, tmp_path: Path
+) -> None:
     fine_tune(vla, examples, CONFIG, tmp_path, "p", progress=False)
     with pytest.raises(KitError, match="another learning_rate"):
         fine_tune(vla, examples, replace(CONFIG, learning_rate=1e-3), tmp_path, "p", progress=False)
 
 
-def test_the_reasoning_loss_without_rationales_is_an_error(vla: CompactVLA, examples: Examples, tmp_path: Path) -> None:
+def test_the_reasoning_loss_without_rationales_is_an_error(
+    vla: CompactVLA, examples: Examples, tmp_path: Path
+) -> None:
     with pytest.raises(KitError, match="no frame has a rationale"):
-        fine_tune(vla, replace(examples, rationales=("",) * len(examples)), CONFIG, tmp_path, "p", progress=False)
+        fine_tune(
+            vla, replace(examples, rationales=("",) * len(examples)), CONFIG, tmp_path, "p", progress=False
+        )
 
 
-def test_a_policy_run_leaves_a_checkpoint_that_says_where_it_came_from(vla: CompactVLA, examples: Examples, tmp_path: Path) -> None:
+def test_a_policy_run_leaves_a_checkpoint_that_says_where_it_came_from(
+    vla: CompactVLA, examples: Examples, tmp_path: Path
+) -> None:
     base = vla.save(tmp_path / "base")
     history = train_policy(base, examples, CONFIG, tmp_path, "with_reasoning", progress=False)
     origin = load(tmp_path / "with_reasoning").provenance
@@ -182,41 +256,68 @@ def test_a_policy_run_leaves_a_checkpoint_that_says_where_it_came_from(vla: Comp
     assert origin["validation"] == history[-1]
 
 
-def test_a_few_episodes_train_without_anything_held_out(vla: CompactVLA, examples: Examples, tmp_path: Path) -> None:
-    history = fine_tune(vla, replace(examples, episodes=examples.episodes % 2), CONFIG, tmp_path, "p", progress=False)
+def test_a_few_episodes_train_without_anything_held_out(
+    vla: CompactVLA, examples: Examples, tmp_path: Path
+) -> None:
+    history = fine_tune(
+        vla, replace(examples, episodes=examples.episodes % 2), CONFIG, tmp_path, "p", progress=False
+    )
     assert {row["split"] for row in history} == {"train"}
 
 
-def test_a_state_made_from_another_base_or_other_rationales_is_refused(vla: CompactVLA, examples: Examples, tmp_path: Path) -> None:
+def test_a_state_made_from_another_base_or_other_rationales_is_refused(
+    vla: CompactVLA, examples: Examples, tmp_path: Path
+) -> None:
     other = build(SMALL, vla.tokenizer, vla.bins, seed=1)
     fine_tune(vla, examples, CONFIG, tmp_path, "p", progress=False)
     with pytest.raises(KitError, match="another base"):
         fine_tune(other, examples, CONFIG, tmp_path, "p", progress=False)
     first = build(SMALL, vla.tokenizer, vla.bins, seed=0)
     with pytest.raises(KitError, match="another data"):
-        fine_tune(first, replace(examples, rationales=examples.rationales[::-1]), CONFIG, tmp_path, "p", progress=False)
+        fine_tune(
+            first,
+            replace(examples, rationales=examples.rationales[::-1]),
+            CONFIG,
+            tmp_path,
+            "p",
+            progress=False,
+        )
 
 
 def test_a_damaged_state_says_how_to_start_again(vla: CompactVLA, examples: Examples, tmp_path: Path) -> None:
     fine_tune(vla, examples, CONFIG, tmp_path, "p", progress=False)
     (tmp_path / "resume" / "state.safetensors").write_bytes(b"half")
     with pytest.raises(KitError, match="delete that folder"):
-        fine_tune(build(SMALL, vla.tokenizer, vla.bins, seed=0), examples, CONFIG, tmp_path, "p", progress=False)
+        fine_tune(
+            build(SMALL, vla.tokenizer, vla.bins, seed=0), examples, CONFIG, tmp_path, "p", progress=False
+        )
 
 
 WRONG = [
-    ({"steps": 0}, "steps is 0 -> give a whole number, 1 or more"), ({"steps": -3}, "steps is -3"), ({"steps": 2.5}, "steps is 2.5"),
-    ({"batch_size": 0}, "batch_size is 0"), ({"freeze_layers": -1}, "freeze_layers is -1"), ({"save_every": -1}, "save_every is -1"),
-    ({"seed": -1}, "seed is -1"), ({"learning_rate": -1.0}, "learning_rate is -1.0 -> give a number, 0 or more"),
-    ({"learning_rate": float("nan")}, "learning_rate is nan"), ({"learning_rate": float("inf")}, "learning_rate is inf"),
-    ({"learning_rate": "1e-4"}, "learning_rate is '1e-4'"), ({"lambda_reasoning": -1.0}, "lambda_reasoning is -1.0"),
-    ({"lambda_reasoning": float("nan")}, "lambda_reasoning is nan"), ({"weight_decay": -0.1}, "weight_decay is -0.1"),
-    ({"warmup": 2.0, "steps": 100}, r"warmup is 2 -> give the share of the steps .*; for 2 of the 100 steps give 0\.02"),
+    ({"steps": 0}, "steps is 0 -> give a whole number, 1 or more"),
+    ({"steps": -3}, "steps is -3"),
+    ({"steps": 2.5}, "steps is 2.5"),
+    ({"batch_size": 0}, "batch_size is 0"),
+    ({"freeze_layers": -1}, "freeze_layers is -1"),
+    ({"save_every": -1}, "save_every is -1"),
+    ({"seed": -1}, "seed is -1"),
+    ({"learning_rate": -1.0}, "learning_rate is -1.0 -> give a number, 0 or more"),
+    ({"learning_rate": float("nan")}, "learning_rate is nan"),
+    ({"learning_rate": float("inf")}, "learning_rate is inf"),
+    ({"learning_rate": "1e-4"}, "learning_rate is '1e-4'"),
+    ({"lambda_reasoning": -1.0}, "lambda_reasoning is -1.0"),
+    ({"lambda_reasoning": float("nan")}, "lambda_reasoning is nan"),
+    ({"weight_decay": -0.1}, "weight_decay is -0.1"),
+    (
+        {"warmup": 2.0, "steps": 100},
+        r"warmup is 2 -> give the share of the steps .*; for 2 of the 100 steps give 0\.02",
+    ),
     ({"warmup": 1}, "warmup is 1 "),
     ({"freeze_tower": "no"}, "freeze_tower is 'no'"),
     ({"seed": 2**64}, "seed is 18446744073709551616"),
-    ({"accumulate": 5}, "4 frames a step cannot be computed in 5 parts"), ({"early_stop": 2, "validate_every": 0}, "validate_every=0 makes none"),
-]  # fmt: skip
+    ({"accumulate": 5}, "4 frames a step cannot be computed in 5 parts"),
+    ({"early_stop": 2, "validate_every": 0}, "validate_every=0 makes none"),
+]
 
 
 @pytest.mark.parametrize(("setting", "says"), WRONG, ids=[str(setting) for setting, _ in WRONG])
@@ -225,7 +326,9 @@ def test_a_setting_that_cannot_work_is_refused_when_it_is_made(setting: dict[str
         replace(CONFIG, **setting)
 
 
-def test_more_layers_than_there_are_cannot_be_frozen(vla: CompactVLA, examples: Examples, tmp_path: Path) -> None:
+def test_more_layers_than_there_are_cannot_be_frozen(
+    vla: CompactVLA, examples: Examples, tmp_path: Path
+) -> None:
     with pytest.raises(KitError, match=r"cannot freeze 3 of 2 .* choose 0 to 2"):
         fine_tune(vla, examples, replace(CONFIG, freeze_layers=3), tmp_path, "p", progress=False)
     assert not list(tmp_path.iterdir())
@@ -243,13 +346,24 @@ def test_zero_is_never(vla: CompactVLA, examples: Examples, tmp_path: Path) -> N
     assert read_history(tmp_path / HISTORY) == history and not (tmp_path / "resume").exists()
 
 
-def test_a_run_that_never_validated_says_so_in_its_checkpoint(vla: CompactVLA, examples: Examples, tmp_path: Path) -> None:
-    train_policy(vla.save(tmp_path / "base"), examples, replace(CONFIG, steps=1, validate_every=0), tmp_path, "p", progress=False)
+def test_a_run_that_never_validated_says_so_in_its_checkpoint(
+    vla: CompactVLA, examples: Examples, tmp_path: Path
+) -> None:
+    train_policy(
+        vla.save(tmp_path / "base"),
+        examples,
+        replace(CONFIG, steps=1, validate_every=0),
+        tmp_path,
+        "p",
+        progress=False,
+    )
     assert load(tmp_path / "p").provenance["validation"] is None
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "training"])
-def test_a_name_that_is_no_folders_is_refused(vla: CompactVLA, examples: Examples, tmp_path: Path, name: str) -> None:
+def test_a_name_that_is_no_folders_is_refused(
+    vla: CompactVLA, examples: Examples, tmp_path: Path, name: str
+) -> None:
     base = vla.save(tmp_path / "base")
     with pytest.raises(KitError, match=r"cannot be its folder's name -> choose another"):
         train_policy(base, examples, CONFIG, tmp_path, name, progress=False)
@@ -257,11 +371,15 @@ def test_a_name_that_is_no_folders_is_refused(vla: CompactVLA, examples: Example
         train_policy(base, examples, CONFIG, tmp_path, "base", progress=False)
 
 
-def test_episodes_that_would_all_be_held_out_are_trained_on(vla: CompactVLA, examples: Examples, tmp_path: Path) -> None:
+def test_episodes_that_would_all_be_held_out_are_trained_on(
+    vla: CompactVLA, examples: Examples, tmp_path: Path
+) -> None:
     alone = replace(examples, episodes=np.full(len(examples), 9))
     training, validation = alone.split()
     assert len(training) == len(alone) and not len(validation)
-    assert [row["split"] for row in fine_tune(vla, alone, replace(CONFIG, steps=2), tmp_path, "p", progress=False)] == ["train"] * 2
+    assert [
+        row["split"] for row in fine_tune(vla, alone, replace(CONFIG, steps=2), tmp_path, "p", progress=False)
+    ] == ["train"] * 2
 
 
 @pytest.mark.parametrize("width", [None, 0, 7])
@@ -269,14 +387,19 @@ def test_data_without_the_kits_own_state_train_a_policy_that_reads_none(
     examples: Examples, tmp_path: Path, width: int | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = train_vocabulary([*examples.instructions, *examples.rationales])
-    base = build(replace(SMALL, proprioception=True), words, UniformBins.fit(examples.actions), seed=0).save(tmp_path / "base")
+    base = build(replace(SMALL, proprioception=True), words, UniformBins.fit(examples.actions), seed=0).save(
+        tmp_path / "base"
+    )
     assert load_policy(base).needs_proprioception
     own = None if width is None else np.zeros((len(examples), width), np.float32)
     train_policy(base, replace(examples, proprioception=own), replace(CONFIG, cache="on"), tmp_path, "p")
     policy = load_policy(tmp_path / "p")
     assert not policy.needs_proprioception and policy.vla.image_tokens == policy.vla.patches
     assert not policy.vla.provenance["reads_state"]
-    alone, given = (policy.act_batch(examples.images[:2], examples.instructions[:2], state) for state in (None, np.ones((2, 15), np.float32)))
+    alone, given = (
+        policy.act_batch(examples.images[:2], examples.instructions[:2], state)
+        for state in (None, np.ones((2, 15), np.float32))
+    )
     assert np.array_equal(alone[1].log_probability, given[1].log_probability)
     assert "p will not read the robot's own state" in "".join(capsys.readouterr())
 
@@ -294,28 +417,48 @@ def test_pictures_of_two_sizes_are_not_joined(examples: Examples) -> None:
 
 
 STATES: dict[str, tuple[Any, str]] = {
-    "a tensor less": (lambda s: {k: v for k, v in s.items() if k != "model.lm_head.weight"}, r"1 tensors differ: model\.lm_head\.weight"),
-    "a tensor more": (lambda s: s | {"model.x.lora_A": torch.zeros(2)}, r"1 tensors differ: model\.x\.lora_A"),
-    "another shape": (lambda s: s | {"optimizer.0.exp_avg": torch.zeros(2)}, r"1 tensors differ: optimizer\.0\.exp_avg"),
-    "no number": (lambda s: s | {"optimizer.0.step": torch.tensor(torch.nan)}, r"no number \(optimizer\.0\.step\)"),
+    "a tensor less": (
+        lambda s: {k: v for k, v in s.items() if k != "model.lm_head.weight"},
+        r"1 tensors differ: model\.lm_head\.weight",
+    ),
+    "a tensor more": (
+        lambda s: s | {"model.x.lora_A": torch.zeros(2)},
+        r"1 tensors differ: model\.x\.lora_A",
+    ),
+    "another shape": (
+        lambda s: s | {"optimizer.0.exp_avg": torch.zeros(2)},
+        r"1 tensors differ: optimizer\.0\.exp_avg",
+    ),
+    "no number": (
+        lambda s: s | {"optimizer.0.step": torch.tensor(torch.nan)},
+        r"no number \(optimizer\.0\.step\)",
+    ),
 }
 
 
 @pytest.mark.parametrize("kind", STATES)
-def test_a_state_whose_tensors_are_not_the_models_is_refused(vla: CompactVLA, examples: Examples, tmp_path: Path, kind: str) -> None:
+def test_a_state_whose_tensors_are_not_the_models_is_refused(
+    vla: CompactVLA, examples: Examples, tmp_path: Path, kind: str
+) -> None:
     change, says = STATES[kind]
     fine_tune(vla, examples, CONFIG, tmp_path, "p", progress=False)
     file = tmp_path / "resume" / "state.safetensors"
     save_file(change(load_file(file)), file)
     with pytest.raises(KitError, match=says):
-        fine_tune(build(SMALL, vla.tokenizer, vla.bins, seed=0), examples, CONFIG, tmp_path, "p", progress=False)
+        fine_tune(
+            build(SMALL, vla.tokenizer, vla.bins, seed=0), examples, CONFIG, tmp_path, "p", progress=False
+        )
 
 
-def test_a_state_without_its_history_says_how_to_start_again(vla: CompactVLA, examples: Examples, tmp_path: Path) -> None:
+def test_a_state_without_its_history_says_how_to_start_again(
+    vla: CompactVLA, examples: Examples, tmp_path: Path
+) -> None:
     fine_tune(vla, examples, CONFIG, tmp_path, "p", progress=False)
     (tmp_path / "resume" / "rows.jsonl").unlink()
     with pytest.raises(KitError, match=r"cannot be read .*rows\.jsonl.* delete that folder"):
-        fine_tune(build(SMALL, vla.tokenizer, vla.bins, seed=0), examples, CONFIG, tmp_path, "p", progress=False)
+        fine_tune(
+            build(SMALL, vla.tokenizer, vla.bins, seed=0), examples, CONFIG, tmp_path, "p", progress=False
+        )
 
 
 def test_rationales_in_the_run_folder_come_before_those_beside_the_dataset(tmp_path: Path) -> None:
@@ -338,6 +481,12 @@ def test_of_several_tables_the_runs_own_is_taken_else_the_newest_and_that_is_sai
     for age, teacher in enumerate(("zephyr", "gemini", "oracle")):
         (folder / f"{teacher}-segment.parquet").touch()
         os.utime(folder / f"{teacher}-segment.parquet", (1e9 - age, 1e9 - age))
-    with pytest.warns(UserWarning, match=r"zephyr-segment\.parquet .*newest.*gemini-segment\.parquet, oracle-segment\.parquet"):
+    with pytest.warns(
+        UserWarning,
+        match=r"zephyr-segment\.parquet .*newest.*gemini-segment\.parquet, oracle-segment\.parquet",
+    ):
         assert find_rationales(tmp_path / "mine").name == "zephyr-segment.parquet"
-    assert find_rationales(tmp_path / "mine", last=folder / "gemini-segment.parquet").name == "gemini-segment.parquet"
+    assert (
+        find_rationales(tmp_path / "mine", last=folder / "gemini-segment.parquet").name
+        == "gemini-segment.parquet"
+    )

@@ -1,7 +1,7 @@
 """A second, tiny VLA behind the contract: causal as OpenVLA is, made on the spot with random weights.
 
-A Llama decoder; the picture's words come after the first token; seven words of 256 edges, 255 centres. It shares no class with
-the compact VLA but the tokenizer's, so whatever runs on both runs on the contract.
+A Llama decoder; the picture's words come after the first token; seven words of 256 edges, 255 centres. It
+shares no class with the compact VLA but the tokenizer's, so whatever runs on both runs on the contract.
 """
 
 from __future__ import annotations
@@ -19,7 +19,16 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from refinevla_kit.conventions import WIDOWX, Conventions
 from refinevla_kit.simulator.contract import ACTION_NAMES, Array
 from refinevla_kit.vlas.contract import VLA, Marks
-from refinevla_kit.vlas.vocabulary import ACTION, EOS, IMAGE, PAD, RATIONALE, first_action_id, token_id, train_vocabulary
+from refinevla_kit.vlas.vocabulary import (
+    ACTION,
+    EOS,
+    IMAGE,
+    PAD,
+    RATIONALE,
+    first_action_id,
+    token_id,
+    train_vocabulary,
+)
 
 WORDS = 256
 PATCH, GRID = 16, (2, 3)
@@ -27,7 +36,9 @@ PATCH, GRID = 16, (2, 3)
 
 @dataclass(frozen=True)
 class EvenEdges:
-    """OpenVLA's words: 256 evenly spaced edges over [-limit, limit], an action is the centre between two of them."""
+    """OpenVLA's words: 256 evenly spaced edges over [-limit, limit], an action is the centre between two of
+    them.
+    """
 
     limits: tuple[float, ...] = (0.1,) * 7
 
@@ -59,7 +70,9 @@ class TinyModel(LlamaForCausalLM):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__(config)
         self.patches = nn.Conv2d(3, 12, PATCH, PATCH)
-        self.projector = nn.Sequential(nn.Linear(12, config.hidden_size), nn.GELU(), nn.Linear(config.hidden_size, config.hidden_size))
+        self.projector = nn.Sequential(
+            nn.Linear(12, config.hidden_size), nn.GELU(), nn.Linear(config.hidden_size, config.hidden_size)
+        )
         self.post_init()
 
 
@@ -125,7 +138,10 @@ class CausalVLA(VLA):
         return replace(WIDOWX, image_size=self.image_size, normalisation="own")
 
     def prefix_ids(self, instruction: str) -> list[int]:
-        return [self.marks.end, *super().prefix_ids(instruction)]  # `<eos>` stands for the `<s>` that this vocabulary lacks
+        return [
+            self.marks.end,
+            *super().prefix_ids(instruction),
+        ]  # `<eos>` stands for the `<s>` that this vocabulary lacks
 
     def pixel_values(self, images: Array | Sequence[Array]) -> Tensor:
         x = torch.from_numpy(np.stack(list(images))).permute(0, 3, 1, 2).float()  # B, 3, H, W
@@ -148,12 +164,23 @@ class CausalVLA(VLA):
 
 def build_causal(texts: Sequence[str] = (), layers: int = 3, seed: int = 0) -> CausalVLA:
     """A freshly initialised one; same seed, same weights."""
-    tokenizer: PreTrainedTokenizerFast = train_vocabulary(["put carrot on plate", "the gripper is left of the plate", *texts], 512, WORDS)
+    tokenizer: PreTrainedTokenizerFast = train_vocabulary(
+        ["put carrot on plate", "the gripper is left of the plate", *texts], 512, WORDS
+    )
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=layers, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=False, attn_implementation="eager",
-        pad_token_id=token_id(tokenizer, PAD), eos_token_id=token_id(tokenizer, EOS), bos_token_id=None,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+        attn_implementation="eager",
+        pad_token_id=token_id(tokenizer, PAD),
+        eos_token_id=token_id(tokenizer, EOS),
+        bos_token_id=None,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = TinyModel(config)

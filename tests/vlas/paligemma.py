@@ -1,4 +1,6 @@
-"""What transformers' own PaliGemma forward takes in the place of pixels: the independent way to the same numbers."""
+"""What transformers' own PaliGemma forward takes in the place of pixels: the independent way to the same
+numbers.
+"""
 
 from __future__ import annotations
 

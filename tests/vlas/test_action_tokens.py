@@ -10,7 +10,9 @@ from refinevla_kit.errors import KitError
 from refinevla_kit.vlas.action_tokens import BINS, UniformBins
 
 BOUNDS = UniformBins((0.04, 0.04, 0.04, 0.01, 0.01, 0.3, 1.0))
-ACTIONS = hnp.arrays(np.float32, (7,), elements=st.floats(-1, 1, width=32)).map(lambda unit: unit * np.array(BOUNDS.limits, np.float32))
+ACTIONS = hnp.arrays(np.float32, (7,), elements=st.floats(-1, 1, width=32)).map(
+    lambda unit: unit * np.array(BOUNDS.limits, np.float32)
+)
 
 
 @given(ACTIONS)

@@ -1,4 +1,6 @@
-"""The compact VLA: saved and read back it is the same policy; cached decoding says what the full forward says."""
+"""The compact VLA: saved and read back it is the same policy; cached decoding says what the full forward
+says.
+"""
 
 import json
 from collections.abc import Callable
@@ -21,7 +23,14 @@ from refinevla_kit.vlas.compact import CompactConfig, CompactVLA, build, load
 from refinevla_kit.vlas.sequence import answer_ids
 from refinevla_kit.vlas.spherical_grid import SphericalGrid
 from refinevla_kit.vlas.statistics import STATISTICS
-from refinevla_kit.vlas.vocabulary import ACTION, ACTION_TOKENS, LOCATION_TOKENS, first_action_id, token_id, train_vocabulary
+from refinevla_kit.vlas.vocabulary import (
+    ACTION,
+    ACTION_TOKENS,
+    LOCATION_TOKENS,
+    first_action_id,
+    token_id,
+    train_vocabulary,
+)
 
 Weights = dict[str, torch.Tensor]
 SMALL = CompactConfig(layers=2, hidden=64, heads=2, feedforward=96, channels=16)
@@ -41,7 +50,10 @@ def vla(request: pytest.FixtureRequest) -> CompactVLA:
 
 def test_the_same_seed_builds_the_same_weights(vla: CompactVLA) -> None:
     again = build(SMALL, vla.tokenizer, vla.bins, seed=0)
-    assert all(torch.equal(a, b) for a, b in zip(vla.model.state_dict().values(), again.model.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(vla.model.state_dict().values(), again.model.state_dict().values(), strict=True)
+    )
 
 
 def test_one_action_token_a_bin_in_a_row(vla: CompactVLA) -> None:
@@ -54,7 +66,9 @@ def test_a_saved_policy_acts_as_before(vla: CompactVLA, tmp_path: Path) -> None:
     after = load_policy(vla.save(tmp_path / "checkpoint")).act_batch(IMAGES, [INSTRUCTION] * 3)
     for one, other in zip(before, after, strict=True):
         assert np.array_equal(one.tokens, other.tokens) and np.array_equal(one.processed, other.processed)
-    assert not [path.name for path in (tmp_path / "checkpoint").iterdir() if path.suffix in (".bin", ".pt", ".pkl")]
+    assert not [
+        path.name for path in (tmp_path / "checkpoint").iterdir() if path.suffix in (".bin", ".pt", ".pkl")
+    ]
 
 
 @pytest.mark.parametrize("given", [None, "the yellow block", ""])
@@ -65,7 +79,9 @@ def test_cached_decoding_equals_teacher_forcing(vla: CompactVLA, decoding: str, 
         with pytest.raises(KitError, match=r"cannot decode by 'median'.*choose 'greedy'"):
             VLAPolicy(vla, "p", decoding=decoding)
         return
-    policy = VLAPolicy(vla, "p", order="action_first" if given is None else "rationale_first", decoding=decoding)
+    policy = VLAPolicy(
+        vla, "p", order="action_first" if given is None else "rationale_first", decoding=decoding
+    )
     action = policy.act_batch(IMAGES[:1], [INSTRUCTION], rationales=given if given is None else [given])[0]
     prefix = vla.prefix_ids(INSTRUCTION)
     answer, _ = answer_ids(vla, action.tokens.tolist(), given or "", policy.order)
@@ -85,7 +101,9 @@ def test_cached_decoding_equals_teacher_forcing(vla: CompactVLA, decoding: str, 
             assert said == int(scores.argmax())
         else:
             below, up_to = float(scores[:said].exp().sum()), float(scores[: said + 1].exp().sum())
-            assert below < 0.5 + 1e-5 and up_to > 0.5 - 1e-5, "as much is held likely on one side as on the other"
+            assert below < 0.5 + 1e-5 and up_to > 0.5 - 1e-5, (
+                "as much is held likely on one side as on the other"
+            )
 
 
 def test_a_rationale_is_only_given_to_who_acts_after_it(vla: CompactVLA) -> None:
@@ -104,10 +122,14 @@ def test_a_batch_of_mixed_instructions_equals_one_by_one(vla: CompactVLA) -> Non
         assert action.log_probability == pytest.approx(alone.log_probability, abs=1e-4)
 
 
-@pytest.mark.parametrize(("picture", "says"), [
-    (IMAGES[:1] / 255, r"float64 \(\d+, \d+, 3\) -> give RGB"), (IMAGES[:1, :, :, 0], r"uint8 \(\d+, \d+\) -> give RGB"),
-    (np.concatenate([IMAGES[:1], IMAGES[:1, :, :, :1]], -1), r"uint8 \(\d+, \d+, 4\) -> give RGB"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("picture", "says"),
+    [
+        (IMAGES[:1] / 255, r"float64 \(\d+, \d+, 3\) -> give RGB"),
+        (IMAGES[:1, :, :, 0], r"uint8 \(\d+, \d+\) -> give RGB"),
+        (np.concatenate([IMAGES[:1], IMAGES[:1, :, :, :1]], -1), r"uint8 \(\d+, \d+, 4\) -> give RGB"),
+    ],
+)
 def test_other_pictures_than_the_cameras_are_refused(vla: CompactVLA, picture: np.ndarray, says: str) -> None:
     with pytest.raises(KitError, match=says):
         VLAPolicy(vla, "p").act_batch(picture, [INSTRUCTION])
@@ -117,18 +139,26 @@ def test_other_pictures_than_the_cameras_are_refused(vla: CompactVLA, picture: n
 def test_it_acts_and_explains_in_both_orders(vla: CompactVLA, order: str) -> None:
     policy = VLAPolicy(vla, "p", order=order)
     action = policy.act_batch(IMAGES[:2], [INSTRUCTION] * 2)[1]
-    assert action.processed.shape == (7,) and (np.abs(action.normalised) <= np.sqrt(3)).all()  # a spherical grid fills a ball around the box
+    assert (
+        action.processed.shape == (7,) and (np.abs(action.normalised) <= np.sqrt(3)).all()
+    )  # a spherical grid fills a ball around the box
     assert np.array_equal(policy.round_trip(action.processed), action.processed)
     assert isinstance(policy.explain(IMAGES[0], INSTRUCTION), str)
 
 
-def test_a_policy_that_reads_its_own_state_acts_on_it_and_asks_for_it(vla: CompactVLA, tmp_path: Path) -> None:
+def test_a_policy_that_reads_its_own_state_acts_on_it_and_asks_for_it(
+    vla: CompactVLA, tmp_path: Path
+) -> None:
     sighted = build(replace(SMALL, proprioception=True), vla.tokenizer, vla.bins, seed=0)
     assert (sighted.image_tokens, sighted.patches, vla.image_tokens) == (49, 48, 48)
     sighted.model.model.vision_tower.state_mean.fill_(0.3001)
     policy = load_policy(sighted.save(tmp_path / "checkpoint", torch.bfloat16))
-    assert torch.equal(policy.vla.model.model.vision_tower.state_mean, sighted.model.model.vision_tower.state_mean), "metres are not rounded"
-    poses = np.tile(np.array([0.3, 0, 0.1, 0.7, 0, 0.7, 0, 1, 0.3, 0, 0.1, 0.7, 0, 0.7, 0], np.float32), (2, 1))
+    assert torch.equal(
+        policy.vla.model.model.vision_tower.state_mean, sighted.model.model.vision_tower.state_mean
+    ), "metres are not rounded"
+    poses = np.tile(
+        np.array([0.3, 0, 0.1, 0.7, 0, 0.7, 0, 1, 0.3, 0, 0.1, 0.7, 0, 0.7, 0], np.float32), (2, 1)
+    )
     poses[1, 8] += 0.03  # the same arm, sent on by three centimetres
     assert policy.needs_proprioception and not VLAPolicy(vla, "p").needs_proprioception
     before, after = policy.act_batch(IMAGES[[0, 0]], [INSTRUCTION] * 2, poses)
@@ -160,7 +190,9 @@ def test_a_checkpoint_of_another_vocabulary_says_so(vla: CompactVLA, tmp_path: P
 
 
 def test_a_vocabulary_without_the_action_words_says_so() -> None:
-    with pytest.raises(KitError, match=r"no <act8193>, and the action tokens have 8194 words .* action_words=tokens.words"):
+    with pytest.raises(
+        KitError, match=r"no <act8193>, and the action tokens have 8194 words .* action_words=tokens.words"
+    ):
         build(SMALL, train_vocabulary(TEXTS), SPHERICAL, seed=0)
 
 
@@ -172,7 +204,10 @@ def test_a_checkpoint_keeps_its_kind_of_action_tokens(vla: CompactVLA, tmp_path:
 def test_a_shipped_checkpoint_has_the_vocabulary_it_was_trained_with(name: str) -> None:
     shipped = load(REPOSITORY / "data" / "checkpoints" / name)
     first = first_action_id(shipped.tokenizer)
-    assert first + BINS == len(shipped.tokenizer) and first == token_id(shipped.tokenizer, LOCATION_TOKENS[-1]) + 1
+    assert (
+        first + BINS == len(shipped.tokenizer)
+        and first == token_id(shipped.tokenizer, LOCATION_TOKENS[-1]) + 1
+    )
     assert isinstance(shipped.bins, UniformBins) and shipped.bins.ranges == ((0, BINS),) * 7
 
 
@@ -184,7 +219,9 @@ def test_a_checkpoint_of_a_later_format_says_so(vla: CompactVLA, tmp_path: Path)
 
 
 def test_a_pointer_of_git_lfs_in_the_place_of_weights_is_called_one(vla: CompactVLA, tmp_path: Path) -> None:
-    (vla.save(tmp_path / "one") / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    (vla.save(tmp_path / "one") / "model.safetensors").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    )
     with pytest.raises(KitError, match="is a pointer of Git LFS"):
         load(tmp_path / "one")
 
@@ -206,21 +243,40 @@ def test_a_damaged_checkpoint_is_one_line(vla: CompactVLA, tmp_path: Path, name:
 
 
 FOREIGN: dict[str, tuple[Callable[[Weights], Weights], str]] = {
-    "layer missing": (lambda w: {k: v for k, v in w.items() if ".layers.1." not in k}, r"11 missing: .*layers\.1\..* and 8 more"),
-    "other names": (lambda w: {f"base_model.{k}": v for k, v in w.items()}, r"\d+ missing: .*; \d+ unknown: base_model\."),
+    "layer missing": (
+        lambda w: {k: v for k, v in w.items() if ".layers.1." not in k},
+        r"11 missing: .*layers\.1\..* and 8 more",
+    ),
+    "other names": (
+        lambda w: {f"base_model.{k}": v for k, v in w.items()},
+        r"\d+ missing: .*; \d+ unknown: base_model\.",
+    ),
     "one more": (lambda w: w | {"x.lora_A.weight": torch.zeros(2, 2)}, r"1 unknown: x\.lora_A\.weight"),
-    "other shape": (lambda w: w | {"language_model.lm_head.weight": torch.zeros(9, 64)}, r"1 of another shape: lm_head\.weight \(9, 64\) for \("),
-    "no number": (lambda w: w | {"vision_tower.norm.bias": torch.full((64,), torch.nan)}, r"1 not finite: model\.vision_tower\.norm\.bias"),
-    "integers": (lambda w: w | {"vision_tower.norm.bias": torch.zeros(64, dtype=torch.int8)}, r"vision_tower\.norm\.bias of I8 -> .*BF16"),
+    "other shape": (
+        lambda w: w | {"language_model.lm_head.weight": torch.zeros(9, 64)},
+        r"1 of another shape: lm_head\.weight \(9, 64\) for \(",
+    ),
+    "no number": (
+        lambda w: w | {"vision_tower.norm.bias": torch.full((64,), torch.nan)},
+        r"1 not finite: model\.vision_tower\.norm\.bias",
+    ),
+    "integers": (
+        lambda w: w | {"vision_tower.norm.bias": torch.zeros(64, dtype=torch.int8)},
+        r"vision_tower\.norm\.bias of I8 -> .*BF16",
+    ),
     "nothing": (lambda w: {}, r"\d+ missing"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", FOREIGN)
-def test_weights_that_are_not_the_models_are_refused_by_name(vla: CompactVLA, tmp_path: Path, kind: str) -> None:
+def test_weights_that_are_not_the_models_are_refused_by_name(
+    vla: CompactVLA, tmp_path: Path, kind: str
+) -> None:
     change, says = FOREIGN[kind]
     file = vla.save(tmp_path / "one") / "model.safetensors"
-    save_file({name: x.contiguous() for name, x in change(load_file(file)).items()}, file, metadata={"format": "pt"})
+    save_file(
+        {name: x.contiguous() for name, x in change(load_file(file)).items()}, file, metadata={"format": "pt"}
+    )
     with pytest.raises(KitError, match=says):
         load(tmp_path / "one")
 
@@ -234,18 +290,29 @@ def test_a_config_of_another_size_is_not_filled_with_random_weights(vla: Compact
         load(tmp_path / "one")
 
 
-@pytest.mark.parametrize(("statistics", "says"), [
-    ({"action_tokens": None}, "is damaged"), ({"provenance": None}, "is damaged"),
-    ({"action_tokens": {"kind": "uniform", "bins": BINS, "limits": [0.0, float("nan"), 1.0]}}, r"limits .*nan"),
-])  # fmt: skip
-def test_statistics_that_say_no_action_are_refused(vla: CompactVLA, tmp_path: Path, statistics: dict[str, Any], says: str) -> None:
+@pytest.mark.parametrize(
+    ("statistics", "says"),
+    [
+        ({"action_tokens": None}, "is damaged"),
+        ({"provenance": None}, "is damaged"),
+        (
+            {"action_tokens": {"kind": "uniform", "bins": BINS, "limits": [0.0, float("nan"), 1.0]}},
+            r"limits .*nan",
+        ),
+    ],
+)
+def test_statistics_that_say_no_action_are_refused(
+    vla: CompactVLA, tmp_path: Path, statistics: dict[str, Any], says: str
+) -> None:
     path = vla.save(tmp_path / "one") / STATISTICS
     path.write_text(json.dumps(json.loads(path.read_text()) | statistics))
     with pytest.raises(KitError, match=says):
         load(tmp_path / "one")
 
 
-def test_parts_of_a_model_and_adapters_are_told_apart_from_a_checkpoint(vla: CompactVLA, tmp_path: Path) -> None:
+def test_parts_of_a_model_and_adapters_are_told_apart_from_a_checkpoint(
+    vla: CompactVLA, tmp_path: Path
+) -> None:
     folder = vla.save(tmp_path / "one")
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "somebody/else"}')
     with pytest.raises(KitError, match="holds an adapter -> merge it"):
@@ -257,12 +324,18 @@ def test_parts_of_a_model_and_adapters_are_told_apart_from_a_checkpoint(vla: Com
 
 
 @pytest.mark.parametrize("bars", [True, False])
-def test_the_users_own_progress_bars_and_messages_stay_as_they_were(vla: CompactVLA, tmp_path: Path, bars: bool) -> None:
+def test_the_users_own_progress_bars_and_messages_stay_as_they_were(
+    vla: CompactVLA, tmp_path: Path, bars: bool
+) -> None:
     (logging.enable_progress_bar if bars else logging.disable_progress_bar)()
     before, level = are_progress_bars_disabled(), logging.get_verbosity()
     try:
         load(vla.save(tmp_path / "one"))
-        assert (logging.is_progress_bar_enabled(), are_progress_bars_disabled(), logging.get_verbosity()) == (bars, before, level)
+        assert (logging.is_progress_bar_enabled(), are_progress_bars_disabled(), logging.get_verbosity()) == (
+            bars,
+            before,
+            level,
+        )
     finally:
         logging.enable_progress_bar()
 

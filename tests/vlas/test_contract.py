@@ -1,4 +1,6 @@
-"""The contract carries: a causal VLA that shares no code with the compact one goes through training, decoding, capture and figures."""
+"""The contract carries: a causal VLA that shares no code with the compact one goes through training,
+decoding, capture and figures.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,15 @@ from tests.vlas.causal import CausalVLA, build_causal
 
 TEXTS = ("the carrot is left of the plate. move left", "the gripper holds the carrot. move to the plate")
 INSTRUCTIONS = ("put carrot on plate", "put the spoon on the towel and then stop")
-CONFIG = TrainingConfig(steps=6, batch_size=4, learning_rate=3e-3, freeze_layers=1, validate_every=3, precision="fp32", collapse_grace=100)
+CONFIG = TrainingConfig(
+    steps=6,
+    batch_size=4,
+    learning_rate=3e-3,
+    freeze_layers=1,
+    validate_every=3,
+    precision="fp32",
+    collapse_grace=100,
+)
 PLAIN = replace(CONFIG, cache="off")
 
 
@@ -34,9 +44,12 @@ def examples() -> Examples:
     random = np.random.default_rng(0)
     frames = 40
     return Examples(
-        random.integers(0, 256, (frames, 32, 48, 3), np.uint8), random.uniform(-0.1, 0.1, (frames, 7)).astype(np.float32),
-        np.repeat(np.arange(10), 4), tuple(INSTRUCTIONS[i % 2] for i in range(frames)), tuple(TEXTS[i // 4 % 2] for i in range(frames)),
-    )  # fmt: skip
+        random.integers(0, 256, (frames, 32, 48, 3), np.uint8),
+        random.uniform(-0.1, 0.1, (frames, 7)).astype(np.float32),
+        np.repeat(np.arange(10), 4),
+        tuple(INSTRUCTIONS[i % 2] for i in range(frames)),
+        tuple(TEXTS[i // 4 % 2] for i in range(frames)),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -73,34 +86,64 @@ def test_the_decoder_is_run_as_transformers_runs_it(policy: VLAPolicy, images: n
 @pytest.mark.parametrize("order", ["action_first", "rationale_first"])
 def test_cached_decoding_equals_teacher_forcing(policy: VLAPolicy, images: np.ndarray, order: str) -> None:
     vla = policy.vla
-    given = None if order == "action_first" else TEXTS[:2]  # a text of random words would not be tokenized into the same tokens again
+    given = (
+        None if order == "action_first" else TEXTS[:2]
+    )  # a text of random words would not be tokenized into the same tokens again
     actions = VLAPolicy(vla, "causal", order=order).act_batch(images[:2], INSTRUCTIONS, rationales=given)
     for image, instruction, action in zip(images, INSTRUCTIONS, actions, strict=False):
         answer, _ = answer_ids(vla, action.tokens.tolist(), action.rationale, order)
         ids = [*vla.prefix_ids(instruction), *answer]
         first = len(ids) - len(answer) + answer.index(vla.marks.action)
         logits = plain_logits(vla, image, ids)[first : first + 7]
-        allowed = [row[vla.first_action + low : vla.first_action + high] for row, (low, high) in zip(logits, vla.bins.ranges, strict=True)]
-        said = torch.stack([row.log_softmax(-1)[token - vla.first_action] for row, token in zip(allowed, action.tokens, strict=True)])
+        allowed = [
+            row[vla.first_action + low : vla.first_action + high]
+            for row, (low, high) in zip(logits, vla.bins.ranges, strict=True)
+        ]
+        said = torch.stack(
+            [
+                row.log_softmax(-1)[token - vla.first_action]
+                for row, token in zip(allowed, action.tokens, strict=True)
+            ]
+        )
         np.testing.assert_allclose(action.log_probability, said, atol=1e-4)
-        assert [int(row.argmax()) + vla.first_action for row in allowed] == action.tokens.tolist(), "greedy, as its words have no order of bins"
+        assert [int(row.argmax()) + vla.first_action for row in allowed] == action.tokens.tolist(), (
+            "greedy, as its words have no order of bins"
+        )
 
 
 @pytest.mark.parametrize("mode", ["upper", "lora", "full"])
-def test_it_trains_in_every_mode_and_keeps_what_is_frozen(examples: Examples, tmp_path: Path, mode: str) -> None:
+def test_it_trains_in_every_mode_and_keeps_what_is_frozen(
+    examples: Examples, tmp_path: Path, mode: str
+) -> None:
     vla = build_causal(TEXTS)
     before = {name: value.clone() for name, value in vla.model.state_dict().items()}
-    history = fine_tune(vla, examples, replace(PLAIN, mode=mode, freeze_tower=mode != "full"), tmp_path, "causal", progress=False)
+    history = fine_tune(
+        vla,
+        examples,
+        replace(PLAIN, mode=mode, freeze_tower=mode != "full"),
+        tmp_path,
+        "causal",
+        progress=False,
+    )
     changed = {name for name, value in vla.model.state_dict().items() if not torch.equal(value, before[name])}
     assert before.keys() == vla.model.state_dict().keys(), "adapters are merged"
     assert any(name.startswith("model.layers.2") for name in changed)
-    assert any(name.startswith(("patches", "projector", "model.embed", "model.layers.0")) for name in changed) == (mode == "full")
+    assert any(
+        name.startswith(("patches", "projector", "model.embed", "model.layers.0")) for name in changed
+    ) == (mode == "full")
     assert {"loss_action", "loss_reasoning", "action_accuracy"} <= history[0].keys()
 
 
 def test_cached_training_equals_plain_training(examples: Examples, tmp_path: Path) -> None:
     histories = {
-        cache: fine_tune(build_causal(TEXTS), examples, replace(CONFIG, cache=cache), tmp_path / cache, "causal", progress=False)
+        cache: fine_tune(
+            build_causal(TEXTS),
+            examples,
+            replace(CONFIG, cache=cache),
+            tmp_path / cache,
+            "causal",
+            progress=False,
+        )
         for cache in ("on", "off")
     }
     for on, off in zip(*histories.values(), strict=True):
@@ -120,7 +163,15 @@ def test_a_killed_run_goes_on_bit_for_bit(examples: Examples, tmp_path: Path) ->
             raise Killed
 
     with pytest.raises(Killed):
-        fine_tune(build_causal(TEXTS), examples, replace(PLAIN, save_every=3), tmp_path / "cut", "causal", progress=False, watch=kill)
+        fine_tune(
+            build_causal(TEXTS),
+            examples,
+            replace(PLAIN, save_every=3),
+            tmp_path / "cut",
+            "causal",
+            progress=False,
+            watch=kill,
+        )
     fine_tune(resumed, examples, replace(PLAIN, save_every=3), tmp_path / "cut", "causal", progress=False)
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name
@@ -133,19 +184,27 @@ def test_captured_attention_is_the_models_own(policy: VLAPolicy, images: np.ndar
     laid = lay_out(policy, INSTRUCTIONS[0], found.action.tokens.tolist(), TEXTS[0], kinds)
     words = vla.model.get_input_embeddings()(torch.tensor([laid.ids]))
     words[:, vla.image_start : vla.image_end] = vla.see(vla.pixel_values(images[:1]), None)
-    own = torch.stack(vla.model(inputs_embeds=words, output_attentions=True).attentions, 1)[0].numpy()  # layers, heads, N, N
+    own = torch.stack(vla.model(inputs_embeds=words, output_attentions=True).attentions, 1)[
+        0
+    ].numpy()  # layers, heads, N, N
     patches = slice(vla.image_start, vla.image_start + vla.patches)
     for number, query in enumerate(laid.queries):
         rows = own[:, :, list(query.positions)].mean(2)
         np.testing.assert_allclose(found.patches[:, :, number], rows[..., patches], atol=1e-6)
-        np.testing.assert_allclose(found.patches[:, :, number].sum(-1) + found.others[:, :, number].sum(-1), 1, atol=1e-5)
+        np.testing.assert_allclose(
+            found.patches[:, :, number].sum(-1) + found.others[:, :, number].sum(-1), 1, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "grad_cam"])
 def test_every_method_gives_a_map_of_its_patches(policy: VLAPolicy, images: np.ndarray, method: str) -> None:
     frame = Frame(images[0], {}, INSTRUCTIONS[0], "widowx_carrot_on_plate", 0, 0, "reach")
     found = attribute(policy, frame, "yaw", method)
-    assert found.patch_map.shape == policy.vla.grid and np.isfinite(found.patch_map).all() and found.pixel_map.shape == (32, 48)
+    assert (
+        found.patch_map.shape == policy.vla.grid
+        and np.isfinite(found.patch_map).all()
+        and found.pixel_map.shape == (32, 48)
+    )
 
 
 def test_grad_cam_says_that_there_are_no_convolutions(policy: VLAPolicy, images: np.ndarray) -> None:
@@ -155,9 +214,15 @@ def test_grad_cam_says_that_there_are_no_convolutions(policy: VLAPolicy, images:
 
 
 def test_the_explorer_shows_it_beside_another(policy: VLAPolicy, images: np.ndarray, tmp_path: Path) -> None:
-    frames = [Frame(image, {}, INSTRUCTIONS[0], "widowx_carrot_on_plate", 0, step, "reach") for step, image in enumerate(images)]
+    frames = [
+        Frame(image, {}, INSTRUCTIONS[0], "widowx_carrot_on_plate", 0, step, "reach")
+        for step, image in enumerate(images)
+    ]
     policies = {"one": policy, "other": VLAPolicy(build_causal(TEXTS, seed=1), "other", "def")}
-    seen = {name: capture_batch(each, images, [INSTRUCTIONS[0]] * 3, queries=("action", "instruction")) for name, each in policies.items()}
+    seen = {
+        name: capture_batch(each, images, [INSTRUCTIONS[0]] * 3, queries=("action", "instruction"))
+        for name, each in policies.items()
+    }
     explorer = AttentionExplorer(frames, seen)
     assert isinstance(explorer.figure(), Figure)
     assert explorer.export(tmp_path / "explorer.html").stat().st_size > 1000

@@ -1,4 +1,6 @@
-"""The robot's own state as features: one rotation has one description, whatever the sign of its quaternion."""
+"""The robot's own state as features: one rotation has one description, whatever the sign of its
+quaternion.
+"""
 
 import numpy as np
 import pytest
@@ -20,8 +22,12 @@ def test_features_are_positions_columns_of_rotations_and_the_way_still_to_go(see
     found = state_features(state)
     assert found.shape == (3, FEATURES) and found.dtype == np.float32
     np.testing.assert_allclose(found[:, :3], places[:, :3], rtol=1e-5)
-    np.testing.assert_allclose(found[:, 3:9].reshape(3, 2, 3), measured.as_matrix()[:, :, :2].transpose(0, 2, 1), atol=1e-5)
-    np.testing.assert_allclose(found[:, 13:19].reshape(3, 2, 3), commanded.as_matrix()[:, :, :2].transpose(0, 2, 1), atol=1e-5)
+    np.testing.assert_allclose(
+        found[:, 3:9].reshape(3, 2, 3), measured.as_matrix()[:, :, :2].transpose(0, 2, 1), atol=1e-5
+    )
+    np.testing.assert_allclose(
+        found[:, 13:19].reshape(3, 2, 3), commanded.as_matrix()[:, :, :2].transpose(0, 2, 1), atol=1e-5
+    )
     np.testing.assert_allclose(found[:, 19:], places[:, 3:] - places[:, :3], atol=1e-5)
     negated = state.copy()
     negated[:, 3:7] *= -1

@@ -11,8 +11,15 @@ from refinevla_kit.vlas.compact import CompactConfig, build
 from refinevla_kit.vlas.sequence import ACTION_KIND, NOT_PREDICTED, RATIONALE_KIND, answer_ids, pad_batch
 from refinevla_kit.vlas.vocabulary import ACTION, EOS, IMAGE, RATIONALE, token_id, train_vocabulary
 
-TOKENIZER: PreTrainedTokenizerFast = train_vocabulary(["put carrot on plate", "the gripper is left of the plate"])
-VLA = build(CompactConfig(layers=1, hidden=8, heads=1, feedforward=8, channels=8), TOKENIZER, UniformBins((0.1,) * 7), seed=0)
+TOKENIZER: PreTrainedTokenizerFast = train_vocabulary(
+    ["put carrot on plate", "the gripper is left of the plate"]
+)
+VLA = build(
+    CompactConfig(layers=1, hidden=8, heads=1, feedforward=8, channels=8),
+    TOKENIZER,
+    UniformBins((0.1,) * 7),
+    seed=0,
+)
 ACTIONS = TOKENIZER.convert_tokens_to_ids([f"<act{i:03d}>" for i in (127, 0, 254, 127, 127, 3, 254)])
 
 
@@ -51,7 +58,9 @@ def test_padding_is_masked_and_never_predicted() -> None:
     assert (batch.kinds[batch.attention_mask == 0] == NOT_PREDICTED).all()
     assert (batch.token_type_ids[:, : VLA.image_tokens] == 0).all()  # image patches belong to the prefix
     assert (batch.input_ids[:, : VLA.image_tokens] == token_id(TOKENIZER, IMAGE)).all()
-    assert batch.attention_mask.sum(1).tolist() == [len(prefix) + len(ids) for prefix, (ids, _) in zip(prefixes, answers, strict=True)]
+    assert batch.attention_mask.sum(1).tolist() == [
+        len(prefix) + len(ids) for prefix, (ids, _) in zip(prefixes, answers, strict=True)
+    ]
 
 
 @given(st.text(max_size=60))

@@ -1,4 +1,6 @@
-"""SpatialVLA's grid: every one of its 8194 words says an action that is written with that word again, also at the poles and across the seam."""
+"""SpatialVLA's grid: every one of its 8194 words says an action that is written with that word again, also at
+the poles and across the seam.
+"""
 
 import json
 
@@ -10,13 +12,26 @@ from hypothesis.extra import numpy as hnp
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.vlas.action_tokens import ActionTokens, UniformBins, check_actions
-from refinevla_kit.vlas.spherical_grid import CELLS, COORDINATES, ROTATIONS, SPANS, TRANSLATIONS, SphericalGrid, _cell, _coordinates
+from refinevla_kit.vlas.spherical_grid import (
+    CELLS,
+    COORDINATES,
+    ROTATIONS,
+    SPANS,
+    TRANSLATIONS,
+    SphericalGrid,
+    _cell,
+    _coordinates,
+)
 from refinevla_kit.vlas.statistics import read_action_tokens
 
 LIMITS = np.array([0.04, 0.03, 0.05, 0.01, 0.02, 0.3, 1.0])
 DATA = np.random.default_rng(0).normal(0, 0.4, (4000, 7)).clip(-1, 1) * LIMITS
 STILL = np.zeros((10, 7))  # every deviation at its floor
-GRIDS = {"moving": SphericalGrid.fit(DATA), "still": SphericalGrid.fit(STILL), "one way": SphericalGrid.fit(np.tile(LIMITS, (10, 1)))}
+GRIDS = {
+    "moving": SphericalGrid.fit(DATA),
+    "still": SphericalGrid.fit(STILL),
+    "one way": SphericalGrid.fit(np.tile(LIMITS, (10, 1))),
+}
 ACTIONS = hnp.arrays(np.float64, (7,), elements=st.floats(-1, 1)).map(lambda unit: unit * LIMITS)
 
 
@@ -33,7 +48,11 @@ def test_encoding_inverts_decoding_for_every_word(name: str) -> None:
     assert np.array_equal(grid.encode(grid.decode(all_words())), all_words())
 
 
-@given(hnp.arrays(np.int64, (4, 3), elements=st.integers(0, 4095)).map(lambda x: x % [4096, 4096, 2] + [0, 4096, 8192]))
+@given(
+    hnp.arrays(np.int64, (4, 3), elements=st.integers(0, 4095)).map(
+        lambda x: x % [4096, 4096, 2] + [0, 4096, 8192]
+    )
+)
 def test_encoding_inverts_decoding_for_words_in_any_company(words: np.ndarray) -> None:
     assert np.array_equal(GRIDS["moving"].encode(GRIDS["moving"].decode(words)), words)
 
@@ -54,7 +73,9 @@ def test_what_can_be_said_about_rest() -> None:
     grid = GRIDS["moving"]
     rest = grid.decode_normalised(grid.encode(np.zeros(7)))
     assert (rest[3:6] == 0).all()  # the orientation is kept
-    assert np.linalg.norm(rest[:3]) == pytest.approx(grid.slowest, abs=1e-6) and grid.slowest > 0  # standing still is not to be had
+    assert (
+        np.linalg.norm(rest[:3]) == pytest.approx(grid.slowest, abs=1e-6) and grid.slowest > 0
+    )  # standing still is not to be had
     assert np.array_equal(grid.encode(np.zeros(7)), grid.encode(-np.zeros(7)))
     assert grid.translation_error(1.5) > 2 * grid.translation_error(0.1)
 

@@ -1,4 +1,6 @@
-"""Frames and captures to explore: random pictures, masks and attention, of a shape small enough to be compared number by number."""
+"""Frames and captures to explore: random pictures, masks and attention, of a shape small enough to be
+compared number by number.
+"""
 
 from __future__ import annotations
 
@@ -22,25 +24,48 @@ def frame(episode: int, step: int) -> Frame:
     masks = {name: np.zeros((60, 80), bool) for name in ("source", "target", "gripper", "arm")}
     for i, mask in enumerate(masks.values()):
         mask[10 * i : 10 * i + 8, 10 + step : 30 + step] = True
-    return Frame(rng.integers(0, 255, (60, 80, 3), dtype=np.uint8), masks, "put carrot on plate", "widowx_carrot_on_plate", episode, step, "reach")
+    return Frame(
+        rng.integers(0, 255, (60, 80, 3), dtype=np.uint8),
+        masks,
+        "put carrot on plate",
+        "widowx_carrot_on_plate",
+        episode,
+        step,
+        "reach",
+    )
 
 
 def attention(of: Frame, seed: int, name: str, rationale: str = RATIONALE) -> Capture:
-    """Random attention of the seven action dimensions, of the rationale's words and of one word of the instruction."""
+    """Random attention of the seven action dimensions, of the rationale's words and of one word of the
+    instruction.
+    """
     said = [*ACTION_NAMES, *(word.strip(".") for word in rationale.split()), "put"]
     rows = np.random.default_rng(seed).random((LAYERS, HEADS, len(said), 50)).astype(np.float32)
     rows /= rows.sum(-1, keepdims=True)
     kinds = ["action"] * 7 + ["rationale"] * (len(said) - 8) + ["instruction"]
-    queries = tuple(Query(word, kind, (49 + i,), (i,)) for i, (word, kind) in enumerate(zip(said, kinds, strict=True)))
+    queries = tuple(
+        Query(word, kind, (49 + i,), (i,)) for i, (word, kind) in enumerate(zip(said, kinds, strict=True))
+    )
     action = Action(*[np.zeros(7, np.float32)] * 4)
     about = (action, name, f"hash-{name}", rationale, image_hash(of.image))
     return Capture(rows[..., :48], rows[..., 48:], ("put", "<action>"), 1, queries, GRID, *about)
 
 
 FRAMES = [frame(0, 0), frame(0, 1), frame(0, 2), frame(4, 0), frame(4, 1)]
-CAPTURES = {name: [attention(one, 10 * i + k, name) for i, one in enumerate(FRAMES)] for k, name in enumerate(NAMES)}
+CAPTURES = {
+    name: [attention(one, 10 * i + k, name) for i, one in enumerate(FRAMES)] for k, name in enumerate(NAMES)
+}
 
 
 def without_words(captures: list[Capture]) -> list[Capture]:
     """The same captures, of the action dimensions alone."""
-    return [replace(one, patches=one.patches[:, :, :7], others=one.others[:, :, :7], queries=one.queries[:7], rationale="") for one in captures]
+    return [
+        replace(
+            one,
+            patches=one.patches[:, :, :7],
+            others=one.others[:, :, :7],
+            queries=one.queries[:7],
+            rationale="",
+        )
+        for one in captures
+    ]

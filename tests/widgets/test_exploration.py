@@ -28,27 +28,49 @@ def exploration() -> Exploration:
 def test_a_capture_is_looked_at_from_dimensions_sentences_and_words() -> None:
     found = asked(CAPTURES["action_only"][0])
     assert [*found][:3] == ["action", "action:x", "action:y"]
-    assert [one.label for one in found.values() if one.kind == "sentence"] == ["1: The carrot is near", "2: Move to the carrot"]
+    assert [one.label for one in found.values() if one.kind == "sentence"] == [
+        "1: The carrot is near",
+        "2: Move to the carrot",
+    ]
     assert found["sentence:2"].rows == (11, 12, 13, 14)
     assert (found["word:carrot:2"].label, found["word:carrot:2"].rows) == ("carrot (2)", (14,))
     assert found["instruction:put:1"].rows == (15,)
     text = CAPTURES["action_only"][0].rationale
-    assert [text[slice(*found[key].span)] for key in ("sentence:1", "word:carrot:2")] == ["The carrot is near", "carrot"]
+    assert [text[slice(*found[key].span)] for key in ("sentence:1", "word:carrot:2")] == [
+        "The carrot is near",
+        "carrot",
+    ]
 
 
 def test_a_number_ends_no_sentence_and_an_unknown_spelling_no_search() -> None:
     capture = attention(FRAMES[0], 0, "a", "Up 0.5 cm now\nThen left")
-    assert [one.label for one in asked(capture).values() if one.kind == "sentence"] == ["1: Up 0.5 cm now", "2: Then left"]
-    odd = replace(capture, queries=tuple(replace(query, label="zzz") if query.label == "cm" else query for query in capture.queries))
+    assert [one.label for one in asked(capture).values() if one.kind == "sentence"] == [
+        "1: Up 0.5 cm now",
+        "2: Then left",
+    ]
+    odd = replace(
+        capture,
+        queries=tuple(
+            replace(query, label="zzz") if query.label == "cm" else query for query in capture.queries
+        ),
+    )
     assert [one.rows for one in asked(odd).values() if one.kind == "sentence"] == [(7, 8, 9, 10), (11, 12)]
 
 
-@pytest.mark.parametrize(("key", "rows"), [
-    ("action", slice(0, 7)), ("action:gripper", slice(6, 7)), ("sentence:1", slice(7, 11)), ("word:near:1", slice(10, 11)),
-    ("instruction:put:1", slice(15, 16)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("key", "rows"),
+    [
+        ("action", slice(0, 7)),
+        ("action:gripper", slice(6, 7)),
+        ("sentence:1", slice(7, 11)),
+        ("word:near:1", slice(10, 11)),
+        ("instruction:put:1", slice(15, 16)),
+    ],
+)
 @pytest.mark.parametrize("head", [None, 1])
-def test_a_map_is_the_mean_of_its_rows(exploration: Exploration, key: str, rows: slice, head: int | None) -> None:
+def test_a_map_is_the_mean_of_its_rows(
+    exploration: Exploration, key: str, rows: slice, head: int | None
+) -> None:
     for name, one in exploration.maps(2, key, 1, head).items():
         heads = CAPTURES[name][2].patches[1][:, rows].mean(1)
         np.testing.assert_allclose(one.ravel(), heads.mean(0) if head is None else heads[head], rtol=1e-6)
@@ -61,7 +83,10 @@ def test_curves_are_the_shares_of_each_frame(exploration: Exploration) -> None:
     for thing, plot in zip(SHOWN, view.plots, strict=True):
         np.testing.assert_allclose(plot.lines[0].values, [areas(one.masks)[thing] for one in FRAMES[:3]])
         for name, line in zip(NAMES, plot.lines[1:], strict=True):
-            expected = [float(shares(exploration.maps(i, "word:near:1", 2)[name], FRAMES[i].masks)[thing]) for i in range(3)]
+            expected = [
+                float(shares(exploration.maps(i, "word:near:1", 2)[name], FRAMES[i].masks)[thing])
+                for i in range(3)
+            ]
             np.testing.assert_allclose(line.values, expected, rtol=1e-6)
 
 
@@ -75,38 +100,58 @@ def test_further_methods_are_asked_once_for_what_is_shown() -> None:
     exploration = Exploration(FRAMES, CAPTURES, {"mine": method})
     for _ in range(2):
         view = exploration.view(3, "action:x", 0, method="mine")
-    assert calls == [(name, 3, "action:x") for name in NAMES] and view.detail == "from action x; mine" and view.plots == ()
+    assert (
+        calls == [(name, 3, "action:x") for name in NAMES]
+        and view.detail == "from action x; mine"
+        and view.plots == ()
+    )
 
 
-@pytest.mark.parametrize(("choice", "says"), [
-    ((9, "action", 0), "there is no frame 9"), ((0, "word:plate:1", 0), "there is no word plate 1 to look from in episode 0"),
-    ((0, "action", 3), "no layer 4"), ((0, "action", 0, 2), "no head 3"), ((0, "action", 0, 0, "grad_cam"), "choose one of attention"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("choice", "says"),
+    [
+        ((9, "action", 0), "there is no frame 9"),
+        ((0, "word:plate:1", 0), "there is no word plate 1 to look from in episode 0"),
+        ((0, "action", 3), "no layer 4"),
+        ((0, "action", 0, 2), "no head 3"),
+        ((0, "action", 0, 0, "grad_cam"), "choose one of attention"),
+    ],
+)
 def test_what_is_not_there_is_said(exploration: Exploration, choice: tuple, says: str) -> None:
     with pytest.raises(KitError, match=says):
         exploration.view(*choice)
 
 
 def test_a_policy_without_words_is_named() -> None:
-    exploration = Exploration(FRAMES, CAPTURES | {"with_reasoning": without_words(CAPTURES["with_reasoning"])})
+    exploration = Exploration(
+        FRAMES, CAPTURES | {"with_reasoning": without_words(CAPTURES["with_reasoning"])}
+    )
     assert "word:near:1" in exploration.queries(0)  # one of them has it
     with pytest.raises(KitError, match="with reasoning loss: there is no word near 1"):
         exploration.maps(0, "word:near:1", 0)
 
 
-@pytest.mark.parametrize(("change", "says"), [
-    (lambda found: found[:2], "2 captures of action_only for 5 frames"),
-    (lambda found: [replace(found[0], checkpoint_hash="other"), *found[1:]], "of 2 checkpoints"),
-    (lambda found: [replace(one, patches=one.patches[:2]) for one in found], "another number of layers"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda found: found[:2], "2 captures of action_only for 5 frames"),
+        (lambda found: [replace(found[0], checkpoint_hash="other"), *found[1:]], "of 2 checkpoints"),
+        (lambda found: [replace(one, patches=one.patches[:2]) for one in found], "another number of layers"),
+    ],
+)
 def test_captures_that_do_not_fit_are_refused(change, says: str) -> None:
     with pytest.raises(KitError, match=says):
-        Exploration(FRAMES, {"with_reasoning": CAPTURES["with_reasoning"], "action_only": change(CAPTURES["action_only"])})
+        Exploration(
+            FRAMES,
+            {"with_reasoning": CAPTURES["with_reasoning"], "action_only": change(CAPTURES["action_only"])},
+        )
 
 
 def test_a_capture_of_another_picture_is_named_before_anything_is_drawn_or_exported() -> None:
     frames = [FRAMES[0], replace(FRAMES[1], image=FRAMES[1].image[:, ::-1]), *FRAMES[2:]]
-    with pytest.raises(KitError, match=r"capture 1 of action_only is of another picture than the frame \(episode 0, step 1\)"):
+    with pytest.raises(
+        KitError, match=r"capture 1 of action_only is of another picture than the frame \(episode 0, step 1\)"
+    ):
         Exploration(frames, CAPTURES)
 
 
@@ -131,11 +176,15 @@ def test_words_are_told_apart_by_their_count() -> None:
     assert [one.rows[0] - 7 for one in asked(capture).values() if one.kind == "word"] == [*range(len(WORDS))]
 
 
-@pytest.mark.parametrize("name", ["SCRIPT", "STORE", "TITLE", "</script><script>alert(1)</script>", "<!--<script>"])
+@pytest.mark.parametrize(
+    "name", ["SCRIPT", "STORE", "TITLE", "</script><script>alert(1)</script>", "<!--<script>"]
+)
 def test_a_policys_name_stays_a_name_in_the_exported_page(tmp_path: Path, name: str) -> None:
     hostile = {name: [replace(one, policy=name) for one in CAPTURES["action_only"]]}
     page = write_page(tmp_path / "page.html", Exploration(FRAMES, hostile)).read_text()
     plain = write_page(tmp_path / "plain.html", Exploration(FRAMES, {"x": hostile[name]})).read_text()
     store, code = (text.split('id="store">')[1].split("</script>", 1) for text in (page, plain))
-    assert json.loads(store[0])["policies"][0]["name"] == name and store[1] == code[1], "the same code, whatever the policy is called"
+    assert json.loads(store[0])["policies"][0]["name"] == name and store[1] == code[1], (
+        "the same code, whatever the policy is called"
+    )
     assert page.count("<script") == 2

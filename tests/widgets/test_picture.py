@@ -1,4 +1,6 @@
-"""What is sent to the browser: outlines that follow the masks, pictures that decode to themselves, values packed without loss that matters."""
+"""What is sent to the browser: outlines that follow the masks, pictures that decode to themselves, values
+packed without loss that matters.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +26,13 @@ def test_outlines_are_all_borders_of_the_mask_and_nothing_else(mask) -> None:
     drawn = set()
     for x, y, kind, end in re.findall(r"M(\d+) (\d+)([HV])(\d+)", edge_path(mask)):
         across = kind == "H"
-        drawn |= {(across, int(y) if across else int(x), at) for at in range(int(x) if across else int(y), int(end))}
+        drawn |= {
+            (across, int(y) if across else int(x), at) for at in range(int(x) if across else int(y), int(end))
+        }
     below = {(True, row + 1, column) for row, column in zip(*np.nonzero(mask[1:] != mask[:-1]), strict=True)}
-    beside = {(False, column + 1, row) for row, column in zip(*np.nonzero(mask[:, 1:] != mask[:, :-1]), strict=True)}
+    beside = {
+        (False, column + 1, row) for row, column in zip(*np.nonzero(mask[:, 1:] != mask[:, :-1]), strict=True)
+    }
     assert drawn == below | beside
 
 
@@ -41,7 +47,11 @@ def test_a_small_picture_is_sent_as_it_is_and_a_large_one_nearly(shape: tuple[in
 def test_packed_attention_is_what_it_was() -> None:
     maps = np.random.default_rng(0).random((2, 3, 4, 48)).astype(np.float32) ** 6
     sent = {name: base64.b64decode(text) for name, text in packed(maps).items()}
-    back = np.frombuffer(sent["values"], "<u2").reshape(maps.shape) / 65535 * np.frombuffer(sent["largest"], "<f4").reshape(2, 3, 4, 1)
+    back = (
+        np.frombuffer(sent["values"], "<u2").reshape(maps.shape)
+        / 65535
+        * np.frombuffer(sent["largest"], "<f4").reshape(2, 3, 4, 1)
+    )
     assert (np.abs(back - maps) <= maps.max(-1, keepdims=True) / 131_000).all()
 
 

@@ -1,4 +1,6 @@
-"""The rationale reviewer without a browser: its buttons, fields and key messages decide, and every decision is on the disk."""
+"""The rationale reviewer without a browser: its buttons, fields and key messages decide, and every decision
+is on the disk.
+"""
 
 from __future__ import annotations
 
@@ -32,13 +34,22 @@ REFUSED = 3
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
     """The first six answers about the shipped episodes, one made false and one refused."""
-    rows = sorted(pq.read_table(DEMO / "rationales/oracle-segment.parquet").to_pylist(), key=lambda row: (row["episode"], row["start"]))[:6]
+    rows = sorted(
+        pq.read_table(DEMO / "rationales/oracle-segment.parquet").to_pylist(),
+        key=lambda row: (row["episode"], row["start"]),
+    )[:6]
     swap = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
     words = rows[WRONG_SIDE]["observation"].replace(",", " ,").replace(".", " .").split()
     rows[WRONG_SIDE]["observation"] = " ".join(swap.get(word, word) for word in words)
-    rows[REFUSED] |= dict.fromkeys(PARTS) | {"refusal_kind": "not_json", "refusal_reason": "the answer is not JSON", "raw": "<b>That</b> $1 and $2"}
+    rows[REFUSED] |= dict.fromkeys(PARTS) | {
+        "refusal_kind": "not_json",
+        "refusal_reason": "the answer is not JSON",
+        "raw": "<b>That</b> $1 and $2",
+    }
     path = tmp_path / "oracle-segment.parquet"
-    pq.write_table(pa.Table.from_pylist(rows, pq.read_schema(DEMO / "rationales/oracle-segment.parquet")), path)
+    pq.write_table(
+        pa.Table.from_pylist(rows, pq.read_schema(DEMO / "rationales/oracle-segment.parquet")), path
+    )
     return path
 
 
@@ -58,7 +69,10 @@ def visible(*controls) -> list[bool]:
 
 def test_keys_accept_reject_and_edit_and_go_on_to_the_next(reviewer: RationaleReviewer, table: Path) -> None:
     before, first = sha256(table), bytes(reviewer.picture.value)
-    assert reviewer.progress.value == "0 of 6 reviewed (0 accepted, 0 edited, 0 rejected)" and reviewer.of.value == "of 6"
+    assert (
+        reviewer.progress.value == "0 of 6 reviewed (0 accepted, 0 edited, 0 rejected)"
+        and reviewer.of.value == "of 6"
+    )
     with Image.open(io.BytesIO(first)) as image:
         assert image.format == "PNG" and image.width > 900
     press(reviewer, "a")
@@ -69,13 +83,21 @@ def test_keys_accept_reject_and_edit_and_go_on_to_the_next(reviewer: RationaleRe
     press(reviewer, "save", *[""] * 4, "wrong relation")
     press(reviewer, "e")
     texts = [reviewer.parts[part].value for part in PARTS]
-    assert texts[0] == reviewer.answer.rationale.observation and visible(reviewer._fields["editing"]) == [True]
+    assert texts[0] == reviewer.answer.rationale.observation and visible(reviewer._fields["editing"]) == [
+        True
+    ]
     press(reviewer, "save", "The spoon is held.", *texts[1:], "")  # what was typed comes with the key
     decisions = list(load_decisions(reviews_path(table)).values())
     assert [(one.verdict, one.reason, one.edits, one.reviewer) for one in decisions] == [
-        ("accept", "", {}, "R"), ("reject", "wrong relation", {}, "R"), ("edit", "", {"observation": "The spoon is held."}, "R")]
+        ("accept", "", {}, "R"),
+        ("reject", "wrong relation", {}, "R"),
+        ("edit", "", {"observation": "The spoon is held."}, "R"),
+    ]
     assert reviewer.progress.value == "3 of 6 reviewed (1 accepted, 1 edited, 1 rejected)"
-    assert (reviewer.place.value, visible(reviewer._fields["editing"], reviewer.reason)) == (4, [False, False])
+    assert (reviewer.place.value, visible(reviewer._fields["editing"], reviewer.reason)) == (
+        4,
+        [False, False],
+    )
     assert sha256(table) == before  # the teacher's text stays
 
 
@@ -93,16 +115,24 @@ def test_buttons_do_the_same_and_arrows_move(reviewer: RationaleReviewer, table:
     reviewer.edit.click()
     reviewer.parts["task_planning"].value = "Reach over the spoon."
     reviewer.save.click()
-    assert [one.edits for one in load_decisions(reviews_path(table)).values()] == [{"task_planning": "Reach over the spoon."}]
+    assert [one.edits for one in load_decisions(reviews_path(table)).values()] == [
+        {"task_planning": "Reach over the spoon."}
+    ]
 
 
 def test_a_new_widget_shows_what_was_decided(reviewer: RationaleReviewer, table: Path) -> None:
     press(reviewer, "e")
     press(reviewer, "save", "Mended.", *[reviewer.parts[part].value for part in PARTS[1:]])
     again = RationaleReviewer(DEMO, table)
-    assert again.progress.value.startswith("1 of 6 reviewed") and again.decision.edits == {"observation": "Mended."}
+    assert again.progress.value.startswith("1 of 6 reviewed") and again.decision.edits == {
+        "observation": "Mended."
+    }
     said = _texts(again.figure())
-    assert "Mended." in said and any("edited by R" in text for text in said) and any("(edited)" in text for text in said)
+    assert (
+        "Mended." in said
+        and any("edited by R" in text for text in said)
+        and any("(edited)" in text for text in said)
+    )
     press(again, "e")
     assert again.parts["observation"].value == "Mended."
     press(again, "Escape")
@@ -110,12 +140,17 @@ def test_a_new_widget_shows_what_was_decided(reviewer: RationaleReviewer, table:
     assert next(iter(load_decisions(reviews_path(table)).values())).edits == {"observation": "Mended."}
 
 
-def test_filters_leave_what_the_audit_doubts_what_is_open_and_what_was_refused(reviewer: RationaleReviewer) -> None:
+def test_filters_leave_what_the_audit_doubts_what_is_open_and_what_was_refused(
+    reviewer: RationaleReviewer,
+) -> None:
     reviewer.filter.value = "doubted"
     assert (reviewer.of.value, reviewer.answer) == ("of 1", reviewer._answers[WRONG_SIDE])
     assert any(text.startswith("✗") for text in _texts(reviewer.figure()))
     reviewer.filter.value = "refused"
-    assert reviewer.answer.refusal.kind == "not_json" and "Refused (not_json): the answer is not JSON" in _texts(reviewer.figure())
+    assert (
+        reviewer.answer.refusal.kind == "not_json"
+        and "Refused (not_json): the answer is not JSON" in _texts(reviewer.figure())
+    )
     press(reviewer, "a")
     assert "observation is empty" in reviewer.message.value
     press(reviewer, "e")
@@ -175,11 +210,21 @@ def test_training_uses_the_decisions(table: Path, tmp_path: Path) -> None:
 
 
 def test_the_path_of_the_actions_ends_where_the_tool_will_be(table: Path) -> None:
-    """Along a whole segment, the drawn path ends near the tool's place in a later frame (the controller lags behind by a step)."""
+    """Along a whole segment, the drawn path ends near the tool's place in a later frame (the controller lags
+    behind by a step).
+    """
     dataset, pixels = open_dataset(DEMO), 160
     errors = []
     for answer in load_rationales(table):
-        request = next(requests(dataset, "trajectory", 2, [dataset.info(answer.episode)], lambda *_, one=answer: [(one.episode, one.start, one.end)]))
+        request = next(
+            requests(
+                dataset,
+                "trajectory",
+                2,
+                [dataset.info(answer.episode)],
+                lambda *_, one=answer: [(one.episode, one.start, one.end)],
+            )
+        )
         first, last = action_paths(dataset, request)
         assert len(first) == request.keyframe_indices[1] - request.start + 1 and len(last) == 2
         errors.append(float(abs(first[-1] - last[0]).max()))
@@ -195,7 +240,10 @@ def test_a_real_robots_actions_are_drawn_beside_the_pictures(real_dataset: Path)
     answer = load_rationales(DEMO / "rationales/oracle-segment.parquet")[0]
     assert action_paths(dataset, request) == []
     said = _texts(review_card(request, answer))
-    assert "50 actions together, as recorded" in said and sum(name in text for text in said for name in dataset.action_names) >= 6
+    assert (
+        "50 actions together, as recorded" in said
+        and sum(name in text for text in said for name in dataset.action_names) >= 6
+    )
 
 
 def _texts(figure) -> list[str]:

@@ -1,4 +1,6 @@
-"""The rollout viewer without a browser: filters choose rows, a row is played again on the real simulator and gone through."""
+"""The rollout viewer without a browser: filters choose rows, a row is played again on the real simulator and
+gone through.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,12 @@ from tests.evaluation.test_rollouts import CARROT
 
 STACK = "widowx_stack_cube"
 ROWS = [
-    row("action_only", 0, True), row("action_only", 1, False, True), row("with_reasoning", 0, False), row("with_reasoning", 1, True, task=STACK),
+    row("action_only", 0, True),
+    row("action_only", 1, False, True),
+    row("with_reasoning", 0, False),
+    row("with_reasoning", 1, True, task=STACK),
     row("with_reasoning", 1, False, task=STACK, variant="lights_dark"),
-]  # fmt: skip
+]
 
 
 @pytest.fixture(scope="module")
@@ -32,16 +37,26 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> list[EpisodeRecord]:
     return load_records(folder)
 
 
-@pytest.mark.parametrize(("filters", "kept"), [
-    ({}, [0, 1, 2, 3, 4]), ({"policy": "action_only"}, [0, 1]), ({"task": STACK, "outcome": "solved"}, [3]), ({"variant": "lights_dark"}, [4]),
-    ({"outcome": "solved, then lost"}, [1]), ({"outcome": "held, not placed"}, []), ({"outcome": "not solved", "policy": "with_reasoning"}, [2, 4]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("filters", "kept"),
+    [
+        ({}, [0, 1, 2, 3, 4]),
+        ({"policy": "action_only"}, [0, 1]),
+        ({"task": STACK, "outcome": "solved"}, [3]),
+        ({"variant": "lights_dark"}, [4]),
+        ({"outcome": "solved, then lost"}, [1]),
+        ({"outcome": "held, not placed"}, []),
+        ({"outcome": "not solved", "policy": "with_reasoning"}, [2, 4]),
+    ],
+)
 def test_filters_choose_rows(filters: dict[str, str], kept: list[int]) -> None:
     viewer = RolloutViewer(ROWS)
     for name, value in filters.items():
         getattr(viewer, name).value = value
     assert [number for _, number in viewer.row.options] == kept
-    assert viewer.count.value.startswith(f"{len(kept)} of 5 episodes, {sum(ROWS[number].success_last for number in kept)} solved")
+    assert viewer.count.value.startswith(
+        f"{len(kept)} of 5 episodes, {sum(ROWS[number].success_last for number in kept)} solved"
+    )
 
 
 def test_a_filter_keeps_the_row_that_is_chosen() -> None:
@@ -54,13 +69,20 @@ def test_a_filter_keeps_the_row_that_is_chosen() -> None:
 
 
 def test_outcomes_in_words() -> None:
-    assert [outcome(one) for one in ROWS[:3]] == ["solved (60 steps)", "solved, then lost (60 steps)", "never held (60 steps)"]
+    assert [outcome(one) for one in ROWS[:3]] == [
+        "solved (60 steps)",
+        "solved, then lost (60 steps)",
+        "never held (60 steps)",
+    ]
 
 
 def test_what_is_not_here_is_said_in_the_widget() -> None:
     viewer = RolloutViewer(ROWS)
     viewer.replay.click()
-    assert "played by action_only: no policy of that name is here" in viewer.message.value and viewer.picture.view == {}
+    assert (
+        "played by action_only: no policy of that name is here" in viewer.message.value
+        and viewer.picture.view == {}
+    )
     viewer.outcome.value = "held, not placed"
     viewer.replay.click()
     assert "no episode is chosen" in viewer.message.value
@@ -77,17 +99,23 @@ def test_an_episode_is_played_again_and_gone_through(played: list[EpisodeRecord]
     assert viewer.message.value == "It ended as recorded."
     rollout, first = viewer.rollout(), json.loads(json.dumps(viewer.picture.view))
     assert viewer.step.max == rollout.record.steps and len(first["plots"]) == 8
-    np.testing.assert_allclose(first["plots"][0]["lines"][2]["values"][:-1], 100 * rollout.actions[:, 2], rtol=1e-4)  # z, in cm
+    np.testing.assert_allclose(
+        first["plots"][0]["lines"][2]["values"][:-1], 100 * rollout.actions[:, 2], rtol=1e-4
+    )  # z, in cm
     assert first["plots"][0]["lines"][2]["values"][-1] is None  # at the last observation nothing was decided
     viewer.step.value = viewer.step.max
-    assert viewer.picture.view["now"] == rollout.record.steps and viewer.picture.view["image"] != first["image"]
+    assert (
+        viewer.picture.view["now"] == rollout.record.steps and viewer.picture.view["image"] != first["image"]
+    )
     viewer.layer.value = 1
     assert viewer.picture.view["panels"][0]["heat"] != first["panels"][0]["heat"]
     viewer.heat.value = False
     assert viewer.picture.view["panels"] == []
     viewer.think.value = True
     seen = rollout.observations[-1]
-    assert viewer.picture.view["texts"][0]["after"] == policy.explain(seen.image, seen.instruction, seen.proprioception)
+    assert viewer.picture.view["texts"][0]["after"] == policy.explain(
+        seen.image, seen.instruction, seen.proprioception
+    )
     viewer.save.click()
     (saved,) = tmp_path.glob("*.png")
     assert viewer.message.value == f"saved {saved}"
