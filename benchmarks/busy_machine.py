@@ -63,6 +63,8 @@ def main() -> None:
                 with busy(level):
                     for way, process in workers.items():
                         times[way, level] += turn(process)
+                        speed = 1 / statistics.median(times[way, level])
+                        print(f"{level} busy, {way}: {speed:.2f} steps a second so far", file=sys.stderr)
     speeds = {level: {way: 1 / statistics.median(times[way, level]) for way in WAYS} for level in levels}
     print(f"{'busy beside':<12}" + "".join(f"{way:>24}" for way in WAYS))
     for level, row in speeds.items():

@@ -8,6 +8,7 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+import torch
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.training.examples import Examples
@@ -53,7 +54,8 @@ class TrainingConfig:
         freeze_layers: lower language layers frozen, with projector and embeddings when there are any.
         freeze_tower: the vision tower is frozen; its tokens are then computed once and kept.
         order: "action_first" or "rationale_first".
-        precision: "bf16" (autocast) or "fp32".
+        precision: "bf16" (autocast), "fp32", or "auto": "bf16" where this machine computes in it, elsewhere
+            "fp32".
         validate_every, save_every: steps between evaluations on held-out episodes and between resumable
             states; both come after the last step too. 0 is never.
         seed: of the batches, and of the adapters' first values; same seed, same run.
@@ -84,7 +86,7 @@ class TrainingConfig:
     freeze_layers: int = 2
     freeze_tower: bool = True
     order: str = "action_first"
-    precision: str = "bf16"
+    precision: str = "auto"
     validate_every: int = 50
     save_every: int = 200
     seed: int = 0
@@ -137,6 +139,8 @@ class TrainingConfig:
         if self.early_stop and not self.validate_every:
             what = f"early_stop={self.early_stop} waits for evaluations, and validate_every=0 makes none"
             raise KitError(what, "set validate_every, or early_stop to 0")
+        if self.precision == "auto":
+            object.__setattr__(self, "precision", native_precision())
         allowed = {
             "mode": MODES,
             "order": ORDERS,
@@ -179,6 +183,16 @@ class TrainingConfig:
         return constant and (
             self.cache == "on" or (self.cache == "auto" and self.steps * self.batch_size >= frames)
         )
+
+
+def native_precision() -> str:
+    """Either "bf16", on a GPU or CPU that computes in it, or "fp32", as emulation takes ten times as long."""
+    if torch.cuda.is_available():
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        abilities = torch.cpu.get_capabilities()
+        native = any(abilities.get(name) for name in ("avx512_bf16", "amx_tile", "bf16"))
+    return "bf16" if native else "fp32"
 
 
 def check(examples: Examples, config: TrainingConfig) -> None:

@@ -17,6 +17,7 @@ from refinevla_kit.policies.vla_policy import VLAPolicy
 from refinevla_kit.training import loop
 from refinevla_kit.training.adapters import adapters
 from refinevla_kit.training.collapse import check_collapse
+from refinevla_kit.training.config import native_precision
 from refinevla_kit.training.examples import Examples
 from refinevla_kit.training.loop import RESUME, fine_tune, make_batch, validate
 from refinevla_kit.vlas.compact import CompactVLA, load
@@ -210,6 +211,13 @@ def test_a_collapse_stops_the_run_after_the_grace_and_leaves_the_state_before(tm
     fine_tune(
         silenced(examples), examples, replace(config, collapse_grace=None), tmp_path, "p", progress=False
     )  # too short a run to judge
+
+
+def test_automatic_precision_is_settled_once_and_recorded_as_what_it_became() -> None:
+    config = loop.TrainingConfig(steps=1)
+    assert config.precision == native_precision()
+    assert config.precision in ("bf16", "fp32")
+    assert replace(config, precision="bf16").precision == "bf16"
 
 
 def test_tensorboard_is_asked_for_by_name_and_gets_every_row(
