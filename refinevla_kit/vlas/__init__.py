@@ -4,37 +4,53 @@ config.json.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from refinevla_kit.errors import KitError
 
 if TYPE_CHECKING:
+    import torch
+
     from refinevla_kit.vlas.contract import VLA
 
 __all__ = ["load_vla"]
 
 
-def load_vla(path: str | Path) -> VLA:
-    """Read the checkpoint folder `path`, in float32.
+def load_vla(
+    path: str | Path,
+    dtype: torch.dtype | None = None,
+    device_map: Any = None,
+    dataset: str | None = None,
+    camera: str | None = None,
+) -> VLA:
+    """Read a checkpoint: a folder, or a model of the Hugging Face hub by its name.
+
+    Args:
+        path: of the folder, or "organisation/model".
+        dtype: of the weights in memory; None is float32.
+        device_map: see transformers' `from_pretrained`; for SpatialVLA and OpenVLA.
+        dataset: whose statistics un-normalise the actions, for SpatialVLA and OpenVLA; None is the first one.
+        camera: whose matrix SpatialVLA uses; None is the dataset's, else "default".
 
     Raises:
-        KitError: no checkpoint of a VLA that the kit knows, a damaged one, or weights that are not exactly
-            the model's.
+        KitError: no checkpoint of a VLA that the kit knows, a damaged one, too little memory, or weights that
+            are not exactly the model's.
     """
-    config = Path(path) / "config.json"
-    try:
-        kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise KitError(
-            f"{path} is no checkpoint of a VLA: {config} cannot be read ({error})",
-            "give a folder with config.json",
-        ) from error
-    if kind != "paligemma":
-        raise KitError(
-            f"{path} holds a {kind!r}, which the kit does not know", "give a checkpoint of the compact VLA"
-        )
-    from refinevla_kit.vlas import compact
+    import torch
 
-    return compact.load(path)
+    from refinevla_kit.vlas import checkpoint, compact, openvla, spatialvla
+
+    folder = checkpoint.open_folder(path)
+    kind = folder.json(checkpoint.CONFIG).get("model_type")
+    dtype = dtype or torch.float32
+    if kind == "spatialvla":
+        return spatialvla.load(folder, dtype, device_map, dataset, camera)
+    if kind == "openvla":
+        return openvla.load(folder, dtype, device_map, dataset)
+    if kind == "paligemma":
+        return compact.load(folder.path)
+    raise KitError(
+        f"{path} holds a {kind!r}, which the kit does not know",
+        "give a compact VLA, a SpatialVLA or an OpenVLA",
+    )

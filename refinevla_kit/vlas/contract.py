@@ -29,14 +29,14 @@ class Marks:
     Attributes:
         pad: fills shorter sequences, seen by nothing.
         end: ends a text.
-        action: what stands before the action's words; never predicted by a policy that acts.
-        rationale: what stands before a rationale.
+        action: what stands before the action's words; never predicted by a policy that acts. None: nothing.
+        rationale: what stands before a rationale. None: nothing.
     """
 
     pad: int
     end: int
-    action: int
-    rationale: int
+    action: int | None
+    rationale: int | None
 
 
 @dataclass(frozen=True)
@@ -173,6 +173,16 @@ class VLA(ABC):
             instruction, add_special_tokens=False
         )
 
+    def words(self, ids: Tensor) -> Tensor:
+        """Vocabulary ids (B, N) -> embeddings (B, N, d) in the decoder's own scale."""
+        words: Tensor = self.decoder.embed_tokens(ids)
+        return words
+
+    @property
+    def chunk(self) -> int:
+        """Steps that one answer plans."""
+        return 1
+
     # --- parts, for freezing and for shuffling weights ---
 
     @property
@@ -184,6 +194,11 @@ class VLA(ABC):
     @abstractmethod
     def projector(self) -> tuple[nn.Module, ...]:
         """What makes words of the decoder of them."""
+
+    @property
+    def embeddings(self) -> tuple[nn.Module, ...]:
+        """What makes words of the decoder of vocabulary ids."""
+        return (self.decoder.embed_tokens,)
 
     @property
     def state_encoder(self) -> nn.Module | None:

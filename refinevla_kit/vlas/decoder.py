@@ -23,7 +23,7 @@ def embed(vla: VLA, ids: Tensor, image_words: Tensor | None) -> Tensor:
     """Words of a sequence (B, N, d); `image_words` (B, image_tokens, d) take the places of `image_id`, None
     where there are none.
     """
-    words: Tensor = vla.decoder.embed_tokens(ids)
+    words = vla.words(ids)
     if image_words is None:
         return words
     return words.masked_scatter((ids == vla.image_id)[..., None], image_words.to(words.dtype))

@@ -1,0 +1,242 @@
+"""Checkpoint folders as their authors lay them out: found, weighed, read with every tensor accounted for,
+and written again under the same names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging as hub_logging
+
+from refinevla_kit.errors import KitError, listed
+from refinevla_kit.files import replacing
+from refinevla_kit.simulator.contract import Array
+
+CONFIG = "config.json"
+COPY = "copy or download the whole folder again"
+WANTED = ("*.json", "*.safetensors", "*.model", "*.txt")  # never code
+KEPT = (".json", ".model", ".txt", ".py")  # beside the weights; code is copied along, never run
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A checkpoint's folder.
+
+    Attributes:
+        path: where its files lie.
+        files: name -> content of all that is not weights, so that a copy is written even when the folder has
+            gone meanwhile.
+    """
+
+    path: Path
+    files: Mapping[str, bytes]
+
+    def json(self, name: str) -> dict[str, Any]:
+        """A JSON file's object. Raises `KitError` when it is missing or no object."""
+        try:
+            value = json.loads(self.files[name])
+        except KeyError as error:
+            raise KitError(f"{self.path} has no {name}", COPY) from error
+        except ValueError as error:
+            raise KitError(f"{self.path / name} is no JSON ({error})", COPY) from error
+        if not isinstance(value, dict):
+            raise KitError(f"{self.path / name} holds a {type(value).__name__}, no object", COPY)
+        return value
+
+    def weights(self) -> list[Path]:
+        """Files of the weights, all that the index names.
+
+        Raises:
+            KitError: none is there, or one that the index names is not.
+        """
+        index = "model.safetensors.index.json"
+        if index in self.files:
+            names = sorted(set(self.json(index).get("weight_map", {}).values()))
+        else:
+            names = ["model.safetensors"]
+        missing = [name for name in names if not (self.path / name).is_file()]
+        if missing or not names:
+            others = sorted(file.name for file in self.path.glob("*.bin"))
+            remedy = "convert them to safetensors: pickled weights are never opened" if others else COPY
+            raise KitError(f"{self.path} has no {listed(missing or names)}", remedy)
+        return [self.path / name for name in names]
+
+
+def open_folder(source: str | Path) -> Folder:
+    """A folder, or a model of the Hugging Face hub by its name, downloaded once.
+
+    Raises:
+        KitError: neither is there, the hub cannot be reached, or the download was interrupted.
+    """
+    path = Path(source)
+    if not path.exists() and str(source).count("/") == 1 and not str(source).startswith((".", "/")):
+        path = _download(str(source))
+    if not path.is_dir():
+        raise KitError(f"there is no checkpoint {source}", "give a folder with config.json, or a hub name")
+    files = {
+        file.name: file.read_bytes()
+        for file in sorted(path.iterdir())
+        if file.suffix in KEPT and file.is_file()
+    }
+    return Folder(path, files)
+
+
+def _download(name: str) -> Path:
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(WANTED)))
+    except LocalEntryNotFoundError as error:
+        what = f"{name} is neither in the hub's cache nor can the hub be reached"
+        remedy = "connect, or download the model on another machine and give its folder"
+        raise KitError(what, remedy) from error
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        what = f"{name} could not be downloaded ({type(error).__name__}: {str(error).splitlines()[0]})"
+        remedy = "check the name and your access; what was downloaded is kept and continued"
+        raise KitError(what, remedy) from error
+
+
+def read_model(
+    model_class: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    folder: Folder,
+    dtype: torch.dtype,
+    device_map: Any = None,
+) -> Any:
+    """The model with exactly the tensors of the folder's files; transformers alone would make up what is
+    missing.
+
+    Raises:
+        KitError: too little memory, damaged files, or tensors that are not the model's.
+    """
+    files = folder.weights()
+    check_memory(folder.path, sizes_of(files), dtype, device_map)
+    try:
+        with quiet():
+            source: Any = model_class  # its types do not know of the report
+            model, report = source.from_pretrained(
+                str(folder.path),
+                config=config,
+                dtype=dtype,
+                device_map=device_map,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise KitError(f"the checkpoint {folder.path} is damaged ({error})", COPY) from error
+    shapes = [f"{name} {tuple(had)} for {tuple(want)}" for name, had, want in report["mismatched_keys"]]
+    wrong = {
+        "missing": sorted(report["missing_keys"]),
+        "unknown": sorted(report["unexpected_keys"]),
+        "of another shape": sorted(shapes),
+    }
+    if any(wrong.values()):
+        details = "; ".join(f"{len(names)} {how}: {listed(names)}" for how, names in wrong.items() if names)
+        raise KitError(f"the weights in {folder.path} are not those of its config.json ({details})", COPY)
+    return model.eval()
+
+
+def chosen(key: str | None, entries: Mapping[str, Any], what: str, folder: Folder) -> str:
+    """The key of one of these entries, the first for None.
+
+    Raises:
+        KitError: there is no such entry.
+    """
+    if not entries:
+        raise KitError(f"{folder.path} has no {what}", COPY)
+    if key is None:
+        return next(iter(entries))
+    if key not in entries:
+        raise KitError(f"{folder.path} has no {what} {key!r}", f"choose one of {listed(list(entries))}")
+    return key
+
+
+def resized(image: Array, size: tuple[int, int]) -> Array:
+    """uint8 (H, W, 3) -> uint8 (height, width, 3) as PIL's bicubic filter has it, `size` (width, height).
+
+    Raises:
+        KitError: no RGB picture.
+    """
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or not image.size:
+        what = f"a picture is {image.dtype} {image.shape}"
+        raise KitError(what, "give RGB as the camera has it: uint8 (H, W, 3), 0 to 255")
+    if image.shape[1::-1] == size:
+        return image
+    return np.array(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+
+
+def sizes_of(files: list[Path]) -> int:
+    """Numbers in all tensors of these files; only their headers are read.
+
+    Raises:
+        KitError: a file is no whole safetensors file.
+    """
+    total = 0
+    for file in files:
+        try:
+            with safe_open(file, "pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 - it is no dict
+                    total += int(torch.Size(tensors.get_slice(name).get_shape()).numel())
+        except (SafetensorError, OSError) as error:
+            raise KitError(f"{file} is damaged ({error})", COPY) from error
+    return total
+
+
+def check_memory(path: Path, numbers: int, dtype: torch.dtype, device_map: Any) -> None:
+    """Raises `KitError` where the weights alone are more than this machine has free."""
+    if device_map not in (None, "cpu"):
+        return  # accelerate spreads over devices and disk
+    needed, free = numbers * dtype.itemsize, psutil.virtual_memory().available
+    if needed > free:
+        what = f"{path} takes {needed / 1e9:.1f} GB in {dtype}, and {free / 1e9:.1f} GB of memory are free"
+        raise KitError(what, 'load it in torch.bfloat16, with device_map="auto", or on a larger machine')
+
+
+def write_folder(
+    model: PreTrainedModel, files: Mapping[str, bytes], path: str | Path, dtype: torch.dtype
+) -> Path:
+    """Write weights under the authors' names and their other files beside them. All appears, or nothing."""
+    config = json.loads(files[CONFIG]) | {"torch_dtype": str(dtype).removeprefix("torch.")}
+    skipped = ("model.safetensors.index.json", CONFIG)
+    with replacing(path) as part, quiet():
+        part.mkdir(parents=True)
+        state = {name: tensor.detach().to(dtype) for name, tensor in model.state_dict().items()}
+        model.save_pretrained(part, state_dict=state)
+        for name, content in files.items():
+            if name not in skipped:
+                (part / name).write_bytes(content)
+        (part / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return Path(path)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No bar and no report from transformers inside; the user's own settings afterwards."""
+    bars, hub_bars = hub_logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    level = hub_logging.get_verbosity()
+    hub_logging.disable_progress_bar()
+    hub_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hub_logging.set_verbosity(level)
+        if bars:
+            hub_logging.enable_progress_bar()
+        if not hub_bars:  # transformers switches both with one call
+            disable_progress_bars()

@@ -1,0 +1,67 @@
+"""How a dataset's actions were scaled to [-1, 1] before they became words: by quantiles, a dimension each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from refinevla_kit.errors import KitError
+from refinevla_kit.simulator.contract import Array
+
+
+@dataclass(frozen=True)
+class Quantiles:
+    """1 % and 99 % quantiles of a dataset's actions, as OpenVLA and SpatialVLA keep them.
+
+    Attributes:
+        low: of each dimension, in the dataset's own units.
+        high: likewise.
+        scaled: which dimensions are scaled; the others (a gripper in 0..1) are left as they are.
+    """
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    scaled: tuple[bool, ...]
+
+    @classmethod
+    def from_statistics(cls, entry: Mapping[str, Any], key: str) -> Quantiles:
+        """From the `action` part of a dataset's entry in a statistics file; no `mask` scales all."""
+        try:
+            action = entry["action"]
+            low, high = (tuple(float(x) for x in action[name]) for name in ("q01", "q99"))
+            scaled = tuple(bool(x) for x in action.get("mask") or [True] * len(low))
+        except (KeyError, TypeError, ValueError) as error:
+            raise KitError(
+                f"the action statistics of {key!r} cannot be read ({error!r})",
+                "give q01, q99 and mask, a number each dimension",
+            ) from error
+        if not len(low) == len(high) == len(scaled) or not np.isfinite([low, high]).all():
+            what = (
+                f"the action statistics of {key!r} have {len(low)} q01, {len(high)} q99, {len(scaled)} mask"
+            )
+            raise KitError(what, "give as many finite numbers of each as an action has")
+        return cls(low, high, scaled)
+
+    @classmethod
+    def fit(cls, actions: Array, scaled: tuple[bool, ...]) -> Quantiles:
+        """From data, float (N, A)."""
+        low, high = np.quantile(np.asarray(actions, np.float64), [0.01, 0.99], axis=0)
+        return cls(tuple(map(float, low)), tuple(map(float, high)), scaled)
+
+    def normalise(self, actions: Array) -> Array:
+        """float (..., A) in the dataset's units -> float64 (..., A), [-1, 1] between the quantiles."""
+        actions, low, high = np.asarray(actions, np.float64), np.asarray(self.low), np.asarray(self.high)
+        span = np.where(high > low, high - low, 1.0)  # a dimension that never moves stays at its place
+        return np.where(self.scaled, 2 * (actions - low) / span - 1, actions)
+
+    def restore(self, actions: Array) -> Array:
+        """Inverse of `normalise`."""
+        low, high = np.asarray(self.low), np.asarray(self.high)
+        return np.where(self.scaled, 0.5 * (np.asarray(actions) + 1) * (high - low) + low, actions)
+
+    def to_statistics(self) -> dict[str, Any]:
+        """The `action` part of a statistics file's entry."""
+        return {"q01": list(self.low), "q99": list(self.high), "mask": list(self.scaled)}

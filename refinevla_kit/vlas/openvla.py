@@ -1,0 +1,467 @@
+"""OpenVLA: Llama 2 that reads the patches of two vision towers, DINOv2 and SigLIP, and writes actions as its
+256 rarest words.
+
+The modules have the names of the authors' checkpoints (timm's for the towers). Facts of their code that are
+kept (arXiv 2406.09246; measured against it on random checkpoints, tests/vlas): both towers end before their
+last block, without a final norm; both use the exact GELU; everything is causal; the picture's words follow
+the first token.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+from transformers.configuration_utils import SubConfigSpec
+
+from refinevla_kit.conventions import GOOGLE_ROBOT, WIDOWX, Conventions
+from refinevla_kit.errors import KitError, listed
+from refinevla_kit.simulator.contract import ACTION_NAMES, Array
+from refinevla_kit.vlas.checkpoint import Folder, chosen, read_model, resized, write_folder
+from refinevla_kit.vlas.contract import VLA, Marks
+from refinevla_kit.vlas.normalisation import Quantiles
+
+PREPROCESSOR, STATISTICS = "preprocessor_config.json", "dataset_statistics.json"
+SPACE = 29871  # Llama's token of a lone space: what the prompt ends with before an action
+GREY = 127  # of the borders that "letterbox" adds
+DINO_LARGE: dict[str, Any] = {
+    "embed_dim": 1024,
+    "depth": 24,
+    "num_heads": 16,
+    "mlp_ratio": 4.0,
+    "patch_size": 14,
+    "reg_tokens": 4,
+    "init_values": 1e-5,
+}
+SIGLIP_SO400M: dict[str, Any] = {
+    "embed_dim": 1152,
+    "depth": 27,
+    "num_heads": 16,
+    "mlp_ratio": 3.7362,
+    "patch_size": 14,
+    "class_token": False,
+    "global_pool": "map",
+}
+TOWERS = {
+    "vit_large_patch14_reg4_dinov2.lvd142m": DINO_LARGE,
+    "vit_so400m_patch14_siglip_224": SIGLIP_SO400M,
+    "vit_so400m_patch14_siglip_384": SIGLIP_SO400M,
+}
+"""timm's names in released config files -> sizes, as timm 0.9.16 has them."""
+
+
+class OpenVLAConfig(PreTrainedConfig):  # type: ignore[misc]
+    """The authors' config.json."""
+
+    model_type = "openvla"
+    sub_configs_defaults = {"text_config": SubConfigSpec(config_class=LlamaConfig)}  # noqa: RUF012
+
+    text_config: Any = None
+    timm_model_ids: Any = None
+    timm_model_args: Any = None
+    image_sizes: Any = None
+    n_action_bins: int = 256
+    pad_to_multiple_of: int = 64
+    norm_stats: Any = None
+    tie_word_embeddings: bool = False
+
+    @property
+    def towers(self) -> list[dict[str, Any]]:
+        """Sizes of both vision towers: of `timm_model_args`, or known by timm's name.
+
+        Raises:
+            KitError: another tower.
+        """
+        if self.timm_model_args:
+            return [dict(size) for size in self.timm_model_args]
+        unknown = [name for name in self.timm_model_ids or ["none"] if name not in TOWERS]
+        if unknown:
+            raise KitError(
+                f"unknown vision towers {listed(unknown)}", f"the kit knows {listed(list(TOWERS))}"
+            )
+        return [TOWERS[name] for name in self.timm_model_ids]
+
+
+class _Scale(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.scale_factor = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale_factor
+
+
+class _Attention(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, width = x.shape
+        parts = self.qkv(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # 3, B, H, N, h
+        mixed = nn.functional.scaled_dot_product_attention(*parts)
+        out: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, length, width))
+        return out
+
+
+class _MLP(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc2(nn.functional.gelu(self.fc1(x)))
+        return out
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int, heads: int, hidden: int, scaled: bool) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = _Attention(width, heads)
+        self.ls1 = _Scale(width) if scaled else nn.Identity()
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = _MLP(width, hidden)
+        self.ls2 = _Scale(width) if scaled else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.ls1(self.attn(self.norm1(x)))
+        out: Tensor = x + self.ls2(self.mlp(self.norm2(x)))
+        return out
+
+
+class _Pool(nn.Module):
+    """SigLIP's pooling head: in the file, used by nothing."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.latent = nn.Parameter(torch.zeros(1, 1, width))
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = _MLP(width, hidden)
+
+
+class VisionTower(nn.Module):
+    """A vision transformer with timm's names, run to its last block but one."""
+
+    def __init__(self, size: dict[str, Any], image: int) -> None:
+        super().__init__()
+        width, patch = size["embed_dim"], size.get("patch_size", 14)
+        hidden = int(width * size.get("mlp_ratio", 4.0))
+        registers = size.get("reg_tokens", 0)
+        self.grid = image // patch
+        self.patch_embed = nn.Module()
+        self.patch_embed.proj = nn.Conv2d(3, width, patch, patch)
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.grid**2, width))
+        if size.get("class_token", True):
+            self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        if registers:
+            self.reg_token = nn.Parameter(torch.zeros(1, registers, width))
+        scaled = bool(size.get("init_values"))
+        self.blocks = nn.ModuleList(
+            _Block(width, size["num_heads"], hidden, scaled) for _ in range(size["depth"])
+        )
+        self.norm = nn.LayerNorm(width, eps=1e-6)  # in the file, used by nothing
+        if size.get("global_pool") == "map":
+            self.attn_pool = _Pool(width, hidden)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels (B, 3, s, s) -> tokens (B, patches, width)."""
+        projection: Any = self.patch_embed.proj
+        x = projection(pixels).flatten(2).transpose(1, 2) + self.pos_embed
+        before = [
+            getattr(self, name).expand(len(x), -1, -1)
+            for name in ("cls_token", "reg_token")
+            if hasattr(self, name)
+        ]
+        x = torch.cat([*before, x], 1)
+        for block in list(self.blocks)[:-1]:
+            x = block(x)
+        return x[:, -(self.grid**2) :]
+
+
+class _Towers(nn.Module):
+    def __init__(self, sizes: list[dict[str, Any]], image: int) -> None:
+        super().__init__()
+        self.featurizer = VisionTower(sizes[0], image)
+        self.fused_featurizer = VisionTower(sizes[1], image)
+
+
+class _Projector(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, hidden)
+        self.fc3 = nn.Linear(hidden, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.gelu(self.fc1(x))
+        out: Tensor = self.fc3(nn.functional.gelu(self.fc2(x)))
+        return out
+
+
+class OpenVLAModel(PreTrainedModel):  # type: ignore[misc]
+    """Every parameter of an OpenVLA."""
+
+    config_class = OpenVLAConfig
+    base_model_prefix = ""
+    _supports_sdpa = True
+    _no_split_modules = ["LlamaDecoderLayer", "VisionTower"]  # noqa: RUF012
+
+    def __init__(self, config: OpenVLAConfig) -> None:
+        super().__init__(config)
+        sizes, text = config.towers, config.text_config
+        text.tie_word_embeddings = False
+        self.vision_backbone = _Towers(sizes, config.image_sizes[0])
+        self.projector = _Projector(sum(size["embed_dim"] for size in sizes), text.hidden_size)
+        self.language_model = LlamaForCausalLM(text)
+        self.language_model.set_attn_implementation("eager")  # the weights of attention can be read
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.model.embed_tokens
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.language_model.lm_head
+
+    def look(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, 6, s, s), normalised for each tower -> tokens of both (B, patches, e)."""
+        towers = self.vision_backbone
+        dino, siglip = pixels.split(3, dim=1)
+        return torch.cat([towers.featurizer(dino), towers.fused_featurizer(siglip)], -1)
+
+
+@dataclass(frozen=True)
+class UniformWords:
+    """OpenVLA's words, as its authors number them: a word a dimension, the centre between two of evenly
+    spaced edges. Word 0 is the highest value: ids descend.
+
+    Attributes:
+        edges: how many edges there are (`n_action_bins`).
+        quantiles: how the dataset's actions are scaled.
+    """
+
+    edges: int
+    quantiles: Quantiles
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        size = len(self.quantiles.low)
+        return ACTION_NAMES if size == len(ACTION_NAMES) else tuple(f"a{i + 1}" for i in range(size))
+
+    @property
+    def ranges(self) -> tuple[tuple[int, int], ...]:
+        """All places share their words."""
+        return ((0, self.edges),) * len(self.quantiles.low)
+
+    @property
+    def words(self) -> int:
+        return self.edges
+
+    def encode(self, actions: Array) -> Array:
+        """float (..., A) in the dataset's units -> int64 (..., A)."""
+        return self.encode_normalised(self.quantiles.normalise(actions))
+
+    def encode_normalised(self, actions: Array) -> Array:
+        """float (..., A) in [-1, 1] -> int64 (..., A)."""
+        unit = np.clip(np.asarray(actions, np.float64), -1, 1)
+        return self.edges - np.digitize(unit, np.linspace(-1, 1, self.edges))
+
+    def decode_normalised(self, words: Array) -> Array:
+        """int (..., A) -> float64 (..., A) in [-1, 1]."""
+        edges = np.linspace(-1, 1, self.edges)
+        place = np.clip(self.edges - 1 - np.asarray(words), 0, self.edges - 2)
+        centres: Array = ((edges[:-1] + edges[1:]) / 2)[place]
+        return centres
+
+    def decode(self, words: Array) -> Array:
+        """int (..., A) -> float64 (..., A) in the dataset's units."""
+        return self.quantiles.restore(self.decode_normalised(words))
+
+
+@dataclass(frozen=True)
+class OpenVLA(VLA):
+    """OpenVLA behind the kit's contract.
+
+    Attributes:
+        folder: the checkpoint's other files; statistics are written anew.
+        statistics: dataset -> entry of the authors' statistics.
+        dataset: whose statistics un-normalise the actions.
+    """
+
+    folder: Folder
+    statistics: Mapping[str, Any]
+    dataset: str
+
+    @property
+    def decoder(self) -> Any:
+        return self._model.language_model.model
+
+    @property
+    def head(self) -> nn.Module:
+        head: nn.Module = self._model.language_model.lm_head
+        return head
+
+    @property
+    def two_way(self) -> bool:
+        return False
+
+    @property
+    def first_position(self) -> int:
+        return 0
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        side = self._model.vision_backbone.featurizer.grid
+        return side, side
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        side = int(self.model.config.image_sizes[0])
+        return side, side
+
+    @property
+    def image_start(self) -> int:
+        return 1
+
+    @property
+    def reads_state(self) -> bool:
+        return False
+
+    @property
+    def image_id(self) -> int:
+        """One that nobody says, of the padding behind the vocabulary."""
+        return int(self.model.config.text_config.vocab_size) - 1
+
+    @property
+    def marks(self) -> Marks:
+        tokenizer = self.tokenizer
+        return Marks(tokenizer.pad_token_id, tokenizer.eos_token_id, SPACE, None)
+
+    @property
+    def first_action(self) -> int:
+        config = self.model.config
+        return int(config.text_config.vocab_size - config.pad_to_multiple_of - config.n_action_bins)
+
+    @property
+    def tower(self) -> tuple[nn.Module, ...]:
+        return (self._model.vision_backbone,)
+
+    @property
+    def projector(self) -> tuple[nn.Module, ...]:
+        return (self._model.projector,)
+
+    @property
+    def conventions(self) -> Conventions:
+        robot = GOOGLE_ROBOT if "fractal" in self.dataset else WIDOWX
+        return replace(robot, image_size=self.image_size, gripper="open1_closed0", normalisation=self.dataset)
+
+    @property
+    def _model(self) -> Any:
+        return self.model
+
+    def prefix_ids(self, instruction: str) -> list[int]:
+        """The authors' prompt, the picture's places behind its first token."""
+        prompt = f"In: What action should the robot take to {instruction.lower()}?\nOut:"
+        first, *text = self.tokenizer.encode(prompt)
+        return [first, *[self.image_id] * self.image_tokens, *text]
+
+    def pixel_values(self, images: Array | Sequence[Array]) -> Tensor:
+        """uint8 (B, H, W, 3), or B pictures of several sizes -> float32 (B, 6, s, s), for DINOv2 and for
+        SigLIP.
+        """
+        settings = self.folder.json(PREPROCESSOR)
+        strategy, size = settings["image_resize_strategy"], self.image_size
+        pictures = np.stack([fitted(image, size, strategy) for image in images])
+        unit = torch.from_numpy(pictures).permute(0, 3, 1, 2).to(self.device) / 255  # B, 3, s, s
+        parts = [
+            (unit - unit.new_tensor(mean).view(3, 1, 1)) / unit.new_tensor(deviation).view(3, 1, 1)
+            for mean, deviation in zip(settings["means"], settings["stds"], strict=True)
+        ]
+        return torch.cat(parts, 1)
+
+    def states(self, proprioception: Array | None) -> Tensor | None:
+        return None
+
+    def look(self, pixels: Tensor) -> Tensor:
+        tokens: Tensor = self._model.look(pixels.to(self.model.dtype))
+        return tokens
+
+    def image_words(self, tokens: Tensor, states: Tensor | None) -> Tensor:
+        words: Tensor = self._model.projector(tokens)
+        return words
+
+    def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> Path:
+        """Write the authors' layout: their key names, their files, with these statistics."""
+        statistics = json.dumps(dict(self.statistics), indent=2)
+        config = self.folder.json("config.json") | {"norm_stats": dict(self.statistics)}
+        content = {STATISTICS: statistics.encode(), "config.json": json.dumps(config).encode()}
+        return write_folder(self.model, {**self.folder.files, **content}, path, dtype)
+
+
+def fitted(image: Array, size: tuple[int, int], strategy: str) -> Array:
+    """uint8 (H, W, 3) -> uint8 (s, s, 3) by one of the authors' strategies: "resize-naive" stretches,
+    "resize-crop" cuts the middle, "letterbox" pads with grey first.
+
+    Raises:
+        KitError: another strategy, or no RGB picture.
+    """
+    if strategy == "resize-naive":
+        return resized(image, size)
+    if strategy not in ("resize-crop", "letterbox"):
+        raise KitError(
+            f"unknown image_resize_strategy {strategy!r}", "choose resize-naive, resize-crop or letterbox"
+        )
+    height, width = image.shape[:2]
+    if strategy == "letterbox":
+        side = max(height, width)
+        left, top = (side - width) // 2, (side - height) // 2
+        right, bottom = side - width - left, side - height - top
+        image = np.pad(image, ((top, bottom), (left, right), (0, 0)), constant_values=GREY)
+        height = width = side
+    short = min(height, width)
+    image = resized(image, (int(width * size[0] / short), int(height * size[0] / short)))
+    top = round((image.shape[0] - size[1]) / 2)
+    left = round((image.shape[1] - size[0]) / 2)
+    return image[top : top + size[1], left : left + size[0]]
+
+
+def load(
+    folder: Folder, dtype: torch.dtype = torch.float32, device_map: Any = None, dataset: str | None = None
+) -> OpenVLA:
+    """Read an OpenVLA.
+
+    Args:
+        folder: in the authors' layout.
+        dtype: of the weights in memory.
+        device_map: see transformers' `from_pretrained`.
+        dataset: whose statistics un-normalise the actions; None is the first one.
+
+    Raises:
+        KitError: damaged or foreign files, an unknown dataset.
+    """
+    config = OpenVLAConfig.from_dict(folder.json("config.json"))
+    statistics = folder.json(STATISTICS) if STATISTICS in folder.files else config.norm_stats or {}
+    dataset = chosen(dataset, statistics, "dataset's statistics", folder)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder.path), local_files_only=True)
+    bins = UniformWords(config.n_action_bins, Quantiles.from_statistics(statistics[dataset], dataset))
+    model = read_model(OpenVLAModel, config, folder, dtype, device_map)
+    return OpenVLA(model, tokenizer, bins, {}, folder, statistics, dataset)

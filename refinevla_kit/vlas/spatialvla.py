@@ -1,0 +1,466 @@
+"""SpatialVLA: PaliGemma 2 with depth seen by ZoeDepth, positions in space added to what the eye sees, and its
+own words for actions.
+
+The modules have the authors' names, so their checkpoints are read and written as they are. Facts of their
+code that are kept (arXiv 2501.15830; measured against it on random checkpoints, tests/vlas): pictures are
+only divided by 255, the model normalises; depth comes from a picture padded by reflection; image words are
+not scaled, text and action words are (inside the embedding of transformers 5); the head is a matrix of its
+own; a second table holds the embeddings of the action words.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+    ZoeDepthConfig,
+    ZoeDepthForDepthEstimation,
+)
+from transformers.configuration_utils import SubConfigSpec
+
+from refinevla_kit.conventions import GOOGLE_ROBOT, WIDOWX, Conventions
+from refinevla_kit.errors import KitError
+from refinevla_kit.simulator.contract import Array
+from refinevla_kit.vlas.checkpoint import Folder, chosen, read_model, resized, write_folder
+from refinevla_kit.vlas.contract import VLA, Marks
+from refinevla_kit.vlas.normalisation import Quantiles
+
+PROCESSOR = "processor_config.json"
+COORDINATES = {"translation": ("theta", "phi", "r"), "rotation": ("roll", "pitch", "yaw")}
+RESCALE = 0.00392156862745098
+DEPTH_PADDING = 31  # pixels on each side of the picture that the depth is estimated from
+DEPTH_SIZE = 384  # pixels, height and width of that picture
+DEPTH_OFFSET = 2.0  # metres; a point's distance is centred on it and all coordinates are divided by it
+
+
+class SpatialVLAConfig(PreTrainedConfig):  # type: ignore[misc]
+    """The authors' config.json. Their top-level `hidden_size` and `num_hidden_layers` are not used."""
+
+    model_type = "spatialvla"
+    sub_configs_defaults = {  # noqa: RUF012 - transformers' own protocol
+        "text_config": SubConfigSpec(config_class=Gemma2Config),
+        "vision_config": SubConfigSpec(config_class=SiglipVisionConfig),
+        "vision_zoe_config": SubConfigSpec(config_class=ZoeDepthConfig),
+    }
+
+    text_config: Any = None
+    vision_config: Any = None
+    vision_zoe_config: Any = None
+    image_token_index: int = 257152
+    action_token_begin_idx: int = 257153
+    spatial_token_num: int = 8194
+    use_spatial_token: bool = True
+    use_vision_zoe: bool = True
+    n_freqs: int = 8
+    ego3d_patch_reso: int = 2
+    tie_word_embeddings: bool = False
+
+
+class _Tower(nn.Module):
+    """The authors' name for the vision model has one level more."""
+
+    def __init__(self, config: SiglipVisionConfig) -> None:
+        super().__init__()
+        self.vision_model = SiglipVisionModel(config)
+
+
+class _Projector(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, hidden)
+
+
+class Ego3DPosition(nn.Module):
+    """Points in the camera's frame -> what is added to the vision tower's tokens."""
+
+    def __init__(self, points: int, frequencies: int, width: int) -> None:
+        super().__init__()
+        self.frequencies = frequencies
+        self.position_embedding_head = nn.Sequential(
+            nn.Linear(3 * points * (2 * frequencies + 1), width),
+            nn.LayerNorm(width),
+            nn.ReLU(),
+            nn.Linear(width, width),
+        )
+
+    def encode(self, points: Tensor) -> Tensor:
+        """Points (B, patches, 3 r²) in metres -> their waves (B, patches, 3 r² (2 n + 1))."""
+        centre = points.new_tensor([0.0, 0.0, DEPTH_OFFSET]).repeat(points.shape[-1] // 3)
+        unit = (points - centre) / DEPTH_OFFSET
+        scales = 2.0 ** torch.arange(self.frequencies, device=points.device)  # not stored: exact in any dtype
+        angles = unit[..., None] * scales.to(unit.dtype)  # B, patches, 3 r², n
+        return torch.cat([unit[..., None], angles.sin(), angles.cos()], -1).flatten(-2)
+
+    def forward(self, points: Tensor) -> Tensor:
+        head: Any = self.position_embedding_head
+        embedded: Tensor = head(self.encode(points.float()).to(head[0].weight.dtype))
+        return embedded
+
+
+class SpatialVLAModel(PreTrainedModel):  # type: ignore[misc]
+    """Every parameter of a SpatialVLA, and the way from pictures to words of the decoder."""
+
+    config_class = SpatialVLAConfig
+    base_model_prefix = ""
+    _supports_sdpa = True
+    _no_split_modules = ["Gemma2DecoderLayer", "SiglipEncoderLayer", "ZoeDepthForDepthEstimation"]  # noqa: RUF012
+
+    def __init__(self, config: SpatialVLAConfig) -> None:
+        super().__init__(config)
+        text, vision = config.text_config, config.vision_config
+        text.tie_word_embeddings = False
+        self.vision_tower = _Tower(vision)
+        self.multi_modal_projector = _Projector(vision.hidden_size, text.hidden_size)
+        self.position_embedding_3d = Ego3DPosition(
+            config.ego3d_patch_reso**2, config.n_freqs, vision.hidden_size
+        )
+        self.spatial_embed_tokens = nn.Embedding(config.spatial_token_num, text.hidden_size)
+        self.vision_zoe_model = ZoeDepthForDepthEstimation(config.vision_zoe_config)
+        self.language_model = Gemma2ForCausalLM(text)
+        self.post_init()
+
+    def train(self, mode: bool = True) -> SpatialVLAModel:
+        """ZoeDepth stays as it is when it acts: its dropout would move the depth."""
+        super().train(mode)
+        self.vision_zoe_model.eval()
+        return self
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.model.embed_tokens
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.language_model.lm_head
+
+    @torch.no_grad()
+    def depth(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, 3, s, s) in 0..1 -> metres (B, 1, s, s)."""
+        size = pixels.shape[-1] + 2 * DEPTH_PADDING
+        padded = functional.pad(pixels, (DEPTH_PADDING,) * 4, mode="reflect")
+        padded = _bicubic(padded, DEPTH_SIZE)
+        metres = self.vision_zoe_model(pixel_values=2 * padded - 1).predicted_depth[:, None]
+        metres = _bicubic(metres, size)
+        return metres[..., DEPTH_PADDING:-DEPTH_PADDING, DEPTH_PADDING:-DEPTH_PADDING]
+
+    def points(self, depth: Tensor, intrinsic: Tensor) -> Tensor:
+        """Metres (B, 1, s, s) and the camera's matrix (B, 3, 3) -> points of each patch (B, patches, 3 r²),
+        row by row, x, y, z in metres.
+        """
+        patch, fine = self.config.vision_config.patch_size, self.config.ego3d_patch_reso
+        grid = depth.shape[-1] // patch
+        side = grid * fine
+        distance = functional.interpolate(depth, (side, side), mode="area").float()  # B, 1, side, side
+        centres = torch.arange(side, device=depth.device) * (patch // fine) + patch / (2 * fine)
+        v, u = torch.meshgrid(centres, centres, indexing="ij")
+        rays = torch.stack([u, v, torch.ones_like(u)]).flatten(1)  # 3, side²
+        points = torch.linalg.inv(intrinsic.float()) @ rays * distance.flatten(2)  # B, 3, side²
+        points = points.view(len(depth), 3, grid, fine, grid, fine).permute(0, 2, 4, 3, 5, 1)
+        return points.reshape(len(depth), grid * grid, -1)
+
+    def look(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, 3, s, s) in 0..1 -> the vision tower's tokens (B, patches, e)."""
+        tower: Any = self.vision_tower.vision_model
+        tokens: Tensor = tower(pixel_values=2 * pixels - 1).last_hidden_state
+        return tokens
+
+    def image_words(self, tokens: Tensor, points: Tensor) -> Tensor:
+        """The tower's tokens and the points of its patches -> words of the decoder (B, patches, h)."""
+        places = self.position_embedding_3d(points)
+        words: Tensor = self.multi_modal_projector.linear(tokens.to(places.dtype) + places)
+        return words
+
+    def words(self, ids: Tensor) -> Tensor:
+        """Vocabulary ids (B, N) -> embeddings (B, N, h); those of action words are of their own table."""
+        embedding: Any = self.language_model.model.embed_tokens
+        first, count = self.config.action_token_begin_idx, self.config.spatial_token_num
+        acts = (ids >= first) & (ids < first + count)
+        actions = self.spatial_embed_tokens((ids - first).clamp(0, count - 1)) * embedding.embed_scale.to(
+            embedding.weight.dtype
+        )
+        return torch.where(acts[..., None], actions, embedding(ids))
+
+
+def _bicubic(images: Tensor, size: int) -> Tensor:
+    return functional.interpolate(images, (size, size), mode="bicubic", align_corners=True)
+
+
+@dataclass(frozen=True)
+class SpatialWords:
+    """SpatialVLA's three words a step, as its authors number them: translation, rotation, gripper.
+
+    Unlike `SphericalGrid` it is exact to their code: cells decode to mid-points, and translations are clipped
+    to the cube afterwards.
+
+    Attributes:
+        edges: cell edges of theta, phi, r, roll, pitch, yaw, ascending.
+        quantiles: how the dataset's actions are scaled.
+    """
+
+    edges: tuple[tuple[float, ...], ...]
+    quantiles: Quantiles
+
+    names = ("translation", "rotation", "gripper")
+
+    @classmethod
+    def from_processor(cls, policy: Mapping[str, Any], quantiles: Quantiles) -> SpatialWords:
+        """From `bin_policy` of processor_config.json."""
+        try:
+            edges = [policy[part][f"{name}_bins"] for part, names in COORDINATES.items() for name in names]
+            return cls(tuple(tuple(map(float, each)) for each in edges), quantiles)
+        except (KeyError, TypeError, ValueError) as error:
+            remedy = "copy the base's processor_config.json again"
+            raise KitError(f"the action cells (bin_policy) cannot be read ({error!r})", remedy) from error
+
+    def to_processor(self) -> dict[str, dict[str, list[float]]]:
+        """Inverse of `from_processor`."""
+        edges = iter(self.edges)
+        return {
+            part: {f"{name}_bins": list(next(edges)) for name in names} for part, names in COORDINATES.items()
+        }
+
+    @property
+    def cells(self) -> tuple[int, ...]:
+        """Cells of each coordinate."""
+        return tuple(len(each) - 1 for each in self.edges)
+
+    @property
+    def ranges(self) -> tuple[tuple[int, int], ...]:
+        """First and one past the last word of each of the three places."""
+        translations = math.prod(self.cells[:3])
+        rotations = translations + math.prod(self.cells[3:])
+        return (0, translations), (translations, rotations), (rotations, rotations + 2)
+
+    @property
+    def words(self) -> int:
+        return self.ranges[-1][1]
+
+    def encode(self, actions: Array) -> Array:
+        """float (..., 7) in the dataset's units -> int64 (..., 3)."""
+        return self.encode_normalised(self.quantiles.normalise(actions))
+
+    def encode_normalised(self, actions: Array) -> Array:
+        """float (..., 7) in [-1, 1], gripper 0 or 1 -> int64 (..., 3)."""
+        unit = np.clip(np.asarray(actions, np.float64), -1, 1)
+        x, y, z = (unit[..., i] for i in range(3))
+        polar = [np.arctan2(np.sqrt(x**2 + y**2), z), np.arctan2(y, x), np.sqrt(x**2 + y**2 + z**2)]
+        moves = [np.digitize(value, edges[1:-1]) for value, edges in zip(polar, self.edges, strict=False)]
+        turns = [
+            np.clip(np.digitize(unit[..., i], edges) - 1, 0, len(edges) - 2)
+            for i, edges in enumerate(self.edges[3:], 3)
+        ]
+        (_, turn), (_, grip) = self.ranges[:2]
+        translation = np.ravel_multi_index(tuple(moves), self.cells[:3])
+        rotation = np.ravel_multi_index(tuple(turns), self.cells[3:]) + turn
+        return np.stack([translation, rotation, (unit[..., 6] >= 0.5) + grip], -1).astype(np.int64)
+
+    def decode_normalised(self, words: Array) -> Array:
+        """int (..., 3) -> float64 (..., 7) in [-1, 1], gripper 0 or 1; a word of another place becomes the
+        nearest of its own.
+        """
+        places = [
+            np.clip(np.asarray(words)[..., i], low, high - 1) - low
+            for i, (low, high) in enumerate(self.ranges)
+        ]
+        cells = [*np.unravel_index(places[0], self.cells[:3]), *np.unravel_index(places[1], self.cells[3:])]
+        centres = [(np.asarray(each)[1:] + np.asarray(each)[:-1]) / 2 for each in self.edges]
+        theta, phi, r, *turns = (centre[cell] for centre, cell in zip(centres, cells, strict=True))
+        position = [r * np.sin(theta) * np.cos(phi), r * np.sin(theta) * np.sin(phi), r * np.cos(theta)]
+        return np.clip(np.stack([*position, *turns, places[2]], -1), -1.0, 1.0)
+
+    def decode(self, words: Array) -> Array:
+        """int (..., 3) -> float64 (..., 7) in the dataset's units."""
+        return self.quantiles.restore(self.decode_normalised(words))
+
+
+@dataclass(frozen=True)
+class SpatialVLA(VLA):
+    """SpatialVLA behind the kit's contract.
+
+    Attributes:
+        folder: the checkpoint's other files; what was changed (statistics, cells) is written anew.
+        statistics: dataset -> entry of the authors' statistics.
+        dataset: whose statistics un-normalise the actions.
+        camera: whose matrix of `intrinsic_config` places the points.
+    """
+
+    folder: Folder
+    statistics: Mapping[str, Any]
+    dataset: str
+    camera: str
+
+    @property
+    def decoder(self) -> Any:
+        return self._model.language_model.model
+
+    @property
+    def head(self) -> nn.Module:
+        head: nn.Module = self._model.language_model.lm_head
+        return head
+
+    @property
+    def two_way(self) -> bool:
+        return True
+
+    @property
+    def first_position(self) -> int:
+        return 1
+
+    @property
+    def chunk(self) -> int:
+        return int(self._processor["action_chunk_size"])
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        side = self._vision.image_size // self._vision.patch_size
+        return side, side
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return self._vision.image_size, self._vision.image_size
+
+    @property
+    def reads_state(self) -> bool:
+        return False
+
+    @property
+    def image_id(self) -> int:
+        return int(self.model.config.image_token_index)
+
+    @property
+    def marks(self) -> Marks:
+        tokenizer = self.tokenizer
+        return Marks(tokenizer.pad_token_id, tokenizer.eos_token_id, None, None)
+
+    @property
+    def first_action(self) -> int:
+        return int(self.model.config.action_token_begin_idx)
+
+    @property
+    def tower(self) -> tuple[nn.Module, ...]:
+        return self._model.vision_tower, self._model.vision_zoe_model
+
+    @property
+    def projector(self) -> tuple[nn.Module, ...]:
+        return self._model.multi_modal_projector, self._model.position_embedding_3d
+
+    @property
+    def embeddings(self) -> tuple[nn.Module, ...]:
+        return self.decoder.embed_tokens, self._model.spatial_embed_tokens
+
+    @property
+    def intrinsic(self) -> Tensor:
+        """The camera's matrix (3, 3) in pixels of the model's picture."""
+        entry = self._processor["intrinsic_config"][self.camera]
+        matrix = torch.tensor(entry["intrinsic"], dtype=torch.float32)
+        width, height = self.image_size
+        matrix[0] *= width / entry["width"]
+        matrix[1] *= height / entry["height"]
+        return matrix
+
+    @property
+    def conventions(self) -> Conventions:
+        robot = GOOGLE_ROBOT if "fractal" in self.dataset else WIDOWX
+        return replace(robot, image_size=self.image_size, gripper="open1_closed0", normalisation=self.dataset)
+
+    @property
+    def _model(self) -> Any:
+        return self.model
+
+    @property
+    def _vision(self) -> Any:
+        return self.model.config.vision_config
+
+    @property
+    def _processor(self) -> dict[str, Any]:
+        return self.folder.json(PROCESSOR)
+
+    def prefix_ids(self, instruction: str) -> list[int]:
+        """The authors' prompt: the picture's places, `<bos>`, the instruction, a line end."""
+        text = self.tokenizer.encode(instruction + "\n", add_special_tokens=False)
+        return [self.image_id] * self.image_tokens + [self.tokenizer.bos_token_id, *text]
+
+    def pixel_values(self, images: Array | Sequence[Array]) -> Tensor:
+        """uint8 (B, H, W, 3), or B pictures of several sizes -> float32 (B, 3, s, s) in 0..1."""
+        pixels = np.stack([resized(image, self.image_size) for image in images])  # B, s, s, 3
+        unit = (pixels * RESCALE).astype(np.float32)  # rounded once, as the authors' processor does
+        return torch.from_numpy(unit).permute(0, 3, 1, 2).to(self.device)
+
+    def states(self, proprioception: Array | None) -> Tensor | None:
+        return None
+
+    def look(self, pixels: Tensor) -> Tensor:
+        """The tower's tokens and the points of each patch beside them (B, patches, e + 3 r²)."""
+        model, pixels = self._model, pixels.to(self.model.dtype)
+        intrinsic = self.intrinsic.to(self.device)[None]
+        return torch.cat([model.look(pixels), model.points(model.depth(pixels), intrinsic)], -1)
+
+    def image_words(self, tokens: Tensor, states: Tensor | None) -> Tensor:
+        width = self._vision.hidden_size
+        words: Tensor = self._model.image_words(tokens[..., :width], tokens[..., width:])
+        return words
+
+    def words(self, ids: Tensor) -> Tensor:
+        words: Tensor = self._model.words(ids)
+        return words
+
+    def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> Path:
+        """Write the authors' layout: their key names, their files, with these statistics and cells."""
+        assert isinstance(self.bins, SpatialWords)
+        processor = self._processor | {
+            "statistics": dict(self.statistics),
+            "bin_policy": self.bins.to_processor(),
+        }
+        content = {PROCESSOR: json.dumps(processor, indent=2).encode()}
+        return write_folder(self.model, {**self.folder.files, **content}, path, dtype)
+
+
+def load(
+    folder: Folder,
+    dtype: torch.dtype = torch.float32,
+    device_map: Any = None,
+    dataset: str | None = None,
+    camera: str | None = None,
+) -> SpatialVLA:
+    """Read a SpatialVLA.
+
+    Args:
+        folder: in the authors' layout.
+        dtype: of the weights in memory.
+        device_map: see transformers' `from_pretrained`.
+        dataset: whose statistics un-normalise the actions; None is the first one.
+        camera: whose matrix is used; None is the dataset's where there is one, else "default".
+
+    Raises:
+        KitError: damaged or foreign files, an unknown dataset or camera.
+    """
+    processor = folder.json(PROCESSOR)
+    statistics = processor.get("statistics") or {}
+    dataset = chosen(dataset, statistics, "dataset's statistics", folder)
+    cameras = processor.get("intrinsic_config") or {}
+    if camera is None:
+        camera = dataset if dataset in cameras else "default"
+    camera = chosen(camera, cameras, "camera's matrix (intrinsic_config)", folder)
+    config = SpatialVLAConfig.from_dict(folder.json("config.json"))
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder.path), local_files_only=True)
+    quantiles = Quantiles.from_statistics(statistics[dataset], dataset)
+    bins = SpatialWords.from_processor(processor.get("bin_policy") or {}, quantiles)
+    if bins.words != config.spatial_token_num:
+        what = f"{folder.path} has {config.spatial_token_num} action words and cells for {bins.words}"
+        raise KitError(what, "copy config.json and processor_config.json of one checkpoint")
+    model = read_model(SpatialVLAModel, config, folder, dtype, device_map)
+    return SpatialVLA(model, tokenizer, bins, {}, folder, statistics, dataset, camera)
