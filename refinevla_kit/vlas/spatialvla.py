@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.interpolate import griddata
+from scipy.stats import norm
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import (
@@ -42,6 +44,15 @@ from refinevla_kit.vlas.contract import VLA, Marks
 from refinevla_kit.vlas.normalisation import Quantiles
 
 PROCESSOR = "processor_config.json"
+SPANS = {
+    "theta": (0.0, math.pi),
+    "phi": (-math.pi, math.pi),
+    "r": (0.0, math.sqrt(3)),
+    "roll": (-1.0, 1.0),
+    "pitch": (-1.0, 1.0),
+    "yaw": (-1.0, 1.0),
+}
+"""Ranges of the coordinates: radians, radians, and multiples of the quantiles."""
 COORDINATES = {"translation": ("theta", "phi", "r"), "rotation": ("roll", "pitch", "yaw")}
 RESCALE = 0.00392156862745098
 DEPTH_PADDING = 31  # pixels on each side of the picture that the depth is estimated from
@@ -285,6 +296,68 @@ class SpatialWords:
     def decode(self, words: Array) -> Array:
         """int (..., 3) -> float64 (..., 7) in the dataset's units."""
         return self.quantiles.restore(self.decode_normalised(words))
+
+
+def edges_of(
+    gaussians: Mapping[str, Mapping[str, float]], cells: Sequence[int], least_deviation: float = 0.0
+) -> tuple[tuple[float, ...], ...]:
+    """Cell edges at equally probable quantiles of a Gaussian for each coordinate, cut at its range.
+
+    Args:
+        gaussians: coordinate -> {"mu", "sigma"} of the normalised actions.
+        cells: how many of each coordinate.
+        least_deviation: a smaller sigma is taken to be this.
+    """
+    edges = []
+    for (name, (low, high)), count in zip(SPANS.items(), cells, strict=True):
+        gauss = norm(gaussians[name]["mu"], max(gaussians[name]["sigma"], least_deviation))
+        inner = gauss.ppf(np.linspace(gauss.cdf(low), gauss.cdf(high), count + 1))
+        edges.append(tuple(float(x) for x in np.clip(inner, low, high)))
+    return tuple(edges)
+
+
+def gaussians_of(actions: Array) -> dict[str, dict[str, float]]:
+    """Mean and deviation of each coordinate of normalised actions, float (N, 7), for `edges_of`."""
+    x, y, z = np.asarray(actions, np.float64)[:, :3].T
+    across = np.hypot(x, y)
+    columns = [np.arctan2(across, z), np.arctan2(y, x), np.hypot(across, z), *np.asarray(actions)[:, 3:6].T]
+    return {
+        name: {"mu": float(column.mean()), "sigma": float(column.std())}
+        for name, column in zip(SPANS, columns, strict=True)
+    }
+
+
+def adapted(
+    embeddings: Tensor, before: Sequence[Sequence[float]], after: Sequence[Sequence[float]]
+) -> Tensor:
+    """Embeddings of action words (words, h), moved from one grid's cells to another's by linear
+    interpolation, as the authors do before they fine-tune. The gripper's two stay.
+
+    Their points are laid out with the first two coordinates exchanged against their values; that is kept, so
+    that both give the same table.
+    """
+    parts, start = [], 0
+    for first in (0, 3):
+        spans = list(SPANS.values())[first : first + 3]
+        grids = [_centres(edges[first : first + 3], spans) for edges in (before, after)]
+        sizes = [len(edge) - 1 for edge in before[first : first + 3]]
+        count = math.prod(sizes)
+        values = embeddings[start : start + count].float().cpu().numpy().reshape(*sizes, -1)
+        padded = np.pad(values, ((1, 1), (1, 1), (1, 1), (0, 0)), mode="edge")
+        moved = griddata(grids[0], padded.reshape(len(grids[0]), -1), grids[1], method="linear")
+        parts.append(moved.reshape(padded.shape)[1:-1, 1:-1, 1:-1].reshape(count, -1))
+        start += count
+    table = torch.from_numpy(np.concatenate(parts)).to(embeddings)
+    return torch.cat([table, embeddings[start:]])
+
+
+def _centres(edges: Sequence[Sequence[float]], spans: Sequence[tuple[float, float]]) -> Array:
+    """Points (cells + 2)³ x 3 in 0..1: centres of the cells, and the ends of the range around them."""
+    axes = []
+    for edge, (low, high) in zip(edges, spans, strict=True):
+        middle = (np.asarray(edge)[1:] + np.asarray(edge)[:-1]) / 2
+        axes.append((np.concatenate([[low], middle, [high]]) - low) / (high - low))
+    return np.stack(np.meshgrid(*axes), -1).reshape(-1, 3)
 
 
 @dataclass(frozen=True)

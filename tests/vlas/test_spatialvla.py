@@ -18,7 +18,15 @@ from refinevla_kit.errors import KitError
 from refinevla_kit.vlas import load_vla
 from refinevla_kit.vlas.decoder import embed, hidden_states, logits_of, masks_of, run_layers
 from refinevla_kit.vlas.normalisation import Quantiles
-from refinevla_kit.vlas.spatialvla import SpatialVLA, SpatialVLAConfig, SpatialVLAModel, SpatialWords
+from refinevla_kit.vlas.spatialvla import (
+    SPANS,
+    SpatialVLA,
+    SpatialVLAConfig,
+    SpatialVLAModel,
+    SpatialWords,
+    adapted,
+    edges_of,
+)
 from tests.vlas.reference import FOLDER, arrays, difference, facts
 
 CHECKPOINT = FOLDER / "spatialvla"
@@ -197,6 +205,20 @@ def test_action_tables_are_theirs_small_and_of_the_real_size() -> None:
     np.testing.assert_allclose(
         real.decode_normalised(grid["ids_minus_begin"].numpy()), grid["decoded"].numpy(), rtol=0, atol=1e-15
     )
+
+
+@pytest.mark.parametrize("robot", ["bridge", "fractal"])
+def test_cells_and_embeddings_adapted_to_other_data_are_theirs(vla: SpatialVLA, robot: str) -> None:
+    bins, model = vla.bins, vla.model
+    assert isinstance(bins, SpatialWords)
+    edges = edges_of(FACTS[f"adapt/gs_{robot}/gaussians"], bins.cells)
+    for name, edge in zip(SPANS, edges, strict=True):
+        part = "translation" if name in ("theta", "phi", "r") else "rotation"
+        theirs = GOLDEN[f"adapt/gs_{robot}/bins/{part}/{name}_bins"].numpy()
+        np.testing.assert_allclose(edge, theirs, rtol=0, atol=1e-12)
+    table: Any = model.spatial_embed_tokens
+    found = adapted(table.weight.detach(), bins.edges, edges)
+    assert difference(found, GOLDEN[f"adapt/gs_{robot}/embeddings"]) < 1e-5
 
 
 def test_padding_is_seen_by_nothing() -> None:
