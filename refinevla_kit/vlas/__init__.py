@@ -27,14 +27,11 @@ def load_vla(path: str | Path) -> VLA:
     try:
         kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError, AttributeError) as error:
-        raise KitError(
-            f"{path} is no checkpoint of a VLA: {config} cannot be read ({error})",
-            "give a folder with config.json",
-        ) from error
+        what = f"{path} is no checkpoint of a VLA: {config} cannot be read ({error})"
+        raise KitError(what, "give a folder with config.json") from error
     if kind != "paligemma":
-        raise KitError(
-            f"{path} holds a {kind!r}, which the kit does not know", "give a checkpoint of the compact VLA"
-        )
+        what = f"{path} holds a {kind!r}, which the kit does not know"
+        raise KitError(what, "give a checkpoint of the compact VLA")
     from refinevla_kit.vlas import compact
 
     return compact.load(path)
