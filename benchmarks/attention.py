@@ -35,7 +35,7 @@ from refinevla_kit.attention.queries import lay_out
 from refinevla_kit.policies.vla_policy import VLAPolicy
 from refinevla_kit.vlas.action_tokens import UniformBins
 from refinevla_kit.vlas.compact import CompactConfig, CompactVLA, build
-from refinevla_kit.vlas.vocabulary import first_action_id, train_vocabulary
+from refinevla_kit.vlas.compact_parts import first_action_id, train_vocabulary
 
 BATCHES = (1, 8)
 INSTRUCTION, RATIONALE = (

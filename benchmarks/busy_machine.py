@@ -80,7 +80,7 @@ def work(folder: Path, steps: int, turns: int, threads: int) -> None:
     """Fine-tune; before every `steps` steps wait for a line, after them print their seconds as JSON."""
     import torch
 
-    from refinevla_kit.training.controls import first_episodes
+    from experiments.controls import first_episodes
     from refinevla_kit.training.examples import find_rationales, load_examples
     from refinevla_kit.training.loop import TrainingConfig, fine_tune
     from refinevla_kit.vlas.compact import load

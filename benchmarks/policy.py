@@ -32,8 +32,8 @@ from refinevla_kit.policies.vla_policy import VLAPolicy
 from refinevla_kit.tasks import WIDOWX_TASKS
 from refinevla_kit.vlas.action_tokens import ActionTokens, UniformBins
 from refinevla_kit.vlas.compact import CompactConfig, CompactVLA, build
+from refinevla_kit.vlas.compact_parts import ACTION, first_action_id, token_id, train_vocabulary
 from refinevla_kit.vlas.spherical_grid import SphericalGrid
-from refinevla_kit.vlas.vocabulary import ACTION, first_action_id, token_id, train_vocabulary
 
 BATCHES = (1, 8)
 LIMITS = np.array([0.04, 0.04, 0.04, 0.01, 0.01, 0.3, 1.0])

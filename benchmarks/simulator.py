@@ -26,7 +26,7 @@ from refinevla_kit.policies import load_policy
 from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.simulator import make
 from refinevla_kit.tasks import SETTINGS, VISUAL_MATCHING
-from refinevla_kit.vlas.robot_state import PROPRIOCEPTION
+from refinevla_kit.vlas.compact_parts import PROPRIOCEPTION
 
 SIZES = ((640, 480), (320, 240), (160, 120), (64, 48))
 BATCHES = (1, 2, 4, 8)

@@ -25,14 +25,13 @@ import numpy as np
 import torch
 
 from refinevla_kit.training.activation_cache import open_or_write
-from refinevla_kit.training.batches import forward, make_batch, tower_tokens
-from refinevla_kit.training.boundary import UpperLayers
 from refinevla_kit.training.config import TrainingConfig
 from refinevla_kit.training.examples import Examples
-from refinevla_kit.training.freezing import freeze_lower
+from refinevla_kit.training.freezing import UpperLayers, freeze_lower
+from refinevla_kit.training.objective import WholeModel, forward, make_batch, tower_tokens
 from refinevla_kit.vlas.action_tokens import UniformBins
 from refinevla_kit.vlas.compact import CompactConfig, CompactVLA, build
-from refinevla_kit.vlas.vocabulary import train_vocabulary
+from refinevla_kit.vlas.compact_parts import train_vocabulary
 
 RATIONALE = (  # about 40 tokens of the vocabulary below
     "the carrot lies {0} cm left of the plate and the gripper is open above it so move {0} cm left "
@@ -94,9 +93,11 @@ def main() -> None:
                 cache = open_or_write(vla, examples, config, folder, progress=False)
                 written = (time.perf_counter() - began) / len(examples)
                 kinds = {
-                    "all": stepper(whole, examples, replace(config, freeze_layers=0), tokens, whole.model),
-                    "pixels": stepper(vla, examples, config, None, vla.model),
-                    "tokens": stepper(vla, examples, config, tokens, vla.model),
+                    "all": stepper(
+                        whole, examples, replace(config, freeze_layers=0), tokens, WholeModel(whole)
+                    ),
+                    "pixels": stepper(vla, examples, config, None, WholeModel(vla)),
+                    "tokens": stepper(vla, examples, config, tokens, WholeModel(vla)),
                     "cached": stepper(vla, examples, config, cache, UpperLayers(vla, depth)),
                 }
                 seconds: dict[str, list[float]] = {kind: [] for kind in kinds}

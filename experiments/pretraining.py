@@ -41,8 +41,7 @@ from refinevla_kit.training.examples import Examples, find_rationales, join, loa
 from refinevla_kit.training.loop import TrainingConfig, fine_tune
 from refinevla_kit.vlas.action_tokens import UniformBins
 from refinevla_kit.vlas.compact import CompactConfig, CompactVLA, build, load
-from refinevla_kit.vlas.robot_state import state_features
-from refinevla_kit.vlas.vocabulary import LOCATIONS, train_vocabulary
+from refinevla_kit.vlas.compact_parts import LOCATIONS, state_features, train_vocabulary
 
 STILL = 1e-3  # least scale of a state feature: roll and pitch hardly move, and noise must not be blown up
 

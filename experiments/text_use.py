@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.controls import shuffle_rationales
 from experiments.design import SHUFFLE_SEED
 from experiments.runner import DEMONSTRATIONS, TEXT_USE
 from refinevla_kit.errors import KitError
@@ -26,7 +27,6 @@ from refinevla_kit.evaluation.training_seeds import over_seeds
 from refinevla_kit.files import write_json
 from refinevla_kit.policies import load_policy
 from refinevla_kit.policies.contract import Action, Array
-from refinevla_kit.training.controls import shuffle_rationales
 from refinevla_kit.training.examples import find_rationales, load_examples
 
 STILL, FIRST = "no movement at all", "acting first"

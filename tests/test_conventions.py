@@ -15,19 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from refinevla_kit.conventions import (
-    GOOGLE_ROBOT,
-    ROBOT_CONVENTIONS,
-    WIDOWX,
-    Array,
-    Conventions,
-    check_conventions,
-    converted,
-    mismatches,
-)
+from refinevla_kit.conventions import GOOGLE_ROBOT, ROBOT_CONVENTIONS, WIDOWX, Conventions
 from refinevla_kit.errors import KitError
-from refinevla_kit.policies.answers import read_answer
-from refinevla_kit.policies.contract import Action
+from refinevla_kit.policies.contract import Action, Array, read_answer
+from refinevla_kit.policies.conversion import check_conventions, converted, mismatches
 from refinevla_kit.simulator import make
 from refinevla_kit.simulator.contract import Simulator
 from refinevla_kit.tasks import TASKS, Task

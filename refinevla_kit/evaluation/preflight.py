@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from refinevla_kit.conventions import Mismatch, mismatches
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.rollouts import wanted_episodes, whole
 from refinevla_kit.evaluation.statistics import Rate, rate
-from refinevla_kit.policies.answers import name_of
+from refinevla_kit.policies.contract import name_of
+from refinevla_kit.policies.conversion import Mismatch, mismatches
 from refinevla_kit.simulator import make
 from refinevla_kit.simulator.contract import Array, Pose, Simulator
 from refinevla_kit.tasks import MANISKILL, VISUAL_MATCHING, Task, find_task

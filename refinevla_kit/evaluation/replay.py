@@ -18,8 +18,7 @@ import numpy as np
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.records import EpisodeRecord
 from refinevla_kit.evaluation.stations import Scene
-from refinevla_kit.policies.answers import ask, begin, identity_of, name_of, naming, read_answer
-from refinevla_kit.policies.contract import Action
+from refinevla_kit.policies.contract import Action, ask, begin, identity_of, name_of, naming, read_answer
 from refinevla_kit.simulator.contract import Array, Observation, Simulator
 from refinevla_kit.tasks import find_task
 

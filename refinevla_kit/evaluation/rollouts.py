@@ -27,7 +27,6 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from refinevla_kit.conventions import check_conventions
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.records import (
     KEY,
@@ -42,8 +41,8 @@ from refinevla_kit.evaluation.records import (
 from refinevla_kit.evaluation.stations import LocalStation, ProcessStation, Scene, Station, StationDied
 from refinevla_kit.evaluation.statistics import wilson
 from refinevla_kit.files import abandoned, replacing
-from refinevla_kit.policies.answers import ask, begin, has, identity_of, name_of, naming, read_answer
-from refinevla_kit.policies.contract import Action
+from refinevla_kit.policies.contract import Action, ask, begin, has, identity_of, name_of, naming, read_answer
+from refinevla_kit.policies.conversion import check_conventions
 from refinevla_kit.simulator import find_backend
 from refinevla_kit.simulator.contract import Array, Observation, Pose, StepResult
 from refinevla_kit.tasks import (

@@ -52,8 +52,17 @@ from websockets.sync.server import serve as listen
 
 from refinevla_kit.conventions import Conventions
 from refinevla_kit.errors import KitError
-from refinevla_kit.policies.answers import ask, begin, has, identity_of, name_of, naming, read_answer
-from refinevla_kit.policies.contract import Action, Array
+from refinevla_kit.policies.contract import (
+    Action,
+    Array,
+    ask,
+    begin,
+    has,
+    identity_of,
+    name_of,
+    naming,
+    read_answer,
+)
 
 LARGEST = 64 * 2**20  # bytes of a message, both ways; an image of 640 x 480 has 0.9 MB
 # Observations sent before their answers are read, so that neither side waits for the other to empty its

@@ -61,28 +61,22 @@ class VLAPolicy:
             raise KitError(f"unknown order {order!r}", f"choose one of {', '.join(ORDERS)}")
         decoding = decoding or _usual_decoding(vla)
         if decoding not in DECODINGS or (decoding == "median" and not isinstance(vla.bins, UniformBins)):
-            raise KitError(
-                f"{name} cannot decode by {decoding!r}", "choose 'greedy', or for uniform bins 'median'"
-            )
-        self.vla, self.name, self._files, self.order, self.decoding = (
-            vla,
-            name,
-            checkpoint_hash or "",
-            order,
-            decoding,
-        )
-        self._first = vla.first_action
-        self._instruction = ""
+            what = f"{name} cannot decode by {decoding!r}"
+            raise KitError(what, "choose 'greedy', or for uniform bins 'median'")
+        self.vla, self.name, self.order, self.decoding = vla, name, order, decoding
+        self._files, self._first, self._instruction = checkpoint_hash or "", vla.first_action, ""
 
     @property
     def checkpoint_hash(self) -> str:
         """See `Policy`. The checkpoint's own order and decoding are not said: the hash of its files covers
         them.
         """
-        usual = {"order": _trained_order(self.vla), "decoding": _usual_decoding(self.vla)}
-        return self._files + "".join(
-            f"+{name}={value}" for name in usual if (value := getattr(self, name)) != usual[name]
-        )
+        identity = self._files
+        if self.order != _trained_order(self.vla):
+            identity += f"+order={self.order}"
+        if self.decoding != _usual_decoding(self.vla):
+            identity += f"+decoding={self.decoding}"
+        return identity
 
     @property
     def conventions(self) -> Conventions:
@@ -97,9 +91,8 @@ class VLAPolicy:
     @property
     def action_range(self) -> tuple[Array, Array]:
         """See `Policy`."""
-        limits = np.asarray(
-            self.vla.bins.limits
-        )  # of a spherical grid: what it says without loss of direction or distance
+        # of a spherical grid: what it says without loss of direction or distance
+        limits = np.asarray(self.vla.bins.limits)
         return -limits, limits
 
     def round_trip(self, actions: Array) -> Array:
@@ -112,11 +105,8 @@ class VLAPolicy:
 
     def act(self, image: Array, proprioception: Array | None = None) -> Action:
         """See `Policy.act`."""
-        return self.act_batch(
-            np.asarray(image)[None],
-            [self._instruction],
-            None if proprioception is None else proprioception[None],
-        )[0]
+        own = None if proprioception is None else proprioception[None]
+        return self.act_batch(np.asarray(image)[None], [self._instruction], own)[0]
 
     @torch.inference_mode()
     def act_batch(
@@ -135,22 +125,18 @@ class VLAPolicy:
             KitError: rationales for a policy that acts first.
         """
         if rationales is not None and self.order == "action_first":
-            raise KitError(
-                f"{self.name} acts before its rationale: no text changes what it does",
-                "give a policy of the order 'rationale_first'",
-            )
+            what = f"{self.name} acts before its rationale: no text changes what it does"
+            raise KitError(what, "give a policy of the order 'rationale_first'")
         prefixes = [self.vla.prefix_ids(text) for text in instructions]
         pixels, states = self.vla.pixel_values(images), self.vla.states(proprioception)
+        if self.order == "action_first":
+            return self._action(_Decoder(self.vla, pixels, states, prefixes))
         actions: list[Action] = []
-        for rows in (
-            [slice(None)]
-            if self.order == "action_first"
-            else [slice(row, row + 1) for row in range(len(prefixes))]
-        ):
-            decoder = _Decoder(
-                self.vla, pixels[rows], None if states is None else states[rows], prefixes[rows]
-            )
-            actions += self._decode(decoder, None if rationales is None else rationales[rows.start])
+        for row, prefix in enumerate(prefixes):
+            own = None if states is None else states[row : row + 1]
+            decoder = _Decoder(self.vla, pixels[row : row + 1], own, [prefix])
+            text = self._text(decoder) if rationales is None else self._take(decoder, rationales[row])
+            actions += self._action(decoder, text)
         return actions
 
     @torch.inference_mode()
@@ -166,36 +152,25 @@ class VLAPolicy:
             decoder.feed(tokens[:, -1:])
         return self._text(decoder)
 
-    def _decode(self, decoder: _Decoder, given: str | None) -> list[Action]:
-        """One action a row."""
-        text = (
-            ""
-            if self.order == "action_first"
-            else self._text(decoder)
-            if given is None
-            else self._take(decoder, given)
-        )
+    def _action(self, decoder: _Decoder, text: str = "") -> list[Action]:
+        """One action a row, all with the rationale `text`."""
         tokens, log_probability = (x.cpu().numpy() for x in self._action_tokens(decoder))
         words = tokens - self._first  # B, T
         normalised, processed = self.vla.bins.decode_normalised(words), self.vla.bins.decode(words)
-        return [
-            Action(processed[i], normalised[i], tokens[i], log_probability[i], text)
-            for i in range(decoder.batch)
-        ]
+        rows = zip(processed, normalised, tokens, log_probability, strict=True)
+        return [Action(*row, rationale=text) for row in rows]
 
     def _action_tokens(self, decoder: _Decoder) -> tuple[Tensor, Tensor]:
         """Action tokens (B, T) and their log-probabilities among the words allowed at their places (B, T)."""
         token = self._column(decoder.batch, self.vla.marks.action)
         tokens, scores = [], []
         for low, high in self.vla.bins.ranges:
-            logits = (
-                decoder.feed(token, slice(self._first + low, self._first + high)).float().log_softmax(-1)
-            )  # B, high - low
-            chosen = (
-                (logits.exp().cumsum(-1) < 0.5).sum(-1).clamp(max=high - low - 1)
-                if self.decoding == "median"
-                else logits.argmax(-1)
-            )  # B
+            allowed = slice(self._first + low, self._first + high)
+            logits = decoder.feed(token, allowed).float().log_softmax(-1)  # B, high - low
+            if self.decoding == "median":
+                chosen = (logits.exp().cumsum(-1) < 0.5).sum(-1).clamp(max=high - low - 1)  # B
+            else:
+                chosen = logits.argmax(-1)
             token = (chosen + self._first + low)[:, None]
             tokens.append(token[:, 0])
             scores.append(logits.gather(-1, chosen[:, None])[:, 0])
@@ -236,13 +211,12 @@ class _Decoder:
         self, vla: VLA, pixels: Tensor, states: Tensor | None, prefixes: Sequence[Sequence[int]]
     ) -> None:
         self._vla, self._words = vla, vla.see(pixels, states)
-        longest, device = max(map(len, prefixes)), vla.device
-        self._prefix = torch.tensor(
-            [[vla.marks.pad] * (longest - len(one)) + list(one) for one in prefixes], device=device
-        )  # B, N
-        self._padding = torch.tensor(
-            [[longest - len(one)] for one in prefixes], device=device
-        )  # B, 1: tokens on the left that are not there
+        lengths, device = [len(prefix) for prefix in prefixes], vla.device
+        fill = [[vla.marks.pad] * (max(lengths) - length) for length in lengths]
+        rows = [[*left, *prefix] for left, prefix in zip(fill, prefixes, strict=True)]
+        self._prefix = torch.tensor(rows, device=device)  # B, N
+        # B, 1: tokens on the left that are not there
+        self._padding = torch.tensor([[len(left)] for left in fill], device=device)
         self._padded, self._kinds = bool(self._padding.any()), set(kinds_of(vla))
         self._cache = DynamicCache(config=vla.decoder.config)
         self.batch = len(prefixes)
@@ -255,15 +229,13 @@ class _Decoder:
         place = (seen.cumsum(1)[:, length:] - 1).clamp(min=0) + vla.first_position  # B, N + 1 or B, 1
         x = embed(vla, ids, self._words if length == 0 else None)
         if length == 0:
-            types = torch.cat(
-                [torch.zeros_like(self._prefix), torch.ones_like(token)], 1
-            )  # the prefix, then the answer
+            # the prefix, then the answer
+            types = torch.cat([torch.zeros_like(self._prefix), torch.ones_like(token)], 1)
             masks = masks_of(vla, x, seen.long() if self._padded else None, types, place, self._cache)
         else:
-            lowest = torch.finfo(x.dtype).min
-            hidden = (
-                (~seen[:, None, None]).to(x.dtype) * lowest if self._padded else None
-            )  # B, 1, 1, tokens; None: all is seen
+            hidden = None  # all is seen
+            if self._padded:
+                hidden = (~seen[:, None, None]).to(x.dtype) * torch.finfo(x.dtype).min  # B, 1, 1, tokens
             masks = dict.fromkeys(self._kinds, hidden)
         newest = vla.decoder.norm(run_layers(vla, x, masks, place, cache=self._cache))[:, -1]  # B, d
         return logits_of(vla, newest, words)
@@ -273,12 +245,10 @@ def files_hash(path: str | Path) -> str:
     """12 hex digits over all of a checkpoint that changes what it does: weights, configuration, words, bin
     limits; not its card or its curves.
     """
-    files = sorted(
-        file for file in Path(path).iterdir() if file.suffix in (".safetensors", ".json", ".model", ".txt")
-    )
-    return hashlib.sha256("".join(f"{file.name} {sha256(file)}\n" for file in files).encode()).hexdigest()[
-        :12
-    ]
+    read = (".safetensors", ".json", ".model", ".txt")
+    files = sorted(file for file in Path(path).iterdir() if file.suffix in read)
+    lines = "".join(f"{file.name} {sha256(file)}\n" for file in files)
+    return hashlib.sha256(lines.encode()).hexdigest()[:12]
 
 
 def load_policy(

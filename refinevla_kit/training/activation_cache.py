@@ -27,23 +27,22 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.files import replacing, write_json
-from refinevla_kit.policies.contract import Array
-from refinevla_kit.training.batches import Batch, lay_out, on_device, tower_tokens
-from refinevla_kit.training.boundary import boundary_states
+from refinevla_kit.simulator.contract import Array
 from refinevla_kit.training.config import TrainingConfig
 from refinevla_kit.training.examples import Examples
+from refinevla_kit.training.freezing import boundary_states
+from refinevla_kit.training.objective import Batch, lay_out, tower_tokens
 from refinevla_kit.vlas.contract import VLA
 from refinevla_kit.vlas.sequence import ACTION_KIND, RATIONALE_KIND, Sequences
 
 STATES, SEQUENCES, KEY = "states.bin", "sequences.safetensors", "cache.json"
 FORMAT, CHUNK = "refinevla-activations-1", 64
-STORED = {
-    "bf16": (np.int16, torch.bfloat16),
-    "fp32": (np.float32, torch.float32),
-}  # numpy has no bfloat16: its bits are kept as integers
+# numpy has no bfloat16: its bits are kept as integers
+STORED = {"bf16": (np.int16, torch.bfloat16), "fp32": (np.float32, torch.float32)}
 GEOMETRY = (
     "num_attention_heads",
     "num_key_value_heads",
@@ -75,9 +74,6 @@ class ActivationCache:
     precision: str
     pad: int
 
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
     def read(self, rows: Array) -> tuple[Sequences, Tensor]:
         """Sequences (B, N) of the frames `rows` (int (B,)), padded on the right, and their states float32 (B,
         N, d), 0 on padding.
@@ -89,15 +85,12 @@ class ActivationCache:
         states = torch.zeros(*shape, self.states.shape[1])
         for row, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
             n = end - start
-            ids[row, :n], types[row, :n], kinds[row, :n], mask[row, :n] = (
-                self.ids[start:end],
-                self.types[start:end],
-                self.kinds[start:end],
-                1,
-            )
-            states[row, :n] = torch.from_numpy(np.array(self.states[start:end])).view(
-                STORED[self.precision][1]
-            )
+            ids[row, :n] = self.ids[start:end]
+            types[row, :n] = self.types[start:end]
+            kinds[row, :n] = self.kinds[start:end]
+            mask[row, :n] = 1
+            stored = torch.from_numpy(np.array(self.states[start:end]))
+            states[row, :n] = stored.view(STORED[self.precision][1])
         return Sequences(ids, mask, types, kinds), states
 
 
@@ -140,44 +133,47 @@ def cache_bytes(tokens: int, width: int, precision: str) -> int:
 
 
 def cache_key(vla: VLA, examples: Examples, config: TrainingConfig, laid: list[Sequences]) -> dict[str, Any]:
-    """Everything the states depend on, by the name an error gives it. `laid`: the sequences of all frames, in
-    chunks.
+    """Everything the states depend on, by the name an error gives it.
+
+    `laid`: the sequences of all frames, in chunks.
     """
-    language = vla.decoder
-    frozen = (*vla.tower, *vla.projector, language.embed_tokens, *vla.layers[: config.depth])
-    weights = hashlib.sha256(
-        json.dumps([str(getattr(language.config, name, None)) for name in GEOMETRY]).encode()
+    instructions = [s.input_ids[(s.token_type_ids == 0) & (s.attention_mask == 1)] for s in laid]
+    actions = [s.input_ids[s.kinds == ACTION_KIND] for s in laid]
+    rationales = (
+        [s.input_ids[s.kinds == RATIONALE_KIND] for s in laid] if config.lambda_reasoning > 0 else None
     )
-    for number, module in enumerate(frozen):
-        for name, tensor in module.state_dict().items():
-            weights.update(
-                f"{number} {name} {tuple(tensor.shape)}".encode()
-                + tensor.detach().cpu().contiguous().numpy().tobytes()
-            )
     own = examples.proprioception if vla.reads_state else None
+    vocabulary = json.dumps(sorted(vla.tokenizer.get_vocab().items()))
     return {
         "format": FORMAT,
-        "frozen weights": weights.hexdigest(),
+        "frozen weights": _frozen_weights(vla, config.depth),
         "pictures": _hash(examples.images),
         "proprioception": None if own is None else _hash(own),
         "frames": len(examples),
-        "instructions": _hash(
-            *(s.input_ids[(s.token_type_ids == 0) & (s.attention_mask == 1)].numpy() for s in laid)
-        ),
-        "actions": _hash(*(s.input_ids[s.kinds == ACTION_KIND].numpy() for s in laid)),
-        "rationales": _hash(*(s.input_ids[s.kinds == RATIONALE_KIND].numpy() for s in laid))
-        if config.lambda_reasoning > 0
-        else None,
-        "lengths": _hash(*(s.attention_mask.sum(1).numpy() for s in laid)),
+        "instructions": _hash(*instructions),
+        "actions": _hash(*actions),
+        "rationales": None if rationales is None else _hash(*rationales),
+        "lengths": _hash(*(s.attention_mask.sum(1) for s in laid)),
         "freeze depth": config.depth,
         "order": config.order,
         "image tokens": vla.image_tokens,
-        "vocabulary": hashlib.sha256(
-            json.dumps(sorted(vla.tokenizer.get_vocab().items())).encode()
-        ).hexdigest(),
+        "vocabulary": hashlib.sha256(vocabulary.encode()).hexdigest(),
         "stored precision": config.stored_precision,
         "computed precision": config.precision,
     }
+
+
+def _frozen_weights(vla: VLA, depth: int) -> str:
+    """A hash of all that makes the states: the frozen modules, and how the decoder runs them."""
+    decoder = vla.decoder
+    geometry = [str(getattr(decoder.config, name, None)) for name in GEOMETRY]
+    digest = hashlib.sha256(json.dumps(geometry).encode())
+    frozen = (*vla.tower, *vla.projector, decoder.embed_tokens, *vla.layers[:depth])
+    for number, module in enumerate(frozen):
+        for name, tensor in module.state_dict().items():
+            digest.update(f"{number} {name} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def open_cache(path: str | Path, key: dict[str, Any]) -> ActivationCache:
@@ -189,25 +185,23 @@ def open_cache(path: str | Path, key: dict[str, Any]) -> ActivationCache:
     path, again = Path(path), "delete that folder, it is made again"
     try:
         stored = json.loads((path / KEY).read_text(encoding="utf-8"))
-        found, pad = stored["key"], int(stored["pad"])
+        found, pad, width = stored["key"], int(stored["pad"]), int(stored["width"])
+        other = [name for name in {**key, **found} if found.get(name) != key.get(name)]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise KitError(f"the activation cache {path} cannot be read ({error})", again) from error
-    if different := [name for name in {**key, **found} if found.get(name) != key.get(name)]:
-        remedy = "delete that folder, or give another `cache_folder`"
-        raise KitError(
-            f"the activation cache {path} was made with other {', '.join(different)} than this run has",
-            remedy,
-        )
+    if other:
+        what = f"the activation cache {path} was made with other {', '.join(other)} than this run has"
+        raise KitError(what, "delete that folder, or give another `cache_folder`")
+    precision = key["stored precision"]
     try:
         parts = load_file(path / SEQUENCES)
-        offsets, precision = parts["offsets"].numpy(), found["stored precision"]
-        states = np.memmap(path / STATES, STORED[precision][0], mode="r").reshape(-1, int(stored["width"]))
+        offsets = parts["offsets"].numpy()
+        states = np.memmap(path / STATES, STORED[precision][0], mode="r").reshape(-1, width)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise KitError(f"the activation cache {path} is damaged ({error})", again) from error
     if len(offsets) != key["frames"] + 1 or len(states) != offsets[-1]:
-        raise KitError(
-            f"the activation cache {path} is damaged ({len(states)} states of {offsets[-1]} tokens)", again
-        )
+        what = f"the activation cache {path} is damaged ({len(states)} states of {offsets[-1]} tokens)"
+        raise KitError(what, again)
     return ActivationCache(states, parts["ids"], parts["types"], parts["kinds"], offsets, precision, pad)
 
 
@@ -220,67 +214,55 @@ def _write(
     laid: list[Sequences],
     progress: bool,
 ) -> None:
-    from tqdm.auto import tqdm
-
-    real = [s.attention_mask == 1 for s in laid]
+    real = [s.attention_mask == 1 for s in laid]  # places that are no padding
     lengths = np.concatenate([mask.sum(1).numpy() for mask in real])
     width = int(vla.decoder.config.hidden_size)
     size = cache_bytes(int(lengths.sum()), width, config.stored_precision)
     _check_room(path, size, config)
-    integers, number = STORED[config.stored_precision]
-    device = vla.device
     if progress:
         tqdm.write(f"activation cache: {_gigabytes(size)} for {len(examples)} frames, in {path}")
-    with (
-        replacing(path) as part,
-        tqdm(total=len(examples), desc="activation cache", unit="frame", disable=not progress) as bar,
-    ):
+    layout = {
+        "ids": torch.cat([s.input_ids[mask] for s, mask in zip(laid, real)]).int(),
+        "types": torch.cat([s.token_type_ids[mask] for s, mask in zip(laid, real)]).to(torch.uint8),
+        "kinds": torch.cat([s.kinds[mask] for s, mask in zip(laid, real)]).to(torch.uint8),
+        "offsets": torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int64)),
+    }
+    bar = tqdm(total=len(examples), desc="activation cache", unit="frame", disable=not progress)
+    with replacing(path) as part, bar:
         part.mkdir(parents=True)
-        with (part / STATES).open(
-            "wb"
-        ) as file:  # written in order, not through the map: a full disk is then an error, not a crash
-            for rows, s, mask in zip(_chunks(len(examples)), laid, real, strict=True):
-                own = vla.states(None if examples.proprioception is None else examples.proprioception[rows])
-                batch = Batch(
-                    on_device(s, device),
-                    None,
-                    tower_tokens(vla, examples.images[rows]).to(device).float(),
-                    own,
-                )
-                with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-                    states = boundary_states(vla, batch, config.depth).cpu()  # B, N, d
-                kept = states[mask].to(number).contiguous()  # tokens, d: no padding
-                file.write((kept.view(torch.int16) if integers is np.int16 else kept).numpy().tobytes())
+        # Written in order, not through the map: a full disk is then an error, not a crash.
+        with (part / STATES).open("wb") as file:
+            for rows, sequences, mask in zip(_chunks(len(examples)), laid, real, strict=True):
+                states = _states(vla, examples, config, rows, sequences)[mask]  # tokens, d: no padding
+                file.write(states.contiguous().view(torch.uint8).numpy().tobytes())
                 bar.update(len(rows))
-        layout = {
-            "ids": torch.cat([s.input_ids[mask] for s, mask in zip(laid, real, strict=True)]).int(),
-            "types": torch.cat([s.token_type_ids[mask] for s, mask in zip(laid, real, strict=True)]).to(
-                torch.uint8
-            ),
-            "kinds": torch.cat([s.kinds[mask] for s, mask in zip(laid, real, strict=True)]).to(torch.uint8),
-            "offsets": torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int64)),
-        }
         save_file(layout, part / SEQUENCES)
         write_json(part / KEY, {"key": key, "pad": vla.marks.pad, "width": width, "bytes": size})
 
 
+def _states(
+    vla: VLA, examples: Examples, config: TrainingConfig, rows: Array, sequences: Sequences
+) -> Tensor:
+    """The states (B, N, d) of the frames `rows` in the number format they are stored in."""
+    device = vla.device
+    own = None if examples.proprioception is None else examples.proprioception[rows]
+    tokens = tower_tokens(vla, examples.images[rows]).to(device).float()
+    batch = Batch(sequences.to(device), tokens=tokens, states=vla.states(own))
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        states = boundary_states(vla, batch, config.depth)
+    return states.cpu().to(STORED[config.stored_precision][1])
+
+
 def _check_room(path: Path, size: int, config: TrainingConfig) -> None:
     """Raises `KitError` before anything is written."""
-    remedy = 'raise `cache_limit_gb`, set `cache_precision` to "bf16" or `cache` to "off"'
+    what = f"the activation cache {path} would take {_gigabytes(size)}"
     if size > config.cache_limit_gb * 1e9:
-        raise KitError(
-            f"the activation cache {path} would take {_gigabytes(size)}, the limit is "
-            f"{config.cache_limit_gb:g} GB",
-            remedy,
-        )
+        remedy = 'raise `cache_limit_gb`, set `cache_precision` to "bf16" or `cache` to "off"'
+        raise KitError(f"{what}, the limit is {config.cache_limit_gb:g} GB", remedy)
     free = shutil.disk_usage(next(folder for folder in path.absolute().parents if folder.exists())).free
     if size > free:
         remedy = 'free space, give another `cache_folder`, or set `cache` to "off"'
-        raise KitError(
-            f"the activation cache {path} would take {_gigabytes(size)}, the disk has "
-            f"{_gigabytes(free)} left",
-            remedy,
-        )
+        raise KitError(f"{what}, the disk has {_gigabytes(free)} left", remedy)
 
 
 def _gigabytes(size: int) -> str:
@@ -291,7 +273,7 @@ def _chunks(frames: int) -> Iterator[Array]:
     return (np.arange(start, min(start + CHUNK, frames)) for start in range(0, frames, CHUNK))
 
 
-def _hash(*arrays: Array) -> str:
+def _hash(*arrays: Array | Tensor) -> str:
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(np.ascontiguousarray(array).tobytes())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any
 
@@ -11,33 +11,18 @@ import numpy as np
 import torch
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.training.examples import Examples
 from refinevla_kit.vlas.sequence import ORDERS
 
-MODES = ("full", "upper", "lora")
 PRECISIONS = ("bf16", "fp32")
-LEAST_GRACE = 100  # steps; before them nothing is learned that could have collapsed
-LEAST_WHOLE = {
-    "steps": 1,
-    "batch_size": 1,
-    "freeze_layers": 0,
-    "validate_every": 0,
-    "save_every": 0,
-    "seed": 0,
-    "lora_rank": 1,
-    "accumulate": 1,
-    "early_stop": 0,
-    "collapse_grace": 0,
+CHOICES = {
+    "mode": ("full", "upper", "lora"),
+    "order": ORDERS,
+    "precision": PRECISIONS,
+    "cache": ("auto", "on", "off"),
+    "cache_precision": ("same", *PRECISIONS),
 }
-NOT_NEGATIVE = (
-    "learning_rate",
-    "warmup",
-    "weight_decay",
-    "clip",
-    "lambda_reasoning",
-    "lora_alpha",
-    "cache_limit_gb",
-)
+ONE_OR_MORE = ("steps", "batch_size", "lora_rank", "accumulate")  # other numbers may be 0
+LEAST_GRACE = 100  # steps; before them nothing is learned that could have collapsed
 
 
 @dataclass(frozen=True)
@@ -45,27 +30,28 @@ class TrainingConfig:
     """How to fine-tune. Making one raises `KitError` for a setting that cannot work.
 
     Attributes:
-        steps, batch_size: optimiser steps, frames a step (over all processes).
-        learning_rate: peak, after a linear warm-up over `warmup` of the steps, a share in [0, 1); then a
-            cosine down to a tenth.
+        steps: optimiser steps.
+        batch_size: frames a step, over all processes.
+        learning_rate: its peak, after a linear warm-up; then a cosine down to a tenth.
+        warmup: share of the steps in which the rate rises, in [0, 1).
+        weight_decay: of AdamW.
         clip: largest norm of the gradient; 0 never clips.
-        lambda_reasoning: weight of the rationale loss; 0 leaves the rationales out of the sequence (nothing
-            to pay for).
+        lambda_reasoning: weight of the rationale loss; 0 leaves the rationales out of the sequence.
         freeze_layers: lower language layers frozen, with projector and embeddings when there are any.
         freeze_tower: the vision tower is frozen; its tokens are then computed once and kept.
         order: "action_first" or "rationale_first".
-        precision: "bf16" (autocast), "fp32", or "auto": "bf16" where this machine computes in it, elsewhere
+        precision: "bf16" (autocast) or "fp32". "auto" becomes "bf16" where this machine computes in it, else
             "fp32".
-        validate_every, save_every: steps between evaluations on held-out episodes and between resumable
-            states; both come after the last step too. 0 is never.
+        validate_every: steps between evaluations on held-out episodes; there is one after the last step too.
+            0 is never.
+        save_every: steps between resumable states; there is one after the last step too. 0 is never.
         seed: of the batches, and of the adapters' first values; same seed, same run.
-        mode: "upper" trains what lies above the `freeze_layers`; "lora" trains low-rank adapters of those
-            layers' linear maps and nothing else, merged into plain weights at the end; "full" trains
-            everything, whatever `freeze_layers` says (the tower as `freeze_tower` says).
+        mode: "upper" trains what lies above the `freeze_layers`. "lora" trains low-rank adapters of those
+            layers alone, merged into plain weights at the end. "full" trains everything, whatever
+            `freeze_layers` says (the tower as `freeze_tower` says).
         lora_rank, lora_alpha: of the adapters.
-        cache: "auto" keeps the hidden states below the trained layers on disk when they never change and as
-            many frames are drawn as there are, so that computing each once pays; "on" always does; "off"
-            never does.
+        cache: whether the hidden states below the trained layers are kept on disk. "auto" does so when they
+            never change and as many frames are drawn as there are, so that it pays; "on" always; "off" never.
         cache_precision: how they are stored: "bf16", "fp32", or "same" as `precision`.
         cache_limit_gb: a larger one is refused, unwritten.
         accumulate: parts that a step's frames are computed in; less memory, the same step.
@@ -102,60 +88,27 @@ class TrainingConfig:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        for name in (*LEAST_WHOLE, *NOT_NEGATIVE):
-            value: Any = getattr(self, name)
-            whole, least = name in LEAST_WHOLE, LEAST_WHOLE.get(name, 0)
-            if name == "collapse_grace" and value is None:
-                continue
-            kind: Any = Integral if whole else Real
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, kind)
-                or not least <= value < (2**63 if whole else math.inf)
-            ):
-                raise KitError(
-                    f"{name} is {value!r}", f"give a {'whole ' if whole else ''}number, {least} or more"
-                )
-            object.__setattr__(
-                self, name, int(value) if whole else float(value)
-            )  # numpy's own numbers are not written to JSON
-        for name in ("freeze_tower", "tensorboard"):
-            if not isinstance(switch := getattr(self, name), bool | np.bool_):
-                raise KitError(f"{name} is {switch!r}", "give True or False")
-            object.__setattr__(self, name, bool(switch))
+        if self.precision == "auto":
+            object.__setattr__(self, "precision", native_precision())
+        for field in fields(self):
+            value = _checked(field.name, str(field.type), getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
         if self.warmup >= 1:
-            steps = (
-                f"; for {self.warmup:g} of the {self.steps} steps give {self.warmup / self.steps:.3g}"
-                if self.warmup < self.steps
-                else ""
-            )
-            raise KitError(
-                f"warmup is {self.warmup:g}",
-                f"give the share of the steps in which the rate rises, 0 to less than 1{steps}",
-            )
+            remedy = "give the share of the steps in which the rate rises, 0 to less than 1"
+            if self.warmup < self.steps:
+                share = self.warmup / self.steps
+                remedy += f"; for {self.warmup:g} of the {self.steps} steps give {share:.3g}"
+            raise KitError(f"warmup is {self.warmup:g}", remedy)
         if self.accumulate > self.batch_size:
             what = f"{self.batch_size} frames a step cannot be computed in {self.accumulate} parts"
             raise KitError(what, f"set accumulate to 1 to {self.batch_size}")
         if self.early_stop and not self.validate_every:
             what = f"early_stop={self.early_stop} waits for evaluations, and validate_every=0 makes none"
             raise KitError(what, "set validate_every, or early_stop to 0")
-        if self.precision == "auto":
-            object.__setattr__(self, "precision", native_precision())
-        allowed = {
-            "mode": MODES,
-            "order": ORDERS,
-            "precision": PRECISIONS,
-            "cache": ("auto", "on", "off"),
-            "cache_precision": ("same", *PRECISIONS),
-        }
-        for setting, values in allowed.items():
-            if (value := getattr(self, setting)) not in values:
-                raise KitError(f"unknown {setting} {value!r}", f"choose one of {', '.join(values)}")
-        if self.cache == "on" and not self.caches(0):
+        if self.cache == "on" and not self.constant_below:
             what = "nothing can be cached: the layers below the first trained one change during training"
-            raise KitError(
-                what, 'freeze at least one language layer and the tower, or set cache to "auto" or "off"'
-            )
+            remedy = 'freeze at least one language layer and the tower, or set cache to "auto" or "off"'
+            raise KitError(what, remedy)
 
     @property
     def depth(self) -> int:
@@ -168,8 +121,13 @@ class TrainingConfig:
         return self.freeze_tower or self.mode == "lora"
 
     @property
+    def constant_below(self) -> bool:
+        """What reaches the first trained layer never changes."""
+        return self.depth >= 1 and self.tower_frozen
+
+    @property
     def stored_precision(self) -> str:
-        """ "bf16" or "fp32", of an activation cache."""
+        """Of an activation cache: "bf16" or "fp32"."""
         return self.precision if self.cache_precision == "same" else self.cache_precision
 
     @property
@@ -179,10 +137,28 @@ class TrainingConfig:
 
     def caches(self, frames: int) -> bool:
         """Whether a run over `frames` frames works from an activation cache."""
-        constant = self.depth >= 1 and self.tower_frozen
-        return constant and (
-            self.cache == "on" or (self.cache == "auto" and self.steps * self.batch_size >= frames)
-        )
+        pays = self.cache == "auto" and self.steps * self.batch_size >= frames
+        return self.constant_below and (self.cache == "on" or pays)
+
+
+def _checked(name: str, kind: str, value: Any) -> Any:
+    """A setting as Python's own type, because numpy's is not written to JSON; `KitError` for another kind."""
+    if kind == "str":
+        if value not in CHOICES[name]:
+            raise KitError(f"unknown {name} {value!r}", f"choose one of {', '.join(CHOICES[name])}")
+        return value
+    if kind == "bool":
+        if not isinstance(value, bool | np.bool_):
+            raise KitError(f"{name} is {value!r}", "give True or False")
+        return bool(value)
+    if value is None and kind == "int | None":
+        return None
+    whole = kind.startswith("int")
+    number: Any = Integral if whole else Real
+    least, limit = int(name in ONE_OR_MORE), 2**63 if whole else math.inf
+    if isinstance(value, bool) or not isinstance(value, number) or not least <= value < limit:
+        raise KitError(f"{name} is {value!r}", f"give a {'whole ' if whole else ''}number, {least} or more")
+    return int(value) if whole else float(value)
 
 
 def native_precision() -> str:
@@ -193,22 +169,3 @@ def native_precision() -> str:
         abilities = torch.cpu.get_capabilities()
         native = any(abilities.get(name) for name in ("avx512_bf16", "amx_tile", "bf16"))
     return "bf16" if native else "fp32"
-
-
-def check(examples: Examples, config: TrainingConfig) -> None:
-    """Raises `KitError` for examples that cannot be trained with in this way."""
-    if len(examples) == 0:
-        raise KitError("no training examples", "record at least one episode")
-    if config.lambda_reasoning > 0 and not any(examples.rationales):
-        raise KitError(
-            "the reasoning loss is on, but no frame has a rationale",
-            "annotate the dataset (notebook 01) or set lambda_reasoning to 0",
-        )
-    if (
-        examples.proprioception is not None
-        and not (known := np.isfinite(examples.proprioception).all(axis=1)).all()
-    ):
-        what = (
-            f"the robot's state holds what is no number, first in episode {int(examples.episodes[~known][0])}"
-        )
-        raise KitError(what, "leave that episode out, or mend its observation.state")

@@ -17,16 +17,15 @@ from refinevla_kit.episodes.columns import is_open
 from refinevla_kit.episodes.contract import STATE_NAMES
 from refinevla_kit.episodes.reader import CHECK_UP_TO
 from refinevla_kit.errors import KitError
-from refinevla_kit.policies.contract import Array
 from refinevla_kit.settings import REPOSITORY
+from refinevla_kit.simulator.contract import Array
 from refinevla_kit.teacher.answers import StoredRationale, load_rationales, lookup
 from refinevla_kit.teacher.reviews import SUFFIX, load_decisions, reviewed
-from refinevla_kit.vlas.action_tokens import check_actions
-from refinevla_kit.vlas.robot_state import PROPRIOCEPTION
-from refinevla_kit.vlas.statistics import STATISTICS, read_action_tokens
+from refinevla_kit.vlas.action_tokens import STATISTICS, check_actions
 
 REVIEWED = "reviewed"
 SHIPPED_BASE = REPOSITORY / "data" / "checkpoints" / "compact_base"
+PROPRIOCEPTION = len(STATE_NAMES)  # numbers of the kit's own state, as policies read it
 LOOKED_AT = 200  # episodes whose actions are compared with a base before anything is paid
 
 
@@ -195,21 +194,19 @@ def trainable(dataset: EpisodeDataset | str | Path, base: str | Path | None = No
             )
         chosen = source.episodes[:: max(1, len(source.episodes) // LOOKED_AT)]
         actions = np.concatenate([_seven(source, item.index) for item in chosen])
-        tokens = read_action_tokens(
-            json.loads((Path(base or SHIPPED_BASE) / STATISTICS).read_text(encoding="utf-8"))["action_tokens"]
-        )
-        check_actions(tokens, actions)
-        if base is not None:  # reading a vocabulary takes seconds, and the shipped one has its words
-            from refinevla_kit.vlas.vocabulary import check_action_words, load_vocabulary
+        file = Path(base or SHIPPED_BASE) / STATISTICS
+        tokens = json.loads(file.read_text(encoding="utf-8"))["action_tokens"]
+        check_actions(tokens["limits"], actions)
+        if base is not None:  # loading torch and a vocabulary takes seconds, and the shipped base is sound
+            from refinevla_kit.vlas.compact import read_action_tokens
+            from refinevla_kit.vlas.compact_parts import check_action_words, load_vocabulary
 
-            check_action_words(load_vocabulary(base), tokens.words)
+            check_action_words(load_vocabulary(base), read_action_tokens(tokens).words)
     except KitError as error:
         return str(error)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return (
-            f"{base or SHIPPED_BASE} is no base to train from ({error}) -> give a checkpoint of the "
-            "compact VLA"
-        )
+        what = f"{base or SHIPPED_BASE} is no base to train from ({error})"
+        return f"{what} -> give a checkpoint of the compact VLA"
     return None
 
 

@@ -1,21 +1,39 @@
-"""What is frozen: ReFineVLA's selective transfer trains the upper blocks and the policy head, and leaves the
-lower layers as they were.
+"""What trains and what does not: freezing, adapters, and the layers above the line between both.
+
+ReFineVLA's selective transfer trains the upper blocks and the policy head, and leaves the lower layers as
+they were. What crosses the line is the input of language layer k (of the final norm, when all layers are
+frozen). The lower part runs as the whole model does, and is stopped there; the upper part runs the same
+layers under the same masks and positions, so both halves together are the whole model.
 """
 
 from __future__ import annotations
 
-from torch import nn
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from transformers.models.gemma2.modeling_gemma2 import apply_rotary_pos_emb
 
 from refinevla_kit.errors import KitError
+from refinevla_kit.training.objective import Batch
 from refinevla_kit.vlas.contract import VLA
+from refinevla_kit.vlas.decoder import Rotary, embed, kinds_of, logits_of, masks_of, positions_of, run_layers
 
 
 def freeze_lower(vla: VLA, layers: int, tower: bool = True) -> dict[str, int]:
-    """Freeze the lower `layers` language layers, and with them the projector and the input embeddings;
-    `tower` freezes the vision tower.
+    """Freeze the lower `layers` language layers, and with them the projector and the input embeddings.
 
     With `layers=0` projector, embeddings and every language layer train, and what makes the robot's own state
     a token.
+
+    Args:
+        vla: whose parameters are marked, in place.
+        layers: how many language layers to freeze.
+        tower: freeze the vision tower, too.
 
     Returns:
         {"trainable": parameters that train, "frozen": those that do not}.
@@ -24,9 +42,8 @@ def freeze_lower(vla: VLA, layers: int, tower: bool = True) -> dict[str, int]:
         KitError: fewer layers exist.
     """
     if not 0 <= layers <= len(vla.layers):
-        raise KitError(
-            f"cannot freeze {layers} of {len(vla.layers)} language layers", f"choose 0 to {len(vla.layers)}"
-        )
+        what = f"cannot freeze {layers} of {len(vla.layers)} language layers"
+        raise KitError(what, f"choose 0 to {len(vla.layers)}")
     vla.model.requires_grad_(True)
     frozen: list[nn.Module] = [*vla.tower] if tower else []
     if layers:
@@ -35,7 +52,100 @@ def freeze_lower(vla: VLA, layers: int, tower: bool = True) -> dict[str, int]:
         module.requires_grad_(False)
     if not layers and vla.state_encoder is not None:
         vla.state_encoder.requires_grad_(True)
-    counts = {True: 0, False: 0}
-    for parameter in vla.model.parameters():
-        counts[parameter.requires_grad] += parameter.numel()
-    return {"trainable": counts[True], "frozen": counts[False]}
+    trainable = sum(p.numel() for p in vla.model.parameters() if p.requires_grad)
+    return {"trainable": trainable, "frozen": sum(p.numel() for p in vla.model.parameters()) - trainable}
+
+
+@contextmanager
+def adapters(vla: VLA, depth: int, rank: int, alpha: float, seed: int) -> Iterator[None]:
+    """Only low-rank adapters (LoRA, by peft) of language layers `depth` and above train inside the block.
+
+    They act at once as nothing (B is 0), and are merged into the weights at its end, whatever ended it: a
+    checkpoint made so is one like any other.
+
+    Raises:
+        KitError: no layer is left to adapt.
+    """
+    layers = len(vla.layers)
+    if depth >= layers:
+        what = f"all {layers} language layers are frozen, adapters have no place"
+        raise KitError(what, f"freeze at most {layers - 1}")
+    # A regular expression, because bare suffixes would hit a SigLIP tower's attention as well.
+    path = next(re.escape(name) for name, module in vla.model.named_modules() if module is vla.layers)
+    numbers = "|".join(map(str, range(depth, layers)))
+    targets = rf"{path}\.({numbers})\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
+    settings = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0)  # type: ignore[arg-type]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        wrapped: Any = get_peft_model(vla.model, settings)  # changes `vla.model` in place
+    try:
+        yield
+    finally:
+        wrapped.merge_and_unload()
+        for left in ("peft_config", "active_adapter", "active_adapters"):
+            vla.model.__dict__.pop(left, None)
+
+
+@torch.no_grad()
+def boundary_states(vla: VLA, batch: Batch, depth: int) -> Tensor:
+    """What language layer `depth` is given: (B, N, d)."""
+    sequences = batch.sequences
+    assert batch.tokens is not None
+    words = embed(vla, sequences.input_ids, vla.image_words(batch.tokens, batch.states))
+    positions = positions_of(vla, words.shape[1], words.device)
+    masks = masks_of(vla, words, sequences.attention_mask, sequences.token_type_ids, positions)
+    return run_layers(vla, words, masks, positions, slice(depth))
+
+
+class UpperLayers(nn.Module):
+    """Language layers from `depth` on, final norm and head; the very modules of `vla`, not copies."""
+
+    def __init__(self, vla: VLA, depth: int) -> None:
+        super().__init__()
+        self.layers, self.norm, self.head = vla.layers[depth:], vla.decoder.norm, vla.head
+        self._vla, self._depth = vla, depth
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits (B, K, V) of the last K = `batch.predicting` places of a batch of boundary states."""
+        vla, x, keep = self._vla, batch.boundary, batch.predicting
+        assert x is not None
+        positions = positions_of(vla, x.shape[1], x.device)
+        masks = masks_of(vla, x, batch.sequences.attention_mask, batch.sequences.token_type_ids, positions)
+        if not len(self.layers):
+            return logits_of(vla, self.norm(x[:, -keep:]))
+        rotary = vla.decoder.rotary_emb(x, positions)
+        x = run_layers(vla, x, masks, positions, slice(self._depth, -1), rotary=rotary)
+        x = _last_places(self.layers[-1], x, rotary, masks[kinds_of(vla)[-1]], keep)
+        return logits_of(vla, self.norm(x))
+
+
+class _Earlier:
+    """Stands where a layer expects its key-value cache: keys and values (B, H, n, h) of the places before
+    those it is run on.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self.keys, self.values = keys, values
+
+    def update(self, keys: Tensor, values: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+        return torch.cat([self.keys, keys], 2), torch.cat([self.values, values], 2)
+
+
+def _last_places(layer: Any, x: Tensor, rotary: Rotary, mask: Tensor | None, keep: int) -> Tensor:
+    """The last layer's output at its last `keep` places, (B, keep, d); x: (B, N, d).
+
+    Places before them predict nothing, so only their keys and values are computed.
+    """
+    attention, early = layer.self_attn, layer.input_layernorm(x[:, :-keep])
+    shape = (*early.shape[:-1], -1, attention.head_dim)  # B, N - keep, H, h
+    keys = attention.k_proj(early).view(shape).transpose(1, 2)
+    values = attention.v_proj(early).view(shape).transpose(1, 2)
+    cos, sin = rotary
+    keys, _ = apply_rotary_pos_emb(keys, keys, cos[:, :-keep], sin[:, :-keep])
+    out: Tensor = layer(
+        x[:, -keep:],
+        position_embeddings=(cos[:, -keep:], sin[:, -keep:]),
+        attention_mask=None if mask is None else mask[:, :, -keep:],
+        past_key_values=_Earlier(keys, values),
+    )
+    return out

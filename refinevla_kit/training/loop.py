@@ -11,8 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from itertools import product
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,46 +22,26 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.policies.contract import Array
+from refinevla_kit.policies.vla_policy import VLAPolicy
+from refinevla_kit.simulator.contract import Array
 from refinevla_kit.training.activation_cache import ActivationCache, open_or_write
-from refinevla_kit.training.adapters import adapters
-from refinevla_kit.training.batches import Batch, WholeModel, forward, make_batch, tower_tokens
-from refinevla_kit.training.boundary import UpperLayers
-from refinevla_kit.training.collapse import check_collapse
-from refinevla_kit.training.config import TrainingConfig, check
+from refinevla_kit.training.config import TrainingConfig
 from refinevla_kit.training.examples import Examples
-from refinevla_kit.training.freezing import freeze_lower
-from refinevla_kit.training.resume import (
-    HISTORY,
-    RESUME,
-    identity_of,
-    read_history,
-    resume,
-    save_state,
-    write_history,
-)
+from refinevla_kit.training.freezing import UpperLayers, adapters, freeze_lower
+from refinevla_kit.training.objective import Batch, WholeModel, forward, make_batch, tower_tokens
+from refinevla_kit.training.resume import HISTORY, identity_of, resume, save_state, write_history
 from refinevla_kit.vlas.action_tokens import check_actions
 from refinevla_kit.vlas.contract import VLA
 from refinevla_kit.vlas.sequence import ACTION_KIND, RATIONALE_KIND
 
-__all__ = [
-    "HISTORY",
-    "RESUME",
-    "Batch",
-    "TrainingConfig",
-    "fine_tune",
-    "forward",
-    "make_batch",
-    "read_history",
-    "tower_tokens",
-    "validate",
-    "write_history",
-]
+__all__ = ["TrainingConfig", "fine_tune", "validate"]
 
-Kept = ActivationCache | Tensor | None
+Kept = ActivationCache | Tensor | None  # see `make_batch`
 Watch = Callable[[dict[str, Any]], None]
 BOARD = "tensorboard"  # folder in a run's
-KEYS = {ACTION_KIND: ("loss_action", "action_accuracy", "action_l1"), RATIONALE_KIND: ("loss_reasoning",)}
+ACTION_NUMBERS = ("loss_action", "action_accuracy", "action_l1")
+# Of a collapse: held-out frames that are looked at; it takes at least so many, of so many episodes, to judge.
+LOOKED_AT, FEWEST, EPISODES = 16, 8, 2
 
 
 def fine_tune(
@@ -82,8 +61,12 @@ def fine_tune(
     becomes one that reads none.
 
     Args:
+        vla: the model.
+        examples: what it learns from.
+        config: how.
         output: folder for `history.jsonl` and `resume/`.
         name: the policy's name in the history and on the bar.
+        progress: show a bar.
         cache_folder: of activation caches (see `TrainingConfig.cache`), shared by runs that differ in seed or
             learning rate; None: in `output`.
         watch: called with each new row of the history as it comes, in the main process; what it does changes
@@ -98,131 +81,195 @@ def fine_tune(
             reasoning loss is asked for, a state or a cache of something else, a cache above its limit, a loss
             that is no number, a policy that has collapsed.
     """
-    check(examples, config)
-    check_actions(vla.bins, examples.actions)
+    _check(examples, config)
+    check_actions(vla.bins.limits, examples.actions)
     if vla.reads_state and not examples.stateful:
         vla.forget_state()
         if progress:
-            tqdm.write(
-                f"{name} will not read the robot's own state: the data have none in the form of the "
-                "kit's recordings"
-            )
+            why = "the data have none in the form of the kit's recordings"
+            tqdm.write(f"{name} will not read the robot's own state: {why}")
     counts = freeze_lower(vla, config.depth, config.tower_frozen)
     identity = identity_of(vla, examples, config, counts)
-    adapted: AbstractContextManager[None] = nullcontext()
-    if config.mode == "lora":
-        adapted = adapters(vla, config.depth, config.lora_rank, config.lora_alpha, config.seed)
     folder = Path(output)
-    with adapted, _board(folder / BOARD if config.tensorboard else None) as board:
-        watchers, caches = [board, *([watch] if watch else [])], Path(cache_folder or folder / "activations")
-        history = _train(vla, examples, config, folder, name, progress, caches, identity, watchers)
+    watchers = [watch] if watch else []
+    with ExitStack() as stack:
+        if config.mode == "lora":
+            ranks = config.lora_rank, config.lora_alpha
+            stack.enter_context(adapters(vla, config.depth, *ranks, config.seed))
+        if config.tensorboard:
+            watchers.append(stack.enter_context(_board(folder / BOARD)))
+        run = _Run(vla, examples, config, folder, name, identity)
+        run.train(Path(cache_folder or folder / "activations"), watchers, progress)
     vla.model.eval()
-    return history
+    return run.history
 
 
-def _train(
-    vla: VLA,
-    examples: Examples,
-    config: TrainingConfig,
-    folder: Path,
-    name: str,
-    progress: bool,
-    cache_folder: Path,
-    identity: dict[str, Any],
-    watchers: Sequence[Watch],
-) -> list[dict[str, Any]]:
-    # Autocast is entered here, not by accelerate: it keeps the first precision it was given for as long as
-    # the process lives.
-    accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
-    vla.model.to(accelerator.device)
-    trained = [parameter for parameter in vla.model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(
-        trained, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.95)
-    )
-    step, history = resume(folder, vla, optimizer, identity)
-    if step >= config.steps or _stalled(history, config.early_stop):
-        return history
-    with (
-        accelerator.local_main_process_first() if config.caches(len(examples)) else nullcontext()
-    ):  # it writes the cache, the others open it
-        kept = _keep(vla, examples, config, cache_folder, progress and accelerator.is_local_main_process)
-    model, optimizer = accelerator.prepare(runner(vla, config, kept), optimizer)
-    training, validation = examples.split()
-    if accelerator.num_processes > (most := min(config.batch_size, len(training))):
-        raise KitError(
-            f"{accelerator.num_processes} processes share steps of {most} frames",
-            "launch fewer processes, or raise batch_size",
+class _Run:
+    """A model in training, its optimiser, and the history so far."""
+
+    def __init__(
+        self,
+        vla: VLA,
+        examples: Examples,
+        config: TrainingConfig,
+        folder: Path,
+        name: str,
+        identity: dict[str, Any],
+    ) -> None:
+        self.vla, self.examples, self.config, self.name = vla, examples, config, name
+        self.folder, self.identity = folder, identity
+        # Autocast is entered in `backward`, not by accelerate: it keeps the first precision it was given for
+        # as long as the process lives.
+        self.accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
+        vla.model.to(self.accelerator.device)
+        self.trained = [parameter for parameter in vla.model.parameters() if parameter.requires_grad]
+        self.optimizer: Any = torch.optim.AdamW(
+            self.trained, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.95)
         )
-    model.train()
-    hidden = not (progress and accelerator.is_main_process)
-    with tqdm(
-        total=config.steps, initial=step, desc=f"fine-tuning {name}", unit="step", disable=hidden
-    ) as bar:
-        while step < config.steps and not _stalled(history, config.early_stop):
-            began, known = time.perf_counter(), len(history)
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * _schedule(step, config)
-            rows = np.sort(
-                np.array_split(_rows(training, config, step), accelerator.num_processes)[
-                    accelerator.process_index
-                ]
-            )
-            batches = [
-                make_batch(vla, examples, part, config, kept)
-                for part in np.array_split(rows, min(config.accumulate, len(rows)))
-            ]
-            row = _backward(accelerator, model, vla, batches, config, f"{name} is {{}} at step {step}")
-            if config.clip:
-                accelerator.clip_grad_norm_(trained, config.clip)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            step += 1
-            history.append(
-                {
-                    "step": step,
-                    "split": "train",
-                    "policy": name,
-                    **row,
-                    "seconds": time.perf_counter() - began,
-                }
-            )
-            last = step == config.steps
-            due, saves = (
-                every and (last or step % every == 0) for every in (config.validate_every, config.save_every)
-            )
-            if len(validation) and due:
-                history.append(
-                    {
-                        "step": step,
-                        "split": "validation",
-                        "policy": name,
-                        **validate(vla, examples, validation, config, kept),
-                    }
-                )
-                bar.set_postfix(
-                    {
-                        key: f"{history[-1][key]:.2f}"
-                        for key in ("action_accuracy", "loss")
-                        if key in history[-1]
-                    },
-                    refresh=False,
-                )
-            if accelerator.is_main_process:
-                for new, watcher in product(history[known:], watchers):
-                    watcher(new)
-            ends = _stalled(history, config.early_stop)
-            if (
-                due or saves or ends or last
-            ) and step > config.grace:  # before a state is saved, so that the one on disk has passed
-                vla.model.eval()
-                check_collapse(runner(vla, config, kept), vla, examples, validation, config, kept, name, step)
-                model.train()
-            if accelerator.is_main_process and (saves or (ends and config.save_every)):
-                save_state(folder, vla, optimizer, step, history, identity)
-            bar.update()
-    if accelerator.is_main_process and not config.save_every:
-        write_history(folder / HISTORY, history)
-    return history
+        self.step, self.history = resume(folder, vla, self.optimizer, identity)
+        self.training, self.held_out = examples.split()
+
+    @property
+    def ended(self) -> bool:
+        return self.step >= self.config.steps or self.stalled
+
+    @property
+    def stalled(self) -> bool:
+        """The last `early_stop` evaluations brought no better action loss than there had been."""
+        rows = [row for row in self.history if row["split"] == "validation" and "loss_action" in row]
+        losses, patience = [row["loss_action"] for row in rows], self.config.early_stop
+        return 0 < patience < len(losses) and min(losses[-patience:]) >= min(losses[:-patience])
+
+    def train(self, cache_folder: Path, watchers: Sequence[Watch], progress: bool) -> None:
+        """Go on until the run has ended."""
+        if self.ended:
+            return
+        config, accelerator = self.config, self.accelerator
+        kept = self._keep(cache_folder, progress)
+        model, self.optimizer = accelerator.prepare(runner(self.vla, config, kept), self.optimizer)
+        most = min(config.batch_size, len(self.training))
+        if accelerator.num_processes > most:
+            what = f"{accelerator.num_processes} processes share steps of {most} frames"
+            raise KitError(what, "launch fewer processes, or raise batch_size")
+        model.train()
+        bar = tqdm(
+            total=config.steps,
+            initial=self.step,
+            desc=f"fine-tuning {self.name}",
+            unit="step",
+            disable=not (progress and accelerator.is_main_process),
+        )
+        with bar:
+            while not self.ended:
+                shown = len(self.history)
+                self._step(model, kept)
+                validates, saves = self._due(config.validate_every), self._due(config.save_every)
+                if validates and len(self.held_out):
+                    scores = validate(self.vla, self.examples, self.held_out, config, kept)
+                    self._note("validation", scores)
+                    names = [name for name in ("action_accuracy", "loss") if name in scores]
+                    bar.set_postfix({name: f"{scores[name]:.2f}" for name in names}, refresh=False)
+                if accelerator.is_main_process:
+                    for row in self.history[shown:]:
+                        for watcher in watchers:
+                            watcher(row)
+                # Before a state is saved, so that the one on disk has passed.
+                if (validates or saves or self.ended) and self.step > config.grace:
+                    self.vla.model.eval()
+                    check_collapse(self.vla, self.examples, self.held_out, config, kept, self.name, self.step)
+                    model.train()
+                if accelerator.is_main_process and (saves or (self.stalled and config.save_every)):
+                    save_state(self.folder, self.vla, self.optimizer, self.step, self.history, self.identity)
+                bar.update()
+        if accelerator.is_main_process and not config.save_every:
+            write_history(self.folder / HISTORY, self.history)
+
+    def _keep(self, cache_folder: Path, progress: bool) -> Kept:
+        """What is computed once, see `make_batch`."""
+        if not self.config.caches(len(self.examples)):
+            return tower_tokens(self.vla, self.examples.images) if self.config.tower_frozen else None
+        progress = progress and self.accelerator.is_local_main_process
+        with self.accelerator.local_main_process_first():  # it writes the cache, the others open it
+            return open_or_write(self.vla, self.examples, self.config, cache_folder, progress)
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and (self.step == self.config.steps or self.step % every == 0)
+
+    def _note(self, split: str, values: dict[str, float]) -> None:
+        self.history.append({"step": self.step, "split": split, "policy": self.name, **values})
+
+    def _step(self, model: nn.Module, kept: Kept) -> None:
+        """One step of the optimiser, noted in the history."""
+        config, accelerator, began = self.config, self.accelerator, time.perf_counter()
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate * _schedule(self.step, config)
+        rows = _rows(self.training, config, self.step)
+        rows = np.sort(np.array_split(rows, accelerator.num_processes)[accelerator.process_index])
+        batches = [
+            make_batch(self.vla, self.examples, part, config, kept)
+            for part in np.array_split(rows, min(config.accumulate, len(rows)))
+        ]
+        losses = self._backward(model, batches)
+        if config.clip:
+            accelerator.clip_grad_norm_(self.trained, config.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self._note("train", losses | {"seconds": time.perf_counter() - began})
+
+    def _backward(self, model: nn.Module, batches: list[Batch]) -> dict[str, float]:
+        """Gradients of one step, its frames in parts and over processes; each part counts by its tokens, so
+        that neither makes a difference.
+
+        Returns the history's numbers, of the frames of all processes.
+        """
+        accelerator, config = self.accelerator, self.config
+        processes, parts = accelerator.num_processes, len(batches)
+        counts = [
+            [int((batch.sequences.kinds == kind).sum()) for batch in batches]
+            for kind in (ACTION_KIND, RATIONALE_KIND)
+        ]
+        own = torch.tensor([sum(numbers) for numbers in counts], device=accelerator.device)
+        actions, rationales = accelerator.reduce(own, "sum").tolist()
+        names = ["loss", *(ACTION_NUMBERS if actions else ()), *(("loss_reasoning",) if rationales else ())]
+        row = dict.fromkeys(names, 0.0)
+        for number, batch in enumerate(batches):
+            # Gradients are averaged over processes, hence their number.
+            act = processes * counts[0][number] / max(1, actions)
+            think = processes * counts[1][number] / max(1, rationales)
+            with accelerator.no_sync(model) if number < parts - 1 else nullcontext():
+                with torch.autocast(self.vla.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                    losses = forward(model, self.vla, batch, config)
+                total = losses.total
+                if parts * processes > 1:
+                    total = act * losses.action + config.lambda_reasoning * think * losses.reasoning
+                if not torch.isfinite(total):
+                    what = f"the loss of {self.name} is {float(total)} at step {self.step}"
+                    raise KitError(what, "lower the learning rate")
+                accelerator.backward(total)
+            if parts * processes == 1:
+                return losses.to_floats()
+            for key, value in {**losses.to_floats(), "loss": float(total.detach())}.items():
+                share = {"loss": 1.0, "loss_reasoning": think}.get(key, act)
+                row[key] += share * value if share else 0.0
+        values = torch.tensor(list(row.values()), dtype=torch.float64, device=accelerator.device)
+        return dict(zip(row, accelerator.reduce(values, "mean").tolist(), strict=True))
+
+
+def _check(examples: Examples, config: TrainingConfig) -> None:
+    """Raises `KitError` for examples that cannot be trained with in this way."""
+    if len(examples) == 0:
+        raise KitError("no training examples", "record at least one episode")
+    if config.lambda_reasoning > 0 and not any(examples.rationales):
+        what = "the reasoning loss is on, but no frame has a rationale"
+        raise KitError(what, "annotate the dataset (notebook 01) or set lambda_reasoning to 0")
+    if examples.proprioception is None:
+        return
+    unknown = ~np.isfinite(examples.proprioception).all(axis=1)
+    if unknown.any():
+        episode = int(examples.episodes[unknown][0])
+        what = f"the robot's state holds what is no number, first in episode {episode}"
+        raise KitError(what, "leave that episode out, or mend its observation.state")
 
 
 def runner(vla: VLA, config: TrainingConfig, kept: Kept) -> nn.Module:
@@ -230,84 +277,91 @@ def runner(vla: VLA, config: TrainingConfig, kept: Kept) -> nn.Module:
     return UpperLayers(vla, config.depth) if isinstance(kept, ActivationCache) else WholeModel(vla)
 
 
-def _keep(vla: VLA, examples: Examples, config: TrainingConfig, folder: Path, progress: bool) -> Kept:
-    """What is computed once, see `make_batch`."""
-    if config.caches(len(examples)):
-        return open_or_write(vla, examples, config, folder, progress)
-    return tower_tokens(vla, examples.images) if config.tower_frozen else None
-
-
-def _backward(
-    accelerator: Accelerator, model: Any, vla: VLA, batches: list[Batch], config: TrainingConfig, about: str
-) -> dict[str, float]:
-    """Gradients of one step, its frames in parts and over processes; each part counts by its tokens, so that
-    neither makes a difference.
-
-    Returns the history's numbers, of the frames of all processes.
-    """
-    kinds, processes = (ACTION_KIND, RATIONALE_KIND), accelerator.num_processes
-    counts = [[int((batch.sequences.kinds == kind).sum()) for batch in batches] for kind in kinds]
-    sums = accelerator.reduce(
-        torch.tensor([sum(numbers) for numbers in counts], device=accelerator.device), "sum"
-    ).tolist()
-    row = dict.fromkeys(
-        ["loss", *(KEYS[ACTION_KIND] if sums[0] else ()), *(KEYS[RATIONALE_KIND] if sums[1] else ())], 0.0
-    )
-    for number, batch in enumerate(batches):
-        # gradients are averaged over processes, hence their number
-        act, think = (
-            processes * numbers[number] / max(1, total) for numbers, total in zip(counts, sums, strict=True)
-        )
-        with accelerator.no_sync(model) if number < len(batches) - 1 else nullcontext():
-            with torch.autocast(vla.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-                losses = forward(model, vla, batch, config)
-            total = (
-                losses.total
-                if len(batches) * processes == 1
-                else act * losses.action + config.lambda_reasoning * think * losses.reasoning
-            )
-            if not torch.isfinite(total):
-                raise KitError(f"the loss of {about.format(float(total))}", "lower the learning rate")
-            accelerator.backward(total)
-        if len(batches) * processes == 1:
-            return losses.to_floats()
-        for key, value in {**losses.to_floats(), "loss": float(total.detach())}.items():
-            share = {"loss": 1.0, "loss_reasoning": think}.get(key, act)
-            row[key] += share * value if share else 0.0
-    means = accelerator.reduce(
-        torch.tensor(list(row.values()), dtype=torch.float64, device=accelerator.device), "mean"
-    )
-    return dict(zip(row, means.tolist(), strict=True))
-
-
 @torch.no_grad()
 def validate(
     vla: VLA, examples: Examples, rows: Array, config: TrainingConfig, kept: Kept = None, frames: int = 128
 ) -> dict[str, float]:
     """The objective's parts on at most `frames` of the held-out frames `rows` (at least one), evenly spaced.
+
     `kept`: see `make_batch`.
     """
     chosen = rows[np.linspace(0, len(rows) - 1, min(frames, len(rows))).astype(int)]
     was_training = vla.model.training
     vla.model.eval()
     model = runner(vla, config, kept)
-    parts = []
-    for batch in np.array_split(chosen, math.ceil(len(chosen) / config.batch_size)):
+    sums: dict[str, float] = {}
+    sizes: dict[str, int] = {}
+    for part in np.array_split(chosen, math.ceil(len(chosen) / config.batch_size)):
+        batch = make_batch(vla, examples, part, config, kept)
         with torch.autocast(vla.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            parts.append(
-                (
-                    len(batch),
-                    forward(model, vla, make_batch(vla, examples, batch, config, kept), config).to_floats(),
-                )
-            )
+            losses = forward(model, vla, batch, config)
+        for key, value in losses.to_floats().items():
+            sums[key] = sums.get(key, 0) + len(part) * value
+            sizes[key] = sizes.get(key, 0) + len(part)
     vla.model.train(was_training)
-    having = {
-        key: [(n, part[key]) for n, part in parts if key in part]
-        for key in dict.fromkeys(key for _, part in parts for key in part)
-    }
-    return {
-        key: sum(n * value for n, value in rows) / sum(n for n, _ in rows) for key, rows in having.items()
-    }
+    return {key: sums[key] / sizes[key] for key in sums}
+
+
+@torch.no_grad()
+def check_collapse(
+    vla: VLA, examples: Examples, held_out: Array, config: TrainingConfig, kept: Kept, name: str, step: int
+) -> None:
+    """Stop a policy that is lost: it acts the same whatever it sees, or says no action at all.
+
+    Neither shows in the curves: the most frequent action is often right. Up to `LOOKED_AT` of the held-out
+    frames that have an action are looked at. That is free until something is suspicious: a policy that always
+    acts alike starts with the same token, and only then are its actions decoded as in an evaluation.
+
+    Args:
+        vla, examples, config, kept: see `make_batch`.
+        held_out: int (n,), the frames held out.
+        name, step: of the policy and the run, for the error.
+
+    Raises:
+        KitError: no action token is the most likely one anywhere, or all greedy actions are one.
+    """
+    acted = held_out[np.isfinite(examples.actions[held_out]).all(axis=1)]
+    if len(acted) < FEWEST:
+        return
+    rows = acted[np.linspace(0, len(acted) - 1, min(LOOKED_AT, len(acted))).astype(int)]
+    batch, first = make_batch(vla, examples, rows, config, kept), vla.first_action
+    with torch.autocast(vla.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        logits = runner(vla, config, kept)(batch)[:, :-1].float()  # B, K-1, V
+    target = batch.sequences.input_ids[:, -logits.shape[1] :]  # B, K-1
+    places = batch.sequences.kinds[:, -logits.shape[1] :] == ACTION_KIND
+    likeliest = logits[places].argmax(-1)
+    kept_where = "the state saved last is from before; start again in another folder"
+    if not ((likeliest >= first) & (likeliest < first + vla.bins.words)).any():
+        what = (
+            f"{name} gives no action tokens at step {step}: in {len(rows)} held-out frames, none is the "
+            "most likely at any place of the action"
+        )
+        remedy = "with a smaller learning_rate or lambda_reasoning, or from a base that has learned actions"
+        raise KitError(what, f"{kept_where}, {remedy}")
+    low, high = vla.bins.ranges[0]
+    starts = logits[torch.arange(len(logits), device=logits.device), places.int().argmax(1)]  # B, V
+    pictures, episodes = examples.images[rows], len(np.unique(examples.episodes[rows]))
+    should_differ = (
+        episodes >= EPISODES
+        and not _all_alike(pictures)
+        and not _all_alike(target[places].view(len(rows), -1))
+    )
+    if not (should_differ and _all_alike(starts[:, first + low : first + high].argmax(-1))):
+        return
+    own = None if examples.proprioception is None else examples.proprioception[rows]
+    policy = VLAPolicy(vla, name, order=config.order)
+    actions = policy.act_batch(pictures, [examples.instructions[row] for row in rows], own)
+    if _all_alike(np.stack([action.tokens for action in actions])):
+        what = (
+            f"{name} has collapsed at step {step}: its action is the same on {len(rows)} different "
+            f"held-out frames of {episodes} episodes"
+        )
+        raise KitError(what, f"{kept_where}, with a smaller learning_rate or fewer freeze_layers")
+
+
+def _all_alike(values: Array | Tensor) -> bool:
+    alike: Any = values == values[:1]
+    return bool(alike.all())
 
 
 def _rows(training: Array, config: TrainingConfig, step: int) -> Array:
@@ -325,29 +379,18 @@ def _schedule(step: int, config: TrainingConfig) -> float:
     return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - warm) / max(1, config.steps - warm)))
 
 
-def _stalled(history: list[dict[str, Any]], patience: int) -> bool:
-    """The last `patience` evaluations brought no better action loss than there had been."""
-    losses = [row["loss_action"] for row in history if row["split"] == "validation" and "loss_action" in row]
-    return 0 < patience < len(losses) and min(losses[-patience:]) >= min(losses[:-patience])
-
-
 @contextmanager
-def _board(folder: Path | None) -> Iterator[Any]:
-    """A function that shows a row of the history in TensorBoard; one that does nothing for None.
+def _board(folder: Path) -> Iterator[Watch]:
+    """A function that shows a row of the history in TensorBoard.
 
     Raises:
         KitError: TensorBoard is not installed.
     """
-    if folder is None:
-        yield lambda row: None
-        return
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise KitError(
-            f"TensorBoard cannot be imported ({error})",
-            "install it (pip install tensorboard), or set tensorboard to False",
-        ) from error
+        what = f"TensorBoard cannot be imported ({error})"
+        raise KitError(what, "install it (pip install tensorboard), or set tensorboard to False") from error
     with SummaryWriter(str(folder)) as writer:
 
         def show(row: dict[str, Any]) -> None:

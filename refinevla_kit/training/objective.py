@@ -1,20 +1,136 @@
-"""The objective: L = L_action + lambda_r * L_reasoning, each an average over its own tokens.
+"""From examples to sequences, from there to logits, and from those to the objective:
+
+    L = L_action + lambda_r * L_reasoning, each an average over its own tokens.
 
 ReFineVLA v2 (secondary source): both terms are teacher-forced negative log-likelihoods and lambda_r = 0.3 was
 best. Averaging each kind over its own tokens keeps the balance when a rationale has fifteen times as many
 tokens as an action.
+
+Whatever is frozen is computed once and kept: the tower's tokens of each picture, or (see activation_cache.py)
+the hidden states of each whole sequence at the boundary between frozen and trained layers.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from refinevla_kit.simulator.contract import Array
+from refinevla_kit.training.config import TrainingConfig
+from refinevla_kit.training.examples import Examples
 from refinevla_kit.vlas.action_tokens import ActionTokens
-from refinevla_kit.vlas.sequence import ACTION_KIND, RATIONALE_KIND, Sequences
+from refinevla_kit.vlas.contract import VLA
+from refinevla_kit.vlas.decoder import hidden_states, logits_of
+from refinevla_kit.vlas.sequence import ACTION_KIND, RATIONALE_KIND, Sequences, answer_ids, pad_batch
+
+if TYPE_CHECKING:
+    from refinevla_kit.training.activation_cache import ActivationCache
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the model sees of B frames.
+
+    Attributes:
+        sequences: their sequences, (B, N).
+        pixel_values: float32 (B, C, H, W); None where `tokens` or `boundary` stand for them.
+        tokens: the frozen tower's tokens, (B, P, d).
+        states: the robot's own state as the policy takes it; None for one that reads none.
+        boundary: (B, N, d), what the frozen layers make of all that.
+    """
+
+    sequences: Sequences
+    pixel_values: Tensor | None = None
+    tokens: Tensor | None = None
+    states: Tensor | None = None
+    boundary: Tensor | None = None
+
+    @property
+    def predicting(self) -> int:
+        """Places from the first answer's first token to the end. Only their logits are compared with
+        anything.
+        """
+        types = self.sequences.token_type_ids
+        return types.shape[1] - int((types == 0).sum(1).min())
+
+
+@torch.no_grad()
+def tower_tokens(vla: VLA, images: Array, chunk: int = 64) -> Tensor:
+    """The vision tower's tokens of every picture, on the CPU: uint8 (N, H, W, 3) -> float16 (N, P, d)."""
+    parts = (vla.look(vla.pixel_values(images[i : i + chunk])) for i in range(0, len(images), chunk))
+    return torch.cat([part.half().cpu() for part in parts])  # half: 18 kB a frame
+
+
+def lay_out(vla: VLA, examples: Examples, rows: Array, config: TrainingConfig) -> Sequences:
+    """The sequences of the frames `rows` (int (B,)), on the CPU."""
+    words = vla.bins.encode(np.nan_to_num(examples.actions[rows])) + vla.first_action  # B, T
+    prefixes, answers = [], []
+    for row, action in zip(rows, words, strict=True):
+        acted = np.isfinite(examples.actions[row]).all()  # a frame that is only spoken about has no action
+        text = examples.rationales[row] if config.lambda_reasoning > 0 else ""
+        prefixes.append(vla.prefix_ids(examples.instructions[row]))
+        answers.append(answer_ids(vla, action.tolist() if acted else [], text, config.order))
+    return pad_batch(prefixes, answers, vla.marks.pad)
+
+
+def make_batch(
+    vla: VLA,
+    examples: Examples,
+    rows: Array,
+    config: TrainingConfig,
+    kept: Tensor | ActivationCache | None = None,
+) -> Batch:
+    """Lay out the frames `rows` (int (B,)) as sequences on the model's device.
+
+    Args:
+        kept: what is frozen, of all examples: the tower's tokens, or a cache of the states at the boundary.
+    """
+    device = vla.device
+    if kept is not None and not isinstance(kept, Tensor):
+        sequences, boundary = kept.read(rows)
+        return Batch(sequences.to(device), boundary=boundary.to(device))
+    sequences = lay_out(vla, examples, rows, config).to(device)
+    states = vla.states(None if examples.proprioception is None else examples.proprioception[rows])
+    if kept is None:
+        return Batch(sequences, pixel_values=vla.pixel_values(examples.images[rows]), states=states)
+    return Batch(sequences, tokens=kept[torch.from_numpy(rows)].to(device).float(), states=states)
+
+
+class WholeModel(nn.Module):
+    """A VLA as one module, whose forward pass gives logits."""
+
+    def __init__(self, vla: VLA) -> None:
+        super().__init__()
+        self.model, self._vla = vla.model, vla
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits (B, K, V) of the last K = `batch.predicting` places."""
+        vla, sequences, tokens = self._vla, batch.sequences, batch.tokens
+        if tokens is None:
+            assert batch.pixel_values is not None
+            tokens = vla.look(batch.pixel_values)
+        words = vla.image_words(tokens, batch.states)
+        hidden = hidden_states(
+            vla, words, sequences.input_ids, sequences.token_type_ids, sequences.attention_mask
+        )
+        return logits_of(vla, hidden[:, -batch.predicting :])
+
+
+def forward(model: Any, vla: VLA, batch: Batch, config: TrainingConfig) -> Losses:
+    """Run a model on a batch and take the objective.
+
+    Args:
+        model: `WholeModel`, or `UpperLayers` for a batch of boundary states; or what accelerate made of
+            either.
+        vla: whose model it is.
+        batch: what it sees.
+        config: for the weight of the reasoning loss.
+    """
+    return joint_loss(model(batch), batch.sequences, config.lambda_reasoning, vla.first_action, vla.bins)
 
 
 @dataclass(frozen=True)
@@ -22,6 +138,7 @@ class Losses:
     """Scalars of one batch. total carries the gradient; the others are for the history.
 
     Attributes:
+        total, action, reasoning: the objective and its two parts.
         action_accuracy: share of action tokens whose most likely token is the right one.
         action_l1: mean distance between the action of the most likely words allowed at each place and that of
             the right ones, over dimensions, in multiples of `ActionTokens.limits`.
@@ -37,16 +154,12 @@ class Losses:
     rationale_tokens: int
 
     def to_floats(self) -> dict[str, float]:
-        """For the history: loss; loss_action, action_accuracy, action_l1 where there were action tokens;
-        loss_reasoning where there were others.
-        """
+        """For the history: the loss, and of each kind of token that there was, its own numbers."""
         values = {"loss": self.total}  # and no tokens is not a loss of zero
         if self.action_tokens:
-            values |= {
-                "loss_action": self.action,
-                "action_accuracy": self.action_accuracy,
-                "action_l1": self.action_l1,
-            }
+            values["loss_action"] = self.action
+            values["action_accuracy"] = self.action_accuracy
+            values["action_l1"] = self.action_l1
         if self.rationale_tokens:
             values["loss_reasoning"] = self.reasoning
         return {name: float(value.detach()) for name, value in values.items()}
@@ -66,12 +179,10 @@ def joint_loss(
         bins: the policy's action tokens.
     """
     keep = logits.shape[1]
-    predicted = logits[
-        :, :-1
-        # B, K-1, V: place t predicts token t + 1; float, because bf16 sums of a thousand exponentials are too
-        # coarse
-    ].float()
-    target, kind = (x[:, -keep:][:, 1:] for x in (sequences.input_ids, sequences.kinds))  # B, K-1
+    # Place t predicts token t + 1. Float, because bf16 sums of a thousand exponentials are too coarse.
+    predicted = logits[:, :-1].float()  # B, K-1, V
+    target = sequences.input_ids[:, -keep:][:, 1:]  # B, K-1
+    kind = sequences.kinds[:, -keep:][:, 1:]
     is_action, is_rationale = kind == ACTION_KIND, kind == RATIONALE_KIND
     action_logits, action_target = predicted[is_action], target[is_action]  # A, V and A
     action = _mean_loss(action_logits, action_target)
@@ -79,20 +190,14 @@ def joint_loss(
     with torch.no_grad():
         accuracy = (action_logits.argmax(-1) == action_target).float().mean()
         l1 = _distance(action_logits, action_target, first_action, bins)
-    return Losses(
-        action + lambda_reasoning * reasoning,
-        action,
-        reasoning,
-        accuracy,
-        l1,
-        len(action_target),
-        int(is_rationale.sum()),
-    )
+    total = action + lambda_reasoning * reasoning
+    return Losses(total, action, reasoning, accuracy, l1, len(action_target), int(is_rationale.sum()))
 
 
 def _distance(logits: Tensor, target: Tensor, first_action: int, bins: ActionTokens) -> Tensor:
-    """Mean |decoded best - decoded right| of logits (A, V) and targets (A,): the T words of an action stand
-    in a row, so A is a multiple of T.
+    """Mean |decoded best - decoded right| of logits (A, V) and targets (A,).
+
+    The T words of an action stand in a row, so A is a multiple of T.
     """
     places = len(bins.ranges)
     by_place = logits.view(-1, places, logits.shape[-1])  # actions, T, V
@@ -100,13 +205,12 @@ def _distance(logits: Tensor, target: Tensor, first_action: int, bins: ActionTok
         by_place[:, t, first_action + low : first_action + high].argmax(-1) + low
         for t, (low, high) in enumerate(bins.ranges)
     ]
-    said, right = (
-        words.cpu().numpy() for words in (torch.stack(best, 1), target.view(-1, places) - first_action)
-    )
-    difference = np.abs(bins.decode_normalised(said) - bins.decode_normalised(right))
+    likeliest = torch.stack(best, 1).cpu().numpy()
+    right = (target.view(-1, places) - first_action).cpu().numpy()
+    difference = np.abs(bins.decode_normalised(likeliest) - bins.decode_normalised(right))
     return torch.from_numpy(difference).to(logits.device).mean()
 
 
 def _mean_loss(logits: Tensor, target: Tensor) -> Tensor:
     """Mean cross-entropy; 0 when there is no such token."""
-    return torch.nn.functional.cross_entropy(logits, target) if len(target) else logits.sum() * 0.0
+    return nn.functional.cross_entropy(logits, target) if len(target) else logits.sum() * 0.0

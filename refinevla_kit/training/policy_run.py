@@ -13,21 +13,20 @@ from accelerate import PartialState
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.files import sha256
+from refinevla_kit.policies.vla_policy import files_hash
 from refinevla_kit.training.examples import Examples
 from refinevla_kit.training.loop import TrainingConfig, Watch, fine_tune
-from refinevla_kit.training.resume import WITHOUT_EFFECT
+from refinevla_kit.training.resume import effective
 from refinevla_kit.vlas import load_vla
+from refinevla_kit.vlas.action_tokens import STATISTICS
 from refinevla_kit.vlas.compact import checkpoint_hash
-from refinevla_kit.vlas.statistics import STATISTICS
+
+WORK = "training"  # folder of histories and states, beside the policies
 
 
 def made_from(base: str | Path, examples: Examples, config: TrainingConfig) -> dict[str, Any]:
     """All that the policy of `train_policy` with these arguments depends on."""
-    settings = {name: value for name, value in asdict(config).items() if name not in WITHOUT_EFFECT}
-    return settings | {"base": checkpoint_hash(base), "examples": examples.digest()}
-
-
-WORK = "training"  # folder of histories and states, beside the policies
+    return effective(config) | {"base": files_hash(base), "examples": examples.digest()}
 
 
 def train_policy(
@@ -44,9 +43,12 @@ def train_policy(
     lie in `output/training/name`.
 
     Args:
+        base: folder of the checkpoint to start from.
+        examples, config, progress, watch: see `fine_tune`.
+        output: folder of the policies.
+        name: the policy's, and its folder's.
         cache_folder: see `fine_tune`; None is `output/training/activations`, shared by the policies trained
             there.
-        watch: see `fine_tune`.
 
     Returns:
         The history, see `fine_tune`.
@@ -56,9 +58,8 @@ def train_policy(
     """
     target, work = Path(output) / name, Path(output) / WORK
     if name in ("", ".", "..", WORK) or "/" in name:
-        raise KitError(
-            f"the policy's name {name!r} cannot be its folder's name", "choose another, without a slash"
-        )
+        what = f"the policy's name {name!r} cannot be its folder's name"
+        raise KitError(what, "choose another, without a slash")
     if target.resolve() == Path(base).resolve():
         raise KitError(f"{target} is the base itself and would be replaced", "give another name or output")
     vla = load_vla(base)
@@ -66,9 +67,8 @@ def train_policy(
         vla, examples, config, work / name, name, progress, cache_folder or work / "activations", watch
     )
     state = PartialState()
-    if (
-        not state.is_main_process
-    ):  # under `accelerate launch` one process writes, the others wait until all is there
+    if not state.is_main_process:
+        # under `accelerate launch` one process writes, the others wait until all is there
         state.wait_for_everyone()
         return history
     vla.provenance.clear()

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from refinevla_kit.errors import KitError, listed
 from refinevla_kit.files import replacing, write_json
@@ -22,11 +21,13 @@ from refinevla_kit.training.examples import Examples
 from refinevla_kit.vlas.contract import VLA
 
 RESUME, ROWS, HISTORY = "resume", "rows.jsonl", "history.jsonl"
-WITHOUT_EFFECT = (
-    "cache_limit_gb",
-    "tensorboard",
-    "collapse_grace",
-)  # settings that change nothing about the weights
+# settings that change nothing about the weights
+WITHOUT_EFFECT = ("cache_limit_gb", "tensorboard", "collapse_grace")
+
+
+def effective(config: TrainingConfig) -> dict[str, Any]:
+    """The settings that the trained weights depend on."""
+    return {name: value for name, value in asdict(config).items() if name not in WITHOUT_EFFECT}
 
 
 def identity_of(
@@ -36,14 +37,8 @@ def identity_of(
     base = hashlib.sha256()
     for tensor in vla.model.state_dict().values():
         base.update(tensor.cpu().numpy().tobytes())
-    settings = {key: value for key, value in asdict(config).items() if key not in WITHOUT_EFFECT}
-    return {
-        **settings,
-        **counts,
-        "frames": len(examples),
-        "base": base.hexdigest(),
-        "data": examples.digest(vla.reads_state),
-    }
+    data = examples.digest(vla.reads_state)
+    return {**effective(config), **counts, "frames": len(examples), "base": base.hexdigest(), "data": data}
 
 
 def save_state(
@@ -68,56 +63,46 @@ def save_state(
 def resume(
     folder: Path, vla: VLA, optimizer: torch.optim.Optimizer, identity: dict[str, Any]
 ) -> tuple[int, list[dict[str, Any]]]:
-    """Put the last state back; (0, []) when there is none.
+    """Put the last state back: the step it is of, and the history until then; (0, []) when there is none.
 
     Raises:
         KitError: it cannot be read, is of another run, or its tensors are not exactly those that train now.
     """
-    state = folder / RESUME / "state.json"
-    if not state.is_file():
+    state, again = folder / RESUME, "delete that folder to start again"
+    if not (state / "state.json").is_file():
         return 0, []
-    again = "delete that folder to start again"
     try:
-        stored, rows = json.loads(state.read_text(encoding="utf-8")), read_history(folder / RESUME / ROWS)
-        tensors, found, step = (
-            load_file(folder / RESUME / "state.safetensors"),
-            dict(stored["identity"]),
-            int(stored["step"]),
-        )
+        stored = json.loads((state / "state.json").read_text(encoding="utf-8"))
+        found, step = dict(stored["identity"]), int(stored["step"])
+        rows, tensors = read_history(state / ROWS), load_file(state / "state.safetensors")
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise KitError(f"the state in {folder / RESUME} cannot be read ({error})", again) from error
-    if different := [
-        key for key in {**identity, **found} if key not in identity or found.get(key) != identity[key]
-    ]:
-        raise KitError(
-            f"{folder} holds a run with another {', '.join(different)}",
-            "give another output folder, or delete this one",
-        )
-    trained = {f"model.{name}": p for name, p in vla.model.named_parameters() if p.requires_grad}
-    wanted = {name: p.shape for name, p in trained.items()}
+        raise KitError(f"the state in {state} cannot be read ({error})", again) from error
+    keys = {**identity, **found}
+    other = [key for key in keys if key not in identity or found.get(key) != identity[key]]
+    if other:
+        what = f"{folder} holds a run with another {', '.join(other)}"
+        raise KitError(what, "give another output folder, or delete this one")
+    trained = {name: p for name, p in vla.model.named_parameters() if p.requires_grad}
+    wanted = {f"model.{name}": p.shape for name, p in trained.items()}
     for number, p in enumerate(trained.values()):
-        wanted |= {f"optimizer.{number}.step": torch.Size([])} | {
-            f"optimizer.{number}.{key}": p.shape for key in ("exp_avg", "exp_avg_sq")
-        }
+        wanted[f"optimizer.{number}.step"] = torch.Size([])
+        for key in ("exp_avg", "exp_avg_sq"):
+            wanted[f"optimizer.{number}.{key}"] = p.shape
     shapes = {name: x.shape for name, x in tensors.items()}
-    if strange := sorted(name for name in {**wanted, **shapes} if wanted.get(name) != shapes.get(name)):
-        raise KitError(
-            f"the state in {folder / RESUME} is not of this model ({len(strange)} tensors differ: "
-            f"{listed(strange)})",
-            again,
-        )
-    if broken := [name for name, x in tensors.items() if not torch.isfinite(x).all()]:
-        raise KitError(f"the state in {folder / RESUME} holds what is no number ({listed(broken)})", again)
-    vla.model.load_state_dict(
-        {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}, strict=False
-    )
-    layout = optimizer.state_dict()
-    moments: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        if key.startswith("optimizer."):
-            _, index, field = key.split(".", 2)
-            moments.setdefault(int(index), {})[field] = value
-    optimizer.load_state_dict({"state": moments, "param_groups": layout["param_groups"]})
+    strange = sorted(name for name in {**wanted, **shapes} if wanted.get(name) != shapes.get(name))
+    if strange:
+        what = f"the state in {state} is not of this model ({len(strange)} tensors differ: {listed(strange)})"
+        raise KitError(what, again)
+    broken = [name for name, x in tensors.items() if not torch.isfinite(x).all()]
+    if broken:
+        raise KitError(f"the state in {state} holds what is no number ({listed(broken)})", again)
+    vla.model.load_state_dict({name: tensors[f"model.{name}"] for name in trained}, strict=False)
+    moments = {
+        number: {key: tensors[f"optimizer.{number}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+        for number in range(len(trained))
+    }
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": moments, "param_groups": groups})
     return step, rows
 
 

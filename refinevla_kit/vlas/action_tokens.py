@@ -13,7 +13,7 @@ exactly zero.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,20 +22,13 @@ import numpy as np
 from refinevla_kit.errors import KitError
 from refinevla_kit.simulator.contract import ACTION_NAMES, Array
 
+STATISTICS = "dataset_statistics.json"  # of a checkpoint: which action tokens it speaks, and what made it
 BINS = 255
 SMALLEST_RANGE = 1e-2  # a dimension that never moves (roll, pitch) still needs a range to divide
-MOST_OUTSIDE, MOST_FAR = (
-    0.05,
-    0.02,
-    # Shares of actions; fitted at the 1 % and 99 % quantiles, at most 2 % + 2 of the very same data lie
-    # outside
-)
-BEYOND, FAR = (
-    1.1,
-    2.0,
-    # Times the range: clipping a tenth does no harm, and commands that saturate may lie just outside a range
-    # fitted to few
-)
+# Times the range: clipping a tenth does no harm, and saturated commands may lie just outside what was fitted.
+BEYOND, FAR = 1.1, 2.0
+# Shares of actions that may be so: at most 2 % + 2 of the very data that a range was fitted to lie outside.
+MOST_OUTSIDE, MOST_FAR = 0.05, 0.02
 
 
 class ActionTokens(Protocol):
@@ -104,41 +97,45 @@ def check_words(words: Array, ranges: tuple[tuple[int, int], ...]) -> Array:
     return words
 
 
-def check_actions(tokens: ActionTokens, actions: Array) -> None:
-    """Stop when data were not made for these tokens: in a dimension more than 5 % a tenth beyond the range,
-    or 2 % beyond twice the range.
+def dimension_names(count: int) -> tuple[str, ...]:
+    """Of the numbers of an action: the kit's own where there are as many."""
+    return ACTION_NAMES if count == len(ACTION_NAMES) else tuple(f"a{i + 1}" for i in range(count))
 
+
+def check_actions(limits: Sequence[float], actions: Array) -> None:
+    """Stop when data were not made for action tokens with these `limits`.
+
+    They were not when in a dimension more than 5 % lie a tenth beyond the range, or 2 % beyond twice it.
     A few outside are intended (they are clipped), so data that the tokens were fitted to always pass,
     whatever their tails.
 
     Args:
+        limits: see `ActionTokens`.
         actions: float (N, A) in units; rows that are not finite (frames without an action) are left out.
 
     Raises:
         KitError: names each dimension with how many actions are outside it.
     """
     actions = np.asarray(actions, np.float64)
-    actions, limits = actions[np.isfinite(actions).all(axis=-1)], np.asarray(tokens.limits)
+    actions = actions[np.isfinite(actions).all(axis=-1)]
     if actions.size == 0:
         return
+    count = len(actions)
     if actions.shape[-1] != len(limits):
         what = f"actions of {actions.shape[-1]} numbers, action tokens of {len(limits)}"
         raise KitError(what, "give the data set this checkpoint's robot was recorded in")
-    size = np.abs(actions) / limits  # N, A
-    outside, far, farthest = (size > BEYOND).sum(axis=0), (size > FAR).sum(axis=0), size.max(axis=0)
-    names = (
-        ACTION_NAMES if len(limits) == len(ACTION_NAMES) else tuple(f"a{i + 1}" for i in range(len(limits)))
-    )
-    bad = [
-        f"{name}: {count} of {len(actions)} outside ±{limit:.3g}, up to {most:.3g} times that"
-        for name, count, beyond, limit, most in zip(names, outside, far, limits, farthest, strict=True)
-        if count > 2 + MOST_OUTSIDE * len(actions) or beyond > 2 + MOST_FAR * len(actions)
-    ]
+    sizes = np.abs(actions) / np.asarray(limits)  # N, A
+    bad = []
+    for name, limit, size in zip(dimension_names(len(limits)), limits, sizes.T, strict=True):
+        outside, far = int((size > BEYOND).sum()), int((size > FAR).sum())
+        if outside > 2 + MOST_OUTSIDE * count or far > 2 + MOST_FAR * count:
+            bad.append(
+                f"{name}: {outside} of {count} outside ±{limit:.3g}, up to {size.max():.3g} times that"
+            )
     if bad:
         what = f"the actions do not fit the checkpoint's action tokens ({'; '.join(bad)})"
-        raise KitError(
-            what, "check units and robot of the data set, or start from a base whose tokens were fitted to it"
-        )
+        remedy = "check units and robot of the data set, or start from a base whose tokens were fitted to it"
+        raise KitError(what, remedy)
 
 
 @dataclass(frozen=True)
@@ -160,32 +157,22 @@ class UniformBins:
 
     @property
     def names(self) -> tuple[str, ...]:
-        return (
-            ACTION_NAMES
-            if len(self.limits) == len(ACTION_NAMES)
-            else tuple(f"a{i + 1}" for i in range(len(self.limits)))
-        )
+        return dimension_names(len(self.limits))
 
     @property
     def words(self) -> int:
         return BINS
 
-    def normalise(self, actions: Array) -> Array:
-        """float (..., A) in units -> float32 (..., A) in [-1, 1]; values outside the limits are clipped."""
-        return np.clip(np.asarray(actions, np.float64) / np.asarray(self.limits), -1.0, 1.0).astype(
-            np.float32
-        )
-
     def encode(self, actions: Array) -> Array:
-        """float (..., A) in units -> int64 (..., A) bin numbers 0 .. BINS - 1."""
-        unit = (self.normalise(actions).astype(np.float64) + 1.0) / 2.0
-        return np.minimum((unit * BINS).astype(np.int64), BINS - 1)
+        """float (..., A) in units -> int64 (..., A) bin numbers 0 .. BINS - 1; what is beyond is clipped."""
+        unit = np.clip(np.asarray(actions, np.float64) / np.asarray(self.limits), -1.0, 1.0)
+        unit = unit.astype(np.float32).astype(np.float64)  # as it was when the shipped checkpoints were made
+        return np.minimum(((unit + 1.0) / 2.0 * BINS).astype(np.int64), BINS - 1)
 
     def decode_normalised(self, words: Array) -> Array:
         """int (..., A) bin numbers -> float32 (..., A), the bins' centres in [-1, 1]."""
-        return ((2.0 * check_words(words, self.ranges).astype(np.float64) + 1.0) / BINS - 1.0).astype(
-            np.float32
-        )
+        numbers = check_words(words, self.ranges).astype(np.float64)
+        return ((2.0 * numbers + 1.0) / BINS - 1.0).astype(np.float32)
 
     def decode(self, words: Array) -> Array:
         """int (..., A) bin numbers -> float32 (..., A) in units."""
@@ -199,7 +186,6 @@ class UniformBins:
         """Inverse of `to_dict`. Raises `KitError` for another kind or number of bins."""
         if value.get("kind") != "uniform" or value.get("bins") != BINS:
             what = f"action tokens {value.get('kind')!r} with {value.get('bins')} bins"
-            raise KitError(
-                what, f"this version reads 'spherical' tokens, and 'uniform' ones with {BINS} bins"
-            )
+            remedy = f"this version reads 'spherical' tokens, and 'uniform' ones with {BINS} bins"
+            raise KitError(what, remedy)
         return cls(tuple(float(x) for x in value["limits"]))

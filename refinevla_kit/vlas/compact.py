@@ -10,9 +10,10 @@ head trained, vocabulary frozen" can be said.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -34,39 +35,40 @@ from refinevla_kit.episodes.damage import pointer_of
 from refinevla_kit.errors import KitError, listed
 from refinevla_kit.files import replacing, sha256, write_json
 from refinevla_kit.simulator.contract import Array
-from refinevla_kit.vlas.action_tokens import ActionTokens
-from refinevla_kit.vlas.contract import VLA, Marks
-from refinevla_kit.vlas.conv_tower import ConvTowerConfig
-from refinevla_kit.vlas.robot_state import FEATURES, state_features
-from refinevla_kit.vlas.statistics import STATISTICS, read_action_tokens
-from refinevla_kit.vlas.vocabulary import (
+from refinevla_kit.vlas.action_tokens import STATISTICS, ActionTokens, UniformBins
+from refinevla_kit.vlas.compact_parts import (
     ACTION,
     EOS,
+    FEATURES,
     IMAGE,
     PAD,
     RATIONALE,
+    ConvTowerConfig,
     check_action_words,
     first_action_id,
     load_vocabulary,
+    state_features,
     token_id,
 )
+from refinevla_kit.vlas.contract import VLA, Marks
+from refinevla_kit.vlas.spherical_grid import SphericalGrid
 
 WEIGHTS = "model.safetensors"
 FORMAT = "refinevla-compact-1"
-NUMBERS = (
-    "BF16",
-    "F16",
-    "F32",
-    "F64",
-)  # dtypes a weight may be stored in; integers and 8-bit floats need a scale that nothing here applies
+# dtypes a weight may be stored in; integers and 8-bit floats need a scale that nothing here applies
+NUMBERS = ("BF16", "F16", "F32", "F64")
 COPY = "copy or make the whole folder again"
 
 
 @dataclass(frozen=True)
 class CompactConfig:
-    """Size of a compact VLA. layers: of the language model; hidden, heads, feedforward: its widths; channels:
-    of the tower's first stage; proprioception: one more token for the robot's own state (see
-    robot_state.py).
+    """Size of a compact VLA.
+
+    Attributes:
+        layers, hidden, heads, feedforward: of the language model.
+        channels: of the tower's first stage.
+        height, width: of the picture in pixels, multiples of 20.
+        proprioception: one more token, for the robot's own state.
     """
 
     layers: int = 4
@@ -83,6 +85,9 @@ class CompactConfig:
 class CompactVLA(VLA):
     """The compact VLA, see the top of this module."""
 
+    two_way = True
+    first_position = 1
+
     @property
     def decoder(self) -> Any:
         return self._paligemma.language_model
@@ -92,14 +97,6 @@ class CompactVLA(VLA):
         model: Any = self.model
         head: nn.Module = model.lm_head
         return head
-
-    @property
-    def two_way(self) -> bool:
-        return True
-
-    @property
-    def first_position(self) -> int:
-        return 1
 
     @property
     def reads_state(self) -> bool:
@@ -171,18 +168,13 @@ class CompactVLA(VLA):
         if not self.reads_state:
             return None
         if proprioception is None:
-            remedy = (
-                "pass `proprioception` (see Observation), as `evaluate` does for policies with "
-                "`needs_proprioception`"
-            )
-            raise KitError(
-                "this policy reads the robot's own state beside the picture, and none was given", remedy
-            )
+            what = "this policy reads the robot's own state beside the picture, and none was given"
+            how = "as `evaluate` does for policies with `needs_proprioception`"
+            raise KitError(what, f"pass `proprioception` (see Observation), {how}")
         features = state_features(proprioception)
         if not np.isfinite(features).all():
-            raise KitError(
-                "the robot's own state holds what is no number", "leave that frame out, or mend its state"
-            )
+            what = "the robot's own state holds what is no number"
+            raise KitError(what, "leave that frame out, or mend its state")
         return torch.from_numpy(features).to(self.device)
 
     def look(self, pixels: Tensor) -> Tensor:
@@ -191,9 +183,8 @@ class CompactVLA(VLA):
 
     def image_words(self, tokens: Tensor, states: Tensor | None) -> Tensor:
         if states is not None:
-            tokens = torch.cat(
-                [tokens, self._paligemma.vision_tower.state_token(states)], dim=1
-            )  # B, image_tokens, d
+            own = self._paligemma.vision_tower.state_token(states)
+            tokens = torch.cat([tokens, own], dim=1)  # B, image_tokens, d
         words: Tensor = self._paligemma.multi_modal_projector(tokens)
         return words
 
@@ -207,10 +198,8 @@ class CompactVLA(VLA):
             return torch.cat([self.pixel_values(np.asarray(image)[None]) for image in images])
         config, images = self._vision, np.array(images)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not images.size:
-            raise KitError(
-                f"pictures are {images.dtype} {images.shape[1:]}",
-                "give RGB as the camera has it: uint8 (H, W, 3), 0 to 255",
-            )
+            what = f"pictures are {images.dtype} {images.shape[1:]}"
+            raise KitError(what, "give RGB as the camera has it: uint8 (H, W, 3), 0 to 255")
         x = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float()  # B, 3, H, W
         if x.shape[-2:] != (config.height, config.width):
             x = torch.nn.functional.interpolate(x, size=(config.height, config.width), mode="area")
@@ -228,19 +217,17 @@ class CompactVLA(VLA):
         """Write a checkpoint directory: safetensors, config, tokenizer, dataset statistics. Appears whole or
         not at all.
         """
+        exact = ("state_mean", "state_scale")  # in metres: bfloat16 would shift them by half a millimetre
+        tensors = {
+            name: x.detach() if name.endswith(exact) else x.detach().to(dtype)
+            for name, x in self.model.state_dict().items()
+        }
+        about = {"format": FORMAT, "action_tokens": self.bins.to_dict(), "provenance": self.provenance}
         with replacing(path) as part, _quiet():
             part.mkdir(parents=True)
-            exact = ("state_mean", "state_scale")  # in metres: bfloat16 would shift them by half a millimetre
-            tensors = self.model.state_dict().items()
-            state = {
-                name: x.detach() if name.endswith(exact) else x.detach().to(dtype) for name, x in tensors
-            }
-            self.model.save_pretrained(part, state_dict=state)
+            self.model.save_pretrained(part, state_dict=tensors)
             self.tokenizer.save_pretrained(part)
-            write_json(
-                part / STATISTICS,
-                {"format": FORMAT, "action_tokens": self.bins.to_dict(), "provenance": self.provenance},
-            )
+            write_json(part / STATISTICS, about)
         return Path(path)
 
 
@@ -286,9 +273,8 @@ def build(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = PaliGemmaForConditionalGeneration(full)
-        torch.nn.init.orthogonal_(
-            model.model.multi_modal_projector.linear.weight
-        )  # the tower's norm gives rms 1; keep it
+        # the tower's norm gives rms 1; keep it
+        torch.nn.init.orthogonal_(model.model.multi_modal_projector.linear.weight)
     return CompactVLA(model.eval(), tokenizer, bins, {})
 
 
@@ -307,66 +293,70 @@ def load(path: str | Path) -> CompactVLA:
     try:
         statistics = json.loads((directory / STATISTICS).read_text(encoding="utf-8"))
         if statistics.get("format") != FORMAT:
-            raise KitError(
-                f"{directory} has format {statistics.get('format')!r}", f"this version reads {FORMAT!r}"
-            )
+            what = f"{directory} has format {statistics.get('format')!r}"
+            raise KitError(what, f"this version reads {FORMAT!r}")
         bins, provenance = read_action_tokens(statistics["action_tokens"]), dict(statistics["provenance"])
         tokenizer, model = load_vocabulary(directory), _read_model(directory)
     except KitError:
         raise
     except Exception as error:  # a foreign config fails in transformers in any way it likes
-        raise KitError(
-            f"the checkpoint {directory} is damaged ({type(error).__name__}: {error})", COPY
-        ) from error
+        what = f"the checkpoint {directory} is damaged ({type(error).__name__}: {error})"
+        raise KitError(what, COPY) from error
     words = model.get_input_embeddings().num_embeddings
     if words != len(tokenizer):
-        raise KitError(
-            f"the model in {directory} has {words} words, its tokenizer {len(tokenizer)}",
-            "the files are of two checkpoints: copy the whole folder again",
-        )
+        what = f"the model in {directory} has {words} words, its tokenizer {len(tokenizer)}"
+        raise KitError(what, "the files are of two checkpoints: copy the whole folder again")
     check_action_words(tokenizer, bins.words)
     return CompactVLA(model.eval(), tokenizer, bins, provenance)
+
+
+def read_action_tokens(value: Mapping[str, Any]) -> ActionTokens:
+    """The scheme that a `to_dict` describes.
+
+    Raises:
+        KitError: a kind that this version does not know, or limits that are none.
+    """
+    spherical = value.get("kind") == "spherical"
+    tokens = SphericalGrid.from_dict(value) if spherical else UniformBins.from_dict(value)
+    if not all(0 < limit < inf for limit in tokens.limits):
+        what = f"action tokens with the limits {list(tokens.limits)}"
+        raise KitError(what, "give numbers above 0: the dataset's statistics are damaged")
+    return tokens
 
 
 def _check_files(directory: Path) -> None:
     """Raise `KitError` unless one whole file of numbers holds the weights."""
     file = directory / WEIGHTS
     if (directory / "adapter_config.json").exists():  # transformers would follow it to another base
-        raise KitError(
-            f"{directory} holds an adapter",
-            "merge it into its base (peft's merge_and_unload) and save the whole model",
-        )
+        remedy = "merge it into its base (peft's merge_and_unload) and save the whole model"
+        raise KitError(f"{directory} holds an adapter", remedy)
     if not file.is_file():
+        what, remedy = f"{directory} has no {WEIGHTS}", COPY
         parts = sorted(part.name for part in directory.glob("model-*-of-*.safetensors"))
-        what = f"{directory} has no {WEIGHTS}" + (f", only parts of one ({listed(parts)})" if parts else "")
-        raise KitError(
-            what, "save the model in one file (save_pretrained(max_shard_size='100GB'))" if parts else COPY
-        )
+        if parts:
+            what += f", only parts of one ({listed(parts)})"
+            remedy = "save the model in one file (save_pretrained(max_shard_size='100GB'))"
+        raise KitError(what, remedy)
     try:
         with safe_open(file, "pt") as tensors:
             kinds = {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118, it is no dict
     except (SafetensorError, OSError) as error:
-        raise pointer_of(file) or KitError(
-            f"the checkpoint {directory} is damaged ({error})", COPY
-        ) from error
-    if strange := [f"{name} of {kind}" for name, kind in kinds.items() if kind not in NUMBERS]:
-        raise KitError(
-            f"{file} holds {listed(strange)}",
-            f"store the weights as one of {', '.join(NUMBERS)}, not quantised",
-        )
+        damaged = KitError(f"the checkpoint {directory} is damaged ({error})", COPY)
+        raise pointer_of(file) or damaged from error
+    strange = [f"{name} of {kind}" for name, kind in kinds.items() if kind not in NUMBERS]
+    if strange:
+        remedy = f"store the weights as one of {', '.join(NUMBERS)}, not quantised"
+        raise KitError(f"{file} holds {listed(strange)}", remedy)
 
 
 def _read_model(directory: Path) -> PaliGemmaForConditionalGeneration:
     """The model of config.json with exactly the tensors of the file; transformers alone would make up what is
     missing.
     """
-    if (
-        kind := json.loads((directory / "config.json").read_text(encoding="utf-8")).get("model_type")
-    ) != PaliGemmaConfig.model_type:
-        raise KitError(
-            f"{directory}/config.json is of a {kind!r}, the compact VLA is a {PaliGemmaConfig.model_type!r}",
-            COPY,
-        )
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    kind, own = config.get("model_type"), PaliGemmaConfig.model_type
+    if kind != own:
+        raise KitError(f"{directory}/config.json is of a {kind!r}, the compact VLA is a {own!r}", COPY)
     source: Any = PaliGemmaForConditionalGeneration  # its types do not know of the report
     with _quiet():
         model, report = source.from_pretrained(
@@ -377,21 +367,19 @@ def _read_model(directory: Path) -> PaliGemmaForConditionalGeneration:
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    shapes = [
-        f"{name} {tuple(found)} for {tuple(wanted)}" for name, found, wanted in report["mismatched_keys"]
-    ]
     wrong = {
         "missing": sorted(report["missing_keys"]),
         "unknown": sorted(report["unexpected_keys"]),
-        "of another shape": sorted(shapes),
+        "of another shape": sorted(
+            f"{name} {tuple(found)} for {tuple(wanted)}" for name, found, wanted in report["mismatched_keys"]
+        ),
     }
     if not any(wrong.values()):
         wrong["not finite"] = [name for name, x in model.state_dict().items() if not torch.isfinite(x).all()]
-    if any(wrong.values()):
-        said = "; ".join(f"{len(names)} {how}: {listed(names)}" for how, names in wrong.items() if names)
-        raise KitError(
-            f"the weights in {directory / WEIGHTS} are not those of its config.json ({said})", COPY
-        )
+    said = "; ".join(f"{len(names)} {how}: {listed(names)}" for how, names in wrong.items() if names)
+    if said:
+        what = f"the weights in {directory / WEIGHTS} are not those of its config.json ({said})"
+        raise KitError(what, COPY)
     loaded: PaliGemmaForConditionalGeneration = model
     return loaded
 

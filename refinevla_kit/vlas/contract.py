@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +49,14 @@ class VLA(ABC):
         bins: its action tokens.
         provenance: what made it (data hash, steps, seed, base hash, ...); free form, saved with the
             checkpoint.
+        two_way: the prefix is read in both directions (PaliGemma); else everything is causal (Llama).
+        first_position: the position of a sequence's first token: 1 for the PaliGemma family, 0 for Llama.
+        image_start: where in a sequence the words of the picture begin.
     """
+
+    two_way: ClassVar[bool]
+    first_position: ClassVar[int]
+    image_start: ClassVar[int] = 0
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
@@ -67,16 +74,6 @@ class VLA(ABC):
     @abstractmethod
     def head(self) -> nn.Module:
         """From hidden states (..., d) to logits (..., V)."""
-
-    @property
-    @abstractmethod
-    def two_way(self) -> bool:
-        """The prefix is read in both directions (PaliGemma); else everything is causal (Llama)."""
-
-    @property
-    @abstractmethod
-    def first_position(self) -> int:
-        """The position of a sequence's first token: 1 for the PaliGemma family, 0 for Llama."""
 
     # --- pictures ---
 
@@ -99,11 +96,6 @@ class VLA(ABC):
     @abstractmethod
     def image_id(self) -> int:
         """The vocabulary id that stands where the words of the picture go."""
-
-    @property
-    def image_start(self) -> int:
-        """Where in a sequence the words of the picture begin."""
-        return 0
 
     @property
     def patches(self) -> int:
@@ -150,9 +142,7 @@ class VLA(ABC):
         return self.image_words(self.look(pixels), states)
 
     def forget_state(self) -> None:
-        """Make a VLA that reads the robot's own state one that does not, in place. For one that reads none,
-        as here, nothing changes.
-        """
+        """Make a VLA that reads the robot's own state one that does not, in place."""
         return
 
     # --- words ---
@@ -169,9 +159,8 @@ class VLA(ABC):
 
     def prefix_ids(self, instruction: str) -> list[int]:
         """Everything before the answer: places of the picture and the instruction's tokens."""
-        return [self.image_id] * self.image_tokens + self.tokenizer.encode(
-            instruction, add_special_tokens=False
-        )
+        words: list[int] = self.tokenizer.encode(instruction, add_special_tokens=False)
+        return [self.image_id] * self.image_tokens + words
 
     def words(self, ids: Tensor) -> Tensor:
         """Vocabulary ids (B, N) -> embeddings (B, N, d) in the decoder's own scale."""

@@ -17,6 +17,10 @@ from refinevla_kit.vlas.contract import VLA
 
 Masks = dict[str, Tensor | None]
 Rotary = tuple[Tensor, Tensor]  # cosines and sines
+MASKS: dict[str, Any] = {
+    "full_attention": create_causal_mask,
+    "sliding_attention": create_sliding_window_causal_mask,
+}
 
 
 def embed(vla: VLA, ids: Tensor, image_words: Tensor | None) -> Tensor:
@@ -55,11 +59,7 @@ def masks_of(
     }
     if vla.two_way and types is not None:
         wanted["block_sequence_ids"] = torch.where(types == 0, 0, -1)
-    makers: dict[str, Any] = {
-        "full_attention": create_causal_mask,
-        "sliding_attention": create_sliding_window_causal_mask,
-    }
-    return {kind: makers[kind](**wanted) for kind in dict.fromkeys(kinds_of(vla))}
+    return {kind: MASKS[kind](**wanted) for kind in dict.fromkeys(kinds_of(vla))}
 
 
 def kinds_of(vla: VLA) -> list[str]:
@@ -104,8 +104,8 @@ def hidden_states(
     """
     words, positions = embed(vla, ids, image_words), positions_of(vla, ids.shape[1], ids.device)
     masks = masks_of(vla, words, seen, types, positions)
-    found: Tensor = vla.decoder.norm(run_layers(vla, words, masks, positions))
-    return found
+    states: Tensor = vla.decoder.norm(run_layers(vla, words, masks, positions))
+    return states
 
 
 def capped(vla: VLA, logits: Tensor) -> Tensor:

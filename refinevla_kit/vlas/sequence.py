@@ -12,7 +12,7 @@ type 1). The first token of the answer is given, never predicted. Kinds say whic
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -40,6 +40,10 @@ class Sequences:
     token_type_ids: Tensor
     kinds: Tensor
 
+    def to(self, device: torch.device) -> Sequences:
+        """The same sequences on `device`."""
+        return Sequences(*(getattr(self, field.name).to(device) for field in fields(self)))
+
 
 def answer_ids(vla: VLA, action: Sequence[int], rationale: str, order: str) -> tuple[list[int], list[int]]:
     """The answer as (ids, kinds).
@@ -54,17 +58,23 @@ def answer_ids(vla: VLA, action: Sequence[int], rationale: str, order: str) -> t
         raise KitError(f"unknown order {order!r}", f"choose one of {', '.join(ORDERS)}")
     marks = vla.marks
     text = vla.tokenizer.encode(rationale, add_special_tokens=False) if rationale else []
-    act = ([marks.action, *action], [RATIONALE_KIND, *[ACTION_KIND] * len(action)]) if action else ([], [])
-    think = ([marks.rationale, *text], [RATIONALE_KIND] * (len(text) + 1)) if text else ([], [])
-    first, second = (act, think) if order == "action_first" else (think, act)
-    ids, kinds = [*first[0], *second[0]], [*first[1], *second[1]]
-    if text:  # the end of a text has to be predicted; the end of a fixed number of action tokens has not
-        ids, kinds = [*ids, marks.end], [*kinds, RATIONALE_KIND if order == "action_first" else NOT_PREDICTED]
+    acts, thinks = [], []  # (id, kind) of each token
+    if action:
+        acts = [(marks.action, RATIONALE_KIND), *((word, ACTION_KIND) for word in action)]
+    if text:
+        thinks = [(word, RATIONALE_KIND) for word in [marks.rationale, *text]]
+    if order == "rationale_first":
+        answer = thinks + acts
+        if text:  # the end of a fixed number of action tokens need not be predicted
+            answer.append((marks.end, NOT_PREDICTED))
+    else:
+        if acts and thinks:  # the mark is given to whoever asks for a rationale after the action
+            thinks[0] = marks.rationale, NOT_PREDICTED
+        answer = acts + thinks
+        if text:  # the end of a text has to be predicted
+            answer.append((marks.end, RATIONALE_KIND))
+    ids, kinds = [token for token, _ in answer], [kind for _, kind in answer]
     kinds[0] = NOT_PREDICTED
-    if order == "action_first" and act[0] and think[0]:
-        kinds[len(act[0])] = (
-            NOT_PREDICTED  # the mark is given to whoever asks for a rationale after the action
-        )
     return ids, kinds
 
 

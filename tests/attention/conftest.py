@@ -10,7 +10,7 @@ from refinevla_kit.policies.vla_policy import VLAPolicy
 from refinevla_kit.simulator.contract import Array
 from refinevla_kit.vlas.action_tokens import UniformBins
 from refinevla_kit.vlas.compact import CompactConfig, build
-from refinevla_kit.vlas.vocabulary import train_vocabulary
+from refinevla_kit.vlas.compact_parts import train_vocabulary
 
 INSTRUCTION = "put carrot on plate"
 

@@ -20,8 +20,8 @@ from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.demonstrator_policy import DemonstratorPolicy
 from refinevla_kit.policies.vla_policy import VLAPolicy
 from refinevla_kit.simulator.contract import Array, Observation
+from refinevla_kit.vlas.compact_parts import first_action_id
 from refinevla_kit.vlas.sequence import ORDERS
-from refinevla_kit.vlas.vocabulary import first_action_id
 from tests.vlas.paligemma import features
 
 from .conftest import INSTRUCTION, small_policy

@@ -20,9 +20,9 @@ from refinevla_kit.evaluation.demonstrator_policy import DemonstratorPolicy
 from refinevla_kit.policies.vla_policy import VLAPolicy
 from refinevla_kit.simulator.contract import Array
 from refinevla_kit.vlas.compact import CompactConfig, build
+from refinevla_kit.vlas.compact_parts import train_vocabulary
 from refinevla_kit.vlas.sequence import ORDERS, answer_ids
 from refinevla_kit.vlas.spherical_grid import SphericalGrid
-from refinevla_kit.vlas.vocabulary import train_vocabulary
 from tests.vlas.paligemma import features
 
 from .conftest import INSTRUCTION, small_policy

@@ -21,7 +21,7 @@ from refinevla_kit.attention.frames import Frame
 from refinevla_kit.errors import KitError
 from refinevla_kit.policies.vla_policy import VLAPolicy
 from refinevla_kit.simulator.contract import Array
-from refinevla_kit.vlas.vocabulary import first_action_id
+from refinevla_kit.vlas.compact_parts import first_action_id
 
 from .conftest import INSTRUCTION, scene, small_policy
 

@@ -9,8 +9,8 @@ from refinevla_kit.attention.captured import KINDS
 from refinevla_kit.attention.queries import lay_out
 from refinevla_kit.errors import KitError
 from refinevla_kit.policies.vla_policy import VLAPolicy
+from refinevla_kit.vlas.compact_parts import first_action_id
 from refinevla_kit.vlas.sequence import ORDERS, answer_ids
-from refinevla_kit.vlas.vocabulary import first_action_id
 
 from .conftest import INSTRUCTION, small_policy
 

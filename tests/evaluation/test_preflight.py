@@ -9,9 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from refinevla_kit.conventions import WIDOWX, Array, check_conventions
+from refinevla_kit.conventions import WIDOWX
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.preflight import preflight
+from refinevla_kit.policies.contract import Array
+from refinevla_kit.policies.conversion import check_conventions
 from refinevla_kit.tasks import TASKS, Task, find_task
 from refinevla_kit.vlas.action_tokens import ActionTokens, UniformBins
 from refinevla_kit.vlas.spherical_grid import SphericalGrid

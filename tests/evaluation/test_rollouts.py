@@ -24,13 +24,13 @@ import numpy as np
 import pytest
 
 from refinevla_kit import __version__
-from refinevla_kit.conventions import ROBOT_CONVENTIONS, WIDOWX, converted
+from refinevla_kit.conventions import ROBOT_CONVENTIONS, WIDOWX
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation import EpisodeRecord, evaluate, load_records
 from refinevla_kit.evaluation.demonstrator_policy import DemonstratorPolicy
 from refinevla_kit.evaluation.stations import Scene
-from refinevla_kit.policies.answers import ask, read_answer
-from refinevla_kit.policies.contract import Action
+from refinevla_kit.policies.contract import Action, ask, read_answer
+from refinevla_kit.policies.conversion import converted
 from refinevla_kit.policies.vla_policy import load_policy
 from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.simulator.contract import Array, Observation, StepResult

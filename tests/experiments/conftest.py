@@ -10,7 +10,7 @@ from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.training.examples import find_rationales, load_examples
 from refinevla_kit.vlas.action_tokens import UniformBins
 from refinevla_kit.vlas.compact import CompactConfig, build
-from refinevla_kit.vlas.vocabulary import train_vocabulary
+from refinevla_kit.vlas.compact_parts import train_vocabulary
 
 TINY = CompactConfig(layers=5, hidden=32, heads=2, feedforward=48, channels=8, proprioception=True)
 

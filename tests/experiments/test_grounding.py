@@ -11,7 +11,7 @@ from refinevla_kit.episodes.recording import record
 from refinevla_kit.training.examples import load_examples
 from refinevla_kit.vlas.action_tokens import UniformBins
 from refinevla_kit.vlas.compact import CompactConfig, build
-from refinevla_kit.vlas.vocabulary import train_vocabulary
+from refinevla_kit.vlas.compact_parts import train_vocabulary
 
 
 @pytest.fixture(scope="module")

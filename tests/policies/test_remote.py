@@ -32,11 +32,11 @@ from websockets.sync.client import ClientConnection, connect
 from websockets.sync.server import ServerConnection
 from websockets.sync.server import serve as listen
 
-from refinevla_kit.conventions import WIDOWX, Array
+from refinevla_kit.conventions import WIDOWX
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation import evaluate, load_records
 from refinevla_kit.policies import remote
-from refinevla_kit.policies.contract import Action
+from refinevla_kit.policies.contract import Action, Array
 from refinevla_kit.policies.remote import RemotePolicy, pack, unpack
 from refinevla_kit.policies.vla_policy import load_policy
 from refinevla_kit.settings import REPOSITORY

@@ -11,14 +11,13 @@ import torch
 from refinevla_kit.errors import KitError
 from refinevla_kit.training import activation_cache
 from refinevla_kit.training.activation_cache import STATES, cache_bytes, cache_path, open_or_write
-from refinevla_kit.training.boundary import UpperLayers
 from refinevla_kit.training.examples import Examples
-from refinevla_kit.training.freezing import freeze_lower
-from refinevla_kit.training.loop import TrainingConfig, fine_tune, forward, make_batch, tower_tokens, validate
-from refinevla_kit.training.objective import Losses
+from refinevla_kit.training.freezing import UpperLayers, freeze_lower
+from refinevla_kit.training.loop import TrainingConfig, fine_tune, validate
+from refinevla_kit.training.objective import Losses, WholeModel, forward, make_batch, tower_tokens
 from refinevla_kit.vlas.action_tokens import UniformBins
 from refinevla_kit.vlas.compact import CompactConfig, CompactVLA, build
-from refinevla_kit.vlas.vocabulary import train_vocabulary
+from refinevla_kit.vlas.compact_parts import train_vocabulary
 
 SMALL = CompactConfig(layers=3, hidden=64, heads=2, feedforward=96, channels=16)
 CONFIG = TrainingConfig(
@@ -86,7 +85,7 @@ def test_loss_and_gradients_from_the_cache_are_those_of_the_plain_run(
     assert len(set(plain_batch.sequences.attention_mask.sum(1).tolist())) > 1
     for field in ("input_ids", "attention_mask", "token_type_ids", "kinds"):
         assert torch.equal(getattr(batch.sequences, field), getattr(plain_batch.sequences, field))
-    loss, grads = gradients(vla, lambda: forward(vla.model, vla, plain_batch, config))
+    loss, grads = gradients(vla, lambda: forward(WholeModel(vla), vla, plain_batch, config))
     cached_loss, cached_grads = gradients(vla, lambda: forward(UpperLayers(vla, depth), vla, batch, config))
     assert cached_loss == pytest.approx(loss, abs=1e-5)
     assert grads.keys() == cached_grads.keys() and "lm_head.weight" in grads

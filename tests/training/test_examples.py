@@ -14,8 +14,8 @@ from refinevla_kit.episodes.contract import ACTION_NAMES, STATE_NAMES
 from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.training.examples import load_examples, trainable
 from refinevla_kit.vlas.compact import CompactConfig, build
+from refinevla_kit.vlas.compact_parts import train_vocabulary
 from refinevla_kit.vlas.spherical_grid import SphericalGrid
-from refinevla_kit.vlas.vocabulary import train_vocabulary
 
 
 def written(

@@ -15,13 +15,14 @@ from refinevla_kit.errors import KitError
 from refinevla_kit.policies import vla_policy
 from refinevla_kit.policies.vla_policy import VLAPolicy
 from refinevla_kit.training import loop
-from refinevla_kit.training.adapters import adapters
-from refinevla_kit.training.collapse import check_collapse
 from refinevla_kit.training.config import native_precision
 from refinevla_kit.training.examples import Examples
-from refinevla_kit.training.loop import RESUME, fine_tune, make_batch, validate
+from refinevla_kit.training.freezing import adapters
+from refinevla_kit.training.loop import check_collapse, fine_tune, validate
+from refinevla_kit.training.objective import WholeModel, forward, make_batch
+from refinevla_kit.training.resume import RESUME
 from refinevla_kit.vlas.compact import CompactVLA, load
-from refinevla_kit.vlas.vocabulary import first_action_id
+from refinevla_kit.vlas.compact_parts import first_action_id
 from tests.training.test_activation_cache import CONFIG, made, some
 
 LORA = replace(CONFIG, mode="lora", freeze_layers=1, lora_rank=4, lora_alpha=8.0)
@@ -89,8 +90,8 @@ def test_merging_changes_nothing_about_what_the_model_says() -> None:
         for name, p in vla.model.named_parameters():
             if "lora_B" in name:
                 p.normal_(0, 0.1, generator=torch.Generator().manual_seed(0))
-        adapted = loop.forward(vla.model, vla, batch, LORA).total
-    assert float(loop.forward(vla.model, vla, batch, LORA).total.detach()) == pytest.approx(
+        adapted = forward(WholeModel(vla), vla, batch, LORA).total
+    assert float(forward(WholeModel(vla), vla, batch, LORA).total.detach()) == pytest.approx(
         float(adapted), abs=1e-5
     )
 
@@ -171,20 +172,20 @@ def test_the_same_action_everywhere_is_a_collapse(order: str, monkeypatch: pytes
         match=r"p has collapsed at step 7: its action is the same on 16 different held-out frames of \d+ "
         r"episodes",
     ):
-        check_collapse(vla.model, vla, examples, HELD_OUT, config, None, "p", 7)
+        check_collapse(vla, examples, HELD_OUT, config, None, "p", 7)
     for judged in (
         replace(examples, actions=np.repeat(examples.actions[:1], 24, 0)),
         replace(examples, images=np.repeat(examples.images[:1], 24, 0)),
         replace(examples, episodes=np.zeros(24, np.int64)),
     ):
-        check_collapse(vla.model, vla, judged, HELD_OUT, config, None, "p", 7)  # then one action may be right
-    check_collapse(vla.model, vla, examples, HELD_OUT[:7], config, None, "p", 7)  # too few to judge
+        check_collapse(vla, judged, HELD_OUT, config, None, "p", 7)  # then one action may be right
+    check_collapse(vla, examples, HELD_OUT[:7], config, None, "p", 7)  # too few to judge
 
 
 def test_a_policy_that_looks_has_not_collapsed() -> None:
     vla, examples = made(some()), some()
     vla.model.lm_head.weight.data[: first_action_id(vla.tokenizer)] = 0  # only actions can be likely
-    check_collapse(vla.model, vla, examples, HELD_OUT, CONFIG, None, "p", 7)
+    check_collapse(vla, examples, HELD_OUT, CONFIG, None, "p", 7)
 
 
 def silenced(examples: Examples) -> CompactVLA:
@@ -199,7 +200,7 @@ def test_no_action_token_anywhere_is_an_error() -> None:
     examples = some()
     vla = silenced(examples)
     with pytest.raises(KitError, match="gives no action tokens at step 9: in 16 held-out frames"):
-        check_collapse(vla.model, vla, examples, HELD_OUT, CONFIG, None, "p", 9)
+        check_collapse(vla, examples, HELD_OUT, CONFIG, None, "p", 9)
 
 
 def test_a_collapse_stops_the_run_after_the_grace_and_leaves_the_state_before(tmp_path: Path) -> None:

@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 
 from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.training.config import TrainingConfig
-from refinevla_kit.training.loop import read_history
 from refinevla_kit.training.policy_run import train_policy
+from refinevla_kit.training.resume import read_history
 from refinevla_kit.vlas.action_tokens import UniformBins
 from refinevla_kit.vlas.compact import CompactConfig, build
-from refinevla_kit.vlas.vocabulary import train_vocabulary
+from refinevla_kit.vlas.compact_parts import train_vocabulary
 from tests.training.launched import noise
 
 CONFIG = TrainingConfig(

@@ -16,22 +16,15 @@ from refinevla_kit.errors import KitError
 from refinevla_kit.policies.vla_policy import load_policy
 from refinevla_kit.training.examples import Examples, find_rationales, join
 from refinevla_kit.training.freezing import freeze_lower
-from refinevla_kit.training.loop import (
-    HISTORY,
-    TrainingConfig,
-    fine_tune,
-    forward,
-    make_batch,
-    read_history,
-    tower_tokens,
-)
-from refinevla_kit.training.objective import joint_loss
-from refinevla_kit.training.policy_run import train_policy
+from refinevla_kit.training.loop import TrainingConfig, fine_tune
+from refinevla_kit.training.objective import WholeModel, forward, joint_loss, make_batch, tower_tokens
+from refinevla_kit.training.policy_run import made_from, train_policy
+from refinevla_kit.training.resume import HISTORY, read_history
 from refinevla_kit.vlas.action_tokens import ActionTokens, UniformBins
 from refinevla_kit.vlas.compact import CompactConfig, CompactVLA, build, load
+from refinevla_kit.vlas.compact_parts import first_action_id, train_vocabulary
 from refinevla_kit.vlas.sequence import ACTION_KIND, RATIONALE_KIND, pad_batch
 from refinevla_kit.vlas.spherical_grid import SphericalGrid
-from refinevla_kit.vlas.vocabulary import first_action_id, train_vocabulary
 
 SMALL = CompactConfig(layers=2, hidden=64, heads=2, feedforward=96, channels=16)
 CONFIG = TrainingConfig(
@@ -81,7 +74,7 @@ def test_the_objective_is_the_mean_over_action_tokens_plus_lambda_times_that_ove
             if kind in sums:
                 sums[kind] -= float(logits[row, place - 1].log_softmax(-1)[s.input_ids[row, place]])
                 counts[kind] += 1
-    losses = forward(vla.model, vla, batch, CONFIG)
+    losses = forward(WholeModel(vla), vla, batch, CONFIG)
     assert counts[ACTION_KIND] == 6 * 7
     assert float(losses.action) == pytest.approx(sums[ACTION_KIND] / counts[ACTION_KIND], rel=1e-4)
     assert float(losses.reasoning) == pytest.approx(sums[RATIONALE_KIND] / counts[RATIONALE_KIND], rel=1e-4)
@@ -149,9 +142,12 @@ def test_data_of_another_unit_are_refused(vla: CompactVLA, examples: Examples, t
 
 def test_tokens_of_a_frozen_tower_are_as_good_as_the_picture(vla: CompactVLA, examples: Examples) -> None:
     rows = np.arange(4)
-    from_pixels = forward(vla.model, vla, make_batch(vla, examples, rows, CONFIG), CONFIG)
+    from_pixels = forward(WholeModel(vla), vla, make_batch(vla, examples, rows, CONFIG), CONFIG)
     from_tokens = forward(
-        vla.model, vla, make_batch(vla, examples, rows, CONFIG, tower_tokens(vla, examples.images)), CONFIG
+        WholeModel(vla),
+        vla,
+        make_batch(vla, examples, rows, CONFIG, tower_tokens(vla, examples.images)),
+        CONFIG,
     )
     assert float(from_tokens.total) == pytest.approx(
         float(from_pixels.total), rel=1e-3
@@ -254,6 +250,15 @@ def test_a_policy_run_leaves_a_checkpoint_that_says_where_it_came_from(
     origin = load(tmp_path / "with_reasoning").provenance
     assert origin["training"]["lambda_reasoning"] == 0.3 and origin["order"] == "action_first"
     assert origin["validation"] == history[-1]
+
+
+def test_a_base_with_other_action_tokens_is_another_base(
+    vla: CompactVLA, examples: Examples, tmp_path: Path
+) -> None:
+    wider = replace(vla, bins=UniformBins(tuple(2 * limit for limit in vla.bins.limits)))
+    bases = [vla.save(tmp_path / "base"), wider.save(tmp_path / "wider"), vla.save(tmp_path / "copy")]
+    first, other, same = (made_from(base, examples, CONFIG) for base in bases)
+    assert first != other and first == same
 
 
 def test_a_few_episodes_train_without_anything_held_out(

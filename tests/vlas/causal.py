@@ -18,8 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from refinevla_kit.conventions import WIDOWX, Conventions
 from refinevla_kit.simulator.contract import ACTION_NAMES, Array
-from refinevla_kit.vlas.contract import VLA, Marks
-from refinevla_kit.vlas.vocabulary import (
+from refinevla_kit.vlas.compact_parts import (
     ACTION,
     EOS,
     IMAGE,
@@ -29,6 +28,7 @@ from refinevla_kit.vlas.vocabulary import (
     token_id,
     train_vocabulary,
 )
+from refinevla_kit.vlas.contract import VLA, Marks
 
 WORDS = 256
 PATCH, GRID = 16, (2, 3)
@@ -80,6 +80,10 @@ class TinyModel(LlamaForCausalLM):
 class CausalVLA(VLA):
     """See the top of this module."""
 
+    two_way = False
+    first_position = 0
+    image_start = 1
+
     @property
     def decoder(self) -> Any:
         return self.model.model
@@ -88,14 +92,6 @@ class CausalVLA(VLA):
     def head(self) -> nn.Module:
         head: nn.Module = self.model.lm_head  # type: ignore[assignment]
         return head
-
-    @property
-    def two_way(self) -> bool:
-        return False
-
-    @property
-    def first_position(self) -> int:
-        return 0
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -112,10 +108,6 @@ class CausalVLA(VLA):
     @property
     def image_id(self) -> int:
         return token_id(self.tokenizer, IMAGE)
-
-    @property
-    def image_start(self) -> int:
-        return 1
 
     @property
     def marks(self) -> Marks:

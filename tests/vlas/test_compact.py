@@ -18,12 +18,9 @@ from transformers.utils import logging
 from refinevla_kit.errors import KitError
 from refinevla_kit.policies.vla_policy import DECODINGS, VLAPolicy, load_policy
 from refinevla_kit.settings import REPOSITORY
-from refinevla_kit.vlas.action_tokens import BINS, UniformBins
+from refinevla_kit.vlas.action_tokens import BINS, STATISTICS, UniformBins
 from refinevla_kit.vlas.compact import CompactConfig, CompactVLA, build, load
-from refinevla_kit.vlas.sequence import answer_ids
-from refinevla_kit.vlas.spherical_grid import SphericalGrid
-from refinevla_kit.vlas.statistics import STATISTICS
-from refinevla_kit.vlas.vocabulary import (
+from refinevla_kit.vlas.compact_parts import (
     ACTION,
     ACTION_TOKENS,
     LOCATION_TOKENS,
@@ -31,6 +28,8 @@ from refinevla_kit.vlas.vocabulary import (
     token_id,
     train_vocabulary,
 )
+from refinevla_kit.vlas.sequence import answer_ids
+from refinevla_kit.vlas.spherical_grid import SphericalGrid
 
 Weights = dict[str, torch.Tensor]
 SMALL = CompactConfig(layers=2, hidden=64, heads=2, feedforward=96, channels=16)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.vlas.robot_state import FEATURES, PROPRIOCEPTION, state_features
+from refinevla_kit.vlas.compact_parts import FEATURES, PROPRIOCEPTION, state_features
 
 
 @given(st.integers(0, 10_000))

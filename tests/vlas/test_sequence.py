@@ -8,8 +8,8 @@ from transformers import PreTrainedTokenizerFast
 from refinevla_kit.errors import KitError
 from refinevla_kit.vlas.action_tokens import UniformBins
 from refinevla_kit.vlas.compact import CompactConfig, build
+from refinevla_kit.vlas.compact_parts import ACTION, EOS, IMAGE, RATIONALE, token_id, train_vocabulary
 from refinevla_kit.vlas.sequence import ACTION_KIND, NOT_PREDICTED, RATIONALE_KIND, answer_ids, pad_batch
-from refinevla_kit.vlas.vocabulary import ACTION, EOS, IMAGE, RATIONALE, token_id, train_vocabulary
 
 TOKENIZER: PreTrainedTokenizerFast = train_vocabulary(
     ["put carrot on plate", "the gripper is left of the plate"]

@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.vlas.action_tokens import ActionTokens, UniformBins, check_actions
+from refinevla_kit.vlas.compact import read_action_tokens
 from refinevla_kit.vlas.spherical_grid import (
     CELLS,
     COORDINATES,
@@ -22,7 +23,6 @@ from refinevla_kit.vlas.spherical_grid import (
     _cell,
     _coordinates,
 )
-from refinevla_kit.vlas.statistics import read_action_tokens
 
 LIMITS = np.array([0.04, 0.03, 0.05, 0.01, 0.02, 0.3, 1.0])
 DATA = np.random.default_rng(0).normal(0, 0.4, (4000, 7)).clip(-1, 1) * LIMITS
@@ -131,20 +131,20 @@ def test_a_word_of_another_place_is_an_error() -> None:
 
 @pytest.mark.parametrize("tokens", [SphericalGrid.fit(DATA), UniformBins.fit(DATA)])
 def test_data_the_tokens_were_made_for_pass_and_others_are_named(tokens: ActionTokens) -> None:
-    check_actions(tokens, DATA)
-    check_actions(tokens, np.full((3, 7), np.nan))  # frames that are only spoken about
+    check_actions(tokens.limits, DATA)
+    check_actions(tokens.limits, np.full((3, 7), np.nan))  # frames that are only spoken about
     with pytest.raises(KitError, match=r"x: \d+ of 4000 outside ±0.0\d+, up to 1.\d+e\+03 times that; y: "):
-        check_actions(tokens, DATA * 1000)  # millimetres
+        check_actions(tokens.limits, DATA * 1000)  # millimetres
     spun = DATA.copy()
     spun[:100, 5] = 3 * tokens.limits[5]  # 2.5 %
     with pytest.raises(KitError, match=r"tokens \(yaw: \d+ of 4000 outside ±0.\d+, up to 3 times that\)"):
-        check_actions(tokens, spun)
+        check_actions(tokens.limits, spun)
     with pytest.raises(KitError, match="actions of 6 numbers"):
-        check_actions(tokens, DATA[:, :6])
+        check_actions(tokens.limits, DATA[:, :6])
 
 
 @pytest.mark.parametrize("frames", [1, 10, 24, 300])
 def test_data_always_fit_the_tokens_fitted_to_them(frames: int) -> None:
     wild = np.random.default_rng(frames).standard_cauchy((frames, 7))  # tails as heavy as they come
     for tokens in (SphericalGrid.fit(wild), UniformBins.fit(wild)):
-        check_actions(tokens, wild)
+        check_actions(tokens.limits, wild)

@@ -11,7 +11,7 @@ from refinevla_kit.training.examples import Examples
 from refinevla_kit.training.loop import TrainingConfig, fine_tune
 from refinevla_kit.vlas.action_tokens import UniformBins
 from refinevla_kit.vlas.compact import CompactConfig, CompactVLA, build
-from refinevla_kit.vlas.vocabulary import train_vocabulary
+from refinevla_kit.vlas.compact_parts import train_vocabulary
 from refinevla_kit.widgets.live_curves import LiveCurves
 
 CONFIG = TrainingConfig(steps=4, batch_size=4, freeze_layers=1, precision="fp32", validate_every=2)

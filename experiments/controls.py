@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.policies.contract import Array
+from refinevla_kit.simulator.contract import Array
 from refinevla_kit.training.examples import Examples
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments.controls import first_episodes, shuffle_rationales
 from refinevla_kit.errors import KitError
 from refinevla_kit.settings import REPOSITORY
-from refinevla_kit.training.controls import first_episodes, shuffle_rationales
 from refinevla_kit.training.examples import Examples, find_rationales, load_examples
 
 DEMO = REPOSITORY / "data" / "demo"
