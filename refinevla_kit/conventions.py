@@ -34,6 +34,7 @@ Gripper = Literal[
 ]
 Resize = Literal["stretch", "crop", "pad"]
 Colour = Literal["rgb", "bgr"]
+Reference = Literal["step", "motion"]
 Camera = Literal["3rd_view_camera", "overhead_camera", "wrist_camera"]
 
 
@@ -54,6 +55,8 @@ class Conventions:
         sticky_gripper: steps for which the caller has to repeat a gripper motion once it began; 1 when it is
             executed as it comes. SIMPLER's wrappers repeat on the Google Robot: 10 for SpatialVLA, 15 for
             Octo.
+        gripper_reference: what the next gripper motion is counted from: the command of the last "step", or
+            that of the last "motion" begun, which SpatialVLA's wrapper keeps. None is "step".
         control_hz: actions a second.
         image_size: (width, height) in pixels the policy wants to be given; None: whatever comes.
         resize: how the camera's picture becomes `image_size` where the aspect differs: stretched, cropped
@@ -77,6 +80,7 @@ class Conventions:
     colour: Colour | None = None
     normalisation: str | None = None
     camera: Camera | None = None
+    gripper_reference: Reference | None = None
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
@@ -122,6 +126,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "resize": get_args(Resize),
     "colour": get_args(Colour),
     "camera": get_args(Camera),
+    "gripper_reference": get_args(Reference),
 }
 
 WIDOWX = Conventions(

@@ -26,6 +26,7 @@ _ENDS = {  # open, closed
     "open-1_closed+1": (-1, 1),
     "open0_closed1": (0, 1),
 }
+PRIVATE = ("image_size", "gripper_reference")  # a policy's own business, which no robot declares
 _METRES = {"m": 1.0, "cm": 0.01, "mm": 0.001}
 _CONVERTED = ("unit", "rotation", "gripper", "sticky_gripper", "resize", "colour")
 _STICKS = 0.5  # a change of openness beyond this is a gripper motion (SIMPLER's threshold)
@@ -66,7 +67,7 @@ def mismatches(policy: Any, task: str | Task) -> list[Mismatch]:
     task = task if isinstance(task, Task) else find_task(task)
     ours, robots = _declared(policy), ROBOT_CONVENTIONS[task.robot]
     found = []
-    for name in (field.name for field in fields(Conventions) if field.name != "image_size"):
+    for name in (field.name for field in fields(Conventions) if field.name not in PRIVATE):
         policy_says, task_says = getattr(ours, name), getattr(robots, name)
         if policy_says is not None and not _agree(name, ours, robots):
             remedy = (
@@ -87,7 +88,7 @@ def check_conventions(policy: Any, task: str | Task) -> None:
     """
     task = task if isinstance(task, Task) else find_task(task)
     name, ours = name_of(policy), _declared(policy)
-    names = [field.name for field in fields(ours) if field.name not in ("image_size", "resize")]
+    names = [field.name for field in fields(ours) if field.name not in ("resize", *PRIVATE)]
     silent = [field for field in names if getattr(ours, field) is None]
     if silent:
         what = "no conventions" if silent == names else f"no {', '.join(silent)}"
@@ -117,6 +118,63 @@ def converted(policy: Any, to: str | Task) -> Converted:
     return Converted(policy, ours, robots)
 
 
+class ActionConversion:
+    """Turns the numbers of an action from one form into another, step by step of an episode.
+
+    Attributes:
+        remembers: a gripper motion is carried from step to step, so one conversion serves one episode.
+    """
+
+    def __init__(self, ours: Conventions, robots: Conventions) -> None:
+        self._ours, self._robots = ours, robots
+        sticks = (ours.sticky_gripper or 1) > 1
+        carried = _relative(robots.gripper) and (not _relative(ours.gripper) or sticks)
+        self.remembers = bool(ours.gripper and carried)
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin another episode."""
+        self._openness: float | None = (
+            None  # the commanded one that motions are counted from: 0 closed, 1 open
+        )
+        self._held, self._repeats = 0.0, 0  # the gripper motion being repeated, and for how many steps more
+
+    def convert(self, numbers: Array) -> Array:
+        """float (7,) of the policy -> float32 (7,) of the robot."""
+        action = numbers.astype(np.float64)
+        if np.isfinite(action).all():  # anything else is for the caller to refuse
+            action[:3] *= _METRES[self._ours.unit or "m"]
+            action[3:6] = _rotation(action[3:6], self._ours.rotation)
+            action[6] = self._gripper(float(action[6]))
+        return action.astype(np.float32)
+
+    def _gripper(self, value: float) -> float:
+        ours, robots = self._ours.gripper, self._robots.gripper
+        if ours is None or (ours == robots and not self.remembers):
+            return value
+        if _relative(ours):
+            closing = value if ours == robots else -value
+            return self._repeated(closing) if self.remembers else closing
+        opened, closed = _ENDS[ours]
+        openness = (value - closed) / (opened - closed)
+        if not _relative(robots):
+            opened, closed = _ENDS[str(robots)]  # all or nothing, as SIMPLER's wrappers do on the WidowX
+            return float(opened if openness > 0.5 else closed)
+        closing = 0.0 if self._openness is None else self._openness - openness
+        begins = abs(closing) > _STICKS and self._repeats == 0
+        if self._openness is None or begins or self._ours.gripper_reference != "motion":
+            self._openness = openness
+        return self._repeated(closing)
+
+    def _repeated(self, closing: float) -> float:
+        if abs(closing) > _STICKS and self._repeats == 0:
+            self._held, self._repeats = closing, self._ours.sticky_gripper or 1
+        if self._repeats:
+            self._repeats -= 1
+            return self._held
+        return closing
+
+
 class Converted:
     """A policy behind its conversion: `reset` and `act`, and `act_batch` if the policy has it and no gripper
     motion is carried from step to step.
@@ -132,13 +190,8 @@ class Converted:
         self.needs_proprioception = bool(getattr(policy, "needs_proprioception", False))
         handled["image_size"] = robots.image_size if reshaped else ours.image_size
         self.conventions = replace(ours, **handled)
-        self._motion = bool(
-            ours.gripper
-            and _relative(robots.gripper)
-            and (not _relative(ours.gripper) or (ours.sticky_gripper or 1) > 1)
-        )
-        self._forget()
-        if has(policy, "act_batch") and not self._motion:
+        self._conversion = ActionConversion(ours, robots)
+        if has(policy, "act_batch") and not self._conversion.remembers:
             self.act_batch = self._act_batch
 
     @property
@@ -147,13 +200,15 @@ class Converted:
         names = [name for name in (*_CONVERTED, "image_size") if not _agree(name, self._ours, self._robots)]
         if "resize" not in names:
             names = [name for name in names if name != "image_size"]  # the simulator renders at that size
-        if not self._motion:
+        if not self._conversion.remembers:
             names = [name for name in names if name != "sticky_gripper"]
+        elif self._ours.gripper_reference == "motion":
+            names.append("gripper_reference")
         return identity_of(self._policy) + "".join(f"+{name}={getattr(self._ours, name)}" for name in names)
 
     def reset(self, instruction: str) -> None:
         """See `Policy.reset`."""
-        self._forget()
+        self._conversion.forget()
         self._instruction = instruction
         begin(self._policy, instruction)
 
@@ -171,10 +226,6 @@ class Converted:
         answers = ask(self._policy, [self._image(image) for image in images], instructions, own)
         return [self._converted(answer) for answer in answers]
 
-    def _forget(self) -> None:
-        self._openness: float | None = None  # commanded last, 0 closed to 1 open
-        self._held, self._repeats = 0.0, 0  # the gripper motion being repeated, and for how many steps more
-
     def _image(self, image: Array) -> Array:
         """uint8 (H, W, 3) RGB -> what the policy wants to see."""
         size = self._ours.image_size
@@ -187,44 +238,12 @@ class Converted:
 
     def _converted(self, answer: Any) -> Any:
         actions = read_answer(answer, axis_angle=self._ours.rotation == "axis_angle")
-        rows = np.stack([self._numbers(action.processed) for action in actions])
+        rows = np.stack([self._conversion.convert(action.processed) for action in actions])
         if isinstance(answer, np.ndarray):
             return rows[0] if answer.ndim == 1 else rows
         if len(actions) == 1:
             return replace(actions[0], processed=rows[0])
         return {"actions": rows, "rationale": actions[0].rationale, "terminate": actions[-1].terminate}
-
-    def _numbers(self, numbers: Array) -> Array:
-        """float32 (7,) of the policy -> of the robot."""
-        action = numbers.astype(np.float64)
-        if np.isfinite(action).all():  # anything else is for the caller to refuse
-            action[:3] *= _METRES[self._ours.unit or "m"]
-            action[3:6] = _rotation(action[3:6], self._ours.rotation)
-            action[6] = self._gripper(float(action[6]))
-        return action.astype(np.float32)
-
-    def _gripper(self, value: float) -> float:
-        ours, robots = self._ours.gripper, self._robots.gripper
-        if ours is None or (ours == robots and not self._motion):
-            return value
-        if not _relative(ours):
-            opened, closed = _ENDS[ours]
-            openness = (value - closed) / (opened - closed)
-            if not _relative(robots):
-                opened, closed = _ENDS[str(robots)]  # all or nothing, as SIMPLER's wrappers do on the WidowX
-                return float(opened if openness > 0.5 else closed)
-            closing = 0.0 if self._openness is None else self._openness - openness
-            self._openness = openness
-        else:
-            closing = value if ours == robots else -value
-        if not self._motion:
-            return closing
-        if abs(closing) > _STICKS and self._repeats == 0:
-            self._held, self._repeats = closing, self._ours.sticky_gripper or 1
-        if self._repeats:
-            self._repeats -= 1
-            return self._held
-        return closing
 
 
 def _declared(policy: Any) -> Conventions:

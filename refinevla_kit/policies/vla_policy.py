@@ -6,6 +6,10 @@ outweighs each of the twenty that a correction is spread over: the likeliest wor
 object (docs/log.md has the figures). The median loses the least distance, and of two minds takes the larger
 side.
 
+A VLA that plans several steps in one answer acts on the mean of all plans for a step, the newest counting
+most, as SpatialVLA's authors evaluate it. Such a policy, and one whose gripper's motion has to be repeated,
+needs an episode's past: it has `act` alone, `decide` is its answer without a past.
+
 The first step runs the whole sequence, picture and prefix. A later step is one token over the cache: it
 attends to everything before it, so there is no mask to make. Of the output head only the rows that may be
 said are multiplied. Rows whose instructions differ in length are decoded together: the shorter ones are
@@ -15,7 +19,8 @@ padded on the left, and masked there.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +28,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from refinevla_kit.conventions import Conventions
+from refinevla_kit.conventions import ROBOT_CONVENTIONS, Conventions
 from refinevla_kit.errors import KitError
 from refinevla_kit.files import sha256
 from refinevla_kit.policies.contract import Action, Array
+from refinevla_kit.policies.conversion import ActionConversion
 from refinevla_kit.vlas import load_vla
 from refinevla_kit.vlas.action_tokens import UniformBins
 from refinevla_kit.vlas.contract import VLA
@@ -35,6 +41,7 @@ from refinevla_kit.vlas.sequence import ORDERS
 
 LONGEST_RATIONALE = 160  # tokens
 DECODINGS = ("median", "greedy")
+NEWER = 0.8  # SpatialVLA's evaluation: a plan made k steps later counts exp(0.8 k) times as much
 
 
 class VLAPolicy:
@@ -65,6 +72,20 @@ class VLAPolicy:
             raise KitError(what, "choose 'greedy', or for uniform bins 'median'")
         self.vla, self.name, self.order, self.decoding = vla, name, order, decoding
         self._files, self._first, self._instruction = checkpoint_hash or "", vla.first_action, ""
+        self._robot = ROBOT_CONVENTIONS[vla.conventions.robot or "widowx"]
+        self._conversion = ActionConversion(vla.conventions, self._robot)
+        self._plans: list[Array] = []  # of the last steps, the newest last
+
+    @property
+    def act_batch(self) -> Callable[..., list[Action]]:
+        """See `Policy.act_batch`.
+
+        Raises:
+            AttributeError: the policy needs an episode's past.
+        """
+        if self.vla.chunk > 1 or self._conversion.remembers:
+            raise AttributeError(f"{self.name} needs an episode's past: play one episode at a time")
+        return self.decide
 
     @property
     def checkpoint_hash(self) -> str:
@@ -80,8 +101,11 @@ class VLAPolicy:
 
     @property
     def conventions(self) -> Conventions:
-        """See `Policy`."""
-        return self.vla.conventions
+        """See `Policy`. What can be converted is: these are the robot's."""
+        own, robot = self.vla.conventions, self._robot
+        return replace(
+            own, gripper=robot.gripper, sticky_gripper=robot.sticky_gripper, gripper_reference=None
+        )
 
     @property
     def needs_proprioception(self) -> bool:
@@ -97,47 +121,48 @@ class VLAPolicy:
 
     def round_trip(self, actions: Array) -> Array:
         """See `Policy`."""
-        return self.vla.bins.decode(self.vla.bins.encode(actions))
+        vla = self.vla
+        return vla.kit_actions(vla.bins.decode(vla.bins.encode(vla.own_actions(actions))))
 
     def reset(self, instruction: str) -> None:
         """See `Policy.reset`."""
         self._instruction = instruction
+        self._conversion.forget()
+        self._plans.clear()
 
     def act(self, image: Array, proprioception: Array | None = None) -> Action:
         """See `Policy.act`."""
         own = None if proprioception is None else proprioception[None]
-        return self.act_batch(np.asarray(image)[None], [self._instruction], own)[0]
+        (answer,) = self._answers(np.asarray(image)[None], [self._instruction], own)
+        self._plans = [*self._plans, answer.processed][-self.vla.chunk :]
+        return _first_step(answer, self._conversion.convert(averaged(self._plans)))
 
-    @torch.inference_mode()
-    def act_batch(
+    def decide(
         self,
         images: Array | Sequence[Array],
         instructions: Sequence[str],
         proprioception: Array | None = None,
         rationales: Sequence[str] | None = None,
     ) -> list[Action]:
-        """See `Policy.act_batch`. All rows are decoded together; a policy that writes its rationale first
-        decodes one by one, as texts differ.
+        """What the policy does first in each of these situations, as if an episode began there; it is
+        `act_batch` where no past is needed. All rows are decoded together; a policy that writes its rationale
+        first decodes one by one, as texts differ.
 
         Args:
+            images: see `Policy.act_batch`.
+            instructions: one an image.
+            proprioception: float (B, 15), for a policy that reads it.
             rationales: one a row, to act on as if the policy had written it. None: it writes its own.
+
         Raises:
             KitError: rationales for a policy that acts first.
         """
-        if rationales is not None and self.order == "action_first":
-            what = f"{self.name} acts before its rationale: no text changes what it does"
-            raise KitError(what, "give a policy of the order 'rationale_first'")
-        prefixes = [self.vla.prefix_ids(text) for text in instructions]
-        pixels, states = self.vla.pixel_values(images), self.vla.states(proprioception)
-        if self.order == "action_first":
-            return self._action(_Decoder(self.vla, pixels, states, prefixes))
-        actions: list[Action] = []
-        for row, prefix in enumerate(prefixes):
-            own = None if states is None else states[row : row + 1]
-            decoder = _Decoder(self.vla, pixels[row : row + 1], own, [prefix])
-            text = self._text(decoder) if rationales is None else self._take(decoder, rationales[row])
-            actions += self._action(decoder, text)
-        return actions
+        answers = self._answers(images, instructions, proprioception, rationales)
+        conversions = [ActionConversion(self.vla.conventions, self._robot) for _ in answers]
+        return [
+            _first_step(answer, conversion.convert(answer.processed[0]))
+            for answer, conversion in zip(answers, conversions, strict=True)
+        ]
 
     @torch.inference_mode()
     def explain(self, image: Array, instruction: str, proprioception: Array | None = None) -> str:
@@ -152,41 +177,69 @@ class VLAPolicy:
             decoder.feed(tokens[:, -1:])
         return self._text(decoder)
 
-    def _action(self, decoder: _Decoder, text: str = "") -> list[Action]:
-        """One action a row, all with the rationale `text`."""
+    @torch.inference_mode()
+    def _answers(
+        self,
+        images: Array | Sequence[Array],
+        instructions: Sequence[str],
+        proprioception: Array | None = None,
+        rationales: Sequence[str] | None = None,
+    ) -> list[Action]:
+        """One answer a row; `processed` and `normalised` are of all steps (C, 7), in the VLA's own form."""
+        if rationales is not None and self.order == "action_first":
+            what = f"{self.name} acts before its rationale: no text changes what it does"
+            raise KitError(what, "give a policy of the order 'rationale_first'")
+        prefixes = [self.vla.prefix_ids(text) for text in instructions]
+        pixels, states = self.vla.pixel_values(images), self.vla.states(proprioception)
+        if self.order == "action_first":
+            return self._plan(_Decoder(self.vla, pixels, states, prefixes))
+        answers: list[Action] = []
+        for row, prefix in enumerate(prefixes):
+            own = None if states is None else states[row : row + 1]
+            decoder = _Decoder(self.vla, pixels[row : row + 1], own, [prefix])
+            text = self._text(decoder) if rationales is None else self._take(decoder, rationales[row])
+            answers += self._plan(decoder, text)
+        return answers
+
+    def _plan(self, decoder: _Decoder, text: str = "") -> list[Action]:
+        """One answer a row, all with the rationale `text`."""
         tokens, log_probability = (x.cpu().numpy() for x in self._action_tokens(decoder))
-        words = tokens - self._first  # B, T
+        words = (tokens - self._first).reshape(decoder.batch, self.vla.chunk, -1)  # B, C, T
         normalised, processed = self.vla.bins.decode_normalised(words), self.vla.bins.decode(words)
         rows = zip(processed, normalised, tokens, log_probability, strict=True)
         return [Action(*row, rationale=text) for row in rows]
 
     def _action_tokens(self, decoder: _Decoder) -> tuple[Tensor, Tensor]:
-        """Action tokens (B, T) and their log-probabilities among the words allowed at their places (B, T)."""
-        token = self._column(decoder.batch, self.vla.marks.action)
-        tokens, scores = [], []
-        for low, high in self.vla.bins.ranges:
+        """Action tokens (B, T) of all steps and their log-probabilities among the words allowed at their
+        places (B, T).
+        """
+        decoder.begin(self.vla.marks.action)
+        tokens: list[Tensor] = []
+        scores: list[Tensor] = []
+        for low, high in self.vla.ranges:
+            if tokens:
+                decoder.feed(tokens[-1][:, None])
             allowed = slice(self._first + low, self._first + high)
-            logits = decoder.feed(token, allowed).float().log_softmax(-1)  # B, high - low
+            logits = decoder.logits(allowed).float().log_softmax(-1)  # B, high - low
             if self.decoding == "median":
                 chosen = (logits.exp().cumsum(-1) < 0.5).sum(-1).clamp(max=high - low - 1)  # B
             else:
                 chosen = logits.argmax(-1)
-            token = (chosen + self._first + low)[:, None]
-            tokens.append(token[:, 0])
+            tokens.append(chosen + self._first + low)
             scores.append(logits.gather(-1, chosen[:, None])[:, 0])
         return torch.stack(tokens, 1), torch.stack(scores, 1)
 
     def _text(self, decoder: _Decoder) -> str:
-        """Greedy text of a single row after the rationale marker, up to <eos> or <action>."""
+        """Greedy text of a single row after the rationale marker, up to the end or to the action."""
         stop = {self.vla.marks.end, self.vla.marks.action}
+        decoder.begin(self.vla.marks.rationale)
         written: list[int] = []
-        logits = decoder.feed(self._column(1, self.vla.marks.rationale))
         while len(written) < LONGEST_RATIONALE:
-            token = logits.argmax(-1)[:, None]  # 1, 1
-            if int(token) in stop:
+            token = decoder.logits().argmax(-1)  # 1
+            if int(token) in stop or bool(self.vla.is_action(token)):
                 break
             written.append(int(token))
-            logits = decoder.feed(token)
+            decoder.feed(token[:, None])
         return str(self.vla.tokenizer.decode(written)).strip()
 
     def _take(self, decoder: _Decoder, text: str) -> str:
@@ -194,12 +247,28 @@ class VLAPolicy:
         marker, as in training.
         """
         words = self.vla.tokenizer.encode(text, add_special_tokens=False)
-        for token in [self.vla.marks.rationale, *words] if words else []:
+        if words:
+            decoder.begin(self.vla.marks.rationale)
+        for token in words:
             decoder.feed(torch.tensor([[token]], device=self.vla.device))
         return text
 
-    def _column(self, batch: int, token: int) -> Tensor:
-        return torch.full((batch, 1), token, device=self.vla.device)
+
+def averaged(plans: Sequence[Array]) -> Array:
+    """The mean of what several plans say of the same step, float64 (7,).
+
+    Args:
+        plans: float (C, 7), one a step, the newest last; row i of a plan is for the i-th step after it was
+            made. At most C.
+    """
+    rows = np.stack([plan[age] for age, plan in enumerate(reversed(plans))])[::-1]  # oldest first
+    weights = np.exp(NEWER * np.arange(len(rows)))
+    mean: Array = (rows * (weights / weights.sum())[:, None]).sum(0)
+    return mean
+
+
+def _first_step(answer: Action, processed: Array) -> Action:
+    return replace(answer, processed=processed, normalised=answer.normalised[0].astype(np.float32))
 
 
 class _Decoder:
@@ -219,10 +288,22 @@ class _Decoder:
         self._padding = torch.tensor([[len(left)] for left in fill], device=device)
         self._padded, self._kinds = bool(self._padding.any()), set(kinds_of(vla))
         self._cache = DynamicCache(config=vla.decoder.config)
+        self._newest = torch.empty(0)  # B, d: what the next token is said from
         self.batch = len(prefixes)
 
-    def feed(self, token: Tensor, words: slice = slice(None)) -> Tensor:
-        """Append `token` (B, 1); logits (B, V) of what follows, of the vocabulary's slice `words`."""
+    def begin(self, mark: int | None) -> None:
+        """Go on with a mark in every row; None only makes sure that the prefix was run."""
+        if mark is not None:
+            self.feed(torch.full((self.batch, 1), mark, device=self._vla.device))
+        elif self._cache.get_seq_length() == 0:
+            self.feed(self._prefix[:, :0])
+
+    def logits(self, words: slice = slice(None)) -> Tensor:
+        """Logits (B, V) of what follows, of the vocabulary's slice `words`."""
+        return logits_of(self._vla, self._newest, words)
+
+    def feed(self, token: Tensor) -> None:
+        """Append `token` (B, 1)."""
         vla, length = self._vla, self._cache.get_seq_length()
         ids = torch.cat([self._prefix, token], 1) if length == 0 else token  # B, N + 1 or B, 1
         seen = torch.arange(length + ids.shape[1], device=ids.device) >= self._padding  # B, tokens so far
@@ -237,8 +318,7 @@ class _Decoder:
             if self._padded:
                 hidden = (~seen[:, None, None]).to(x.dtype) * torch.finfo(x.dtype).min  # B, 1, 1, tokens
             masks = dict.fromkeys(self._kinds, hidden)
-        newest = vla.decoder.norm(run_layers(vla, x, masks, place, cache=self._cache))[:, -1]  # B, d
-        return logits_of(vla, newest, words)
+        self._newest = vla.decoder.norm(run_layers(vla, x, masks, place, cache=self._cache))[:, -1]  # B, d
 
 
 def files_hash(path: str | Path) -> str:

@@ -65,6 +65,15 @@ class Examples:
                 found.update(np.ascontiguousarray(array).tobytes())
         return found.hexdigest()
 
+    def plans(self, rows: Array, steps: int) -> Array:
+        """Actions of these frames and those after them, float32 (B, steps, 7); the last of an episode is
+        repeated.
+        """
+        ends = np.searchsorted(self.episodes, self.episodes[rows], side="right") - 1  # B
+        frames = np.minimum(rows[:, None] + np.arange(steps), ends[:, None])  # B, steps
+        plans: Array = self.actions[frames]
+        return plans
+
     @property
     def stateful(self) -> bool:
         """The robot's own state is there, in the form that policies read."""

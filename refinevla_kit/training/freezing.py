@@ -45,9 +45,9 @@ def freeze_lower(vla: VLA, layers: int, tower: bool = True) -> dict[str, int]:
         what = f"cannot freeze {layers} of {len(vla.layers)} language layers"
         raise KitError(what, f"choose 0 to {len(vla.layers)}")
     vla.model.requires_grad_(True)
-    frozen: list[nn.Module] = [*vla.tower] if tower else []
+    frozen: list[nn.Module] = [*vla.constant, *vla.tower] if tower else [*vla.constant]
     if layers:
-        frozen += [*vla.projector, vla.decoder.embed_tokens, *vla.layers[:layers]]
+        frozen += [*vla.projector, *vla.embeddings, *vla.layers[:layers]]
     for module in frozen:
         module.requires_grad_(False)
     if not layers and vla.state_encoder is not None:

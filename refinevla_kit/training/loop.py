@@ -82,7 +82,7 @@ def fine_tune(
             that is no number, a policy that has collapsed.
     """
     _check(examples, config)
-    check_actions(vla.bins.limits, examples.actions)
+    check_actions(vla.bins.limits, vla.own_actions(examples.actions))
     if vla.reads_state and not examples.stateful:
         vla.forget_state()
         if progress:
@@ -350,7 +350,7 @@ def check_collapse(
         return
     own = None if examples.proprioception is None else examples.proprioception[rows]
     policy = VLAPolicy(vla, name, order=config.order)
-    actions = policy.act_batch(pictures, [examples.instructions[row] for row in rows], own)
+    actions = policy.decide(pictures, [examples.instructions[row] for row in rows], own)
     if _all_alike(np.stack([action.tokens for action in actions])):
         what = (
             f"{name} has collapsed at step {step}: its action is the same on {len(rows)} different "

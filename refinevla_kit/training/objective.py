@@ -25,7 +25,14 @@ from refinevla_kit.training.examples import Examples
 from refinevla_kit.vlas.action_tokens import ActionTokens
 from refinevla_kit.vlas.contract import VLA
 from refinevla_kit.vlas.decoder import hidden_states, logits_of
-from refinevla_kit.vlas.sequence import ACTION_KIND, RATIONALE_KIND, Sequences, answer_ids, pad_batch
+from refinevla_kit.vlas.sequence import (
+    ACTION_KIND,
+    NOT_PREDICTED,
+    RATIONALE_KIND,
+    Sequences,
+    answer_ids,
+    pad_batch,
+)
 
 if TYPE_CHECKING:
     from refinevla_kit.training.activation_cache import ActivationCache
@@ -51,11 +58,12 @@ class Batch:
 
     @property
     def predicting(self) -> int:
-        """Places from the first answer's first token to the end. Only their logits are compared with
-        anything.
+        """Places from the one before the first token that is predicted, in any row, to the end. Only their
+        logits are compared with anything.
         """
-        types = self.sequences.token_type_ids
-        return types.shape[1] - int((types == 0).sum(1).min())
+        predicted = self.sequences.kinds != NOT_PREDICTED  # B, N
+        first = predicted.any(0).int().argmax()
+        return int(predicted.shape[1] - (first - 1).clamp(min=0))
 
 
 @torch.no_grad()
@@ -67,7 +75,8 @@ def tower_tokens(vla: VLA, images: Array, chunk: int = 64) -> Tensor:
 
 def lay_out(vla: VLA, examples: Examples, rows: Array, config: TrainingConfig) -> Sequences:
     """The sequences of the frames `rows` (int (B,)), on the CPU."""
-    words = vla.bins.encode(np.nan_to_num(examples.actions[rows])) + vla.first_action  # B, T
+    plans = np.nan_to_num(examples.plans(rows, vla.chunk))  # B, steps, A
+    words = vla.bins.encode(vla.own_actions(plans)).reshape(len(rows), -1) + vla.first_action  # B, T
     prefixes, answers = [], []
     for row, action in zip(rows, words, strict=True):
         acted = np.isfinite(examples.actions[row]).all()  # a frame that is only spoken about has no action
@@ -189,7 +198,8 @@ def joint_loss(
     reasoning = _mean_loss(predicted[is_rationale], target[is_rationale])
     with torch.no_grad():
         accuracy = (action_logits.argmax(-1) == action_target).float().mean()
-        l1 = _distance(action_logits, action_target, first_action, bins)
+        spoken = (action_target >= first_action) & (action_target < first_action + bins.words)
+        l1 = _distance(action_logits[spoken], action_target[spoken], first_action, bins)
     total = action + lambda_reasoning * reasoning
     return Losses(total, action, reasoning, accuracy, l1, len(action_target), int(is_rationale.sum()))
 

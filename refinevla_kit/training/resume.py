@@ -36,7 +36,7 @@ def identity_of(
     """What a resumable state must agree on: the settings, the weights that training starts from, the data."""
     base = hashlib.sha256()
     for tensor in vla.model.state_dict().values():
-        base.update(tensor.cpu().numpy().tobytes())
+        base.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     data = examples.digest(vla.reads_state)
     return {**effective(config), **counts, "frames": len(examples), "base": base.hexdigest(), "data": data}
 

@@ -118,7 +118,10 @@ class CompactVLA(VLA):
 
     @property
     def marks(self) -> Marks:
-        return Marks(*(token_id(self.tokenizer, token) for token in (PAD, EOS, ACTION, RATIONALE)))
+        pad, end, action, rationale = (
+            token_id(self.tokenizer, token) for token in (PAD, EOS, ACTION, RATIONALE)
+        )
+        return Marks(pad, end, action, rationale)
 
     @property
     def first_action(self) -> int:

@@ -31,12 +31,14 @@ class Marks:
         end: ends a text.
         action: what stands before the action's words; never predicted by a policy that acts. None: nothing.
         rationale: what stands before a rationale. None: nothing.
+        closes: every answer ends with `end`, an action too; else only a text does.
     """
 
     pad: int
     end: int
     action: int | None
     rationale: int | None
+    closes: bool = False
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,30 @@ class VLA(ABC):
         """Steps that one answer plans."""
         return 1
 
+    @property
+    def ranges(self) -> tuple[tuple[int, int], ...]:
+        """First and one past the last word allowed at each place of an answer, of all its steps."""
+        return self.bins.ranges * self.chunk
+
+    @property
+    def word_names(self) -> tuple[str, ...]:
+        """What each word of an answer says."""
+        if self.chunk == 1:
+            return self.bins.names
+        return tuple(f"{name} {step + 1}" for step in range(self.chunk) for name in self.bins.names)
+
+    def is_action(self, ids: Tensor) -> Tensor:
+        """Which of these vocabulary ids are action words."""
+        return (ids >= self.first_action) & (ids < self.first_action + self.bins.words)
+
+    def own_actions(self, actions: Array) -> Array:
+        """float (..., 7) as the kit records them -> in the units that `bins` encode."""
+        return actions
+
+    def kit_actions(self, actions: Array) -> Array:
+        """Inverse of `own_actions`."""
+        return actions
+
     # --- parts, for freezing and for shuffling weights ---
 
     @property
@@ -188,6 +214,11 @@ class VLA(ABC):
     def embeddings(self) -> tuple[nn.Module, ...]:
         """What makes words of the decoder of vocabulary ids."""
         return (self.decoder.embed_tokens,)
+
+    @property
+    def constant(self) -> tuple[nn.Module, ...]:
+        """What never learns, whatever is trained."""
+        return ()
 
     @property
     def state_encoder(self) -> nn.Module | None:

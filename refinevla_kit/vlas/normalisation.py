@@ -45,6 +45,12 @@ class Quantiles:
             raise KitError(what, "give as many finite numbers of each as an action has")
         return cls(low, high, scaled)
 
+    @property
+    def limits(self) -> tuple[float, ...]:
+        """Largest size of each dimension between the quantiles; 1 where it is not scaled."""
+        bounds = zip(self.low, self.high, self.scaled, strict=True)
+        return tuple(max(abs(low), abs(high), 1e-6) if scaled else 1.0 for low, high, scaled in bounds)
+
     @classmethod
     def fit(cls, actions: Array, scaled: tuple[bool, ...]) -> Quantiles:
         """From data, float (N, A)."""
@@ -65,3 +71,17 @@ class Quantiles:
     def to_statistics(self) -> dict[str, Any]:
         """The `action` part of a statistics file's entry."""
         return {"q01": list(self.low), "q99": list(self.high), "mask": list(self.scaled)}
+
+
+def gripper_to_share(actions: Array) -> Array:
+    """float (..., 7) with the kit's gripper, +1 open and -1 closed -> with 1 open and 0 closed."""
+    actions = np.array(actions, np.float64)
+    actions[..., 6] = (actions[..., 6] + 1) / 2
+    return actions
+
+
+def gripper_from_share(actions: Array) -> Array:
+    """Inverse of `gripper_to_share`; all or nothing."""
+    actions = np.array(actions, np.float64)
+    actions[..., 6] = np.where(actions[..., 6] > 0.5, 1.0, -1.0)
+    return actions

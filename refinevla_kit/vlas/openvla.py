@@ -32,9 +32,10 @@ from refinevla_kit.errors import KitError, listed
 from refinevla_kit.simulator.contract import ACTION_NAMES, Array
 from refinevla_kit.vlas.checkpoint import Folder, chosen, read_model, resized, write_folder
 from refinevla_kit.vlas.contract import VLA, Marks
-from refinevla_kit.vlas.normalisation import Quantiles
+from refinevla_kit.vlas.normalisation import Quantiles, gripper_from_share, gripper_to_share
 
 PREPROCESSOR, STATISTICS = "preprocessor_config.json", "dataset_statistics.json"
+STICKY = 15  # steps for which the authors' evaluation repeats a gripper motion on the Google Robot
 SPACE = 29871  # Llama's token of a lone space: what the prompt ends with before an action
 GREY = 127  # of the borders that "letterbox" adds
 DINO_LARGE: dict[str, Any] = {
@@ -273,6 +274,11 @@ class UniformWords:
         return ((0, self.edges),) * len(self.quantiles.low)
 
     @property
+    def limits(self) -> tuple[float, ...]:
+        """See `ActionTokens`."""
+        return self.quantiles.limits
+
+    @property
     def words(self) -> int:
         return self.edges
 
@@ -296,6 +302,10 @@ class UniformWords:
         """int (..., A) -> float64 (..., A) in the dataset's units."""
         return self.quantiles.restore(self.decode_normalised(words))
 
+    def to_dict(self) -> dict[str, Any]:
+        """For records; the checkpoint has them in its own form."""
+        return {"kind": "openvla", "edges": self.edges, **self.quantiles.to_statistics()}
+
 
 @dataclass(frozen=True)
 class OpenVLA(VLA):
@@ -311,6 +321,10 @@ class OpenVLA(VLA):
     statistics: Mapping[str, Any]
     dataset: str
 
+    two_way = False
+    first_position = 0
+    image_start = 1
+
     @property
     def decoder(self) -> Any:
         return self._model.language_model.model
@@ -321,14 +335,6 @@ class OpenVLA(VLA):
         return head
 
     @property
-    def two_way(self) -> bool:
-        return False
-
-    @property
-    def first_position(self) -> int:
-        return 0
-
-    @property
     def grid(self) -> tuple[int, int]:
         side = self._model.vision_backbone.featurizer.grid
         return side, side
@@ -337,10 +343,6 @@ class OpenVLA(VLA):
     def image_size(self) -> tuple[int, int]:
         side = int(self.model.config.image_sizes[0])
         return side, side
-
-    @property
-    def image_start(self) -> int:
-        return 1
 
     @property
     def reads_state(self) -> bool:
@@ -354,7 +356,7 @@ class OpenVLA(VLA):
     @property
     def marks(self) -> Marks:
         tokenizer = self.tokenizer
-        return Marks(tokenizer.pad_token_id, tokenizer.eos_token_id, SPACE, None)
+        return Marks(tokenizer.pad_token_id, tokenizer.eos_token_id, SPACE, None, closes=True)
 
     @property
     def first_action(self) -> int:
@@ -371,8 +373,20 @@ class OpenVLA(VLA):
 
     @property
     def conventions(self) -> Conventions:
-        robot = GOOGLE_ROBOT if "fractal" in self.dataset else WIDOWX
-        return replace(robot, image_size=self.image_size, gripper="open1_closed0", normalisation=self.dataset)
+        own: dict[str, Any] = {
+            "image_size": self.image_size,
+            "gripper": "open1_closed0",
+            "normalisation": self.dataset,
+        }
+        if "fractal" in self.dataset:
+            return replace(GOOGLE_ROBOT, **own, sticky_gripper=STICKY)
+        return replace(WIDOWX, **own)
+
+    def own_actions(self, actions: Array) -> Array:
+        return gripper_to_share(actions)
+
+    def kit_actions(self, actions: Array) -> Array:
+        return gripper_from_share(actions)
 
     @property
     def _model(self) -> Any:

@@ -6,7 +6,9 @@
                                    thinks aloud before acting
 
 Left of the bar: the prefix, attended to in both directions (token type 0). Right: the answer, causal (token
-type 1). The first token of the answer is given, never predicted. Kinds say which loss a token belongs to.
+type 1). The marks `<action>` and `<rationale>` are given where an answer begins with them, never predicted. A
+VLA that has no such marks goes on from the prefix, and one that closes its answers ends an action with
+`<eos>`, too. Kinds say which loss a token belongs to.
 """
 
 from __future__ import annotations
@@ -58,24 +60,20 @@ def answer_ids(vla: VLA, action: Sequence[int], rationale: str, order: str) -> t
         raise KitError(f"unknown order {order!r}", f"choose one of {', '.join(ORDERS)}")
     marks = vla.marks
     text = vla.tokenizer.encode(rationale, add_special_tokens=False) if rationale else []
-    acts, thinks = [], []  # (id, kind) of each token
-    if action:
-        acts = [(marks.action, RATIONALE_KIND), *((word, ACTION_KIND) for word in action)]
-    if text:
-        thinks = [(word, RATIONALE_KIND) for word in [marks.rationale, *text]]
-    if order == "rationale_first":
-        answer = thinks + acts
-        if text:  # the end of a fixed number of action tokens need not be predicted
-            answer.append((marks.end, NOT_PREDICTED))
-    else:
-        if acts and thinks:  # the mark is given to whoever asks for a rationale after the action
-            thinks[0] = marks.rationale, NOT_PREDICTED
-        answer = acts + thinks
-        if text:  # the end of a text has to be predicted
-            answer.append((marks.end, RATIONALE_KIND))
-    ids, kinds = [token for token, _ in answer], [kind for _, kind in answer]
-    kinds[0] = NOT_PREDICTED
-    return ids, kinds
+    acts = [(word, ACTION_KIND) for word in action]  # (id, kind) of each token
+    thinks = [(word, RATIONALE_KIND) for word in text]
+    if acts and marks.action is not None:
+        given = order == "action_first" or not thinks
+        acts.insert(0, (marks.action, NOT_PREDICTED if given else RATIONALE_KIND))
+    if thinks and marks.rationale is not None:  # whoever asks for a rationale gives its mark
+        thinks.insert(0, (marks.rationale, NOT_PREDICTED))
+    answer = thinks + acts if order == "rationale_first" else acts + thinks
+    ends_with_text = bool(thinks) and (order == "action_first" or not acts)
+    if marks.closes:
+        answer.append((marks.end, RATIONALE_KIND if ends_with_text else ACTION_KIND))
+    elif text:  # the end of a fixed number of action tokens need not be predicted
+        answer.append((marks.end, RATIONALE_KIND if order == "action_first" else NOT_PREDICTED))
+    return [token for token, _ in answer], [kind for _, kind in answer]
 
 
 def pad_batch(

@@ -41,7 +41,7 @@ from refinevla_kit.errors import KitError
 from refinevla_kit.simulator.contract import Array
 from refinevla_kit.vlas.checkpoint import Folder, chosen, read_model, resized, write_folder
 from refinevla_kit.vlas.contract import VLA, Marks
-from refinevla_kit.vlas.normalisation import Quantiles
+from refinevla_kit.vlas.normalisation import Quantiles, gripper_from_share, gripper_to_share
 
 PROCESSOR = "processor_config.json"
 SPANS = {
@@ -54,6 +54,7 @@ SPANS = {
 }
 """Ranges of the coordinates: radians, radians, and multiples of the quantiles."""
 COORDINATES = {"translation": ("theta", "phi", "r"), "rotation": ("roll", "pitch", "yaw")}
+STICKY = 10  # steps for which the authors' evaluation repeats a gripper motion on the Google Robot
 RESCALE = 0.00392156862745098
 DEPTH_PADDING = 31  # pixels on each side of the picture that the depth is estimated from
 DEPTH_SIZE = 384  # pixels, height and width of that picture
@@ -257,6 +258,11 @@ class SpatialWords:
         return (0, translations), (translations, rotations), (rotations, rotations + 2)
 
     @property
+    def limits(self) -> tuple[float, ...]:
+        """See `ActionTokens`."""
+        return self.quantiles.limits
+
+    @property
     def words(self) -> int:
         return self.ranges[-1][1]
 
@@ -296,6 +302,10 @@ class SpatialWords:
     def decode(self, words: Array) -> Array:
         """int (..., 3) -> float64 (..., 7) in the dataset's units."""
         return self.quantiles.restore(self.decode_normalised(words))
+
+    def to_dict(self) -> dict[str, Any]:
+        """For records; the checkpoint has them in its own form."""
+        return {"kind": "spatialvla", "bin_policy": self.to_processor(), **self.quantiles.to_statistics()}
 
 
 def edges_of(
@@ -376,6 +386,9 @@ class SpatialVLA(VLA):
     dataset: str
     camera: str
 
+    two_way = True
+    first_position = 1
+
     @property
     def decoder(self) -> Any:
         return self._model.language_model.model
@@ -384,14 +397,6 @@ class SpatialVLA(VLA):
     def head(self) -> nn.Module:
         head: nn.Module = self._model.language_model.lm_head
         return head
-
-    @property
-    def two_way(self) -> bool:
-        return True
-
-    @property
-    def first_position(self) -> int:
-        return 1
 
     @property
     def chunk(self) -> int:
@@ -417,7 +422,7 @@ class SpatialVLA(VLA):
     @property
     def marks(self) -> Marks:
         tokenizer = self.tokenizer
-        return Marks(tokenizer.pad_token_id, tokenizer.eos_token_id, None, None)
+        return Marks(tokenizer.pad_token_id, tokenizer.eos_token_id, None, None, closes=True)
 
     @property
     def first_action(self) -> int:
@@ -426,6 +431,10 @@ class SpatialVLA(VLA):
     @property
     def tower(self) -> tuple[nn.Module, ...]:
         return self._model.vision_tower, self._model.vision_zoe_model
+
+    @property
+    def constant(self) -> tuple[nn.Module, ...]:
+        return (self._model.vision_zoe_model,)
 
     @property
     def projector(self) -> tuple[nn.Module, ...]:
@@ -447,8 +456,20 @@ class SpatialVLA(VLA):
 
     @property
     def conventions(self) -> Conventions:
-        robot = GOOGLE_ROBOT if "fractal" in self.dataset else WIDOWX
-        return replace(robot, image_size=self.image_size, gripper="open1_closed0", normalisation=self.dataset)
+        own: dict[str, Any] = {
+            "image_size": self.image_size,
+            "gripper": "open1_closed0",
+            "normalisation": self.dataset,
+        }
+        if "fractal" in self.dataset:
+            return replace(GOOGLE_ROBOT, **own, sticky_gripper=STICKY, gripper_reference="motion")
+        return replace(WIDOWX, **own)
+
+    def own_actions(self, actions: Array) -> Array:
+        return gripper_to_share(actions)
+
+    def kit_actions(self, actions: Array) -> Array:
+        return gripper_from_share(actions)
 
     @property
     def _model(self) -> Any:
