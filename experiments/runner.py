@@ -35,7 +35,8 @@ from refinevla_kit.policies.vla_policy import files_hash, load_policy
 from refinevla_kit.tasks import VARIANT_AGGREGATION
 from refinevla_kit.training.examples import Examples
 from refinevla_kit.training.policy_run import train_policy
-from refinevla_kit.vlas.compact import checkpoint_hash, load
+from refinevla_kit.vlas.checkpoint import checkpoint_hash
+from refinevla_kit.vlas.compact import load
 
 RUN, STUDY, RECORDS, TEXT_USE, DEMONSTRATIONS = (
     "run.json",

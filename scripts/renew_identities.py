@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from refinevla_kit.files import replacing
 from refinevla_kit.policies.vla_policy import files_hash
-from refinevla_kit.vlas.compact import checkpoint_hash
+from refinevla_kit.vlas.checkpoint import checkpoint_hash
 
 
 def renew(path: Path, identities: dict[str, str]) -> None:

@@ -22,6 +22,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ from refinevla_kit.policies.contract import Action, Array
 from refinevla_kit.policies.conversion import ActionConversion
 from refinevla_kit.vlas import load_vla
 from refinevla_kit.vlas.action_tokens import UniformBins
+from refinevla_kit.vlas.checkpoint import open_folder
 from refinevla_kit.vlas.contract import VLA
 from refinevla_kit.vlas.decoder import embed, kinds_of, logits_of, masks_of, run_layers
 from refinevla_kit.vlas.sequence import ORDERS
@@ -332,13 +334,27 @@ def files_hash(path: str | Path) -> str:
 
 
 def load_policy(
-    path: str | Path, name: str | None = None, order: str | None = None, decoding: str | None = None
+    path: str | Path,
+    name: str | None = None,
+    order: str | None = None,
+    decoding: str | None = None,
+    **how: Any,
 ) -> VLAPolicy:
-    """Read a checkpoint as a policy. `name` defaults to the folder's, `order` to the one it was trained with;
-    `decoding`: see `VLAPolicy`.
+    """Read a checkpoint as a policy.
+
+    Args:
+        path: folder, or a model of the Hugging Face hub by its name.
+        name: what records call it; None is the folder's name.
+        order: see `VLAPolicy`; None is the one that it was trained with.
+        decoding: see `VLAPolicy`.
+        how: `dtype`, `device_map`, `dataset` and `camera`, see `load_vla`.
     """
-    vla = load_vla(path)
-    return VLAPolicy(vla, name or Path(path).name, files_hash(path), order or _trained_order(vla), decoding)
+    folder = open_folder(path).path
+    vla = load_vla(folder, **how)
+    identity = files_hash(folder) + "".join(
+        f"+{word}={how[word]}" for word in ("dataset", "camera", "dtype") if how.get(word)
+    )
+    return VLAPolicy(vla, name or Path(path).name, identity, order or _trained_order(vla), decoding)
 
 
 def _trained_order(vla: VLA) -> str:

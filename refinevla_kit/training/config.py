@@ -18,6 +18,7 @@ CHOICES = {
     "mode": ("full", "upper", "lora"),
     "order": ORDERS,
     "precision": PRECISIONS,
+    "action_words": ("base", "refitted", "adapted"),
     "cache": ("auto", "on", "off"),
     "cache_precision": ("same", *PRECISIONS),
 }
@@ -50,6 +51,8 @@ class TrainingConfig:
             layers alone, merged into plain weights at the end. "full" trains everything, whatever
             `freeze_layers` says (the tower as `freeze_tower` says).
         lora_rank, lora_alpha: of the adapters.
+        action_words: "base" keeps the base's action statistics. "refitted" takes the quantiles of the data.
+            "adapted" also moves SpatialVLA's grid, and the embeddings of its words, to the data.
         cache: whether the hidden states below the trained layers are kept on disk. "auto" does so when they
             never change and as many frames are drawn as there are, so that it pays; "on" always; "off" never.
         cache_precision: how they are stored: "bf16", "fp32", or "same" as `precision`.
@@ -79,6 +82,7 @@ class TrainingConfig:
     mode: str = "upper"
     lora_rank: int = 8
     lora_alpha: float = 16.0
+    action_words: str = "base"
     cache: str = "auto"
     cache_precision: str = "same"
     cache_limit_gb: float = 8.0

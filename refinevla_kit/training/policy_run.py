@@ -19,14 +19,14 @@ from refinevla_kit.training.loop import TrainingConfig, Watch, fine_tune
 from refinevla_kit.training.resume import effective
 from refinevla_kit.vlas import load_vla
 from refinevla_kit.vlas.action_tokens import STATISTICS
-from refinevla_kit.vlas.compact import checkpoint_hash
+from refinevla_kit.vlas.checkpoint import checkpoint_hash, open_folder
 
 WORK = "training"  # folder of histories and states, beside the policies
 
 
 def made_from(base: str | Path, examples: Examples, config: TrainingConfig) -> dict[str, Any]:
     """All that the policy of `train_policy` with these arguments depends on."""
-    return effective(config) | {"base": files_hash(base), "examples": examples.digest()}
+    return effective(config) | {"base": files_hash(open_folder(base).path), "examples": examples.digest()}
 
 
 def train_policy(
@@ -43,7 +43,7 @@ def train_policy(
     lie in `output/training/name`.
 
     Args:
-        base: folder of the checkpoint to start from.
+        base: the checkpoint to start from: a folder, or a model of the Hugging Face hub by its name.
         examples, config, progress, watch: see `fine_tune`.
         output: folder of the policies.
         name: the policy's, and its folder's.
@@ -62,7 +62,10 @@ def train_policy(
         raise KitError(what, "choose another, without a slash")
     if target.resolve() == Path(base).resolve():
         raise KitError(f"{target} is the base itself and would be replaced", "give another name or output")
+    base = open_folder(base).path
     vla = load_vla(base)
+    if config.action_words != "base":
+        vla = vla.fitted(examples.actions, adapt=config.action_words == "adapted")
     history = fine_tune(
         vla, examples, config, work / name, name, progress, cache_folder or work / "activations", watch
     )
@@ -71,6 +74,7 @@ def train_policy(
         # under `accelerate launch` one process writes, the others wait until all is there
         state.wait_for_everyone()
         return history
+    statistics = Path(base) / STATISTICS
     vla.provenance.clear()
     vla.provenance.update(
         made_by="refinevla_kit.training.policy_run",
@@ -79,7 +83,7 @@ def train_policy(
         training=asdict(config),
         frames=len(examples),
         base=checkpoint_hash(base),
-        base_statistics=sha256(Path(base) / STATISTICS)[:12],
+        base_statistics=sha256(statistics)[:12] if statistics.exists() else None,
         validation=next((row for row in reversed(history) if row["split"] == "validation"), None),
         reads_state=vla.reads_state,
     )

@@ -4,6 +4,7 @@ and written again under the same names.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,10 +24,12 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as hub_logging
 
 from refinevla_kit.errors import KitError, listed
-from refinevla_kit.files import replacing
+from refinevla_kit.files import replacing, sha256
 from refinevla_kit.simulator.contract import Array
 
 CONFIG = "config.json"
+PROVENANCE = "refinevla.json"  # beside the authors' files, read by the kit alone
+OWN = "refinevla"  # whose statistics a fitted model has
 COPY = "copy or download the whole folder again"
 WANTED = ("*.json", "*.safetensors", "*.model", "*.txt")  # never code
 KEPT = (".json", ".model", ".txt", ".py")  # beside the weights; code is copied along, never run
@@ -179,6 +182,28 @@ def resized(image: Array, size: tuple[int, int]) -> Array:
     if image.shape[1::-1] == size:
         return image
     return np.array(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+
+
+def provenance_of(folder: Folder) -> dict[str, Any]:
+    """What made a checkpoint, where the kit did; empty for others'."""
+    return folder.json(PROVENANCE) if PROVENANCE in folder.files else {}
+
+
+def provenance_file(
+    provenance: Mapping[str, Any], dataset: str, camera: str | None = None
+) -> dict[str, bytes]:
+    """Name and content of the file that `provenance_of` reads."""
+    about = {**provenance, "dataset": dataset} | ({"camera": camera} if camera else {})
+    return {PROVENANCE: json.dumps(about, indent=2).encode()}
+
+
+def checkpoint_hash(path: str | Path) -> str:
+    """First 12 hex digits of the SHA-256 over a checkpoint's weights; goes into every evaluation record."""
+    files = sorted(Path(path).glob("*.safetensors"))
+    if len(files) == 1:
+        return sha256(files[0])[:12]
+    lines = "".join(f"{file.name} {sha256(file)}\n" for file in files)
+    return hashlib.sha256(lines.encode()).hexdigest()[:12]
 
 
 def sizes_of(files: list[Path]) -> int:

@@ -10,8 +10,7 @@ head trained, vocabulary frozen" can be said.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
@@ -19,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import (
@@ -28,14 +26,14 @@ from transformers import (
     PaliGemmaForConditionalGeneration,
     PreTrainedTokenizerFast,
 )
-from transformers.utils import logging as hub_logging
 
 from refinevla_kit.conventions import WIDOWX, Conventions
 from refinevla_kit.episodes.damage import pointer_of
 from refinevla_kit.errors import KitError, listed
-from refinevla_kit.files import replacing, sha256, write_json
+from refinevla_kit.files import replacing, write_json
 from refinevla_kit.simulator.contract import Array
 from refinevla_kit.vlas.action_tokens import STATISTICS, ActionTokens, UniformBins
+from refinevla_kit.vlas.checkpoint import quiet
 from refinevla_kit.vlas.compact_parts import (
     ACTION,
     EOS,
@@ -226,7 +224,7 @@ class CompactVLA(VLA):
             for name, x in self.model.state_dict().items()
         }
         about = {"format": FORMAT, "action_tokens": self.bins.to_dict(), "provenance": self.provenance}
-        with replacing(path) as part, _quiet():
+        with replacing(path) as part, quiet():
             part.mkdir(parents=True)
             self.model.save_pretrained(part, state_dict=tensors)
             self.tokenizer.save_pretrained(part)
@@ -361,7 +359,7 @@ def _read_model(directory: Path) -> PaliGemmaForConditionalGeneration:
     if kind != own:
         raise KitError(f"{directory}/config.json is of a {kind!r}, the compact VLA is a {own!r}", COPY)
     source: Any = PaliGemmaForConditionalGeneration  # its types do not know of the report
-    with _quiet():
+    with quiet():
         model, report = source.from_pretrained(
             str(directory),
             dtype=torch.float32,
@@ -385,27 +383,3 @@ def _read_model(directory: Path) -> PaliGemmaForConditionalGeneration:
         raise KitError(what, COPY)
     loaded: PaliGemmaForConditionalGeneration = model
     return loaded
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No bar (it only flickers for 20 MB) and no report from transformers inside; the user's own settings
-    afterwards.
-    """
-    bars, hub_bars = hub_logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
-    level = hub_logging.get_verbosity()
-    hub_logging.disable_progress_bar()
-    hub_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        hub_logging.set_verbosity(level)
-        if bars:
-            hub_logging.enable_progress_bar()
-        if not hub_bars:  # transformers switches both with one call
-            disable_progress_bars()
-
-
-def checkpoint_hash(path: str | Path) -> str:
-    """First 12 hex digits of the SHA-256 over the checkpoint's weights; goes into every evaluation record."""
-    return sha256(Path(path) / WEIGHTS)[:12]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from refinevla_kit.conventions import Conventions
+from refinevla_kit.errors import KitError
 from refinevla_kit.simulator.contract import Array
 from refinevla_kit.vlas.action_tokens import ActionTokens
 
@@ -193,6 +194,19 @@ class VLA(ABC):
     def own_actions(self, actions: Array) -> Array:
         """float (..., 7) as the kit records them -> in the units that `bins` encode."""
         return actions
+
+    def fitted(self, actions: Array, adapt: bool) -> VLA:
+        """The same model with action words for other data.
+
+        Args:
+            actions: float (N, 7), as the kit records them.
+            adapt: move the words' cells and embeddings, too.
+
+        Raises:
+            KitError: its action words are part of its checkpoint, as here.
+        """
+        what = f"the action words of a {type(self).__name__} are part of its checkpoint"
+        raise KitError(what, 'set action_words to "base"')
 
     def kit_actions(self, actions: Array) -> Array:
         """Inverse of `own_actions`."""

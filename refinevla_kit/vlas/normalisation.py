@@ -51,12 +51,6 @@ class Quantiles:
         bounds = zip(self.low, self.high, self.scaled, strict=True)
         return tuple(max(abs(low), abs(high), 1e-6) if scaled else 1.0 for low, high, scaled in bounds)
 
-    @classmethod
-    def fit(cls, actions: Array, scaled: tuple[bool, ...]) -> Quantiles:
-        """From data, float (N, A)."""
-        low, high = np.quantile(np.asarray(actions, np.float64), [0.01, 0.99], axis=0)
-        return cls(tuple(map(float, low)), tuple(map(float, high)), scaled)
-
     def normalise(self, actions: Array) -> Array:
         """float (..., A) in the dataset's units -> float64 (..., A), [-1, 1] between the quantiles."""
         actions, low, high = np.asarray(actions, np.float64), np.asarray(self.low), np.asarray(self.high)
@@ -68,9 +62,34 @@ class Quantiles:
         low, high = np.asarray(self.low), np.asarray(self.high)
         return np.where(self.scaled, 0.5 * (np.asarray(actions) + 1) * (high - low) + low, actions)
 
-    def to_statistics(self) -> dict[str, Any]:
-        """The `action` part of a statistics file's entry."""
+    def to_dict(self) -> dict[str, Any]:
+        """As the authors write them."""
         return {"q01": list(self.low), "q99": list(self.high), "mask": list(self.scaled)}
+
+
+def statistics_of(actions: Array) -> dict[str, Any]:
+    """A dataset's entry in a statistics file, as the authors write it.
+
+    Args:
+        actions: float (N, 7) with a gripper of 0 to 1, which is not scaled. Rows that are not finite are left
+            out.
+    """
+    actions = np.asarray(actions, np.float64)
+    actions = actions[np.isfinite(actions).all(axis=1)]
+    if not len(actions):
+        raise KitError("no actions to take statistics of", "record at least one episode")
+    low, high = np.quantile(actions, [0.01, 0.99], axis=0)
+    numbers = {
+        "mean": actions.mean(0),
+        "std": actions.std(0),
+        "min": actions.min(0),
+        "max": actions.max(0),
+        "q01": low,
+        "q99": high,
+    }
+    entry: dict[str, Any] = {name: values.tolist() for name, values in numbers.items()}
+    entry["mask"] = [True] * (actions.shape[1] - 1) + [False]
+    return {"action": entry, "num_transitions": len(actions)}
 
 
 def gripper_to_share(actions: Array) -> Array:

@@ -30,9 +30,24 @@ from transformers.configuration_utils import SubConfigSpec
 from refinevla_kit.conventions import GOOGLE_ROBOT, WIDOWX, Conventions
 from refinevla_kit.errors import KitError, listed
 from refinevla_kit.simulator.contract import ACTION_NAMES, Array
-from refinevla_kit.vlas.checkpoint import Folder, chosen, read_model, resized, write_folder
+from refinevla_kit.vlas.checkpoint import (
+    CONFIG,
+    OWN,
+    Folder,
+    chosen,
+    provenance_file,
+    provenance_of,
+    read_model,
+    resized,
+    write_folder,
+)
 from refinevla_kit.vlas.contract import VLA, Marks
-from refinevla_kit.vlas.normalisation import Quantiles, gripper_from_share, gripper_to_share
+from refinevla_kit.vlas.normalisation import (
+    Quantiles,
+    gripper_from_share,
+    gripper_to_share,
+    statistics_of,
+)
 
 PREPROCESSOR, STATISTICS = "preprocessor_config.json", "dataset_statistics.json"
 STICKY = 15  # steps for which the authors' evaluation repeats a gripper motion on the Google Robot
@@ -304,7 +319,7 @@ class UniformWords:
 
     def to_dict(self) -> dict[str, Any]:
         """For records; the checkpoint has them in its own form."""
-        return {"kind": "openvla", "edges": self.edges, **self.quantiles.to_statistics()}
+        return {"kind": "openvla", "edges": self.edges, **self.quantiles.to_dict()}
 
 
 @dataclass(frozen=True)
@@ -423,11 +438,20 @@ class OpenVLA(VLA):
         words: Tensor = self._model.projector(tokens)
         return words
 
+    def fitted(self, actions: Array, adapt: bool) -> VLA:
+        """The same model with statistics of these actions; there is no grid to adapt."""
+        if adapt:
+            raise KitError("OpenVLA's bins are even: there is no grid to adapt", 'take "refitted"')
+        statistics = {**self.statistics, OWN: statistics_of(self.own_actions(actions))}
+        bins = replace(self.bins, quantiles=Quantiles.from_statistics(statistics[OWN], OWN))  # type: ignore[type-var]
+        return replace(self, bins=bins, statistics=statistics, dataset=OWN)
+
     def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> Path:
         """Write the authors' layout: their key names, their files, with these statistics."""
         statistics = json.dumps(dict(self.statistics), indent=2)
-        config = self.folder.json("config.json") | {"norm_stats": dict(self.statistics)}
-        content = {STATISTICS: statistics.encode(), "config.json": json.dumps(config).encode()}
+        config = self.folder.json(CONFIG) | {"norm_stats": dict(self.statistics)}
+        content = {STATISTICS: statistics.encode(), CONFIG: json.dumps(config).encode()}
+        content |= provenance_file(self.provenance, self.dataset)
         return write_folder(self.model, {**self.folder.files, **content}, path, dtype)
 
 
@@ -472,10 +496,11 @@ def load(
     Raises:
         KitError: damaged or foreign files, an unknown dataset.
     """
-    config = OpenVLAConfig.from_dict(folder.json("config.json"))
+    config = OpenVLAConfig.from_dict(folder.json(CONFIG))
     statistics = folder.json(STATISTICS) if STATISTICS in folder.files else config.norm_stats or {}
-    dataset = chosen(dataset, statistics, "dataset's statistics", folder)
+    about = provenance_of(folder)
+    dataset = chosen(dataset or about.get("dataset"), statistics, "dataset's statistics", folder)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder.path), local_files_only=True)
     bins = UniformWords(config.n_action_bins, Quantiles.from_statistics(statistics[dataset], dataset))
     model = read_model(OpenVLAModel, config, folder, dtype, device_map)
-    return OpenVLA(model, tokenizer, bins, {}, folder, statistics, dataset)
+    return OpenVLA(model, tokenizer, bins, about, folder, statistics, dataset)

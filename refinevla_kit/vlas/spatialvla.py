@@ -39,9 +39,24 @@ from transformers.configuration_utils import SubConfigSpec
 from refinevla_kit.conventions import GOOGLE_ROBOT, WIDOWX, Conventions
 from refinevla_kit.errors import KitError
 from refinevla_kit.simulator.contract import Array
-from refinevla_kit.vlas.checkpoint import Folder, chosen, read_model, resized, write_folder
+from refinevla_kit.vlas.checkpoint import (
+    CONFIG,
+    OWN,
+    Folder,
+    chosen,
+    provenance_file,
+    provenance_of,
+    read_model,
+    resized,
+    write_folder,
+)
 from refinevla_kit.vlas.contract import VLA, Marks
-from refinevla_kit.vlas.normalisation import Quantiles, gripper_from_share, gripper_to_share
+from refinevla_kit.vlas.normalisation import (
+    Quantiles,
+    gripper_from_share,
+    gripper_to_share,
+    statistics_of,
+)
 
 PROCESSOR = "processor_config.json"
 SPANS = {
@@ -55,6 +70,7 @@ SPANS = {
 """Ranges of the coordinates: radians, radians, and multiples of the quantiles."""
 COORDINATES = {"translation": ("theta", "phi", "r"), "rotation": ("roll", "pitch", "yaw")}
 STICKY = 10  # steps for which the authors' evaluation repeats a gripper motion on the Google Robot
+LEAST_DEVIATION = 0.05  # of a coordinate that hardly changes: its cells stay apart
 RESCALE = 0.00392156862745098
 DEPTH_PADDING = 31  # pixels on each side of the picture that the depth is estimated from
 DEPTH_SIZE = 384  # pixels, height and width of that picture
@@ -305,7 +321,7 @@ class SpatialWords:
 
     def to_dict(self) -> dict[str, Any]:
         """For records; the checkpoint has them in its own form."""
-        return {"kind": "spatialvla", "bin_policy": self.to_processor(), **self.quantiles.to_statistics()}
+        return {"kind": "spatialvla", "bin_policy": self.to_processor(), **self.quantiles.to_dict()}
 
 
 def edges_of(
@@ -512,6 +528,20 @@ class SpatialVLA(VLA):
         words: Tensor = self._model.words(ids)
         return words
 
+    def fitted(self, actions: Array, adapt: bool) -> VLA:
+        """The same model with statistics of these actions; adapted, with cells and embeddings for them."""
+        assert isinstance(self.bins, SpatialWords)
+        own = self.own_actions(actions)
+        statistics = {**self.statistics, OWN: statistics_of(own)}
+        bins = replace(self.bins, quantiles=Quantiles.from_statistics(statistics[OWN], OWN))
+        if adapt:
+            unit = bins.quantiles.normalise(own[np.isfinite(own).all(axis=1)])
+            edges = edges_of(gaussians_of(np.clip(unit, -1, 1)), bins.cells, LEAST_DEVIATION)
+            table = self._model.spatial_embed_tokens.weight.data
+            table.copy_(adapted(table, bins.edges, edges))
+            bins = replace(bins, edges=edges)
+        return replace(self, bins=bins, statistics=statistics, dataset=OWN)
+
     def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> Path:
         """Write the authors' layout: their key names, their files, with these statistics and cells."""
         assert isinstance(self.bins, SpatialWords)
@@ -520,6 +550,7 @@ class SpatialVLA(VLA):
             "bin_policy": self.bins.to_processor(),
         }
         content = {PROCESSOR: json.dumps(processor, indent=2).encode()}
+        content |= provenance_file(self.provenance, self.dataset, self.camera)
         return write_folder(self.model, {**self.folder.files, **content}, path, dtype)
 
 
@@ -544,12 +575,12 @@ def load(
     """
     processor = folder.json(PROCESSOR)
     statistics = processor.get("statistics") or {}
-    dataset = chosen(dataset, statistics, "dataset's statistics", folder)
+    about = provenance_of(folder)
+    dataset = chosen(dataset or about.get("dataset"), statistics, "dataset's statistics", folder)
     cameras = processor.get("intrinsic_config") or {}
-    if camera is None:
-        camera = dataset if dataset in cameras else "default"
+    camera = camera or about.get("camera") or (dataset if dataset in cameras else "default")
     camera = chosen(camera, cameras, "camera's matrix (intrinsic_config)", folder)
-    config = SpatialVLAConfig.from_dict(folder.json("config.json"))
+    config = SpatialVLAConfig.from_dict(folder.json(CONFIG))
     tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder.path), local_files_only=True)
     quantiles = Quantiles.from_statistics(statistics[dataset], dataset)
     bins = SpatialWords.from_processor(processor.get("bin_policy") or {}, quantiles)
@@ -557,4 +588,4 @@ def load(
         what = f"{folder.path} has {config.spatial_token_num} action words and cells for {bins.words}"
         raise KitError(what, "copy config.json and processor_config.json of one checkpoint")
     model = read_model(SpatialVLAModel, config, folder, dtype, device_map)
-    return SpatialVLA(model, tokenizer, bins, {}, folder, statistics, dataset, camera)
+    return SpatialVLA(model, tokenizer, bins, about, folder, statistics, dataset, camera)

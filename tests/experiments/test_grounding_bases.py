@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from experiments.grounding_bases import make_bases
-from refinevla_kit.vlas.compact import checkpoint_hash, load
+from refinevla_kit.vlas.checkpoint import checkpoint_hash
+from refinevla_kit.vlas.compact import load
 from tests.experiments.conftest import TINY
 
 
