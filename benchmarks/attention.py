@@ -29,9 +29,8 @@ import transformers
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from refinevla_kit.attention.capture import attention_rows
 from refinevla_kit.attention.captured import KINDS
-from refinevla_kit.attention.queries import lay_out
+from refinevla_kit.attention.forward import query_rows, token_sequence
 from refinevla_kit.policies.vla_policy import VLAPolicy
 from refinevla_kit.vlas.action_tokens import UniformBins
 from refinevla_kit.vlas.compact import CompactConfig, CompactVLA, build
@@ -68,9 +67,9 @@ def measure(kinds: tuple[str, ...], batch: int, repeats: int) -> dict[str, Any]:
     vla = build(CompactConfig(proprioception=True), train_vocabulary([INSTRUCTION, RATIONALE]), bins, seed=0)
     policy, fused, random = VLAPolicy(vla, "compact"), without_softcap(vla), np.random.default_rng(batch)
     first = first_action_id(vla.tokenizer)
-    laid = lay_out(policy, INSTRUCTION, [first + 30 * i for i in range(7)], RATIONALE, kinds)
-    ids = torch.tensor([laid.ids] * batch)
-    types = (torch.arange(ids.shape[1]) >= laid.prefix).long().expand_as(ids)
+    sequence = token_sequence(policy, INSTRUCTION, [first + 30 * i for i in range(7)], RATIONALE, kinds)
+    ids = torch.tensor([sequence.ids] * batch)
+    types = (torch.arange(ids.shape[1]) >= sequence.prefix).long().expand_as(ids)
     times: dict[str, list[float]] = {way: [] for way in WAYS}
     for turn in range(repeats + 1):  # the first warms up
         images = random.integers(0, 256, (batch, 120, 160, 3), dtype=np.uint8)
@@ -87,7 +86,7 @@ def measure(kinds: tuple[str, ...], batch: int, repeats: int) -> dict[str, Any]:
         ways: dict[str, Callable[[], object]] = {
             "plain": lambda inputs=inputs: vla.model.model(**inputs),
             "rows": lambda kept=kept, words=words: kept.update(
-                rows=attention_rows(policy, words, ids, laid.prefix, laid.positions)
+                rows=query_rows(policy, words, [sequence] * batch)
             ),
             "squares": lambda kept=kept, inputs=inputs: kept.update(
                 squares=vla.model.model(**inputs, output_attentions=True).attentions
@@ -99,13 +98,12 @@ def measure(kinds: tuple[str, ...], batch: int, repeats: int) -> dict[str, Any]:
         ):  # whoever comes first finds a cold cache
             took = seconds(ways[name])
             times[name] += [took] if turn else []
-        squares: Tensor = torch.stack(kept["squares"], 1)[
-            :, :, :, list(laid.positions)
-        ]  # B, layers, heads, Q, N
-        np.testing.assert_allclose(kept["rows"], squares.numpy(), atol=1e-6)
+        squares: Tensor = torch.stack(kept["squares"], 1)  # B, layers, heads, N, N
+        means = [squares[..., list(query.positions), :].mean(-2) for query in sequence.queries]
+        np.testing.assert_allclose(kept["rows"], torch.stack(means, 3).numpy(), atol=1e-6)
     row: dict[str, Any] = {
         "queries": "all" if len(kinds) > 1 else kinds[0],
-        "queried": len(laid.positions),
+        "queried": sum(len(query.positions) for query in sequence.queries),
         "tokens": ids.shape[1],
         "batch": batch,
     }

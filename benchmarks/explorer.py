@@ -22,8 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from refinevla_kit.attention.captured import Capture, Query
-from refinevla_kit.attention.frames import Frame
+from refinevla_kit.attention.captured import Capture, Frame, Query
 from refinevla_kit.episodes.contract import ACTION_NAMES
 from refinevla_kit.policies.contract import Action
 from refinevla_kit.widgets.attention_explorer import AttentionExplorer

@@ -2,8 +2,14 @@
 
     attribute(policy, frame, "yaw", "relevance").patch_map
 
-Methods disagree, and none is the truth: faithfulness.py measures how far each map tells which patches matter
-to this policy.
+Attention (`flows`) says what was read. The methods here say what the answer *depends* on, through captum:
+gradients along a path, gradients at the tower, patches taken away. They work on the picture as the tower
+takes it. Methods disagree, and none is the truth: `faithfulness` measures how far each map tells which
+patches matter to this policy.
+
+What stands in for a part that is taken away is a fill: the picture's mean colour, the picture blurred, or a
+colour of one's choice. No fill is neutral: a flat patch is itself an edge that a policy never saw, a blur
+leaves large shapes in place. So effects are reported with both.
 """
 
 from __future__ import annotations
@@ -15,37 +21,27 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from captum.attr import IntegratedGradients, LayerGradCam, Occlusion
+from scipy import ndimage
+from torch import Tensor
 
-from refinevla_kit.attention.capture import teacher_forced
 from refinevla_kit.attention.captured import ACTION_QUERY, INSTRUCTION_QUERY, Query, image_hash
-from refinevla_kit.attention.flows import head_mean, raw, relevance, rollout, top_k
-from refinevla_kit.attention.forward import Asked, Found
-from refinevla_kit.attention.patches import resample, to_pixels
-from refinevla_kit.attention.pixel_methods import grad_cam, integrated_gradients, occlusion
-from refinevla_kit.attention.queries import check_policy
+from refinevla_kit.attention.flows import Answer, Question, head_mean, raw, relevance, rollout, top_k
+from refinevla_kit.attention.forward import check_policy, token_sequences
+from refinevla_kit.attention.grounding import resample, to_pixels
 from refinevla_kit.errors import KitError
 from refinevla_kit.policies.contract import Action, Array
 from refinevla_kit.policies.vla_policy import VLAPolicy
 
-METHODS: dict[str, Callable[..., Found]] = {
-    "raw": raw,
-    "head_mean": head_mean,
-    "top_k": top_k,
-    "rollout": rollout,
-    "relevance": relevance,
-    "integrated_gradients": integrated_gradients,
-    "grad_cam": grad_cam,
-    "occlusion": occlusion,
-}
-PARTS: dict[str, Callable[[Array], Array]] = {
-    "positive": lambda x: np.clip(x, 0, None),
-    "absolute": np.abs,
-    "signed": np.asarray,
-}
+MEAN, BLUR = FILLS = ("mean", "blur")
+Fill = str | tuple[int, int, int]
+# Standard deviation of the blur in picture heights: half an object's size and more at the WidowX's camera
+BLUR_SHARE = 1 / 12
+AT_A_TIME = 16  # pictures a forward pass
 
 
-class Seen(Protocol):
-    """A moment: a `Frame`, a simulator's `Observation`, or anything else with these."""
+class Moment(Protocol):
+    """A `Frame`, a simulator's `Observation`, or anything else with these."""
 
     @property
     def image(self) -> Array: ...
@@ -74,7 +70,7 @@ class Attribution:
 
 def attribute(
     policy: VLAPolicy,
-    frame: Seen,
+    frame: Moment,
     target: Query | str,
     method: str = "rollout",
     action: Action | None = None,
@@ -85,98 +81,190 @@ def attribute(
     """Where in the picture `target` comes from.
 
     Args:
+        policy: a VLA's.
+        frame: the moment: a `Frame` or an `Observation`.
         target: name of an action dimension, or a query of this very sequence (`Capture.queries`).
-        method: one of `METHODS`; `options` are that function's own.
-        action, rationale: the answer in the sequence, as in `capture`; None is the policy's own.
+        method: one of `METHODS`.
+        action: the answer in the sequence, as in `capture`; None is the policy's own.
+        rationale: likewise.
         part: of a map with negative values (the score would be higher without that patch) "positive",
             "absolute" or "signed".
+        options: the method's own.
 
     Raises:
         KitError: unknown method, option or target, or a policy that the method does not fit.
     """
-    if method not in METHODS or part not in PARTS:
-        name, known = (method, METHODS) if method not in METHODS else (part, PARTS)
-        raise KitError(
-            f"there is no {'method' if known is METHODS else 'part'} {name!r}",
-            f"choose one of {', '.join(known)}",
-        )
+    for name, value, known in (("method", method, METHODS), ("part", part, PARTS)):
+        if value not in known:
+            raise KitError(f"there is no {name} {value!r}", f"choose one of {', '.join(known)}")
     takes = [*inspect.signature(METHODS[method]).parameters][1:]
     if unknown := [name for name in options if name not in takes]:
-        raise KitError(
-            f"{method} has no option {unknown[0]!r}",
-            f"it has {', '.join(takes)}" if takes else "leave it out",
-        )
-    asked = ask(policy, frame, target, action, rationale)
-    found = METHODS[method](asked, **options)
-    patches = PARTS[part](found.patches)
-    pixels = (
-        to_pixels(patches, asked.image.shape)
-        if found.pixels is None
-        else resample(PARTS[part](found.pixels), asked.image.shape)
-    )
-    return Attribution(patches, pixels, {"method": method, "part": part, **_about(asked), **found.details})
+        remedy = f"it has {', '.join(takes)}" if takes else "leave it out"
+        raise KitError(f"{method} has no option {unknown[0]!r}", remedy)
+    question = ask(policy, frame, target, action, rationale)
+    answer = METHODS[method](question, **options)
+    patches, shape = PARTS[part](answer.patches), question.image.shape
+    if answer.pixels is None:
+        pixels = to_pixels(patches, shape)
+    else:
+        pixels = resample(PARTS[part](answer.pixels), shape)
+    score = None
+    if question.query.kind != INSTRUCTION_QUERY:
+        with torch.no_grad():
+            score = float(question.score(question.pixels())[0])
+    provenance = {
+        "method": method,
+        "part": part,
+        "target": question.query.label,
+        "kind": question.query.kind,
+        "score": score,
+        "policy": policy.name,
+        "checkpoint_hash": policy.checkpoint_hash,
+        "image_hash": image_hash(question.image),
+    }
+    return Attribution(patches, pixels, provenance | answer.details)
 
 
 def ask(
     policy: VLAPolicy,
-    frame: Seen,
+    frame: Moment,
     target: Query | str,
     action: Action | None = None,
     rationale: str | None = None,
-) -> Asked:
+) -> Question:
     """The question behind `attribute`: one sequence with the target in it."""
     check_policy(policy)
     if not hasattr(frame, "image") or not hasattr(frame, "instruction"):
-        remedy = (
-            "give a frame or an observation: something with image, instruction and proprioception, such "
-            "as attention.frames.Frame"
+        raise KitError(
+            f"{type(frame).__name__} is no moment to ask about",
+            "give a frame or an observation: something with image, instruction and proprioception, such as "
+            "attention.captured.Frame",
         )
-        raise KitError(f"{type(frame).__name__} is no moment to ask about", remedy)
     kind = ACTION_QUERY if isinstance(target, str) else target.kind
-    own = own_state(frame)
-    actions, texts = None if action is None else [action], None if rationale is None else [rationale]
+    image, states = np.asarray(frame.image), state_batch(frame)
     with torch.no_grad():
-        (sequence,), _ = teacher_forced(
+        (sequence,), _ = token_sequences(
             policy,
-            np.asarray(frame.image)[None],
+            image[None],
             [frame.instruction],
-            actions,
-            texts,
-            own,
+            None if action is None else [action],
+            None if rationale is None else [rationale],
+            states,
             (ACTION_QUERY, kind),
         )
-    matching = [
-        query
-        for query in sequence.queries
-        if target in (query, query.label if query.kind == ACTION_QUERY else None)
-    ]
-    if not matching:
-        wanted = (
-            target if isinstance(target, str) else f"{target.kind} {target.label!r} at {target.positions}"
-        )
-        dimensions = ", ".join(policy.vla.bins.names)
-        raise KitError(
-            f"the answer of {policy.name} has no {wanted}",
-            f"choose an action dimension ({dimensions}) or a query of the same capture",
-        )
-    return Asked(policy, np.asarray(frame.image), policy.vla.states(own), sequence, matching[0])
+    for query in sequence.queries:
+        if query == target or (query.kind == ACTION_QUERY and query.label == target):
+            return Question(policy, image, policy.vla.states(states), sequence, query)
+    wanted = target if isinstance(target, str) else f"{target.kind} {target.label!r} at {target.positions}"
+    raise KitError(
+        f"the answer of {policy.name} has no {wanted}",
+        f"choose an action dimension ({', '.join(policy.vla.bins.names)}) or a query of the same capture",
+    )
 
 
-def own_state(frame: Seen) -> Array | None:
+def state_batch(frame: Moment) -> Array | None:
     """Its proprioception as a batch of one, (1, 15), where there is any."""
-    own = getattr(frame, "proprioception", None)
-    return None if own is None else np.asarray(own)[None]
+    state = getattr(frame, "proprioception", None)
+    return None if state is None else np.asarray(state)[None]
+
+
+def filling(image: Array, fill: Fill = MEAN) -> Array:
+    """The picture to paste from: uint8 (H, W, 3) -> uint8 (H, W, 3).
+
+    Args:
+        image: uint8 (H, W, 3).
+        fill: "mean", "blur", or a colour (r, g, b).
+
+    Raises:
+        KitError: another name.
+    """
+    image = np.asarray(image)
+    if fill == BLUR:
+        sigma = BLUR_SHARE * image.shape[0]
+        blurred = ndimage.gaussian_filter(image.astype(np.float32), (sigma, sigma, 0), mode="nearest")
+        return np.asarray(blurred.round().astype(np.uint8))
+    if isinstance(fill, str) and fill != MEAN:
+        raise KitError(f"unknown fill {fill!r}", f"choose {MEAN!r}, {BLUR!r} or a colour (r, g, b)")
+    colour = image.reshape(-1, 3).mean(0).round() if fill == MEAN else np.asarray(fill)
+    return np.broadcast_to(colour.astype(np.uint8), image.shape).copy()
+
+
+def masked(image: Array, mask: Array, fill: Fill = MEAN) -> Array:
+    """The picture with the pixels of a mask (bool (H, W)) taken away."""
+    return np.where(np.asarray(mask, bool)[..., None], filling(image, fill), image)
+
+
+@torch.enable_grad()
+def integrated_gradients(question: Question, fill: Fill = BLUR, steps: int = 32) -> Answer:
+    """Integrated gradients (Sundararajan et al. 2017) from the filled picture to this one, `steps` along the
+    way.
+
+    Summed over a patch's pixels and colours; all patches together are the score's difference between the two
+    pictures, up to `residual`. A flat start makes it large: the tower's group norms divide by how much a
+    picture varies, which near a flat one changes within the first step.
+    """
+    start = question.pixels(filling(question.image, fill))
+    gradients, residual = IntegratedGradients(question.score).attribute(
+        question.pixels(),
+        start,
+        n_steps=steps,
+        internal_batch_size=AT_A_TIME,
+        return_convergence_delta=True,
+    )
+    fine = gradients[0].sum(0).detach().double().cpu().numpy()  # height, width
+    rows, columns = question.policy.vla.grid
+    patches = fine.reshape(rows, fine.shape[0] // rows, columns, fine.shape[1] // columns).sum((1, 3))
+    return Answer(patches, fine, {"fill": fill, "steps": steps, "residual": float(residual[0])})
+
+
+@torch.enable_grad()
+def grad_cam(question: Question) -> Answer:
+    """Grad-CAM (Selvaraju et al. 2017) at the last convolution of the tower: its channels weighted by the
+    score's mean gradient.
+
+    Raises:
+        KitError: the vision tower has no convolutional stages.
+    """
+    stages = question.policy.vla.convolutions
+    if stages is None:
+        raise KitError(
+            f"the vision tower of {question.policy.name} has no convolutional stages",
+            "choose another method than 'grad_cam'",
+        )
+    pixels = question.pixels().requires_grad_()  # the tower may be frozen
+    channels = LayerGradCam(question.score, stages).attribute(pixels)
+    assert isinstance(channels, Tensor)
+    return Answer(channels[0, 0].detach().double().cpu().numpy(), None, {"at": "vision tower, last stage"})
 
 
 @torch.no_grad()
-def _about(asked: Asked) -> dict[str, Any]:
-    policy, query = asked.policy, asked.query
-    scored = None if query.kind == INSTRUCTION_QUERY else float(asked.score(asked.pixels())[0])
-    return {
-        "target": query.label,
-        "kind": query.kind,
-        "score": scored,
-        "policy": policy.name,
-        "checkpoint_hash": policy.checkpoint_hash,
-        "image_hash": image_hash(asked.image),
-    }
+def occlusion(question: Question, fill: Fill = MEAN) -> Answer:
+    """How much the score falls when one patch of the picture is filled (Zeiler and Fergus 2014), patch by
+    patch.
+    """
+    pixels, (rows, columns) = question.pixels(), question.policy.vla.grid
+    height, width = pixels.shape[2] // rows, pixels.shape[3] // columns
+    window = (3, height, width)
+    start = question.pixels(filling(question.image, fill))
+    falls = Occlusion(question.score).attribute(
+        pixels, window, window, start, perturbations_per_eval=AT_A_TIME
+    )
+    # one value a patch, repeated over its pixels
+    return Answer(falls[0, 0, ::height, ::width].double().cpu().numpy(), None, {"fill": fill})
+
+
+METHODS: dict[str, Callable[..., Answer]] = {
+    "raw": raw,
+    "head_mean": head_mean,
+    "top_k": top_k,
+    "rollout": rollout,
+    "relevance": relevance,
+    "integrated_gradients": integrated_gradients,
+    "grad_cam": grad_cam,
+    "occlusion": occlusion,
+}
+PARTS: dict[str, Callable[[Array], Array]] = {
+    "positive": lambda patch_map: np.clip(patch_map, 0, None),
+    "absolute": np.abs,
+    "signed": np.asarray,
+}

@@ -1,9 +1,10 @@
-"""Captured attention as plain arrays, and the file it travels in; no policy and no torch is needed to look at
-it.
+"""What is looked at and what was seen there, as plain arrays: frames of demonstrations with their masks, and
+captured attention with the file it travels in. No policy and no torch is needed.
 
-One safetensors file holds any number of captures. Its header says whose they are, so a file made on a GPU
-opens in an explorer elsewhere, and a file of another checkpoint than the one asked for is refused instead of
-shown under the wrong name.
+Policies are compared on the very same frames, the demonstrator's, so that a difference in attention is not a
+difference in where each of them went. One safetensors file holds any number of captures. Its header says
+whose they are: a file made on a GPU opens in an explorer elsewhere, and a file of another checkpoint than the
+one asked for is refused.
 """
 
 from __future__ import annotations
@@ -18,14 +19,117 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from refinevla_kit.episodes import EpisodeDataset, open_dataset
 from refinevla_kit.errors import KitError
 from refinevla_kit.files import replacing
 from refinevla_kit.policies.contract import Action, Array
+from refinevla_kit.simulator.contract import PHASES
+from refinevla_kit.tasks import find_task
 
 OWN_STATE = "robot state"
 ACTION_QUERY, RATIONALE_QUERY, INSTRUCTION_QUERY = KINDS = ("action", "rationale", "instruction")
 FORMAT = "refinevla-captures-1"
-_ACTION_ARRAYS = ("processed", "normalised", "tokens", "log_probability")
+CAPTURE_ARRAYS = ("patches", "others")
+CAPTURE_VALUES = ("labels", "words", "grid", "rationale", "image_hash")
+ACTION_ARRAYS = ("processed", "normalised", "tokens", "log_probability")
+# Added to the seed of demonstrations recorded here, so that they are not those of notebook 1 again
+UNSEEN = 4_000_000
+STAGES = {
+    "reach": "approach",
+    "descend": "approach",
+    "grasp": "grasp",
+    "lift": "carry",
+    "carry": "carry",
+    "lower": "place",
+    "release": "place",
+    "retreat": "place",
+}
+"""The demonstrator's sub-tasks in four: before the object is touched, while the gripper closes on it, while
+it is held, and putting it down.
+"""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One moment of a demonstration.
+
+    Attributes:
+        image: uint8 (H, W, 3).
+        masks: {"source", "target", "gripper", "arm"} -> bool (H, W), visible pixels.
+        instruction, task, episode, step: where it is from.
+        phase: sub-task, one of `PHASES`.
+        proprioception: float32 (15,), see `Observation`; None where there is none.
+    """
+
+    image: Array
+    masks: dict[str, Array]
+    instruction: str
+    task: str
+    episode: int
+    step: int
+    phase: str
+    proprioception: Array | None = None
+
+
+def demonstrations(
+    source: str | Path, task: str, episodes: int, folder: Path, seed: int = 0
+) -> EpisodeDataset:
+    """Demonstrations of `task` with masks.
+
+    Args:
+        source: folder of a dataset; or "embedded" or "official", the assets to record new ones with, from
+            random starts: frames that no policy was trained on. A dataset without a demonstration of `task`
+            with masks (another task's, a real robot's) is left aside, and new ones are recorded with the
+            embedded assets.
+        episodes: how many to record.
+        folder: where new ones go; a recording that is there is taken as it is (`Settings.place` keeps others
+            apart).
+    """
+    assets = str(source)
+    if assets not in ("embedded", "official"):
+        dataset = open_dataset(source)
+        if any(info.task == task and dataset.masks(info.index) for info in dataset.episodes):
+            return dataset
+        assets = "embedded"
+    if not folder.exists():
+        from refinevla_kit.episodes.recording import record
+
+        record(folder, [find_task(task)], episodes, assets, seed=seed + UNSEEN)
+    return open_dataset(folder)
+
+
+def choose_frames(dataset: EpisodeDataset, task: str, episodes: int, every: int = 1) -> list[Frame]:
+    """Every `every`-th frame of the first `episodes` demonstrations of `task`, or of all if there are fewer.
+
+    Raises:
+        KitError: no such demonstration, or frames without masks and state.
+    """
+    known = list(dict.fromkeys(info.task for info in dataset.episodes))
+    if task not in known or not task:
+        have = ", ".join(name for name in known if name) or "none of the kit's tasks"
+        raise KitError(
+            f"{dataset.name} has no demonstration of {task!r}",
+            f"choose a task it has ({have}) or another dataset",
+        )
+    if episodes < 1 or every < 1:
+        raise KitError(f"{episodes} episodes, every {every}th frame", "ask for at least one of each")
+    roles = {find_task(task).source: "source", find_task(task).target: "target"}
+    frames = []
+    for info in [info for info in dataset.episodes if info.task == task][:episodes]:
+        masks, states = dataset.masks(info.index), dataset.states(info.index)
+        if masks is None or states is None:
+            raise KitError(
+                f"episode {info.index} of {dataset.name} has no object masks",
+                "record it with this kit: only the simulator knows them",
+            )
+        steps = range(0, info.length, every)
+        proprioception = dataset.proprioception(info.index)
+        for step, image in zip(steps, dataset.images(info.index, list(steps)), strict=True):
+            named = {roles.get(name, name): mask[step] for name, mask in masks.items()}
+            phase = PHASES[int(states[step].phase)]
+            place = (info.instruction, task, info.index, step, phase)
+            frames.append(Frame(image, named, *place, proprioception[step]))
+    return frames
 
 
 @dataclass(frozen=True)
@@ -36,8 +140,8 @@ class Query:
         label: the dimension's name ("x", "translation", ...) or the word.
         kind: "action", "rationale" or "instruction".
         positions: where in the sequence its rows are, one a token; its attention is their mean. Of an action
-            dimension or a word of the rationale the positions whose outputs *predict* its tokens, each one
-            before the token itself; of a word of the instruction, which nothing predicts, the word's own.
+            dimension or a word of the rationale these are the positions whose outputs *predict* its tokens,
+            each one before the token itself. Nothing predicts a word of the instruction: its own positions.
         tokens: its vocabulary ids, one a position.
     """
 
@@ -110,11 +214,12 @@ class Capture:
         Raises:
             KitError: layer, query or head out of range.
         """
-        for name, value, size in (
-            ("layer", layer, self.layers),
-            ("query", token, len(self.queries)),
-            ("head", head, self.heads),
-        ):
+        asked = {
+            "layer": (layer, self.layers),
+            "query": (token, len(self.queries)),
+            "head": (head, self.heads),
+        }
+        for name, (value, size) in asked.items():
             if value is not None and not 0 <= value < size:
                 raise KitError(f"{self.policy} has no {name} {value}", f"choose 0 to {size - 1}")
         heads = self.patches[layer].mean(0) if head is None else self.patches[layer, head]  # Q, patches
@@ -141,32 +246,25 @@ def save_captures(captures: Sequence[Capture], path: str | Path) -> Path:
     Raises:
         KitError: no captures, or of two checkpoints.
     """
-    owners = {(one.policy, one.checkpoint_hash or "") for one in captures}
+    owners = {(capture.policy, capture.checkpoint_hash or "") for capture in captures}
     if len(owners) != 1:
         what = f"captures of {len(owners)} policies for one file"
         raise KitError(what, "write one file a policy, with at least one capture")
     tensors: dict[str, Array] = {}
     entries = []
-    for number, one in enumerate(captures):
-        tensors |= {
-            f"{number}.{name}": np.ascontiguousarray(getattr(one, name)) for name in ("patches", "others")
-        }
-        tensors |= {
-            f"{number}.action.{name}": np.ascontiguousarray(getattr(one.action, name))
-            for name in _ACTION_ARRAYS
-        }
-        entry = {name: getattr(one, name) for name in ("labels", "words", "grid", "rationale", "image_hash")}
-        written = {"rationale": one.action.rationale, "terminate": one.action.terminate}
-        entries.append(entry | {"queries": [asdict(query) for query in one.queries], "action": written})
+    for number, capture in enumerate(captures):
+        action = capture.action
+        arrays = {name: getattr(capture, name) for name in CAPTURE_ARRAYS}
+        arrays |= {f"action.{name}": getattr(action, name) for name in ACTION_ARRAYS}
+        tensors |= {f"{number}.{name}": np.ascontiguousarray(array) for name, array in arrays.items()}
+        entry = {name: getattr(capture, name) for name in CAPTURE_VALUES}
+        entry["queries"] = [asdict(query) for query in capture.queries]
+        entry["action"] = {"rationale": action.rationale, "terminate": action.terminate}
+        entries.append(entry)
     policy, checkpoint_hash = owners.pop()
-    header = {
-        "format": FORMAT,
-        "policy": policy,
-        "checkpoint_hash": checkpoint_hash,
-        "captures": json.dumps(entries),
-    }
+    header = {"format": FORMAT, "policy": policy, "checkpoint_hash": checkpoint_hash}
     with replacing(path) as part:
-        save_file(tensors, part, metadata=header)
+        save_file(tensors, part, metadata=header | {"captures": json.dumps(entries)})
     return Path(path)
 
 
@@ -188,33 +286,26 @@ def load_captures(path: str | Path, checkpoint_hash: str | None = None) -> list[
                     f"{path} has format {header.get('format')!r}",
                     f"give a file of save_captures, format {FORMAT!r}",
                 )
-            policy, found = header["policy"], header["checkpoint_hash"]
-            if checkpoint_hash is not None and found != checkpoint_hash:
-                what = (
-                    f"{path} holds attention of {policy} ({found or 'no hash'}), not of the checkpoint "
-                    f"{checkpoint_hash}"
-                )
+            policy, owner = header["policy"], header["checkpoint_hash"]
+            if checkpoint_hash is not None and owner != checkpoint_hash:
                 raise KitError(
-                    what, "capture again with this checkpoint, or open the checkpoint that the file is of"
+                    f"{path} holds attention of {policy} ({owner or 'no hash'}), not of the checkpoint "
+                    f"{checkpoint_hash}",
+                    "capture again with this checkpoint, or open the checkpoint that the file is of",
                 )
             captures = []
             for number, entry in enumerate(json.loads(header["captures"])):
-                arrays = {name: file.get_tensor(f"{number}.{name}") for name in ("patches", "others")}
-                action = Action(
-                    **{name: file.get_tensor(f"{number}.action.{name}") for name in _ACTION_ARRAYS},
-                    **entry.pop("action"),
+                arrays = {name: file.get_tensor(f"{number}.{name}") for name in CAPTURE_ARRAYS}
+                acted = {name: file.get_tensor(f"{number}.action.{name}") for name in ACTION_ARRAYS}
+                values = {name: entry[name] for name in CAPTURE_VALUES}
+                values["labels"] = tuple(entry["labels"])
+                values["grid"] = tuple(entry["grid"])
+                values["action"] = Action(**acted, **entry["action"])
+                values["queries"] = tuple(
+                    Query(query["label"], query["kind"], tuple(query["positions"]), tuple(query["tokens"]))
+                    for query in entry["queries"]
                 )
-                queries = tuple(
-                    Query(q["label"], q["kind"], tuple(q["positions"]), tuple(q["tokens"]))
-                    for q in entry.pop("queries")
-                )
-                entry |= {
-                    "labels": tuple(entry["labels"]),
-                    "grid": tuple(entry["grid"]),
-                    "queries": queries,
-                    "action": action,
-                }
-                captures.append(Capture(**arrays, **entry, policy=policy, checkpoint_hash=found))
+                captures.append(Capture(**arrays, **values, policy=policy, checkpoint_hash=owner))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise KitError(
             f"{path} cannot be read as captured attention ({error})",

@@ -12,21 +12,29 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.integrate import trapezoid
-from torch import Tensor, nn
+from torch import nn
 
-from refinevla_kit.attention.attribution import Attribution, Seen, ask, attribute, own_state
-from refinevla_kit.attention.fills import FILLS, MEAN, Fill, filling, masked
-from refinevla_kit.attention.forward import Asked, hidden_states, log_probabilities, said
-from refinevla_kit.attention.frames import STAGES, Frame
-from refinevla_kit.attention.grounding import interval
-from refinevla_kit.attention.measures import REST
-from refinevla_kit.attention.queries import check_policy
+from refinevla_kit.attention.attribution import (
+    FILLS,
+    MEAN,
+    Attribution,
+    Fill,
+    Moment,
+    ask,
+    attribute,
+    filling,
+    masked,
+    state_batch,
+)
+from refinevla_kit.attention.captured import STAGES, Frame
+from refinevla_kit.attention.forward import check_policy, log_probabilities, query_score
+from refinevla_kit.attention.grounding import REST, mean_interval
 from refinevla_kit.errors import KitError
 from refinevla_kit.policies.contract import Action, Array
 from refinevla_kit.policies.vla_policy import VLAPolicy
@@ -81,7 +89,7 @@ class Curves:
 @torch.inference_mode()
 def curves(
     policy: VLAPolicy,
-    frame: Seen,
+    frame: Moment,
     patch_map: Array | Attribution,
     fill: Fill = MEAN,
     steps: int = 12,
@@ -93,28 +101,30 @@ def curves(
     """Deletion and insertion (Petsiuk et al. 2018) with the patches of one picture.
 
     Args:
+        policy: a VLA's.
+        frame: the moment.
         patch_map: float (rows, columns), any unit, ties in random order; or an `Attribution`, whose map it
             takes.
         fill: what stands in for a deleted patch.
         steps: of equally many patches.
         orders: random ones to compare with.
-        action, rationale: the answer whose probability is followed; None is the policy's own on the whole
-            picture.
+        seed: of the random orders.
+        action: the answer whose probability is followed; None is the policy's own on the whole picture.
+        rationale: likewise.
 
     Raises:
         KitError: a map of another grid, or fewer than one step or order.
     """
     check_policy(policy)
-    asked = ask(policy, frame, policy.vla.bins.names[0], action, rationale)
+    question = ask(policy, frame, policy.vla.bins.names[0], action, rationale)
     grid, patches = policy.vla.grid, policy.vla.patches
     patch_map = np.asarray(getattr(patch_map, "patch_map", patch_map), np.float64)
-    if patch_map.shape != grid or not np.isfinite(patch_map).all():
-        what = (
-            f"a map of {patch_map.shape} patches for a policy of {grid}"
-            if patch_map.shape != grid
-            else "the map has values that are no numbers"
+    if patch_map.shape != grid:
+        raise KitError(
+            f"a map of {patch_map.shape} patches for a policy of {grid}", "give a map of this policy"
         )
-        raise KitError(what, "give a map of this policy")
+    if not np.isfinite(patch_map).all():
+        raise KitError("the map has values that are no numbers", "give a map of this policy")
     if not 1 <= steps <= patches or orders < 1:
         raise KitError(
             f"{steps} steps and {orders} random orders",
@@ -128,29 +138,31 @@ def curves(
     for row, order in enumerate([ranked, ranked[::-1], *shuffled]):
         for step, count in enumerate(counts):
             kept[row, step, order[:count]] = False
-    whole, filled = asked.pixels(), asked.pixels(filling(asked.image, fill))  # 1, 3, height, width
-    shape = (whole.shape[2] // grid[0], whole.shape[3] // grid[1])
-    there = (
-        torch.from_numpy(kept.reshape(-1, 1, *grid))
-        .to(whole.device)
-        .repeat_interleave(shape[0], 2)
-        .repeat_interleave(shape[1], 3)
-    )
-    scores = [_own_action(asked, torch.where(part, whole, filled)) for part in there.split(AT_A_TIME)]
-    found = torch.cat(scores).double().cpu().numpy().reshape(orders + 2, steps + 1)
-    return Curves(counts / patches, found[0], found[1][::-1].copy(), found[2:].mean(0))
+    whole, filled = question.pixels(), question.pixels(filling(question.image, fill))  # 1, 3, height, width
+    there = torch.from_numpy(kept.reshape(-1, 1, *grid)).to(whole.device)
+    for axis, size in zip((2, 3), grid, strict=True):
+        there = there.repeat_interleave(whole.shape[axis] // size, axis)
+    scores = []
+    for part in there.split(AT_A_TIME):
+        hidden = question.hidden(question.words(torch.where(part, whole, filled)))
+        total = torch.zeros(len(part), device=whole.device)
+        for query in question.sequence.queries:
+            total = total + query_score(policy, hidden, query)
+        scores.append(total)
+    deletion, insertion, *others = torch.cat(scores).double().cpu().numpy().reshape(orders + 2, steps + 1)
+    return Curves(counts / patches, deletion, insertion[::-1].copy(), np.mean(others, axis=0))
 
 
-def by_episode(frames: Sequence[Frame], found: Sequence[Curves]) -> list[Curves]:
-    """One mean of `found` an episode, so that an interval over them is one over episodes."""
+def by_episode(frames: Sequence[Frame], each: Sequence[Curves]) -> list[Curves]:
+    """One mean of the frames' curves an episode, so that an interval over them is one over episodes."""
     groups: dict[tuple[str, int], list[Curves]] = {}
-    for frame, one in zip(frames, found, strict=True):
+    for frame, one in zip(frames, each, strict=True):
         groups.setdefault((frame.task, frame.episode), []).append(one)
-    mean = ("fractions", "deletion", "insertion", "random")
-    return [
-        Curves(**{name: np.mean([getattr(one, name) for one in group], axis=0) for name in mean})
-        for group in groups.values()
-    ]
+    means = []
+    for group in groups.values():
+        columns = [[getattr(one, field.name) for one in group] for field in fields(Curves)]
+        means.append(Curves(*(np.mean(column, axis=0) for column in columns)))
+    return means
 
 
 @torch.inference_mode()
@@ -169,7 +181,10 @@ def cover(
     grow with the area that is covered, which is `area`. Things not visible have no row.
 
     Args:
+        policy: a VLA's.
+        frames: with masks.
         covered: names of masks, "rest" for the pixels in none, "image" for all.
+        fills: what to cover with.
     """
     import pandas as pd
 
@@ -179,39 +194,33 @@ def cover(
         if not isinstance(frame, Frame):
             raise KitError(
                 f"{type(frame).__name__} has no masks to cover by",
-                "give attention.frames.Frame, with a mask of each thing",
+                "give attention.captured.Frame, with a mask of each thing",
             )
-        masks = {
-            **frame.masks,
-            REST: ~np.any([*frame.masks.values()], axis=0),
-            WHOLE: np.ones(frame.image.shape[:2], bool),
-        }
+        everything = np.ones(frame.image.shape[:2], bool)
+        masks = frame.masks | {REST: ~np.any([*frame.masks.values()], axis=0), WHOLE: everything}
         if unknown := [name for name in covered if name not in masks]:
             raise KitError(
                 f"there is no {unknown[0]} to cover in the frames", f"choose of {', '.join(masks)}"
             )
-        todo = [(name, fill) for name in covered if masks[name].any() for fill in fills]
-        images = np.stack([frame.image, *(masked(frame.image, masks[name], fill) for name, fill in todo)])
-        own = None if frame.proprioception is None else np.repeat(frame.proprioception[None], len(images), 0)
-        actions = policy.act_batch(images, [frame.instruction] * len(images), own)
-        asked = ask(policy, frame, policy.vla.bins.names[0], actions[0])
-        hidden = hidden_states(policy, asked.words(policy.vla.pixel_values(images)), asked.sequence)
-        chances = {
-            query.label: log_probabilities(policy, hidden, query)[0].exp() for query in asked.sequence.queries
-        }  # name -> pictures, words
-        start = (
-            policy.name,
-            policy.checkpoint_hash,
-            frame.task,
-            frame.episode,
-            frame.step,
-            STAGES.get(frame.phase, frame.phase),
-        )
-        for i, (name, fill) in enumerate(todo, 1):
-            change = float(np.abs(actions[i].normalised - actions[0].normalised).mean())
-            for dimension, p in chances.items():
-                moved = float((p[i] - p[0]).abs().sum() / 2)
-                rows.append((*start, name, float(masks[name].mean()), str(fill), dimension, moved, change))
+        changes = [(name, fill) for name in covered if masks[name].any() for fill in fills]
+        images = np.stack([frame.image, *(masked(frame.image, masks[name], fill) for name, fill in changes)])
+        state = state_batch(frame)
+        states = None if state is None else state.repeat(len(images), 0)
+        actions = policy.act_batch(images, [frame.instruction] * len(images), states)
+        question = ask(policy, frame, policy.vla.bins.names[0], actions[0])
+        hidden = question.hidden(question.words(policy.vla.pixel_values(images)))
+        stage = STAGES.get(frame.phase, frame.phase)
+        whose = (policy.name, policy.checkpoint_hash, frame.task, frame.episode, frame.step, stage)
+        chances = {  # pictures, words
+            query.label: log_probabilities(policy, hidden, query)[0].exp()
+            for query in question.sequence.queries
+        }
+        for number, (name, fill) in enumerate(changes, 1):
+            change = np.abs(actions[number].normalised - actions[0].normalised).mean()
+            for dimension, chance in chances.items():
+                variation = (chance[number] - chance[0]).abs().sum() / 2
+                where = (name, float(masks[name].mean()), str(fill), dimension)
+                rows.append((*whose, *where, float(variation), float(change)))
     return pd.DataFrame(rows, columns=list(COVER_COLUMNS))
 
 
@@ -225,24 +234,18 @@ def summarise_cover(table: Any, measure: str = "total_variation", level: float =
     """
     import pandas as pd
 
-    keys, rows = ["policy", "covered", "fill"], []
+    keys = ["policy", "covered", "fill"]
     episodes = table.groupby([*keys, "task", "episode"], sort=False)[[measure, "area"]].mean().reset_index()
+    rows = []
     for key, group in episodes.groupby(keys, sort=False):
-        rows.append(
-            (
-                *key,
-                float(group[measure].mean()),
-                *interval(group[measure].to_numpy(), level),
-                float(group["area"].mean()),
-                len(group),
-            )
-        )
+        low, high = mean_interval(group[measure].to_numpy(), level)
+        rows.append((*key, float(group[measure].mean()), low, high, float(group["area"].mean()), len(group)))
     return pd.DataFrame(rows, columns=[*keys, measure, "low", "high", "area", "episodes"])
 
 
 def sanity(
     policy: VLAPolicy,
-    frames: Sequence[Seen],
+    frames: Sequence[Moment],
     target: str,
     method: str = "rollout",
     seed: int = 0,
@@ -262,26 +265,23 @@ def sanity(
     from scipy import stats
 
     actions = [
-        policy.act_batch(np.asarray(one.image)[None], [one.instruction], own_state(one))[0] for one in frames
+        policy.act_batch(np.asarray(frame.image)[None], [frame.instruction], state_batch(frame))[0]
+        for frame in frames
     ]
-    trained = [
-        attribute(policy, one, target, method, action, **options).patch_map
-        for one, action in zip(frames, actions, strict=True)
-    ]
-    rows = []
-    for name, other in _shuffled(policy, seed):
-        for number, (one, action, before) in enumerate(zip(frames, actions, trained, strict=True)):
-            after = attribute(other, one, target, method, action, **options).patch_map
-            flat = (
-                np.ptp(after) == 0 or np.ptp(before) == 0
-            )  # a map without any order has nothing in common with another
-            rows.append(
-                (
-                    number,
-                    name,
-                    0.0 if flat else float(stats.spearmanr(before.ravel(), after.ravel()).statistic),
-                )
-            )
+
+    def maps(judged: VLAPolicy) -> list[Array]:
+        pairs = zip(frames, actions, strict=True)
+        return [
+            attribute(judged, frame, target, method, action, **options).patch_map for frame, action in pairs
+        ]
+
+    trained, rows = maps(policy), []
+    for name, shuffled in _shuffled(policy, seed):
+        for number, (before, after) in enumerate(zip(trained, maps(shuffled), strict=True)):
+            correlation = 0.0  # a map without any order has nothing in common with another
+            if np.ptp(after) and np.ptp(before):
+                correlation = float(stats.spearmanr(before.ravel(), after.ravel()).statistic)
+            rows.append((number, name, correlation))
     return pd.DataFrame(rows, columns=["frame", "shuffled", "correlation"])
 
 
@@ -292,21 +292,10 @@ def _shuffled(policy: VLAPolicy, seed: int) -> Iterator[tuple[str, VLAPolicy]]:
     random = torch.Generator().manual_seed(seed)
     vla = replace(policy.vla, model=copy.deepcopy(policy.vla.model))
     other = VLAPolicy(vla, policy.name, "", policy.order)
-    layers = vla.layers
-    parts: list[tuple[str, nn.Module]] = [(f"layer {i + 1}", layers[i]) for i in reversed(range(len(layers)))]
-    for name, part in [*parts, *(("tower", part) for part in vla.tower)]:
+    parts: list[tuple[str, nn.Module]] = [(f"layer {i + 1}", layer) for i, layer in enumerate(vla.layers)]
+    parts = [*reversed(parts), *(("tower", part) for part in vla.tower)]
+    for name, part in parts:
         for parameter in part.parameters():
             order = torch.randperm(parameter.numel(), generator=random).to(parameter.device)
             parameter.data = parameter.data.flatten()[order].reshape(parameter.shape)
         yield name, other
-
-
-def _own_action(asked: Asked, pixels: Tensor) -> Tensor:
-    """(B,) log-probability of all action tokens of the sequence together."""
-    hidden, total = (
-        hidden_states(asked.policy, asked.words(pixels), asked.sequence),
-        torch.zeros(len(pixels), device=pixels.device),
-    )
-    for query in asked.sequence.queries:
-        total = total + said(asked.policy, hidden, query)
-    return total

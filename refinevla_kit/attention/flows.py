@@ -9,17 +9,15 @@ the others; how much they held is said either way.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from refinevla_kit.attention.capture import watching
-from refinevla_kit.attention.captured import upper_middle
-from refinevla_kit.attention.forward import Asked, Found, hidden_states, score
-from refinevla_kit.attention.fusion import fuse_top
-from refinevla_kit.attention.queries import TokenSequence
+from refinevla_kit.attention.captured import INSTRUCTION_QUERY, Query, upper_middle
+from refinevla_kit.attention.forward import TokenSequence, forward_pass, query_score, watching
 from refinevla_kit.errors import KitError
 from refinevla_kit.policies.contract import Array
 from refinevla_kit.policies.vla_policy import VLAPolicy
@@ -27,154 +25,227 @@ from refinevla_kit.policies.vla_policy import VLAPolicy
 SINKS = ("bos", "newline", "registers", "state")
 
 
-def sinks(policy: VLAPolicy, sequence: TokenSequence) -> dict[str, list[int]]:
-    """Positions of what may be left out: the begin-of-sequence token, line ends of the prefix (PaliGemma ends
-    its prompt with one), image tokens that are no patch, and the robot's own state. Empty for what this
-    policy does not have.
+@dataclass(frozen=True)
+class Question:
+    """One thing to explain: what `policy` says at `query`, having seen `image`.
+
+    Attributes:
+        policy: who speaks.
+        image: uint8 (H, W, 3).
+        states: (1, 22) where the policy reads its own state.
+        sequence: what it is fed.
+        query: one of the sequence's.
     """
-    vla, prefix = policy.vla, range(policy.vla.image_end, sequence.prefix)
-    return {
-        "bos": [
-            at
-            for at, token in enumerate(sequence.ids)
-            if vla.tokenizer.bos_token_id is not None and token == vla.tokenizer.bos_token_id
-        ],
-        "newline": [at for at in prefix if str(vla.tokenizer.decode([sequence.ids[at]])) == "\n"],
-        "registers": list(range(vla.on_patches.stop, vla.image_end - vla.reads_state)),
-        "state": [vla.image_end - 1] if vla.reads_state else [],
-    }
+
+    policy: VLAPolicy
+    image: Array
+    states: Tensor | None
+    sequence: TokenSequence
+    query: Query
+
+    def pixels(self, image: Array | None = None) -> Tensor:
+        """float32 (1, 3, height, width) as the tower takes them, of another picture where one is given."""
+        return self.policy.vla.pixel_values(np.asarray(self.image if image is None else image)[None])
+
+    def words(self, pixels: Tensor) -> Tensor:
+        """Words (B, image_tokens, d) of B pictures, with the own state of this one."""
+        states = None if self.states is None else self.states.expand(len(pixels), -1)
+        return self.policy.vla.see(pixels, states)
+
+    def hidden(self, words: Tensor) -> Tensor:
+        """The decoder's output (B, N, d) for the words of B pictures."""
+        return forward_pass(self.policy, words, [self.sequence] * len(words))
+
+    def score_words(self, words: Tensor) -> Tensor:
+        """(B,) log-probabilities of the query's tokens, nats, for the words of B pictures.
+
+        Raises:
+            KitError: a word of the instruction, which the policy reads and never says.
+        """
+        if self.query.kind == INSTRUCTION_QUERY:
+            raise KitError(
+                f"the policy does not say {self.query.label!r}, a word of its instruction, so there is "
+                "nothing to explain",
+                "choose an action dimension or a word of the rationale, or look from the word with an "
+                "attention method",
+            )
+        return query_score(self.policy, self.hidden(words), self.query)
+
+    def score(self, pixels: Tensor) -> Tensor:
+        """The same for the pixels of B pictures."""
+        return self.score_words(self.words(pixels))
+
+    def row(self, square: Tensor) -> Tensor:
+        """The query's row of attention (..., N) from (..., N, N), the mean over its tokens."""
+        return square[..., list(self.query.positions), :].mean(-2)
+
+    def sinks(self) -> dict[str, list[int]]:
+        """Positions of what may be left out: the begin-of-sequence token, line ends of the prefix (PaliGemma
+        ends its prompt with one), image tokens that are no patch, and the robot's own state. Empty for what
+        the policy does not have.
+        """
+        vla, ids = self.policy.vla, self.sequence.ids
+        first, prefix = vla.tokenizer.bos_token_id, range(vla.image_end, self.sequence.prefix)
+        return {
+            "bos": [at for at, token in enumerate(ids) if first is not None and token == first],
+            "newline": [at for at in prefix if str(vla.tokenizer.decode([ids[at]])) == "\n"],
+            "registers": list(range(vla.on_patches.stop, vla.image_end - vla.reads_state)),
+            "state": [vla.image_end - 1] if vla.reads_state else [],
+        }
+
+    def excluded(self, names: Sequence[str]) -> list[int]:
+        """Positions of these sinks."""
+        if unknown := [name for name in names if name not in SINKS]:
+            raise KitError(
+                f"{unknown[0]!r} cannot be left out of the attention", f"choose of {', '.join(SINKS)}"
+            )
+        sinks = self.sinks()
+        return [at for name in names for at in sinks[name]]
+
+    def held(self, row: Array) -> dict[str, float]:
+        """How much of rows (..., N) each sink holds, the mean over rows."""
+        return {name: float(row[..., at].sum(-1).mean()) for name, at in self.sinks().items()}
 
 
-def raw(asked: Asked, layer: int | None = None, head: int = 0, exclude: Sequence[str] = ()) -> Found:
+@dataclass(frozen=True)
+class Answer:
+    """What a method makes of a question.
+
+    Attributes:
+        patches: float64 (rows, columns), may be negative.
+        pixels: float64 (height, width) at the tower's resolution; None for a method that knows patches only.
+        details: for the provenance.
+    """
+
+    patches: Array
+    pixels: Array | None
+    details: dict[str, Any]
+
+
+def raw(question: Question, layer: int | None = None, head: int = 0, exclude: Sequence[str] = ()) -> Answer:
     """One layer's and head's attention, both from 0; `layer` None is `upper_middle`."""
-    return _of_layer(asked, layer, head, exclude)
+    return _of_layer(question, layer, head, exclude)
 
 
-def head_mean(asked: Asked, layer: int | None = None, exclude: Sequence[str] = ()) -> Found:
+def head_mean(question: Question, layer: int | None = None, exclude: Sequence[str] = ()) -> Answer:
     """One layer's attention, mean over heads."""
-    return _of_layer(asked, layer, None, exclude)
+    return _of_layer(question, layer, None, exclude)
 
 
-def top_k(asked: Asked, k: int = 3, layers: Sequence[int] | None = None) -> Found:
+def top_k(question: Question, k: int = 3, layers: Sequence[int] | None = None) -> Answer:
     """For each patch the mean of the `k` strongest maps among heads and `layers` (from 0; None:
-    `upper_middle` and above): `fusion.fuse_top`.
+    `upper_middle` and above): `fuse_top`.
     """
-    rows = _rows(asked)  # layers, heads, N
-    chosen = (
-        list(range(upper_middle(len(rows)), len(rows)))
-        if layers is None
-        else [_in_range("layer", one, len(rows)) for one in layers]
-    )
-    fused = fuse_top(rows[chosen, :, None, asked.policy.vla.on_patches], k)
-    held = {
-        name: float(rows[chosen][..., at].sum(-1).mean())
-        for name, at in sinks(asked.policy, asked.sequence).items()
-    }
+    rows = _rows(question)  # layers, heads, N
+    if layers is None:
+        layers = range(upper_middle(len(rows)), len(rows))
+    chosen = [_in_range("layer", layer, len(rows)) for layer in layers]
+    vla = question.policy.vla
     details = {
         "k": k,
         "layers": chosen,
-        "sinks": held,
+        "sinks": question.held(rows[chosen]),
         "fusion": "the kit's own reading of the paper's top-k attention fusion",
     }
-    return Found(fused.reshape(asked.policy.vla.grid), None, details)
+    return Answer(fuse_top(rows[chosen, :, None, vla.on_patches], k).reshape(vla.grid), None, details)
+
+
+def fuse_top(patches: Array, k: int = 3, first_layer: int = 0) -> Array:
+    """Many attention maps as one: float32 (P,), for each patch the mean of its k largest values, over layers
+    from `first_layer` on, heads and action tokens; it adds up to 1.
+
+    ReFineVLA's attention figures fuse the top k; the paper's own text was not read, so which k of what it
+    takes is not known. This is the kit's reading: an object that a few heads look at stays visible, where a
+    mean over all heads dilutes it.
+
+    Args:
+        patches: float (layers, heads, A, P), attention to each patch, as `Capture.patches`. Each map is first
+            brought to a sum of 1, so that what goes to words does not weigh.
+        k: how many.
+        first_layer: from 0.
+
+    Raises:
+        KitError: fewer than k maps.
+    """
+    maps = np.asarray(patches[first_layer:], np.float64).reshape(-1, patches.shape[-1])
+    if not 1 <= k <= len(maps):
+        raise KitError(f"the {k} strongest of {len(maps)} attention maps", f"choose 1 to {len(maps)}")
+    maps = maps / np.maximum(maps.sum(1, keepdims=True), 1e-12)
+    strongest = np.partition(maps, len(maps) - k, axis=0)[len(maps) - k :].mean(0)
+    return np.asarray(strongest / strongest.sum(), np.float32)
 
 
 @torch.no_grad()
-def rollout(asked: Asked, exclude: Sequence[str] = ()) -> Found:
+def rollout(question: Question, exclude: Sequence[str] = ()) -> Answer:
     """Attention rollout (Abnar and Zuidema 2020): the layers' head means, each half with the identity for the
     residual, multiplied.
     """
-    size, places = len(asked.sequence.ids), _excluded(asked, exclude)
-    flow, held = torch.eye(size, dtype=torch.float64), []
-
-    def follow(weights: Tensor) -> None:
-        nonlocal flow
-        mean = weights[0].mean(0).double().cpu()  # N, N
-        held.append(_held(asked, mean[list(asked.query.positions)].mean(0).numpy()))
-        flow = _add_identity(_without(mean, places)) @ flow
-
-    with watching(asked.policy, follow):
-        hidden_states(asked.policy, asked.words(asked.pixels()), asked.sequence)
-    row = flow[list(asked.query.positions)].mean(0).numpy()
-    return _found(
-        asked,
-        row,
-        {
-            "exclude": list(exclude),
-            "sinks": {name: float(np.mean([one[name] for one in held])) for name in SINKS},
-        },
-    )
+    places = question.excluded(exclude)
+    means: list[Tensor] = []
+    with watching(question.policy, lambda weights: means.append(weights[0].mean(0).double().cpu())):
+        question.hidden(question.words(question.pixels()))
+    one = torch.eye(len(question.sequence.ids), dtype=torch.float64)
+    flow = one
+    for mean in means:
+        both = _without(mean, places) + one
+        flow = both / both.sum(-1, keepdim=True) @ flow
+    held = question.held(np.stack([question.row(mean).numpy() for mean in means]))
+    return _answer(question, question.row(flow).numpy(), {"exclude": list(exclude), "sinks": held})
 
 
 @torch.enable_grad()
-def relevance(asked: Asked, exclude: Sequence[str] = ()) -> Found:
+def relevance(question: Question, exclude: Sequence[str] = ()) -> Answer:
     """Gradient-weighted attention (Chefer, Gur and Wolf 2021, rule for self-attention): R <- R + mean over
     heads of (gradient * attention)+ R.
 
     The gradient is the score's. It needs all layers' squares at once, as every backward pass does.
     """
+    places = question.excluded(exclude)
     weights: list[Tensor] = []
-    picture, places = asked.words(asked.pixels()), _excluded(asked, exclude)
-    picture = picture.detach().requires_grad_()  # so that frozen weights do not matter
-    with watching(asked.policy, weights.append):
-        reached = score(asked.policy, picture, asked.sequence, asked.query).sum()
-    gradients = torch.autograd.grad(reached, weights)  # nothing is left in the parameters' .grad
-    size = len(asked.sequence.ids)
-    flow = torch.eye(size, dtype=torch.float64)
+    # the words ask for a gradient, so that frozen weights do not matter
+    words = question.words(question.pixels()).detach().requires_grad_()
+    with watching(question.policy, weights.append):
+        score = question.score_words(words).sum()
+    gradients = torch.autograd.grad(score, weights)  # nothing is left in the parameters' .grad
+    one = torch.eye(len(question.sequence.ids), dtype=torch.float64)
+    flow = one
     for layer, gradient in zip(weights, gradients, strict=True):
         moved = (layer * gradient).clamp(min=0)[0].mean(0).detach().double().cpu()  # N, N
         moved[:, places] = 0
         flow = flow + moved @ flow
-    row = (flow - torch.eye(size, dtype=torch.float64))[list(asked.query.positions)].mean(0).numpy()
-    return _found(
-        asked, row, {"exclude": list(exclude), "sinks": _held(asked, row / max(float(row.sum()), 1e-300))}
-    )
+    row = question.row(flow - one).numpy()
+    held = question.held(row / max(float(row.sum()), 1e-300))
+    return _answer(question, row, {"exclude": list(exclude), "sinks": held})
 
 
-def _of_layer(asked: Asked, layer: int | None, head: int | None, exclude: Sequence[str]) -> Found:
-    rows = _rows(asked)  # layers, heads, N
+def _of_layer(question: Question, layer: int | None, head: int | None, exclude: Sequence[str]) -> Answer:
+    rows = _rows(question)  # layers, heads, N
     layer = upper_middle(len(rows)) if layer is None else _in_range("layer", layer, len(rows))
-    row = rows[layer].mean(0) if head is None else rows[layer, _in_range("head", head, rows.shape[1])]
-    held = _held(asked, row)
-    left = _without(torch.from_numpy(row)[None], _excluded(asked, exclude))[0].numpy()
-    details: dict[str, Any] = (
-        {"layer": layer}
-        | ({} if head is None else {"head": head})
-        | {"exclude": list(exclude), "sinks": held}
-    )
-    return _found(asked, left, details)
+    details: dict[str, Any] = {"layer": layer}
+    if head is None:
+        row = rows[layer].mean(0)
+    else:
+        row = rows[layer, _in_range("head", head, rows.shape[1])]
+        details["head"] = head
+    kept = _without(torch.from_numpy(row), question.excluded(exclude)).numpy()
+    return _answer(question, kept, details | {"exclude": list(exclude), "sinks": question.held(row)})
 
 
 @torch.no_grad()
-def _rows(asked: Asked) -> Array:
-    """float64 (layers, heads, N): the query's attention, mean over its tokens."""
+def _rows(question: Question) -> Array:
+    """float64 (layers, heads, N): the query's attention."""
     rows: list[Tensor] = []
-    with watching(
-        asked.policy, lambda weights: rows.append(weights[0, :, list(asked.query.positions)].mean(1))
-    ):
-        hidden_states(asked.policy, asked.words(asked.pixels()), asked.sequence)
+    with watching(question.policy, lambda weights: rows.append(question.row(weights[0]))):
+        question.hidden(question.words(question.pixels()))
     return np.asarray(torch.stack(rows).double().cpu().numpy())
 
 
-def _found(asked: Asked, row: Array, details: dict[str, Any]) -> Found:
+def _answer(question: Question, row: Array, details: dict[str, Any]) -> Answer:
     """Of a row over all tokens (N,)."""
-    vla = asked.policy.vla
-    shares = row[vla.on_patches]
-    return Found(
-        shares.reshape(vla.grid),
-        None,
-        details | {"image_share": float(shares.sum() / max(float(row.sum()), 1e-300))},
-    )
-
-
-def _held(asked: Asked, row: Array) -> dict[str, float]:
-    return {name: float(row[at].sum()) for name, at in sinks(asked.policy, asked.sequence).items()}
-
-
-def _excluded(asked: Asked, names: Sequence[str]) -> list[int]:
-    if unknown := [name for name in names if name not in SINKS]:
-        raise KitError(f"{unknown[0]!r} cannot be left out of the attention", f"choose of {', '.join(SINKS)}")
-    return [at for name in names for at in sinks(asked.policy, asked.sequence)[name]]
+    vla = question.policy.vla
+    patches = row[vla.on_patches]
+    share = float(patches.sum() / max(float(row.sum()), 1e-300))
+    return Answer(patches.reshape(vla.grid), None, details | {"image_share": share})
 
 
 def _without(rows: Tensor, places: list[int]) -> Tensor:
@@ -182,11 +253,6 @@ def _without(rows: Tensor, places: list[int]) -> Tensor:
     left = rows.clone()
     left[..., places] = 0
     return left / left.sum(-1, keepdim=True).clamp(min=1e-300)
-
-
-def _add_identity(square: Tensor) -> Tensor:
-    both = square + torch.eye(len(square), dtype=square.dtype)
-    return both / both.sum(-1, keepdim=True)
 
 
 def _in_range(name: str, value: int, size: int) -> int:

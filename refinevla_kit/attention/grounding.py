@@ -1,44 +1,36 @@
 """How much of a policy's attention falls on the things that matter, scored against the simulator's own masks.
 
-A share is of the attention that goes to the picture, so it compares with the share of the picture's area a
-thing takes up: attention spread evenly scores exactly the area share. Scores are kept a frame, layer and
-query (one row each, parquet); what is claimed is a mean over episodes with an interval over episodes, because
-frames of one episode repeat each other. `measures` has the scores themselves.
+The policy resizes any picture to its own size without cropping or padding, then cuts it into a grid. So patch
+(r, c) of a (rows, columns) grid covers the picture's rows [r, r + 1) * H / rows and columns [c, c + 1) * W /
+columns; a pixel on a border belongs to its patches by area. Maps and masks are carried from one to the other
+by these areas, so scores computed on patches and on pixels agree exactly.
+
+The measures are pure functions of arrays, for attention and for any other map that is not negative. All
+compare with chance. A map spread evenly scores the thing's share of the picture in `shares` and `pointing`,
+0.5 in `auc`, 1 in `nuisance`; a map shaped like the thing scores 1, 1, 1 and 0. A thing that is not visible
+has a share of 0 and no other score (NaN): there is nothing to point at.
+
+Scores are kept a frame, layer and query (one row each, parquet). What is claimed is a mean over episodes with
+an interval over episodes, because frames of one episode repeat each other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from refinevla_kit.attention.captured import ACTION_QUERY, Capture
-from refinevla_kit.attention.frames import STAGES, Frame
-from refinevla_kit.attention.measures import RELEVANT, REST, THINGS, areas, auc, nuisance, pointing, shares
+from refinevla_kit.attention.captured import ACTION_QUERY, STAGES, Capture, Frame
 from refinevla_kit.errors import KitError
 from refinevla_kit.files import replacing
 from refinevla_kit.simulator.contract import Array
 
-__all__ = [
-    "COLUMNS",
-    "MEASURES",
-    "RELEVANT",
-    "REST",
-    "THINGS",
-    "areas",
-    "auc",
-    "compare",
-    "interval",
-    "nuisance",
-    "paired_p_value",
-    "pointing",
-    "save_scores",
-    "score",
-    "shares",
-    "summarise",
-]
+REST = "rest"
+THINGS = ("source", "target", "gripper", "arm", REST)
+# What the next action is about; anything else in the picture is a nuisance
+RELEVANT = ("source", "target", "gripper")
 COLUMNS = (
     "policy",
     "checkpoint_hash",
@@ -61,7 +53,160 @@ MEASURES = ("share", "ratio", "pointing", "auc", "nuisance", "image_share")
 MOST_EXACT, RESAMPLES = 14, 2**14  # episodes whose sign flips are all counted; random flips beyond
 
 
-def score(
+def to_pixels(patch_map: Array, image_shape: tuple[int, ...]) -> Array:
+    """Spread a map over the picture.
+
+    Args:
+        patch_map: float (..., rows, columns).
+        image_shape: (H, W) or (H, W, 3) of the picture the policy was given.
+
+    Returns:
+        float64 (..., H, W): each pixel has its patch's value, pixels on a border the mean by area. Block
+        edges are kept: nothing is smoothed.
+
+    Raises:
+        KitError: a picture smaller than the grid.
+    """
+    _check_size(image_shape, np.shape(patch_map)[-2:])
+    return resample(patch_map, image_shape)
+
+
+def to_patches(mask: Array, grid: tuple[int, ...]) -> Array:
+    """How much of each patch a mask covers: bool or float (..., H, W) -> float64 (..., rows, columns) in [0,
+    1].
+    """
+    _check_size(np.shape(mask)[-2:], grid)
+    (height, width), (rows, columns) = np.shape(mask)[-2:], grid
+    pixels = _overlap(height, rows).T @ np.asarray(mask, np.float64) @ _overlap(width, columns)
+    return np.asarray(pixels * (rows * columns / (height * width)))
+
+
+def resample(pixel_map: Array, image_shape: tuple[int, ...]) -> Array:
+    """A map over the picture at another resolution, by area: float (..., h, w) -> float64 (..., H, W); the
+    mean stays the same.
+    """
+    rows, columns = np.shape(pixel_map)[-2:]
+    down, across = _overlap(image_shape[0], rows), _overlap(image_shape[1], columns)
+    return np.asarray(down @ np.asarray(pixel_map, np.float64) @ across.T)
+
+
+def _overlap(pixels: int, cells: int) -> Array:
+    """Fraction of each pixel that lies in each cell along one axis: (pixels, cells), rows add up to 1."""
+    edges = np.arange(cells + 1) * pixels / cells
+    pixel = np.arange(pixels)[:, None]
+    return np.clip(np.minimum(edges[1:], pixel + 1) - np.maximum(edges[:-1], pixel), 0.0, None)
+
+
+def _check_size(image_shape: tuple[int, ...], grid: tuple[int, ...]) -> None:
+    for pixels, patches in zip(image_shape, grid, strict=False):
+        if pixels < patches:
+            raise KitError(
+                f"a picture {pixels} pixels across cannot show {patches} patches",
+                "give a picture at least as large as the patch grid",
+            )
+
+
+def shares(patch_map: Array, masks: Mapping[str, Array]) -> dict[str, Array]:
+    """Share of a map's attention on each thing.
+
+    Args:
+        patch_map: float (..., rows, columns), not negative.
+        masks: name -> bool (H, W) of the picture; no pixel in two.
+
+    Returns:
+        name -> float64 (...), and `rest` for the pixels in no mask; they add up to 1. A uniform map gives
+        `areas(masks)`.
+
+    Raises:
+        KitError: no masks, masks that overlap, or a map without any attention.
+    """
+    patch_map, things, covered = _on_patches(patch_map, masks)
+    found = np.einsum("...rc,trc->...t", patch_map, covered) / patch_map.sum((-2, -1))[..., None]
+    return {name: found[..., number] for number, name in enumerate(things)}
+
+
+def areas(masks: Mapping[str, Array]) -> dict[str, float]:
+    """Share of the picture each thing takes up, `rest` included; they add up to 1."""
+    return {name: float(mask.mean()) for name, mask in _things(masks).items()}
+
+
+def pointing(patch_map: Array, masks: Mapping[str, Array]) -> dict[str, Array]:
+    """Pointing game (Zhang et al. 2018): does the map's highest point lie on the thing?
+
+    The highest point of a patch map is a whole patch, or several that tie, so the score is the part of it
+    that the thing covers: the chance of a pixel drawn from it. Arguments, errors and names as in `shares`;
+    name -> float64 (...) in [0, 1].
+    """
+    highest = np.asarray(patch_map) == np.max(patch_map, (-2, -1), keepdims=True)
+    patch_map, things, covered = _on_patches(patch_map, masks)
+    found = np.einsum("...rc,trc->...t", highest.astype(np.float64), covered)
+    found /= highest.sum((-2, -1))[..., None]
+    visible = [mask.any() for mask in things.values()]
+    found = np.where(visible, found, np.nan)
+    return {name: found[..., number] for number, name in enumerate(things)}
+
+
+def auc(patch_map: Array, masks: Mapping[str, Array]) -> dict[str, Array]:
+    """Area under the ROC curve of the map as a classifier of each thing's pixels: the chance that a pixel of
+    the thing has a higher value than one that is not, equal values counting half (the Mann-Whitney
+    statistic).
+
+    Arguments, errors and names as in `shares`; name -> float64 (...) in [0, 1]; NaN where a thing fills none
+    of the picture or all of it.
+    """
+    patch_map, things, covered = _on_patches(patch_map, masks)
+    inside = covered.reshape(len(things), -1)  # things, patches: part of a patch on the thing
+    values = patch_map.reshape(*patch_map.shape[:-2], -1)  # ..., patches
+    # ..., patches, patches: 1 where the first is higher, 0.5 where they tie, 0
+    higher = 0.5 * (1 + np.sign(values[..., :, None] - values[..., None, :]))
+    pairs = inside.sum(-1) * (1 - inside).sum(-1)  # things
+    won = np.einsum("tp,...pq,tq->...t", inside, higher, 1 - inside, optimize=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found = np.where(pairs > 1e-9, won / pairs, np.nan)
+    return {name: found[..., number] for number, name in enumerate(things)}
+
+
+def nuisance(patch_map: Array, masks: Mapping[str, Array]) -> Array:
+    """Attention to an average pixel of what does not matter over that of one that does (`RELEVANT`), float64
+    (...); NaN where neither is seen.
+
+    1 is even attention, 0 none on nuisances. Arguments and errors as in `shares`.
+    """
+    share, area = shares(patch_map, masks), areas(masks)
+    relevant = [name for name in share if name in RELEVANT]
+    on = sum((share[name] for name in relevant), np.zeros(np.shape(patch_map)[:-2]))
+    size = sum(area[name] for name in relevant)
+    if not 0 < size < 1:
+        return np.full(np.shape(on), np.nan)
+    return np.asarray(((1 - on) / (1 - size)) / np.maximum(on / size, 1e-12))
+
+
+def _on_patches(patch_map: Array, masks: Mapping[str, Array]) -> tuple[Array, dict[str, Array], Array]:
+    """The map as float64, `_things`, and the part of each patch on each of them (things, rows, columns)."""
+    patch_map = np.asarray(patch_map, np.float64)
+    if (patch_map < 0).any() or not (patch_map.sum((-2, -1)) > 0).all():
+        raise KitError(
+            "an attention map is negative or empty",
+            "give attention weights: not negative, with a sum above 0",
+        )
+    things = _things(masks)
+    return patch_map, things, to_patches(np.stack([*things.values()]), patch_map.shape[-2:])
+
+
+def _things(masks: Mapping[str, Array]) -> dict[str, Array]:
+    """The masks and the rest of the picture."""
+    if not masks:
+        raise KitError(
+            "there are no object masks to score against",
+            "give frames of the simulator: a real robot's dataset has none",
+        )
+    count = np.sum([np.asarray(mask, bool) for mask in masks.values()], axis=0)
+    if count.max() > 1:
+        raise KitError("object masks overlap", "give masks of visible pixels, each pixel in one mask at most")
+    return {name: np.asarray(mask, bool) for name, mask in masks.items()} | {REST: count == 0}
+
+
+def score_captures(
     frames: Sequence[Frame], captures: Sequence[Capture], kinds: Sequence[str] = (ACTION_QUERY,)
 ) -> Any:
     """One row a frame, layer, query and thing (columns `COLUMNS`) as a pandas table; heads are averaged.
@@ -71,109 +216,96 @@ def score(
     of the whole map, the same for all its things.
 
     Args:
+        frames: what was seen.
+        captures: one a frame.
         kinds: of the captured queries, those to score.
     """
     import pandas as pd
 
     rows = []
-    for frame, seen in zip(frames, captures, strict=True):
-        chosen = [i for i, query in enumerate(seen.queries) if query.kind in kinds]
-        area, start = (
-            areas(frame.masks),
-            (seen.policy, seen.checkpoint_hash, frame.task, frame.episode, frame.step, frame.phase),
-        )
-        maps = (
-            seen.patches[:, :, chosen].mean(1).reshape(seen.layers, len(chosen), *seen.grid)
-        )  # layers, Q, rows, columns
-        found, points, curves = (measure(maps, frame.masks) for measure in (shares, pointing, auc))
-        aside, to_image = nuisance(maps, frame.masks), seen.image_share.mean(1)[:, chosen]
+    for frame, capture in zip(frames, captures, strict=True):
+        chosen = [number for number, query in enumerate(capture.queries) if query.kind in kinds]
+        maps = capture.patches[:, :, chosen].mean(1)  # layers, Q, patches
+        maps = maps.reshape(capture.layers, len(chosen), *capture.grid)
+        by_thing = [measure(maps, frame.masks) for measure in (shares, pointing, auc)]
+        beside, to_image = nuisance(maps, frame.masks), capture.image_share.mean(1)[:, chosen]
+        where = (frame.task, frame.episode, frame.step, frame.phase)
         for layer, number in np.ndindex(maps.shape[:2]):
-            at, query = (layer, number), seen.queries[chosen[number]]
-            for thing, share in found.items():
-                measured = (
-                    share[at],
-                    area[thing],
-                    to_image[at],
-                    points[thing][at],
-                    curves[thing][at],
-                    aside[at],
-                )
-                rows.append((*start, layer + 1, query.kind, query.label, thing, *map(float, measured)))
+            query, at = capture.queries[chosen[number]], (layer, number)
+            for thing, area in areas(frame.masks).items():
+                share, point, curve = (scores[thing][at] for scores in by_thing)
+                numbers = (share, area, to_image[at], point, curve, beside[at])
+                whose = (capture.policy, capture.checkpoint_hash, *where, layer + 1, query.kind, query.label)
+                rows.append((*whose, thing, *map(float, numbers)))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def save_scores(table: Any, path: str | Path) -> Path:
-    """Write the table of `score` as parquet."""
+    """Write the table of `score_captures` as parquet."""
     with replacing(path) as part:
         table.to_parquet(part, index=False)
     return Path(path)
 
 
-def summarise(
+def summarise_scores(
     table: Any, layer: int, level: float = 0.95, measure: str = "share", stages: bool = False
 ) -> Any:
     """Mean of one measure a policy and thing at one layer, over frames and queries, with Student's interval
     over episodes.
 
     Args:
+        table: of `score_captures`.
+        layer: from 1.
+        level: of the interval.
         measure: one of `MEASURES`; "ratio" is share / area.
-        stages: a row for each stage of the task (`frames.STAGES`) too.
+        stages: a row for each stage of the task (`STAGES`) too.
 
     Returns:
         pandas table: (stage,) policy, thing, the measure under its own name, low, high, area, ratio (share /
-            area; NaN for a thing never visible),
-        image_share, episodes. With a single episode low and high are NaN: nothing can be said about another
-        one. Episodes in which a measure does not exist (the thing is never visible) are left out.
+        area; NaN for a thing never visible), image_share, episodes. With a single episode low and high are
+        NaN: nothing can be said about another one. Episodes in which a measure does not exist (the thing is
+        never visible) are left out.
     """
     import pandas as pd
 
+    names = [*(["stage"] if stages else []), "policy", "thing"]
     rows = []
-    for key, group in _by_episode(table, layer, measure, stages).groupby(
-        [*["stage"][: int(stages)], "policy", "thing"], sort=False
-    ):
-        known = group[group[measure].notna()]
-        low, high = interval(known[measure].to_numpy(), level)
-        share, area = float(group["share"].mean()), float(group["area"].mean())
+    for key, group in _by_episode(table, layer, measure, stages).groupby(names, sort=False):
+        known = group[measure].dropna().to_numpy()
+        low, high = mean_interval(known, level)
+        mean = float(known.mean()) if len(known) else float("nan")
+        share, area, image_share = (float(group[name].mean()) for name in ("share", "area", "image_share"))
+        # Of a ratio the mean over episodes, which its interval is about. Of shares the ratio of the means,
+        # which an episode with a sliver of the object in it cannot dominate.
         ratio = share / area if area > 0 else float("nan")
-        # of a ratio the mean over episodes, which its interval is about; of shares the ratio of the means,
-        # which an episode with a sliver of the
-        # object in it cannot dominate
-        row = {
-            measure: float(known[measure].mean()) if len(known) else float("nan"),
-            "low": low,
-            "high": high,
-            "area": area,
-        }
-        others = {"ratio": ratio, "image_share": float(group["image_share"].mean()), "episodes": len(known)}
-        rows.append((*key, row | {name: value for name, value in others.items() if name not in row}))
-    names = [*["stage"][: int(stages)], "policy", "thing"]
-    return pd.DataFrame([dict(zip(names, row[:-1], strict=True)) | row[-1] for row in rows])
+        values = {measure: mean, "low": low, "high": high, "area": area, "ratio": ratio}
+        values |= {"image_share": image_share, "episodes": len(known)}
+        rows.append(dict(zip(names, key, strict=True)) | values | {measure: mean})
+    return pd.DataFrame(rows)
 
 
-def compare(
+def compare_scores(
     table: Any, layer: int, a: str, b: str, level: float = 0.95, measure: str = "share", stages: bool = False
 ) -> Any:
     """A measure of policy `b` minus that of `a` on the very same frames, paired by episode.
 
     Returns:
         pandas table: (stage,) thing, difference, low, high, p_value (`paired_p_value`, of this row alone: of
-            twenty rows one falls below 0.05 by
-        chance), episodes in which both have the measure.
+        twenty rows one falls below 0.05 by chance), episodes in which both have the measure.
     """
     import pandas as pd
 
-    names = [*["stage"][: int(stages)], "thing"]
+    names = [*(["stage"] if stages else []), "thing"]
     episodes = _by_episode(table, layer, measure, stages)
-    wide = episodes.set_index([*names, "task", "episode", "policy"])[measure].unstack(
-        "policy"
-    )  # one column a policy
+    # one column a policy
+    wide = episodes.set_index([*names, "task", "episode", "policy"])[measure].unstack("policy")
     if missing := [name for name in (a, b) if name not in wide]:
         raise KitError(f"there are no scores of {missing[0]}", f"choose two of {', '.join(wide)}")
     difference, rows = wide[b] - wide[a], []
     for key in episodes[names].drop_duplicates().itertuples(index=False):  # in the order of the table
         known = difference.xs(tuple(key), level=tuple(names)).dropna().to_numpy()
         mean = float(known.mean()) if len(known) else float("nan")
-        rows.append((*key, mean, *interval(known, level), paired_p_value(known), len(known)))
+        rows.append((*key, mean, *mean_interval(known, level), paired_p_value(known), len(known)))
     return pd.DataFrame(rows, columns=[*names, "difference", "low", "high", "p_value", "episodes"])
 
 
@@ -191,28 +323,27 @@ def paired_p_value(differences: Array, seed: int = 0) -> float:
     if count < 2:
         return float("nan")
     if count <= MOST_EXACT:
-        signs = 1 - 2 * (
-            np.arange(2**count)[:, None] >> np.arange(count) & 1
-        )  # every combination, this one among them
+        # every combination, the one that was seen first
+        signs = 1 - 2 * (np.arange(2**count)[:, None] >> np.arange(count) & 1)
     else:
         drawn = np.random.default_rng(seed).choice([-1, 1], (RESAMPLES, count))
-        signs = np.concatenate([np.ones((1, count), np.int64), drawn])  # with this one, so that p is never 0
+        signs = np.concatenate([np.ones((1, count), np.int64), drawn])  # with the one seen: p is never 0
     sums = np.abs(signs @ differences)
     return float((sums >= sums[0] * (1 - 1e-12)).mean())
 
 
-def interval(values: Array, level: float = 0.95) -> tuple[float, float]:
+def mean_interval(values: Array, level: float = 0.95) -> tuple[float, float]:
     """Student's t interval of a mean (for few episodes a bootstrap would be too narrow); NaN for fewer than
     two values.
     """
     from scipy import stats
 
-    if len(values) < 2:
+    count = len(values)
+    if count < 2:
         return float("nan"), float("nan")
-    half = float(
-        stats.t.ppf((1 + level) / 2, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
-    )
-    return float(np.mean(values)) - half, float(np.mean(values)) + half
+    mean, spread = float(np.mean(values)), np.std(values, ddof=1)
+    half = float(stats.t.ppf((1 + level) / 2, count - 1) * spread / np.sqrt(count))
+    return mean - half, mean + half
 
 
 def _by_episode(table: Any, layer: int, measure: str, stages: bool) -> Any:
@@ -229,13 +360,9 @@ def _by_episode(table: Any, layer: int, measure: str, stages: bool) -> Any:
         )
     keys = ["policy", "thing", "task", "episode"]
     if stages:
-        chosen, keys = chosen.assign(stage=chosen["phase"].map(STAGES)), ["stage", *keys]
-    means = (
-        chosen.groupby(keys, sort=False)[
-            list(dict.fromkeys(["share", "area", "image_share", *{measure} - {"ratio"}]))
-        ]
-        .mean()
-        .reset_index()
-    )
+        keys = ["stage", *keys]
+        chosen = chosen.assign(stage=chosen["phase"].map(STAGES))
+    columns = {"share", "area", "image_share", measure} - {"ratio"}
+    means = chosen.groupby(keys, sort=False)[sorted(columns)].mean().reset_index()
     means["ratio"] = means["share"] / means["area"].where(means["area"] > 0)
     return means

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
-from refinevla_kit.attention.grounding import interval
+from refinevla_kit.attention.grounding import mean_interval
 from refinevla_kit.figures.overlays import THING_LABELS
 from refinevla_kit.figures.style import INK, MUTED, canvas, colours, label, name_policies
 
@@ -59,7 +59,7 @@ def deletion_insertion(found: Mapping[str, Sequence[Curves]], title: str = "") -
                     fractions, np.mean(chance, 0), color=colour[policy], linestyle=(0, (4, 2)), linewidth=1.2
                 )
                 if len(each) > 1:
-                    low, high = np.transpose([interval(column) for column in np.transpose(mapped)])
+                    low, high = np.transpose([mean_interval(column) for column in np.transpose(mapped)])
                     panel.fill_between(
                         fractions, low, np.minimum(high, 0), color=colour[policy], alpha=0.15, linewidth=0
                     )

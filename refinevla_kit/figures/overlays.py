@@ -21,8 +21,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
-from refinevla_kit.attention.grounding import REST, THINGS
-from refinevla_kit.attention.patches import to_pixels
+from refinevla_kit.attention.grounding import REST, THINGS, to_pixels
 from refinevla_kit.figures.style import (
     GREEN,
     GREY,
@@ -131,10 +130,8 @@ def attention_overlay(policy: Any, layer: int | None = None) -> Callable[[Any, A
     """What `evaluate(videos=..., overlay=...)` draws on each frame: where the action tokens of the answer
     look, in `layer` (None: the usual one).
     """
-    from refinevla_kit.attention.capture import (
-        capture,
-        upper_middle,
-    )  # needs torch; the pictures alone do not
+    from refinevla_kit.attention.captured import upper_middle  # needs torch; the pictures alone do not
+    from refinevla_kit.attention.forward import capture
 
     def draw(observation: Any, answer: Any) -> Array:
         image = observation.image  # at the end there is no answer: the one the policy would give is taken

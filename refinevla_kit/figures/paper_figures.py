@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-from refinevla_kit.attention.frames import Frame
+from refinevla_kit.attention.captured import Frame
 from refinevla_kit.episodes import EpisodeDataset
 from refinevla_kit.figures.overlays import (
     EVEN,
@@ -114,11 +114,9 @@ def fused_maps(policy: Any, frames: Sequence[Frame], k: int = 3) -> list[Array]:
     """What `attention_rows` draws of a policy: for each frame its k strongest maps of the upper layers as
     one.
     """
-    from refinevla_kit.attention.capture import (
-        capture,
-        upper_middle,
-    )  # needs torch; the pictures alone do not
-    from refinevla_kit.attention.fusion import fuse_top
+    from refinevla_kit.attention.captured import upper_middle  # needs torch; the pictures alone do not
+    from refinevla_kit.attention.flows import fuse_top
+    from refinevla_kit.attention.forward import capture
 
     seen = [capture(policy, one.image, one.instruction, None, None, one.proprioception) for one in frames]
     return [fuse_top(one.patches, k, upper_middle(one.layers)).reshape(one.grid) for one in seen]

@@ -22,8 +22,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from refinevla_kit.attention.grounding import REST, areas, shares
-from refinevla_kit.attention.patches import to_patches
+from refinevla_kit.attention.grounding import REST, areas, shares, to_patches
 from refinevla_kit.errors import KitError
 from refinevla_kit.figures.overlays import (
     EVEN,

@@ -17,8 +17,14 @@ import ipywidgets as widgets
 import numpy as np
 from matplotlib.figure import Figure
 
-from refinevla_kit.attention.captured import ACTION_QUERY, INSTRUCTION_QUERY, KINDS, Capture, upper_middle
-from refinevla_kit.attention.frames import Frame
+from refinevla_kit.attention.captured import (
+    ACTION_QUERY,
+    INSTRUCTION_QUERY,
+    KINDS,
+    Capture,
+    Frame,
+    upper_middle,
+)
 from refinevla_kit.errors import KitError
 from refinevla_kit.figures.saving import FORMATS, save_figure
 from refinevla_kit.figures.views import View, comparison
@@ -91,8 +97,10 @@ def capture_words(
         policies: name -> policy.
         writer: one of the names.
     """
-    from refinevla_kit.attention.capture import capture  # needs torch
-    from refinevla_kit.attention.queries import check_policy
+    from refinevla_kit.attention.forward import (
+        capture,  # needs torch
+        check_policy,
+    )
 
     if writer not in policies:
         raise KitError(

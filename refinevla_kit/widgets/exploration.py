@@ -22,11 +22,10 @@ from refinevla_kit.attention.captured import (
     KINDS,
     RATIONALE_QUERY,
     Capture,
+    Frame,
     image_hash,
 )
-from refinevla_kit.attention.frames import Frame
-from refinevla_kit.attention.grounding import REST, areas
-from refinevla_kit.attention.patches import to_patches
+from refinevla_kit.attention.grounding import REST, areas, to_patches
 from refinevla_kit.errors import KitError
 from refinevla_kit.figures.overlays import OUTLINES, SHOWN, THING_LABELS
 from refinevla_kit.figures.style import INK, colours, label

@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 
 from refinevla_kit import __version__
-from refinevla_kit.attention.grounding import REST, areas
-from refinevla_kit.attention.patches import to_patches
+from refinevla_kit.attention.grounding import REST, areas, to_patches
 from refinevla_kit.errors import KitError
 from refinevla_kit.figures.overlays import EVEN, LARGEST, OUTLINES, SHOWN, THING_LABELS
 from refinevla_kit.figures.style import colours, label

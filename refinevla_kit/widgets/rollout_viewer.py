@@ -17,8 +17,7 @@ import ipywidgets as widgets
 import numpy as np
 from matplotlib.figure import Figure
 
-from refinevla_kit.attention.captured import Capture, upper_middle
-from refinevla_kit.attention.frames import Frame
+from refinevla_kit.attention.captured import Capture, Frame, upper_middle
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.records import EpisodeRecord
 from refinevla_kit.evaluation.replay import Replayer, Rollout
@@ -323,7 +322,7 @@ def read_attention(policy: Any, rollout: Rollout) -> list[Capture]:
     """
     if not hasattr(policy, "vla"):
         return []
-    from refinevla_kit.attention.capture import capture_batch  # needs torch; other policies may have none
+    from refinevla_kit.attention.forward import capture_batch  # needs torch; other policies may have none
 
     images = np.stack([one.image for one in rollout.observations])
     sentences = [one.instruction for one in rollout.observations]

@@ -10,12 +10,10 @@ import torch
 from torch import Tensor
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from refinevla_kit.attention.attribution import METHODS, Attribution, ask, attribute
-from refinevla_kit.attention.capture import capture
+from refinevla_kit.attention.attribution import METHODS, Attribution, ask, attribute, filling, masked
 from refinevla_kit.attention.captured import KINDS
-from refinevla_kit.attention.fills import filling, masked
-from refinevla_kit.attention.forward import Asked, score
-from refinevla_kit.attention.fusion import fuse_top
+from refinevla_kit.attention.flows import Question, fuse_top
+from refinevla_kit.attention.forward import capture
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.demonstrator_policy import DemonstratorPolicy
 from refinevla_kit.policies.vla_policy import VLAPolicy
@@ -41,7 +39,7 @@ def seen(image: Array) -> Observation:
     return Observation(image, OWN, INSTRUCTION)
 
 
-def squares(asked: Asked) -> tuple[Tensor, ...]:
+def squares(asked: Question) -> tuple[Tensor, ...]:
     """transformers' own attention, with its graph; features cut off, as they are no part of the methods."""
     vla = asked.policy.vla
     ids = torch.tensor([asked.sequence.ids])
@@ -88,9 +86,7 @@ def test_a_words_score_is_that_of_all_its_tokens(order: str, seen: Observation) 
             float(logits[position, token])
             for position, token in zip(word.positions, word.tokens, strict=True)
         )
-        assert len(word.tokens) > 1 and float(score(policy, words, laid, word)[0]) == pytest.approx(
-            whole, abs=1e-4
-        )
+        assert len(word.tokens) > 1 and float(asked.score_words(words)[0]) == pytest.approx(whole, abs=1e-4)
 
 
 def test_attention_methods_are_the_captured_rows(reader: VLAPolicy, seen: Observation) -> None:
@@ -144,9 +140,9 @@ def test_relevance_is_chefers_rule(reader: VLAPolicy, seen: Observation) -> None
         mm_encoder_outputs=words,
         output_attentions=True,
     )
-    said = out.logits[0, asked.query.positions[0], first : first + 255].log_softmax(-1)[token - first]
+    chance = out.logits[0, asked.query.positions[0], first : first + 255].log_softmax(-1)[token - first]
     flow = np.eye(len(asked.sequence.ids))
-    for layer, gradient in zip(out.attentions, torch.autograd.grad(said, out.attentions), strict=True):
+    for layer, gradient in zip(out.attentions, torch.autograd.grad(chance, out.attentions), strict=True):
         flow = flow + (layer * gradient)[0].clamp(min=0).mean(0).detach().double().numpy() @ flow
     expected = flow[asked.query.positions[0], :48]
     np.testing.assert_allclose(

@@ -12,9 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from refinevla_kit.attention.capture import capture, capture_batch, upper_middle
-from refinevla_kit.attention.captured import KINDS, OWN_STATE, load_captures, save_captures
-from refinevla_kit.attention.queries import lay_out
+from refinevla_kit.attention.captured import KINDS, OWN_STATE, load_captures, save_captures, upper_middle
+from refinevla_kit.attention.forward import capture, capture_batch, token_sequence
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.demonstrator_policy import DemonstratorPolicy
 from refinevla_kit.policies.vla_policy import VLAPolicy
@@ -97,7 +96,9 @@ def test_every_query_equals_a_plain_forward(order: str, image: Array) -> None:
     found = capture(
         policy, image, INSTRUCTION, rationale="the carrot is unhurried.", proprioception=own, queries=KINDS
     )
-    laid = lay_out(policy, INSTRUCTION, found.action.tokens.tolist(), "the carrot is unhurried.", KINDS)
+    laid = token_sequence(
+        policy, INSTRUCTION, found.action.tokens.tolist(), "the carrot is unhurried.", KINDS
+    )
     types = torch.tensor([[0] * laid.prefix + [1] * (len(laid.ids) - laid.prefix)])
     words = features(vla.see(vla.pixel_values(image[None]), vla.states(own[None])))
     with torch.inference_mode():

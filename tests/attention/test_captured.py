@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -9,8 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from refinevla_kit.attention.capture import capture
 from refinevla_kit.attention.captured import KINDS, Capture, image_hash, load_captures, save_captures
+from refinevla_kit.attention.forward import capture
 from refinevla_kit.errors import KitError
 from refinevla_kit.policies.vla_policy import VLAPolicy
 from refinevla_kit.simulator.contract import Array
@@ -70,3 +72,18 @@ def test_what_is_no_file_of_captures_says_so(captures: list[Capture], tmp_path: 
     ):
         with pytest.raises(KitError, match=says):
             load_captures(wrong)
+
+
+def test_the_room_has_two_functions_and_loads_torch_only_for_them() -> None:
+    code = """
+import sys
+import refinevla_kit.attention, refinevla_kit.attention.captured, refinevla_kit.attention.grounding
+assert "torch" not in sys.modules
+from refinevla_kit.attention import attribute, capture
+assert attribute.__module__.endswith("attribution") and capture.__module__.endswith("forward")
+assert "torch" in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(ImportError, match="nothing"):
+        exec("from refinevla_kit.attention import nothing")

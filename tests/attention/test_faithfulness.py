@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from refinevla_kit.attention.attribution import ask, attribute
+from refinevla_kit.attention.attribution import ask, attribute, filling, masked
+from refinevla_kit.attention.captured import Frame
 from refinevla_kit.attention.faithfulness import (
     COVER_COLUMNS,
     by_episode,
@@ -15,9 +16,7 @@ from refinevla_kit.attention.faithfulness import (
     sanity,
     summarise_cover,
 )
-from refinevla_kit.attention.fills import filling, masked
-from refinevla_kit.attention.forward import hidden_states, log_probabilities
-from refinevla_kit.attention.frames import Frame
+from refinevla_kit.attention.forward import log_probabilities
 from refinevla_kit.errors import KitError
 from refinevla_kit.policies.vla_policy import VLAPolicy
 from refinevla_kit.simulator.contract import Array
@@ -50,7 +49,7 @@ def test_curves_run_from_the_whole_picture_to_none_of_it(policy: VLAPolicy, fram
     action = policy.act_batch(frame.image[None], [INSTRUCTION])[0]
     asked, words = ask(policy, frame, "x", action), action.tokens - first_action_id(policy.vla.tokenizer)
     with torch.no_grad():
-        hidden = hidden_states(policy, asked.words(asked.pixels(filling(frame.image))), asked.sequence)
+        hidden = asked.hidden(asked.words(asked.pixels(filling(frame.image))))
         nothing = sum(
             float(log_probabilities(policy, hidden, q)[0][0, w])
             for q, w in zip(asked.sequence.queries, words, strict=True)
@@ -111,7 +110,7 @@ def test_covering_is_measured_between_the_two_distributions(policy: VLAPolicy, f
             asked = ask(
                 policy, Frame(image, frame.masks, INSTRUCTION, frame.task, 0, 0, "grasp"), "yaw", whole
             )
-            hidden = hidden_states(policy, asked.words(asked.pixels()), asked.sequence)
+            hidden = asked.hidden(asked.words(asked.pixels()))
             p.append(log_probabilities(policy, hidden, asked.query)[0].exp().numpy())
     expected = 1 - np.minimum(*p).sum()  # what two distributions do not share
     assert table.query("covered == 'image' and dimension == 'yaw'")["total_variation"].iloc[

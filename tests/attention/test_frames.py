@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refinevla_kit.attention.frames import choose_frames, demonstrations
+from refinevla_kit.attention.captured import choose_frames, demonstrations
 from refinevla_kit.episodes import DatasetWriter, Episode, open_dataset
 from refinevla_kit.errors import KitError
 from refinevla_kit.simulator.contract import PHASES, SceneState

@@ -5,7 +5,7 @@ picture.
 import numpy as np
 import pytest
 
-from refinevla_kit.attention.fusion import fuse_top
+from refinevla_kit.attention.flows import fuse_top
 from refinevla_kit.errors import KitError
 
 

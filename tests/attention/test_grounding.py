@@ -11,19 +11,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from refinevla_kit.attention.capture import capture
-from refinevla_kit.attention.frames import STAGES, Frame
+from refinevla_kit.attention.captured import STAGES, Frame
+from refinevla_kit.attention.forward import capture
 from refinevla_kit.attention.grounding import (
     COLUMNS,
     MEASURES,
     REST,
-    compare,
-    interval,
+    compare_scores,
+    mean_interval,
     paired_p_value,
     save_scores,
-    score,
+    score_captures,
     shares,
-    summarise,
+    summarise_scores,
 )
 from refinevla_kit.errors import KitError
 from refinevla_kit.policies.vla_policy import VLAPolicy
@@ -56,7 +56,9 @@ def frames(
 def test_a_hidden_object_has_no_share_and_no_ratio(policy: VLAPolicy, image: Array) -> None:
     masks = scene() | {"arm": np.zeros((120, 160), bool)}
     frame = Frame(image, masks, INSTRUCTION, CARROT, 0, 0, "reach")
-    table = summarise(score([frame], [capture(policy, image, INSTRUCTION)]), 2).set_index("thing")
+    table = summarise_scores(score_captures([frame], [capture(policy, image, INSTRUCTION)]), 2).set_index(
+        "thing"
+    )
     assert table.loc["arm", "share"] == 0 and np.isnan(table.loc["arm", "ratio"])
     assert np.isnan(table.loc["source", "low"])  # one episode says nothing about another
 
@@ -64,7 +66,7 @@ def test_a_hidden_object_has_no_share_and_no_ratio(policy: VLAPolicy, image: Arr
 def test_a_row_a_frame_layer_dimension_and_thing(policy: VLAPolicy, image: Array, tmp_path: Path) -> None:
     seen = frames(image)
     captures = [capture(policy, frame.image, frame.instruction) for frame in seen]
-    table = score(seen, captures)
+    table = score_captures(seen, captures)
     assert tuple(table.columns) == COLUMNS and len(table) == 4 * 3 * 7 * 5
     np.testing.assert_allclose(table.groupby(["episode", "step", "layer", "dimension"])["share"].sum(), 1.0)
     one = table.query(
@@ -75,22 +77,22 @@ def test_a_row_a_frame_layer_dimension_and_thing(policy: VLAPolicy, image: Array
     assert one["image_share"] == pytest.approx(float(captures[3].image_share[1, :, 5].mean()), rel=1e-5)
     pd.testing.assert_frame_equal(pd.read_parquet(save_scores(table, tmp_path / "scores.parquet")), table)
     with pytest.raises(KitError, match="layer from 1 to 3"):
-        summarise(table, 4)
+        summarise_scores(table, 4)
 
 
 def test_policies_are_compared_on_the_same_frames(policy: VLAPolicy, image: Array) -> None:
     seen = frames(image, episodes=3)
     tables = [
-        score(seen, [capture(p, f.image, f.instruction) for f in seen])
+        score_captures(seen, [capture(p, f.image, f.instruction) for f in seen])
         for p in (policy, small_policy(3, name="other"))
     ]
     both = pd.concat(tables)
-    means = summarise(both, 2).set_index(["policy", "thing"])["share"]
-    found = compare(both, 2, "small", "other").set_index("thing")
+    means = summarise_scores(both, 2).set_index(["policy", "thing"])["share"]
+    found = compare_scores(both, 2, "small", "other").set_index("thing")
     for thing in ("source", REST):
         assert found.loc[thing, "difference"] == pytest.approx(means["other", thing] - means["small", thing])
         assert found.loc[thing, "low"] < found.loc[thing, "difference"] < found.loc[thing, "high"]
-    same = compare(pd.concat([tables[0], tables[0].assign(policy="twin")]), 2, "small", "twin")
+    same = compare_scores(pd.concat([tables[0], tables[0].assign(policy="twin")]), 2, "small", "twin")
     assert (same["difference"] == 0).all()
 
 
@@ -98,16 +100,16 @@ def test_the_interval_is_students() -> None:
     """Critical value of the t distribution with 4 degrees of freedom: 2.776 (NIST/SEMATECH e-Handbook, table
     1.3.6.7.2).
     """
-    low, high = interval(np.array([1.0, 2.0, 3.0, 4.0, 5.0]))
+    low, high = mean_interval(np.array([1.0, 2.0, 3.0, 4.0, 5.0]))
     assert (high - low) / 2 == pytest.approx(2.776 * np.sqrt(2.5 / 5), rel=1e-3)
     assert (high + low) / 2 == pytest.approx(3.0)
 
 
 def test_every_measure_is_averaged_by_episode_and_stage(policy: VLAPolicy, image: Array) -> None:
     seen = frames(image, episodes=3, steps=4, phases=("reach", "descend", "grasp", "retreat"))
-    table = score(seen, [capture(policy, f.image, f.instruction) for f in seen])
+    table = score_captures(seen, [capture(policy, f.image, f.instruction) for f in seen])
     for measure in MEASURES:
-        found = summarise(table, 3, measure=measure, stages=True).set_index(["stage", "thing"])
+        found = summarise_scores(table, 3, measure=measure, stages=True).set_index(["stage", "thing"])
         assert list(dict.fromkeys(found.index.get_level_values("stage"))) == ["approach", "grasp", "place"], (
             measure
         )
@@ -121,7 +123,7 @@ def test_every_measure_is_averaged_by_episode_and_stage(policy: VLAPolicy, image
             assert found.loc[("grasp", "source"), measure] == pytest.approx(
                 by_hand.groupby("episode")[measure].mean().mean()
             ), measure
-    one = compare(
+    one = compare_scores(
         pd.concat([table, table.assign(policy="twin", share=0.5)]), 3, "small", "twin", stages=True
     ).set_index(["stage", "thing"])
     expected = (
@@ -152,12 +154,12 @@ def test_frames_without_the_object_do_not_count(policy: VLAPolicy, image: Array)
     """
     seen = frames(image, episodes=3, steps=1)
     hidden = [*seen[:2], replace(seen[2], masks=seen[2].masks | {"source": np.zeros((120, 160), bool)})]
-    table = score(hidden, [capture(policy, f.image, f.instruction) for f in hidden])
-    found = summarise(table, 1, measure="auc").set_index("thing")
+    table = score_captures(hidden, [capture(policy, f.image, f.instruction) for f in hidden])
+    found = summarise_scores(table, 1, measure="auc").set_index("thing")
     assert (found.loc["source", "episodes"], found.loc["target", "episodes"]) == (2, 3)
-    two = summarise(table[table["episode"] < 2], 1, measure="auc").set_index("thing")
+    two = summarise_scores(table[table["episode"] < 2], 1, measure="auc").set_index("thing")
     assert found.loc["source", "auc"] == pytest.approx(two.loc["source", "auc"])
-    paired = compare(
+    paired = compare_scores(
         pd.concat([table, table.assign(policy="twin")]), 1, "small", "twin", measure="auc"
     ).set_index("thing")
     assert paired.loc["source", "episodes"] == 2
@@ -174,8 +176,8 @@ def test_words_can_be_scored_too(policy: VLAPolicy, image: Array) -> None:
             queries=("action", "rationale", "instruction"),
         )
     ]
-    assert set(score(seen, captures)["kind"]) == {"action"}
-    words = score(seen, captures, kinds=("rationale", "instruction"))
+    assert set(score_captures(seen, captures)["kind"]) == {"action"}
+    words = score_captures(seen, captures, kinds=("rationale", "instruction"))
     assert list(dict.fromkeys(zip(words["kind"], words["dimension"], strict=True))) == [
         ("rationale", "the"),
         ("rationale", "carrot"),
@@ -206,10 +208,10 @@ def test_the_p_value_is_right_where_nothing_differs() -> None:
 
 def test_what_was_not_scored_is_said(policy: VLAPolicy, image: Array) -> None:
     seen = frames(image, episodes=1, steps=1)
-    table = score(seen, [capture(policy, image, INSTRUCTION)])
+    table = score_captures(seen, [capture(policy, image, INSTRUCTION)])
     with pytest.raises(KitError, match="no 'beauty'"):
-        summarise(table, 1, measure="beauty")
+        summarise_scores(table, 1, measure="beauty")
     with pytest.raises(KitError, match="no 'auc'"):
-        summarise(table.drop(columns="auc"), 1, measure="auc")
+        summarise_scores(table.drop(columns="auc"), 1, measure="auc")
     with pytest.raises(KitError, match="no scores of other"):
-        compare(table, 1, "small", "other")
+        compare_scores(table, 1, "small", "other")

@@ -12,8 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu
 
-from refinevla_kit.attention.measures import RELEVANT, REST, areas, auc, nuisance, pointing, shares
-from refinevla_kit.attention.patches import to_pixels
+from refinevla_kit.attention.grounding import (
+    RELEVANT,
+    REST,
+    areas,
+    auc,
+    nuisance,
+    pointing,
+    shares,
+    to_pixels,
+)
 from refinevla_kit.errors import KitError
 from refinevla_kit.simulator.contract import Array
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refinevla_kit.attention.patches import resample, to_patches, to_pixels
+from refinevla_kit.attention.grounding import resample, to_patches, to_pixels
 from refinevla_kit.errors import KitError
 from refinevla_kit.policies.vla_policy import VLAPolicy
 

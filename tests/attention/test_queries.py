@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from refinevla_kit.attention.captured import KINDS
-from refinevla_kit.attention.queries import lay_out
+from refinevla_kit.attention.forward import token_sequence
 from refinevla_kit.errors import KitError
 from refinevla_kit.policies.vla_policy import VLAPolicy
 from refinevla_kit.vlas.compact_parts import first_action_id
@@ -25,7 +25,7 @@ def action_of(policy: VLAPolicy) -> list[int]:
 def test_the_sequence_is_the_one_of_training(order: str) -> None:
     policy = small_policy(order=order)
     vla, action = policy.vla, action_of(policy)
-    laid = lay_out(policy, INSTRUCTION, action, TEXT, KINDS)
+    laid = token_sequence(policy, INSTRUCTION, action, TEXT, KINDS)
     trained, _ = answer_ids(vla, action, TEXT, order)
     prefix = vla.prefix_ids(INSTRUCTION)
     assert laid.prefix == len(prefix) and list(laid.ids) == [*prefix, *trained][: len(laid.ids)]
@@ -37,7 +37,7 @@ def test_the_sequence_is_the_one_of_training(order: str) -> None:
 
 
 def test_words_are_joined_and_punctuation_is_left_out(policy: VLAPolicy) -> None:
-    laid = lay_out(policy, INSTRUCTION, action_of(policy), TEXT, ["rationale", "instruction"])
+    laid = token_sequence(policy, INSTRUCTION, action_of(policy), TEXT, ["rationale", "instruction"])
     said = {kind: [query.label for query in laid.queries if query.kind == kind] for kind in KINDS}
     text = ["the", "carrot", "is", "left", "of", "the", "plate", "unhurriedly"]
     assert said == {"action": [], "rationale": text, "instruction": INSTRUCTION.split()}
@@ -49,12 +49,12 @@ def test_words_are_joined_and_punctuation_is_left_out(policy: VLAPolicy) -> None
 
 def test_a_rationale_that_nothing_asks_about_comes_only_where_it_is_read(policy: VLAPolicy) -> None:
     assert (
-        lay_out(policy, INSTRUCTION, action_of(policy), TEXT).ids
-        == lay_out(policy, INSTRUCTION, action_of(policy)).ids
+        token_sequence(policy, INSTRUCTION, action_of(policy), TEXT).ids
+        == token_sequence(policy, INSTRUCTION, action_of(policy)).ids
     )
     thinker = small_policy(order="rationale_first")
-    assert len(lay_out(thinker, INSTRUCTION, action_of(thinker), TEXT).ids) > len(
-        lay_out(thinker, INSTRUCTION, action_of(thinker)).ids
+    assert len(token_sequence(thinker, INSTRUCTION, action_of(thinker), TEXT).ids) > len(
+        token_sequence(thinker, INSTRUCTION, action_of(thinker)).ids
     )
 
 
@@ -69,9 +69,9 @@ def test_a_rationale_that_nothing_asks_about_comes_only_where_it_is_read(policy:
 )
 def test_what_cannot_be_asked_is_said(policy: VLAPolicy, kinds: list[str], says: str) -> None:
     with pytest.raises(KitError, match=says):
-        lay_out(policy, INSTRUCTION, action_of(policy), "", kinds)
+        token_sequence(policy, INSTRUCTION, action_of(policy), "", kinds)
     with pytest.raises(KitError, match="3 tokens"):
-        lay_out(policy, INSTRUCTION, action_of(policy)[:3])
+        token_sequence(policy, INSTRUCTION, action_of(policy)[:3])
 
 
 def test_these_positions_say_the_policys_own_words(policy: VLAPolicy) -> None:
@@ -82,7 +82,7 @@ def test_these_positions_say_the_policys_own_words(policy: VLAPolicy) -> None:
         0, 255, (120, 160, 3), generator=torch.Generator().manual_seed(3), dtype=torch.uint8
     ).numpy()
     vla, action = policy.vla, policy.act_batch(image[None], [INSTRUCTION])[0]
-    laid = lay_out(policy, INSTRUCTION, action.tokens.tolist())
+    laid = token_sequence(policy, INSTRUCTION, action.tokens.tolist())
     types = torch.tensor([[0] * laid.prefix + [1] * (len(laid.ids) - laid.prefix)])
     with torch.inference_mode():
         logits = vla.model(

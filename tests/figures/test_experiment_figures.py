@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refinevla_kit.attention.frames import choose_frames
+from refinevla_kit.attention.captured import choose_frames
 from refinevla_kit.episodes import open_dataset
 from refinevla_kit.evaluation.published import load_published
 from refinevla_kit.evaluation.records import EpisodeRecord

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from refinevla_kit.attention.grounding import areas, shares
-from refinevla_kit.attention.measures import pointing
+from refinevla_kit.attention.grounding import areas, pointing, shares
 from refinevla_kit.errors import KitError
 from refinevla_kit.figures.overlays import SHOWN
 from refinevla_kit.figures.saving import save_figure

@@ -13,9 +13,8 @@ import torch
 from matplotlib.figure import Figure
 
 from refinevla_kit.attention.attribution import METHODS, attribute
-from refinevla_kit.attention.capture import capture, capture_batch
-from refinevla_kit.attention.frames import Frame
-from refinevla_kit.attention.queries import lay_out
+from refinevla_kit.attention.captured import Frame
+from refinevla_kit.attention.forward import capture, capture_batch, token_sequence
 from refinevla_kit.errors import KitError
 from refinevla_kit.policies.vla_policy import VLAPolicy
 from refinevla_kit.training.examples import Examples
@@ -181,7 +180,7 @@ def test_a_killed_run_goes_on_bit_for_bit(examples: Examples, tmp_path: Path) ->
 def test_captured_attention_is_the_models_own(policy: VLAPolicy, images: np.ndarray) -> None:
     vla, kinds = policy.vla, ("action", "rationale", "instruction")
     found = capture(policy, images[0], INSTRUCTIONS[0], rationale=TEXTS[0], queries=kinds)
-    laid = lay_out(policy, INSTRUCTIONS[0], found.action.tokens.tolist(), TEXTS[0], kinds)
+    laid = token_sequence(policy, INSTRUCTIONS[0], found.action.tokens.tolist(), TEXTS[0], kinds)
     words = vla.model.get_input_embeddings()(torch.tensor([laid.ids]))
     words[:, vla.image_start : vla.image_end] = vla.see(vla.pixel_values(images[:1]), None)
     own = torch.stack(vla.model(inputs_embeds=words, output_attentions=True).attentions, 1)[

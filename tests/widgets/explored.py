@@ -8,8 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from refinevla_kit.attention.captured import Capture, Query, image_hash
-from refinevla_kit.attention.frames import Frame
+from refinevla_kit.attention.captured import Capture, Frame, Query, image_hash
 from refinevla_kit.episodes.contract import ACTION_NAMES
 from refinevla_kit.policies.contract import Action
 

@@ -14,8 +14,8 @@ import pytest
 from matplotlib.text import Text
 
 from refinevla_kit.attention.attribution import attribute
-from refinevla_kit.attention.capture import capture
 from refinevla_kit.attention.captured import KINDS, Capture
+from refinevla_kit.attention.forward import capture
 from refinevla_kit.attention.grounding import shares
 from refinevla_kit.errors import KitError
 from refinevla_kit.figures.overlays import EVEN
