@@ -158,7 +158,7 @@ def ask(
     wanted = target if isinstance(target, str) else f"{target.kind} {target.label!r} at {target.positions}"
     raise KitError(
         f"the answer of {policy.name} has no {wanted}",
-        f"choose an action dimension ({', '.join(policy.vla.bins.names)}) or a query of the same capture",
+        f"choose an action dimension ({', '.join(policy.vla.word_names)}) or a query of the same capture",
     )
 
 

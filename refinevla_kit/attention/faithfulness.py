@@ -116,7 +116,7 @@ def curves(
         KitError: a map of another grid, or fewer than one step or order.
     """
     check_policy(policy)
-    question = ask(policy, frame, policy.vla.bins.names[0], action, rationale)
+    question = ask(policy, frame, policy.vla.word_names[0], action, rationale)
     grid, patches = policy.vla.grid, policy.vla.patches
     patch_map = np.asarray(getattr(patch_map, "patch_map", patch_map), np.float64)
     if patch_map.shape != grid:
@@ -206,8 +206,8 @@ def cover(
         images = np.stack([frame.image, *(masked(frame.image, masks[name], fill) for name, fill in changes)])
         state = state_batch(frame)
         states = None if state is None else state.repeat(len(images), 0)
-        actions = policy.act_batch(images, [frame.instruction] * len(images), states)
-        question = ask(policy, frame, policy.vla.bins.names[0], actions[0])
+        actions = policy.decide(images, [frame.instruction] * len(images), states)
+        question = ask(policy, frame, policy.vla.word_names[0], actions[0])
         hidden = question.hidden(question.words(policy.vla.pixel_values(images)))
         stage = STAGES.get(frame.phase, frame.phase)
         whose = (policy.name, policy.checkpoint_hash, frame.task, frame.episode, frame.step, stage)
@@ -265,7 +265,7 @@ def sanity(
     from scipy import stats
 
     actions = [
-        policy.act_batch(np.asarray(frame.image)[None], [frame.instruction], state_batch(frame))[0]
+        policy.decide(np.asarray(frame.image)[None], [frame.instruction], state_batch(frame))[0]
         for frame in frames
     ]
 

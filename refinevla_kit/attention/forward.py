@@ -173,7 +173,7 @@ def token_sequences(
             count = "one text" if isinstance(given, str) else f"{len(given)}"
             raise KitError(f"{name}: {count} for {len(images)} pictures", "give one a picture, in a list")
     if actions is None:
-        actions = policy.act_batch(images, instructions, proprioception)
+        actions = policy.decide(images, instructions, proprioception)
     sequences = []
     for number, (instruction, action) in enumerate(zip(instructions, actions, strict=True)):
         text = action.rationale if rationales is None else rationales[number]
@@ -196,7 +196,7 @@ def token_sequence(
     Args:
         policy: whose.
         instruction: the task in words.
-        action_tokens: vocabulary ids, one an action dimension.
+        action_tokens: vocabulary ids, one a word of the answer.
         rationale: the text; tokenized here. A policy that writes before it acts has it in front of its action
             whether or not it is asked about.
         kinds: of queries.
@@ -206,27 +206,29 @@ def token_sequence(
     """
     _check_kinds(kinds)
     vla = policy.vla
-    if len(action_tokens) != len(vla.bins.ranges):
+    if len(action_tokens) != len(vla.ranges):
         raise KitError(
-            f"the action has {len(action_tokens)} tokens, the policy {len(vla.bins.ranges)}",
+            f"the action has {len(action_tokens)} tokens, the policy {len(vla.ranges)}",
             "give an action of this policy, or None",
         )
     prefix = vla.prefix_ids(instruction)
     text = vla.tokenizer.encode(rationale, add_special_tokens=False) if rationale else []
-    act = [vla.marks.action, *(int(token) for token in action_tokens)]
-    think = [vla.marks.rationale, *text]
-    act_at = thought_at = len(prefix)
+    tokens = [int(token) for token in action_tokens]
+    act = [mark for mark in (vla.marks.action,) if mark is not None] + tokens
+    think = [mark for mark in (vla.marks.rationale,) if mark is not None] + text
     if policy.order == "rationale_first":
-        act_at += len(think)
         ids = [*prefix, *think, *act]
+        act_end, thought_end = len(ids), len(prefix) + len(think)
     else:
-        thought_at += len(act)
         ids = [*prefix, *act, *(think if RATIONALE_QUERY in kinds else [])]
+        act_end, thought_end = len(prefix) + len(act), len(ids)
+    # the output before a token predicts it, so that is its row
+    act_at, thought_at = act_end - len(tokens) - 1, thought_end - len(text) - 1
     queries: list[Query] = []
     if ACTION_QUERY in kinds:
-        for place, (name, token) in enumerate(zip(vla.bins.names, act[1:], strict=True)):
+        for place, (name, token) in enumerate(zip(vla.word_names, tokens, strict=True)):
             queries.append(Query(name, ACTION_QUERY, (act_at + place,), (token,)))
-    if RATIONALE_QUERY in kinds:  # the marker's output predicts the first token: rows begin at the marker
+    if RATIONALE_QUERY in kinds:
         queries += _words(vla.tokenizer, text, RATIONALE_QUERY, thought_at)
     if INSTRUCTION_QUERY in kinds:
         queries += _words(vla.tokenizer, prefix[vla.image_end :], INSTRUCTION_QUERY, vla.image_end)
@@ -327,7 +329,7 @@ def _allowed(policy: VLAPolicy, query: Query) -> slice:
     if query.kind != ACTION_QUERY:
         return slice(None)
     vla = policy.vla
-    low, high = vla.bins.ranges[vla.bins.names.index(query.label)]
+    low, high = vla.ranges[vla.word_names.index(query.label)]
     return slice(vla.first_action + low, vla.first_action + high)
 
 

@@ -9,12 +9,20 @@ import numpy as np
 import pytest
 import torch
 
+from refinevla_kit.attention import capture
+from refinevla_kit.attention.attribution import METHODS, attribute
+from refinevla_kit.attention.captured import Frame
+from refinevla_kit.attention.forward import forward_pass, token_sequence, watching
 from refinevla_kit.conventions import ROBOT_CONVENTIONS
+from refinevla_kit.errors import KitError
+from refinevla_kit.evaluation import evaluate, load_records
+from refinevla_kit.policies import load_policy
 from refinevla_kit.policies.conversion import ActionConversion
 from refinevla_kit.policies.vla_policy import VLAPolicy, averaged
 from refinevla_kit.training.examples import Examples
 from refinevla_kit.training.loop import TrainingConfig, fine_tune
 from refinevla_kit.training.objective import WholeModel, forward, make_batch
+from refinevla_kit.training.policy_run import train_policy
 from refinevla_kit.vlas import load_vla
 from refinevla_kit.vlas.contract import VLA
 from refinevla_kit.vlas.sequence import ACTION_KIND, RATIONALE_KIND, answer_ids
@@ -215,3 +223,75 @@ def test_episodes_are_played_as_their_evaluation_does(model: str, robot: str) ->
 
 def robot_name(robot: str) -> str:
     return "widowx_bridge" if robot == "widowx" else robot
+
+
+@torch.no_grad()
+def test_captured_attention_is_the_models_own(model: str, examples: Examples) -> None:
+    """SpatialVLA's authors keep theirs of a whole prompt, which a capture of its instruction has to equal."""
+    vla = load(model)
+    policy = VLAPolicy(vla, "p", "abc")
+    kinds = ("action", "rationale", "instruction")
+    found = capture(policy, examples.images[0], examples.instructions[0], rationale=TEXTS[0], queries=kinds)
+    labels = [query.label for query in found.queries]
+    assert labels[: len(vla.ranges)] == list(vla.word_names)
+    assert found.patches.shape[-1] == vla.patches
+    shares = found.patches.sum(-1) + found.others.sum(-1)
+    np.testing.assert_allclose(shares, 1, atol=1e-5)
+
+    sequence = token_sequence(policy, examples.instructions[0], found.action.tokens.tolist(), TEXTS[0], kinds)
+    words = vla.see(vla.pixel_values(examples.images[:1]), None)
+    squares: list[torch.Tensor] = []
+    with watching(policy, squares.append):
+        forward_pass(policy, words, [sequence])
+    whole = torch.stack(squares, 1)[0].numpy()  # layers, heads, N, N
+    for number, query in enumerate(sequence.queries):
+        rows = whole[:, :, list(query.positions)].mean(2)
+        np.testing.assert_allclose(found.patches[:, :, number], rows[..., vla.on_patches], atol=1e-6)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "grad_cam"])
+def test_every_method_gives_a_map_of_its_patches(model: str, examples: Examples, method: str) -> None:
+    policy = VLAPolicy(load(model), "p", "abc")
+    frame = Frame(examples.images[0], {}, examples.instructions[0], "widowx_spoon_on_towel", 0, 0, "reach")
+    found = attribute(policy, frame, policy.vla.word_names[0], method)
+    assert found.patch_map.shape == policy.vla.grid
+    assert np.isfinite(found.patch_map).all()
+    assert found.pixel_map.shape == examples.images[0].shape[:2]
+
+
+@pytest.mark.slow
+def test_episodes_of_the_benchmark_are_played_and_recorded(model: str, tmp_path: Path) -> None:
+    policy = load_policy(FOLDER / model)
+    path = evaluate(
+        policy, "widowx_carrot_on_plate", 1, workers=0, output=tmp_path, width=160, height=120, progress=False
+    )
+    assert len(load_records(path)) == 1
+    assert hasattr(policy, "act_batch") == (policy.vla.chunk == 1), "averaged plans need an episode's past"
+
+
+def test_the_wrong_robots_statistics_stop_a_run_before_its_first_episode(model: str, tmp_path: Path) -> None:
+    keys = facts(model)["statistics_keys"]
+    policy = load_policy(FOLDER / model, dataset=keys[1])
+    with pytest.raises(KitError, match="google_robot"):
+        evaluate(policy, "widowx_carrot_on_plate", 1, workers=0, output=tmp_path, progress=False)
+    assert policy.checkpoint_hash != load_policy(FOLDER / model).checkpoint_hash
+
+
+@pytest.mark.parametrize("words", ["refitted", "adapted"])
+def test_a_policy_for_other_data_remembers_its_own_statistics(
+    model: str, words: str, examples: Examples, tmp_path: Path
+) -> None:
+    config = replace(PLAIN, action_words=words, steps=1, validate_every=0)
+    if model == "openvla" and words == "adapted":
+        with pytest.raises(KitError, match="no grid to adapt"):
+            train_policy(FOLDER / model, examples, config, tmp_path, "p", progress=False)
+        return
+    train_policy(FOLDER / model, examples, config, tmp_path, "p", progress=False)
+    policy = load_policy(tmp_path / "p")
+    assert policy.vla.provenance["order"] == "action_first"
+    assert policy.conventions.normalisation == "refinevla"
+    spread = np.abs(policy.round_trip(examples.actions) - examples.actions)[:, :6].mean(0)
+    assert (spread < 0.02).all()
+    assert (policy.round_trip(examples.actions)[:, 6] == examples.actions[:, 6]).all()
+    theirs = load_vla(tmp_path / "p", dataset=facts(model)["statistics_keys"][0])
+    assert theirs.bins.limits == load(model).bins.limits, "the base's statistics are still there"
