@@ -14,8 +14,9 @@ against world positions, and motion against the first actions in the robot's fra
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -201,10 +202,9 @@ class Scene:
         objects = [name for name in masks if name not in MASK_NAMES]
         self.known = self.state is not None and bool(objects)
         named = roles(request.instruction, objects)
-        main = named if len(named) == 2 else objects[:2]
-        self.names = (
-            tuple(dict.fromkeys(main + objects)) if self.known else objects_named(request.instruction)
-        )
+        self.names = objects_named(request.instruction)
+        if self.known:
+            self.names = tuple(dict.fromkeys((named if len(named) == 2 else []) + objects))
         self.source, self.target = (*self.names, "", "")[:2]
         metres = request.deltas and request.metric and request.actions.shape[1] >= 3
         self.moved = filled(request.actions[:, :3], True) if metres else None
@@ -247,16 +247,31 @@ class Scene:
 
     def fact_findings(self, facts: Facts) -> list[Finding]:
         """A finding for each field that says something, and a doubt about the names."""
+        checks: dict[str, Callable[[Any], Answer]] = {
+            "source": partial(self._role, self.source),
+            "target": partial(self._role, self.target),
+            "source_zone": partial(self._in_zone, self.source),
+            "target_zone": partial(self._in_zone, self.target),
+            "gripper_zone": partial(self._in_zone, "gripper"),
+            "gripper": self._opening,
+            "held": self._held,
+            "reach_cm": partial(self._distance, "reach"),
+            "reach_height_cm": partial(self._height, "reach"),
+            "reach_side": partial(self._beside, "gripper", self.source),
+            "goal_cm": partial(self._distance, "goal"),
+            "goal_height_cm": partial(self._height, "goal"),
+            "goal_side": partial(self._beside, self.source, self.target),
+            "sub_task": self._sub_task,
+            "next_sub_task": partial(self._order, facts.sub_task),
+            "motion": self._motion,
+            "done": self._done,
+        }
         findings = []
-        for field in fields(Facts):
-            value = getattr(facts, field.name)
+        for name, value in vars(facts).items():
             if value is not None:
-                answer = self._fact(field.name, value, facts)
-                findings.append(_finding("facts", field.name, f"{field.name}: {value}", answer))
-        names = {"source": facts.source, "target": facts.target}
-        return findings + self._naming(
-            [("facts", name, f"{role}: {name}") for role, name in names.items() if name]
-        )
+                findings.append(_finding("facts", name, f"{name}: {value}", checks[name](value)))
+        named = [("source", facts.source), ("target", facts.target)]
+        return findings + self._naming([("facts", name, f"{role}: {name}") for role, name in named if name])
 
     def prose_findings(self, rationale: Rationale) -> tuple[list[Finding], dict[str, int]]:
         """What is read from the four parts, and for each the sentences in which at most names were read."""
@@ -268,57 +283,28 @@ class Scene:
             elif said.kind == "held":
                 answer = self._held(said.subject)
             elif said.kind == "side":
-                answer = self._beside(said.subject, said.relation, said.object)
+                answer = self._beside(said.subject, said.object, said.relation)
             else:
-                answer = self._sub_task({PHASES.index(name) for name in said.relation.split(" or ")})
+                answer = self._sub_task(said.relation)
             if answer[0] is not None and not said.holds:
                 answer = (not answer[0], answer[1])
             findings.append(_finding(said.part, said.kind, said.text, answer))
         objects = [(said.part, said.subject, said.text) for said in statements if said.kind == "object"]
         return findings + self._naming(objects), unread
 
-    def _fact(self, name: str, value: Any, facts: Facts) -> Answer:
-        if name in ("source", "target"):
-            return self._role(
-                name_in_scene(value, self.names), self.source if name == "source" else self.target
-            )
-        if name.endswith("_zone"):
-            thing = {"source_zone": self.source, "target_zone": self.target}.get(name, "gripper")
-            return self._in_zone(thing, value)
-        if name.endswith("_side"):
-            pair = ("gripper", self.source) if name == "reach_side" else (self.source, self.target)
-            return self._beside(pair[0], value, pair[1])
-        if name.endswith("_cm"):
-            return self._distance(name, value)
-        if name == "gripper":
-            return self._opening(value)
-        if name == "held":
-            nothing = value in ("nothing", "none")
-            holds, reason = self._held("" if nothing else name_in_scene(value, self.names))
-            return (not holds if nothing and holds is not None else holds), reason
-        if name == "sub_task":
-            return self._sub_task({PHASES.index(value)})
-        if name == "next_sub_task":
-            return self._order(value, facts.sub_task)
-        if name == "motion":
-            return self._motion(value)
-        if self.state is None:
-            return UNKNOWN
-        done = bool(self.state.placed)
-        return (
-            done == value,
-            f"the task's own success condition {'holds' if done else 'does not hold'} in this frame",
-        )
-
     def _naming(self, named: Sequence[tuple[str, str, str]]) -> list[Finding]:
-        """Without a simulator: a doubt where another thing is named than the instruction's."""
-        missing = set(self.names) - {name for _, name, _ in named}
-        strange = [each for each in named if each[1] not in self.names]
+        """Without a simulator: a doubt where another thing is named than the instruction's.
+
+        Args:
+            named: part, name and text.
+        """
+        things = [name_in_scene(name, self.names) for _, name, _ in named]
+        missing = [name for name in self.names if name not in things]
+        strange = [place for place, thing in enumerate(things) if thing not in self.names]
         if self.known or not missing or not strange:
             return []
-        part, name, text = strange[0]
-        asked = next(name for name in self.names if name in missing)
-        reason = f"the rationale speaks of {name!r}, the instruction of {asked!r}"
+        part, name, text = named[strange[0]]
+        reason = f"the rationale speaks of {name!r}, the instruction of {missing[0]!r}"
         return [Finding(part, "naming", text, "undecided", reason, True)]
 
     def _object(self, name: str) -> Answer:
@@ -328,10 +314,10 @@ class Scene:
             return True, "it is in the scene"
         return False, f"there is no {name} in this scene, but {', '.join(self.names)}"
 
-    def _role(self, name: str, actual: str) -> Answer:
+    def _role(self, actual: str, name: str) -> Answer:
         if not self.known:
             return None, "only the instruction tells what is to be moved where"
-        return name == actual, f"in this task it is the {actual}"
+        return name_in_scene(name, self.names) == actual, f"in this task it is the {actual}"
 
     def _in_zone(self, thing: str, words: str) -> Answer:
         centre = self.centres.get(thing)
@@ -351,7 +337,7 @@ class Scene:
             f"the {thing} is {centre[0]:.0%} of the picture from the left and {centre[1]:.0%} from the top",
         )
 
-    def _beside(self, thing: str, word: str, other: str) -> Answer:
+    def _beside(self, thing: str, other: str, word: str) -> Answer:
         one, two = self.centres.get(thing), self.centres.get(other)
         if one is None or two is None:
             return UNKNOWN
@@ -362,15 +348,18 @@ class Scene:
         return _grade(offset, -SIDE_SHARE / 2, SIDE_SHARE / 2), f"the {thing} is {where} than the {other}"
 
     def _distance(self, name: str, value: float) -> Answer:
-        if not self.known:
-            return UNKNOWN
-        offset = 100 * self._offset(name.split("_")[0])
-        across, up = float(np.hypot(*offset[:2])), float(offset[2])
-        measured = up if "height" in name else across
+        return self._length(value, float(np.hypot(*self._offset(name)[:2]))) if self.known else UNKNOWN
+
+    def _height(self, name: str, value: float) -> Answer:
+        return self._length(value, float(self._offset(name)[2])) if self.known else UNKNOWN
+
+    @staticmethod
+    def _length(value: float, metres: float) -> Answer:
+        measured = 100 * metres
         holds = _grade(abs(value - measured), max(3.0, 0.4 * abs(measured)), max(1.5, 0.25 * abs(measured)))
         if value * measured < 0 and min(abs(value), abs(measured)) > 100 * LEVEL_M:
             holds = False  # above instead of below
-        return holds, f"it is {across:.0f} cm in the plane and {up:+.0f} cm in height"
+        return holds, f"it is {measured:.0f} cm"
 
     def _offset(self, name: str) -> Array:
         """From the source to the gripper ("reach"), from the target to the source ("goal"); metres, world."""
@@ -394,11 +383,21 @@ class Scene:
         """`name` is held; "" stands for anything."""
         if self.state is None:
             return UNKNOWN
-        grasped = bool(self.state.grasped)
-        other = f", not the {name}" if grasped and name not in ("", self.source) else ""
-        return grasped and not other, f"the {self.source} is {'' if grasped else 'not '}held{other}"
+        held = self.source if self.state.grasped else "nothing"
+        named = name_in_scene("nothing" if name == "none" else name, self.names)
+        holds = named == held or (not name and held != "nothing")
+        return holds, f"the gripper holds {'nothing' if held == 'nothing' else f'the {held}'}"
 
-    def _sub_task(self, stated: set[int]) -> Answer:
+    def _done(self, done: bool) -> Answer:
+        if self.state is None:
+            return UNKNOWN
+        holds = bool(self.state.placed)
+        words = "holds" if holds else "does not hold"
+        return holds == done, f"the task's own success condition {words} in this frame"
+
+    def _sub_task(self, words: str) -> Answer:
+        """`words`: of `PHASES`, joined by " or "."""
+        stated = {PHASES.index(word) for word in words.split(" or ")}
         if self.state is None:
             if stated not in ({2}, {6}) or self.opens is None:
                 return UNKNOWN
@@ -422,7 +421,7 @@ class Scene:
         words = [motion_word(row) for row in (*self.moved[:steps], self.moved[:steps].sum(0))]
         return any(word in LOOKS[phase] for word in words)
 
-    def _order(self, following: str, stated: str | None) -> Answer:
+    def _order(self, stated: str | None, following: str) -> Answer:
         """What follows a sub-task is so in any scene: out of order is false, in order is no evidence."""
         current = stated if stated or self.state is None else PHASES[int(self.state.phase)]
         reason = "the order of a pick and place is " + ", ".join(PHASES)

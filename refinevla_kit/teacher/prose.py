@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from refinevla_kit.simulator.contract import PHASES
 from refinevla_kit.teacher.schema import PARTS, Rationale
@@ -33,8 +34,12 @@ strawberry teapot toaster tomato toothbrush towel toy vase wrench zucchini
 HAND = r"(?:robot(?:ic)?(?:'s)? )?(?:gripper|end[- ]effector|fingers|jaws|claw)"
 HEDGE = re.compile(
     r"\b(?:until|once|after|before|when|if|unless|will|would|should|must|can|could|may|might|need\w*|"
-    r"ha(?:s|ve) to|so that|in order|ready to|about to|going to|to (?:be|hold|keep|get|have|avoid))\b"
+    r"ha(?:s|ve) to|so that|in order|ready to|about to|going to|to (?:be|hold|keep|get|have|avoid)|"
+    r"almost|nearly|being)\b"
 )
+SENTENCE = re.compile(r"(?:[^.!?\n]|\.(?=\d))+")
+CLAUSE = re.compile(r"[;:]|,? (?:and(?! \d)|but|while|so|because|since) |, (?!left|right)")
+NAMED = re.compile(r"(?<!no )(?<!any )(?<!not a )(?<!than a )(?<!without a )\bE(\d+)")
 NOT = re.compile(r"\b(?:not|no|nothing|never|nor|neither|yet to|without|cannot)\b|n't\b")
 MOVES = re.compile(r"\b(?:mov|go|bring|carr|travel|slid|shift|turn|head|reach|place|put|set)\w*")
 IT = r"(?:(?:the|an?|its|any|this) )?"
@@ -83,20 +88,20 @@ class Statement:
 
     Attributes:
         part: one of `PARTS`.
+        text: the sentence that it was read from.
         kind: "object", "held", "side" or "sub-task".
         subject, object: as the scene calls them; "" where there is none (held: anything).
         relation: "left" or "right"; of a sub-task the names in `PHASES` that it may be, joined by " or ".
         holds: False for a negated statement.
-        text: the sentence, or the plan, that it was read from.
     """
 
     part: str
+    text: str
     kind: str
     subject: str = ""
     relation: str = ""
     object: str = ""
     holds: bool = True
-    text: str = ""
 
 
 def read_prose(rationale: Rationale, names: tuple[str, ...]) -> tuple[list[Statement], dict[str, int]]:
@@ -105,33 +110,23 @@ def read_prose(rationale: Rationale, names: tuple[str, ...]) -> tuple[list[State
     Args:
         names: the scene's objects, source first, target second.
     """
-    statements: list[Statement] = []
+    statements = []
     unread = dict.fromkeys(PARTS, 0)
     for part in PARTS:
-        objects: dict[str, Statement] = {}
-        for number, piece in enumerate(
-            re.finditer(r"(?:[^.!?\n]|\.(?=\d))+", getattr(rationale, part)[:LONGEST])
-        ):
-            sentence, said = piece[0].strip(), list[Statement]()
+        named = {GRIPPER, THING}
+        for number, piece in enumerate(SENTENCE.finditer(getattr(rationale, part)[:LONGEST])):
+            sentence = piece[0].strip()
             text, things = _tokens(sentence, names)
-            if part != PARTS[3]:
-                for clause in re.split(
-                    r"[;:]|,? (?:and(?! \d)|but|while|so|because|since) |, (?!left|right)", text
-                ):
-                    said += [*_held(clause, part, things, sentence), *_sides(clause, part, things, sentence)]
-            if part != PARTS[3] or number == 0:
-                match = (FIRST if part == PARTS[3] else NOW).search(text)
-                target = things.index(names[1]) if len(names) > 1 and names[1] in things else -1
-                said += _sub_task(match, part, target, sentence)
-            for place in re.finditer(
-                r"(?<!no )(?<!any )(?<!not a )(?<!than a )(?<!without a )\bE(\d+)", text
-            ):
-                name = things[int(place[1])]
-                if name not in (GRIPPER, THING):
-                    objects.setdefault(name, Statement(part, "object", name, text=sentence))
-            unread[part] += bool(sentence) and not said
-            statements += said
-        statements += objects.values()
+            if part == PARTS[3]:
+                read = list(_sub_task(FIRST.search(text), things, names)) if number == 0 else []
+            else:
+                read = [*_relations(text, things), *_sub_task(NOW.search(text), things, names)]
+            unread[part] += bool(sentence) and not read
+            for match in NAMED.finditer(text):
+                if things[int(match[1])] not in named:
+                    named.add(things[int(match[1])])
+                    read.append(("object", things[int(match[1])]))
+            statements += [Statement(part, sentence, *said) for said in read]
     return statements, unread
 
 
@@ -177,7 +172,8 @@ def _resolve(colour: str | None, noun: str, many: bool, names: tuple[str, ...]) 
     for name in (own, noun):
         if name in names:
             return name
-    like = [name for name in names if SAME.get(name.split()[-1], name.split()[-1]) == SAME.get(noun, noun)]
+    heads = {name: name.split()[-1] for name in names}
+    like = [name for name, head in heads.items() if SAME.get(head, head) == SAME.get(noun, noun)]
     coloured = [name for name in like if re.search(rf"\b(?:{COLOURS})\b", name)]
     if colour and coloured:
         like = [name for name in coloured if colour in name.split()]
@@ -186,39 +182,31 @@ def _resolve(colour: str | None, noun: str, many: bool, names: tuple[str, ...]) 
     return like[0] if like else own
 
 
-def _held(clause: str, part: str, things: list[str], text: str) -> Iterator[Statement]:
-    for match in HELD.finditer(clause):
-        before = clause[: match.end()]
-        token = match["passive"] or match["active"] or match["between"]
-        name = things[int(token)] if token else ""
-        if HEDGE.search(before) or name == GRIPPER or re.search(r"\b(?:almost|nearly|being)\b", before):
-            continue
-        empty = "empty" in match[0] or "nothing" in match[0]
-        yield Statement(
-            part, "held", "" if name == THING else name, holds=not (empty or NOT.search(before)), text=text
-        )
-
-
-def _sides(clause: str, part: str, things: list[str], text: str) -> Iterator[Statement]:
-    for pattern in SIDE:
-        for match in pattern.finditer(clause):
-            one, two = things[int(match["one"])], things[int(match["two"])]
+def _relations(text: str, things: list[str]) -> Iterator[tuple[Any, ...]]:
+    for clause in CLAUSE.split(text):
+        for match in HELD.finditer(clause):
             before = clause[: match.end()]
+            token = match["passive"] or match["active"] or match["between"]
+            name = things[int(token)] if token else ""
+            if name != GRIPPER and not HEDGE.search(before):
+                nothing = re.search("empty|nothing", match[0]) or NOT.search(before)
+                yield "held", "" if name == THING else name, "", "", not nothing
+        for match in (found for pattern in SIDE for found in pattern.finditer(clause)):
+            before = clause[: match.end()]
+            one, two = things[int(match["one"])], things[int(match["two"])]
             if THING not in (one, two) and one != two and not (HEDGE.search(before) or MOVES.search(before)):
-                yield Statement(part, "side", one, match["word"], two, not NOT.search(before), text)
+                yield "side", one, match["word"], two, not NOT.search(before)
 
 
-def _sub_task(match: re.Match[str] | None, part: str, target: int, text: str) -> Iterator[Statement]:
-    """`target`: the target's token, -1 where it is not named."""
-    if match is None:
+def _sub_task(
+    match: re.Match[str] | None, things: list[str], names: tuple[str, ...]
+) -> Iterator[tuple[Any, ...]]:
+    if match is None or HEDGE.search(match.string[: match.start()]):
         return
-    before = match.string[: match.start("verb")]
-    if NOT.search(before) or HEDGE.search(match.string[: match.start()]):
+    if NOT.search(match.string[: match.start("verb")]):
         return
     numbers = next(numbers for place, numbers in enumerate(VERBS.values()) if match[f"v{place}"])
     led = re.match(r"(?: (?:for|over|to|towards?|onto|on|above|the|an?))* E(\d+)", match["tail"])
-    if numbers == "01" and led and int(led[1]) == target:
-        numbers = "4"
-    yield Statement(
-        part, "sub-task", "", " or ".join(PHASES[int(number)] for number in numbers), "", True, text
-    )
+    if numbers == "01" and led and things[int(led[1])] in names[1:2]:
+        numbers = "4"  # reaching the target is carrying something there
+    yield "sub-task", "", " or ".join(PHASES[int(number)] for number in numbers)
