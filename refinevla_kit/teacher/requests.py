@@ -116,11 +116,11 @@ def _with_pictures(
 ) -> Iterator[Request]:
     known = without_pictures(dataset, episode, spans)
     group = max(1, FRAMES // max(1, keyframes))
-    while requests := list(islice(known, group)):
-        places = [keyframe_indices(request.start, request.end, keyframes) for request in requests]
+    while asked := list(islice(known, group)):
+        places = [keyframe_indices(request.start, request.end, keyframes) for request in asked]
         frames = sorted({frame for indices in places for frame in indices})
         images = dict(zip(frames, dataset.images(episode, frames), strict=True))
-        for request, indices in zip(requests, places, strict=True):
+        for request, indices in zip(asked, places, strict=True):
             pictures = np.stack([images[i] for i in indices])
             yield replace(request, keyframes=pictures, keyframe_indices=indices, granularity=granularity)
 
