@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
+from itertools import groupby, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -51,6 +51,7 @@ OPEN_ABOVE, CLOSED_BELOW = (
     0.8,
     0.15,
 )  # finger opening; "half open" is said from 0.25 to 0.7, nothing in between
+VAGUE_PLACE, VAGUE_OPENING = 0.1, 0.2  # a word that would hold this much further on is not false
 LEVEL_M = 0.01  # height differences up to this are "level"
 MOVING_M = 0.015  # displacement along an axis, in one step, from which it is said
 ACROSS = ("left", "right", "forward", "backward")
@@ -321,21 +322,14 @@ class Scene:
 
     def _in_zone(self, thing: str, words: str) -> Answer:
         centre = self.centres.get(thing)
-        if centre is None:
+        exact = _zone(centre)
+        if centre is None or exact is None:
             return (False, f"the {thing} is not in view") if thing in self.centres else UNKNOWN
-        x, y = centre[0] - 0.5, centre[1] - 0.5
-        beyond = {"left": -x, "right": x, "top": -y, "bottom": y}
-        answers = [_grade(beyond[word], -SIDE_SHARE, SIDE_SHARE) for word in words.split() if word in beyond]
-        if words == "centre":
-            answers = [_grade(max(abs(x), abs(y)), 0.25, 0.15)]
-        elif len(answers) == 1 and False not in answers:  # "left" of what is far up is vague, not false
-            off = abs(y) if words in ("left", "right") else abs(x)
-            answers += [True if off <= 0.15 else None]
-        holds = False if False in answers else None if None in answers else True
-        return (
-            holds,
-            f"the {thing} is {centre[0]:.0%} of the picture from the left and {centre[1]:.0%} from the top",
-        )
+        shifts = product((-VAGUE_PLACE, 0.0, VAGUE_PLACE), repeat=2)
+        near = {_zone((centre[0] + across, centre[1] + down)) for across, down in shifts}
+        vague = words in near or set(words.split()) < set(exact.split())  # "left" of what is top left
+        where = f"{centre[0]:.0%} of the picture from the left and {centre[1]:.0%} from the top"
+        return True if words == exact else None if vague else False, f"the {thing} is {where}"
 
     def _beside(self, thing: str, other: str, word: str) -> Answer:
         one, two = self.centres.get(thing), self.centres.get(other)
@@ -372,12 +366,11 @@ class Scene:
     def _opening(self, word: str) -> Answer:
         if self.opening is None or not 0 <= self.opening <= 1:
             return None, "how far the gripper is open is not recorded by that name, or not from 0 to 1"
-        held = self.state is not None and bool(self.state.grasped)
-        wide, shut = _grade(self.opening, 0.6, 0.7), _grade(self.opening, 0.6, 2 * CLOSED_BELOW)
-        low, high = _grade(self.opening, 0.1, 0.25), _grade(self.opening, OPEN_ABOVE, 0.7)
-        half = False if False in (low, high) else None if None in (low, high) else True
-        answer = {"open": False if held else wide, "half open": half, "closed": True if held else shut}[word]
-        return answer, f"the fingers are {self.opening:.0%} open" + f", around the {self.source}" * held
+        reason = f"the fingers are {self.opening:.0%} open"
+        if self.state is not None and self.state.grasped:
+            return {"closed": True, "open": False}.get(word), f"{reason}, around the {self.source}"
+        near = {_grip(self.opening + shift) for shift in (-VAGUE_OPENING, VAGUE_OPENING)}
+        return True if word == _grip(self.opening) else None if word in near else False, reason
 
     def _held(self, name: str) -> Answer:
         """`name` is held; "" stands for anything."""

@@ -92,7 +92,7 @@ class OracleTeacher:
     """
 
     name = "oracle"
-    version = "2"  # since 2 with facts
+    version = "1"
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
