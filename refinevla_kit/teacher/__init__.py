@@ -15,6 +15,7 @@ from refinevla_kit.teacher.oracle import OracleTeacher
 from refinevla_kit.teacher.schema import (
     PARTS,
     CallFailed,
+    Facts,
     Rationale,
     Refusal,
     Reply,
@@ -36,6 +37,7 @@ __all__ = [
     "TEACHERS",
     "CallFailed",
     "Estimate",
+    "Facts",
     "Limits",
     "OracleTeacher",
     "Prices",

@@ -1,41 +1,58 @@
-"""The table of answers that a run leaves: its columns, reading it, finding the answer about a frame, counting
-what it holds and cost.
+"""The answers: a model's raw text as a rationale or a typed refusal, an answer as a row of the table that a
+run leaves, and what that table holds and cost.
+
+A refusal of a kind in `schema.REPAIRABLE` comes with a reason that the follow-up request quotes, so reasons
+are written for the model too.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, PlainValidator, StringConstraints, ValidationError
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.teacher.limits import NANO, Prices, Spent
-from refinevla_kit.teacher.schema import PARTS, REPAIRABLE, Rationale, Refusal, Reply
+from refinevla_kit.teacher.schema import (
+    PARTS,
+    REPAIRABLE,
+    Facts,
+    Rationale,
+    Refusal,
+    Reply,
+    Request,
+    read_facts,
+)
 
 IDENTITY = ("teacher", "version", "prompt_hash", "granularity")
+FORMAT = 2
+"""Of the table, in its metadata. 1, which does not say so, had no facts; some tables of it lack `ADDED`."""
+TEXTS = ("mismatch", "refusal_kind", "refusal_reason", "raw", "first_kind", "first_raw", *IDENTITY)
+FACTS = pa.struct(
+    [
+        (
+            field.name,
+            pa.bool_() if field.name == "done" else pa.float64() if "_cm" in field.name else pa.string(),
+        )
+        for field in fields(Facts)
+    ]
+)
 SCHEMA = pa.schema(
     [
         *((name, pa.int32()) for name in ("episode", "start", "end")),
         *((part, pa.string()) for part in PARTS),
         ("instruction_matches", pa.bool_()),
-        *(
-            (name, pa.string())
-            for name in (
-                "mismatch",
-                "refusal_kind",
-                "refusal_reason",
-                "raw",
-                "first_kind",
-                "first_raw",
-                *IDENTITY,
-            )
-        ),
+        *((name, pa.string()) for name in TEXTS),
         ("keyframes", pa.int32()),
         ("dataset_hash", pa.string()),
         ("input_tokens", pa.int32()),
@@ -44,12 +61,14 @@ SCHEMA = pa.schema(
         ("currency", pa.string()),
         ("prices_as_of", pa.string()),
         ("attempts", pa.int32()),
+        ("facts", FACTS),
     ]
 )
 """`raw` is the last reply's text; where a first reply needed a follow-up, `first_kind` and `first_raw` keep
 it; tokens, cost and attempts are of all calls. `dataset_hash` is of the episode. Metadata "refinevla": see
 `run_of`.
 """
+ADDED: dict[str, Any] = {"currency": "", "prices_as_of": "", "attempts": 1}
 
 Row = dict[str, Any]
 Span = tuple[int, int, int]
@@ -80,11 +99,19 @@ class StoredRationale:
     prices_as_of: str = ""
     attempts: int = 1
 
+    @property
+    def span(self) -> Span:
+        """(episode, start, end)."""
+        return self.episode, self.start, self.end
+
 
 def load_rationales(path: str | Path) -> list[StoredRationale]:
-    """Stored answers, sorted by episode and start. Raises `KitError` for a file that is missing or of another
-    kind.
+    """Stored answers, sorted by episode and start. Raises `KitError` for a file that is missing, of another
+    kind, or of a later format.
     """
+    written = run_of(Path(path)).get("format", 1)
+    if written != 1 and written != FORMAT:
+        raise KitError(f"{path} has format {written}, this kit reads up to {FORMAT}", "install a later kit")
     try:
         return [_stored(row) for row in sorted(pq.read_table(path).to_pylist(), key=span_of)]
     except (OSError, pa.ArrowException, KeyError) as error:
@@ -132,24 +159,18 @@ class Summary:
 
 def summarise(path: str | Path) -> Summary:
     """Count what `path` holds. Raises `KitError` for a file that is missing or of another kind."""
+    names = ["refusal_kind", "instruction_matches", "currency", "prices_as_of"]
     try:
-        table = pq.read_table(
-            path, columns=["refusal_kind", "instruction_matches", "currency", "prices_as_of"]
-        )
-        kinds = {each["values"]: each["counts"] for each in table["refusal_kind"].value_counts().to_pylist()}
-        matches, dates, currencies = (
-            table[name].to_pylist() for name in ("instruction_matches", "prices_as_of", "currency")
-        )
-    except (OSError, pa.ArrowException, IndexError, ValueError) as error:
+        table = pq.read_table(path, columns=names)
+        kinds, matches, currencies, dates = (table[name].to_pylist() for name in names)
+    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         raise unreadable(path, error) from error
-    about, written = run_of(Path(path)), kinds.pop(None, 0)
-    spent, (as_of, currency) = (
-        Spent(*about.get("spent", ())),
-        max(zip(dates, currencies, strict=True), default=("", "")),
-    )
-    refusals = dict(sorted(kinds.items(), key=lambda each: -each[1]))
+    as_of, currency = max(zip(dates, currencies, strict=True), default=("", ""))
+    about = run_of(Path(path))
+    spent = Spent(*about.get("spent", ()))
+    refusals = dict(Counter(kind for kind in kinds if kind is not None).most_common())
     return Summary(
-        written,
+        kinds.count(None),
         matches.count(False),
         refusals,
         spent,
@@ -164,19 +185,17 @@ def run_of(path: Path) -> dict[str, Any]:
     """Which run wrote a table; nothing where there is no table or an older version of the kit wrote it.
 
     Returns:
-        "identity" (teacher, version, prompt_hash, granularity, keyframes), "model", "dataset" (its folder's
-        name), "spent" (as `Spent`), "stopped" (why it ended, "" when complete), "again" (spans whose refusals
-        the next run does not believe).
+        "format" (see `FORMAT`), "identity" (teacher, version, prompt_hash, granularity, keyframes), "model",
+        "dataset" (its folder's name), "spent" (as `Spent`), "stopped" (why it ended, "" when complete),
+        "again" (spans whose refusals the next run does not believe).
     """
+    if not path.exists():
+        return {}
     try:
-        about: dict[str, Any] = (
-            json.loads((pq.read_schema(path).metadata or {}).get(b"refinevla", b"{}"))
-            if path.exists()
-            else {}
-        )
-    except (OSError, pa.ArrowException) as error:
+        about = json.loads((pq.read_schema(path).metadata or {}).get(b"refinevla", b"{}"))
+    except (OSError, pa.ArrowException, ValueError) as error:
         raise unreadable(path, error) from error
-    return about
+    return about if isinstance(about, dict) else {}
 
 
 def unreadable(path: str | Path, error: Exception) -> KitError:
@@ -198,25 +217,28 @@ def reply_row(
     of both.
     """
     result, before = reply.result, first or {}
-    texts: dict[str, str | None] = dict.fromkeys((*PARTS, "mismatch", "refusal_kind", "refusal_reason")) | {
-        "raw": reply.raw
-    }
+    texts: dict[str, str | None] = dict.fromkeys((*PARTS, "mismatch", "refusal_kind", "refusal_reason"))
+    texts["raw"] = reply.raw
+    facts = None
     if isinstance(result, Refusal):
         texts |= {"refusal_kind": result.kind, "refusal_reason": result.reason}
     else:
         texts |= {name: getattr(result, name) for name in (*PARTS, "mismatch")}
+        facts = read_facts(result.facts)
+    # lone surrogates fit no file
     row: Row = {
         name: text and text.encode(errors="backslashreplace").decode() for name, text in texts.items()
-    }  # lone surrogates
-    row |= dict(zip(("episode", "start", "end"), span, strict=True)) | {"attempts": attempts}
-    row |= {"instruction_matches": None if isinstance(result, Refusal) else result.instruction_matches}
-    row |= {
+    }
+    row |= dict(zip(("episode", "start", "end"), span, strict=True))
+    return row | {
+        "facts": facts and asdict(facts),
+        "attempts": attempts,
+        "instruction_matches": None if isinstance(result, Refusal) else result.instruction_matches,
         "first_kind": before.get("refusal_kind"),
         "first_raw": before.get("raw"),
         "cost": used.money / NANO + before.get("cost", 0.0),
-    }
-    row |= {name: getattr(used, name) + before.get(name, 0) for name in ("input_tokens", "output_tokens")}
-    return row | {
+        "input_tokens": used.input_tokens + before.get("input_tokens", 0),
+        "output_tokens": used.output_tokens + before.get("output_tokens", 0),
         "currency": prices.currency if prices else "",
         "prices_as_of": prices.as_of if prices else "",
     }
@@ -226,19 +248,14 @@ def repairable(row: Row) -> bool:
     """Whether a follow-up may mend this first reply. One that never began (the model thought away all its
     tokens) would only be paid for again.
     """
-    return (
-        row["refusal_kind"] in REPAIRABLE and row["first_kind"] is None and bool((row["raw"] or "").strip())
-    )
+    fresh = row["refusal_kind"] in REPAIRABLE and row["first_kind"] is None
+    return fresh and bool((row["raw"] or "").strip())
 
 
 def row_reply(row: Row) -> Reply:
     """A refusal as a follow-up needs it."""
-    return Reply(
-        Refusal(row["refusal_kind"], row["refusal_reason"]),
-        row["raw"],
-        row["input_tokens"],
-        row["output_tokens"],
-    )
+    refusal = Refusal(row["refusal_kind"], row["refusal_reason"])
+    return Reply(refusal, row["raw"], row["input_tokens"], row["output_tokens"])
 
 
 def _stored(row: Row) -> StoredRationale:
@@ -247,27 +264,161 @@ def _stored(row: Row) -> StoredRationale:
     if row["refusal_kind"] is not None:
         refusal = Refusal(row["refusal_kind"], row["refusal_reason"])
     else:
-        parts = {part: row[part] for part in PARTS}
-        rationale = Rationale(
-            **parts,
-            instruction_matches=row.get("instruction_matches") is not False,
-            mismatch=row.get("mismatch") or "",
-        )
-    plain = (
-        "episode",
-        "start",
-        "end",
-        "raw",
-        "teacher",
-        "version",
-        "prompt_hash",
-        "input_tokens",
-        "output_tokens",
-        "cost",
-    )
-    added: dict[str, Any] = {name: row.get(name) or "" for name in ("currency", "prices_as_of")} | {
-        "attempts": row.get("attempts") or 1
+        matches = row.get("instruction_matches") is not False
+        texts = {part: row[part] for part in PARTS} | {"mismatch": row.get("mismatch") or ""}
+        facts = read_facts(row.get("facts"))
+        rationale = Rationale(**texts, instruction_matches=matches, facts=facts)
+    given = {
+        field.name: row.get(field.name) or ADDED[field.name] if field.name in ADDED else row[field.name]
+        for field in fields(StoredRationale)
+        if field.name not in ("rationale", "refusal")
     }
-    return StoredRationale(
-        rationale=rationale, refusal=refusal, **{name: row[name] for name in plain}, **added
-    )
+    return StoredRationale(rationale=rationale, refusal=refusal, **given)
+
+
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+
+
+class Answer(BaseModel):
+    """The shape that prompts/schema_v2.json asks for; other keys are ignored."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    observation: Text
+    situation_analysis: Text
+    spatial_reasoning: Text
+    task_planning: Text
+    instruction_matches: bool
+    mismatch: Annotated[str, StringConstraints(strip_whitespace=True)] = ""
+    facts: Annotated[Facts | None, PlainValidator(read_facts)] = None
+
+
+LANGUAGES = {
+    language: frozenset(words.split())
+    for language, words in {
+        "English": "the of is and to it with at not then its from by near left right above below over while "
+        "still",
+        "German": "der die das und ist nicht mit den dem ein eine von zu auf dann links rechts über",
+        "French": "le la les et est des du une dans pas sur avec puis vers",
+        "Spanish": "el la los las y es en con una del por que luego hacia",
+        "Italian": "il lo gli e è di che con una della sul per poi verso",
+        "Portuguese": "o os as e é com uma do da não para em depois",
+        "Dutch": "de het een en van niet met naar dan op links rechts",
+    }.items()
+}
+"""Words that a few sentences of a language cannot do without; what another language shares with English is
+left out.
+"""
+
+ASSISTANT = re.compile(
+    r"\bas an ai\b|\blanguage model\b|\bi(?:'m| am) (?:sorry|unable|not able)\b|\blorem ipsum\b"
+    r"|\bi can(?:no|')t (?:see|view|access|process|help|assist)|\bno images? (?:was|were) (?:provided|given)"
+)
+GENERIC = re.compile(
+    r"(?:the |a )?(?:robot|arm|robot arm|robotic arm|gripper) (?:is|will be) "
+    r"(?:performing|executing|doing|completing|carrying out|working on) "
+    r"(?:the|its|a|this) (?:given |assigned |requested )?(?:task|action|instruction|sequence)\b(?: \w+){0,5}"
+)
+SHORTEST = 10  # words of all parts together: four parts of fewer say nothing
+
+
+def parse(text: str, request: Request, cut: bool = False) -> Rationale | Refusal:
+    """Read an answer to `request`; JSON in a fence or after some prose is accepted. Never raises.
+
+    Facts that cannot be read are left out, field by field, and the prose is kept: see `read_facts`.
+
+    Args:
+        cut: the server says that it stopped at its limit of tokens.
+    Returns: the rationale; or a `Refusal`: "empty", "truncated", "not_json", "wrong_shape", "echo",
+    "boilerplate", "other_language".
+    """
+    text = text.strip()
+    if not text:
+        return (
+            Refusal("truncated", "all tokens allowed were spent before the answer began")
+            if cut
+            else Refusal("empty", "the answer has no text")
+        )
+    found = _json(text)
+    if isinstance(found, Exception):
+        if cut or (
+            isinstance(found, json.JSONDecodeError)
+            and (found.msg.startswith("Unterminated") or found.pos >= len(text.rstrip("`")))
+        ):
+            return Refusal("truncated", "the answer stops before its JSON ends")
+        page = re.match(r"<(!doctype|html)", text, re.IGNORECASE)
+        return Refusal("not_json", f"the answer is not JSON ({'an HTML page' if page else _line(found)})")
+    try:
+        answer = Answer.model_validate(found)
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"{'.'.join(map(str, item['loc'])) or 'the answer'}: {item['msg']}"
+            for item in error.errors(include_url=False)[:3]
+        )
+        return Refusal("wrong_shape", f"the JSON has another shape than asked for: {_line(wrong)}")
+    if not answer.instruction_matches and not answer.mismatch:
+        return Refusal("wrong_shape", "instruction_matches is false but mismatch does not say why")
+    rationale = Rationale(**vars(answer))
+    if answer.instruction_matches:
+        rationale = replace(rationale, mismatch="")
+    return _hollow(rationale, request.instruction) or rationale
+
+
+def _json(text: str) -> Any:
+    """The first JSON object with a key of ours, in a fence, a list or prose; without one, what the first
+    bracket leads to: a value, or the error.
+    """
+    outcomes: list[Any] = []
+    for bracket in islice(re.finditer(r"^\[|\{", text), 20):
+        try:  # not strict: line breaks within strings are fine
+            outcomes.append(json.JSONDecoder(strict=False).raw_decode(text, bracket.start())[0])
+        except (ValueError, RecursionError) as error:
+            outcomes.append(error)
+            continue
+        if isinstance(outcomes[-1], dict) and not outcomes[-1].keys().isdisjoint(PARTS):
+            return outcomes[-1]
+    return outcomes[0] if outcomes else ValueError("there is no object in it")
+
+
+def _hollow(rationale: Rationale, instruction: str) -> Refusal | None:
+    """Why a well-formed rationale says nothing: the instruction again, a phrase that fits any scene, another
+    language.
+    """
+    parts = {part: _words(getattr(rationale, part)) for part in PARTS}
+    asked = _words(instruction)
+    for part, words in parts.items():
+        text = " ".join(words)
+        if asked and len(words) <= len(asked) + 2 and " ".join(asked) in text:
+            return Refusal("echo", f"{part} only repeats the instruction")
+        if ASSISTANT.search(text) or GENERIC.fullmatch(text):
+            return Refusal("boilerplate", f"{part} would fit any scene: {_line(text)}")
+        letters = [letter for letter in getattr(rationale, part) if letter.isalpha()]
+        # beyond the Latin script and its accents
+        if sum(letter > "\u024f" for letter in letters) > 0.3 * len(letters):
+            return Refusal("other_language", f"{part} is not written in English")
+    everything = [word for words in parts.values() for word in words]
+    share = {
+        language: sum(word in common for word in everything) / max(1, len(everything))
+        for language, common in LANGUAGES.items()
+    }
+    likely = max(share, key=lambda language: share[language])
+    if (likely != "English" and share[likely] > 0.1) or (not share["English"] and len(everything) > 20):
+        return Refusal("other_language", "the answer is not in English")
+    shortest = min(len(words) for words in parts.values())
+    if len(everything) < SHORTEST or shortest < 2:
+        return Refusal(
+            "boilerplate",
+            f"the parts say too little ({len(everything)} words in all, {shortest} in the shortest)",
+        )
+    if len({tuple(words) for words in parts.values()}) < len(PARTS):
+        return Refusal("boilerplate", "two parts say the same words")
+    return None
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[^\W_]+(?:'[^\W_]+)?", text.lower().replace("\u2019", "'"))
+
+
+def _line(said: object) -> str:
+    """One line, for a reason."""
+    return " ".join(str(said).split())[:200].encode("utf-8", "replace").decode()

@@ -133,7 +133,7 @@ class ServedTeacher:
     """
 
     model: str = ""
-    prompt: str = "rationale_v1"
+    prompt: str = "rationale_v2"
     contact_sheet: bool = False
     state: bool = False
     max_output_tokens: int = 4096

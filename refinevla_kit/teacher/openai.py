@@ -15,6 +15,7 @@ import httpx
 from PIL.Image import Image
 
 from refinevla_kit.errors import KitError
+from refinevla_kit.teacher.answers import parse
 from refinevla_kit.teacher.client import (
     OPENAI_KEYS,
     Answer,
@@ -30,7 +31,6 @@ from refinevla_kit.teacher.client import (
     usage,
 )
 from refinevla_kit.teacher.prompt import Part, jpeg
-from refinevla_kit.teacher.replies import parse
 from refinevla_kit.teacher.schema import CallFailed, Refusal, Request
 
 SERVER = "OPENAI_BASE_URL"

@@ -1,7 +1,8 @@
 """The oracle teacher: writes the four parts of a rationale from simulator state, offline and for nothing.
 Sentences come from a small seeded grammar: several wordings a slot, a small vocabulary, 45 to 75 words in
-all, because a policy with a few million parameters learns to write them. What is said is decided in `facts`;
-how it is said is decided here. For data without simulator state it refuses.
+all, because a policy with a few million parameters learns to write them. What is said is decided in
+`audit.Scene.facts`, and given beside the prose; how it is said is decided here. For data without simulator
+state it refuses.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import zlib
 import numpy as np
 
 from refinevla_kit.simulator.contract import PHASES
-from refinevla_kit.teacher.facts import Facts, roles, scene_facts
-from refinevla_kit.teacher.schema import PARTS, Rationale, Refusal, Reply, Request, Usage
+from refinevla_kit.teacher.audit import Scene, roles
+from refinevla_kit.teacher.schema import PARTS, Facts, Rationale, Refusal, Reply, Request, Usage
 
 GRAMMAR: dict[str, tuple[str, ...]] = {
     "seen": ("the {name} is at the {zone}", "the {name} lies at the {zone}", "{name} at the {zone}"),
@@ -126,7 +127,7 @@ class OracleTeacher:
             or not np.isfinite(request.actions).all()
         ):
             return _refuse("invalid_state", "state or actions hold values that are not finite")
-        facts = scene_facts(names[0], names[1], state, masks, request.actions)
+        facts = Scene(request).facts()
         rng = np.random.default_rng(
             [self.seed, zlib.crc32(request.dataset.encode()), request.episode, request.start]
         )
@@ -154,6 +155,7 @@ def _write(facts: Facts, on: str, rng: np.random.Generator) -> Rationale:
             _situation(facts, rng),
             _spatial(facts, rng, brief),
             _plan(facts, on, rng, brief),
+            facts=facts,
         )
         if WORD_BUDGET[0] <= word_count(rationale) <= WORD_BUDGET[1]:
             break
@@ -173,84 +175,68 @@ def _observation(facts: Facts, rng: np.random.Generator) -> str:
     def place(slot: str, name: str, zone: str | None) -> str:
         return _pick(rng, slot, name=name, zone=zone) if zone else _pick(rng, "hidden", name=name)
 
-    gripper = (
-        f"gripper with the {facts.source}"
-        if facts.grasped
-        else f"{facts.grip} gripper"
-        if facts.grip
-        else "gripper"
-    )
-    source, target = (
-        place("seen", facts.source, facts.source_zone),
-        place("seen", facts.target, facts.target_zone),
-    )
-    return _sentence(
-        _pick(
-            rng,
-            "observation",
-            source=source,
-            target=target,
-            gripper=place("gripper", gripper, facts.gripper_zone),
-        )
-    )
+    gripper = f"{facts.gripper} gripper" if facts.gripper else "gripper"
+    if _holds(facts):
+        gripper = f"gripper with the {facts.source}"
+    source = place("seen", str(facts.source), facts.source_zone)
+    target = place("seen", str(facts.target), facts.target_zone)
+    hand = place("gripper", gripper, facts.gripper_zone)
+    return _sentence(_pick(rng, "observation", source=source, target=target, gripper=hand))
 
 
 def _situation(facts: Facts, rng: np.random.Generator) -> str:
-    held = _pick(rng, "held" if facts.grasped else "not held", source=facts.source)
-    done = _pick(rng, "done" if facts.placed else "not done", source=facts.source)
-    return _sentence(_pick(rng, "situation", held=held, done=done, phase=facts.phase))
+    held = _pick(rng, "held" if _holds(facts) else "not held", source=str(facts.source))
+    done = _pick(rng, "done" if facts.done else "not done")
+    return _sentence(_pick(rng, "situation", held=held, done=done, phase=str(facts.sub_task)))
 
 
-def _relation(rng: np.random.Generator, beside: int | None, height: int | None, name: str) -> str:
+def _holds(facts: Facts) -> bool:
+    return facts.held == facts.source
+
+
+def _relation(rng: np.random.Generator, beside: float | None, height: float | None, name: str | None) -> str:
     """Where something is, relative to `name`: horizontal distance and height in cm, None for a metre and
     more.
     """
     if beside is None or height is None:
-        return _pick(rng, "far", name=name)
+        return _pick(rng, "far", name=str(name))
     vertical = "above" if height > 0 else "below" if height < 0 else ""
     slot = f"{'beside' if beside else ''} {vertical}".strip() or "at"
-    return _pick(rng, slot, name=name, about=f"about {beside} cm", height=str(abs(height)))
+    return _pick(rng, slot, name=str(name), about=f"about {beside} cm", height=str(abs(height)))
 
 
 def _spatial(facts: Facts, rng: np.random.Generator, brief: bool) -> str:
     """Source to target; before that, while the source is not held, gripper to source (then the height of the
     source over the target is left out).
     """
-    height = facts.goal_height_cm
-    if not facts.grasped and facts.goal_cm and height is not None:
+    held, height = _holds(facts), facts.goal_height_cm
+    if not held and facts.goal_cm and height is not None:
         height = 0
+    relation = _relation(rng, facts.goal_cm, height, facts.target)
+    unsaid = (brief and not held) or (facts.goal_cm, height) == (0, 0)
     goal = _pick(
-        rng,
-        "spatial",
-        a=facts.source,
-        relation=_relation(rng, facts.goal_cm, height, facts.target),
-        side=""
-        if (brief and not facts.grasped) or (facts.goal_cm, height) == (0, 0)
-        else _side(facts.goal_side),
+        rng, "spatial", a=str(facts.source), relation=relation, side="" if unsaid else _side(facts.goal_side)
     )
-    if facts.grasped:
+    if held:
         return _sentence(f"{goal}.")
+    relation = _relation(rng, facts.reach_cm, facts.reach_height_cm, facts.source)
+    unsaid = (facts.reach_cm, facts.reach_height_cm) == (0, 0)
     reach = _pick(
-        rng,
-        "spatial",
-        a="gripper",
-        relation=_relation(rng, facts.reach_cm, facts.reach_height_cm, facts.source),
-        side="" if (facts.reach_cm, facts.reach_height_cm) == (0, 0) else _side(facts.reach_side),
+        rng, "spatial", a="gripper", relation=relation, side="" if unsaid else _side(facts.reach_side)
     )
     return _sentence(f"{reach}; {goal}.")
 
 
-def _side(words: str | None) -> str:
-    return f", {words}" if words else ""
+def _side(word: str | None) -> str:
+    if word is None:
+        return ""
+    return f", {word} of it" if word in ("left", "right") else f", {word} in view"
 
 
 def _plan(facts: Facts, on: str, rng: np.random.Generator, brief: bool) -> str:
-    words = {"source": facts.source, "target": facts.target, "onto": f"{on}to"}
-    first = PHASES.index(facts.phase)
-    do = _pick(rng, f"do {facts.phase}", **words)
-    later = [
-        _pick(rng, f"then {phase}", **words)
-        for phase in (*PHASES, "end")[first + 1 : first + 1 + (1 if brief else NEXT_STEPS)]
-    ]
+    words = {"source": str(facts.source), "target": str(facts.target), "onto": f"{on}to"}
+    do = _pick(rng, f"do {facts.sub_task}", **words)
+    following = (*PHASES, "end")[PHASES.index(str(facts.sub_task)) + 1 :]
+    later = [_pick(rng, f"then {phase}", **words) for phase in following[: 1 if brief else NEXT_STEPS]]
     motion = f", moving {facts.motion}" if facts.motion else ""
     return _sentence(_pick(rng, "plan", do=do, motion=motion, next=" and ".join(later)))

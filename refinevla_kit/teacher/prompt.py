@@ -1,9 +1,9 @@
 """Turns a request into what a vision-language model is shown: text, and pictures labelled with their frame
 numbers.
 
-The words are in prompts/, in plain files with a version in their name: the question (rationale_v1.txt), the
-follow-up to an answer that could not be used (repair_v1.txt) and the answer's shape (schema_v1.json). Their
-hash is stored with each rationale: never edit a file that was used, add one.
+The words are in prompts/, in plain files with a version in their name: the question (rationale_v2.txt), the
+follow-up to an answer that could not be used (repair_v2.txt) and the answer's shape (schema_v2.json). Their
+hash is stored with each rationale: never edit a file that was used, add one. Version 1 asks for no facts.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import io
 import json
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -48,38 +47,33 @@ class Prompt:
     hash: str
 
 
-def load_prompt(name: str = "rationale_v1") -> Prompt:
-    """The prompt `name` of prompts/, or your own question in a .txt file (with version 1 of the rest). Raises
-    `KitError` when there is none.
+def load_prompt(name: str = "rationale_v2") -> Prompt:
+    """The prompt `name` of prompts/, or your own question in a .txt file.
+
+    The follow-up and the answer's shape are of the version that the name ends with; of version 1 where the
+    name of your file says none. Raises `KitError` when there is none.
     """
-    own = name.endswith(".txt")
-    version = "v1" if own else name.rpartition("_")[2]
-    files = [
-        Path(name) if own else FOLDER / f"{name}.txt",
-        FOLDER / f"repair_{version}.txt",
-        FOLDER / f"schema_{version}.json",
-    ]
+    question = Path(name) if name.endswith(".txt") else FOLDER / f"{name}.txt"
+    version = question.stem.rpartition("_")[2]
+    if question.parent != FOLDER and not (FOLDER / f"schema_{version}.json").is_file():
+        version = "v1"
     try:
+        files = (question, FOLDER / f"repair_{version}.txt", FOLDER / f"schema_{version}.json")
         contents = [file.read_bytes() for file in files]
-        question, repair, schema = (content.decode() for content in contents)
+        asked, repair, schema = (content.decode() for content in contents)
     except (OSError, ValueError) as error:
         known = ", ".join(sorted(file.stem for file in FOLDER.glob("rationale_*.txt")))
         raise KitError(
             f"no prompt {name!r} ({error})",
             f"choose one of {known}, or give the path of a .txt file in UTF-8",
         ) from error
-    if "$frames" not in question:
+    if "$frames" not in asked:
         raise KitError(
-            f"the prompt {files[0]} has no $frames",
+            f"the prompt {question} has no $frames",
             "put $frames where the pictures belong ($instruction, $actions and $state likewise)",
         )
-    return Prompt(
-        Path(name).stem,
-        question,
-        repair,
-        json.loads(schema),
-        hashlib.sha256(b"\0".join(contents)).hexdigest()[:16],
-    )
+    digest = hashlib.sha256(b"\0".join(contents)).hexdigest()[:16]
+    return Prompt(question.stem, asked, repair, json.loads(schema), digest)
 
 
 def render(
@@ -106,15 +100,13 @@ def render(
         "actions": f"{action_words(request)}\n{action_table(request)}",
         "state": state_words(request) if state else "",
     }
-    before, after = (
-        Template(half).safe_substitute(words).strip() for half in prompt.question.split("$frames", 1)
-    )
-    parts = [before, *_frames(request, contact_sheet), after]
+    before, after = prompt.question.split("$frames", 1)
+    parts: list[Part] = [Template(before).safe_substitute(words).strip()]
+    parts += [*_frames(request, contact_sheet), Template(after).safe_substitute(words).strip()]
     if previous is not None and isinstance(previous.result, Refusal):
         quoted = previous.raw.encode("utf-8", "replace")[:QUOTED].decode("utf-8", "ignore")
-        parts.append(
-            Template(prompt.repair).safe_substitute(problem=previous.result.reason, previous=quoted).strip()
-        )
+        repair = Template(prompt.repair).safe_substitute(problem=previous.result.reason, previous=quoted)
+        parts.append(repair.strip())
     return parts
 
 
@@ -136,26 +128,18 @@ def action_words(request: Request) -> str:
     actions = filled(request.actions, request.deltas)
     if request.tool:
         moved = _directions(actions[:, :3].sum(0)) or "hardly at all"
-        turned = [
-            f"{name} {angle:+.0f}"
-            for name, angle in zip(ACTION_NAMES[3:6], np.degrees(actions[:, 3:6].sum(0)))
-            if abs(angle) >= 1
-        ]
+        angles = zip(ACTION_NAMES[3:6], np.degrees(actions[:, 3:6].sum(0)))
+        turned = [f"{name} {angle:+.0f}" for name, angle in angles if abs(angle) >= 1]
         turn = f", and turns by {', '.join(turned)} degrees" if turned else ""
         return f"In these {len(actions)} actions the tool moves {moved}{turn}.{_gripper(request)}"
     change = actions.sum(0) if request.deltas else actions[-1] - actions[0]
+    names = _names(request)
     largest = sorted(range(len(change)), key=lambda i: -abs(change[i]))[:6]
-    said = [
-        f"{name} {change[i]:+.3g}"
-        for i, name in ((i, _names(request)[i]) for i in largest)
-        if abs(change[i]) > 1e-4
-    ]
+    changes = ", ".join(f"{names[i]} {change[i]:+.3g}" for i in largest if abs(change[i]) > 1e-4) or "none"
     kind = {True: "displacements ", False: "position targets ", None: ""}[request.deltas]
-    told = (
-        f"The {len(actions)} actions are {kind}in the robot's own units. Largest changes from first to "
-        f"last: {', '.join(said) or 'none'}."
-    )
-    return told + (_gripper(request) if request.deltas is not False else "")
+    words = f"The {len(actions)} actions are {kind}in the robot's own units."
+    words += f" Largest changes from first to last: {changes}."
+    return words + (_gripper(request) if request.deltas is not False else "")
 
 
 def action_table(request: Request) -> str:
@@ -167,35 +151,29 @@ def action_table(request: Request) -> str:
     rows = np.unique(np.linspace(0, len(actions) - 1, min(ROWS, len(actions))).round().astype(int))
     columns = sorted(sorted(range(actions.shape[1]), key=lambda i: -spread[i])[:COLUMNS])
     units = " (metres, radians and gripper, robot frame: x forward, y left, z up)" if request.tool else ""
-    head = f"Actions by frame{units}: {' '.join(_names(request)[i] for i in columns)}"
-    return "\n".join(
-        [
-            head,
-            *(
-                f"{request.start + row}: {' '.join(_number(actions[row, i]) for i in columns)}"
-                for row in rows
-            ),
-        ]
-    )
+    names = _names(request)
+    lines = [f"Actions by frame{units}: {' '.join(names[i] for i in columns)}"]
+    for row in rows:
+        lines.append(f"{request.start + row}: {' '.join(_number(actions[row, i]) for i in columns)}")
+    return "\n".join(lines)
 
 
 def state_words(request: Request) -> str:
     """The robot's readings at the first and the last frame; of simulated data also where things are at the
     first frame, relative to the tool.
     """
-    lines, readings = [], request.proprioception
+    lines = []
+    readings, scene = request.proprioception, request.state
     if readings is not None and readings.size:
         names = _named(request.proprioception_names, "s", readings.shape[1])
         for frame, row in {request.start: readings[0], request.end - 1: readings[-1]}.items():
-            lines.append(
-                f"Robot readings at frame {frame}: "
-                f"{', '.join(f'{name} {_number(value)}' for name, value in zip(names, row))}"
-            )
-    if (scene := request.state) is not None:
-        tool, source, target = (
-            np.asarray(pose[:3], np.float64) * (-1, -1, 1) for pose in (scene.tcp, scene.source, scene.target)
-        )  # robot's frame
-        reach, carry = (_directions(way) or "nothing" for way in (source - tool, target - source))
+            values = ", ".join(f"{name} {_number(value)}" for name, value in zip(names, row))
+            lines.append(f"Robot readings at frame {frame}: {values}")
+    if scene is not None:
+        places = [np.asarray(pose[:3], np.float64) for pose in (scene.tcp, scene.source, scene.target)]
+        tool, source, target = (place * (-1, -1, 1) for place in places)  # robot's frame
+        reach = _directions(source - tool) or "nothing"
+        carry = _directions(target - source) or "nothing"
         lines.append(
             f"From the tool to the object to move: {reach}; from there to its goal: {carry}. "
             f"The object is {'held' if scene.grasped else 'not held'}; the gripper is "
@@ -208,13 +186,10 @@ def _gripper(request: Request) -> str:
     """What the gripper is commanded to do; "" where the sense of the command is not known."""
     if request.open is None:
         return ""
-    changes = enumerate(pairwise(request.open.tolist()), request.start + 1)
-    events = [
-        f"it {'opens' if now else 'closes'} at frame {frame}"
-        for frame, (before, now) in changes
-        if before != now
-    ]
     state = "open" if request.open[0] else "closed"
+    events = []
+    for change in np.flatnonzero(np.diff(request.open.astype(int))) + 1:
+        events.append(f"it {'opens' if request.open[change] else 'closes'} at frame {request.start + change}")
     return (
         f" The gripper is commanded {state} {'at first; ' + ', '.join(events) if events else 'throughout'}."
     )
@@ -222,17 +197,13 @@ def _gripper(request: Request) -> str:
 
 def _directions(metres: Array) -> str:
     """A displacement (3,) in the robot's frame as words; "" below a millimetre."""
-    return ", ".join(
-        f"{100 * abs(value):.1f} cm {words[int(value < 0)]}"
-        for value, words in zip(metres, AXES)
-        if abs(value) >= 1e-3
-    )
+    along = [(abs(value), words[int(value < 0)]) for value, words in zip(metres, AXES)]
+    return ", ".join(f"{100 * length:.1f} cm {word}" for length, word in along if length >= 1e-3)
 
 
 def _names(request: Request) -> tuple[str, ...]:
-    return _named(
-        request.action_names or (ACTION_NAMES if request.tool else ()), "a", request.actions.shape[1]
-    )
+    names = request.action_names or (ACTION_NAMES if request.tool else ())
+    return _named(names, "a", request.actions.shape[1])
 
 
 def _named(names: tuple[str, ...], letter: str, count: int) -> tuple[str, ...]:
@@ -241,9 +212,9 @@ def _named(names: tuple[str, ...], letter: str, count: int) -> tuple[str, ...]:
 
 
 def _number(value: float) -> str:
-    return (
-        f"{round(float(value), 3) + 0.0:g}" if math.isfinite(value) else "missing"
-    )  # + 0.0: no minus before a zero
+    if not math.isfinite(value):
+        return "missing"
+    return f"{round(float(value), 3) + 0.0:g}"  # + 0.0: no minus before a zero
 
 
 def _frames(request: Request, contact_sheet: bool) -> list[Part]:
@@ -251,14 +222,13 @@ def _frames(request: Request, contact_sheet: bool) -> list[Part]:
     for image in images:
         image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     numbers = list(request.keyframe_indices)
-    if not contact_sheet:
-        return [
-            part
-            for i, image in enumerate(images)
-            for part in (f"Frame {numbers[i]} (picture {i + 1} of {len(images)}):", image)
-        ]
-    names = ", ".join(f"panel {i + 1} is frame {number}" for i, number in enumerate(numbers))
-    return [f"One picture with numbered panels in reading order: {names}.", _sheet(images, numbers)]
+    if contact_sheet:
+        names = ", ".join(f"panel {i} is frame {number}" for i, number in enumerate(numbers, 1))
+        return [f"One picture with numbered panels in reading order: {names}.", _sheet(images, numbers)]
+    parts: list[Part] = []
+    for i, (image, number) in enumerate(zip(images, numbers, strict=True), 1):
+        parts += [f"Frame {number} (picture {i} of {len(images)}):", image]
+    return parts
 
 
 def _sheet(images: list[Image.Image], numbers: list[int]) -> Image.Image:

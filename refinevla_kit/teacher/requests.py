@@ -38,10 +38,8 @@ def ranges(actions: Any, deltas: bool | None, granularity: str) -> list[tuple[in
         return [(frame, frame + 1) for frame in range(len(actions))]
     if granularity == "trajectory":
         return [(0, len(actions))]
-    return [
-        (segment.start, segment.end)
-        for segment in split_segments(actions, deltas, GRIPPER if deltas else None)
-    ]
+    segments = split_segments(actions, deltas, GRIPPER if deltas else None)
+    return [(segment.start, segment.end) for segment in segments]
 
 
 def keyframe_indices(start: int, end: int, keyframes: int) -> list[int]:
@@ -67,9 +65,8 @@ def episode_spans(dataset: EpisodeDataset, episode: int, granularity: str) -> li
 
 def sampled(dataset: EpisodeDataset, count: int) -> list[EpisodeInfo]:
     """At most `count` episodes, evenly spread."""
-    chosen = np.unique(
-        np.linspace(0, len(dataset.episodes) - 1, min(count, len(dataset.episodes))).astype(int)
-    )
+    last = len(dataset.episodes) - 1
+    chosen = np.unique(np.linspace(0, last, min(count, last + 1)).astype(int))
     return [dataset.episodes[i] for i in chosen]
 
 
@@ -118,40 +115,30 @@ def _with_pictures(
     dataset: EpisodeDataset, episode: int, spans: list[Span], granularity: str, keyframes: int
 ) -> Iterator[Request]:
     known = without_pictures(dataset, episode, spans)
-    for first in range(0, len(spans), step := max(1, FRAMES // max(1, keyframes))):
-        group = spans[first : first + step]
-        frames = sorted(
-            {frame for _, start, end in group for frame in keyframe_indices(start, end, keyframes)}
-        )
+    group = max(1, FRAMES // max(1, keyframes))
+    while asked := list(islice(known, group)):
+        places = [keyframe_indices(request.start, request.end, keyframes) for request in asked]
+        frames = sorted({frame for indices in places for frame in indices})
         images = dict(zip(frames, dataset.images(episode, frames), strict=True))
-        for request in islice(known, len(group)):
-            indices = keyframe_indices(request.start, request.end, keyframes)
-            yield replace(
-                request,
-                keyframes=np.stack([images[i] for i in indices]),
-                keyframe_indices=indices,
-                granularity=granularity,
-            )
+        for request, indices in zip(asked, places, strict=True):
+            pictures = np.stack([images[i] for i in indices])
+            yield replace(request, keyframes=pictures, keyframe_indices=indices, granularity=granularity)
 
 
 def without_pictures(dataset: EpisodeDataset, episode: int, spans: Sequence[Span]) -> Iterator[Request]:
     """What is known of spans of one episode, each with the instruction that holds in it."""
     if not spans:
         return
-    actions, readings, instructions = (
-        dataset.actions(episode),
-        dataset.proprioception(episode),
-        dataset.instructions(episode),
-    )
+    actions, readings = dataset.actions(episode), dataset.proprioception(episode)
+    instructions = dataset.instructions(episode)
     states, masks = dataset.states(episode), dataset.masks(episode)
     for _, start, end in spans:
-        sentence = instructions[min(start, len(instructions) - 1)]
         yield Request(
             dataset.name,
             episode,
             start,
             end,
-            sentence,
+            instructions[min(start, len(instructions) - 1)],
             np.zeros((0, 1, 1, 3), np.uint8),
             (),
             actions[start:end],
@@ -175,9 +162,9 @@ def digest(dataset: EpisodeDataset, info: EpisodeInfo, actions: Any, spans: list
     from refinevla_kit.episodes.sidecar import sidecar_path
 
     beside = sidecar_path(dataset.path, info.index)
-    told = [sentence for sentence, _ in groupby(dataset.instructions(info.index))]
+    sentences = [sentence for sentence, _ in groupby(dataset.instructions(info.index))]
     parts = [
-        "\n".join(told).encode("utf-8", "replace"),
+        "\n".join(sentences).encode("utf-8", "replace"),
         actions.tobytes(),
         repr(spans).encode(),
         beside.read_bytes() if beside.is_file() else b"",

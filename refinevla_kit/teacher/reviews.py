@@ -61,10 +61,14 @@ def reviews_path(table: str | Path) -> Path:
 
 
 def text_hash(answer: StoredRationale) -> str:
-    """16 hex digits of what a reviewer reads: the rationale, or the refused reply's raw text."""
-    return hashlib.sha256(
-        json.dumps(asdict(answer.rationale) if answer.rationale else answer.raw).encode()
-    ).hexdigest()[:16]
+    """16 hex digits of the text that a reviewer reads: the rationale without its facts, or the refused
+    reply's raw text.
+    """
+    text: Any = answer.raw
+    if answer.rationale:
+        text = asdict(answer.rationale)
+        del text["facts"]
+    return hashlib.sha256(json.dumps(text).encode()).hexdigest()[:16]
 
 
 def load_decisions(path: str | Path) -> dict[tuple[Span, str], Decision]:
@@ -74,23 +78,24 @@ def load_decisions(path: str | Path) -> dict[tuple[Span, str], Decision]:
     A last line without its end (being written, or cut off by a power cut) does not count. Raises `KitError`
     for any other damage.
     """
-    content, found = Path(path).read_bytes() if Path(path).exists() else b"", {}
+    content = Path(path).read_bytes() if Path(path).exists() else b""
+    decisions = {}
     for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), 1):
         try:
-            one = Decision(**json.loads(line))
-            if one.verdict not in VERDICTS or not one.edits.keys() <= EDITABLE:
-                raise ValueError(f"verdict {one.verdict}, edits of {', '.join(one.edits)}")
+            decision = Decision(**json.loads(line))
+            if decision.verdict not in VERDICTS or not decision.edits.keys() <= EDITABLE:
+                raise ValueError(f"verdict {decision.verdict}, edits of {', '.join(decision.edits)}")
         except (ValueError, TypeError, AttributeError) as error:
             raise KitError(
                 f"{path}, line {number} is no decision ({error})", "remove that line: the others are kept"
             ) from error
-        found[(one.episode, one.start, one.end), one.about] = one
-    return found
+        decisions[(decision.episode, decision.start, decision.end), decision.about] = decision
+    return decisions
 
 
 def decision_of(decisions: Decisions, answer: StoredRationale) -> Decision | None:
     """What was decided about this very text."""
-    return decisions.get(((answer.episode, answer.start, answer.end), text_hash(answer)))
+    return decisions.get((answer.span, text_hash(answer)))
 
 
 def decide(
@@ -110,11 +115,11 @@ def decide(
     while another program writes the file.
     """
     before: dict[str, Any] = asdict(answer.rationale) if answer.rationale else {}
-    lines = {
-        name: " ".join(value.split()) if isinstance(value, str) else value
-        for name, value in (edits or {}).items()
-    }  # a part is one line
-    new = {name: value for name, value in lines.items() if value != before.get(name)}
+    new = dict(edits or {})
+    for name, value in list(new.items()):
+        new[name] = " ".join(value.split()) if isinstance(value, str) else value  # a part is one line
+        if new[name] == before.get(name):
+            del new[name]
     if verdict not in VERDICTS or not new.keys() <= EDITABLE or (new and verdict != "edit"):
         raise KitError(
             f"{verdict!r} with edits of {', '.join(new) or 'nothing'} is no decision",
@@ -124,13 +129,9 @@ def decide(
         raise KitError("a rejection needs a reason", "say in a few words what is wrong")
     if verdict != "reject" and (empty := [part for part in PARTS if not (before | new).get(part)]):
         raise KitError(f"{empty[0]} is empty", "write it, or reject")
-    where, now = (
-        (answer.episode, answer.start, answer.end, text_hash(answer)),
-        datetime.now(UTC).isoformat(timespec="seconds"),
-    )
-    decision = Decision(
-        *where, verdict if new or verdict == "reject" else "accept", new, reason.strip(), reviewer, now
-    )
+    verdict = "accept" if verdict == "edit" and not new else verdict
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    decision = Decision(*answer.span, text_hash(answer), verdict, new, reason.strip(), reviewer, now)
     journal = Journal(Path(path))
     try:
         journal.append(asdict(decision))
@@ -141,13 +142,16 @@ def decide(
 
 
 def applied(answer: StoredRationale, decision: Decision) -> StoredRationale:
-    """The answer with the reviewer's edits; raw text, teacher and cost stay as they were."""
-    rationale = replace(answer.rationale or Rationale("", "", "", ""), **decision.edits)
-    return replace(
-        answer,
-        rationale=replace(rationale, mismatch="") if rationale.instruction_matches else rationale,
-        refusal=None,
-    )
+    """The answer with the reviewer's edits; raw text, teacher and cost stay as they were.
+
+    Facts go with the text that they were given with: an edited rationale has none.
+    """
+    rationale = answer.rationale or Rationale("", "", "", "")
+    if decision.edits:
+        rationale = replace(rationale, **decision.edits, facts=None)
+    if rationale.instruction_matches:
+        rationale = replace(rationale, mismatch="")
+    return replace(answer, rationale=rationale, refusal=None)
 
 
 def reviewed(
@@ -158,19 +162,16 @@ def reviewed(
 
     Returns: these answers in the order given, and how many there are of each kind, those left out too.
     """
-    known, rows, counts = {span for span, _ in decisions}, [], Counter(dict.fromkeys(VERDICTS.values(), 0))
+    known = {span for span, _ in decisions}
+    rows = []
+    counts = Counter(dict.fromkeys(VERDICTS.values(), 0))
     for answer in rationales:
         decision = decision_of(decisions, answer)
-        if decision is None:
-            before = (answer.episode, answer.start, answer.end) in known
-            counts[
-                "refused by the teacher"
-                if answer.refusal
-                else "changed since its review"
-                if before
-                else "not reviewed"
-            ] += 1
-        else:
+        if decision is not None:
             counts[VERDICTS[decision.verdict]] += 1
             rows += [applied(answer, decision)] if decision.verdict != "reject" else []
+        elif answer.refusal:
+            counts["refused by the teacher"] += 1
+        else:
+            counts["changed since its review" if answer.span in known else "not reviewed"] += 1
     return rows, dict(counts)

@@ -1,11 +1,11 @@
 """What a teacher is asked and what it answers. The four parts are ReFineVLA's (v2, secondary source):
-Observation, Situation Analysis, Spatial Reasoning, Task Planning.
+Observation, Situation Analysis, Spatial Reasoning, Task Planning. The facts beside them are this kit's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,21 +13,101 @@ from numpy.typing import NDArray
 
 from refinevla_kit.episodes.columns import is_open
 from refinevla_kit.errors import KitError
-from refinevla_kit.simulator.contract import SceneState
+from refinevla_kit.simulator.contract import PHASES, SceneState
 
 Array = NDArray[Any]
 
 PARTS = ("observation", "situation_analysis", "spatial_reasoning", "task_planning")
-
-
 LABELS = ("Observation", "Situation", "Spatial", "Plan")
+
+MOTIONS = ("forward", "backward", "left", "right", "up", "down")
+ROWS, COLUMNS = ("top", "", "bottom"), ("left", "", "right")
+ZONES = tuple(f"{row} {column}".strip() or "centre" for row in ROWS for column in COLUMNS)
+SIDES = ("left", "right", "higher", "lower")
+WORDS: dict[str, tuple[str, ...]] = {
+    "source_zone": ZONES,
+    "target_zone": ZONES,
+    "gripper_zone": ZONES,
+    "gripper": ("open", "half open", "closed"),
+    "reach_side": SIDES,
+    "goal_side": SIDES,
+    "sub_task": PHASES,
+    "next_sub_task": (*PHASES, "end"),
+    "motion": MOTIONS,
+}
+"""The words that a field of `Facts` may hold; fields that are not in here hold names, numbers or a bool."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a rationale says of its first frame, field by field, so that each can be checked. None: not said.
+
+    Attributes:
+        source, target: names of the object to move and of where it goes.
+        source_zone, target_zone, gripper_zone: where they are in the picture, one of `ZONES`.
+        gripper: "open", "half open" or "closed".
+        held: name of the object between the fingers, or "nothing".
+        reach_cm, reach_height_cm: from the source to the gripper, horizontally and upwards (below: negative).
+        reach_side: where the gripper is in the picture, seen from the source: the larger offset of the two.
+        goal_cm, goal_height_cm, goal_side: likewise from the target to the source.
+        sub_task, next_sub_task: of `PHASES`; nothing follows the last one but "end".
+        motion: main direction of the first action in the robot's frame, one of `MOTIONS`.
+        done: the whole task is done.
+    """
+
+    source: str | None = None
+    target: str | None = None
+    source_zone: str | None = None
+    target_zone: str | None = None
+    gripper_zone: str | None = None
+    gripper: str | None = None
+    held: str | None = None
+    reach_cm: float | None = None
+    reach_height_cm: float | None = None
+    reach_side: str | None = None
+    goal_cm: float | None = None
+    goal_height_cm: float | None = None
+    goal_side: str | None = None
+    sub_task: str | None = None
+    next_sub_task: str | None = None
+    motion: str | None = None
+    done: bool | None = None
+
+
+def read_facts(value: Any) -> Facts | None:
+    """Facts from JSON, a table or a teacher of somebody else's.
+
+    A field that is missing or holds what it cannot (another type, an unknown word, NaN) counts as not said:
+    an answer is never lost for its facts. Without any field there are none.
+    """
+    given = asdict(value) if isinstance(value, Facts) else value
+    if not isinstance(given, dict):
+        return None
+    known = {field.name: _fact(field.name, given.get(field.name)) for field in fields(Facts)}
+    return Facts(**known) if any(item is not None for item in known.values()) else None
+
+
+def _fact(name: str, value: Any) -> Any:
+    if name == "done":
+        return value if isinstance(value, bool) else None
+    if name.endswith("_cm"):
+        number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1000
+        return float(value) if number and (value >= 0 or "height" in name) else None
+    if not isinstance(value, str):
+        return None
+    # half a surrogate pair fits no file
+    word = " ".join(value.encode("utf-8", "replace").decode().lower().replace("-", " ").split())
+    if name in WORDS:
+        return word if word in WORDS[name] else None
+    return word if word != "unknown" and 0 < len(word) <= 60 else None
 
 
 @dataclass(frozen=True)
 class Rationale:
-    """A teacher's explanation of one segment, in four parts.
+    """A teacher's explanation of one segment: four parts, which policies are trained to write, and facts.
 
     Attributes:
+        facts: the same in fields, to be checked for truth; None where the teacher gave none.
         instruction_matches: False when the teacher finds that the robot does something else than the
             instruction says; `mismatch` says what. Such a rationale is kept, counted in reports, and left out
             of training.
@@ -39,6 +119,7 @@ class Rationale:
     task_planning: str
     instruction_matches: bool = True
     mismatch: str = ""
+    facts: Facts | None = None
 
     def text(self) -> str:
         """The rationale as the policy is trained to write it: one labelled line a part."""

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from refinevla_kit.errors import KitError
 from refinevla_kit.files import replacing
 from refinevla_kit.journal import Journal, sync
-from refinevla_kit.teacher.answers import SCHEMA, Row, Span, repairable, run_of, span_of
+from refinevla_kit.teacher.answers import FORMAT, SCHEMA, Row, Span, repairable, run_of, span_of
 from refinevla_kit.teacher.limits import Spent
 from refinevla_kit.teacher.reviews import reviews_path
 from refinevla_kit.teacher.schema import Array
@@ -188,7 +188,10 @@ class Store:
             self._header = self.journal.end
         if self.journal.end == self._header or not (self._places[0] or self._continues):
             return
-        rows, about = self._merged(), {"identity": self.identity, "spent": spent, "stopped": stopped, **more}
+        rows, about = (
+            self._merged(),
+            {"format": FORMAT, "identity": self.identity, "spent": spent, "stopped": stopped, **more},
+        )
         with replacing(self.target) as temporary:
             with pq.ParquetWriter(
                 temporary, SCHEMA.with_metadata({"refinevla": json.dumps(about)})

@@ -548,7 +548,7 @@ def test_a_gripper_of_unknown_sense_decides_no_claim(tmp_path):
     for gripper in (None, 1, -1):
         request = next(requests(open_dataset(root, gripper=gripper), "trajectory"))
         found = audit(replace(request, actions=np.full((6, 7), 1, np.float32)), said).findings
-        verdicts.append({finding.verdict for finding in found if finding.claim.kind == "sub-task"})
+        verdicts.append({finding.verdict for finding in found if finding.kind == "sub-task"})
     assert verdicts == [{"undecided"}, {"true"}, {"false"}]
 
 

@@ -1,6 +1,6 @@
-"""Makes true rationales false in known ways: the oracle's sentences by changing their words, and a second set
-of sentences, in wordings of its own, by changing the facts it is written from. Geometry and wording are of
-this file alone; nothing of the auditor is used.
+"""Makes true rationales false in known ways: facts by changing one field, the oracle's sentences by changing
+their words, and a second set of sentences, in wordings of its own, by changing what it is written from.
+Geometry and wording are of this file alone; nothing of the auditor is used.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from refinevla_kit.simulator.contract import PHASES, SceneState
-from refinevla_kit.teacher.schema import PARTS, Rationale, Request
+from refinevla_kit.teacher.schema import PARTS, Facts, Rationale, Request
 
 HERE = Path(__file__).parent
 OPPOSITE = {
@@ -229,12 +229,65 @@ def told(frame: Frame) -> Told:
         round(100 * float(state.tcp[2] - state.source[2])),
         round(float(np.hypot(*away[:2]))),
         round(away[2]),
-        "open" if state.opening > 0.8 and not state.grasped else "closed",
+        "closed" if state.grasped or state.opening < 0.3 else "open" if state.opening > 0.8 else "half open",
         bool(state.grasped),
         bool(state.placed),
         PHASES[int(state.phase) :],
         motion,
     )
+
+
+def facts_of(words: Told) -> Facts:
+    """The same as `Facts`, as somebody who measures by eye would give them."""
+    return Facts(
+        source=words.source,
+        target=words.target,
+        source_zone=words.source_zone,
+        target_zone=words.target_zone,
+        gripper=words.grip,
+        held=words.source if words.held else "nothing",
+        reach_height_cm=words.up,
+        goal_cm=words.goal,
+        goal_height_cm=words.raised,
+        goal_side=words.side,
+        sub_task=words.steps[0],
+        next_sub_task=(*words.steps, "end")[1],
+        motion=words.motion,
+        done=words.done,
+    )
+
+
+def facts_lies(facts: Facts, frame: Frame, rng: np.random.Generator) -> Iterator[tuple[str, Facts]]:
+    """(kind, the facts with one field made false in that way), for each field that says something."""
+    for name, value in vars(facts).items():
+        kind = name.split("_")[-1]
+        if value is None:
+            continue
+        if kind == "side":
+            kind = "left/right" if value in ("left", "right") else "higher/lower in view"
+            yield kind, replace(facts, **{name: OPPOSITE[value]})
+        elif kind == "zone" and value != "centre":
+            yield "zone", replace(facts, **{name: swap(value, "left|right|top|bottom")})
+        elif name.endswith("height_cm"):
+            if abs(value) >= 2:
+                yield "above/below", replace(facts, **{name: -value})
+        elif kind == "cm":
+            yield "distance", replace(facts, **{name: 3 * value + 6})
+        elif name in ("source", "target"):
+            yield "absent", replace(facts, **{name: str(rng.choice(ABSENT))})
+    yield "names", replace(facts, source=facts.target, target=facts.source)
+    yield "held", replace(facts, held=facts.source if facts.held == "nothing" else "nothing")
+    yield "held", replace(facts, held=facts.target)
+    if facts.gripper:
+        shut = frame.request.state.opening > 0.6 and facts.held == "nothing"
+        yield "grip", replace(facts, gripper="closed" if shut else "open")
+    yield "done", replace(facts, done=not facts.done)
+    wrong = int(rng.choice([phase for phase in range(len(PHASES)) if phase not in frame.phases]))
+    yield "sub-task", replace(facts, sub_task=PHASES[wrong], next_sub_task=(*PHASES, "end")[wrong + 1])
+    others = [phase for phase in PHASES if phase not in (facts.sub_task, facts.next_sub_task)]
+    yield "order", replace(facts, next_sub_task=str(rng.choice(others)))
+    if facts.motion:
+        yield "motion", replace(facts, motion=OPPOSITE[facts.motion])
 
 
 HOW = {
@@ -330,7 +383,7 @@ def told_lies(facts: Told, frame: Frame, rng: np.random.Generator) -> Iterator[t
     if facts.steps[0] not in ("retreat", "release"):
         yield "names", replace(facts, source=facts.target, target=facts.source)
     yield "held", replace(facts, held=not facts.held)
-    yield "grip", replace(facts, grip=OPPOSITE[facts.grip])
+    yield "grip", replace(facts, grip="closed" if facts.grip == "open" else "open")
     yield "done", replace(facts, done=not facts.done)
     wrong = int(rng.choice([phase for phase in range(len(PHASES)) if phase not in frame.phases]))
     yield "sub-task", replace(facts, steps=PHASES[wrong:])

@@ -37,6 +37,13 @@ PARTS = {
     "to the plate.",
     "instruction_matches": True,
     "mismatch": "",
+    "facts": {
+        "source": "carrot",
+        "held": "nothing",
+        "reach_height_cm": 10,
+        "sub_task": "descend",
+        "motion": "?",
+    },
 }
 """A rationale as a teacher should write it."""
 

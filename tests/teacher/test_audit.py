@@ -1,5 +1,5 @@
-"""The audit believes what is true, in the oracle's words and in others, and finds what was made false in it;
-what it cannot read it leaves alone.
+"""The audit believes what is true and finds what was made false in facts; of prose it reads little, and what
+it cannot read it leaves alone.
 """
 
 from __future__ import annotations
@@ -21,19 +21,23 @@ from refinevla_kit.teacher.answers import StoredRationale, load_rationales
 from refinevla_kit.teacher.audit import Audit, audit, audit_dataset
 from refinevla_kit.teacher.oracle import OracleTeacher
 from refinevla_kit.teacher.requests import ranges, requests
-from refinevla_kit.teacher.schema import PARTS, Rationale, Refusal, Request
+from refinevla_kit.teacher.schema import PARTS, Facts, Rationale, Refusal, Request
 
-from .corruption import Frame, free_texts, oracle_lies, told, told_lies, write
+from .corruption import Frame, facts_lies, facts_of, free_texts, oracle_lies, told, told_lies, write
 
 DEMO = Path(__file__).resolve().parents[2] / "data/demo"
 
 
+READ = ("absent", "held", "left/right", "sub-task", "sub-task of the plan")
+"""The kinds of lies that the audit looks for in prose; the other kinds it finds in facts only."""
+
+
 def lie_found(honest: Audit, changed: Audit) -> bool:
     """Something is doubted that was not doubted before."""
-    before = {(one.claim.part, one.claim.kind, one.claim.text) for one in honest.findings if one.doubt}
+    before = {(finding.part, finding.kind, finding.text) for finding in honest.findings if finding.doubt}
     return any(
-        one.doubt and (one.claim.part, one.claim.kind, one.claim.text) not in before
-        for one in changed.findings
+        finding.doubt and (finding.part, finding.kind, finding.text) not in before
+        for finding in changed.findings
     )
 
 
@@ -43,27 +47,32 @@ class Count:
     def __init__(self) -> None:
         self.lies: Counter[str] = Counter()
         self.found: Counter[str] = Counter()
+        self.verdicts: Counter[str] = Counter()
         self.true = self.doubted = 0
 
     def add(self, request: Request, rationale: Rationale, lies: list[tuple[str, Rationale]]) -> None:
         honest = audit(request, rationale)
         self.true, self.doubted = self.true + 1, self.doubted + honest.doubt
+        self.verdicts.update(finding.verdict for finding in honest.findings)
         for kind, lie in lies:
             assert lie != rationale, (kind, rationale)
             self.lies[kind] += 1
             self.found[kind] += lie_found(honest, audit(request, lie))
 
-    def report(self, name: str) -> tuple[float, float]:
-        """(share of lies found, share of true rationales doubted)."""
+    def report(self, name: str, kinds: tuple[str, ...] = ()) -> tuple[float, float]:
+        """(share of lies of these kinds found, all without any; share of true rationales doubted)."""
+        of_kinds = [kind for kind in self.lies if kind in kinds or not kinds]
+        found, lies = (sum(counts[kind] for kind in of_kinds) for counts in (self.found, self.lies))
         rows = [
             *((kind, self.found[kind], n) for kind, n in self.lies.items()),
-            ("all lies", self.found.total(), self.lies.total()),
+            ("these lies", found, lies),
             ("true, doubted", self.doubted, self.true),
+            ("claims called false", self.verdicts["false"], self.verdicts["false"] + self.verdicts["true"]),
         ]
         for kind, count, of in rows:
             low, high = wilson(count, of)
             print(f"{name:>14} {kind:<22} {count:>4} of {of:<4} {count / of:7.1%} ({low:.1%} to {high:.1%})")
-        return self.found.total() / self.lies.total(), self.doubted / self.true
+        return found / lies, self.doubted / self.true
 
 
 @pytest.fixture(scope="module")
@@ -103,116 +112,162 @@ def recorded(frames) -> list[Frame]:
     ]
 
 
-def test_lies_in_the_oracles_words_are_found_and_its_truths_believed(recorded: list[Frame]) -> None:
+def test_lies_in_the_oracles_facts_are_found_and_its_truths_believed(recorded: list[Frame]) -> None:
+    """Every field of its own facts made false, one at a time, under prose that stays true."""
     count = Count()
     for index, frame in enumerate(recorded):
         for seed in (index, index + 1000, index + 2000):
             rationale = OracleTeacher(seed).annotate(frame.request).result
-            lies = list(oracle_lies(rationale, frame, np.random.default_rng(seed))) if seed == index else []
-            count.add(frame.request, rationale, lies)
-    found, doubted = count.report("oracle")
-    assert len(count.lies) >= 14
+            lies = facts_lies(rationale.facts, frame, np.random.default_rng(seed)) if seed == index else ()
+            count.add(frame.request, rationale, [(kind, replace(rationale, facts=lie)) for kind, lie in lies])
+    found, doubted = count.report("oracle's facts")
+    assert len(count.lies) >= 13
     assert min(count.lies.values()) >= 20
-    assert found >= 0.95
-    assert doubted < 0.02
+    assert found >= 0.98
+    assert doubted < 0.01
 
 
-def test_lies_in_other_words_are_found_and_truths_believed(recorded: list[Frame]) -> None:
-    """The same frames, told in wordings that the oracle does not have; a lie is told from one wrong fact."""
+def test_lies_in_others_facts_are_found_and_truths_believed(recorded: list[Frame]) -> None:
+    """Facts measured without the auditor's geometry, beside prose that the oracle would not write."""
     count = Count()
     for index, frame in enumerate(recorded):
-        facts = told(frame)
-        lies = [
-            (kind, write(wrong, index))
-            for kind, wrong in told_lies(facts, frame, np.random.default_rng(index))
-        ]
-        count.add(frame.request, write(facts, index), lies)
-        count.add(frame.request, write(facts, index + 1000), [])
-    found, doubted = count.report("other words")
+        words = told(frame)
+        rationale = replace(write(words, index), facts=facts_of(words))
+        lies = facts_lies(rationale.facts, frame, np.random.default_rng(index))
+        count.add(frame.request, rationale, [(kind, replace(rationale, facts=lie)) for kind, lie in lies])
+    found, doubted = count.report("others' facts")
     assert len(count.lies) >= 12
-    assert found >= 0.95
-    assert doubted < 0.02
+    assert found >= 0.98
+    assert doubted < 0.01
 
 
-def test_free_texts_are_believed_and_their_edits_found() -> None:
-    """In-sample: audited blind, rounds 2 to 4 gave 91 % of the edits and doubted 30 % of the true texts
-    (free_texts.txt says it in full).
-    """
-    texts, count = free_texts(), Count()
-    assert len(texts) >= 70
-    for text in texts:
-        count.add(
-            text.frame.request,
-            text.rationale,
-            [(kind, text.edited(old, new)) for kind, old, new in text.edits],
+def test_prose_alone_is_believed_and_lies_that_can_be_read_are_found(recorded: list[Frame]) -> None:
+    """Template sentences, the oracle's and others, without facts: five kinds of lies are looked for."""
+    oracle, others = Count(), Count()
+    for index, frame in enumerate(recorded):
+        rationale = replace(OracleTeacher(index).annotate(frame.request).result, facts=None)
+        oracle.add(
+            frame.request, rationale, list(oracle_lies(rationale, frame, np.random.default_rng(index)))
         )
-    found, doubted = count.report("free text")
+        words, rng = told(frame), np.random.default_rng(index)
+        lies = [(kind, write(lie, index)) for kind, lie in told_lies(words, frame, rng)]
+        others.add(frame.request, write(words, index), lies)
+    found, doubted = oracle.report("oracle's words", READ)
+    assert found >= 0.8 and doubted < 0.01
+    found, doubted = others.report("other words", READ)
+    assert found >= 0.7 and doubted < 0.01
+
+
+@pytest.mark.parametrize(
+    ("rounds", "least_found", "most_doubted"),
+    [((1,), 0.85, 0.0), ((2, 3, 4), 0.7, 0.06)],
+    ids=["seen", "unseen"],
+)
+def test_free_texts_are_believed_and_edits_that_can_be_read_are_found(
+    rounds: tuple[int, ...], least_found: float, most_doubted: float
+) -> None:
+    """Only round 1 was looked at while the reader of prose was written; the others never were."""
+    count = Count()
+    texts = [text for text in free_texts() if text.round in rounds]
+    assert len(texts) >= 20
+    for text in texts:
+        edits = [(kind, text.edited(old, new)) for kind, old, new in text.edits]
+        count.add(text.frame.request, text.rationale, edits)
+    found, doubted = count.report("free text", READ)
     assert len(count.lies) >= 10
-    assert found >= 0.95
-    assert doubted < 0.02
+    assert found >= least_found
+    assert doubted <= most_doubted
 
 
 # About a carrot on the left, a plate at the bottom right, an open gripper 8 cm above the carrot, reaching
 SENTENCES = [
-    (0, "The carrot is on the left.", "zone true"),
-    (0, "The carrot is at the right.", "zone false"),
-    (0, "A carrot lies at the centre.", "zone undecided"),
-    (0, "The plate isn't visible.", "visible false"),
-    (0, "The gripper is not open.", "grip false"),
-    (0, "The jaws are apart.", "grip true"),
     (0, "The banana is on the table.", "object false"),
+    (0, "The carrot is on the left.", "object true"),
     (0, "There is no banana.", ""),
     (0, "The arm can move.", ""),
+    (0, "The gripper is empty.", "held true"),
     (1, "The carrot has not been grasped yet.", "held true"),
     (1, "The robot holds the carrot.", "held false"),
+    (1, "The plate is in the gripper.", "held false"),
     (1, "It will then hold the carrot.", ""),
     (1, "Once the carrot is held, it is easy.", ""),
-    (1, "The task is almost done.", "done true"),
     (1, "It is time to descend.", "sub-task undecided"),
     (1, "It is time to release the carrot.", "sub-task false"),
     (1, "The robot is reaching for the carrot.", "sub-task true"),
     (2, "The carrot is left of the plate.", "side true"),
+    (2, "The carrot is not left of the plate.", "side false"),
     (2, "To the left of the carrot is the plate.", "side false"),
-    (2, "The gripper is 8 cm above the carrot.", "distance true"),
-    (2, "The gripper is 80 mm above the carrot.", "distance true"),
-    (2, "The gripper is 30 cm above the carrot.", "distance false"),
-    (2, "The gripper is 11 cm above the carrot.", "distance undecided"),
-    (2, "The gripper is less than 20 cm above the carrot.", "distance true"),
-    (2, "The plate is in contact with the carrot.", "near false"),
-    (2, "Relative to the carrot, the gripper is 8 cm up.", "distance true"),
+    (2, "Move the carrot to the left of the plate.", ""),
     (3, "Reach over the carrot; then descend, grasp it and lift it.", "sub-task true"),
-    (3, "Grasp the plate.", "role false"),
-    (3, "Lift the carrot, then grasp it.", "order false"),
+    (3, "Release the carrot.", "sub-task false"),
     (3, "Do not grasp the plate.", ""),
 ]
+
+
+def asked() -> Request:
+    return next(text.frame.request for text in free_texts_cached() if text.frame.request.span[:2] == (4, 3))
 
 
 @pytest.mark.parametrize(("part", "sentence", "expected"), SENTENCES, ids=[one[1] for one in SENTENCES])
 def test_what_is_read_from_a_sentence(part: int, sentence: str, expected: str) -> None:
     """Negation turns a claim round, conditions and plans are no claims, what is borderline is undecided."""
-    request = next(text.frame.request for text in free_texts() if text.frame.request.span[:2] == (4, 3))
-    found = audit(request, replace(Rationale("", "", "", ""), **{PARTS[part]: sentence})).findings
+    found = audit(asked(), replace(Rationale("", "", "", ""), **{PARTS[part]: sentence})).findings
     kind, verdict = expected.split() if expected else ("", "")
-    assert {one.verdict for one in found if one.claim.kind == kind} == ({verdict} if expected else set()), (
-        found
-    )
-    assert not [one for one in found if one.doubt and one.claim.kind != kind and verdict != "false"]
+    assert {each.verdict for each in found if each.kind == kind} == ({verdict} if expected else set()), found
+    assert not [each for each in found if each.doubt and each.kind != kind]
+
+
+FIELDS = [
+    ({"source": "carrot"}, "true"),
+    ({"source": "orange carrot"}, "true"),
+    ({"source": "banana"}, "false"),
+    ({"target": "carrot"}, "false"),
+    ({"source_zone": "left"}, "true"),
+    ({"source_zone": "right"}, "false"),
+    ({"source_zone": "centre"}, "undecided"),
+    ({"gripper": "open"}, "true"),
+    ({"gripper": "closed"}, "false"),
+    ({"held": "nothing"}, "true"),
+    ({"held": "carrot"}, "false"),
+    ({"reach_height_cm": 8}, "true"),
+    ({"reach_height_cm": 11}, "undecided"),
+    ({"reach_height_cm": 30}, "false"),
+    ({"reach_height_cm": -8}, "false"),
+    ({"goal_side": "left"}, "true"),
+    ({"goal_side": "right"}, "false"),
+    ({"sub_task": "reach"}, "true"),
+    ({"sub_task": "descend"}, "undecided"),
+    ({"sub_task": "release"}, "false"),
+    ({"next_sub_task": "descend"}, "undecided"),
+    ({"next_sub_task": "carry"}, "false"),
+    ({"done": False}, "true"),
+    ({"done": True}, "false"),
+]
+
+
+@pytest.mark.parametrize(("said", "verdict"), FIELDS, ids=[str(one[0]) for one in FIELDS])
+def test_each_field_of_facts_is_checked(said: dict, verdict: str) -> None:
+    result = audit(asked(), Rationale("", "", "", "", facts=Facts(**said)))
+    (finding,) = result.findings
+    assert (finding.part, finding.kind, finding.verdict) == ("facts", *said, verdict)
+    assert finding.doubt == result.doubt == (verdict == "false")
+    assert getattr(result.parts["facts"], verdict) == 1
 
 
 def test_a_finding_points_at_its_words_and_scores_add_up() -> None:
     text = free_texts()[0]
     found = audit(text.frame.request, text.rationale)
-    for one in found.findings:
-        assert getattr(text.rationale, one.claim.part)[slice(*one.claim.span)] == one.claim.text != ""
+    for each in found.findings:
+        assert each.text and each.text in getattr(text.rationale, each.part)
     assert sum(score.decided + score.undecided for score in found.parts.values()) == len(found.findings)
     lie = audit(
         text.frame.request,
         replace(
-            text.rationale, observation="The spoon is on the right. The towel is on the left. What a day!"
+            text.rationale, observation="The spoon is right of the towel. What a day! The fork is there."
         ),
     )
-    assert (lie.parts["observation"].false, lie.parts["observation"].unread) == (1, 1)
-    assert lie.parts["observation"].share == pytest.approx(3 / 4)
+    assert (lie.parts["observation"].false, lie.parts["observation"].unread) == (2, 2)
+    assert lie.parts["observation"].share == pytest.approx(2 / 4)
 
 
 STRANGE = [
@@ -232,7 +287,7 @@ STRANGE = [
 @pytest.mark.parametrize("words", STRANGE)
 def test_what_cannot_be_read_is_never_false(words: str) -> None:
     found = audit(free_texts()[5].frame.request, Rationale(words, words, words, words))
-    assert not [one for one in found.findings if one.verdict == "false"]
+    assert not [each for each in found.findings if each.verdict == "false"]
 
 
 WORDS = """the carrot plate gripper banana robot left right of above below 10 cm is not held and , . ;
@@ -244,7 +299,7 @@ time now E3 green one with"""
 @given(st.lists(st.sampled_from(WORDS.split()), max_size=60).map(" ".join), st.text(max_size=30))
 def test_any_words_are_audited_without_error(words: str, text: str) -> None:
     found = audit(free_texts_cached()[5].frame.request, Rationale(words, words + text, text + words, words))
-    assert set(found.parts) == set(PARTS)
+    assert set(found.parts) == {*PARTS, "facts"}
 
 
 def free_texts_cached(cache: list = []) -> list:  # noqa: B006
@@ -255,7 +310,7 @@ def test_the_simulators_instruction_may_be_rejected_and_a_person_is_told() -> No
     text = free_texts()[0]
     rejected = replace(text.rationale, instruction_matches=False, mismatch="the robot picks up a fork")
     assert not audit(text.frame.request, text.rationale).doubt
-    assert [one.reason for one in audit(text.frame.request, rejected).findings if one.doubt] == [
+    assert [each.reason for each in audit(text.frame.request, rejected).findings if each.doubt] == [
         "the teacher finds that the instruction does not match: the robot picks up a fork"
     ]
 
@@ -264,52 +319,43 @@ def test_without_a_simulator_actions_readings_and_instruction_decide() -> None:
     """A recorded arm: displacements and a gripper's command by name, the finger opening among the
     readings.
     """
-    frame = next(
-        text.frame.request for text in free_texts() if text.frame.request.span[:2] == (5, 9)
-    )  # carried left, held
-    names = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
-    readings = np.full((len(frame.actions), 8), 0.1, np.float32)
+    # carried left, held
+    frame = next(text.frame.request for text in free_texts() if text.frame.request.span[:2] == (5, 9))
     request = replace(
         frame,
         state=None,
         masks=None,
-        action_names=names,
-        proprioception=readings,
+        action_names=("x", "y", "z", "roll", "pitch", "yaw", "gripper"),
+        proprioception=np.full((len(frame.actions), 8), 0.1, np.float32),
         proprioception_names=(*"abcdefg", "gripper"),
     )
+    plain = Rationale("A carrot and a plate.", "", "", "")
 
-    def verdicts(part: str, text: str) -> set[tuple[str, str]]:
-        told = replace(Rationale("A carrot and a plate.", "", "", ""), **{part: text})
-        return {
-            (one.claim.kind, one.verdict)
-            for one in audit(request, told).findings
-            if one.claim.kind not in ("object", "role")
-        }
+    def verdict(**said: str | float) -> str:
+        (finding,) = [
+            each
+            for each in audit(request, replace(plain, facts=Facts(**said))).findings
+            if each.part == "facts"
+        ]
+        return finding.verdict
 
-    assert verdicts("task_planning", "Move the carrot left to the plate.") == {
-        ("motion", "true"),
-        ("sub-task", "undecided"),
-    }
-    assert ("motion", "false") in verdicts("task_planning", "Move the carrot right to the plate.")
-    assert ("sub-task", "false") in verdicts(
-        "task_planning", "Release the carrot, then retreat."
-    )  # the gripper is told to close throughout
-    assert verdicts("task_planning", "Reach, descend, grasp, lift.") <= {
-        ("order", "undecided"),
-        ("sub-task", "undecided"),
-    }  # so in any scene
-    assert verdicts("observation", "The gripper is closed around the carrot and the plate.") == {
-        ("grip", "true")
-    }
-    assert ("grip", "false") in verdicts("observation", "The gripper is open. A carrot and a plate.")
-    assert verdicts("spatial_reasoning", "The carrot is left of the plate, 10 cm away.") == {
-        ("side", "undecided"),
-        ("distance", "undecided"),
-    }
-    assert ("order", "false") in verdicts(
-        "task_planning", "Carry the carrot to the plate, release it, then lower it."
-    )
-    assert ("naming", "undecided") in verdicts("observation", "A banana and a plate.")
+    assert (verdict(motion="left"), verdict(motion="right")) == ("true", "false")
+    assert (verdict(gripper="closed"), verdict(gripper="open")) == ("true", "false")
+    assert verdict(sub_task="carry") == "undecided"
+    assert verdict(sub_task="release") == "false"  # the gripper is told to close throughout
+    assert verdict(goal_side="left") == verdict(goal_cm=10) == verdict(held="carrot") == "undecided"
+    assert verdict(source="carrot") == verdict(done=True) == "undecided"
+
+    def read(text: str) -> set[tuple[str, str]]:
+        findings = audit(request, replace(plain, task_planning=text)).findings
+        return {(each.kind, each.verdict) for each in findings if each.kind != "object"}
+
+    assert read("Release the carrot, then retreat.") == {("sub-task", "false")}
+    assert read("Carry the carrot to the plate.") == {("sub-task", "undecided")}
+    named = audit(request, replace(plain, observation="A banana and a plate."))
+    assert ("naming", "undecided", True) in {(each.kind, each.verdict, each.doubt) for each in named.findings}
+    facts = audit(request, Rationale("", "", "", "", facts=Facts(source="banana", target="plate")))
+    assert [each.text for each in facts.findings if each.doubt] == ["source: banana"]
 
 
 REAL = {
@@ -333,43 +379,19 @@ REAL = {
         ),
         set(),
     ),
-    "other hand": (
-        (0, 0, 72),
-        Rationale(
-            "A yellow bottle stands on the table.",
-            "The left hand approaches the bottle.",
-            "The bottle is near the hand.",
-            "Reach for the bottle.",
-        ),
-        {"13% of the motion of both arms' joints is on the left"},
-    ),
-    "order": (
-        (0, 236, 343),
-        Rationale(
-            "A yellow bottle stands on the table.",
-            "The right hand withdraws.",
-            "It is near the hand.",
-            "Lift the bottle, then grasp the bottle.",
-        ),
-        {"the order of a pick and place is reach, descend, grasp, lift, carry, lower, release, retreat"},
-    ),
 }
 
 
 @pytest.mark.parametrize("case", REAL)
 def test_a_real_robots_data(real_dataset: Path, case: str) -> None:
-    """A humanoid's joint angles: which arm moves, the order of the plan, and the label that calls a can a
-    bottle can be checked; no place, no distance, no hold can, and nothing about them is called false.
+    """A humanoid's joint angles: only the label that calls a can a bottle is noticed; no place, no distance,
+    no hold can be checked, and nothing about them is called false.
     """
     span, rationale, doubts = REAL[case]
     request = next(one for one in requests(open_dataset(real_dataset), keyframes=1) if one.span == span)
     found = audit(request, rationale)
-    assert {one.reason for one in found.findings if one.doubt} == doubts
-    assert {one.claim.kind for one in found.findings if one.verdict != "undecided"} <= {
-        "arm",
-        "order",
-        "object",
-    }
+    assert {each.reason for each in found.findings if each.doubt} == doubts
+    assert {each.verdict for each in found.findings} == {"undecided"}
 
 
 def test_a_made_up_text_about_data_that_decides_nothing_has_no_score(tmp_path: Path) -> None:
@@ -414,7 +436,7 @@ def test_a_made_up_text_about_data_that_decides_nothing_has_no_score(tmp_path: P
 
 def test_a_dataset_with_refusals_becomes_a_table() -> None:
     answers = load_rationales(DEMO / "rationales/oracle-segment.parquet")[:12]
-    lie = replace(answers[1].rationale, situation_analysis="The task is done.")
+    lie = replace(answers[1].rationale, facts=Facts(done=True))
     answers[:2] = [
         replace(answers[0], rationale=None, refusal=Refusal("safety", "stopped")),
         replace(answers[1], rationale=lie),
@@ -424,7 +446,7 @@ def test_a_dataset_with_refusals_becomes_a_table() -> None:
     assert table["doubt"].tolist() == [False, True] + [False] * 10
     assert (
         table["doubts"][1]
-        == "situation_analysis: 'task is done': the task's own success condition does not hold in this frame"
+        == "facts: 'done: True': the task's own success condition does not hold in this frame"
     )
     assert table.loc[0, [f"{part}_true" for part in PARTS]].sum() == 0
     assert (table.loc[2:, [f"{part}_true" for part in PARTS]] > 0).all(axis=None)

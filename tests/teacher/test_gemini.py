@@ -29,7 +29,7 @@ from refinevla_kit.teacher.gemini import GeminiLegacyTeacher, GeminiTeacher, api
 from refinevla_kit.teacher.limits import Spent
 from refinevla_kit.teacher.prompt import QUOTED, jpeg, load_prompt
 from refinevla_kit.teacher.schema import PARTS as PART_NAMES
-from refinevla_kit.teacher.schema import REPAIRABLE, CallFailed, Rationale, Refusal, Reply, Request
+from refinevla_kit.teacher.schema import REPAIRABLE, CallFailed, Facts, Rationale, Refusal, Reply, Request
 from tests.teacher.gemini_server import ANSWERS, HTML, PAID, PARTS, Answer, GeminiServer, Received
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -146,6 +146,8 @@ def test_an_answer_ends_as_a_rationale_or_a_typed_refusal(
         assert reply.result.instruction_matches == (name != "mismatch")
         assert bool(reply.result.mismatch) == (name == "mismatch")
         assert [getattr(reply.result, part) for part in PART_NAMES] == [PARTS[part] for part in PART_NAMES]
+        facts = Facts(source="carrot", held="nothing", reach_height_cm=10, sub_task="descend")
+        assert reply.result.facts == facts
     else:
         assert isinstance(reply.result, Refusal)
         assert reply.result.kind == ends[TEACHERS.index(teacher)]

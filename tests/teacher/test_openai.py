@@ -29,7 +29,7 @@ from refinevla_kit.teacher.limits import Spent
 from refinevla_kit.teacher.openai import OpenAITeacher, json_schema
 from refinevla_kit.teacher.prompt import QUOTED, jpeg, load_prompt
 from refinevla_kit.teacher.schema import PARTS as PART_NAMES
-from refinevla_kit.teacher.schema import REPAIRABLE, CallFailed, Rationale, Refusal, Reply, Request
+from refinevla_kit.teacher.schema import REPAIRABLE, CallFailed, Facts, Rationale, Refusal, Reply, Request
 from tests.conftest import REPOSITORY
 from tests.teacher.openai_server import (
     ANSWERS,
@@ -155,6 +155,8 @@ def test_an_answer_ends_as_a_rationale_or_a_typed_refusal(
         assert isinstance(reply.result, Rationale)
         assert reply.result.instruction_matches == (name != "mismatch")
         assert [getattr(reply.result, part) for part in PART_NAMES] == [PARTS[part] for part in PART_NAMES]
+        facts = Facts(source="carrot", held="nothing", reach_height_cm=10, sub_task="descend")
+        assert reply.result.facts == facts
     else:
         assert isinstance(reply.result, Refusal)
         assert reply.result.kind == ENDS[name]
@@ -297,7 +299,7 @@ def test_the_request_holds_pictures_frame_numbers_actions_and_shape(
     shape = form["json_schema"]["schema"]
     assert (shape["type"], shape["additionalProperties"]) == ("object", False)
     assert list(shape["properties"]) == shape["required"] == list(PARTS)
-    assert {inner["type"] for inner in shape["properties"].values()} == {"string", "boolean"}
+    assert {inner["type"] for inner in shape["properties"].values()} == {"string", "boolean", "object"}
 
 
 def test_a_schema_is_translated_at_every_depth() -> None:

@@ -8,7 +8,7 @@ import io
 import json
 import re
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from refinevla_kit.episodes import open_dataset
 from refinevla_kit.errors import KitError
 from refinevla_kit.teacher import prompt as prompt_module
 from refinevla_kit.teacher.annotation import requests
+from refinevla_kit.teacher.answers import Answer
 from refinevla_kit.teacher.prompt import (
     COLUMNS,
     ROWS,
@@ -32,8 +33,7 @@ from refinevla_kit.teacher.prompt import (
     render,
     state_words,
 )
-from refinevla_kit.teacher.replies import Answer
-from refinevla_kit.teacher.schema import PARTS, Refusal, Reply, Request
+from refinevla_kit.teacher.schema import PARTS, WORDS, Facts, Refusal, Reply, Request
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -68,7 +68,7 @@ def test_the_hash_is_of_the_three_files(tmp_path: Path, monkeypatch: pytest.Monk
     assert load_prompt() == shipped
     (tmp_path / "prompts/README.txt").write_text("not used")
     assert load_prompt().hash == shipped.hash
-    for name in ("rationale_v1.txt", "repair_v1.txt", "schema_v1.json"):
+    for name in ("rationale_v2.txt", "repair_v2.txt", "schema_v2.json"):
         file = tmp_path / "prompts" / name
         original = file.read_text()
         file.write_text(original + "\n")
@@ -88,14 +88,37 @@ def test_the_hash_is_of_the_three_files(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_the_shape_asked_for_is_the_shape_read() -> None:
     asked = load_prompt().schema
+    facts = asked["properties"]["facts"]
     assert list(asked["properties"]) == asked["required"] == list(Answer.model_fields)
     assert list(asked["properties"])[:4] == list(PARTS)
-    kinds = {name: field.annotation for name, field in Answer.model_fields.items()}
-    assert {
-        name: {"STRING": str, "BOOLEAN": bool}[value["type"]] for name, value in asked["properties"].items()
-    } == kinds
-    example = re.search(r"^\{.*\}$", load_prompt().question, re.MULTILINE)[0]
-    assert list(json.loads(example)) == asked["required"]
+    kinds = {"STRING": "str", "BOOLEAN": "bool", "NUMBER": "float", "OBJECT": "Facts"}
+    for name, field in Answer.model_fields.items():
+        assert kinds[asked["properties"][name]["type"]] in str(field.annotation)
+    assert list(facts["properties"]) == facts["required"] == [field.name for field in fields(Facts)]
+    for field in fields(Facts):
+        shape = facts["properties"][field.name]
+        assert field.type == f"{kinds[shape['type']]} | None"
+        assert shape.get("enum", [])[:-1] == list(WORDS.get(field.name, ()))
+        assert shape.get("nullable", False) == (shape["type"] != "STRING")
+    question = load_prompt().question
+    example = json.loads(re.search(r"^\{.*\}$", question, re.MULTILINE)[0])
+    assert list(example) == asked["required"] and list(example["facts"]) == facts["required"]
+    for words in WORDS.values():
+        assert all(re.search(rf"\b{word}\b", question) for word in words)
+
+
+def test_a_prompt_of_version_1_stays_as_it_was(tmp_path: Path) -> None:
+    first = load_prompt("rationale_v1")
+    assert first.hash == "05d6c4cc353a6082"
+    assert list(first.schema["properties"])[:4] == list(PARTS) and "facts" not in first.schema["properties"]
+    for name, facts in {
+        "mine.txt": False,
+        "mine_v1.txt": False,
+        "mine_v2.txt": True,
+        "mine_v9.txt": False,
+    }.items():
+        (tmp_path / name).write_text("What happens? $frames")
+        assert ("facts" in load_prompt(str(tmp_path / name)).schema["properties"]) == facts
 
 
 def test_displacements_are_told_in_centimetres_degrees_and_gripper_events() -> None:

@@ -5,18 +5,30 @@ kind, nothing raises.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refinevla_kit.episodes import open_dataset
 from refinevla_kit.teacher import load_rationales
-from refinevla_kit.teacher.replies import parse
-from refinevla_kit.teacher.schema import PARTS, REPAIRABLE, Rationale, Refusal, Request
+from refinevla_kit.teacher.answers import IDENTITY, SCHEMA, parse, reply_row
+from refinevla_kit.teacher.limits import Spent
+from refinevla_kit.teacher.schema import (
+    PARTS,
+    REPAIRABLE,
+    WORDS,
+    Facts,
+    Rationale,
+    Refusal,
+    Reply,
+    Request,
+    read_facts,
+)
 
 DEMO = Path(__file__).resolve().parents[2] / "data/demo"
 ASKED = Request(
@@ -144,6 +156,56 @@ def test_the_limit_of_tokens_explains_what_is_missing() -> None:
         assert kind(whole[:length]) in ("truncated", "not_json")
 
 
+FACTS = Facts(
+    source="carrot",
+    target="plate",
+    source_zone="top left",
+    gripper="half open",
+    held="nothing",
+    reach_cm=12.0,
+)
+FACTS = replace(FACTS, goal_height_cm=-3.5, goal_side="left", sub_task="reach", motion="down", done=False)
+
+
+def test_facts_are_read_field_by_field_and_cost_no_answer() -> None:
+    assert parse(said(facts=asdict(FACTS)), ASKED) == replace(GOOD, facts=FACTS)
+    loud = asdict(FACTS) | {"source": " CARROT\n", "source_zone": "Top-Left", "more": 1}
+    assert parse(said(facts=loud), ASKED) == replace(GOOD, facts=FACTS)
+    odd = {"gripper": "ajar", "reach_cm": -1, "done": "yes", "sub_task": 3, "held": None, "motion": ["down"]}
+    odd |= {
+        "source_zone": "unknown",
+        "goal_height_cm": True,
+        "goal_side": {},
+        "target": " ",
+        "source": "x" * 999,
+    }
+    assert parse(said(facts=asdict(FACTS) | odd), ASKED) == GOOD
+    without = ["NaN", "Infinity", "-Infinity", "1e999", "1e9", "null", "[]"]
+    for number in without:
+        text = said(facts={"reach_cm": 0, "held": "cup"}).replace('"reach_cm": 0', f'"reach_cm": {number}')
+        assert parse(text, ASKED) == replace(GOOD, facts=Facts(held="cup"))
+
+
+@pytest.mark.parametrize("facts", [None, {}, [], "none", 3, True, [asdict(FACTS)], {"facts": asdict(FACTS)}])
+def test_what_is_no_facts_leaves_the_prose(facts: object) -> None:
+    assert parse(said(facts=facts), ASKED) == GOOD
+    assert parse(said().replace('"facts"', '"other"'), ASKED) == GOOD
+
+
+values = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.text(), max_size=2)
+words = st.sampled_from([word for each in WORDS.values() for word in each])
+
+
+@given(st.dictionaries(st.sampled_from(list(asdict(FACTS))), values | words))
+def test_any_facts_end_as_facts_that_are_stored_and_read_back(given_facts: dict) -> None:
+    result = parse(said(facts=given_facts), ASKED)
+    assert replace(result, facts=None) == GOOD
+    row = reply_row((0, 0, 1), Reply(result, ""), Spent(), None, 1)
+    identity = dict.fromkeys(IDENTITY, "") | {"keyframes": 1, "dataset_hash": "0"}
+    table = pa.Table.from_pylist([json.loads(json.dumps(row)) | identity], SCHEMA)
+    assert read_facts(table.to_pylist()[0]["facts"]) == result.facts
+
+
 LANGUAGES = {
     "German": "Die Karotte liegt links und der Teller rechts. Der Greifer ist offen und noch nicht über der "
     "Karotte.",
@@ -226,7 +288,9 @@ anything = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=4)
         | st.dictionaries(
-            st.sampled_from([*PARTS, "instruction_matches", "mismatch"]) | st.text(), inner, max_size=8
+            st.sampled_from([*PARTS, "instruction_matches", "mismatch", "facts"]) | st.text(),
+            inner,
+            max_size=8,
         )
     ),
     max_leaves=12,

@@ -13,9 +13,10 @@ import pytest
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.journal import Journal
-from refinevla_kit.teacher import load_rationales, summarise
+from refinevla_kit.teacher import load_rationales, run_of, summarise
+from refinevla_kit.teacher.answers import FORMAT
 from refinevla_kit.teacher.limits import Spent
-from refinevla_kit.teacher.schema import PARTS
+from refinevla_kit.teacher.schema import PARTS, Facts
 from refinevla_kit.teacher.store import Store
 
 IDENTITY = {"teacher": "t", "version": "1", "prompt_hash": "p", "granularity": "step", "keyframes": 1}
@@ -217,6 +218,7 @@ def test_tables_of_older_versions_are_read(tmp_path: Path) -> None:
         "currency",
         "prices_as_of",
         "attempts",
+        "facts",
     ]
     pq.write_table(
         pq.read_table(tmp_path / "r.parquet").drop_columns(added).replace_schema_metadata(),
@@ -224,6 +226,28 @@ def test_tables_of_older_versions_are_read(tmp_path: Path) -> None:
     )
     (old,) = load_rationales(tmp_path / "older.parquet")
     assert (old.rationale.instruction_matches, old.attempts, old.currency) == (True, 1, "")
+    assert old.rationale.facts is None
+
+
+def test_the_table_says_its_format_and_later_ones_are_refused(tmp_path: Path) -> None:
+    target = tmp_path / "r.parquet"
+    write(target, row(0, 0))
+    assert run_of(target)["format"] == FORMAT == 2
+    later = {"refinevla": json.dumps(run_of(target) | {"format": 3})}
+    pq.write_table(pq.read_table(target).replace_schema_metadata(later), target)
+    with pytest.raises(KitError, match="has format 3, this kit reads up to 2"):
+        load_rationales(target)
+
+
+def test_an_unfinished_run_of_before_there_were_facts_goes_on(tmp_path: Path) -> None:
+    target = tmp_path / "r.parquet"
+    write(target, row(0, 0), row(0, 1))
+    pq.write_table(pq.read_table(target).drop_columns(["facts"]), target)
+    with Store(target, IDENTITY) as store:
+        store.wanted(0, DIGEST, [(0, 2, 3)])
+        store.add(row(0, 2) | {"facts": {"held": "cup"}}, Spent(1))
+        store.compact(Spent(3))
+    assert [answer.rationale.facts for answer in load_rationales(target)] == [None, None, Facts(held="cup")]
 
 
 def test_a_summary_counts_kinds_and_cost(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from refinevla_kit.training.examples import load_examples
 from refinevla_kit.widgets.rationale_reviewer import RationaleReviewer
 
 DEMO = REPOSITORY / "data/demo"
-WRONG_SIDE = 1  # the answer whose observation is turned round in the fixture
+WRONG = 1  # the answer of which the fixture makes something false
 REFUSED = 3
 
 
@@ -38,9 +38,11 @@ def table(tmp_path: Path) -> Path:
         pq.read_table(DEMO / "rationales/oracle-segment.parquet").to_pylist(),
         key=lambda row: (row["episode"], row["start"]),
     )[:6]
-    swap = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
-    words = rows[WRONG_SIDE]["observation"].replace(",", " ,").replace(".", " .").split()
-    rows[WRONG_SIDE]["observation"] = " ".join(swap.get(word, word) for word in words)
+    situation = rows[WRONG]["situation_analysis"]
+    rows[WRONG]["situation_analysis"] = situation.replace("is not held", "is held").replace(
+        "not grip", "grip"
+    )
+    assert rows[WRONG]["situation_analysis"] != situation
     rows[REFUSED] |= dict.fromkeys(PARTS) | {
         "refusal_kind": "not_json",
         "refusal_reason": "the answer is not JSON",
@@ -144,7 +146,7 @@ def test_filters_leave_what_the_audit_doubts_what_is_open_and_what_was_refused(
     reviewer: RationaleReviewer,
 ) -> None:
     reviewer.filter.value = "doubted"
-    assert (reviewer.of.value, reviewer.answer) == ("of 1", reviewer._answers[WRONG_SIDE])
+    assert (reviewer.of.value, reviewer.answer) == ("of 1", reviewer._answers[WRONG])
     assert any(text.startswith("✗") for text in _texts(reviewer.figure()))
     reviewer.filter.value = "refused"
     assert (
