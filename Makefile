@@ -2,9 +2,11 @@
 #   PROFILE=smoke|laptop|gpu|paper   which profile `make reproduce` runs
 #   PYTHON=/path/to/python3.11       which Python (3.11 to 3.13) the virtual environment is made from
 #   TORCH_INDEX=URL                  a further package index for torch, e.g. the one with CPU builds
+#   TESTS=2                          processes that `make test` runs side by side, each on one core
 SHELL := /bin/bash
 VENV ?= .venv
 PROFILE ?= laptop
+TESTS ?= 2
 OUTPUT ?= runs/$(PROFILE)
 export VENV
 
@@ -22,8 +24,8 @@ browser:  ## Debian's Chromium, for the tests of the widgets (as root; without i
 reproduce: setup  ## run the five notebooks headlessly: PROFILE=laptop, OUTPUT=runs/laptop
 	@$(VENV)/bin/refinevla reproduce --profile $(PROFILE) --output $(OUTPUT)
 
-test: setup  ## the test suite
-	@$(VENV)/bin/python -m pytest
+test: setup  ## the test suite, two processes side by side
+	@$(VENV)/bin/python -m pytest -n $(TESTS) --dist loadgroup --no-loadscope-reorder
 
 check: setup  ## ruff, mypy, and that the package stays small
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy && $(VENV)/bin/python scripts/count_tokens.py --limit 170000

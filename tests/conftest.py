@@ -10,11 +10,12 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-os.environ.setdefault(
-    "HF_HUB_OFFLINE", "1"
-)  # nothing may be downloaded, on a machine with a network as on one without
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Nothing may be downloaded, on a machine with a network as on one without.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# One core a process, because processes run side by side: arithmetic, and the software renderer.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("LP_NUM_THREADS", "1")
 
 import pytest
 from hypothesis import settings
@@ -23,9 +24,31 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 settings.register_profile("kit", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("kit")
-signal.signal(
-    signal.SIGINT, signal.default_int_handler
-)  # a shell starts background jobs deaf to it, and what they start is deaf too
+# A shell starts background jobs deaf to Ctrl-C, and what they start is deaf too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the tests and say which ones must run in the same process, one after another.
+
+    `pytest -n 2 --dist loadgroup` gives each test to whichever process is free. Tests of a file that share a
+    fixture of their module stay together, so that it is made once. So do all that drive the browser. Files
+    with slow tests come first, so that none of them is left for the end.
+    """
+    slow_files = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow_files)
+    for item in items:
+        if item.get_closest_marker("browser"):
+            item.add_marker(pytest.mark.xdist_group("browser"))
+        elif shares_fixture(item):
+            item.add_marker(pytest.mark.xdist_group(item.location[0]))
+
+
+def shares_fixture(item: pytest.Item) -> bool:
+    """Whether a test uses a fixture that is made once for its module."""
+    fixtures = getattr(item, "_fixtureinfo", None)
+    definitions = fixtures.name2fixturedefs.values() if fixtures else ()
+    return any(each[-1].scope == "module" for each in definitions)
 
 
 def optional_folder(variable: str, beside: str, holds: str, what: str) -> Path:
