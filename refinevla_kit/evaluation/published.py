@@ -13,15 +13,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
+from math import ceil
 from pathlib import Path
 
 import numpy as np
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.evaluation.aggregation import AVERAGE
 from refinevla_kit.evaluation.intervals import Rate, episodes_needed_unpaired, unpaired_difference, wilson
-from refinevla_kit.evaluation.printed import fitting_episodes, impossible, impossible_mean
-from refinevla_kit.evaluation.statistics import Score
+from refinevla_kit.evaluation.statistics import AVERAGE, Score
 from refinevla_kit.tasks import GROUPS, PUBLISHED_WEIGHTS, VARIANT_AGGREGATION, VISUAL_MATCHING, find_tasks
 
 DATA = Path(__file__).parents[2] / "data/paper/published.json"
@@ -161,23 +161,14 @@ def load_published(path: str | Path = DATA) -> list[Published]:
     """All printed numbers, in the file's order."""
     try:
         groups = json.loads(Path(path).read_text(encoding="utf-8"))["groups"]
-        return [
-            Published(
-                group["table"],
-                group["robot"],
-                group["setting"],
-                group["metric"],
-                model,
-                task,
-                value,
-                group["tier"],
-                group["source"],
-                group.get("note") or group.get("notes", {}).get(f"{model} / {task}", ""),
-            )
-            for group in groups
-            for model, cells in group["values"].items()
-            for task, value in cells.items()
-        ]
+        numbers = []
+        for group in groups:
+            common = {name: group[name] for name in ("table", "robot", "setting", "metric", "tier", "source")}
+            for model, cells in group["values"].items():
+                for task, value in cells.items():
+                    note = group.get("note") or group.get("notes", {}).get(f"{model} / {task}", "")
+                    numbers.append(Published(model=model, task=task, value=value, note=note, **common))
+        return numbers
     except (OSError, ValueError, KeyError) as error:
         raise KitError(
             f"published numbers cannot be read from {path} ({type(error).__name__}: {error})",
@@ -216,34 +207,21 @@ def inconsistencies(numbers: Iterable[Published]) -> list[Inconsistency]:
     found = []
     for row in _rows(numbers, ("success", "grasp")):
         behind = _episodes_behind(row)
-        for task, one in row.items():
-            stated = stated_episodes(one.robot, one.setting, task)
-            if task != AVERAGE and impossible(one.percent, stated):
-                found.append(
-                    Inconsistency(
-                        one,
-                        f"no count out of {stated}",
-                        stated,
-                        behind[task] if behind[task] != stated else None,
-                    )
-                )
-            parts = (
-                PUBLISHED_WEIGHTS[one.robot]
-                if task == AVERAGE
-                else {part: 1 for part, _ in GROUPS[task].parts}
-                if task in GROUPS
-                else {}
-            )
+        for task, number in row.items():
+            stated = stated_episodes(number.robot, number.setting, task)
+            if task != AVERAGE and impossible(number.percent, stated):
+                fits = behind[task] if behind[task] != stated else None
+                found.append(Inconsistency(number, f"no count out of {stated}", stated, fits))
+            parts: dict[str, int] = {}
+            if task == AVERAGE:
+                parts = PUBLISHED_WEIGHTS[number.robot]
+            elif task in GROUPS:
+                parts = {part: 1 for part, _ in GROUPS[task].parts}
             if len(parts) > 1 and parts.keys() <= row.keys():
                 cells, weights = [(row[part].percent, behind[part]) for part in parts], list(parts.values())
-                if impossible_mean(one.percent, cells, weights):
-                    found.append(
-                        Inconsistency(
-                            one,
-                            f"its cells give {np.average([cell for cell, _ in cells], weights=weights):.2f}",
-                            stated,
-                        )
-                    )
+                if impossible_mean(number.percent, cells, weights):
+                    mean = np.average([cell for cell, _ in cells], weights=weights)
+                    found.append(Inconsistency(number, f"its cells give {mean:.2f}", stated))
     return found
 
 
@@ -277,28 +255,19 @@ def claims(numbers: Sequence[Published]) -> list[Claim]:
     """
     rates, found = _rates(numbers), list[Claim]()
     for where, (robot, setting, table, tasks) in WHERE.items():
-        for over, short, (reported, model) in (
-            (over, short, cell) for over, cells in OVER.items() for short in tasks for cell in cells
-        ):
-            a, b = (
-                rates.get((t, robot, setting, m, tasks[short])) for t, m in ((table, OURS), (reported, model))
-            )
-            if a and b and not any((one.a, one.b) == (a.rate(), b.rate()) for one in found):
-                found.append(_claim(f"{where} {short}, over {over}", "v2", a, b))
-        (gain,) = select(
-            numbers, robot=robot, setting=setting, metric="gain over second best", model="ReFineVLA v1"
-        )
+        for over, cells in OVER.items():
+            for short, task in tasks.items():
+                for reported, model in cells:
+                    a = rates.get((table, robot, setting, OURS, task))
+                    b = rates.get((reported, robot, setting, model, task))
+                    if a and b and not any((one.a, one.b) == (a.rate(), b.rate()) for one in found):
+                        found.append(_claim(f"{where} {short}, over {over}", "v2", a, b))
+        v1 = {"metric": "gain over second best", "model": "ReFineVLA v1"}
+        (gain,) = select(numbers, robot=robot, setting=setting, **v1)
         base = rates[README, robot, setting, SPATIALVLA, AVERAGE]
         gained = replace(base, value=base.value + gain.percent / 100, mark=gain.tier)
-        found.append(
-            _claim(
-                f"{where} average, over the second best",
-                "v1",
-                gained,
-                base,
-                "that the second best is SpatialVLA, as in its own table",
-            )
-        )
+        assumed = "that the second best is SpatialVLA, as in its own table"
+        found.append(_claim(f"{where} average, over the second best", "v1", gained, base, assumed))
     return found
 
 
@@ -323,23 +292,22 @@ class _Cell:
 
 def _claim(name: str, version: str, a: _Cell, b: _Cell, assumed: str = "") -> Claim:
     what, over = name.split(", over ")
-    text = (
-        f"{what}: ReFineVLA succeeds {abs(100 * (a.value - b.value)):.1f} points "
-        f"{'more' if a.value > b.value else 'less'} often than {over}"
-    )
-    narrow, widest = (unpaired_difference(a.rate(share), b.rate(share)) for share in (1.0, a.starts))
-    mark = min(a.mark, b.mark, key=TIERS.index)
+    points = 100 * (a.value - b.value)
+    more = "more" if points > 0 else "less"
+    text = f"{what}: ReFineVLA succeeds {abs(points):.1f} points {more} often than {over}"
+    low, high = unpaired_difference(a.rate(), b.rate())
     return Claim(
         name,
         version,
         text,
         a.rate(),
         b.rate(),
-        *narrow,
-        widest,
-        episodes_needed_unpaired(a.value, b.value),
-        mark,
-        assumed,
+        low,
+        high,
+        widest=unpaired_difference(a.rate(a.starts), b.rate(a.starts)),
+        needed=episodes_needed_unpaired(a.value, b.value),
+        tier=min(a.mark, b.mark, key=TIERS.index),
+        assumed=assumed,
     )
 
 
@@ -375,22 +343,79 @@ def _rates(numbers: Iterable[Published]) -> dict[tuple[str, str, str, str, str],
     """
     cells = {}
     for row in _rows(numbers, ("success",)):
-        behind, marks = _episodes_behind(row), [one.tier for one in row.values()]
-        for task, one in row.items():
-            stated, starts = (
-                stated_episodes(one.robot, one.setting, task, different) for different in (False, True)
-            )
-            weights = PUBLISHED_WEIGHTS[one.robot] if task == AVERAGE else {task: 1}
-            sizes = {
-                name: behind.get(name) or stated_episodes(one.robot, one.setting, name) for name in weights
-            }
-            size, episodes = (
-                sum(weights.values()) ** 2 / sum(weights[name] ** 2 / sizes[name] for name in weights),
-                sum(sizes.values()),
-            )
-            # Where the number of episodes was deduced from the cells, it is no better known than they are.
-            mark = one.tier if episodes == stated else min(marks, key=TIERS.index)
-            cells[one.table, one.robot, one.setting, one.model, task] = _Cell(
-                one.percent / 100, size, episodes, starts / stated, mark
+        behind, marks = _episodes_behind(row), [number.tier for number in row.values()]
+        for task, number in row.items():
+            where = (number.robot, number.setting)
+            stated = stated_episodes(*where, task)
+            weights = PUBLISHED_WEIGHTS[number.robot] if task == AVERAGE else {task: 1}
+            sizes = {name: behind.get(name) or stated_episodes(*where, name) for name in weights}
+            episodes = sum(sizes.values())
+            squares = sum(weights[name] ** 2 / sizes[name] for name in weights)
+            cells[(number.table, *where, number.model, task)] = _Cell(
+                number.percent / 100,
+                size=sum(weights.values()) ** 2 / squares,
+                episodes=episodes,
+                starts=stated_episodes(*where, task, starts=True) / stated,
+                # Where the number of episodes was deduced from the cells, it is no better known than they
+                # are.
+                mark=number.tier if episodes == stated else min(marks, key=TIERS.index),
             )
     return cells
+
+
+# What a printed percentage can and cannot be: the counts that round to it, and the numbers of episodes that a
+# row of them can come from.
+
+
+def counts_behind(percent: float, episodes: int, decimals: int = 1) -> list[int]:
+    """The counts out of `episodes` that print as `percent` with this many decimals, be it rounded half up,
+    half to even or cut off.
+    """
+    low, high = (ceil(bound * episodes / 100) for bound in _printed_as(percent, decimals))
+    return list(range(max(0, low), min(episodes, high - 1) + 1))
+
+
+def impossible(percent: float, episodes: int, decimals: int = 1) -> bool:
+    """Whether no count out of `episodes` prints as `percent`. With one decimal, out of 667 episodes and more
+    every percentage is possible.
+    """
+    return not counts_behind(percent, episodes, decimals)
+
+
+def fitting_episodes(percents: Iterable[float], stated: int, decimals: int = 1) -> list[int]:
+    """The numbers of episodes, up to four times the stated one (repeated seeds), that each of `percents` can
+    come from.
+    """
+    percents = list(percents)
+    return [
+        size
+        for size in range(1, 4 * stated + 1)
+        if not any(impossible(percent, size, decimals) for percent in percents)
+    ]
+
+
+def impossible_mean(
+    percent: float, cells: Sequence[tuple[float, int]], weights: Sequence[int], decimals: int = 1
+) -> bool:
+    """Whether `percent` is the weighted mean neither of `cells` as printed nor of the counts behind them.
+
+    Args:
+        cells: (percentage, episodes) of each; where no count gives the percentage, it may be anything that
+            prints so.
+    """
+    low, high = _printed_as(percent, decimals)
+    least = most = Fraction(0)
+    for (cell, episodes), weight in zip(cells, weights, strict=True):
+        exact = [Fraction(100 * count, episodes) for count in counts_behind(cell, episodes, decimals)]
+        possible = [Fraction(str(cell)), *(exact or _printed_as(cell, decimals))]
+        least += min(possible) * weight / sum(weights)
+        most += max(possible) * weight / sum(weights)
+    return most < low or least >= high
+
+
+def _printed_as(percent: float, decimals: int) -> tuple[Fraction, Fraction]:
+    """What prints as `percent` lies from the first on and below the second: up to half a unit less is rounded
+    up, up to a unit more is cut off.
+    """
+    unit = Fraction(1, 10**decimals)
+    return Fraction(str(percent)) - unit / 2, Fraction(str(percent)) + unit

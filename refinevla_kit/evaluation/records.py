@@ -58,8 +58,8 @@ class EpisodeRecord:
         task, setting, variant: task name (`tasks.TASKS`), SIMPLER's setting, and the named change of the
             scene ("base": none).
         assets: "embedded", "official" or the asset directory.
-        start: "grid" (the task's own start configurations) or "dense" (`start_poses.dense_pose`, drawn from
-            `seed`).
+        start: "grid" (the task's own start configurations) or "dense" (drawn from `seed`):
+            `simulator.geometry.start_pose`.
         episode_id: which of them the episode started from.
         seed: of the run.
         width, height: camera resolution in pixels.
@@ -164,7 +164,8 @@ def load_records(path: str | Path) -> list[EpisodeRecord]:
         )
     records = [] if path == journal or not path.exists() else _load_parquet(path)
     if journal.exists():
-        records += _journalled(journal)
+        for number, (_, row) in enumerate(whole_lines(journal), 1):
+            records.append(parse_record(row, f"{journal}, line {number}"))
     return distinct(records)
 
 
@@ -207,35 +208,10 @@ def journal_path(path: Path) -> Path:
     return path.with_suffix(".jsonl")
 
 
-class RecordJournal(Journal):
-    """The journal of an evaluation, a record a line.
-
-    Attributes:
-        records: all that are in it.
-
-    Raises:
-        KitError: another run holds the file, it cannot be written, or a line of it is no record.
-    """
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        try:
-            self.records = _journalled(path)
-        except KitError:
-            self.close()
-            raise
-
-    def add(self, record: EpisodeRecord) -> None:
-        """Put one record on the disk; it is there when this returns."""
-        self.append(asdict(record))
-        self.sync()
-        self.records.append(record)
-
-
-def _journalled(path: Path) -> list[EpisodeRecord]:
-    return [
-        parse_record(row, f"{path}, line {number}") for number, (_, row) in enumerate(whole_lines(path), 1)
-    ]
+def add_record(journal: Journal, record: EpisodeRecord) -> None:
+    """Put one record on the disk; it is there when this returns."""
+    journal.append(asdict(record))
+    journal.sync()
 
 
 def _load_parquet(path: Path) -> list[EpisodeRecord]:

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from refinevla_kit.evaluation.statistics import wilson
+from refinevla_kit.evaluation.intervals import wilson
 from refinevla_kit.figures.style import INK, MUTED, canvas, colours, name_policies
 from refinevla_kit.teacher.audit import COUNTS
 from refinevla_kit.teacher.schema import PARTS

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
+import sys
 import warnings
 from dataclasses import replace
 from functools import cache
@@ -19,21 +21,34 @@ from typing import Any
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from refinevla_kit.errors import KitError
-from refinevla_kit.simulator.assets import BRIDGE, resolve_assets
-from refinevla_kit.simulator.camera import (
+from refinevla_kit.errors import KitError, listed
+from refinevla_kit.simulator.contract import Array, Observation, Pose, SceneState, StepResult, checked_action
+from refinevla_kit.simulator.demonstrator import phase_of
+from refinevla_kit.simulator.geometry import (
     CENTRE_X,
     CENTRE_Y,
     FOCAL,
     HEIGHT,
     WIDTH,
-    box_outline,
     camera_setting,
 )
-from refinevla_kit.simulator.contract import Array, Observation, Pose, SceneState, StepResult
-from refinevla_kit.simulator.demonstrator import phase_of
-from refinevla_kit.simulator.variants import BASKET_HIGH, BASKET_LOW, dress
+from refinevla_kit.simulator.variants import basket_outline, dress
 from refinevla_kit.tasks import VARIANT_AGGREGATION, Protocol, Task, Variant
+
+BRIDGE = Path("data/tasks/bridge_v2_real2sim_dataset")
+REQUIRED = (
+    BRIDGE / "custom/info_bridge_custom_v0.json",
+    BRIDGE / "custom/info_bridge_custom_baked_tex_v0.json",
+    BRIDGE / "real_inpainting/bridge_real_eval_1.png",
+    BRIDGE / "real_inpainting/bridge_sink.png",
+    BRIDGE / "stages/bridge_table_1_v1.glb",
+    BRIDGE / "stages/bridge_table_1_v2.glb",
+    Path("data/robots/widowx/wx250s.urdf"),
+)
+EMBEDDED = Path(__file__).resolve().parents[2] / "data" / "assets"  # scripts/embedded_assets makes it
+DOWNLOAD = (
+    f"{sys.executable} -m mani_skill.utils.download_asset bridge_v2_real2sim, then the same with widowx250s"
+)
 
 CAMERA = "3rd_view_camera"  # the one SIMPLER's policies see
 CLOSED, OPEN = 0.015, 0.037  # finger joint positions (m)
@@ -79,10 +94,7 @@ class ManiSkillSimulator:
         self._basket: Array | None = None  # bool (H, W), where the photograph shows it
         if not self._dressed:
             self._photograph = self._env._rgb_overlay_images[CAMERA].numpy()
-            if task.name == "widowx_put_eggplant_in_basket":
-                self._basket = box_outline(
-                    task, (*BASKET_LOW[:2], 0.955), (*BASKET_HIGH[:2], 0.977), width, height
-                )
+            self._basket = basket_outline(task, width, height)
         self._steps = 0
         self._segmentation: Array = np.zeros((height, width), np.int16)
 
@@ -129,11 +141,7 @@ class ManiSkillSimulator:
 
     def step(self, action: Array) -> StepResult:
         """See `Simulator.step`."""
-        action = np.asarray(action, np.float32)
-        if action.shape != (7,) or not np.isfinite(action).all():
-            raise KitError(
-                f"an action must be 7 finite numbers, got {action!r}", "check the policy's un-normalisation"
-            )
+        action = checked_action(action)
         if action[
             3:5
         ].any():  # ManiSkill's controller turns about the turning axes; a pure yaw is the same either way
@@ -292,3 +300,34 @@ def _read_from(assets: Path) -> None:
 
     base_env.BRIDGE_DATASET_ASSET_PATH = assets / BRIDGE
     WidowX250S.urdf_path = str(assets / "data/robots/widowx/wx250s.urdf")
+
+
+def resolve_assets(assets: str | Path) -> Path:
+    """The directory that holds `data/tasks/...` and `data/robots/...`.
+
+    Args:
+        assets: "embedded", the pack that the kit ships; "official", ManiSkill's downloads; or a directory.
+
+    Raises:
+        KitError: a file ManiSkill needs is missing, with the way to get it.
+    """
+    official = Path(os.environ.get("MS_ASSET_DIR", "~/.maniskill"))
+    known = {
+        "embedded": (EMBEDDED, "bring data/assets of the checkout back: git checkout data/assets"),
+        "official": (official, f"run: {DOWNLOAD}"),
+    }
+    other = (
+        f'give the folder that holds data/tasks and data/robots, use assets="embedded", or run: {DOWNLOAD}'
+    )
+    directory, remedy = known.get(str(assets), (Path(assets), other))
+    directory = directory.expanduser()
+    missing = missing_files(directory)
+    if missing:
+        lacking = listed([str(path) for path in missing], 1)
+        raise KitError(f"asset directory {directory} lacks {lacking}", remedy)
+    return directory.resolve()
+
+
+def missing_files(directory: Path) -> list[Path]:
+    """Files of `REQUIRED` that `directory` does not have."""
+    return [path for path in REQUIRED if not (directory / path).is_file()]

@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.simulator.camera import CENTRE_X, CENTRE_Y, FOCAL, box_outline
-from refinevla_kit.simulator.contract import Array, Observation, Pose, SceneState, StepResult
+from refinevla_kit.simulator.contract import Array, Observation, Pose, SceneState, StepResult, checked_action
 from refinevla_kit.simulator.demonstrator import phase_of
-from refinevla_kit.simulator.variants import BASKET_HIGH, BASKET_LOW
+from refinevla_kit.simulator.geometry import CENTRE_X, CENTRE_Y, FOCAL
+from refinevla_kit.simulator.variants import basket_outline
 from refinevla_kit.tasks import CAMERA_SIZES, Protocol, Start, Task, Variant
 
 CAMERAS = {"widowx": "3rd_view_camera", "google_robot": "overhead_camera"}  # the ones SIMPLER's policies see
@@ -90,11 +90,7 @@ class SimplerEnvSimulator:
             raise KitError(f"the scene {stage} is missing", WHOLE)
         self._env, self._shader = _make_environment(name, arguments), arguments.get("shader_dir", "ibl")
         self._camera = CAMERAS[task.robot]
-        self._basket: Array | None = None  # bool (H, W), where the photograph shows it
-        if task.name == "widowx_put_eggplant_in_basket":
-            self._basket = box_outline(
-                task, (*BASKET_LOW[:2], 0.955), (*BASKET_HIGH[:2], 0.977), width, height
-            )
+        self._basket = basket_outline(task, width, height)  # where the photograph shows it
         self._steps = 0
         self._things: dict[int, str] = {}  # segmentation id -> name
         self._segmentation: Array = np.zeros((height, width), np.uint32)
@@ -150,11 +146,7 @@ class SimplerEnvSimulator:
 
     def step(self, action: Array) -> StepResult:
         """See `Simulator.step`."""
-        action = np.asarray(action, np.float32)
-        if action.shape != (7,) or not np.isfinite(action).all():
-            raise KitError(
-                f"an action must be 7 finite numbers, got {action!r}", "check the policy's un-normalisation"
-            )
+        action = checked_action(action)
         raw, _, _, _, info = self._env.step(to_axis_angle(action))
         self._steps += 1
         source = self._source

@@ -17,8 +17,8 @@ from refinevla_kit.attention.fills import filling, masked
 from refinevla_kit.attention.forward import Asked, score
 from refinevla_kit.attention.fusion import fuse_top
 from refinevla_kit.errors import KitError
-from refinevla_kit.evaluation.demonstrator_policy import DemonstratorPolicy
 from refinevla_kit.policies.vla_policy import VLAPolicy
+from refinevla_kit.rollouts.players import DemonstratorPolicy
 from refinevla_kit.simulator.contract import Array, Observation
 from refinevla_kit.vlas.sequence import ORDERS
 from refinevla_kit.vlas.vocabulary import first_action_id

@@ -16,8 +16,8 @@ from refinevla_kit.attention.capture import capture, capture_batch, upper_middle
 from refinevla_kit.attention.captured import KINDS, OWN_STATE, load_captures, save_captures
 from refinevla_kit.attention.queries import lay_out
 from refinevla_kit.errors import KitError
-from refinevla_kit.evaluation.demonstrator_policy import DemonstratorPolicy
 from refinevla_kit.policies.vla_policy import VLAPolicy
+from refinevla_kit.rollouts.players import DemonstratorPolicy
 from refinevla_kit.simulator.contract import Array
 from refinevla_kit.vlas.compact import CompactConfig, build
 from refinevla_kit.vlas.sequence import ORDERS, answer_ids
