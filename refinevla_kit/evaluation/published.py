@@ -13,18 +13,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
-from math import ceil
+from functools import cache
 from pathlib import Path
-
-import numpy as np
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.intervals import Rate, episodes_needed_unpaired, unpaired_difference, wilson
 from refinevla_kit.evaluation.statistics import AVERAGE, Score
-from refinevla_kit.tasks import GROUPS, PUBLISHED_WEIGHTS, VARIANT_AGGREGATION, VISUAL_MATCHING, find_tasks
+from refinevla_kit.tasks import PUBLISHED_WEIGHTS, VARIANT_AGGREGATION, VISUAL_MATCHING, find_tasks
 
 DATA = Path(__file__).parents[2] / "data/paper/published.json"
+INCONSISTENCIES = DATA.with_name("inconsistencies.json")
+CELL = ("table", "robot", "setting", "metric", "model", "task")  # what tells a printed number from the others
 TABLE_1, TABLE_2, TABLE_3, README = (
     "ReFineVLA Table 1",
     "ReFineVLA Table 2",
@@ -202,27 +201,24 @@ def stated_episodes(robot: str, setting: str, task: str, starts: bool = False) -
 
 def inconsistencies(numbers: Iterable[Published]) -> list[Inconsistency]:
     """The printed rates that no count of the protocol's episodes gives, and the printed means that do not
-    follow from the cells beside them.
+    follow from the cells beside them. `experiments.printed_numbers` finds them.
     """
-    found = []
-    for row in _rows(numbers, ("success", "grasp")):
-        behind = _episodes_behind(row)
-        for task, number in row.items():
-            stated = stated_episodes(number.robot, number.setting, task)
-            if task != AVERAGE and impossible(number.percent, stated):
-                fits = behind[task] if behind[task] != stated else None
-                found.append(Inconsistency(number, f"no count out of {stated}", stated, fits))
-            parts: dict[str, int] = {}
-            if task == AVERAGE:
-                parts = PUBLISHED_WEIGHTS[number.robot]
-            elif task in GROUPS:
-                parts = {part: 1 for part, _ in GROUPS[task].parts}
-            if len(parts) > 1 and parts.keys() <= row.keys():
-                cells, weights = [(row[part].percent, behind[part]) for part in parts], list(parts.values())
-                if impossible_mean(number.percent, cells, weights):
-                    mean = np.average([cell for cell, _ in cells], weights=weights)
-                    found.append(Inconsistency(number, f"its cells give {mean:.2f}", stated))
-    return found
+    cells = {_cell_of(number): number for number in numbers}
+    return [
+        Inconsistency(cells[cell], *finding) for cell, finding in _known_inconsistencies() if cell in cells
+    ]
+
+
+@cache
+def _known_inconsistencies() -> list[tuple[tuple[str, ...], tuple[str, int, int | None]]]:
+    listed = json.loads(INCONSISTENCIES.read_text(encoding="utf-8"))["inconsistencies"]
+    return [
+        (tuple(each[name] for name in CELL), (each["why"], each["stated"], each["fits"])) for each in listed
+    ]
+
+
+def _cell_of(number: Published) -> tuple[str, ...]:
+    return tuple(getattr(number, name) for name in CELL)
 
 
 def published_scores(
@@ -311,7 +307,7 @@ def _claim(name: str, version: str, a: _Cell, b: _Cell, assumed: str = "") -> Cl
     )
 
 
-def _rows(numbers: Iterable[Published], metrics: Sequence[str]) -> list[dict[str, Published]]:
+def rows_of(numbers: Iterable[Published], metrics: Sequence[str]) -> list[dict[str, Published]]:
     """The rows of all tables, task -> number, without the numbers that their source prints in another model's
     row.
     """
@@ -327,12 +323,12 @@ def _episodes_behind(row: dict[str, Published]) -> dict[str, int]:
     cannot give it, the fewest that can.
     """
     stated = {
-        task: stated_episodes(one.robot, one.setting, task) for task, one in row.items() if task != AVERAGE
+        task: stated_episodes(number.robot, number.setting, task)
+        for task, number in row.items()
+        if task != AVERAGE
     }
-    percents, sizes = [row[task].percent for task in stated], set(stated.values())
-    if len(stated) == 1 or len(sizes) != 1 or not any(impossible(percent, *sizes) for percent in percents):
-        return stated
-    return dict.fromkeys(stated, (fitting_episodes(percents, *sizes) or [*sizes])[0])
+    fits = [found.fits for found in inconsistencies(row.values()) if found.fits]
+    return dict.fromkeys(stated, fits[0]) if fits else stated
 
 
 def _rates(numbers: Iterable[Published]) -> dict[tuple[str, str, str, str, str], _Cell]:
@@ -342,7 +338,7 @@ def _rates(numbers: Iterable[Published]) -> dict[tuple[str, str, str, str, str],
     that all episodes have to be taken as equally hard, which makes its interval a little wide.
     """
     cells = {}
-    for row in _rows(numbers, ("success",)):
+    for row in rows_of(numbers, ("success",)):
         behind, marks = _episodes_behind(row), [number.tier for number in row.values()]
         for task, number in row.items():
             where = (number.robot, number.setting)
@@ -361,61 +357,3 @@ def _rates(numbers: Iterable[Published]) -> dict[tuple[str, str, str, str, str],
                 mark=number.tier if episodes == stated else min(marks, key=TIERS.index),
             )
     return cells
-
-
-# What a printed percentage can and cannot be: the counts that round to it, and the numbers of episodes that a
-# row of them can come from.
-
-
-def counts_behind(percent: float, episodes: int, decimals: int = 1) -> list[int]:
-    """The counts out of `episodes` that print as `percent` with this many decimals, be it rounded half up,
-    half to even or cut off.
-    """
-    low, high = (ceil(bound * episodes / 100) for bound in _printed_as(percent, decimals))
-    return list(range(max(0, low), min(episodes, high - 1) + 1))
-
-
-def impossible(percent: float, episodes: int, decimals: int = 1) -> bool:
-    """Whether no count out of `episodes` prints as `percent`. With one decimal, out of 667 episodes and more
-    every percentage is possible.
-    """
-    return not counts_behind(percent, episodes, decimals)
-
-
-def fitting_episodes(percents: Iterable[float], stated: int, decimals: int = 1) -> list[int]:
-    """The numbers of episodes, up to four times the stated one (repeated seeds), that each of `percents` can
-    come from.
-    """
-    percents = list(percents)
-    return [
-        size
-        for size in range(1, 4 * stated + 1)
-        if not any(impossible(percent, size, decimals) for percent in percents)
-    ]
-
-
-def impossible_mean(
-    percent: float, cells: Sequence[tuple[float, int]], weights: Sequence[int], decimals: int = 1
-) -> bool:
-    """Whether `percent` is the weighted mean neither of `cells` as printed nor of the counts behind them.
-
-    Args:
-        cells: (percentage, episodes) of each; where no count gives the percentage, it may be anything that
-            prints so.
-    """
-    low, high = _printed_as(percent, decimals)
-    least = most = Fraction(0)
-    for (cell, episodes), weight in zip(cells, weights, strict=True):
-        exact = [Fraction(100 * count, episodes) for count in counts_behind(cell, episodes, decimals)]
-        possible = [Fraction(str(cell)), *(exact or _printed_as(cell, decimals))]
-        least += min(possible) * weight / sum(weights)
-        most += max(possible) * weight / sum(weights)
-    return most < low or least >= high
-
-
-def _printed_as(percent: float, decimals: int) -> tuple[Fraction, Fraction]:
-    """What prints as `percent` lies from the first on and below the second: up to half a unit less is rounded
-    up, up to a unit more is cut off.
-    """
-    unit = Fraction(1, 10**decimals)
-    return Fraction(str(percent)) - unit / 2, Fraction(str(percent)) + unit
