@@ -127,25 +127,43 @@ def preflight(
         lacking = "the policy has no round_trip(actions)"
     if lacking:
         return replace(report, note=f"only the conventions were checked: {lacking}")
-    # Small pictures: nobody looks. An array is compared with a word number by number.
+    # Small pictures: nobody looks.
     scene = Scene(task.name, variant, setting, MANISKILL, str(assets or "embedded"), 48, 36, privileged=True)
     kind, numbers = wanted_starts(task, setting, wanted_episodes(episodes), n)
     starts = [PlannedEpisode(scene, kind, number, seed) for number in numbers]
     encoded(policy, np.zeros((2, 7), np.float32))  # fails before a simulator is made, if it does
+    rates, actions, decoded = _replays(policy, task, starts, progress)
+    clipped = None
+    if hasattr(policy, "action_range"):
+        low, high = (np.asarray(bound) for bound in policy.action_range)
+        # float32 noise of a limit is no clipping.
+        clipped = np.mean((actions < low - 1e-6) | (actions > high + 1e-6), axis=0)
+    error = np.abs(decoded - actions).max(axis=0) * SCALE
+    return replace(report, episodes=len(starts), error=error, clipped=clipped, **rates)
+
+
+def _replays(
+    policy: Any, task: Task, starts: list[PlannedEpisode], progress: bool
+) -> tuple[dict[str, Any], Array, Array]:
+    """The four rates of a `Preflight` by name; the demonstrator's actions and what the encoding leaves of
+    them, float32 (N, 7).
+    """
     expert = Demonstrator(task)
-    wanted_actions: dict[PlannedEpisode, list[Array]] = {start: [] for start in starts}
+    wanted: dict[PlannedEpisode, list[Array]] = {start: [] for start in starts}
 
     def demonstrate(take: Take) -> Action:
-        wanted_actions[take.episode].append(expert.act(_state(take)))
-        return plain_action(wanted_actions[take.episode][-1])
+        wanted[take.episode].append(expert.act(_state(take)))
+        return plain_action(wanted[take.episode][-1])
 
     def demonstrate_encoded(take: Take) -> Action:
         return plain_action(encoded(policy, expert.act(_state(take))[None])[0])
 
     def repeat(actions: dict[PlannedEpisode, Array]) -> Callable[[Take], Action]:
-        return lambda take: plain_action(
-            actions[take.episode][take.steps], terminate=take.steps == len(actions[take.episode]) - 1
-        )
+        def decide(take: Take) -> Action:
+            last = take.steps == len(actions[take.episode]) - 1
+            return plain_action(actions[take.episode][take.steps], terminate=last)
+
+        return decide
 
     described = {"desc": f"preflight {task.name}", "unit": "episode", "disable": not progress}
     with Engine(workers=0) as engine, tqdm(total=4 * len(starts), **described) as bar:
@@ -157,26 +175,11 @@ def preflight(
                 bar.update()
             return rate(succeeded, len(starts))
 
-        free, ceiling = success(demonstrate), success(demonstrate_encoded)
-        recorded = {start: np.stack(actions) for start, actions in wanted_actions.items()}
+        rates = {"demonstrator": success(demonstrate), "ceiling": success(demonstrate_encoded)}
+        recorded = {start: np.stack(actions) for start, actions in wanted.items()}
         decoded = {start: encoded(policy, actions) for start, actions in recorded.items()}
-        replayed, replayed_encoded = success(repeat(recorded)), success(repeat(decoded))
-    actions = np.concatenate(list(recorded.values()))  # N, 7
-    clipped = None
-    if hasattr(policy, "action_range"):
-        low, high = (np.asarray(bound) for bound in policy.action_range)
-        # float32 noise of a limit is no clipping.
-        clipped = np.mean((actions < low - 1e-6) | (actions > high + 1e-6), axis=0)
-    return replace(
-        report,
-        episodes=len(starts),
-        demonstrator=free,
-        replay=replayed,
-        replay_encoded=replayed_encoded,
-        ceiling=ceiling,
-        error=np.abs(np.concatenate(list(decoded.values())) - actions).max(axis=0) * SCALE,
-        clipped=clipped,
-    )
+        rates |= {"replay": success(repeat(recorded)), "replay_encoded": success(repeat(decoded))}
+    return rates, np.concatenate(list(recorded.values())), np.concatenate(list(decoded.values()))
 
 
 def encoded(policy: Any, actions: Array) -> Array:

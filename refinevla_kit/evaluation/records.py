@@ -21,6 +21,7 @@ from refinevla_kit.journal import Journal, whole_lines
 from refinevla_kit.tasks import PROTOCOL_VERSION
 
 VERSIONED = ("mani_skill", "mani_skill2_real2sim", "sapien", "torch", "transformers", "numpy")
+# What makes two rows the same episode; the first columns of a record.
 KEY = (
     "policy",
     "checkpoint_hash",
@@ -37,13 +38,7 @@ KEY = (
     "height",
 )
 Key = tuple[Any, ...]
-OUTCOME = (
-    "success_any",
-    "success_last",
-    "grasped",
-    "steps",
-    "reason",
-)  # what two rows of one episode have in common
+OUTCOME = ("success_any", "success_last", "grasped", "steps", "reason")  # what they have in common
 
 
 @dataclass(frozen=True)
@@ -179,15 +174,16 @@ def distinct(records: Iterable[EpisodeRecord]) -> list[EpisodeRecord]:
     kept: dict[Key, EpisodeRecord] = {}
     for record in records:
         first = kept.setdefault(record.key, record)
-        if differing := [name for name in OUTCOME if getattr(first, name) != getattr(record, name)]:
-            said = " and ".join(
-                ", ".join(f"{name} {getattr(one, name)}" for name in differing) for one in (first, record)
-            )
-            what = (
+        differing = [name for name in OUTCOME if getattr(first, name) != getattr(record, name)]
+        if differing:
+            outcomes = [
+                ", ".join(f"{name} {getattr(each, name)}" for name in differing) for each in (first, record)
+            ]
+            raise KitError(
                 f"{record.policy!r} has two records of {record.task} ({record.variant}), {record.start} "
-                f"episode {record.episode_id}: {said}"
+                f"episode {record.episode_id}: {' and '.join(outcomes)}",
+                "keep the records of one machine, or play the episode again into a new file",
             )
-            raise KitError(what, "keep the records of one machine, or play the episode again into a new file")
     return list(kept.values())
 
 

@@ -342,6 +342,7 @@ class _FilmedTake(PolicyTake):
                 if self._writer:
                     self._writer.close()
                 self._part.close()
+            self._path = None
 
     def drop(self) -> None:
         if self._path:
@@ -350,6 +351,7 @@ class _FilmedTake(PolicyTake):
                     self._writer.close(flush=False)
             error = InterruptedError("the episode did not end")
             self._part.__exit__(InterruptedError, error, None)  # takes the part away
+            self._path = None
 
     def _film(self, action: Action | None) -> None:
         """Add a frame: what is seen, and what the policy makes of it."""

@@ -184,10 +184,7 @@ class Engine:
                 for table in tables:
                     yield from self._turn([lane for lane in table if lane.take])
         finally:
-            for lane in self._lanes:
-                if lane.take:
-                    lane.take.drop()
-            self._queues.clear()
+            self._leave()
 
     def insert(self, episode: PlannedEpisode) -> None:
         """Play this one next; for whoever takes what `play` yields."""
@@ -195,8 +192,17 @@ class Engine:
 
     def close(self) -> None:
         """Let all simulators go."""
+        self._leave()
         while self._stations:
             self._stations.pop().close()
+
+    def _leave(self) -> None:
+        """Leave what is being played; also where whoever takes what `play` yields has failed."""
+        for lane in self._lanes:
+            if lane.take:
+                lane.take.drop()
+                lane.take = None
+        self._queues.clear()
 
     def __enter__(self) -> Engine:
         return self

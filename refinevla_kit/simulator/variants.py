@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -48,10 +48,9 @@ LIGHTS = {
     "brighter": (((0, 0, -1), 3.6), ((-1, -0.5, -1), 1.3), ((1, 1, -1), 1.3)),
     "darker": (((0, 0, -1), 0.8), ((1, 1, -1), 0.8)),
 }
-AMBIENT, SHADOW = (
-    0.3,
-    {"shadow_scale": 0.6, "shadow_near": -1.0, "shadow_far": 1.0, "shadow_map_size": 1024},
-)  # the first light's: 1.2 mm a texel
+AMBIENT = 0.3
+# The first light's: 1.2 mm a texel.
+SHADOW = {"shadow_scale": 0.6, "shadow_near": -1.0, "shadow_far": 1.0, "shadow_map_size": 1024}
 PITCH = {"table": 0.001, "basket": 0.001, "wall": 0.003}  # m, size of a texture's pixel
 
 MODELS = {  # what may stand about, by the word for it; those that the task itself is about stay away
@@ -62,15 +61,8 @@ MODELS = {  # what may stand about, by the word for it; those that the task itse
     "yellow block": "baked_yellow_cube_3cm",
     "plate": "bridge_plate_objaverse_larger",
 }
-RADII = {
-    "carrot": 0.06,
-    "green block": 0.022,
-    "eggplant": 0.05,
-    "spoon": 0.07,
-    "yellow block": 0.022,
-    "plate": 0.056,
-    "towel": 0.071,
-}  # m
+RADII = {"carrot": 0.06, "green block": 0.022, "eggplant": 0.05, "spoon": 0.07}  # m
+RADII |= {"yellow block": 0.022, "plate": 0.056, "towel": 0.071}
 HAND = 0.085  # m around the source and the target that the open gripper needs
 MARGIN = 0.1  # of the picture's width and height: no distractor's centre is nearer its rim
 
@@ -139,51 +131,28 @@ def basket_outline(task: Task, width: int, height: int) -> Array | None:
     return box_outline(task, (*BASKET_LOW[:2], 0.955), (*BASKET_HIGH[:2], 0.977), width, height)
 
 
-@dataclass
-class Dressing:
-    """What was put into a scene.
+def dress(
+    environment: Any, task: Task, variant: Variant, models: Path, source: Array, target: Array
+) -> dict[str, Array]:
+    """Replace photograph, stage and lights of a freshly made ManiSkill twin by the room of `variant`.
 
-    Attributes:
-        ids: the segmentation ids of what masks name: the basket, each distractor.
-    """
+    Distractors stand away from source and target and from each other. Where is drawn from the variant's name
+    and the start alone, so that every policy meets the same.
 
-    room: Room
-    ids: dict[str, Array]
-    distractors: dict[str, Any] = field(default_factory=dict)
+    Args:
+        models: the asset pack's folder of objects.
+        source, target: where these start: position and quaternion, (7,).
 
-    def arrange(self, task: Task, variant: Variant, source: Array, target: Array) -> None:
-        """Put the distractors where they stand for this start: away from `source` and `target` (position and
-        quaternion), and from each other.
-
-        Drawn from the variant's name and the start alone, so that every policy meets the same.
-        """
-        start = np.round(np.concatenate([source, target]), 4).astype(np.float32)
-        rng = np.random.default_rng(
-            [zlib.crc32(f"{task.name} {variant.name}".encode()), zlib.crc32(start.tobytes())]
-        )
-        taken = [
-            (source[:2], max(HAND, RADII[task.source])),
-            (target[:2], max(HAND, RADII.get(task.target, HAND))),
-        ]
-        for name, body in self.distractors.items():
-            place = _free_place(task, self.room, RADII[name], taken, rng)
-            taken.append((place, RADII[name]))
-            _stand(body, name, place, rng.uniform(-np.pi, np.pi), self.room.level)
-
-
-def dress(environment: Any, task: Task, variant: Variant, models: Path) -> Dressing:
-    """Replace photograph, stage and lights of a freshly made ManiSkill twin by the room of `variant`. models:
-    the asset pack's folder of objects.
+    Returns:
+        The segmentation ids of what masks name: the basket, each distractor.
     """
     import sapien
 
     build, scene = dict(variant.build), environment.scene.sub_scenes[0]
     room = SINK_ROOM if task.name == SINK_TASK else TABLE_ROOM
+    hidden = ("scene-0_arena", "scene-0_dummy_sink_target_plane")  # the stage; a plane meant to be invisible
     for entity in scene.entities:
-        if entity.name.removeprefix("scene-0_") in (
-            "arena",
-            "dummy_sink_target_plane",
-        ):  # the stage; a plane that is meant to be invisible
+        if entity.name in (*hidden, "arena", "dummy_sink_target_plane"):
             entity.find_component_by_type(sapien.render.RenderBodyComponent).disable()
     ids: dict[str, Array] = {}
     for role in dict.fromkeys(role for role, *_ in room.boxes):
@@ -197,23 +166,28 @@ def dress(environment: Any, task: Task, variant: Variant, models: Path) -> Dress
     for number, (direction, brightness) in enumerate(LIGHTS[build.get("lights", "normal")]):
         shadow = {"shadow": True, "position": [-0.16, 0.06, 0.9], **SHADOW} if number == 0 else {}
         environment.scene.add_directional_light(direction, [brightness * room.light] * 3, **shadow)
-    dressing = Dressing(room, ids)
-    for name in [name for name in MODELS if name not in (task.source, task.target)][
-        : build.get("distractors", 0)
-    ]:
+    start = np.round(np.concatenate([source, target]), 4).astype(np.float32)
+    named = zlib.crc32(f"{task.name} {variant.name}".encode())
+    rng = np.random.default_rng([named, zlib.crc32(start.tobytes())])
+    taken = [
+        (source[:2], max(HAND, RADII[task.source])),
+        (target[:2], max(HAND, RADII.get(task.target, HAND))),
+    ]
+    others = [name for name in MODELS if name not in (task.source, task.target)]
+    for name in others[: build.get("distractors", 0)]:
         body = sapien.render.RenderBodyComponent()
         body.attach(sapien.render.RenderShapeTriangleMesh(str(_visual_file(models / MODELS[name]))))
-        dressing.distractors[name], dressing.ids[name] = body, np.array([_add(scene, body)])
-    return dressing
+        ids[name] = np.array([_add(scene, body)])
+        place = _free_place(task, room, RADII[name], taken, rng)
+        taken.append((place, RADII[name]))
+        _stand(body, name, place, rng.uniform(-np.pi, np.pi), room.level)
+    return ids
 
 
 def _visual_file(folder: Path) -> Path:
     """The one that ManiSkill takes: the first of these that is there."""
-    return next(
-        folder / f"textured.{kind}"
-        for kind in ("obj", "dae", "glb")
-        if (folder / f"textured.{kind}").is_file()
-    )
+    files = [folder / f"textured.{kind}" for kind in ("obj", "dae", "glb")]
+    return next(file for file in files if file.is_file())
 
 
 def _add(scene: Any, body: Any) -> int:
@@ -253,27 +227,28 @@ def _faces(low: Corner, high: Corner, covering: str, pitch: float) -> list[tuple
     picture uint8 (H, W, 4).
     """
     colour, texture = COVERINGS[covering]
-    linear, faces = (np.array(colour, np.float32) / 255)[:, None] ** 2.2, []
+    linear = (np.array(colour, np.float32) / 255)[:, None] ** 2.2
+    corners = np.array([(0, 0), (1, 0), (1, 1), (0, 1)], np.float32)
+    faces = []
     for axis in range(3):
-        one, two = (axis + 1) % 3, (axis + 2) % 3
-        count = [max(4, int(np.ceil((high[a] - low[a]) / pitch))) for a in (one, two)]
-        points = np.zeros((3, count[1] * count[0]), np.float32)
+        across = [(axis + 1) % 3, (axis + 2) % 3]  # the axes that the face lies in
+        size = [high[a] - low[a] for a in across]
+        columns, rows = (max(4, int(np.ceil(length / pitch))) for length in size)
+        points = np.zeros((3, rows * columns), np.float32)
         points[axis] = high[axis]
         steps = [
-            low[a] + (np.arange(n) + 0.5) * (high[a] - low[a]) / n
-            for a, n in zip((one, two), count, strict=True)
+            low[a] + (np.arange(count) + 0.5) * length / count
+            for a, length, count in zip(across, size, (columns, rows), strict=True)
         ]
-        points[one], points[two] = (grid.ravel() for grid in np.meshgrid(*steps))
+        points[across] = [grid.ravel() for grid in np.meshgrid(*steps)]
         shade = (linear * TEXTURES[texture](*points)).clip(0, 1) ** (1 / 2.2)
-        picture = np.full((count[1], count[0], 4), 255, np.uint8)
-        picture[..., :3] = (255 * shade.T.reshape(count[1], count[0], 3) + 0.5).astype(np.uint8)
-        corners = np.array([(0, 0), (1, 0), (1, 1), (0, 1)], np.float32)
+        picture = np.full((rows, columns, 4), 255, np.uint8)
+        picture[..., :3] = (255 * shade.T.reshape(rows, columns, 3) + 0.5).astype(np.uint8)
         vertices = np.zeros((4, 3), np.float32)
         vertices[:, axis] = points[axis, 0]
-        for a, along in ((one, corners[:, 0]), (two, corners[:, 1])):
-            vertices[:, a] = low[a] + along * (high[a] - low[a])
-        normal = np.zeros(3, np.float32)
-        normal[axis] = 1
+        for a, along, length in zip(across, corners.T, size, strict=True):
+            vertices[:, a] = low[a] + along * length
+        normal = np.eye(3, dtype=np.float32)[axis]
         faces.append((vertices, corners, normal, picture))
     return faces
 
