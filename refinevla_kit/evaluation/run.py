@@ -153,23 +153,10 @@ def evaluate(
                 "from another of that name; give it one, or another output, when it has changed",
                 stacklevel=2,
             )
-        keys = {episode: key for key, episode in wanted.items()}
-        left = [episode for key, episode in wanted.items() if key not in records]
-
-        def begin(episode: PlannedEpisode) -> _FilmedTake:
-            return _FilmedTake(episode, _video_path(folder, keys[episode]) if folder else None, overlay)
-
-        player = PolicyPlayer(policy, begin)
-        lanes = min(batch, len(left)) if batches(policy) else 1
+        left = {key: episode for key, episode in wanted.items() if key not in records}
         described = {"desc": name_of(policy), "unit": "episode", "disable": not progress}
-        with (
-            Engine(workers, lanes) as engine,
-            tqdm(total=len(wanted), initial=len(done), **described) as bar,
-        ):
-            for take in engine.play(left, player):
-                record = _record(keys[take.episode], take)
-                take.keep()
-                add_record(journal, record)
+        with tqdm(total=len(wanted), initial=len(done), **described) as bar:
+            for record in _play(policy, left, journal, workers, batch, folder, overlay):
                 records[record.key] = record
                 done.append(record)
                 bar.set_postfix_str(_success(done), refresh=False)
@@ -296,6 +283,30 @@ def _camera_size(policy: Any, task: Task, width: Any, height: Any) -> tuple[int,
         checked_integer(width, "width", 1, LARGEST_SIDE),
         checked_integer(height, "height", 1, LARGEST_SIDE),
     )
+
+
+def _play(
+    policy: Any,
+    episodes: dict[Key, PlannedEpisode],
+    journal: Journal,
+    workers: int,
+    batch: int,
+    folder: Path | None,
+    overlay: Overlay | None,
+) -> Iterator[EpisodeRecord]:
+    """Play the episodes, yielding each record when it is on the disk."""
+    keys = {episode: key for key, episode in episodes.items()}
+
+    def begin(episode: PlannedEpisode) -> _FilmedTake:
+        return _FilmedTake(episode, _video_path(folder, keys[episode]) if folder else None, overlay)
+
+    player = PolicyPlayer(policy, begin)
+    with Engine(workers, min(batch, len(episodes)) if batches(policy) else 1) as engine:
+        for take in engine.play(episodes.values(), player):
+            record = _record(keys[take.episode], take)
+            take.keep()
+            add_record(journal, record)
+            yield record
 
 
 def _success(done: list[EpisodeRecord]) -> str:
