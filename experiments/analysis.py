@@ -19,14 +19,14 @@ from experiments.design import CLAIMED_GAIN, PROFILES, Block, Profile
 from experiments.runner import RECORDS, STUDY
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation import load_records
-from refinevla_kit.evaluation.aggregation import AVERAGE, Rule
 from refinevla_kit.evaluation.intervals import Rate
 from refinevla_kit.evaluation.records import EpisodeRecord
-from refinevla_kit.evaluation.statistics import summarise
-from refinevla_kit.evaluation.sweeps import REFERENCES, arms_of
+from refinevla_kit.evaluation.statistics import AVERAGE, Rule, summarise
 from refinevla_kit.evaluation.training_seeds import (
+    REFERENCES,
     Estimate,
     SeedComparison,
+    arms_of,
     as_one_policy,
     by_seed,
     compare_seeds,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from experiments.controls import first_episodes, shuffle_rationales
 from experiments.design import SHUFFLE_SEED, Arm, Profile
-from refinevla_kit.episodes.recording import record
+from refinevla_kit.rollouts.recording import record
 from refinevla_kit.teacher import OracleTeacher, annotate_dataset
 from refinevla_kit.training.examples import Examples, find_rationales, load_examples
 

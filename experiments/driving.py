@@ -16,15 +16,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from refinevla_kit.episodes.recording import record
 from refinevla_kit.errors import KitError
+from refinevla_kit.rollouts.recording import record
 from refinevla_kit.simulator.contract import Array, Observation
 from refinevla_kit.tasks import SETTINGS, VISUAL_MATCHING, WIDOWX_TASKS, Task, find_task
 
 
 @dataclass(frozen=True)
 class PolicyDrive:
-    """`episodes.recording.record`'s `drive`: the policy of a checkpoint. Picklable, and read once a
+    """`rollouts.recording.record`'s `drive`: the policy of a checkpoint. Picklable, and read once a
     process.
     """
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from refinevla_kit.episodes import open_dataset
 from refinevla_kit.policies.contract import Array
-from refinevla_kit.simulator.camera import project
 from refinevla_kit.simulator.contract import SceneState
+from refinevla_kit.simulator.geometry import project
 from refinevla_kit.tasks import WIDOWX_TASKS, Task, find_task
 from refinevla_kit.vlas.compact import CompactVLA
 

@@ -35,7 +35,7 @@ from experiments.design import CLAIMED_GAIN, PROFILES
 from experiments.estimate import power_table
 from experiments.runner import DEMONSTRATIONS, RECORDS, STUDY, TEXT_USE, copy_records
 from refinevla_kit.errors import KitError
-from refinevla_kit.evaluation.aggregation import AVERAGE
+from refinevla_kit.evaluation.statistics import AVERAGE
 from refinevla_kit.evaluation.training_seeds import SeedComparison
 from refinevla_kit.figures.experiment import sensitivity
 from refinevla_kit.figures.saving import save_figure

@@ -73,7 +73,7 @@ def assets(
     check: Annotated[str | None, typer.Option(help="a folder to check, or `embedded` or `official`")] = None,
 ) -> None:
     """Say where the simulator's assets are, or check a folder."""
-    from refinevla_kit.simulator.assets import resolve_assets
+    from refinevla_kit.simulator.maniskill import resolve_assets
 
     if check is not None:
         _print_json({"assets": check, "folder": str(resolve_assets(check))})
@@ -116,7 +116,7 @@ def record(
     ] = None,
 ) -> None:
     """Record the scripted demonstrator's episodes as a LeRobot dataset."""
-    from refinevla_kit.episodes.recording import record as record_episodes
+    from refinevla_kit.rollouts.recording import record as record_episodes
     from refinevla_kit.tasks import WIDOWX_TASKS, find_task
 
     tasks = task or [each.name for each in WIDOWX_TASKS]

@@ -151,7 +151,7 @@ def check_simulator() -> Finding:
 
 def check_assets() -> Finding:
     """The embedded pack is shipped with the checkout."""
-    from refinevla_kit.simulator.assets import resolve_assets
+    from refinevla_kit.simulator.maniskill import resolve_assets
 
     try:
         embedded = resolve_assets("embedded")
@@ -161,7 +161,7 @@ def check_assets() -> Finding:
 
 
 def check_official_assets() -> Finding:
-    from refinevla_kit.simulator.assets import resolve_assets
+    from refinevla_kit.simulator.maniskill import resolve_assets
 
     try:
         return Finding("official assets", "ok", str(resolve_assets("official")))

@@ -28,10 +28,8 @@ SETTINGS = (VISUAL_MATCHING, VARIANT_AGGREGATION)
 MANISKILL, SIMPLER_ENV = "maniskill", "simpler_env"
 BACKENDS = (MANISKILL, SIMPLER_ENV)
 BASE = "base"  # the variant that changes nothing
-CAMERA_SIZES = {
-    "widowx": (640, 480),
-    "google_robot": (640, 512),
-}  # width, height (pixels) of the camera that SIMPLER's policies see
+# Width, height (pixels) of the camera that SIMPLER's policies see.
+CAMERA_SIZES = {"widowx": (640, 480), "google_robot": (640, 512)}
 
 
 @dataclass(frozen=True)
@@ -106,12 +104,8 @@ class Protocol:
 
     def episodes(self) -> list[tuple[str, int]]:
         """What is scored: (variant name, episode id), variant by variant."""
-        return [
-            (variant.name, index)
-            for variant in self.variants
-            if variant.scored
-            for index in range(self.scored)
-        ]
+        variants = [variant.name for variant in self.variants if variant.scored]
+        return [(name, index) for name in variants for index in range(self.scored)]
 
 
 @dataclass(frozen=True)
@@ -181,15 +175,10 @@ class Task:
         return self.protocol().scored
 
 
-_WIDOWX_VARIANTS: tuple[
-    Variant, ...
-] = (  # variant aggregation of the WidowX, ManiSkill backend: the kit's own, SIMPLER has none
-    Variant(
-        BASE
-        # `build`: simulator/variants.py; camera_move in metres, robot's base frame; camera_turn in radians,
-        # to
-        # the left and down
-    ),
+# Variant aggregation of the WidowX, ManiSkill backend: the kit's own, SIMPLER has none. `build`:
+# simulator/variants.py; camera_move in metres, robot's base frame; camera_turn in radians, left and down.
+_WIDOWX_VARIANTS: tuple[Variant, ...] = (
+    Variant(BASE),
     Variant("background_1", "background", build=(("wall", "brick"),)),
     Variant("background_2", "background", build=(("wall", "tiled"),)),
     Variant("lighting_brighter", "lighting", build=(("lights", "brighter"),)),
@@ -212,20 +201,16 @@ def _range(low: float, high: float, count: int) -> list[float]:
 
 def _widowx(name: str, env: str, instruction: str, source: str, target: str, sink: bool = False) -> Task:
     # The sink's grid has 8 x 8 places, of which SIMPLER plays the first 24.
-    robot, scene, overlay, robot_xy, grid, max_steps = (
-        ("widowx_sink_camera_setup", "bridge_table_1_v2", "bridge_sink.png", (0.127, 0.06), 64, 120)
-        if sink
-        else ("widowx", "bridge_table_1_v1", "bridge_real_eval_1.png", (0.147, 0.028), 24, 60)
-    )
     build = {
-        "robot": robot,
+        "robot": "widowx_sink_camera_setup" if sink else "widowx",
         "sim_freq": 500,
         "control_mode": "arm_pd_ee_target_delta_pose_align2_gripper_pd_joint_pos",
         "rgb_overlay_cameras": "3rd_view_camera",
-        "scene_name": scene,
-        "overlay": overlay,
+        "scene_name": "bridge_table_1_v2" if sink else "bridge_table_1_v1",
+        "overlay": "bridge_sink.png" if sink else "bridge_real_eval_1.png",
     }
-    starts = tuple(Start(object_episode=index, robot_xy=robot_xy) for index in range(grid))
+    robot_xy = (0.127, 0.06) if sink else (0.147, 0.028)
+    starts = tuple(Start(object_episode=index, robot_xy=robot_xy) for index in range(64 if sink else 24))
     matching = Protocol(VISUAL_MATCHING, (Variant(BASE),), starts, 24, BACKENDS)
     aggregation = Protocol(VARIANT_AGGREGATION, _WIDOWX_VARIANTS, starts, 24, (MANISKILL,))
     return Task(
@@ -234,7 +219,7 @@ def _widowx(name: str, env: str, instruction: str, source: str, target: str, sin
         instruction,
         source,
         target,
-        max_steps,
+        120 if sink else 60,
         5,
         (matching, aggregation),
         f"{env}-v1",

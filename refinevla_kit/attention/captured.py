@@ -92,7 +92,7 @@ def demonstrations(
             return dataset
         assets = "embedded"
     if not folder.exists():
-        from refinevla_kit.episodes.recording import record
+        from refinevla_kit.rollouts.recording import record
 
         record(folder, [find_task(task)], episodes, assets, seed=seed + UNSEEN)
     return open_dataset(folder)

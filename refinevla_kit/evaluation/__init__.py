@@ -1,8 +1,9 @@
-"""From a policy to a number with its uncertainty: rollouts write one record an episode, statistics are
+"""From a policy to a number with its uncertainty: an evaluation writes one record an episode, statistics are
 computed from records alone.
 """
 
 from refinevla_kit.evaluation.records import EpisodeRecord, load_records
-from refinevla_kit.evaluation.rollouts import evaluate, plan
+from refinevla_kit.evaluation.run import evaluate, plan
+from refinevla_kit.evaluation.statistics import summarise
 
-__all__ = ["EpisodeRecord", "evaluate", "load_records", "plan"]
+__all__ = ["EpisodeRecord", "evaluate", "load_records", "plan", "summarise"]

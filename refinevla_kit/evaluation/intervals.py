@@ -1,7 +1,7 @@
 """Intervals, paired tests and power for success rates, over plain numbers; by scipy and statsmodels. Rates
 are fractions in [0, 1] throughout.
 
-The unit is the start (`aggregation.start_values`), tasks are strata. Played in six variants, 24 starts are
+The unit is the start (`statistics.start_values`), tasks are strata. Played in six variants, 24 starts are
 144 episodes, but where a start is hard in all six they say little more than 24: taken for independent they
 gave 95 % intervals that held the true rate 68-77 % of the time (simulated, starts that differ much); the
 intervals here held it 94 % or more.
@@ -62,17 +62,18 @@ def mean_rate(
     (Yan and Su 2010) went down to 73 %, a cluster bootstrap to 65 %.
 
     Args:
-        values: one array a task, float (starts,), from `aggregation.start_values`.
+        values: one array a task, float (starts,), from `statistics.start_values`.
     """
     weight, share = _normalised(weights, len(values)), 1 / len(values)
-    sizes = np.array([len(one) for one in values])
-    centres = np.array([one.sum() + share for one in values]) / (sizes + 2 * share)
-    variances = np.array([(one**2).sum() + share for one in values]) / (sizes + 2 * share) - centres**2
-    mean, middle = min(1.0, float(weight @ [one.mean() for one in values])), float(weight @ centres)
-    spent = (
-        1 if len(values) > 1 else 0
-    )  # each of several tasks spends one of its starts (a drawer has nine) on its own mean
-    effective = middle * (1 - middle) / float(weight**2 @ (variances / np.maximum(sizes - spent, 1)))
+    sizes = np.array([len(starts) for starts in values])
+    centres = np.array([starts.sum() + share for starts in values]) / (sizes + 2 * share)
+    squares = np.array([(starts**2).sum() + share for starts in values]) / (sizes + 2 * share)
+    mean = min(1.0, float(weight @ [starts.mean() for starts in values]))
+    middle = float(weight @ centres)
+    # Each of several tasks spends one of its starts (a drawer has nine) on its own mean.
+    spent = 1 if len(values) > 1 else 0
+    variance = float(weight**2 @ ((squares - centres**2) / np.maximum(sizes - spent, 1)))
+    effective = middle * (1 - middle) / variance
     return Rate(mean, *wilson(mean * effective, effective), successes, episodes)
 
 
@@ -81,7 +82,6 @@ def paired_bootstrap(
     level: float = 0.95,
     draws: int = 10_000,
     seed: int = 0,
-    resample_tasks: bool = False,
     weights: Sequence[float] | None = None,
 ) -> tuple[float, float]:
     """Percentile interval of the weighted mean over tasks of the mean paired difference; starts are drawn
@@ -89,23 +89,14 @@ def paired_bootstrap(
 
     Args:
         differences: one array a task, float (starts,): a minus b on the same start, in [-1, 1].
-        resample_tasks: draw the tasks too. Off, the interval is about these tasks; on, about tasks like these
-            (and needs more than a few of them).
-        weights: of the tasks, with which they are drawn too; equal by default.
+        weights: of the tasks; equal by default.
     """
     generator, weight = np.random.default_rng(seed), _normalised(weights, len(differences))
-    distinct = [np.unique(one, return_counts=True) for one in differences]
-    means = np.stack(
-        [
-            generator.multinomial(n := counts.sum(), counts / n, draws) @ values / n
-            for values, counts in distinct
-        ]
-    )  # tasks x draws
-    if resample_tasks:
-        means, weight = (
-            means[generator.choice(len(means), means.shape, p=weight), np.arange(draws)],
-            _normalised(None, len(means)),
-        )
+    rows = []
+    for values in differences:
+        distinct, counts = np.unique(values, return_counts=True)
+        rows.append(generator.multinomial(len(values), counts / len(values), draws) @ distinct / len(values))
+    means = np.stack(rows)  # tasks x draws
     low, high = np.quantile(weight @ means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
@@ -118,13 +109,11 @@ def paired_adjusted(
     Bonett and Price (2012). Arguments as of `paired_bootstrap`.
     """
     weight, share = _normalised(weights, len(differences)), 1 / len(differences)
-    sizes = np.array([len(one) + 2 * share for one in differences])
-    means = np.array([one.sum() for one in differences]) / sizes
-    variances = np.array([(one**2).sum() + 2 * share for one in differences]) / sizes - means**2
-    middle, half = (
-        float(weight @ means),
-        float(stats.norm.ppf((1 + level) / 2) * np.sqrt(weight**2 @ (variances / sizes))),
-    )
+    sizes = np.array([len(values) + 2 * share for values in differences])
+    means = np.array([values.sum() for values in differences]) / sizes
+    variances = np.array([(values**2).sum() + 2 * share for values in differences]) / sizes - means**2
+    middle = float(weight @ means)
+    half = float(stats.norm.ppf((1 + level) / 2) * np.sqrt(weight**2 @ (variances / sizes)))
     return max(-1.0, middle - half), min(1.0, middle + half)
 
 
@@ -133,9 +122,9 @@ def unpaired_difference(a: Rate, b: Rate) -> tuple[float, float]:
     method 10).
     """
     difference = a.rate - b.rate
-    return difference - float(np.hypot(a.rate - a.low, b.high - b.rate)), difference + float(
-        np.hypot(a.high - a.rate, b.rate - b.low)
-    )
+    below = float(np.hypot(a.rate - a.low, b.high - b.rate))
+    above = float(np.hypot(a.high - a.rate, b.rate - b.low))
+    return difference - below, difference + above
 
 
 def sign_flip(differences: Iterable[int]) -> float:
@@ -161,18 +150,6 @@ def episodes_needed_unpaired(a: float, b: float, power: float = 0.8, level: floa
     return ceil(_unpaired_size(a, b, power, level))
 
 
-def episodes_needed_paired(only_a: float, only_b: float, power: float = 0.8, level: float = 0.95) -> int:
-    """Shared episodes two policies need for McNemar's test to find the difference (Connor 1987, Biometrics
-    43, 207-211).
-
-    Args:
-        only_a, only_b: probability that an episode succeeds under a alone, and under b alone. Policies that
-            fail independently have a (1 - b) and b (1 - a); policies that fail on the same episodes have
-            less, and need fewer episodes.
-    """
-    return ceil(paired_size(only_a + only_b, only_a - only_b, power, level))
-
-
 def resolvable_gain(
     base: float, episodes: int, discordant: float | None = None, power: float = 0.8, level: float = 0.95
 ) -> float | None:
@@ -182,29 +159,29 @@ def resolvable_gain(
     Args:
         episodes: of each policy.
         discordant: None for independent episodes. Else both policies play the same ones, and this is the
-            share of them on which they differ (2 base (1 - base) if they fail independently;
-            `Comparison.discordant` is the measured one).
+            share of them on which they differ (2 base (1 - base) if they fail independently).
     """
     most = 1 - base if discordant is None else min(discordant, 1 - base)
 
     def missing(gain: float) -> float:
-        return (
-            _unpaired_size(base + gain, base, power, level)
-            if discordant is None
-            else paired_size(discordant, gain, power, level)
-        ) - episodes
+        if discordant is None:
+            return _unpaired_size(base + gain, base, power, level) - episodes
+        return paired_size(discordant, gain, power, level) - episodes
 
-    return float(optimize.brentq(missing, 1e-6, most)) if most > 1e-6 and missing(most) <= 0 else None
+    if most <= 1e-6 or missing(most) > 0:
+        return None
+    return float(optimize.brentq(missing, 1e-6, most))
 
 
 def paired_size(square: float, difference: float, power: float = 0.8, level: float = 0.95) -> float:
-    """Pairs for which a mean difference with this mean square is found; for outcomes, the square is the share
-    of discordant pairs (Connor 1987).
+    """Pairs for which a mean difference with this mean square is found (Connor 1987, Biometrics 43, 207-211).
+
+    For outcomes the square is the share of pairs that differ. Policies that fail independently differ on
+    a (1 - b) + b (1 - a); policies that fail on the same episodes on less, and they need fewer episodes.
     """
-    z_level, z_power = stats.norm.ppf((1 + level) / 2), stats.norm.ppf(power)
-    return float(
-        ((z_level * np.sqrt(square) + z_power * np.sqrt(max(0.0, square - difference**2))) / difference) ** 2
-    )
+    found_by_chance = stats.norm.ppf((1 + level) / 2) * np.sqrt(square)
+    missed_by_chance = stats.norm.ppf(power) * np.sqrt(max(0.0, square - difference**2))
+    return float(((found_by_chance + missed_by_chance) / difference) ** 2)
 
 
 def _unpaired_size(a: float, b: float, power: float, level: float) -> float:

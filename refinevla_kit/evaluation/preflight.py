@@ -11,19 +11,22 @@ corrected.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.evaluation.rollouts import wanted_episodes, whole
-from refinevla_kit.evaluation.statistics import Rate, rate
-from refinevla_kit.policies.contract import name_of
+from refinevla_kit.evaluation.intervals import Rate, rate
+from refinevla_kit.evaluation.run import wanted_episodes, wanted_starts
+from refinevla_kit.policies.contract import Action, name_of
 from refinevla_kit.policies.conversion import Mismatch, mismatches
-from refinevla_kit.simulator import make
-from refinevla_kit.simulator.contract import Array, Pose, Simulator
+from refinevla_kit.rollouts.engine import Engine, PlannedEpisode, Scene, Take
+from refinevla_kit.rollouts.players import FunctionPlayer, plain_action
+from refinevla_kit.simulator.contract import Array, SceneState
+from refinevla_kit.simulator.demonstrator import RECIPES, Demonstrator
 from refinevla_kit.tasks import MANISKILL, VISUAL_MATCHING, Task, find_task
 
 DIMENSIONS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
@@ -65,11 +68,8 @@ class Preflight:
 
     def __str__(self) -> str:
         lines = [f"preflight of {self.policy} on {self.task}"]
-        lines += [f"  conventions: {each} -> {each.remedy}" for each in self.mismatches] or [
-            "  conventions: nothing that differs"
-        ]
-        if self.mismatches:
-            lines.append(f"  {REFUSED}")
+        lines += [f"  conventions: {each} -> {each.remedy}" for each in self.mismatches]
+        lines.append(f"  {REFUSED}" if self.mismatches else "  conventions: nothing that differs")
         rows = {
             "demonstrator": self.demonstrator,
             "its actions replayed": self.replay,
@@ -78,24 +78,19 @@ class Preflight:
         }
         for name, found in rows.items():
             if found is not None:
-                lines.append(
-                    f"  {name:<45}{found.successes}/{found.episodes} = {found.rate:.0%} "
-                    f"({found.low:.0%} to {found.high:.0%})"
-                )
+                count = f"{found.successes}/{found.episodes} = {found.rate:.0%}"
+                lines.append(f"  {name:<45}{count} ({found.low:.0%} to {found.high:.0%})")
         if self.error is not None:
             named = zip(DIMENSIONS, self.error, UNITS, strict=True)
-            lines.append(
-                "  largest error of an action: "
-                + ", ".join(f"{name} {value:.2g} {unit}".rstrip() for name, value, unit in named)
-            )
+            errors = [f"{name} {value:.2g} {unit}".rstrip() for name, value, unit in named]
+            lines.append(f"  largest error of an action: {', '.join(errors)}")
         if self.clipped is not None:
-            beyond = [
-                f"{name} {share:.1%}"
-                for name, share in zip(DIMENSIONS, self.clipped, strict=True)
-                if share > 0
-            ]
+            shares = zip(DIMENSIONS, self.clipped, strict=True)
+            beyond = [f"{name} {share:.1%}" for name, share in shares if share > 0]
             lines.append(f"  actions clipped to the encoding's range: {', '.join(beyond) or 'none'}")
-        return "\n".join([*lines, *([f"  {self.note}"] if self.note else [])])
+        if self.note:
+            lines.append(f"  {self.note}")
+        return "\n".join(lines)
 
 
 def preflight(
@@ -124,110 +119,79 @@ def preflight(
         KitError: what `simulator.make` raises, or a `round_trip` that returns something else than float (N,
             7).
     """
-    from refinevla_kit.simulator.demonstrator import RECIPES
-
     task = task if isinstance(task, Task) else find_task(task)
-    name, found = name_of(policy), tuple(mismatches(policy, task))
+    report = Preflight(name_of(policy), task.name, 0, tuple(mismatches(policy, task)))
+    lacking = "" if task.name in RECIPES else "this task has no scripted demonstrator"
     if not hasattr(policy, "round_trip"):
-        return Preflight(
-            name,
-            task.name,
-            0,
-            found,
-            note="only the conventions were checked: the policy has no round_trip(actions)",
-        )
-    if task.name not in RECIPES:
-        return Preflight(
-            name,
-            task.name,
-            0,
-            found,
-            note="only the conventions were checked: this task has no scripted demonstrator",
-        )
-    from tqdm.auto import tqdm
-
-    starts: list[int | Pose] = []
-    if isinstance(episodes, str) and episodes == "dense":  # an array is compared number by number
-        from refinevla_kit.simulator.start_poses import dense_pose
-
-        starts.extend(dense_pose(task, number, seed) for number in range(whole(n, "n", 1)))
-    else:
-        wanted = wanted_episodes(episodes)
-        starts.extend(range(wanted) if isinstance(wanted, int) else wanted)
-    if not starts:
-        raise KitError("no starts to replay from", "ask for at least one")
-
-    def encoded(actions: Array) -> Array:
-        """float32 (N, 7) -> what the policy's encoding leaves of it."""
-        decoded = np.asarray(policy.round_trip(actions), np.float32)
-        if decoded.shape != actions.shape or not np.isfinite(decoded).all():
-            raise KitError(
-                f"{name}.round_trip made {decoded.shape} of actions {actions.shape}",
-                "return one action of 7 finite numbers for each",
-            )
-        return decoded
-
-    encoded(np.zeros((2, 7), np.float32))  # fails before a simulator is made, if it does
-    simulator = make(
-        task, assets, 48, 36, privileged=True, backend=MANISKILL, setting=setting, variant=variant
-    )  # small: nobody looks
-    outcomes, recorded = [], []
-    try:
-        for start in tqdm(starts, desc=f"preflight {task.name}", unit="start", disable=not progress):
-            success, actions = _demonstrate(simulator, start, seed, lambda action: action)
-            through, _ = _demonstrate(simulator, start, seed, lambda action: encoded(action[None])[0])
-            outcomes.append(
-                (
-                    success,
-                    _replay(simulator, start, seed, actions),
-                    _replay(simulator, start, seed, encoded(actions)),
-                    through,
-                )
-            )
-            recorded.append(actions)
-    finally:
-        simulator.close()
-    actions = np.concatenate(recorded)  # N, 7
-    free, replay, replay_encoded, ceiling = (
-        rate(sum(column), len(starts)) for column in zip(*outcomes, strict=True)
-    )
+        lacking = "the policy has no round_trip(actions)"
+    if lacking:
+        return replace(report, note=f"only the conventions were checked: {lacking}")
+    # Small pictures: nobody looks.
+    scene = Scene(task.name, variant, setting, MANISKILL, str(assets or "embedded"), 48, 36, privileged=True)
+    kind, numbers = wanted_starts(task, setting, wanted_episodes(episodes), n)
+    starts = [PlannedEpisode(scene, kind, number, seed) for number in numbers]
+    encoded(policy, np.zeros((2, 7), np.float32))  # fails before a simulator is made, if it does
+    rates, actions, decoded = _replays(policy, task, starts, progress)
     clipped = None
     if hasattr(policy, "action_range"):
         low, high = (np.asarray(bound) for bound in policy.action_range)
-        clipped = np.mean(
-            (actions < low - 1e-6) | (actions > high + 1e-6), axis=0
-        )  # float32 noise of a limit is no clipping
-    error = np.abs(encoded(actions) - actions).max(axis=0) * SCALE
-    return Preflight(
-        name, task.name, len(starts), found, free, replay, replay_encoded, ceiling, error, clipped
-    )
+        # float32 noise of a limit is no clipping.
+        clipped = np.mean((actions < low - 1e-6) | (actions > high + 1e-6), axis=0)
+    error = np.abs(decoded - actions).max(axis=0) * SCALE
+    return replace(report, episodes=len(starts), error=error, clipped=clipped, **rates)
 
 
-def _demonstrate(
-    simulator: Simulator, start: int | Pose, seed: int, through: Callable[[Array], Array]
-) -> tuple[bool, Array]:
-    """(success after the last step, float32 (T, 7) the actions the demonstrator wanted); `through` changes
-    what is executed.
+def _replays(
+    policy: Any, task: Task, starts: list[PlannedEpisode], progress: bool
+) -> tuple[dict[str, Any], Array, Array]:
+    """The four rates of a `Preflight` by name; the demonstrator's actions and what the encoding leaves of
+    them, float32 (N, 7).
     """
-    from refinevla_kit.simulator.demonstrator import Demonstrator
+    expert = Demonstrator(task)
+    wanted: dict[PlannedEpisode, list[Array]] = {start: [] for start in starts}
 
-    expert, observation, wanted = Demonstrator(simulator.task), simulator.reset(start, seed), []
-    while True:
-        assert observation.state is not None  # the simulator was made with privileged=True
-        wanted.append(expert.act(observation.state))
-        result = simulator.step(through(wanted[-1]))
-        observation = result.observation
-        if result.done:
-            return result.success, np.stack(wanted)
+    def demonstrate(take: Take) -> Action:
+        wanted[take.episode].append(expert.act(_state(take)))
+        return plain_action(wanted[take.episode][-1])
+
+    def demonstrate_encoded(take: Take) -> Action:
+        return plain_action(encoded(policy, expert.act(_state(take))[None])[0])
+
+    def repeat(actions: dict[PlannedEpisode, Array]) -> Callable[[Take], Action]:
+        def decide(take: Take) -> Action:
+            last = take.steps == len(actions[take.episode]) - 1
+            return plain_action(actions[take.episode][take.steps], terminate=last)
+
+        return decide
+
+    described = {"desc": f"preflight {task.name}", "unit": "episode", "disable": not progress}
+    with Engine(workers=0) as engine, tqdm(total=4 * len(starts), **described) as bar:
+
+        def success(decide: Callable[[Take], Action]) -> Rate:
+            succeeded = 0
+            for take in engine.play(starts, FunctionPlayer(decide, Take)):
+                succeeded += take.success
+                bar.update()
+            return rate(succeeded, len(starts))
+
+        rates = {"demonstrator": success(demonstrate), "ceiling": success(demonstrate_encoded)}
+        recorded = {start: np.stack(actions) for start, actions in wanted.items()}
+        decoded = {start: encoded(policy, actions) for start, actions in recorded.items()}
+        rates |= {"replay": success(repeat(recorded)), "replay_encoded": success(repeat(decoded))}
+    return rates, np.concatenate(list(recorded.values())), np.concatenate(list(decoded.values()))
 
 
-def _replay(simulator: Simulator, start: int | Pose, seed: int, actions: Array) -> bool:
-    """Success after the last of `actions`, float32 (T, 7)."""
-    simulator.reset(start, seed)
-    success = False
-    for action in actions:
-        result = simulator.step(action)
-        success = result.success
-        if result.done:
-            break
-    return success
+def encoded(policy: Any, actions: Array) -> Array:
+    """float32 (N, 7): what the policy's encoding leaves of such actions."""
+    decoded = np.asarray(policy.round_trip(actions), np.float32)
+    if decoded.shape != actions.shape or not np.isfinite(decoded).all():
+        raise KitError(
+            f"{name_of(policy)}.round_trip made {decoded.shape} of actions {actions.shape}",
+            "return one action of 7 finite numbers for each",
+        )
+    return decoded
+
+
+def _state(take: Take) -> SceneState:
+    assert take.observation is not None and take.observation.state is not None  # the scene is privileged
+    return take.observation.state

@@ -13,18 +13,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
-import numpy as np
-
 from refinevla_kit.errors import KitError
-from refinevla_kit.evaluation.aggregation import AVERAGE
 from refinevla_kit.evaluation.intervals import Rate, episodes_needed_unpaired, unpaired_difference, wilson
-from refinevla_kit.evaluation.printed import fitting_episodes, impossible, impossible_mean
-from refinevla_kit.evaluation.statistics import Score
-from refinevla_kit.tasks import GROUPS, PUBLISHED_WEIGHTS, VARIANT_AGGREGATION, VISUAL_MATCHING, find_tasks
+from refinevla_kit.evaluation.statistics import AVERAGE, Score
+from refinevla_kit.tasks import PUBLISHED_WEIGHTS, VARIANT_AGGREGATION, VISUAL_MATCHING, find_tasks
 
 DATA = Path(__file__).parents[2] / "data/paper/published.json"
+INCONSISTENCIES = DATA.with_name("inconsistencies.json")
+CELL = ("table", "robot", "setting", "metric", "model", "task")  # what tells a printed number from the others
 TABLE_1, TABLE_2, TABLE_3, README = (
     "ReFineVLA Table 1",
     "ReFineVLA Table 2",
@@ -161,23 +160,14 @@ def load_published(path: str | Path = DATA) -> list[Published]:
     """All printed numbers, in the file's order."""
     try:
         groups = json.loads(Path(path).read_text(encoding="utf-8"))["groups"]
-        return [
-            Published(
-                group["table"],
-                group["robot"],
-                group["setting"],
-                group["metric"],
-                model,
-                task,
-                value,
-                group["tier"],
-                group["source"],
-                group.get("note") or group.get("notes", {}).get(f"{model} / {task}", ""),
-            )
-            for group in groups
-            for model, cells in group["values"].items()
-            for task, value in cells.items()
-        ]
+        numbers = []
+        for group in groups:
+            common = {name: group[name] for name in ("table", "robot", "setting", "metric", "tier", "source")}
+            for model, cells in group["values"].items():
+                for task, value in cells.items():
+                    note = group.get("note") or group.get("notes", {}).get(f"{model} / {task}", "")
+                    numbers.append(Published(model=model, task=task, value=value, note=note, **common))
+        return numbers
     except (OSError, ValueError, KeyError) as error:
         raise KitError(
             f"published numbers cannot be read from {path} ({type(error).__name__}: {error})",
@@ -211,40 +201,24 @@ def stated_episodes(robot: str, setting: str, task: str, starts: bool = False) -
 
 def inconsistencies(numbers: Iterable[Published]) -> list[Inconsistency]:
     """The printed rates that no count of the protocol's episodes gives, and the printed means that do not
-    follow from the cells beside them.
+    follow from the cells beside them. `experiments.printed_numbers` finds them.
     """
-    found = []
-    for row in _rows(numbers, ("success", "grasp")):
-        behind = _episodes_behind(row)
-        for task, one in row.items():
-            stated = stated_episodes(one.robot, one.setting, task)
-            if task != AVERAGE and impossible(one.percent, stated):
-                found.append(
-                    Inconsistency(
-                        one,
-                        f"no count out of {stated}",
-                        stated,
-                        behind[task] if behind[task] != stated else None,
-                    )
-                )
-            parts = (
-                PUBLISHED_WEIGHTS[one.robot]
-                if task == AVERAGE
-                else {part: 1 for part, _ in GROUPS[task].parts}
-                if task in GROUPS
-                else {}
-            )
-            if len(parts) > 1 and parts.keys() <= row.keys():
-                cells, weights = [(row[part].percent, behind[part]) for part in parts], list(parts.values())
-                if impossible_mean(one.percent, cells, weights):
-                    found.append(
-                        Inconsistency(
-                            one,
-                            f"its cells give {np.average([cell for cell, _ in cells], weights=weights):.2f}",
-                            stated,
-                        )
-                    )
-    return found
+    cells = {_cell_of(number): number for number in numbers}
+    return [
+        Inconsistency(cells[cell], *finding) for cell, finding in _known_inconsistencies() if cell in cells
+    ]
+
+
+@cache
+def _known_inconsistencies() -> list[tuple[tuple[str, ...], tuple[str, int, int | None]]]:
+    listed = json.loads(INCONSISTENCIES.read_text(encoding="utf-8"))["inconsistencies"]
+    return [
+        (tuple(each[name] for name in CELL), (each["why"], each["stated"], each["fits"])) for each in listed
+    ]
+
+
+def _cell_of(number: Published) -> tuple[str, ...]:
+    return tuple(getattr(number, name) for name in CELL)
 
 
 def published_scores(
@@ -277,28 +251,19 @@ def claims(numbers: Sequence[Published]) -> list[Claim]:
     """
     rates, found = _rates(numbers), list[Claim]()
     for where, (robot, setting, table, tasks) in WHERE.items():
-        for over, short, (reported, model) in (
-            (over, short, cell) for over, cells in OVER.items() for short in tasks for cell in cells
-        ):
-            a, b = (
-                rates.get((t, robot, setting, m, tasks[short])) for t, m in ((table, OURS), (reported, model))
-            )
-            if a and b and not any((one.a, one.b) == (a.rate(), b.rate()) for one in found):
-                found.append(_claim(f"{where} {short}, over {over}", "v2", a, b))
-        (gain,) = select(
-            numbers, robot=robot, setting=setting, metric="gain over second best", model="ReFineVLA v1"
-        )
+        for over, cells in OVER.items():
+            for short, task in tasks.items():
+                for reported, model in cells:
+                    a = rates.get((table, robot, setting, OURS, task))
+                    b = rates.get((reported, robot, setting, model, task))
+                    if a and b and not any((one.a, one.b) == (a.rate(), b.rate()) for one in found):
+                        found.append(_claim(f"{where} {short}, over {over}", "v2", a, b))
+        v1 = {"metric": "gain over second best", "model": "ReFineVLA v1"}
+        (gain,) = select(numbers, robot=robot, setting=setting, **v1)
         base = rates[README, robot, setting, SPATIALVLA, AVERAGE]
         gained = replace(base, value=base.value + gain.percent / 100, mark=gain.tier)
-        found.append(
-            _claim(
-                f"{where} average, over the second best",
-                "v1",
-                gained,
-                base,
-                "that the second best is SpatialVLA, as in its own table",
-            )
-        )
+        assumed = "that the second best is SpatialVLA, as in its own table"
+        found.append(_claim(f"{where} average, over the second best", "v1", gained, base, assumed))
     return found
 
 
@@ -323,27 +288,26 @@ class _Cell:
 
 def _claim(name: str, version: str, a: _Cell, b: _Cell, assumed: str = "") -> Claim:
     what, over = name.split(", over ")
-    text = (
-        f"{what}: ReFineVLA succeeds {abs(100 * (a.value - b.value)):.1f} points "
-        f"{'more' if a.value > b.value else 'less'} often than {over}"
-    )
-    narrow, widest = (unpaired_difference(a.rate(share), b.rate(share)) for share in (1.0, a.starts))
-    mark = min(a.mark, b.mark, key=TIERS.index)
+    points = 100 * (a.value - b.value)
+    more = "more" if points > 0 else "less"
+    text = f"{what}: ReFineVLA succeeds {abs(points):.1f} points {more} often than {over}"
+    low, high = unpaired_difference(a.rate(), b.rate())
     return Claim(
         name,
         version,
         text,
         a.rate(),
         b.rate(),
-        *narrow,
-        widest,
-        episodes_needed_unpaired(a.value, b.value),
-        mark,
-        assumed,
+        low,
+        high,
+        widest=unpaired_difference(a.rate(a.starts), b.rate(a.starts)),
+        needed=episodes_needed_unpaired(a.value, b.value),
+        tier=min(a.mark, b.mark, key=TIERS.index),
+        assumed=assumed,
     )
 
 
-def _rows(numbers: Iterable[Published], metrics: Sequence[str]) -> list[dict[str, Published]]:
+def rows_of(numbers: Iterable[Published], metrics: Sequence[str]) -> list[dict[str, Published]]:
     """The rows of all tables, task -> number, without the numbers that their source prints in another model's
     row.
     """
@@ -359,12 +323,12 @@ def _episodes_behind(row: dict[str, Published]) -> dict[str, int]:
     cannot give it, the fewest that can.
     """
     stated = {
-        task: stated_episodes(one.robot, one.setting, task) for task, one in row.items() if task != AVERAGE
+        task: stated_episodes(number.robot, number.setting, task)
+        for task, number in row.items()
+        if task != AVERAGE
     }
-    percents, sizes = [row[task].percent for task in stated], set(stated.values())
-    if len(stated) == 1 or len(sizes) != 1 or not any(impossible(percent, *sizes) for percent in percents):
-        return stated
-    return dict.fromkeys(stated, (fitting_episodes(percents, *sizes) or [*sizes])[0])
+    fits = [found.fits for found in inconsistencies(row.values()) if found.fits]
+    return dict.fromkeys(stated, fits[0]) if fits else stated
 
 
 def _rates(numbers: Iterable[Published]) -> dict[tuple[str, str, str, str, str], _Cell]:
@@ -374,23 +338,22 @@ def _rates(numbers: Iterable[Published]) -> dict[tuple[str, str, str, str, str],
     that all episodes have to be taken as equally hard, which makes its interval a little wide.
     """
     cells = {}
-    for row in _rows(numbers, ("success",)):
-        behind, marks = _episodes_behind(row), [one.tier for one in row.values()]
-        for task, one in row.items():
-            stated, starts = (
-                stated_episodes(one.robot, one.setting, task, different) for different in (False, True)
-            )
-            weights = PUBLISHED_WEIGHTS[one.robot] if task == AVERAGE else {task: 1}
-            sizes = {
-                name: behind.get(name) or stated_episodes(one.robot, one.setting, name) for name in weights
-            }
-            size, episodes = (
-                sum(weights.values()) ** 2 / sum(weights[name] ** 2 / sizes[name] for name in weights),
-                sum(sizes.values()),
-            )
-            # Where the number of episodes was deduced from the cells, it is no better known than they are.
-            mark = one.tier if episodes == stated else min(marks, key=TIERS.index)
-            cells[one.table, one.robot, one.setting, one.model, task] = _Cell(
-                one.percent / 100, size, episodes, starts / stated, mark
+    for row in rows_of(numbers, ("success",)):
+        behind, marks = _episodes_behind(row), [number.tier for number in row.values()]
+        for task, number in row.items():
+            where = (number.robot, number.setting)
+            stated = stated_episodes(*where, task)
+            weights = PUBLISHED_WEIGHTS[number.robot] if task == AVERAGE else {task: 1}
+            sizes = {name: behind.get(name) or stated_episodes(*where, name) for name in weights}
+            episodes = sum(sizes.values())
+            squares = sum(weights[name] ** 2 / sizes[name] for name in weights)
+            cells[(number.table, *where, number.model, task)] = _Cell(
+                number.percent / 100,
+                size=sum(weights.values()) ** 2 / squares,
+                episodes=episodes,
+                starts=stated_episodes(*where, task, starts=True) / stated,
+                # Where the number of episodes was deduced from the cells, it is no better known than they
+                # are.
+                mark=number.tier if episodes == stated else min(marks, key=TIERS.index),
             )
     return cells

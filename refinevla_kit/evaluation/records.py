@@ -21,6 +21,7 @@ from refinevla_kit.journal import Journal, whole_lines
 from refinevla_kit.tasks import PROTOCOL_VERSION
 
 VERSIONED = ("mani_skill", "mani_skill2_real2sim", "sapien", "torch", "transformers", "numpy")
+# What makes two rows the same episode; the first columns of a record.
 KEY = (
     "policy",
     "checkpoint_hash",
@@ -37,13 +38,7 @@ KEY = (
     "height",
 )
 Key = tuple[Any, ...]
-OUTCOME = (
-    "success_any",
-    "success_last",
-    "grasped",
-    "steps",
-    "reason",
-)  # what two rows of one episode have in common
+OUTCOME = ("success_any", "success_last", "grasped", "steps", "reason")  # what they have in common
 
 
 @dataclass(frozen=True)
@@ -58,8 +53,8 @@ class EpisodeRecord:
         task, setting, variant: task name (`tasks.TASKS`), SIMPLER's setting, and the named change of the
             scene ("base": none).
         assets: "embedded", "official" or the asset directory.
-        start: "grid" (the task's own start configurations) or "dense" (`start_poses.dense_pose`, drawn from
-            `seed`).
+        start: "grid" (the task's own start configurations) or "dense" (drawn from `seed`):
+            `simulator.geometry.start_pose`.
         episode_id: which of them the episode started from.
         seed: of the run.
         width, height: camera resolution in pixels.
@@ -164,7 +159,8 @@ def load_records(path: str | Path) -> list[EpisodeRecord]:
         )
     records = [] if path == journal or not path.exists() else _load_parquet(path)
     if journal.exists():
-        records += _journalled(journal)
+        for number, (_, row) in enumerate(whole_lines(journal), 1):
+            records.append(parse_record(row, f"{journal}, line {number}"))
     return distinct(records)
 
 
@@ -178,15 +174,16 @@ def distinct(records: Iterable[EpisodeRecord]) -> list[EpisodeRecord]:
     kept: dict[Key, EpisodeRecord] = {}
     for record in records:
         first = kept.setdefault(record.key, record)
-        if differing := [name for name in OUTCOME if getattr(first, name) != getattr(record, name)]:
-            said = " and ".join(
-                ", ".join(f"{name} {getattr(one, name)}" for name in differing) for one in (first, record)
-            )
-            what = (
+        differing = [name for name in OUTCOME if getattr(first, name) != getattr(record, name)]
+        if differing:
+            outcomes = [
+                ", ".join(f"{name} {getattr(each, name)}" for name in differing) for each in (first, record)
+            ]
+            raise KitError(
                 f"{record.policy!r} has two records of {record.task} ({record.variant}), {record.start} "
-                f"episode {record.episode_id}: {said}"
+                f"episode {record.episode_id}: {' and '.join(outcomes)}",
+                "keep the records of one machine, or play the episode again into a new file",
             )
-            raise KitError(what, "keep the records of one machine, or play the episode again into a new file")
     return list(kept.values())
 
 
@@ -207,35 +204,10 @@ def journal_path(path: Path) -> Path:
     return path.with_suffix(".jsonl")
 
 
-class RecordJournal(Journal):
-    """The journal of an evaluation, a record a line.
-
-    Attributes:
-        records: all that are in it.
-
-    Raises:
-        KitError: another run holds the file, it cannot be written, or a line of it is no record.
-    """
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        try:
-            self.records = _journalled(path)
-        except KitError:
-            self.close()
-            raise
-
-    def add(self, record: EpisodeRecord) -> None:
-        """Put one record on the disk; it is there when this returns."""
-        self.append(asdict(record))
-        self.sync()
-        self.records.append(record)
-
-
-def _journalled(path: Path) -> list[EpisodeRecord]:
-    return [
-        parse_record(row, f"{path}, line {number}") for number, (_, row) in enumerate(whole_lines(path), 1)
-    ]
+def add_record(journal: Journal, record: EpisodeRecord) -> None:
+    """Put one record on the disk; it is there when this returns."""
+    journal.append(asdict(record))
+    journal.sync()
 
 
 def _load_parquet(path: Path) -> list[EpisodeRecord]:

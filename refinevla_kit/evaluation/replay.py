@@ -17,10 +17,10 @@ import numpy as np
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.records import EpisodeRecord
-from refinevla_kit.evaluation.stations import Scene
-from refinevla_kit.policies.contract import Action, ask, begin, identity_of, name_of, naming, read_answer
-from refinevla_kit.simulator.contract import Array, Observation, Simulator
-from refinevla_kit.tasks import find_task
+from refinevla_kit.policies.contract import Action, identity_of, name_of
+from refinevla_kit.rollouts.engine import Engine, Masks, PlannedEpisode, Scene
+from refinevla_kit.rollouts.players import PolicyPlayer, PolicyTake
+from refinevla_kit.simulator.contract import Array, Observation, StepResult
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,7 @@ class Rollout:
     Attributes:
         record: of what was played again.
         observations: the T + 1, first to last.
-        masks: name -> bool (H, W) of each, {} when they
-            were not asked for.
+        masks: name -> bool (H, W) of each, {} when they were not asked for.
         answers: the policy's T answers.
         actions: float32 (T, 7), as the simulator took them.
         success, grasped: bool (T,), after each step.
@@ -64,6 +63,24 @@ class Rollout:
         }
 
 
+class _KeptTake(PolicyTake):
+    """An episode of which everything is kept."""
+
+    def __init__(self, episode: PlannedEpisode) -> None:
+        super().__init__(episode)
+        self.results: list[StepResult] = []  # the reset's first
+        self.seen: list[Masks] = []
+        self.answers: list[Action] = []
+
+    def answered(self, action: Action) -> None:
+        self.answers.append(action)
+
+    def note(self, result: StepResult, masks: Masks) -> None:
+        super().note(result, masks)
+        self.results.append(result)
+        self.seen.append(masks)
+
+
 class Replayer:
     """Plays records again, in this process. The last scene's simulator is kept; `close` it, or use this as a
     context.
@@ -74,90 +91,35 @@ class Replayer:
     """
 
     def __init__(self, policies: Iterable[Any]) -> None:
-        self._policies = {(name_of(one), identity_of(one)): one for one in policies}
-        self._scene: Scene | None = None
-        self._simulator: Simulator | None = None
+        self._policies = {(name_of(policy), identity_of(policy)): policy for policy in policies}
+        self._engine = Engine(workers=0)
 
     def policy(self, record: EpisodeRecord) -> Any:
         """The policy that played `record`. Raises `KitError` when it is not here, or only another checkpoint
         of its name.
         """
-        if (record.policy, record.checkpoint_hash) not in self._policies:
+        key = (record.policy, record.checkpoint_hash)
+        if key not in self._policies:
             hashes = [checkpoint for name, checkpoint in self._policies if name == record.policy]
-            known = (
-                f"checkpoint {record.checkpoint_hash}, here is {', '.join(hashes)}"
-                if hashes
-                else "no policy of that name is here"
-            )
+            known = f"checkpoint {record.checkpoint_hash}, here is {', '.join(hashes)}"
             raise KitError(
-                f"the episode was played by {record.policy}: {known}",
+                f"the episode was played by {record.policy}: "
+                f"{known if hashes else 'no policy of that name is here'}",
                 "give the policy that played it, with its checkpoint",
             )
-        return self._policies[record.policy, record.checkpoint_hash]
+        return self._policies[key]
 
     def play(self, record: EpisodeRecord, masks: bool = True) -> Rollout:
         """Play it from its start to its end.
 
         Args:
-            masks: keep the masks too, which costs a second rendering a step.
+            masks: keep the masks too.
 
         Raises:
             KitError: the policy is not here, or the scene cannot be made on this machine (its backend or its
                 assets are missing).
         """
         policy = self.policy(record)
-        simulator = self._at(record, bool(getattr(policy, "needs_state", False)))
-        observation = simulator.reset(_start(record), record.seed)
-        observations, seen, answers = [observation], [simulator.masks() if masks else {}], list[Action]()
-        results: list[tuple[bool, bool, bool, str]] = []
-        instruction, rows = None, list[Action]()
-        while not results or not results[-1][2]:
-            with naming(
-                f"policy {record.policy!r} in {record.task}, episode {record.episode_id}, step {len(results)}"
-            ):
-                if observation.instruction != instruction:
-                    begin(policy, observation.instruction)
-                    rows = []
-                instruction = observation.instruction
-                if not rows:
-                    own, state = observation.proprioception, observation.state
-                    (answer,) = ask(policy, [observation.image], [instruction], [own], [state], [record.task])
-                    rows = read_answer(answer)
-            answers.append(rows.pop(0))
-            over = answers[-1].terminate and not simulator.advance()
-            step = simulator.step(answers[-1].processed)
-            results.append(
-                (step.success, step.grasped, step.done or over, step.reason or ("terminated" if over else ""))
-            )
-            observation = step.observation
-            observations.append(observation)
-            seen.append(simulator.masks() if masks else {})
-        actions = np.stack([answer.processed for answer in answers])
-        success, grasped = (np.array([result[i] for result in results]) for i in (0, 1))
-        return Rollout(
-            record,
-            tuple(observations),
-            tuple(seen),
-            tuple(answers),
-            actions,
-            success,
-            grasped,
-            results[-1][3],
-        )
-
-    def close(self) -> None:
-        """Let the simulator go."""
-        if self._simulator is not None:
-            self._simulator.close()
-        self._scene = self._simulator = None
-
-    def __enter__(self) -> Replayer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _at(self, record: EpisodeRecord, privileged: bool) -> Simulator:
         scene = Scene(
             record.task,
             record.variant,
@@ -166,17 +128,28 @@ class Replayer:
             record.assets,
             record.width,
             record.height,
-            privileged,
+            privileged=bool(getattr(policy, "needs_state", False)),
+            masks=masks,
         )
-        if self._simulator is None or scene != self._scene:
-            self.close()
-            self._simulator, self._scene = scene.make(), scene
-        return self._simulator
+        episode = PlannedEpisode(scene, record.start, record.episode_id, record.seed)
+        (take,) = self._engine.play([episode], PolicyPlayer(policy, _KeptTake))
+        return Rollout(
+            record,
+            observations=tuple(result.observation for result in take.results),
+            masks=tuple(take.seen),
+            answers=tuple(take.answers),
+            actions=np.stack([answer.processed for answer in take.answers]),
+            success=np.array([result.success for result in take.results[1:]]),
+            grasped=np.array([result.grasped for result in take.results[1:]]),
+            reason=take.reason,
+        )
 
+    def close(self) -> None:
+        """Let the simulator go."""
+        self._engine.close()
 
-def _start(record: EpisodeRecord) -> Any:
-    if record.start == "grid":
-        return record.episode_id
-    from refinevla_kit.simulator.start_poses import dense_pose
+    def __enter__(self) -> Replayer:
+        return self
 
-    return dense_pose(find_task(record.task), record.episode_id, record.seed)
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,32 +1,26 @@
 """From records to numbers that say how sure they are: each policy's success on each task and on average, and
-two policies on the same episodes.
+two policies on the same episodes. SIMPLER's rule of averaging is here, and nowhere else.
 
 Two success rules exist: "last" (the task's condition holds after the last step; what SIMPLER's own evaluator
 scores) and "any" (it held after any step; what several published evaluations count). Whatever is computed
 from records says which.
+
+What an evaluation draws is the start: every variant, policy and repeated seed is played from the same ones.
+So the unit is the start, and its value is its share in the task's rate: a statistic over starts counts once
+what stands or falls together.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Hashable, Iterable
+from collections import Counter, defaultdict
+from collections.abc import Collection, Hashable, Iterable
 from dataclasses import dataclass, replace
 from math import ceil
+from typing import Literal
 
 import numpy as np
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.evaluation import aggregation
-from refinevla_kit.evaluation.aggregation import (
-    AVERAGE,
-    PUBLISHED_AVERAGE,
-    RULES,
-    Rule,
-    start_of,
-    start_values,
-    succeeded,
-    task_weights,
-)
 from refinevla_kit.evaluation.intervals import (
     FEWEST,
     Rate,
@@ -34,29 +28,21 @@ from refinevla_kit.evaluation.intervals import (
     paired_adjusted,
     paired_bootstrap,
     paired_size,
-    rate,
     sign_flip,
-    wilson,
 )
 from refinevla_kit.evaluation.records import KEY, EpisodeRecord, distinct
-from refinevla_kit.tasks import BASE, GROUPS, TASKS, VISUAL_MATCHING
+from refinevla_kit.simulator.contract import Array
+from refinevla_kit.tasks import BASE, GROUPS, PUBLISHED_WEIGHTS, TASKS, VISUAL_MATCHING
 
-__all__ = [
-    "AVERAGE",
-    "PUBLISHED_AVERAGE",
-    "RULES",
-    "Comparison",
-    "Rate",
-    "Rule",
-    "Score",
-    "against_base",
-    "compare",
-    "rate",
-    "shown_tasks",
-    "summarise",
-    "summarise_variants",
-    "wilson",
-]
+Rule = Literal["last", "any"]
+RULES: tuple[Rule, Rule] = ("last", "any")
+# Each row of the published table (a WidowX task; coke can, move near, drawer) weighs the same.
+AVERAGE = "average"
+PUBLISHED_AVERAGE = "average, published weights"  # `tasks.PUBLISHED_WEIGHTS`; the same for the WidowX
+AVERAGES = (AVERAGE, PUBLISHED_AVERAGE)
+# What the episodes behind one number have in common.
+ONE_KIND = ("checkpoint_hash", "backend", "assets", "start", "width", "height")
+PAIRED = tuple(name for name in KEY if name not in ("policy", "checkpoint_hash"))
 
 
 @dataclass(frozen=True)
@@ -112,11 +98,6 @@ class Comparison:
         """Number of shared episodes."""
         return self.both + self.only_a + self.only_b + self.neither
 
-    @property
-    def discordant(self) -> float:
-        """Share of the episodes on which the two differ."""
-        return (self.only_a + self.only_b) / self.episodes
-
 
 def summarise(records: Iterable[EpisodeRecord], rule: Rule = "last") -> list[Score]:
     """Scores of every policy in every setting: its tasks, the published rows it has played all tasks of, the
@@ -127,7 +108,7 @@ def summarise(records: Iterable[EpisodeRecord], rule: Rule = "last") -> list[Sco
         KitError: a policy's records are of two checkpoints, backends, asset packs, kinds of start or
             resolutions; two records of one episode contradict each other (the same one twice counts once).
     """
-    return _summarise([record for record in records if aggregation.is_scored(record)], rule)
+    return _scores([record for record in records if _is_scored(record)], rule)
 
 
 def summarise_variants(records: Iterable[EpisodeRecord], rule: Rule = "last") -> list[Score]:
@@ -138,39 +119,38 @@ def summarise_variants(records: Iterable[EpisodeRecord], rule: Rule = "last") ->
     for record in records:
         variants.setdefault(record.variant, []).append(record)
     return [
-        replace(score, variant=name)
-        for name, played in variants.items()
-        for score in _summarise(played, rule)
+        replace(score, variant=name) for name, played in variants.items() for score in _scores(played, rule)
     ]
 
 
-def _summarise(records: list[EpisodeRecord], rule: Rule) -> list[Score]:
+def _scores(records: list[EpisodeRecord], rule: Rule) -> list[Score]:
     records = distinct(records)
-    aggregation.check_one_kind(records)
+    _check_one_kind(records)
     cells: dict[tuple[str, str], dict[str, list[EpisodeRecord]]] = {}
     for record in records:
         cells.setdefault((record.policy, record.setting), {}).setdefault(record.task, []).append(record)
     scores = []
     for (policy, setting), played in cells.items():
-        values = {
-            task: start_values((start_of(one), one.variant, succeeded(one, rule)) for one in rows)
-            for task, rows in played.items()
-        }
-        means = {task: task_weights([task]) for task in played}
-        means |= {row: task_weights(GROUPS[row].tasks) for row in aggregation.complete_rows(played)}
-        means[AVERAGE] = task_weights(played)
-        if aggregation.has_published_average(played):
-            means[PUBLISHED_AVERAGE] = task_weights(played, published=True)
-        for name, weights in means.items():
-            rows = [record for task in weights for record in played[task]]
-            mean = mean_rate(
-                [values[task] for task in weights],
-                list(weights.values()),
-                sum(succeeded(one, rule) for one in rows),
-                len(rows),
-            )
+        for name, weights in _means(played).items():
+            rows = [[(record, succeeded(record, rule)) for record in played[task]] for task in weights]
+            values = [start_values((start_of(one), one.variant, won) for one, won in row) for row in rows]
+            outcomes = [won for row in rows for _, won in row]
+            mean = mean_rate(values, list(weights.values()), sum(outcomes), len(outcomes))
             scores.append(Score(policy, name, rule, mean, setting))
     return scores
+
+
+def _means(played: Collection[str]) -> dict[str, dict[str, float]]:
+    """What the tasks that were played give: name -> weight of each task."""
+    complete = [name for name, group in GROUPS.items() if set(group.tasks) <= set(played)]
+    means = {task: {task: 1.0} for task in played}
+    means |= {row: task_weights(GROUPS[row].tasks) for row in complete}
+    means[AVERAGE] = task_weights(played)
+    published = task_weights(played, published=True)
+    whole_average = any(set(rows) <= set(complete) for rows in PUBLISHED_WEIGHTS.values())
+    if whole_average and published != means[AVERAGE]:
+        means[PUBLISHED_AVERAGE] = published
+    return means
 
 
 def shown_tasks(scores: Iterable[Score]) -> list[str]:
@@ -178,14 +158,10 @@ def shown_tasks(scores: Iterable[Score]) -> list[str]:
     are not there, averages last.
     """
     names, order = list(dict.fromkeys(score.task for score in scores)), list(GROUPS)
-    rows = {
-        task: TASKS[task].group if task in TASKS else task
-        for task in names
-        if task not in aggregation.AVERAGES
-    }
+    rows = {task: row_of(task) for task in names if task not in AVERAGES}
     shown = [task for task, row in rows.items() if row == task or row not in names]
     shown.sort(key=lambda task: order.index(rows[task]) if rows[task] in order else len(order))
-    return shown + [task for task in aggregation.AVERAGES if task in names]
+    return shown + [task for task in AVERAGES if task in names]
 
 
 def compare(
@@ -195,7 +171,6 @@ def compare(
     rule: Rule = "last",
     task: str = AVERAGE,
     setting: str | None = None,
-    resample_tasks: bool = False,
 ) -> Comparison:
     """Compare two policies on the scored episodes both have played (same task, variant, assets, start, seed,
     resolution).
@@ -203,86 +178,82 @@ def compare(
     Args:
         task: a task, a row of the published tables, `AVERAGE` or `PUBLISHED_AVERAGE`.
         setting: None takes the one there is.
-        resample_tasks: as in `paired_bootstrap`.
 
     Raises:
         KitError: no shared episode, two settings and none chosen, or records of one policy that do not belong
             together.
     """
-    members = aggregation.members(task)
-    chosen = [
-        one
-        for one in records
-        if one.policy in (a, b)
-        and setting in (None, one.setting)
-        and aggregation.is_scored(one)
-        and (members is None or one.task in members)
-    ]
-    chosen = distinct(chosen)
-    aggregation.check_one_kind(chosen)
-    if len(settings := list(dict.fromkeys(one.setting for one in chosen))) > 1:
-        raise KitError(
-            f"the records of {a!r} and {b!r} are of {' and '.join(settings)}",
-            f"choose one, as in setting={settings[0]!r}",
-        )
-    played: dict[str, dict[tuple[object, ...], EpisodeRecord]] = {a: {}, b: {}}
-    for one in chosen:
-        played[one.policy][
-            tuple(getattr(one, name) for name in KEY if name not in ("policy", "checkpoint_hash"))
-        ] = one
-    shared = [
-        (one, succeeded(one, rule), succeeded(played[b][place], rule))
-        for place, one in played[a].items()
-        if place in played[b]
-    ]
-    if not shared:
-        raise KitError(
-            f"{a!r} and {b!r} share no episode" + (f" of {task}" if members else ""),
-            "evaluate both on the same tasks, episodes, assets and seed",
-        )
-    weights = task_weights((one.task for one, _, _ in shared), published=task == PUBLISHED_AVERAGE)
-    differences = [
-        start_values(
-            (start_of(one), one.variant, won_a - won_b) for one, won_a, won_b in shared if one.task == name
-        )
-        for name in weights
-    ]
+    shared = _shared(records, a, b, rule, task, setting)
+    weights = task_weights((record.task for record, _, _ in shared), published=task == PUBLISHED_AVERAGE)
+    differences = []
+    for name in weights:
+        rows = [(record, won_a - won_b) for record, won_a, won_b in shared if record.task == name]
+        differences.append(start_values((start_of(record), record.variant, gain) for record, gain in rows))
     by_start = Counter[Hashable]()
-    for one, won_a, won_b in shared:
-        by_start[start_of(one)] += won_a - won_b
+    for record, won_a, won_b in shared:
+        by_start[start_of(record)] += won_a - won_b
     # A bootstrap cannot draw what it has not seen: with hardly a loss on one side its interval never reaches
     # beyond zero.
-    enough = (
-        resample_tasks
-        or min(sum(one > 0 for one in by_start.values()), sum(one < 0 for one in by_start.values())) >= FEWEST
-    )
+    gains = np.array(list(by_start.values()))
     weight = list(weights.values())
-    interval = (
-        paired_bootstrap(differences, resample_tasks=resample_tasks, weights=weight)
-        if enough
-        else paired_adjusted(differences, weight)
-    )
+    if min((gains > 0).sum(), (gains < 0).sum()) >= FEWEST:
+        low, high = paired_bootstrap(differences, weights=weight)
+    else:
+        low, high = paired_adjusted(differences, weight)
     cells = Counter((won_a, won_b) for _, won_a, won_b in shared)
     pooled = np.concatenate(differences)
-    needed = (
-        ceil(len(shared) / len(pooled) * paired_size((pooled**2).mean(), pooled.mean()))
-        if abs(pooled.mean()) > 1e-9
-        else None
-    )
+    starts_needed = paired_size((pooled**2).mean(), pooled.mean()) if abs(pooled.mean()) > 1e-9 else None
     return Comparison(
         a,
         b,
         task,
         rule,
-        cells[True, True],
-        cells[True, False],
-        cells[False, True],
-        cells[False, False],
-        float(np.dot(weight, [one.mean() for one in differences])),
-        *interval,
-        sign_flip(by_start.values()),
-        needed,
+        both=cells[True, True],
+        only_a=cells[True, False],
+        only_b=cells[False, True],
+        neither=cells[False, False],
+        difference=float(np.dot(weight, [values.mean() for values in differences])),
+        low=low,
+        high=high,
+        p_value=sign_flip(by_start.values()),
+        needed=None if starts_needed is None else ceil(len(shared) / len(pooled) * starts_needed),
     )
+
+
+def _shared(
+    records: Iterable[EpisodeRecord], a: str, b: str, rule: Rule, task: str, setting: str | None
+) -> list[tuple[EpisodeRecord, bool, bool]]:
+    """Each episode that both policies have played: (record of a, success of a, success of b)."""
+    tasks = GROUPS[task].tasks if task in GROUPS else (task,)
+    chosen = distinct(
+        record
+        for record in records
+        if record.policy in (a, b)
+        and setting in (None, record.setting)
+        and _is_scored(record)
+        and (task in AVERAGES or record.task in tasks)
+    )
+    _check_one_kind(chosen)
+    settings = list(dict.fromkeys(record.setting for record in chosen))
+    if len(settings) > 1:
+        raise KitError(
+            f"the records of {a!r} and {b!r} are of {' and '.join(settings)}",
+            f"choose one, as in setting={settings[0]!r}",
+        )
+    played: dict[str, dict[tuple[object, ...], EpisodeRecord]] = {a: {}, b: {}}
+    for record in chosen:
+        played[record.policy][tuple(getattr(record, name) for name in PAIRED)] = record
+    shared = [
+        (record, succeeded(record, rule), succeeded(played[b][place], rule))
+        for place, record in played[a].items()
+        if place in played[b]
+    ]
+    if not shared:
+        raise KitError(
+            f"{a!r} and {b!r} share no episode" + ("" if task in AVERAGES else f" of {task}"),
+            "evaluate both on the same tasks, episodes, assets and seed",
+        )
+    return shared
 
 
 def against_base(
@@ -291,11 +262,89 @@ def against_base(
     """What each change of the scene costs one policy: its success in every variant minus that in "base", from
     the same starts.
     """
-    own = [
-        replace(record, policy=record.variant, variant=BASE) for record in records if record.policy == policy
+    played = [record for record in records if record.policy == policy]
+    as_policies = [replace(record, policy=record.variant, variant=BASE) for record in played]
+    variants = dict.fromkeys(record.policy for record in as_policies if record.policy != BASE)
+    return [compare(as_policies, variant, BASE, rule, task) for variant in variants]
+
+
+def succeeded(record: EpisodeRecord, rule: Rule) -> bool:
+    """Whether the episode is a success under `rule`; raises `KitError` for another than `RULES`."""
+    if rule not in RULES:
+        raise KitError(f"unknown rule {rule!r}", f"choose one of {', '.join(RULES)}")
+    return record.success_last if rule == "last" else record.success_any
+
+
+def start_of(record: EpisodeRecord) -> Hashable:
+    """The start an episode was played from: a place of the grid, whatever the seed, or a pose drawn from seed
+    and number.
+    """
+    return record.task, record.start, record.episode_id, record.seed if record.start == "dense" else None
+
+
+def start_values(episodes: Iterable[tuple[Hashable, str, float]]) -> Array:
+    """One value a start, float64 (starts,). Their mean is the mean over the variants of each variant's mean
+    over its episodes.
+
+    Args:
+        episodes: (start, variant, outcome) of one task. Where every start was played in every variant, a
+            start's value is its own mean outcome.
+    """
+    episodes = list(episodes)
+    played = Counter(variant for _, variant, _ in episodes)
+    values: dict[Hashable, float] = defaultdict(float)
+    for start, variant, outcome in episodes:
+        values[start] += outcome / played[variant]
+    return np.array(list(values.values())) * len(values) / len(played)
+
+
+def row_of(task: str) -> str:
+    """The row of the published tables that a task is averaged into."""
+    return TASKS[task].group if task in TASKS else task
+
+
+def task_weights(tasks: Iterable[str], published: bool = False) -> dict[str, float]:
+    """What each task weighs in the average of `tasks`: a mean over rows of the published table, of means over
+    their parts, of means over their tasks.
+
+    Args:
+        published: weigh the rows as `PUBLISHED_WEIGHTS` does, without those it lacks, instead of equally.
+    """
+    present = list(dict.fromkeys(tasks))
+    weights: dict[str, float] = {}
+    for row in dict.fromkeys(map(row_of, present)):
+        if row not in GROUPS:
+            weights[row] = 1.0
+            continue
+        group = GROUPS[row]
+        row_weight = PUBLISHED_WEIGHTS[group.robot].get(row, 0) if published else 1
+        parts = [[task for task in members if task in present] for _, members in group.parts]
+        parts = [part for part in parts if part]
+        for part in parts:
+            weights |= dict.fromkeys(part, row_weight / len(parts) / len(part))
+    total = sum(weights.values())
+    return {task: weights[task] / total for task in present if weights[task]}
+
+
+def _is_scored(record: EpisodeRecord) -> bool:
+    """Whether averages contain the episode's variant: SIMPLER plays camera variants, but leaves them out."""
+    protocols = TASKS[record.task].protocols if record.task in TASKS else ()
+    variants = [
+        one for protocol in protocols if protocol.setting == record.setting for one in protocol.variants
     ]
-    return [
-        compare(own, variant, BASE, rule, task)
-        for variant in dict.fromkeys(record.policy for record in own)
-        if variant != BASE
-    ]
+    return all(variant.scored for variant in variants if variant.name == record.variant)
+
+
+def _check_one_kind(records: Iterable[EpisodeRecord]) -> None:
+    """Raises `KitError` where a policy's records are of two kinds (`ONE_KIND`): their mean would be the rate
+    of neither.
+    """
+    first: dict[str, EpisodeRecord] = {}
+    for record in records:
+        for name in ONE_KIND:
+            expected, value = getattr(first.setdefault(record.policy, record), name), getattr(record, name)
+            if expected != value:
+                raise KitError(
+                    f"the records of {record.policy!r} mix {name} {expected!r} and {value!r}",
+                    f"keep one of them, as in [r for r in records if r.{name} == {value!r}]",
+                )

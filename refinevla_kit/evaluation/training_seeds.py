@@ -1,5 +1,5 @@
-"""Two ways of training, compared over several training runs of each: what another run would give is uncertain
-too.
+"""Ways of training, compared over several training runs of each: what another run would give is uncertain
+too. And success against one factor of training.
 
 An interval over episodes speaks for the two checkpoints that played them. A claim about a way of training
 needs several runs of it, and their spread. Here a run's seed is that of its training and of its starts
@@ -11,20 +11,23 @@ checkpoints as they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isnan, nan, sqrt
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.evaluation.aggregation import AVERAGE, Rule
+from refinevla_kit.evaluation.intervals import Rate
 from refinevla_kit.evaluation.records import EpisodeRecord
-from refinevla_kit.evaluation.statistics import Comparison, compare
+from refinevla_kit.evaluation.statistics import AVERAGE, PAIRED, Comparison, Rule, compare, summarise
 
 EQUAL = 1e-9  # a smaller range of rates is rounding
 Z = float(stats.norm.ppf(0.975))
+WEIGHT = "lambda_reasoning"
+REFERENCES = ("action_only", "with_reasoning")  # the arms from which the others are varied
 
 
 @dataclass(frozen=True)
@@ -101,21 +104,26 @@ def compare_seeds(
     Raises:
         KitError: no seed has episodes of both, or what `compare` raises.
     """
-    records = list(records)
+    records = [record for record in records if record.policy in (a, b) and setting in (None, record.setting)]
     each = by_seed(records, a, b, rule, task, setting)
     if not each:
         raise KitError(f"{a!r} and {b!r} share no episode of {task}", "run both with the same seeds")
-    shared = as_one_policy(
-        one for one in records if one.policy in (a, b) and setting in (None, one.setting) and one.seed in each
-    )
-    pooled = compare(shared, a, b, rule, task, setting)
-    values = [one.difference for one in each.values()]
-    errors = [(one.high - one.low) / (2 * Z) for one in each.values()]
+    shared = as_one_policy(record for record in records if record.seed in each)
+    values = [comparison.difference for comparison in each.values()]
+    errors = [(comparison.high - comparison.low) / (2 * Z) for comparison in each.values()]
     within = float(np.mean(np.square(errors)))
     between = nan if len(values) < 2 else sqrt(max(0.0, float(np.var(values, ddof=1)) - within))
-    where = setting or next(one.setting for one in shared)
     return SeedComparison(
-        a, b, task, rule, where, tuple(each), tuple(values), over_seeds(values, sqrt(within)), between, pooled
+        a,
+        b,
+        task,
+        rule,
+        setting or shared[0].setting,
+        seeds=tuple(each),
+        differences=tuple(values),
+        estimate=over_seeds(values, sqrt(within)),
+        between=between,
+        pooled=compare(shared, a, b, rule, task, setting),
     )
 
 
@@ -145,3 +153,73 @@ def as_one_policy(records: Iterable[EpisodeRecord]) -> list[EpisodeRecord]:
     statistics that ask for one checkpoint.
     """
     return [replace(record, checkpoint_hash="") for record in records]
+
+
+def arms_of(study: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Arm's name -> its factors, from an experiment's study.json.
+
+    Raises:
+        KitError: it is not one.
+    """
+    try:
+        return {
+            run["arm"]["name"]: {key: value for key, value in run["arm"].items() if key != "name"}
+            for run in study["runs"]
+        }
+    except (KeyError, TypeError) as error:
+        raise KitError(
+            "this is no study of an experiment",
+            "give the study.json that `python -m experiments.reasoning_loss` wrote",
+        ) from error
+
+
+def sweep(
+    records: Sequence[EpisodeRecord], arms: Mapping[str, Mapping[str, Any]], factor: str, rule: Rule = "last"
+) -> dict[str, list[tuple[float, Rate]]]:
+    """Average success by the value of one factor: policy's name -> its points, by value.
+
+    Only episodes count that every arm of the picture has played, so that no point has easier starts than
+    another. The weight of the reasoning loss makes one line, whose zero is the control; any other factor
+    makes one with and one without the reasoning loss. Rates are over all seeds with the checkpoints as they
+    are.
+
+    Args:
+        records: of one setting.
+        arms: name -> factors, as `arms_of` gives them.
+    """
+    varied = {name: _varied(arms, name, factor) for name in REFERENCES if name in arms}
+    if factor == WEIGHT:
+        varied.pop(REFERENCES[0], None)
+    played: dict[str, set[Any]] = {}
+    for record in records:
+        if any(record.policy in names for names in varied.values()):
+            played.setdefault(record.policy, set()).add(_episode(record))
+    common = set.intersection(*played.values()) if played else set()
+    if not common:
+        return {}
+    kept = [record for record in records if record.policy in played and _episode(record) in common]
+    rates = {
+        score.policy: score.rate for score in summarise(as_one_policy(kept), rule) if score.task == AVERAGE
+    }
+    lines = {}
+    for name, names in varied.items():
+        points = sorted((float(arms[arm][factor]), rates[arm]) for arm in names if arm in rates)
+        if points:
+            lines[name] = points
+    return lines
+
+
+def _episode(record: EpisodeRecord) -> tuple[Any, ...]:
+    """What two policies' records of one episode have in common."""
+    return tuple(getattr(record, name) for name in PAIRED)
+
+
+def _varied(arms: Mapping[str, Mapping[str, Any]], reference: str, factor: str) -> list[str]:
+    """Arms that differ from `reference` in nothing but `factor`, itself among them; without a reasoning loss
+    nothing about rationales matters.
+    """
+
+    def others(name: str) -> dict[str, Any]:
+        return {key: value for key, value in arms[name].items() if key != factor}
+
+    return [name for name in arms if others(name) == others(reference)]

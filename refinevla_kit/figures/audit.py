@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from refinevla_kit.evaluation.statistics import wilson
+from refinevla_kit.evaluation.intervals import wilson
 from refinevla_kit.figures.style import INK, MUTED, canvas, colours, name_policies
 from refinevla_kit.teacher.audit import AUDITED, COUNTS
 

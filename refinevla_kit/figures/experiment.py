@@ -12,7 +12,7 @@ from matplotlib.ticker import PercentFormatter
 
 from refinevla_kit.evaluation.intervals import Rate
 from refinevla_kit.evaluation.records import EpisodeRecord
-from refinevla_kit.evaluation.sweeps import WEIGHT, sweep
+from refinevla_kit.evaluation.training_seeds import WEIGHT, sweep
 from refinevla_kit.figures.style import MUTED, canvas, colours, label
 
 FACTORS = {  # title and x axis
@@ -45,7 +45,7 @@ def sweep_panels(
     arms: Mapping[str, Mapping[str, Any]],
     claims: Mapping[str, str] | None = None,
 ) -> list[Panel]:
-    """Panels of what was varied, by `sweeps.sweep`: those with more than the main comparison's own value.
+    """Panels of what was varied, by `sweep`: those with more than the main comparison's own value.
 
     Args:
         records: of one setting.

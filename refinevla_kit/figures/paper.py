@@ -10,10 +10,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from refinevla_kit.evaluation.aggregation import AVERAGE, PUBLISHED_AVERAGE
 from refinevla_kit.evaluation.intervals import resolvable_gain
 from refinevla_kit.evaluation.published import Claim
-from refinevla_kit.evaluation.statistics import Score, shown_tasks
+from refinevla_kit.evaluation.statistics import AVERAGE, PUBLISHED_AVERAGE, Score, shown_tasks
 from refinevla_kit.figures.style import (
     BLUE,
     GREEN,

@@ -10,11 +10,10 @@ from typing import Any
 
 import pandas as pd
 
-from refinevla_kit.evaluation.aggregation import AVERAGE
 from refinevla_kit.evaluation.intervals import Rate, rate
 from refinevla_kit.evaluation.published import TABLE_1, TABLE_2, TABLE_3, Published, select
 from refinevla_kit.evaluation.records import EpisodeRecord
-from refinevla_kit.evaluation.statistics import summarise
+from refinevla_kit.evaluation.statistics import AVERAGE, summarise
 from refinevla_kit.evaluation.training_seeds import as_one_policy, compare_seeds
 from refinevla_kit.figures.style import label
 from refinevla_kit.figures.tables import interval_text, markdown, rate_text

@@ -21,7 +21,7 @@ from refinevla_kit.episodes import EpisodeDataset
 from refinevla_kit.episodes.columns import filled
 from refinevla_kit.figures.episodes import BUSIEST, HEADINGS
 from refinevla_kit.figures.style import BLUE, GREEN, INK, MUTED, ORANGE, SETTINGS, VERMILION
-from refinevla_kit.simulator.camera import project
+from refinevla_kit.simulator.geometry import project
 from refinevla_kit.tasks import TASKS
 from refinevla_kit.teacher.answers import StoredRationale
 from refinevla_kit.teacher.audit import Audit

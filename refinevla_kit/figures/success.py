@@ -10,9 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from refinevla_kit.evaluation.aggregation import AVERAGE, AVERAGES
 from refinevla_kit.evaluation.intervals import Rate
-from refinevla_kit.evaluation.statistics import Comparison, Score, shown_tasks
+from refinevla_kit.evaluation.statistics import AVERAGE, AVERAGES, Comparison, Score, shown_tasks
 from refinevla_kit.figures.style import (
     GREY,
     INK,

@@ -8,10 +8,16 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from refinevla_kit.evaluation.aggregation import AVERAGE, AVERAGES, PUBLISHED_AVERAGE
 from refinevla_kit.evaluation.intervals import Rate, resolvable_gain
 from refinevla_kit.evaluation.published import Claim, Inconsistency, Published, select
-from refinevla_kit.evaluation.statistics import Comparison, Score, shown_tasks
+from refinevla_kit.evaluation.statistics import (
+    AVERAGE,
+    AVERAGES,
+    PUBLISHED_AVERAGE,
+    Comparison,
+    Score,
+    shown_tasks,
+)
 from refinevla_kit.figures.overlays import THING_LABELS
 from refinevla_kit.figures.style import label, p_text
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from refinevla_kit.errors import KitError
 from refinevla_kit.tasks import Task
 
 Array = NDArray[Any]
@@ -118,6 +119,15 @@ class StepResult:
     grasped: bool
     done: bool
     reason: str = ""
+
+
+def checked_action(action: Any) -> Array:
+    """float32 (7,); raises `KitError` for what is no action."""
+    action = np.asarray(action, np.float32)
+    if action.shape != (7,) or not np.isfinite(action).all():
+        what = f"an action must be 7 finite numbers, got {action!r}"
+        raise KitError(what, "check the policy's un-normalisation")
+    return action
 
 
 class Simulator(Protocol):

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
+import sys
 import warnings
 from dataclasses import replace
 from functools import cache
@@ -19,21 +21,34 @@ from typing import Any
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from refinevla_kit.errors import KitError
-from refinevla_kit.simulator.assets import BRIDGE, resolve_assets
-from refinevla_kit.simulator.camera import (
+from refinevla_kit.errors import KitError, listed
+from refinevla_kit.simulator.contract import Array, Observation, Pose, SceneState, StepResult, checked_action
+from refinevla_kit.simulator.demonstrator import phase_of
+from refinevla_kit.simulator.geometry import (
     CENTRE_X,
     CENTRE_Y,
     FOCAL,
     HEIGHT,
     WIDTH,
-    box_outline,
     camera_setting,
 )
-from refinevla_kit.simulator.contract import Array, Observation, Pose, SceneState, StepResult
-from refinevla_kit.simulator.demonstrator import phase_of
-from refinevla_kit.simulator.variants import BASKET_HIGH, BASKET_LOW, dress
+from refinevla_kit.simulator.variants import basket_outline, dress
 from refinevla_kit.tasks import VARIANT_AGGREGATION, Protocol, Task, Variant
+
+BRIDGE = Path("data/tasks/bridge_v2_real2sim_dataset")
+REQUIRED = (
+    BRIDGE / "custom/info_bridge_custom_v0.json",
+    BRIDGE / "custom/info_bridge_custom_baked_tex_v0.json",
+    BRIDGE / "real_inpainting/bridge_real_eval_1.png",
+    BRIDGE / "real_inpainting/bridge_sink.png",
+    BRIDGE / "stages/bridge_table_1_v1.glb",
+    BRIDGE / "stages/bridge_table_1_v2.glb",
+    Path("data/robots/widowx/wx250s.urdf"),
+)
+EMBEDDED = Path(__file__).resolve().parents[2] / "data" / "assets"  # scripts/embedded_assets makes it
+DOWNLOAD = (
+    f"{sys.executable} -m mani_skill.utils.download_asset bridge_v2_real2sim, then the same with widowx250s"
+)
 
 CAMERA = "3rd_view_camera"  # the one SIMPLER's policies see
 CLOSED, OPEN = 0.015, 0.037  # finger joint positions (m)
@@ -45,9 +60,8 @@ GRIPPER_LINKS = (
     "right_finger_link",
 )
 FARTHEST = 2.0  # m from the robot: an object beyond it was thrown there by broken physics
-own_process = (
-    False  # set by the kit's simulator processes: in anyone else's the garbage collector is left as it is
-)
+# Set by the kit's simulator processes: in anyone else's the garbage collector is left as it is.
+own_process = False
 
 
 class ManiSkillSimulator:
@@ -63,13 +77,8 @@ class ManiSkillSimulator:
         protocol: Protocol,
         variant: Variant,
     ) -> None:
-        self.task, self.instruction, self.variant, self.privileged = (
-            task,
-            task.instruction,
-            variant,
-            privileged,
-        )
-        self.width, self.height = width, height
+        self.task, self.variant, self.privileged = task, variant, privileged
+        self.instruction = task.instruction
         self._assets = resolve_assets(assets)
         self._env = _make_environment(task, variant, self._assets, width, height)
         self._env._obs_mode = "none"
@@ -79,10 +88,7 @@ class ManiSkillSimulator:
         self._basket: Array | None = None  # bool (H, W), where the photograph shows it
         if not self._dressed:
             self._photograph = self._env._rgb_overlay_images[CAMERA].numpy()
-            if task.name == "widowx_put_eggplant_in_basket":
-                self._basket = box_outline(
-                    task, (*BASKET_LOW[:2], 0.955), (*BASKET_HIGH[:2], 0.977), width, height
-                )
+            self._basket = basket_outline(task, width, height)
         self._steps = 0
         self._segmentation: Array = np.zeros((height, width), np.int16)
 
@@ -103,54 +109,42 @@ class ManiSkillSimulator:
             self._env.xyz_configs, self._env.quat_configs = self._grid
             index = int(episode)
         # The scene is built anew: what PhysX remembers of an episode (contacts, their order, when a thing may
-        # come to rest) cannot be cleared, and
-        # ManiSkill leaves the motors on the last command. So an episode does not depend on which one was
-        # played before it.
+        # come to rest) cannot be cleared, and ManiSkill leaves the motors on the last command. So an episode
+        # does not depend on which one was played before it.
         _read_from(self._assets)
-        _, info = self._env.reset(
-            seed=seed, options={"episode_id": torch.tensor([index]), "reconfigure": True}
-        )
-        self._source, self._target = (
-            self._env.objs[self._env.source_obj_name],
-            self._env.objs[self._env.target_obj_name],
-        )
-        self._robot, self._links = self._env.agent.robot, self._env.agent.robot.links_map
-        self._ids, self._kept = self._segmentation_ids(), self._env._segmentation_ids_to_keep.numpy()
+        options = {"episode_id": torch.tensor([index]), "reconfigure": True}
+        _, info = self._env.reset(seed=seed, options=options)
+        self._source = self._env.objs[self._env.source_obj_name]
+        self._target = self._env.objs[self._env.target_obj_name]
+        self._robot = self._env.agent.robot
+        self._links = self._robot.links_map
+        self._ids = self._segmentation_ids()
+        self._kept = self._env._segmentation_ids_to_keep.numpy()
         if self._dressed:
             place, turn = divmod(index, len(self._env.quat_configs))
-            starts = torch.cat(
-                [self._env.xyz_configs[place], self._env.quat_configs[turn]], dim=1
-            ).numpy()  # 2 x 7
-            dressing = dress(self._env, self.task, self.variant, self._assets / BRIDGE / "custom/models")
-            dressing.arrange(self.task, self.variant, starts[0], starts[1])
-            self._ids |= dressing.ids
+            both = (self._env.xyz_configs[place], self._env.quat_configs[turn])
+            starts = torch.cat(both, dim=1).numpy()  # 2 x 7
+            models = self._assets / BRIDGE / "custom/models"
+            self._ids |= dress(self._env, self.task, self.variant, models, starts[0], starts[1])
         self._steps = 0
         return self._observe(bool(info.get("success", False)), grasped=False)
 
     def step(self, action: Array) -> StepResult:
         """See `Simulator.step`."""
-        action = np.asarray(action, np.float32)
-        if action.shape != (7,) or not np.isfinite(action).all():
-            raise KitError(
-                f"an action must be 7 finite numbers, got {action!r}", "check the policy's un-normalisation"
-            )
-        if action[
-            3:5
-        ].any():  # ManiSkill's controller turns about the turning axes; a pure yaw is the same either way
+        action = checked_action(action)
+        # ManiSkill's controller turns about the turning axes; a pure yaw is the same either way.
+        if action[3:5].any():
             turn = Rotation.from_euler("xyz", action[3:6]).as_euler("XYZ")
             action = np.concatenate([action[:3], turn, action[6:]]).astype(np.float32)
         *_, info = self._env.step(action)
         self._steps += 1
-        success, grasped = (
-            bool(info["success"]),
-            bool(self._env.consecutive_grasp[0] > 0),
-        )  # counted anew by each step's own evaluation
+        success = bool(info["success"])
+        grasped = bool(self._env.consecutive_grasp[0] > 0)  # counted anew by each step's own evaluation
         position = self._source.pose.p[0].numpy()
         broken = not np.isfinite(position).all() or float(np.abs(position).max()) > FARTHEST
         reason = "physics" if broken else "budget" if self._steps >= self.task.max_steps else ""
-        return StepResult(
-            self._observe(success, grasped), success and not broken, grasped, bool(reason), reason
-        )
+        observation = self._observe(success, grasped)
+        return StepResult(observation, success and not broken, grasped, bool(reason), reason)
 
     def masks(self) -> dict[str, Array]:
         """See `Simulator.masks`. The photograph of visual matching is background, but for the yellow basket:
@@ -173,22 +167,23 @@ class ManiSkillSimulator:
         tool, base = self._links["ee_gripper_link"].pose, self._robot.pose
         opening = np.clip((self._robot.get_qpos()[0, -2:].mean().item() - CLOSED) / (OPEN - CLOSED), 0.0, 1.0)
         commanded = self._env.agent.controller.controllers["arm"]._target_pose
-        in_base = (base.inv() * tool).raw_pose[0].numpy()
-        proprioception = np.concatenate([in_base, [opening], commanded.raw_pose[0].numpy()]).astype(
-            np.float32
-        )
+        in_base, steered = _vector(base.inv() * tool), _vector(commanded)
+        proprioception = np.concatenate([in_base, [opening], steered]).astype(np.float32)
+        observation = Observation(image, proprioception, self.instruction)
         if not self.privileged:
-            return Observation(image, proprioception, self.instruction)
-        poses = (self._source.pose, self._target.pose, tool, base * commanded)
-        source, onto, tcp, steered = (pose.raw_pose[0].numpy().astype(np.float32) for pose in poses)
-        now = (np.array(opening, np.float32), np.array(grasped), np.array(placed), np.array(0, np.int8))
-        state = SceneState(source, onto, tcp, steered, *now)
-        return Observation(
-            image,
-            proprioception,
-            self.instruction,
-            replace(state, phase=np.array(phase_of(self.task, state), np.int8)),
+            return observation
+        state = SceneState(
+            source=_vector(self._source.pose),
+            target=_vector(self._target.pose),
+            tcp=_vector(tool),
+            tcp_target=_vector(base * commanded),
+            opening=np.array(opening, np.float32),
+            grasped=np.array(grasped),
+            placed=np.array(placed),
+            phase=np.array(0, np.int8),
         )
+        state = replace(state, phase=np.array(phase_of(self.task, state), np.int8))
+        return replace(observation, state=state)
 
     def _take_picture(self) -> Array:
         """uint8 (H, W, 3), what ManiSkill's own observation shows: its rendering of robot and objects, before
@@ -197,13 +192,13 @@ class ManiSkillSimulator:
         sensor = self._env._sensors[CAMERA]
         self._env.scene.update_render(update_sensors=True, update_human_render_cameras=False)
         sensor.capture()
-        colour, position = (
-            texture[0].numpy() for texture in sensor.camera.get_picture(["Color", "PositionSegmentation"])
-        )
+        textures = sensor.camera.get_picture(["Color", "PositionSegmentation"])
+        colour, position = (texture[0].numpy() for texture in textures)
         self._segmentation = position[..., 3]
         if self._photograph is None:
             return np.ascontiguousarray(colour[..., :3])
-        shown, image = np.isin(self._segmentation, self._kept), self._photograph.copy()
+        shown = np.isin(self._segmentation, self._kept)
+        image = self._photograph.copy()
         image[shown] = colour[shown, :3]
         return image
 
@@ -221,6 +216,11 @@ class ManiSkillSimulator:
         }
 
 
+def _vector(pose: Any) -> Array:
+    """float32 (7,): position and quaternion (w, x, y, z) of a ManiSkill pose."""
+    return np.array(pose.raw_pose[0].numpy(), np.float32)
+
+
 def _make_environment(task: Task, variant: Variant, assets: Path, width: int, height: int) -> Any:
     """The ManiSkill environment of `task`, reading its files from `assets`."""
     try:
@@ -232,18 +232,16 @@ def _make_environment(task: Task, variant: Variant, assets: Path, width: int, he
         raise KitError(
             f"ManiSkill 3 cannot be imported ({error})", "run `make setup`, then `refinevla doctor`"
         ) from error
-    logging.getLogger("mani_skill ").setLevel(
-        logging.ERROR
-    )  # (the blank is theirs) it warns, at every start, of what its own classes do
+    # The blank is theirs. It warns, at every start, of what its own classes do.
+    logging.getLogger("mani_skill ").setLevel(logging.ERROR)
     if own_process:
         _set_imports_aside()
     _read_from(assets)
     overlays: dict[str, Any] = {}
     BaseDigitalTwinEnv._rgb_overlay_images = overlays
     BaseDigitalTwinEnv._objects_to_remove_from_greenscreen = []
-    intrinsic = np.array(
-        [[FOCAL, 0, CENTRE_X], [0, FOCAL, CENTRE_Y], [0, 0, 1]]
-    )  # ManiSkill does not scale it with the picture
+    # ManiSkill does not scale it with the picture.
+    intrinsic = np.array([[FOCAL, 0, CENTRE_X], [0, FOCAL, CENTRE_Y], [0, 0, 1]])
     intrinsic[0] *= width / WIDTH
     intrinsic[1] *= height / HEIGHT
     camera = camera_setting(task, variant)
@@ -292,3 +290,34 @@ def _read_from(assets: Path) -> None:
 
     base_env.BRIDGE_DATASET_ASSET_PATH = assets / BRIDGE
     WidowX250S.urdf_path = str(assets / "data/robots/widowx/wx250s.urdf")
+
+
+def resolve_assets(assets: str | Path) -> Path:
+    """The directory that holds `data/tasks/...` and `data/robots/...`.
+
+    Args:
+        assets: "embedded", the pack that the kit ships; "official", ManiSkill's downloads; or a directory.
+
+    Raises:
+        KitError: a file ManiSkill needs is missing, with the way to get it.
+    """
+    official = Path(os.environ.get("MS_ASSET_DIR", "~/.maniskill"))
+    known = {
+        "embedded": (EMBEDDED, "bring data/assets of the checkout back: git checkout data/assets"),
+        "official": (official, f"run: {DOWNLOAD}"),
+    }
+    other = (
+        f'give the folder that holds data/tasks and data/robots, use assets="embedded", or run: {DOWNLOAD}'
+    )
+    directory, remedy = known.get(str(assets), (Path(assets), other))
+    directory = directory.expanduser()
+    missing = missing_files(directory)
+    if missing:
+        lacking = listed([str(path) for path in missing], 1)
+        raise KitError(f"asset directory {directory} lacks {lacking}", remedy)
+    return directory.resolve()
+
+
+def missing_files(directory: Path) -> list[Path]:
+    """Files of `REQUIRED` that `directory` does not have."""
+    return [path for path in REQUIRED if not (directory / path).is_file()]

@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.simulator.camera import CENTRE_X, CENTRE_Y, FOCAL, box_outline
-from refinevla_kit.simulator.contract import Array, Observation, Pose, SceneState, StepResult
+from refinevla_kit.simulator.contract import Array, Observation, Pose, SceneState, StepResult, checked_action
 from refinevla_kit.simulator.demonstrator import phase_of
-from refinevla_kit.simulator.variants import BASKET_HIGH, BASKET_LOW
+from refinevla_kit.simulator.geometry import CENTRE_X, CENTRE_Y, FOCAL
+from refinevla_kit.simulator.variants import basket_outline
 from refinevla_kit.tasks import CAMERA_SIZES, Protocol, Start, Task, Variant
 
 CAMERAS = {"widowx": "3rd_view_camera", "google_robot": "overhead_camera"}  # the ones SIMPLER's policies see
@@ -76,12 +76,8 @@ class SimplerEnvSimulator:
                 f"{task.name} has no privileged state: it is that of the WidowX's pick-and-place",
                 "make it with privileged=False",
             )
-        self.task, self.instruction, self.privileged, self.protocol = (
-            task,
-            task.instruction,
-            privileged,
-            protocol,
-        )
+        self.task, self.privileged, self.protocol = task, privileged, protocol
+        self.instruction = task.instruction
         root = _import_original(assets)
         self._photographs = root / "real_inpainting"
         name, arguments = build_arguments(task, variant, width, height, self._photographs)
@@ -90,11 +86,7 @@ class SimplerEnvSimulator:
             raise KitError(f"the scene {stage} is missing", WHOLE)
         self._env, self._shader = _make_environment(name, arguments), arguments.get("shader_dir", "ibl")
         self._camera = CAMERAS[task.robot]
-        self._basket: Array | None = None  # bool (H, W), where the photograph shows it
-        if task.name == "widowx_put_eggplant_in_basket":
-            self._basket = box_outline(
-                task, (*BASKET_LOW[:2], 0.955), (*BASKET_HIGH[:2], 0.977), width, height
-            )
+        self._basket = basket_outline(task, width, height)  # where the photograph shows it
         self._steps = 0
         self._things: dict[int, str] = {}  # segmentation id -> name
         self._segmentation: Array = np.zeros((height, width), np.uint32)
@@ -109,9 +101,8 @@ class SimplerEnvSimulator:
         """
         starts = self.protocol.starts
         grid = (self._env._xy_configs, self._env._quat_configs) if self.task.robot == "widowx" else None
-        count = (
-            len(grid[0]) * len(grid[1]) if grid else len(starts)
-        )  # the eggplant has 24 places here, 64 in ManiSkill 3
+        # The eggplant has 24 places here, 64 in ManiSkill 3.
+        count = len(grid[0]) * len(grid[1]) if grid else len(starts)
         if not isinstance(episode, Pose) and not 0 <= episode < count:
             raise KitError(
                 f"episode {episode} is outside the grid of {self.task.name} in the original SimplerEnv",
@@ -143,31 +134,21 @@ class SimplerEnvSimulator:
             if grid:
                 self._env._xy_configs, self._env._quat_configs = grid
         self._steps = 0
-        self._things = (
-            self._segmentation_names()
-        )  # an environment that loads other objects numbers everything anew
+        # An environment that loads other objects numbers everything anew.
+        self._things = self._segmentation_names()
         return self._observe(raw, placed=False, grasped=False)
 
     def step(self, action: Array) -> StepResult:
         """See `Simulator.step`."""
-        action = np.asarray(action, np.float32)
-        if action.shape != (7,) or not np.isfinite(action).all():
-            raise KitError(
-                f"an action must be 7 finite numbers, got {action!r}", "check the policy's un-normalisation"
-            )
+        action = checked_action(action)
         raw, _, _, _, info = self._env.step(to_axis_angle(action))
         self._steps += 1
         source = self._source
         grasped = source is not None and bool(self._env.agent.check_grasp(source))
-        state = np.concatenate(
-            [
-                self._env.agent.robot.get_qpos(),
-                source.pose.p if source is not None else self._env.art_obj.get_qpos(),
-            ]
-        )
-        broken = not np.isfinite(state).all() or (
-            source is not None and float(np.abs(source.pose.p[:2]).max()) > FARTHEST
-        )
+        moved = source.pose.p if source is not None else self._env.art_obj.get_qpos()
+        state = np.concatenate([self._env.agent.robot.get_qpos(), moved])
+        thrown = source is not None and float(np.abs(moved[:2]).max()) > FARTHEST
+        broken = thrown or not np.isfinite(state).all()
         success = bool(info["success"]) and not broken
         reason = "physics" if broken else "budget" if self._steps >= self.task.max_steps else ""
         return StepResult(self._observe(raw, success, grasped), success, grasped, bool(reason), reason)
@@ -185,15 +166,10 @@ class SimplerEnvSimulator:
         "cabinet". A photograph is background, but for the yellow basket: that is where the box around it lies
         in the picture, less what is seen before it.
         """
-        names = dict.fromkeys(
-            [self.task.source, *filter(None, [self.task.target]), *self._things.values(), "gripper", "arm"]
-        )
-        masks = {
-            name: np.isin(
-                self._segmentation, [thing for thing, known in self._things.items() if known == name]
-            )
-            for name in names
-        }
+        ids: dict[str, list[int]] = {name: [] for name in (self.task.source, self.task.target) if name}
+        for number, name in self._things.items():
+            ids.setdefault(name, []).append(number)
+        masks = {name: np.isin(self._segmentation, numbers) for name, numbers in ids.items()}
         if self._basket is not None:
             masks[self.task.target] = self._basket & ~np.isin(self._segmentation, list(self._things))
         return {**masks, "background": ~np.any(list(masks.values()), axis=0)}
@@ -216,18 +192,21 @@ class SimplerEnvSimulator:
             [_vector(robot.pose.inv() * tool), [opening], _vector(commanded)]
         ).astype(np.float32)
         self.instruction = self._env.get_language_instruction()
+        observation = Observation(image, proprioception, self.instruction)
         if not self.privileged:
-            return Observation(image, proprioception, self.instruction)
-        poses = (self._source.pose, self._env.episode_target_obj.pose, tool, robot.pose * commanded)
-        source, onto, tcp, target = (_vector(pose) for pose in poses)
-        now = (np.array(opening, np.float32), np.array(grasped), np.array(placed), np.array(0, np.int8))
-        state = SceneState(source, onto, tcp, target, *now)
-        return Observation(
-            image,
-            proprioception,
-            self.instruction,
-            replace(state, phase=np.array(phase_of(self.task, state), np.int8)),
+            return observation
+        state = SceneState(
+            source=_vector(self._source.pose),
+            target=_vector(self._env.episode_target_obj.pose),
+            tcp=_vector(tool),
+            tcp_target=_vector(robot.pose * commanded),
+            opening=np.array(opening, np.float32),
+            grasped=np.array(grasped),
+            placed=np.array(placed),
+            phase=np.array(0, np.int8),
         )
+        state = replace(state, phase=np.array(phase_of(self.task, state), np.int8))
+        return replace(observation, state=state)
 
     def _segmentation_names(self) -> dict[int, str]:
         """Segmentation id -> name, of everything but the background and what the photograph is always shown
@@ -267,20 +246,12 @@ def build_arguments(
     overlay = build.pop("overlay", None)  # a start's own photograph comes with `reset`
     full_width, full_height = CAMERA_SIZES[task.robot]
     focal, centre_x, centre_y = INTRINSICS[task.robot]
-    intrinsic = np.array([[focal, 0, centre_x], [0, focal, centre_y], [0, 0, 1]]) * np.array(
-        [[width / full_width], [height / full_height], [1]]
-    )
-    camera = {
-        "width": width,
-        "height": height,
-        "intrinsic": intrinsic,
-        "texture_names": ("Color", "Segmentation"),
-    }
-    unseen = {
-        "width": 1,
-        "height": 1,
-        "texture_names": (),
-    }  # a second camera that nobody looks at, and that would be rendered at every step
+    scale = np.array([[width / full_width], [height / full_height], [1]])
+    intrinsic = np.array([[focal, 0, centre_x], [0, focal, centre_y], [0, 0, 1]]) * scale
+    size = {"width": width, "height": height}
+    camera = {**size, "intrinsic": intrinsic, "texture_names": ("Color", "Segmentation")}
+    # A second camera that nobody looks at, and that would be rendered at every step.
+    unseen: dict[str, Any] = {"width": 1, "height": 1, "texture_names": ()}
     return name, {
         **build,
         "obs_mode": "image",

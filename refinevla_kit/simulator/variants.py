@@ -12,20 +12,22 @@ frame, metres.
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import map_coordinates
 from transforms3d.quaternions import axangle2quat, qmult
 
-from refinevla_kit.simulator.camera import project
 from refinevla_kit.simulator.contract import Array
-from refinevla_kit.simulator.start_poses import EGGPLANT_LYING
-from refinevla_kit.simulator.textures import TEXTURES
+from refinevla_kit.simulator.geometry import EGGPLANT_LYING, SINK_TASK, UPRIGHT, box_outline, project
 from refinevla_kit.tasks import Task, Variant
 
+Floats = NDArray[np.float32]
 Corner = tuple[float, float, float]
 Colour = tuple[int, int, int]  # sRGB
 
@@ -46,10 +48,9 @@ LIGHTS = {
     "brighter": (((0, 0, -1), 3.6), ((-1, -0.5, -1), 1.3), ((1, 1, -1), 1.3)),
     "darker": (((0, 0, -1), 0.8), ((1, 1, -1), 0.8)),
 }
-AMBIENT, SHADOW = (
-    0.3,
-    {"shadow_scale": 0.6, "shadow_near": -1.0, "shadow_far": 1.0, "shadow_map_size": 1024},
-)  # the first light's: 1.2 mm a texel
+AMBIENT = 0.3
+# The first light's: 1.2 mm a texel.
+SHADOW = {"shadow_scale": 0.6, "shadow_near": -1.0, "shadow_far": 1.0, "shadow_map_size": 1024}
 PITCH = {"table": 0.001, "basket": 0.001, "wall": 0.003}  # m, size of a texture's pixel
 
 MODELS = {  # what may stand about, by the word for it; those that the task itself is about stay away
@@ -60,15 +61,8 @@ MODELS = {  # what may stand about, by the word for it; those that the task itse
     "yellow block": "baked_yellow_cube_3cm",
     "plate": "bridge_plate_objaverse_larger",
 }
-RADII = {
-    "carrot": 0.06,
-    "green block": 0.022,
-    "eggplant": 0.05,
-    "spoon": 0.07,
-    "yellow block": 0.022,
-    "plate": 0.056,
-    "towel": 0.071,
-}  # m
+RADII = {"carrot": 0.06, "green block": 0.022, "eggplant": 0.05, "spoon": 0.07}  # m
+RADII |= {"yellow block": 0.022, "plate": 0.056, "towel": 0.071}
 HAND = 0.085  # m around the source and the target that the open gripper needs
 MARGIN = 0.1  # of the picture's width and height: no distractor's centre is nearer its rim
 
@@ -130,51 +124,35 @@ SINK_ROOM = Room(
 )
 
 
-@dataclass
-class Dressing:
-    """What was put into a scene.
-
-    Attributes:
-        ids: the segmentation ids of what masks name: the basket, each distractor.
-    """
-
-    room: Room
-    ids: dict[str, Array]
-    distractors: dict[str, Any] = field(default_factory=dict)
-
-    def arrange(self, task: Task, variant: Variant, source: Array, target: Array) -> None:
-        """Put the distractors where they stand for this start: away from `source` and `target` (position and
-        quaternion), and from each other.
-
-        Drawn from the variant's name and the start alone, so that every policy meets the same.
-        """
-        start = np.round(np.concatenate([source, target]), 4).astype(np.float32)
-        rng = np.random.default_rng(
-            [zlib.crc32(f"{task.name} {variant.name}".encode()), zlib.crc32(start.tobytes())]
-        )
-        taken = [
-            (source[:2], max(HAND, RADII[task.source])),
-            (target[:2], max(HAND, RADII.get(task.target, HAND))),
-        ]
-        for name, body in self.distractors.items():
-            place = _free_place(task, self.room, RADII[name], taken, rng)
-            taken.append((place, RADII[name]))
-            _stand(body, name, place, rng.uniform(-np.pi, np.pi), self.room.level)
+def basket_outline(task: Task, width: int, height: int) -> Array | None:
+    """Where a photograph shows the yellow basket, bool (height, width); None for a task without it."""
+    if task.name != SINK_TASK:
+        return None
+    return box_outline(task, (*BASKET_LOW[:2], 0.955), (*BASKET_HIGH[:2], 0.977), width, height)
 
 
-def dress(environment: Any, task: Task, variant: Variant, models: Path) -> Dressing:
-    """Replace photograph, stage and lights of a freshly made ManiSkill twin by the room of `variant`. models:
-    the asset pack's folder of objects.
+def dress(
+    environment: Any, task: Task, variant: Variant, models: Path, source: Array, target: Array
+) -> dict[str, Array]:
+    """Replace photograph, stage and lights of a freshly made ManiSkill twin by the room of `variant`.
+
+    Distractors stand away from source and target and from each other. Where is drawn from the variant's name
+    and the start alone, so that every policy meets the same.
+
+    Args:
+        models: the asset pack's folder of objects.
+        source, target: where these start: position and quaternion, (7,).
+
+    Returns:
+        The segmentation ids of what masks name: the basket, each distractor.
     """
     import sapien
 
     build, scene = dict(variant.build), environment.scene.sub_scenes[0]
-    room = SINK_ROOM if task.name == "widowx_put_eggplant_in_basket" else TABLE_ROOM
+    room = SINK_ROOM if task.name == SINK_TASK else TABLE_ROOM
+    hidden = ("scene-0_arena", "scene-0_dummy_sink_target_plane")  # the stage; a plane meant to be invisible
     for entity in scene.entities:
-        if entity.name.removeprefix("scene-0_") in (
-            "arena",
-            "dummy_sink_target_plane",
-        ):  # the stage; a plane that is meant to be invisible
+        if entity.name in (*hidden, "arena", "dummy_sink_target_plane"):
             entity.find_component_by_type(sapien.render.RenderBodyComponent).disable()
     ids: dict[str, Array] = {}
     for role in dict.fromkeys(role for role, *_ in room.boxes):
@@ -188,23 +166,28 @@ def dress(environment: Any, task: Task, variant: Variant, models: Path) -> Dress
     for number, (direction, brightness) in enumerate(LIGHTS[build.get("lights", "normal")]):
         shadow = {"shadow": True, "position": [-0.16, 0.06, 0.9], **SHADOW} if number == 0 else {}
         environment.scene.add_directional_light(direction, [brightness * room.light] * 3, **shadow)
-    dressing = Dressing(room, ids)
-    for name in [name for name in MODELS if name not in (task.source, task.target)][
-        : build.get("distractors", 0)
-    ]:
+    start = np.round(np.concatenate([source, target]), 4).astype(np.float32)
+    named = zlib.crc32(f"{task.name} {variant.name}".encode())
+    rng = np.random.default_rng([named, zlib.crc32(start.tobytes())])
+    taken = [
+        (source[:2], max(HAND, RADII[task.source])),
+        (target[:2], max(HAND, RADII.get(task.target, HAND))),
+    ]
+    others = [name for name in MODELS if name not in (task.source, task.target)]
+    for name in others[: build.get("distractors", 0)]:
         body = sapien.render.RenderBodyComponent()
         body.attach(sapien.render.RenderShapeTriangleMesh(str(_visual_file(models / MODELS[name]))))
-        dressing.distractors[name], dressing.ids[name] = body, np.array([_add(scene, body)])
-    return dressing
+        ids[name] = np.array([_add(scene, body)])
+        place = _free_place(task, room, RADII[name], taken, rng)
+        taken.append((place, RADII[name]))
+        _stand(body, name, place, rng.uniform(-np.pi, np.pi), room.level)
+    return ids
 
 
 def _visual_file(folder: Path) -> Path:
     """The one that ManiSkill takes: the first of these that is there."""
-    return next(
-        folder / f"textured.{kind}"
-        for kind in ("obj", "dae", "glb")
-        if (folder / f"textured.{kind}").is_file()
-    )
+    files = [folder / f"textured.{kind}" for kind in ("obj", "dae", "glb")]
+    return next(file for file in files if file.is_file())
 
 
 def _add(scene: Any, body: Any) -> int:
@@ -244,27 +227,28 @@ def _faces(low: Corner, high: Corner, covering: str, pitch: float) -> list[tuple
     picture uint8 (H, W, 4).
     """
     colour, texture = COVERINGS[covering]
-    linear, faces = (np.array(colour, np.float32) / 255)[:, None] ** 2.2, []
+    linear = (np.array(colour, np.float32) / 255)[:, None] ** 2.2
+    corners = np.array([(0, 0), (1, 0), (1, 1), (0, 1)], np.float32)
+    faces = []
     for axis in range(3):
-        one, two = (axis + 1) % 3, (axis + 2) % 3
-        count = [max(4, int(np.ceil((high[a] - low[a]) / pitch))) for a in (one, two)]
-        points = np.zeros((3, count[1] * count[0]), np.float32)
+        across = [(axis + 1) % 3, (axis + 2) % 3]  # the axes that the face lies in
+        size = [high[a] - low[a] for a in across]
+        columns, rows = (max(4, int(np.ceil(length / pitch))) for length in size)
+        points = np.zeros((3, rows * columns), np.float32)
         points[axis] = high[axis]
         steps = [
-            low[a] + (np.arange(n) + 0.5) * (high[a] - low[a]) / n
-            for a, n in zip((one, two), count, strict=True)
+            low[a] + (np.arange(count) + 0.5) * length / count
+            for a, length, count in zip(across, size, (columns, rows), strict=True)
         ]
-        points[one], points[two] = (grid.ravel() for grid in np.meshgrid(*steps))
+        points[across] = [grid.ravel() for grid in np.meshgrid(*steps)]
         shade = (linear * TEXTURES[texture](*points)).clip(0, 1) ** (1 / 2.2)
-        picture = np.full((count[1], count[0], 4), 255, np.uint8)
-        picture[..., :3] = (255 * shade.T.reshape(count[1], count[0], 3) + 0.5).astype(np.uint8)
-        corners = np.array([(0, 0), (1, 0), (1, 1), (0, 1)], np.float32)
+        picture = np.full((rows, columns, 4), 255, np.uint8)
+        picture[..., :3] = (255 * shade.T.reshape(rows, columns, 3) + 0.5).astype(np.uint8)
         vertices = np.zeros((4, 3), np.float32)
         vertices[:, axis] = points[axis, 0]
-        for a, along in ((one, corners[:, 0]), (two, corners[:, 1])):
-            vertices[:, a] = low[a] + along * (high[a] - low[a])
-        normal = np.zeros(3, np.float32)
-        normal[axis] = 1
+        for a, along, length in zip(across, corners.T, size, strict=True):
+            vertices[:, a] = low[a] + along * length
+        normal = np.eye(3, dtype=np.float32)[axis]
         faces.append((vertices, corners, normal, picture))
     return faces
 
@@ -291,8 +275,72 @@ def _stand(body: Any, name: str, place: Array, yaw: float, level: float) -> None
     """Lay the thing down at `place` (x, y), turned by `yaw`, so that its lowest point touches `level`."""
     import sapien
 
-    lying = EGGPLANT_LYING if name == "eggplant" else np.array([1.0, 0.0, 0.0, 0.0])
+    lying = EGGPLANT_LYING if name == "eggplant" else UPRIGHT
     turned = qmult(axangle2quat([0.0, 0.0, 1.0], yaw), lying)
     body.entity.set_pose(sapien.Pose([*place, level], turned))
     deep = level - body.compute_global_aabb_tight()[0, 2]
     body.entity.set_pose(sapien.Pose([*place, level + deep], turned))
+
+
+# Textures as functions of a point of the world; the embedded pack's backgrounds are painted with them too.
+# Each takes x, y, z of n points (metres, world frame, each (n,)) and returns a factor on the linear colour,
+# (n,) or (3, n).
+
+
+def noise(across: Floats, along: Floats, seed: int) -> Floats:
+    """Smooth noise of about -1 to 1, one bump a unit."""
+    lattice = np.random.default_rng(seed).uniform(-1, 1, (256, 256))
+    return map_coordinates(lattice, np.stack([across, along]), order=3, mode="grid-wrap").astype(np.float32)
+
+
+def wood(x: Floats, y: Floats, z: Floats) -> Floats:
+    """Grain along y: broad figure, streaks and fine pores."""
+    across = x + 0.3 * z
+    figure = noise(22 * across + 1.5 * noise(5 * across, 3 * y, 1), 2.5 * y, 2)
+    shade = 1 + 0.16 * figure + 0.10 * noise(160 * across, 7 * y, 3) + 0.07 * noise(520 * across, 26 * y, 4)
+    return np.stack([shade, shade**1.25, shade**1.4])
+
+
+def fabric(x: Floats, y: Floats, z: Floats) -> Floats:
+    """Woven threads: two crossed fine noises."""
+    level = x + y
+    return 1 + 0.12 * (noise(420 * level, 110 * z, 5) + noise(110 * level, 420 * z, 6))
+
+
+def tiles(x: Floats, y: Floats, z: Floats) -> Floats:
+    """Joints every 15 cm."""
+    return np.where((y % 0.15 < 0.003) | (z % 0.15 < 0.003), np.float32(0.72), np.float32(1))
+
+
+def bricks(x: Floats, y: Floats, z: Floats) -> Floats:
+    """A wall of courses 7 cm high in running bond, pale joints, each brick of its own shade."""
+    level, course = x + y, np.floor(z / 0.07)
+    shifted = level / 0.21 + 0.5 * (course % 2)
+    joint = (z % 0.07 < 0.010) | (shifted % 1 < 0.05)
+    shade = 1 + 0.3 * noise(np.floor(shifted) * 1.7, course * 1.3, 7) + 0.12 * noise(150 * level, 150 * z, 8)
+    return np.stack([np.where(joint, pale, shade) for pale in (1.6, 4.0, 5.5)]).astype(np.float32)
+
+
+def stone(x: Floats, y: Floats, z: Floats) -> Floats:
+    """Granite: dark and light specks of a few millimetres on soft clouds."""
+    across, along = x + z, y + z
+    specks = noise(260 * across, 260 * along, 11) + 0.7 * noise(560 * across, 560 * along, 12)
+    return (1 + 0.12 * noise(14 * across, 14 * along, 13) + 0.22 * np.clip(specks, -0.9, 0.5)).astype(
+        np.float32
+    )
+
+
+def checks(x: Floats, y: Floats, z: Floats) -> Floats:
+    """Squares of 6 cm in two shades."""
+    return np.where((np.floor(x / 0.06) + np.floor(y / 0.06)) % 2 == 0, np.float32(1), np.float32(0.45))
+
+
+TEXTURES: dict[str, Callable[[Floats, Floats, Floats], Floats]] = {
+    "plain": lambda x, y, z: np.ones_like(x),
+    "wood": wood,
+    "fabric": fabric,
+    "tiles": tiles,
+    "bricks": bricks,
+    "stone": stone,
+    "checks": checks,
+}

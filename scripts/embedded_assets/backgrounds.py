@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from transforms3d.quaternions import quat2mat
 
-from refinevla_kit.simulator import camera
-from refinevla_kit.simulator.camera import CENTRE_X, CENTRE_Y, FOCAL, HEIGHT, WIDTH, CameraSetting
-from refinevla_kit.simulator.textures import TEXTURES, Floats
+from refinevla_kit.simulator import geometry as camera
+from refinevla_kit.simulator.geometry import CENTRE_X, CENTRE_Y, FOCAL, HEIGHT, WIDTH, CameraSetting
+from refinevla_kit.simulator.variants import TEXTURES, Floats
 from scripts.embedded_assets.objects import BASIN, BASKET, SINK, SINK_ORIGIN
 from scripts.embedded_assets.shapes import Colour
 

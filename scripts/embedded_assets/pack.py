@@ -14,7 +14,7 @@ from PIL import Image
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.files import replacing
-from refinevla_kit.simulator.assets import missing_files
+from refinevla_kit.simulator.maniskill import missing_files
 from scripts.embedded_assets import backgrounds, robot
 from scripts.embedded_assets.objects import things
 from scripts.embedded_assets.shapes import Part, box, flat, glb, obj, stl

@@ -15,8 +15,8 @@ from refinevla_kit.attention.captured import KINDS
 from refinevla_kit.attention.flows import Question, fuse_top
 from refinevla_kit.attention.forward import capture
 from refinevla_kit.errors import KitError
-from refinevla_kit.evaluation.demonstrator_policy import DemonstratorPolicy
 from refinevla_kit.policies.vla_policy import VLAPolicy
+from refinevla_kit.rollouts.players import DemonstratorPolicy
 from refinevla_kit.simulator.contract import Array, Observation
 from refinevla_kit.vlas.compact_parts import first_action_id
 from refinevla_kit.vlas.sequence import ORDERS

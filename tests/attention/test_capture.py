@@ -15,8 +15,8 @@ from torch import Tensor
 from refinevla_kit.attention.captured import KINDS, OWN_STATE, load_captures, save_captures, upper_middle
 from refinevla_kit.attention.forward import capture, capture_batch, token_sequence
 from refinevla_kit.errors import KitError
-from refinevla_kit.evaluation.demonstrator_policy import DemonstratorPolicy
 from refinevla_kit.policies.vla_policy import VLAPolicy
+from refinevla_kit.rollouts.players import DemonstratorPolicy
 from refinevla_kit.simulator.contract import Array
 from refinevla_kit.vlas.compact import CompactConfig, build
 from refinevla_kit.vlas.compact_parts import train_vocabulary

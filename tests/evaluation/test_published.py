@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.evaluation import printed, published
-from refinevla_kit.evaluation.aggregation import AVERAGE
+from refinevla_kit.evaluation import published
+from refinevla_kit.evaluation.statistics import AVERAGE
 from refinevla_kit.tasks import PUBLISHED_WEIGHTS, VARIANT_AGGREGATION, VISUAL_MATCHING, WIDOWX_TASKS
 
 NUMBERS = published.load_published()
@@ -78,50 +78,6 @@ def test_episode_counts_of_the_protocol_are_the_published_ones() -> None:
     assert published.stated_episodes("google_robot", VARIANT_AGGREGATION, "pick_coke_can", starts=True) == 75
 
 
-@pytest.mark.parametrize(
-    ("percent", "episodes", "counts"),
-    [
-        (38.1, 21, [8]),
-        (38.1, 24, []),
-        (4.1, 24, [1]),
-        (4.2, 24, [1]),
-        (4.3, 24, []),
-        (100.0, 24, [24]),
-        (0.0, 24, [0]),
-        (99.9, 24, []),
-        (6.2, 16, [1]),
-        (6.3, 16, [1]),
-        (6.1, 16, []),
-        (38.1, 2000, [761, 762, 763]),
-    ],
-)
-def test_a_percentage_may_be_rounded_either_way_or_cut_off(
-    percent: float, episodes: int, counts: list[int]
-) -> None:
-    """1/24 = 4.1667 prints as 4.2 or, cut off, 4.1. 1/16 = 6.25 prints as 6.3 (half up) or 6.2 (half to even,
-    cut off).
-    """
-    assert printed.counts_behind(percent, episodes) == counts
-    assert printed.impossible(percent, episodes) == (not counts)
-
-
-def test_decimals_decide_what_is_possible() -> None:
-    assert not printed.impossible(38, 24, decimals=0) and printed.impossible(38.10, 24, decimals=2)
-
-
-def test_the_numbers_of_episodes_that_a_row_can_come_from_are_found() -> None:
-    """ReFineVLA's WidowX cells are multiples of 1/21, Octo's of 1/72 (three seeds), the baselines' of
-    1/24.
-    """
-    for model, episodes in (("ReFineVLA", 21), ("Octo-Small", 72), ("SpatialVLA (fine-tuning)", 24)):
-        table = "ReFineVLA Table 1" if model == "ReFineVLA" else "SpatialVLA README"
-        cells = [
-            value(table=table, robot="widowx", metric="success", model=model, task=task.name)
-            for task in WIDOWX_TASKS
-        ]
-        assert printed.fitting_episodes(cells, 24)[0] == episodes
-
-
 def test_inconsistent_numbers_are_found_and_consistent_ones_are_not() -> None:
     found = {
         (one.number.table, one.number.setting, one.number.metric, one.number.model, one.number.task): one
@@ -139,14 +95,6 @@ def test_inconsistent_numbers_are_found_and_consistent_ones_are_not() -> None:
         "SpatialVLA's own cells and averages are consistent"
     )
     assert len(found) == 40
-
-
-def test_an_average_of_printed_cells_is_not_called_impossible() -> None:
-    """RT-1-X on the WidowX: 1 of 96 is 1.04, but the mean of the printed 0, 4.2, 0, 0 is 1.05 and prints as
-    1.1.
-    """
-    assert not printed.impossible_mean(1.1, [(0.0, 24), (4.2, 24), (0.0, 24), (0.0, 24)], [1, 1, 1, 1])
-    assert printed.impossible_mean(1.2, [(0.0, 24), (4.2, 24), (0.0, 24), (0.0, 24)], [1, 1, 1, 1])
 
 
 def test_published_rates_are_as_printed_with_intervals_from_the_counts_behind_them() -> None:

@@ -16,12 +16,13 @@ from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.records import (
     COLUMNS,
     EpisodeRecord,
-    RecordJournal,
+    add_record,
     journal_path,
     load_records,
     parse_record,
     save_parquet,
 )
+from refinevla_kit.journal import Journal
 from refinevla_kit.tasks import PROTOCOL_VERSION
 from tests.evaluation.rows import row
 
@@ -43,9 +44,9 @@ fast = settings(max_examples=30, deadline=None, suppress_health_check=[HealthChe
 def test_parquet_and_journal_give_back_what_was_written(tmp_path: Path, records: list[EpisodeRecord]) -> None:
     assert load_records(save_parquet(records, tmp_path / "records.parquet")) == records
     (tmp_path / "other.jsonl").unlink(missing_ok=True)
-    with RecordJournal(tmp_path / "other.jsonl") as journal:
+    with Journal(tmp_path / "other.jsonl") as journal:
         for record in records:
-            journal.add(record)
+            add_record(journal, record)
     assert load_records(tmp_path / "other.jsonl") == records
     assert load_records(tmp_path / "other.parquet") == records
 
@@ -59,9 +60,9 @@ def test_a_journal_cut_anywhere_keeps_every_whole_line(tmp_path: Path, data: st.
     path.write_bytes(b"".join(lines)[:cut])
     whole = sum(cut >= sum(map(len, lines[: count + 1])) for count in range(3))
     assert len(load_records(path)) == whole
-    with RecordJournal(path) as journal:
-        assert [record.episode_id for record in journal.records] == list(range(whole))
-        journal.add(row("p", 9, success=False))
+    with Journal(path) as journal:
+        assert [record.episode_id for record in load_records(path)] == list(range(whole))
+        add_record(journal, row("p", 9, success=False))
     assert [record.episode_id for record in load_records(path)] == [*range(whole), 9]
 
 
@@ -69,8 +70,8 @@ def test_damage_in_the_middle_is_named_by_line(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     good = json.dumps(asdict(row("p", 0, success=True)))
     path.write_text(f"{good}\n{good[:40]}\n{good}\n")
-    with pytest.raises(KitError, match="line 2 is damaged"):
-        RecordJournal(path)
+    with Journal(path), pytest.raises(KitError, match="line 2 is damaged"):
+        load_records(path)
 
 
 @pytest.mark.parametrize("change", [{"steps": "60"}, {"steps": None}, {"success_last": 1}, {"unknown": 1}])
@@ -95,12 +96,12 @@ def test_a_journal_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("no folder")
     for path in (tmp_path / "taken/records.jsonl", tmp_path):
         with pytest.raises(KitError, match=r"cannot write .* -> give an output"):
-            RecordJournal(path)
+            Journal(path)
 
 
 def test_two_runs_cannot_write_one_file(tmp_path: Path) -> None:
-    with RecordJournal(tmp_path / "records.jsonl"), pytest.raises(KitError, match="another run"):
-        RecordJournal(tmp_path / "records.jsonl")
+    with Journal(tmp_path / "records.jsonl"), pytest.raises(KitError, match="another run"):
+        Journal(tmp_path / "records.jsonl")
 
 
 def test_the_journal_adds_to_the_finished_file(tmp_path: Path) -> None:
@@ -109,12 +110,12 @@ def test_the_journal_adds_to_the_finished_file(tmp_path: Path) -> None:
     """
     first, second = row("p", 0, success=True), row("p", 1, success=False)
     path = save_parquet([first], tmp_path / "records.parquet")
-    with RecordJournal(journal_path(path)) as journal:
-        journal.add(replace(first, wall_time=2.0))
-        journal.add(second)
+    with Journal(journal_path(path)) as journal:
+        add_record(journal, replace(first, wall_time=2.0))
+        add_record(journal, second)
     assert [record.episode_id for record in load_records(path)] == [0, 1]
-    with RecordJournal(journal_path(path)) as journal:
-        journal.add(replace(first, success_last=False))
+    with Journal(journal_path(path)) as journal:
+        add_record(journal, replace(first, success_last=False))
     with pytest.raises(
         KitError, match=r"'p' has two records of .* episode 0: success_last True and success_last False"
     ):

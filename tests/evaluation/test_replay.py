@@ -9,8 +9,8 @@ import pytest
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation import evaluate, load_records
-from refinevla_kit.evaluation.demonstrator_policy import DemonstratorPolicy
 from refinevla_kit.evaluation.replay import Replayer
+from refinevla_kit.rollouts.players import DemonstratorPolicy
 from refinevla_kit.settings import REPOSITORY
 from tests.evaluation.test_rollouts import CARROT, SMALL, RestPolicy
 

@@ -27,11 +27,11 @@ from refinevla_kit import __version__
 from refinevla_kit.conventions import ROBOT_CONVENTIONS, WIDOWX
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation import EpisodeRecord, evaluate, load_records
-from refinevla_kit.evaluation.demonstrator_policy import DemonstratorPolicy
-from refinevla_kit.evaluation.stations import Scene
 from refinevla_kit.policies.contract import Action, ask, read_answer
 from refinevla_kit.policies.conversion import converted
 from refinevla_kit.policies.vla_policy import load_policy
+from refinevla_kit.rollouts.engine import Scene
+from refinevla_kit.rollouts.players import DemonstratorPolicy
 from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.simulator.contract import Array, Observation, StepResult
 from refinevla_kit.tasks import PROTOCOL_VERSION, VARIANT_AGGREGATION, find_task
@@ -135,7 +135,7 @@ def test_two_workers_record_what_one_process_records(played: Path, tmp_path: Pat
 def test_a_killed_run_continues_without_repeating_or_losing_an_episode(tmp_path: Path) -> None:
     program = f"""
         from refinevla_kit.evaluation import evaluate
-        from refinevla_kit.evaluation.demonstrator_policy import DemonstratorPolicy
+        from refinevla_kit.rollouts.players import DemonstratorPolicy
         evaluate(
             DemonstratorPolicy(), ["{CARROT}"], episodes=3, workers=0, batch=1, output=r"{tmp_path}",
             width=48, height=36, progress=False,

@@ -6,7 +6,7 @@ import pytest
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.records import EpisodeRecord
-from refinevla_kit.evaluation.sweeps import WEIGHT, arms_of, sweep
+from refinevla_kit.evaluation.training_seeds import WEIGHT, arms_of, sweep
 from tests.evaluation.rows import row
 
 FACTORS = {WEIGHT: 0.3, "freeze_layers": 3, "share": 1.0, "rationales": "own"}

@@ -7,7 +7,7 @@ import pytest
 
 from experiments.grounding import THINGS, ground_tower, load_places
 from refinevla_kit.episodes import open_dataset
-from refinevla_kit.episodes.recording import record
+from refinevla_kit.rollouts.recording import record
 from refinevla_kit.training.examples import load_examples
 from refinevla_kit.vlas.action_tokens import UniformBins
 from refinevla_kit.vlas.compact import CompactConfig, build

@@ -23,8 +23,8 @@ from experiments.pretraining import (
     write_card,
 )
 from refinevla_kit.episodes import open_dataset
-from refinevla_kit.episodes.recording import record
 from refinevla_kit.policies.vla_policy import load_policy
+from refinevla_kit.rollouts.recording import record
 from refinevla_kit.tasks import VARIANT_AGGREGATION
 from refinevla_kit.teacher import OracleTeacher, annotate_dataset
 from refinevla_kit.training.examples import load_examples

@@ -7,7 +7,7 @@ from itertools import product
 import pandas as pd
 import pytest
 
-from refinevla_kit.evaluation.statistics import wilson
+from refinevla_kit.evaluation.intervals import wilson
 from refinevla_kit.figures.audit import compare_teachers, teachers_compared, teachers_table
 from refinevla_kit.teacher.audit import COUNTS
 from refinevla_kit.teacher.schema import PARTS

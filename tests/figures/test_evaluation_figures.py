@@ -13,9 +13,11 @@ import pytest
 from matplotlib.patches import Rectangle
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.evaluation.aggregation import AVERAGE, PUBLISHED_AVERAGE, RULES
 from refinevla_kit.evaluation.published import claims, inconsistencies, load_published, published_scores
 from refinevla_kit.evaluation.statistics import (
+    AVERAGE,
+    PUBLISHED_AVERAGE,
+    RULES,
     against_base,
     compare,
     shown_tasks,

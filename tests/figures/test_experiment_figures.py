@@ -13,8 +13,7 @@ from refinevla_kit.attention.captured import choose_frames
 from refinevla_kit.episodes import open_dataset
 from refinevla_kit.evaluation.published import load_published
 from refinevla_kit.evaluation.records import EpisodeRecord
-from refinevla_kit.evaluation.sweeps import WEIGHT
-from refinevla_kit.evaluation.training_seeds import compare_seeds
+from refinevla_kit.evaluation.training_seeds import WEIGHT, compare_seeds
 from refinevla_kit.figures.experiment import sensitivity, sweep_panels
 from refinevla_kit.figures.paper_figures import annotated_segment, attention_rows, moments
 from refinevla_kit.figures.paper_tables import peaks, save_table, table_1, table_2, table_3

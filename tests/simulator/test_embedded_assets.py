@@ -18,8 +18,8 @@ from PIL import Image
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.files import sha256
-from refinevla_kit.simulator.assets import missing_files, resolve_assets
-from refinevla_kit.simulator.camera import project
+from refinevla_kit.simulator.geometry import project
+from refinevla_kit.simulator.maniskill import missing_files, resolve_assets
 from refinevla_kit.tasks import WIDOWX_TASKS, Task, find_task
 from scripts.embedded_assets.pack import generate
 

@@ -14,11 +14,10 @@ import pytest
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.simulator import make
-from refinevla_kit.simulator.assets import resolve_assets
-from refinevla_kit.simulator.camera import project
 from refinevla_kit.simulator.contract import Simulator
 from refinevla_kit.simulator.demonstrator import Demonstrator
-from refinevla_kit.simulator.start_poses import dense_pose, random_pose
+from refinevla_kit.simulator.geometry import project, start_pose
+from refinevla_kit.simulator.maniskill import resolve_assets
 from refinevla_kit.tasks import GOOGLE_TASKS, WIDOWX_TASKS, Task, find_task
 
 CARROT, EGGPLANT = find_task("widowx_carrot_on_plate"), find_task("widowx_put_eggplant_in_basket")
@@ -100,7 +99,7 @@ def test_the_same_episode_and_actions_give_the_same_picture(carrot: Simulator) -
 
 def test_a_pose_sets_where_things_start_and_the_grid_comes_back(carrot: Simulator) -> None:
     before = carrot.reset(7).state
-    pose = random_pose(CARROT, np.random.default_rng(0))
+    pose = start_pose(CARROT, "random", 0, 0)
     moved = carrot.reset(pose).state
     after = carrot.reset(7).state
     assert before is not None and moved is not None and after is not None
@@ -139,10 +138,7 @@ def test_a_projected_point_lands_on_its_object(carrot: Simulator) -> None:
 
 def test_start_poses_are_drawn_alike_from_the_same_seed_and_keep_apart() -> None:
     for task in WIDOWX_TASKS:
-        draws = [
-            [random_pose(task, rng) for _ in range(50)]
-            for rng in (np.random.default_rng(1), np.random.default_rng(1))
-        ]
+        draws = [[start_pose(task, "random", 0, seed) for seed in range(50)] for _ in range(2)]
         assert all(
             np.array_equal(a.source, b.source) and np.array_equal(a.target, b.target)
             for a, b in zip(*draws, strict=True)
@@ -154,20 +150,20 @@ def test_a_dense_start_depends_on_task_seed_and_number_alone_and_stays_within_th
     carrot: Simulator,
 ) -> None:
     for task in WIDOWX_TASKS:
-        poses = [dense_pose(task, index, 3) for index in range(200)]
-        again, other = dense_pose(task, 120, 3), dense_pose(task, 120, 4)
+        poses = [start_pose(task, "dense", index, 3) for index in range(200)]
+        again, other = start_pose(task, "dense", 120, 3), start_pose(task, "dense", 120, 4)
         assert np.array_equal(again.source, poses[120].source) and not np.array_equal(
             again.source, other.source
         )
         sources = np.stack([pose.source for pose in poses])
         assert len(np.unique(sources[:, 0])) == 200
     grid = carrot._grid[0].numpy()[..., :2].reshape(-1, 2)  # type: ignore[attr-defined]
-    for pose in (dense_pose(CARROT, index, 0) for index in range(200)):
+    for pose in (start_pose(CARROT, "dense", index, 0) for index in range(200)):
         for place in (pose.source[:2], pose.target[:2]):
             assert (place >= grid.min(0) - 1e-6).all() and (place <= grid.max(0) + 1e-6).all()
         assert np.linalg.norm(pose.source[:2] - pose.target[:2]) >= 0.12
     with pytest.raises(KitError, match="no continuous starts"):
-        dense_pose(GOOGLE_TASKS[0], 0, 0)
+        start_pose(GOOGLE_TASKS[0], "dense", 0, 0)
 
 
 @pytest.mark.parametrize("action", [np.zeros(6), np.full(7, np.nan)])
@@ -238,7 +234,7 @@ def test_the_demonstrator_solves_dense_starts(task: Task) -> None:
         0,
     )
     for index in range(12):
-        seen, result = simulator.reset(dense_pose(task, index, 1)), None
+        seen, result = simulator.reset(start_pose(task, "dense", index, 1)), None
         while result is None or not (result.done or result.success):
             assert seen.state is not None
             result = simulator.step(demonstrator.act(seen.state))

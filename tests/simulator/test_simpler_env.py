@@ -26,6 +26,7 @@ from refinevla_kit.errors import KitError
 from refinevla_kit.simulator import make
 from refinevla_kit.simulator.contract import Observation, Simulator, StepResult
 from refinevla_kit.simulator.demonstrator import Demonstrator
+from refinevla_kit.simulator.geometry import start_pose
 from refinevla_kit.simulator.simpler_env import (
     CAMERAS,
     INTRINSICS,
@@ -33,7 +34,6 @@ from refinevla_kit.simulator.simpler_env import (
     reset_options,
     to_axis_angle,
 )
-from refinevla_kit.simulator.start_poses import dense_pose
 from refinevla_kit.tasks import (
     CAMERA_SIZES,
     SIMPLER_ENV,
@@ -254,7 +254,7 @@ def test_the_widowx_turns_and_moves_its_tool_as_the_contract_says(carrot: Simula
 
 @original
 def test_a_pose_sets_where_things_start_and_the_grid_comes_back(carrot: Simulator) -> None:
-    before, pose = carrot.reset(7).state, dense_pose(CARROT, 0, 0)
+    before, pose = carrot.reset(7).state, start_pose(CARROT, "dense", 0, 0)
     moved, after = carrot.reset(pose).state, carrot.reset(7).state
     assert before is not None and moved is not None and after is not None
     assert np.allclose(moved.source[:2], pose.source[:2], atol=0.01) and np.allclose(

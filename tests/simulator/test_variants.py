@@ -9,9 +9,9 @@ import pytest
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.simulator import make
-from refinevla_kit.simulator.camera import project
 from refinevla_kit.simulator.contract import Array, Simulator
 from refinevla_kit.simulator.demonstrator import Demonstrator
+from refinevla_kit.simulator.geometry import project
 from refinevla_kit.tasks import BASE, VARIANT_AGGREGATION, WIDOWX_TASKS, Task, find_task
 
 CARROT, EGGPLANT = find_task("widowx_carrot_on_plate"), find_task("widowx_put_eggplant_in_basket")

@@ -283,7 +283,7 @@ def test_nothing_is_paid_for_before_somebody_agreed(
 
 
 def test_a_recording_that_holds_paid_rationales_is_not_made_anew(tmp_path: Path) -> None:
-    from refinevla_kit.episodes.recording import record
+    from refinevla_kit.rollouts.recording import record
 
     data = write_dataset(tmp_path / "noise", 1, 4)
     free = annotate_dataset(data, Counting(), progress=False)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refinevla_kit.episodes import DatasetWriter, Episode, open_dataset
-from refinevla_kit.evaluation.statistics import wilson
+from refinevla_kit.evaluation.intervals import wilson
 from refinevla_kit.figures.audit import compare_teachers, teachers_table
 from refinevla_kit.teacher.answers import StoredRationale, load_rationales
 from refinevla_kit.teacher.audit import Audit, audit, audit_dataset

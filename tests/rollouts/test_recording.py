@@ -6,19 +6,20 @@ from __future__ import annotations
 
 import multiprocessing
 import threading
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from refinevla_kit.episodes import open_dataset
-from refinevla_kit.episodes.recording import Job, Recorder, episode_seed, record, run_jobs
 from refinevla_kit.errors import KitError
 from refinevla_kit.files import sha256
-from refinevla_kit.simulator.assets import resolve_assets
+from refinevla_kit.rollouts.engine import PlannedEpisode, Scene
+from refinevla_kit.rollouts.recording import Manner, demonstrations, episode_seed, plan_attempt, record
 from refinevla_kit.simulator.contract import PHASES
+from refinevla_kit.simulator.maniskill import resolve_assets
 
 CARROT, STACK, SPOON = "widowx_carrot_on_plate", "widowx_stack_cube", "widowx_spoon_on_towel"
+CALM = Manner()
 
 
 @pytest.fixture(scope="module")
@@ -169,34 +170,21 @@ def test_same_seed_same_bytes_however_many_processes(tmp_path):
     assert [info.task for info in open_dataset(tmp_path / "two").episodes] == [CARROT, STACK]
 
 
-def grid_job(number: int, random_moves: int = 0) -> Job:
-    """One episode from grid configuration `number` on the embedded assets."""
-    return Job(
-        CARROT,
-        number,
-        resolve_assets("embedded"),
-        "grid",
-        seed=0,
-        width=64,
-        height=48,
-        random_moves=random_moves,
-        keep_failures=False,
-    )
+def planned(task: str, start: str, number: int, manner: Manner = CALM) -> PlannedEpisode:
+    """One episode on the embedded assets."""
+    assets = str(resolve_assets("embedded"))
+    scene = Scene(task, "base", "visual_matching", "auto", assets, 64, 48, privileged=True, masks=True)
+    return plan_attempt(scene, start, number, manner)
 
 
 def test_an_episode_does_not_depend_on_the_one_before():
     """These two were found: in a scene that was only reset, the spoon of the second came to rest elsewhere,
     by some micrometres.
     """
-    jobs = [
-        replace(grid_job(number), task=SPOON, start="random", seed=1000, disturb=0.1, noise=1.0, settle=8)
-        for number in (5, 6)
-    ]
-    after, first = Recorder(), Recorder()
-    after.run(jobs[0])
-    one, other = after.run(jobs[1]).episode, first.run(jobs[1]).episode
-    after.close()
-    first.close()
+    manner = Manner(seed=1000, disturb=0.1, noise=1.0, settle=8)
+    before, after = (planned(SPOON, "random", number, manner) for number in (5, 6))
+    (_, (one, _)) = demonstrations([before, after], manner, workers=1)
+    ((other, _),) = demonstrations([planned(SPOON, "random", 6, manner)], manner, workers=1)
     for field in ("images", "actions", "proprioception"):
         np.testing.assert_array_equal(getattr(one, field), getattr(other, field))
     assert [state.source.tobytes() for state in one.states] == [
@@ -206,11 +194,9 @@ def test_an_episode_does_not_depend_on_the_one_before():
 
 def test_grid_starts_and_random_moves():
     """The grid fixes where things lie; random moves change where the arm is when the recording begins."""
-    recorder = Recorder()
-    still, moved, other = (
-        recorder.run(grid_job(number, moves)).episode for number, moves in ((0, 0), (0, 3), (5, 0))
-    )
-    recorder.close()
+    starts = [planned(CARROT, "grid", number) for number in (0, 5)]
+    (still, _), (other, _) = demonstrations(starts, CALM, workers=1)
+    ((moved, _),) = demonstrations([planned(CARROT, "grid", 0)], Manner(random_moves=3), workers=1)
     assert [episode.start for episode in (still, moved, other)] == ["grid:0", "grid:0", "grid:5"]
     np.testing.assert_allclose(still.states[0].source, moved.states[0].source, atol=2e-3)
     assert np.linalg.norm(still.states[0].tcp[:3] - moved.states[0].tcp[:3]) > 0.005
@@ -253,12 +239,12 @@ def test_an_error_in_a_worker_comes_through_in_one_line():
     with pytest.raises(
         KitError, match=r"episode 99 is outside the grid of widowx_carrot_on_plate -> choose 0 to 23"
     ):
-        list(run_jobs([grid_job(99)], workers=2))
+        list(demonstrations([planned(CARROT, "grid", 99)], CALM, workers=2))
 
 
 def test_a_process_that_dies_is_one_line():
     """Killed while it starts, as the system does when memory runs out."""
     killer = threading.Timer(1.0, lambda: [process.kill() for process in multiprocessing.active_children()])
     killer.start()
-    with pytest.raises(KitError, match="a recording process died -> record with fewer workers"):
-        list(run_jobs([grid_job(0)], workers=2))
+    with pytest.raises(KitError, match=r"its process died .* with fewer workers where memory ran out"):
+        list(demonstrations([planned(CARROT, "grid", 0)], CALM, workers=2))

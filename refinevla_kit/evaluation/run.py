@@ -1,0 +1,427 @@
+"""Closed-loop evaluation: play episodes, one record each, resumable, with the policy batched over simulator
+processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import operator
+import os
+import re
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from refinevla_kit.errors import KitError
+from refinevla_kit.evaluation.intervals import wilson
+from refinevla_kit.evaluation.records import (
+    KEY,
+    EpisodeRecord,
+    Key,
+    add_record,
+    journal_path,
+    load_records,
+    save_parquet,
+    versions,
+)
+from refinevla_kit.files import abandoned, replacing
+from refinevla_kit.journal import Journal
+from refinevla_kit.policies.contract import Action, has, identity_of, name_of
+from refinevla_kit.policies.conversion import check_conventions
+from refinevla_kit.rollouts.engine import Engine, Masks, PlannedEpisode, Scene
+from refinevla_kit.rollouts.players import PolicyPlayer, PolicyTake, batches
+from refinevla_kit.simulator import find_backend
+from refinevla_kit.simulator.contract import Array, Observation, StepResult
+from refinevla_kit.tasks import (
+    CAMERA_SIZES,
+    MANISKILL,
+    PROTOCOL_VERSION,
+    VISUAL_MATCHING,
+    Task,
+    find_task,
+    find_tasks,
+)
+
+LARGEST_SIDE = 4096  # pixels
+LARGEST_SEED = 2**32 - 1
+Overlay = Callable[[Observation, Any], Array]
+
+
+def evaluate(
+    policy: Any,
+    tasks: str | Iterable[str | Task],
+    episodes: str | int | Iterable[int] | None = None,
+    n: int | None = None,
+    *,
+    setting: str = VISUAL_MATCHING,
+    variants: Iterable[str] | None = None,
+    backend: str = "auto",
+    assets: str | Path | None = None,
+    seed: int = 0,
+    workers: int | None = None,
+    batch: int = 8,
+    output: str | Path = "records.parquet",
+    progress: bool = True,
+    width: int | None = None,
+    height: int | None = None,
+    videos: str | Path | None = None,
+    overlay: Overlay | None = None,
+) -> Path:
+    """Play `policy` on episodes of `tasks` and record each. Returns the parquet file, which holds all records
+    ever written to `output`.
+
+    Calling it again with the same arguments continues: recorded episodes are not repeated. Several policies
+    may go into one file.
+
+    Args:
+        policy: anything with `reset(instruction)` and `act(image)` or `step(image, instruction)`, which plays
+            one episode at a time, or with `act_batch(images, instructions)`, which plays many; what it may
+            return is told in `policies.answers`. The rows of a chunk are executed one after another before it
+            is asked again. `name` and `checkpoint_hash` (see `Policy`) go into the records: another hash is
+            another policy, whose episodes are played. `conventions` are compared with the task's before the
+            first episode. With `needs_proprioception = True` both get the robot's own state too, `act(image,
+            proprioception)`; with `needs_state = True` it gets simulator state instead: `act_states(states,
+            tasks)`.
+        tasks: names of tasks, of groups of them ("pick_coke_can") or of a robot ("widowx"), or `Task`s; what
+            is named twice is played once.
+        episodes: number of grid episodes a task and variant (the first ones), the ids themselves (NumPy's and
+            pandas' too), None for those SIMPLER scores, or "dense" for `n` continuous starts drawn from
+            `seed` (`simulator.geometry.start_pose`): the same for every policy, as many as a small gain
+            needs.
+        setting: "visual_matching" or "variant_aggregation".
+        variants: names of the task's variants in this setting; None for those that are scored.
+        backend, assets: as in `simulator.make`.
+        seed: of the simulator's resets and of dense starts.
+        workers: simulator processes; None for one a core; 0 plays in this process. With processes, a script
+            must guard its entry with `if __name__ == "__main__"`.
+        batch: episodes played at the same time, over all workers; a batched policy gets half that many images
+            at once. A kill costs at most these.
+        output: parquet file, or a folder for `records.parquet`. A journal lies beside it while the run is
+            going on.
+        progress: show a bar with the successes so far and their 95 % interval.
+        width, height: camera resolution in pixels; with one of them, the other follows the camera's aspect.
+            None: what the policy's conventions ask for, else SIMPLER's own (640 x 480 for the WidowX), the
+            one to use in comparisons with the literature.
+        videos: folder for one mp4 an episode, in a folder of the policy's name, or None. A name ends in a
+            digest of the record's key.
+        overlay: draws on a video frame: (`Observation`, the policy's `Action` or None at the end) -> image
+            uint8, of any one size. `figures.overlays.attention_overlay(policy)` is one.
+
+    Raises:
+        KitError: unknown task, variant or episode; conventions that differ; a policy that fails, or returns
+            something else than 7 finite numbers in range (names policy, episode and step; what the policy
+            raised is the `__cause__`); an output or folder of videos that cannot be written, or that another
+            run writes to. Episodes finished before are kept.
+    """
+    output = Path(output)
+    if output.suffix != ".parquet" or output.is_dir():
+        output /= "records.parquet"
+    batch = checked_integer(batch, "batch", 1)
+    workers = len(os.sched_getaffinity(0)) if workers is None else checked_integer(workers, "workers", 0)
+    if not any(has(policy, verb) for verb in ("act_states", "act_batch", "act", "step")):
+        remedy = "give it `act(image)`, `act_batch(images, instructions)` or `step(image, instruction)`"
+        raise KitError(f"policy {name_of(policy)!r} has nothing to act with", remedy)
+    wanted = plan(
+        policy,
+        tasks,
+        episodes,
+        n,
+        setting=setting,
+        variants=variants,
+        backend=backend,
+        assets=assets,
+        seed=seed,
+        width=width,
+        height=height,
+    )
+    folder = _video_folder(videos)
+    with Journal(journal_path(output)) as journal:
+        records = {record.key: record for record in load_records(output)}
+        done = [records[key] for key in wanted if key in records]
+        if done and identity_of(policy).partition("+")[0] == "":
+            warnings.warn(
+                f"{len(done)} of {len(wanted)} episodes are taken from {output}: {name_of(policy)!r} has no "
+                "`checkpoint_hash`, so nothing tells this policy "
+                "from another of that name; give it one, or another output, when it has changed",
+                stacklevel=2,
+            )
+        left = {key: episode for key, episode in wanted.items() if key not in records}
+        described = {"desc": name_of(policy), "unit": "episode", "disable": not progress}
+        with tqdm(total=len(wanted), initial=len(done), **described) as bar:
+            for record in _play(policy, left, journal, workers, batch, folder, overlay):
+                records[record.key] = record
+                done.append(record)
+                bar.set_postfix_str(_success(done), refresh=False)
+                bar.update()
+        save_parquet(sorted(records.values(), key=lambda record: record.key), output)
+        journal.remove()  # its rows are in the parquet file now
+    return output
+
+
+def plan(
+    policy: Any,
+    tasks: str | Iterable[str | Task],
+    episodes: Any = None,
+    n: int | None = None,
+    *,
+    setting: str = VISUAL_MATCHING,
+    variants: Iterable[str] | None = None,
+    backend: str = "auto",
+    assets: str | Path | None = None,
+    seed: int = 0,
+    width: int | None = None,
+    height: int | None = None,
+) -> dict[Key, PlannedEpisode]:
+    """The episodes that `evaluate` with the same arguments plays, by `EpisodeRecord.key`, in its order, each
+    once; nothing is played.
+
+    Raises:
+        KitError: as `evaluate`, of what can be known beforehand.
+    """
+    seed = checked_integer(seed, "seed", 0, LARGEST_SEED)
+    named = [tasks] if isinstance(tasks, (str, Task)) else tasks
+    chosen = [task for each in named for task in ([each] if isinstance(each, Task) else find_tasks(each))]
+    if not chosen:
+        raise KitError("no tasks were asked for", 'name one, as in tasks="widowx"')
+    episodes = wanted_episodes(episodes)
+    variants = [variants] if isinstance(variants, str) else variants and list(variants)
+    who = (name_of(policy), identity_of(policy), PROTOCOL_VERSION)
+    asked: dict[Key, PlannedEpisode] = {}
+    for task in chosen:
+        check_conventions(policy, task)
+        protocol = task.protocol(setting)
+        start, ids = wanted_starts(task, setting, episodes, n)
+        found = find_backend(protocol, backend)
+        size = _camera_size(policy, task, width, height)
+        place = str(assets or ("embedded" if found == MANISKILL else "official"))
+        scored = [variant.name for variant in protocol.variants if variant.scored]
+        for name in scored if variants is None else variants:
+            variant = protocol.variant(name).name
+            privileged = bool(getattr(policy, "needs_state", False))
+            scene = Scene(task.name, variant, setting, found, place, *size, privileged)
+            for number in ids:
+                where = (found, task.name, setting, variant, place, start, number, seed, *size)
+                asked.setdefault((*who, *where), PlannedEpisode(scene, start, number, seed))
+    if not asked:
+        raise KitError("no episodes were asked for", "name at least one variant, or leave `variants` out")
+    return asked
+
+
+def checked_integer(value: Any, name: str, least: int, most: int = 2**63 - 1) -> int:
+    """`value` as an int, also of NumPy.
+
+    Raises:
+        KitError: no whole number, a bool, or out of bounds.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if isinstance(value, (bool, np.bool_)) or not least <= number <= most:
+        limits = f"from {least} to {most}" if most < 2**63 - 1 else f"of at least {least}"
+        raise KitError(f"{name} is {value!r}", f"give a whole number {limits}")
+    return number
+
+
+def wanted_episodes(episodes: Any) -> str | int | list[int] | None:
+    """The number of episodes, or their ids, each once, as plain ints; None and words as they are.
+
+    Raises:
+        KitError: something else, or bools among them.
+    """
+    if episodes is None or isinstance(episodes, str):
+        return episodes
+    if isinstance(episodes, Iterable) and getattr(episodes, "ndim", 1) != 0:  # without a dimension: a number
+        return list(dict.fromkeys(checked_integer(each, "an episode's id", 0) for each in episodes))
+    return checked_integer(episodes, "episodes", 0)
+
+
+def wanted_starts(
+    task: Task, setting: str, episodes: str | int | list[int] | None, n: Any
+) -> tuple[str, list[int]]:
+    """(kind of start, ids) that were asked for."""
+    protocol = task.protocol(setting)
+    if isinstance(episodes, str):
+        if episodes != "dense" or n is None:
+            what = f"episodes={episodes!r} with n={n}"
+            raise KitError(what, 'give a number, ids, None, or episodes="dense" with n=200 or so')
+        return "dense", list(range(checked_integer(n, "n", 1)))
+    if episodes is None:
+        episodes = protocol.scored
+    ids = list(range(episodes)) if isinstance(episodes, int) else episodes
+    outside = [episode for episode in ids if episode >= len(protocol.starts)]
+    what = (
+        f"episode {outside[0]} is outside the grid of {task.name}"
+        if outside
+        else "no episodes were asked for"
+    )
+    if outside or not ids:
+        remedy = f'choose from 0 to {len(protocol.starts) - 1}, or episodes="dense" with n=200 or so'
+        raise KitError(what, remedy)
+    return "grid", ids
+
+
+def _camera_size(policy: Any, task: Task, width: Any, height: Any) -> tuple[int, int]:
+    """Width and height in pixels."""
+    full_width, full_height = CAMERA_SIZES[task.robot]
+    if width is None and height is None:
+        asked = getattr(getattr(policy, "conventions", None), "image_size", None)
+        width, height = asked or (full_width, full_height)
+    if width is None:
+        width = max(1, round(checked_integer(height, "height", 1, LARGEST_SIDE) * full_width / full_height))
+    if height is None:
+        height = max(1, round(checked_integer(width, "width", 1, LARGEST_SIDE) * full_height / full_width))
+    return (
+        checked_integer(width, "width", 1, LARGEST_SIDE),
+        checked_integer(height, "height", 1, LARGEST_SIDE),
+    )
+
+
+def _play(
+    policy: Any,
+    episodes: dict[Key, PlannedEpisode],
+    journal: Journal,
+    workers: int,
+    batch: int,
+    folder: Path | None,
+    overlay: Overlay | None,
+) -> Iterator[EpisodeRecord]:
+    """Play the episodes, yielding each record when it is on the disk."""
+    keys = {episode: key for key, episode in episodes.items()}
+
+    def begin(episode: PlannedEpisode) -> _FilmedTake:
+        return _FilmedTake(episode, _video_path(folder, keys[episode]) if folder else None, overlay)
+
+    player = PolicyPlayer(policy, begin)
+    with Engine(workers, min(batch, len(episodes)) if batches(policy) else 1) as engine:
+        for take in engine.play(episodes.values(), player):
+            record = _record(keys[take.episode], take)
+            take.keep()
+            add_record(journal, record)
+            yield record
+
+
+def _success(done: list[EpisodeRecord]) -> str:
+    """Successes so far and what they allow to say, for the bar."""
+    succeeded = sum(record.success_last for record in done)
+    low, high = wilson(succeeded, len(done))
+    return f"success {succeeded}/{len(done)} = {succeeded / len(done):.0%} ({low:.0%} to {high:.0%})"
+
+
+def _record(key: Key, take: PolicyTake) -> EpisodeRecord:
+    """What came of an ended episode."""
+    columns: dict[str, Any] = dict(zip(KEY, key, strict=True)) | versions()
+    return EpisodeRecord(
+        **columns,
+        success_any=take.success_any,
+        success_last=take.success,
+        grasped=take.grasped,
+        steps=take.steps,
+        reason=take.reason,
+        wall_time=round(time.perf_counter() - take.began, 3),
+    )
+
+
+class _FilmedTake(PolicyTake):
+    """An episode of which a video appears, where there is a path for one, when it is kept."""
+
+    def __init__(self, episode: PlannedEpisode, path: Path | None, overlay: Overlay | None) -> None:
+        super().__init__(episode)
+        self._path, self._overlay, self._part = path, overlay, ExitStack()
+        self._writer: Any = None
+
+    def answered(self, action: Action) -> None:
+        self._film(action)
+
+    def note(self, result: StepResult, masks: Masks) -> None:
+        super().note(result, masks)
+        if self.over:
+            self._film(None)
+
+    def keep(self) -> None:
+        """The video is done."""
+        if self._path:
+            with self._writing(self._path):
+                if self._writer:
+                    self._writer.close()
+                self._part.close()
+            self._path = None
+
+    def drop(self) -> None:
+        if self._path:
+            with suppress(OSError, KitError):  # its disk may be full
+                if self._writer:
+                    self._writer.close(flush=False)
+            error = InterruptedError("the episode did not end")
+            self._part.__exit__(InterruptedError, error, None)  # takes the part away
+            self._path = None
+
+    def _film(self, action: Action | None) -> None:
+        """Add a frame: what is seen, and what the policy makes of it."""
+        if not self._path or not self.observation:
+            return
+        try:
+            frame = self.observation.image
+            if self._overlay:
+                frame = np.asarray(self._overlay(self.observation, action))
+            self._write(frame, self._path)
+        except KitError:
+            raise
+        except Exception as error:  # of the overlay, which may be anyone's
+            what = f"the overlay failed in {self.episode}, step {self.steps}: {type(error).__name__}: {error}"
+            remedy = "an overlay makes a uint8 picture (H, W, 3) of one size; or evaluate without it"
+            raise KitError(what, remedy) from error
+
+    def _write(self, frame: Array, path: Path) -> None:
+        from refinevla_kit.episodes.video import VideoWriter
+
+        with self._writing(path):
+            if self._writer is None:
+                rate = find_task(self.episode.scene.task).control_hz
+                part = self._part.enter_context(replacing(path))
+                self._writer = VideoWriter(part, rate, *frame.shape[:2])
+            self._writer.write(frame[None])
+
+    @staticmethod
+    @contextmanager
+    def _writing(path: Path) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, KitError) as error:  # the writer speaks of the part that it writes
+            cause = error.__cause__ or error
+            reason = getattr(cause, "strerror", None) or cause
+            remedy = "free space and run again: finished episodes are kept"
+            raise KitError(f"cannot write {path} ({reason})", remedy) from error
+
+
+def _video_path(folder: Path, key: Key) -> Path:
+    """No other episode has it, of whatever policy, setting or size."""
+    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:8]
+    columns = dict(zip(KEY, key, strict=True))
+    # As a folder's name, wherever it is looked at.
+    policy = re.sub(r"[^\w.+-]", "_", columns["policy"]).strip(".")[:80] or "policy"
+    episode = "{task}-{variant}-{start}-{episode_id:03d}".format(**columns)
+    return folder / policy / f"{episode}-{digest}.mp4"
+
+
+def _video_folder(path: str | Path | None) -> Path | None:
+    """The folder of videos, made, and without the parts that killed runs have left in it."""
+    if not path:
+        return None
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for part in folder.rglob(".*.mp4.part-*"):
+            if abandoned(part):
+                part.unlink(missing_ok=True)
+    except OSError as error:
+        what = f"videos cannot be written to {folder} ({error.strerror})"
+        raise KitError(what, "give a folder where files can be written") from error
+    return folder

@@ -1,0 +1,1 @@
+"""One engine that plays episodes in simulators: for evaluation, for recording demonstrations, for replay."""

@@ -1,0 +1,305 @@
+"""Records the scripted demonstrator in the simulator as a LeRobot dataset, in one process or several, with
+the same result.
+
+Each attempt's seed follows from (seed, task, number, attempt) alone, so it does not matter which simulator
+played it. An episode that fails is drawn again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refinevla_kit.episodes.contract import Episode
+from refinevla_kit.episodes.writer import DatasetWriter
+from refinevla_kit.errors import KitError
+from refinevla_kit.policies.contract import Action
+from refinevla_kit.rollouts.engine import Engine, Masks, PlannedEpisode, Scene, Take
+from refinevla_kit.rollouts.players import FunctionPlayer, plain_action
+from refinevla_kit.simulator.contract import Array, Observation, StepResult
+from refinevla_kit.simulator.demonstrator import Demonstrator
+from refinevla_kit.simulator.maniskill import resolve_assets
+from refinevla_kit.tasks import BASE, VISUAL_MATCHING, Task, find_task
+
+ATTEMPTS = 20  # draws of one episode; the demonstrator succeeds in more than nine of ten
+Drive = Callable[[Observation, Task], Array]
+MOVE, TURN = 0.03, 0.2  # m and rad a step, the range of a random move
+NOISE, NOISE_TURN = 0.015, 0.15  # m and rad, the largest standard deviation of what `noise` adds to each step
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How demonstrations are made. Fields as the arguments of `record`."""
+
+    seed: int = 0
+    random_moves: int = 0
+    keep_failures: bool = False
+    drive: Drive | None = None
+    disturb: float = 0.0
+    noise: float = 0.0
+    settle: int = 3
+
+
+def record(
+    path: str | Path,
+    tasks: Sequence[str | Task],
+    episodes_per_task: int,
+    assets: str | Path = "embedded",
+    start: str = "random",
+    seed: int = 0,
+    workers: int = 1,
+    width: int = 160,
+    height: int = 120,
+    progress: bool = True,
+    random_moves: int = 0,
+    keep_failures: bool = False,
+    overwrite: bool = False,
+    setting: str = VISUAL_MATCHING,
+    variants: Sequence[str] = (BASE,),
+    drive: Drive | None = None,
+    disturb: float = 0.0,
+    noise: float = 0.0,
+    settle: int = 3,
+) -> dict[str, Any]:
+    """Record demonstrations into a new dataset at `path`.
+
+    Args:
+        path: folder of the dataset; it appears when everything is recorded.
+        tasks: names of tasks, recorded one after the other.
+        episodes_per_task: how many of each; with start="grid", the grid configurations 0 .. n - 1.
+        assets: as `simulator.make` takes them.
+        start: "random" (continuous poses around the grid; a failed episode is drawn again) or "grid" (a
+            failed one is left out).
+        seed: same seed, same bytes, however many workers.
+        workers: simulator processes; with 1 there is none but this one.
+        width, height: pixels, even numbers.
+        progress: show a bar.
+        random_moves: random actions before the recording starts, so that the arm's pose does not betray where
+            the expert goes.
+        keep_failures: keep failed episodes too (success False) and draw nothing again.
+        overwrite: replace what is at `path`, unless it holds what was paid for or reviewed
+            (`files.paid_files`).
+        setting, variants: of each task's protocol; `episodes_per_task` are recorded in each variant, from
+            starts of their own.
+        drive: what acts in the demonstrator's place: (observation, task) -> action. Each frame is still
+            recorded with the demonstrator's action, the right one in a state that it would not have come to
+            by itself. Such episodes are kept however they end.
+        disturb: chance a step that 1 to 4 random moves, the gripper's among them, take the place of what was
+            decided; what is recorded is still the demonstrator's own action. So the data also hold what has
+            gone wrong, and how it is mended.
+        noise: 0 to 1; every motion that is carried out has normal noise in it, of a standard deviation drawn
+            for the episode up to this share of 15 mm and 0.15 rad, while the demonstrator's own action is
+            recorded (DART, Laskey et al. 2017). Without it a demonstrator is always already on its way, the
+            right correction is nearly always zero, and that is what a policy learns to say.
+        settle: frames in a row with success after which a recording ends. Evaluations run on to the step
+            limit, and what to do once all is done has to be learned too.
+
+    Returns:
+        {"path", "episodes", "frames", "successes", "failures" (attempts that failed), "seconds", "bytes"}.
+
+    Raises:
+        KitError: unknown task or start, `path` exists, whatever the simulator raises, or the demonstrator
+            failing 20 times in a row.
+    """
+    from tqdm.auto import tqdm
+
+    chosen = [task if isinstance(task, Task) else find_task(task) for task in tasks]
+    _check(chosen, episodes_per_task, start, workers)
+    folder = str(resolve_assets(assets))
+    manner = Manner(seed, random_moves, keep_failures, drive, disturb, noise, settle)
+    planned = []
+    for task in chosen:
+        for place, name in enumerate(variants):
+            variant = task.protocol(setting).variant(name).name
+            scene = Scene(task.name, variant, setting, "auto", folder, width, height, True, True)
+            first = 0 if start == "grid" else place * episodes_per_task
+            for number in range(first, first + episodes_per_task):
+                planned.append(plan_attempt(scene, start, number, manner))
+    began = time.perf_counter()
+    kept = frames = successes = failures = 0
+    with (
+        DatasetWriter(path, chosen[0].control_hz, chosen[0].robot, overwrite=overwrite) as writer,
+        tqdm(total=len(planned), desc="recording", unit="episode", disable=not progress) as bar,
+    ):
+        for episode, failed in demonstrations(planned, manner, workers):
+            failures += failed
+            if episode is not None:
+                writer.add(episode)
+                kept += 1
+                frames += len(episode.images)
+                successes += episode.success
+            bar.set_postfix(failures=failures, refresh=False)
+            bar.update()
+    return {
+        "path": str(path),
+        "episodes": kept,
+        "frames": frames,
+        "successes": successes,
+        "failures": failures,
+        "seconds": round(time.perf_counter() - began, 1),
+        "bytes": sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file()),
+    }
+
+
+def recording_code() -> str:
+    """Digest of the code that decides what a recording holds: settings alone do not tell two recordings
+    apart.
+    """
+    package = Path(__file__).resolve().parents[1]
+    sources = [
+        package / "tasks.py",
+        *sorted(package.glob("simulator/*.py")),
+        *sorted(package.glob("rollouts/*.py")),
+    ]
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
+
+
+def plan_attempt(scene: Scene, start: str, number: int, manner: Manner, failed: int = 0) -> PlannedEpisode:
+    """The attempt at demonstration `number` of a task that follows on so many failed ones.
+
+    Args:
+        scene: shows privileged state and masks.
+    """
+    return PlannedEpisode(scene, start, number, episode_seed(manner.seed, scene.task, number, failed))
+
+
+def episode_seed(seed: int, task: str, number: int, attempt: int) -> int:
+    """Seed of one attempt at one episode, uint32; depends on nothing else."""
+    sequence = np.random.SeedSequence([seed, zlib.crc32(task.encode()), number, attempt])
+    return int(sequence.generate_state(1)[0])
+
+
+def demonstrations(
+    planned: Sequence[PlannedEpisode], manner: Manner, workers: int
+) -> Iterator[tuple[Episode | None, int]]:
+    """(episode, attempts that failed) in the order of `planned`; None where the failed one is left out.
+
+    Raises:
+        KitError: whatever the simulator raises, a process that died twice of one episode, or 20 failures in a
+            row.
+    """
+    keep = manner.keep_failures or manner.drive is not None
+    chance = manner.random_moves > 0 or manner.disturb > 0 or manner.noise > 0
+    attempts = {episode: (place, 0) for place, episode in enumerate(planned)}
+    finished: dict[int, tuple[Episode | None, int]] = {}
+    due = 0
+    player = FunctionPlayer(_DemonstratedTake.act, lambda episode: _DemonstratedTake(episode, manner))
+    with Engine(workers if workers > 1 else 0, min(workers, len(planned))) as engine:
+        for take in engine.play(planned, player, in_order=True):
+            episode = take.episode
+            place, failed = attempts.pop(episode)
+            if take.reason == "crash":
+                what = f"{episode}: its simulator process died twice"
+                raise KitError(what, "record with fewer workers: most likely memory ran out")
+            if not take.success and not keep and (chance or episode.start == "random"):
+                if failed + 1 == ATTEMPTS:
+                    what = f"the demonstrator failed {ATTEMPTS} times in a row on {episode.scene.task}"
+                    raise KitError(what, "check the assets with `refinevla doctor`")
+                again = plan_attempt(episode.scene, episode.start, episode.number, manner, failed + 1)
+                attempts[again] = place, failed + 1
+                engine.insert(again)
+                continue
+            kept = take.recorded() if take.success or keep else None
+            finished[place] = kept, failed if take.success else 1
+            while due in finished:
+                yield finished.pop(due)
+                due += 1
+
+
+class _DemonstratedTake(Take):
+    """A demonstration while it is made: what is seen, and the demonstrator's own action on seeing it."""
+
+    def __init__(self, episode: PlannedEpisode, manner: Manner) -> None:
+        super().__init__(episode)
+        self._task, self._manner = find_task(episode.scene.task), manner
+        self._expert = Demonstrator(self._task)
+        self._rng = np.random.default_rng([episode.seed, 1])
+        self._deviation: Array | None = None  # standard deviation of the noise in each motion
+        self._disturbed = 0  # steps that the random move `_move` goes on for
+        self._settled = 0  # steps in a row with success
+        self._seen: list[Observation] = []
+        self._masks: list[Masks] = []
+        self._actions: list[Array] = []
+
+    def act(self) -> Action:
+        """What is carried out next, which need not be what is recorded."""
+        manner, rng, observation = self._manner, self._rng, self.observation
+        if self.steps < manner.random_moves:
+            return plain_action(_random_move(rng))
+        if self.steps == manner.random_moves and manner.noise:
+            share = np.array([NOISE, NOISE, NOISE, 0.0, 0.0, NOISE_TURN, 0.0])
+            self._deviation = manner.noise * rng.uniform() * share
+        assert observation is not None and observation.state is not None  # the scene is privileged
+        self._seen.append(observation)
+        # The background is what no mask names.
+        self._masks.append({name: mask for name, mask in self.masks.items() if name != "background"})
+        self._actions.append(self._expert.act(observation.state))
+        executed = self._actions[-1] if manner.drive is None else manner.drive(observation, self._task)
+        if self._deviation is not None:
+            executed = (executed + self._deviation * rng.standard_normal(7)).astype(np.float32)
+        if not self._disturbed and rng.random() < manner.disturb:
+            self._disturbed = int(rng.integers(1, 5))
+            self._move = _random_move(rng)
+            self._move[6] = rng.choice([-1, 1])
+        if self._disturbed:
+            self._disturbed -= 1
+            executed = self._move
+        return plain_action(executed)
+
+    def note(self, result: StepResult, masks: Masks) -> None:
+        """See `Take.note`. Nothing that happens during the random moves ends the episode."""
+        super().note(result, masks)
+        if self.steps <= self._manner.random_moves:
+            self.over = False
+            return
+        self._settled = self._settled + 1 if result.success else 0
+        self.over = result.done or self._settled == self._manner.settle
+
+    def recorded(self) -> Episode:
+        """The episode, once it is over; it may have failed: see `success`."""
+        planned = self.episode
+        return Episode(
+            images=np.stack([frame.image for frame in self._seen]),
+            actions=np.stack(self._actions).astype(np.float32),
+            proprioception=np.stack([frame.proprioception for frame in self._seen]).astype(np.float32),
+            instruction=self._seen[-1].instruction,
+            task=self._task.name,
+            success=self.success,
+            seed=planned.seed,
+            start=f"grid:{planned.number}" if planned.start == "grid" else "random",
+            states=[frame.state for frame in self._seen if frame.state is not None],
+            masks={name: np.stack([masks[name] for masks in self._masks]) for name in self._masks[0]},
+        )
+
+
+def _random_move(rng: np.random.Generator) -> Array:
+    """float32 (7,): somewhere near, fingers open."""
+    move = rng.uniform(-MOVE, MOVE, 3)
+    turn = rng.uniform(-TURN, TURN)
+    return np.array([*move, 0.0, 0.0, turn, 1.0], np.float32)
+
+
+def _check(tasks: Sequence[Task], episodes: int, start: str, workers: int) -> None:
+    if not tasks or episodes < 1 or workers < 1:
+        raise KitError(
+            f"nothing to record: {len(tasks)} tasks, {episodes} episodes a task, {workers} workers",
+            "ask for at least one of each",
+        )
+    if start not in ("random", "grid"):
+        raise KitError(f"unknown start {start!r}", 'choose "random" or "grid"')
+    if len({(task.control_hz, task.robot) for task in tasks}) > 1:
+        raise KitError(
+            "the tasks have different robots or control rates", "record them into one dataset each"
+        )
+    if start == "grid" and (short := [task.name for task in tasks if episodes > task.grid]):
+        raise KitError(
+            f"{short[0]} has fewer than {episodes} grid configurations",
+            f"ask for at most {min(task.grid for task in tasks)}",
+        )

@@ -1,0 +1,157 @@
+"""Where things lie when an episode starts, and where a point of the world lands in the picture.
+
+The camera is the one SIMPLER's policies see, fixed to the robot's base (ManiSkill 3,
+`bridge_dataset_eval/base_env.py`; SAPIEN's camera axes: x forward, y left, z up).
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.spatial import ConvexHull
+from transforms3d.quaternions import axangle2quat, qmult, quat2mat
+
+from refinevla_kit.errors import KitError
+from refinevla_kit.simulator.contract import Array, Pose
+from refinevla_kit.tasks import Task, Variant
+
+SINK_TASK = "widowx_put_eggplant_in_basket"
+UPRIGHT = np.array([1.0, 0.0, 0.0, 0.0])
+
+# Start poses. Half the side of the square that objects are drawn in (m), least distance of the two objects
+# (m), range of the source's yaw (rad).
+TABLE_CENTRE = np.array([-0.16, 0.0])
+RANDOM = {  # the grid's corners lie at 0.075 (cubes 0.10): the square goes 1-3.5 cm beyond
+    "widowx_spoon_on_towel": (0.11, 0.10, (-np.pi, np.pi)),
+    "widowx_carrot_on_plate": (0.11, 0.10, (-np.pi, np.pi)),
+    "widowx_stack_cube": (0.11, 0.10, (-np.pi / 8, np.pi / 8)),
+}
+DENSE = {  # the grid's own extent; 7 cm of spoon reach towards a corner of the towel
+    "widowx_spoon_on_towel": (0.075, 0.142, (0.0, np.pi / 2)),
+    "widowx_carrot_on_plate": (0.075, 0.12, (-np.pi, -np.pi / 2)),
+    "widowx_stack_cube": (0.10, 0.06, (0.0, 0.0)),
+}
+HEIGHTS = {  # of source and target (m, world), put_on_in_scene.py
+    "widowx_spoon_on_towel": (0.88, 0.875),
+    "widowx_carrot_on_plate": (0.887529, 0.869532),
+    "widowx_stack_cube": (0.887529, 0.887529),
+}
+SINK_CENTRE, SINK_HEIGHT = np.array([-0.105, 0.206]), 0.933
+SINK_REACH = {"random": np.array([0.02, 0.025]), "dense": np.array([0.01, 0.015])}  # m; dense: the grid's own
+SINK_TARGET = np.array([-0.125, 0.025, 1.0, 1.0, 0.0, 0.0, 0.0])
+# One of the eight resting rotations of put_on_in_scene.py.
+EGGPLANT_LYING = np.array([0.559342, 0.817133, -0.138906, -0.0116353])
+
+
+def start_pose(task: Task, start: str, number: int, seed: int) -> int | Pose:
+    """What `Simulator.reset` starts an episode from.
+
+    Args:
+        start: "grid": place `number` of the task's grid. "dense": continuous pose `number` within the grid's
+            own range, which depends on (task, seed, number) alone. "random": a continuous pose up to a few
+            centimetres beyond it, which depends on (task, seed) alone.
+
+    Dense positions are uniform over the square that the grid's corners span (spoon and carrot 15 x 15 cm,
+    cubes 20 x 20 cm, eggplant 2 x 3 cm), source and target 12 cm apart at least (spoon 14, cubes 6). The
+    source's yaw is uniform between the grid's own two (a quarter turn; the cube's is 0; the eggplant's a full
+    circle).
+
+    Raises:
+        KitError: a task that has no continuous starts.
+    """
+    if start == "grid":
+        return number
+    if task.robot != "widowx":
+        what = f"{task.name} has no continuous starts"
+        raise KitError(what, "play its grid; the WidowX tasks have continuous starts")
+    dense = start == "dense"
+    rng = np.random.default_rng([seed, number, zlib.crc32(task.name.encode())] if dense else seed)
+    if task.name == SINK_TASK:
+        place = SINK_CENTRE + rng.uniform(-1, 1, 2) * SINK_REACH[start]
+        lying = qmult(_about_z(rng.uniform(-np.pi, np.pi)), EGGPLANT_LYING)
+        return Pose(np.concatenate([place, [SINK_HEIGHT], lying]), SINK_TARGET.copy())
+    reach, apart, yaw = (DENSE if dense else RANDOM)[task.name]
+    source, target = TABLE_CENTRE + rng.uniform(-reach, reach, (2, 2))
+    while np.linalg.norm(source - target) < apart:
+        if dense:
+            source = TABLE_CENTRE + rng.uniform(-reach, reach, 2)
+        target = TABLE_CENTRE + rng.uniform(-reach, reach, 2)
+    heights = HEIGHTS[task.name]
+    turned = _about_z(rng.uniform(*yaw))
+    return Pose(np.concatenate([source, heights[:1], turned]), np.concatenate([target, heights[1:], UPRIGHT]))
+
+
+def _about_z(angle: float) -> Array:
+    return np.asarray(axangle2quat([0.0, 0.0, 1.0], angle))
+
+
+@dataclass(frozen=True)
+class CameraSetting:
+    """Robot base and camera of one scene: position (m) and quaternion (w, x, y, z); the camera's are in the
+    base frame.
+    """
+
+    base_position: tuple[float, float, float]
+    camera_position: tuple[float, float, float]
+    camera_quaternion: tuple[float, float, float, float]
+
+
+TABLE = CameraSetting(
+    (0.147, 0.028, 0.870), (0.00, -0.16, 0.36), (0.8992917, -0.09263245, 0.35892478, 0.23209205)
+)
+SINK = CameraSetting(
+    (0.127, 0.060, 0.850), (-0.00300001, -0.21, 0.39), (-0.907313, 0.0782, -0.36434, -0.194741)
+)
+BASE_QUATERNION = (0.0, 0.0, 0.0, 1.0)  # turned 180 degrees about z
+FOCAL, CENTRE_X, CENTRE_Y, WIDTH, HEIGHT = 623.588, 319.501, 239.545, 640, 480
+
+
+def camera_setting(task: Task, variant: Variant | None = None) -> CameraSetting:
+    """The camera of `task`'s scene, moved and turned as `variant` says (`camera_move`: m in the base frame;
+    `camera_turn`: rad, left and down).
+    """
+    setting = SINK if task.name == SINK_TASK else TABLE
+    build = dict(variant.build) if variant else {}
+    move, (left, down) = build.get("camera_move", (0.0, 0.0, 0.0)), build.get("camera_turn", (0.0, 0.0))
+    turn = qmult(axangle2quat([0, 0, 1], left), axangle2quat([0, 1, 0], down))  # about the camera's own axes
+    position = np.add(setting.camera_position, move)
+    return replace(
+        setting,
+        camera_position=tuple(position.tolist()),
+        camera_quaternion=tuple(qmult(setting.camera_quaternion, turn).tolist()),
+    )
+
+
+def project(task: Task, points: Array, width: int, height: int, variant: Variant | None = None) -> Array:
+    """World points to pixels of a `width` x `height` image, seen by the camera of `task` (in `variant`).
+
+    Args:
+        points: float (N, 3), metres.
+
+    Returns:
+        float64 (N, 2): column and row, continuous, pixel centres at .5; outside [0, width) x [0, height) when
+        out of view.
+    """
+    setting = camera_setting(task, variant)
+    base, camera = quat2mat(BASE_QUATERNION), quat2mat(setting.camera_quaternion)
+    in_base = (np.asarray(points, np.float64) - np.asarray(setting.base_position)) @ base  # N x 3
+    forward, left, up = ((in_base - np.asarray(setting.camera_position)) @ camera).T
+    column = CENTRE_X - FOCAL * left / forward
+    row = CENTRE_Y - FOCAL * up / forward
+    return np.stack([column * width / WIDTH, row * height / HEIGHT], axis=1)
+
+
+def box_outline(
+    task: Task, low: tuple[float, ...], high: tuple[float, ...], width: int, height: int
+) -> Array:
+    """The pixels whose centre looks at the world box from `low` to `high` (m), were nothing in front of it:
+    bool (height, width).
+    """
+    corners = np.stack(np.meshgrid(*zip(low, high, strict=True)), axis=-1).reshape(-1, 3)
+    sides = ConvexHull(
+        project(task, corners, width, height)
+    ).equations  # outward normal and offset of each edge
+    centres = np.stack(np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5), axis=-1)
+    return np.asarray((centres @ sides[:, :2].T + sides[:, 2] <= 0).all(axis=-1))
