@@ -17,6 +17,7 @@ from typing import Any, ClassVar, NoReturn
 from PIL.Image import Image
 
 from refinevla_kit.errors import KitError, install
+from refinevla_kit.teacher.annotation import attended
 from refinevla_kit.teacher.client import (
     GEMINI_KEYS,
     Answer,
@@ -31,7 +32,6 @@ from refinevla_kit.teacher.client import (
     scrub,
     usage,
 )
-from refinevla_kit.teacher.estimate import attended
 from refinevla_kit.teacher.prompt import Part, jpeg
 from refinevla_kit.teacher.replies import parse
 from refinevla_kit.teacher.schema import CallFailed, Refusal, Request

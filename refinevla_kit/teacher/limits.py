@@ -113,9 +113,14 @@ class Spent(NamedTuple):
     money: int = 0
 
     @property
+    def tokens(self) -> int:
+        """Input and output."""
+        return self.input_tokens + self.output_tokens
+
+    @property
     def paid(self) -> bool:
         """Whether there is anything to pay for."""
-        return self.input_tokens + self.output_tokens > 0
+        return self.tokens > 0
 
     def plus(self, other: Spent) -> Spent:
         return Spent(*(a + b for a, b in zip(self, other, strict=True)))
@@ -152,10 +157,7 @@ class Budget:
         total, limits = self.total.plus(worst), self.limits
         if limits.budget_calls is not None and total.calls > limits.budget_calls:
             return "budget_calls"
-        if (
-            limits.budget_tokens is not None
-            and total.input_tokens + total.output_tokens > limits.budget_tokens
-        ):
+        if limits.budget_tokens is not None and total.tokens > limits.budget_tokens:
             return "budget_tokens"
         if limits.budget_money is not None and total.money > math.floor(limits.budget_money * NANO):
             return "budget_money"

@@ -4,13 +4,13 @@ retries, follow-ups, when to stop.
 
 from __future__ import annotations
 
+import asyncio
 import random
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Executor, Future
 from itertools import pairwise
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -42,9 +42,37 @@ GOOD = Reply(Rationale("a", "b", "c", "d"), "good", 80, 20)
 CUT = Reply(Refusal("truncated", "cut"), "{", 90, 50)
 
 
-class World:
-    """Clock and executor: calls are under way until the run waits; then one of them, drawn by `seed`, comes
-    back after `latency` seconds.
+class WorldLoop(asyncio.SelectorEventLoop):
+    """An event loop whose time jumps to the next timer, unless a thread is at work for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock, self.jobs = 0.0, 0
+        self._really_select, self._selector.select = self._selector.select, self._select
+
+    def time(self) -> float:
+        return self.clock
+
+    def run_in_executor(self, *work: Any) -> Any:
+        self.jobs += 1
+        future = super().run_in_executor(*work)
+        future.add_done_callback(self._worked)
+        return future
+
+    def _worked(self, _: Any) -> None:
+        self.jobs -= 1
+
+    def _select(self, timeout: float | None = None) -> Any:
+        if not timeout:
+            return self._really_select(timeout)
+        if self.jobs:
+            return self._really_select(None)
+        self.clock += timeout
+        return self._really_select(0)
+
+
+class World(Executor):
+    """An executor whose calls come back after about `latency` seconds, in an order drawn by `seed`.
 
     `behave(number, request, previous)` is what call `number` brings: a reply, or an exception to raise.
     """
@@ -56,32 +84,26 @@ class World:
         seed: int = 0,
     ) -> None:
         self.behave, self.latency, self.random = behave, latency, random.Random(seed)
-        self.time, self.flying, self.most, self.calls = 0.0, [], 0, []
+        self.flying, self.most, self.calls = 0, 0, []
 
-    def submit(self, request: Request, previous: Reply | None) -> Future[Reply]:
-        future: Future[Reply] = Future()
-        self.flying.append((future, len(self.calls), request, previous))
-        self.calls.append((self.time, request.span, previous))
-        self.most = max(self.most, len(self.flying))
+    def submit(self, _: Any, request: Request, previous: Reply | None) -> Future[Reply]:
+        loop, future, number = asyncio.get_running_loop(), Future[Reply](), len(self.calls)
+        self.calls.append((loop.time(), request.span, previous))
+        self.flying += 1
+        self.most = max(self.most, self.flying)
+
+        def come_back() -> None:
+            self.flying -= 1
+            outcome = self.behave(number, request, previous)
+            (future.set_exception if isinstance(outcome, BaseException) else future.set_result)(outcome)
+
+        loop.call_later(self.latency * self.random.uniform(0.5, 1.5), come_back)
         return future
 
-    def close(self) -> None:
-        assert not self.flying  # a run never leaves a call behind
 
-    def now(self) -> float:
-        return self.time
-
-    def wait(self, events: SimpleQueue[Any], seconds: float | None) -> Any:
-        if not events.empty() or (seconds is None and not self.flying):  # the disk has something to say
-            return events.get(timeout=10)
-        if self.flying and (seconds is None or self.latency <= seconds):
-            self.time += self.latency
-            future, *call = self.flying.pop(self.random.randrange(len(self.flying)))
-            outcome = self.behave(*call)
-            (future.set_exception if isinstance(outcome, BaseException) else future.set_result)(outcome)
-            return events.get(timeout=10)
-        self.time += seconds
-        return None
+@pytest.fixture(autouse=True)
+def time_of_the_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Run, "new_loop", WorldLoop)
 
 
 @pytest.fixture(scope="module")
@@ -92,22 +114,24 @@ def dataset(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture
 def run(dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Runs in a world, onto the same output; returns its path."""
+    """Runs in a world, onto the same output; returns its path. A run never leaves a call behind."""
 
     def go(world: World, output: str = "r.parquet", **limits: Any) -> Path:
-        monkeypatch.setattr(Run, "clock", world)
         wanted = Limits(**{"concurrency": 4, "prices": PRICES} | limits)
-        return annotate_dataset(
-            dataset,
-            PlainTeacher(""),
-            "step",
-            1,
-            False,
-            tmp_path / output,
-            limits=wanted,
-            executor=world,
-            confirm=True,
-        )
+        try:
+            return annotate_dataset(
+                dataset,
+                PlainTeacher(""),
+                "step",
+                1,
+                False,
+                tmp_path / output,
+                limits=wanted,
+                executor=world,
+                confirm=True,
+            )
+        finally:
+            assert not world.flying
 
     return go
 
@@ -165,8 +189,7 @@ def test_a_run_never_overshoots_its_budget(dataset, data: st.DataObject) -> None
         return Reply(GOOD.result if kind == "good" else CUT.result, kind, inside, outside)
 
     world, everything = World(behave, seed=data.draw(st.integers(0, 99))), len(list(requests(dataset)))
-    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "clock", world)
+    with tempfile.TemporaryDirectory() as folder:
         limits = Limits(data.draw(st.integers(1, 6)), prices=PRICES, max_attempts=3, **most)
         for _ in range(2):  # the second run goes on with the same budget
             try:
@@ -468,7 +491,7 @@ def test_a_short_run_without_a_rationale_is_an_error_and_is_asked_again(
     dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def go(reply: Reply, **options: Any) -> tuple[World, Path]:
-        monkeypatch.setattr(Run, "clock", world := World(lambda *_: reply))
+        world = World(lambda *_: reply)
         teacher = PlainTeacher("")
         for name, value in options.items():
             setattr(teacher, name, value)
@@ -503,8 +526,8 @@ def test_a_short_run_without_a_rationale_is_an_error_and_is_asked_again(
 
 
 def test_an_error_in_the_teacher_is_raised_once_all_is_stored(run, tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError):
-        run(World(lambda number, *_: ZeroDivisionError() if number == 12 else GOOD))
+    with pytest.raises(KitError, match=r"the teacher plain failed \(ZeroDivisionError: by 0\) -> mend it"):
+        run(World(lambda number, *_: ZeroDivisionError("by 0") if number == 12 else GOOD))
     assert 12 <= summarise(tmp_path / "r.parquet").rationales <= 12 + 3
 
 
@@ -518,7 +541,6 @@ def test_an_answer_that_could_not_be_written_does_not_count(
     dataset, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def go(world: World, folder: Path) -> Path:
-        monkeypatch.setattr(Run, "clock", world)
         return annotate_dataset(
             dataset,
             PlainTeacher(""),
