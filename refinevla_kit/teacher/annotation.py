@@ -19,30 +19,15 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.teacher.answers import Span, StoredRationale, load_rationales, lookup
+from refinevla_kit.teacher.answers import Span
 from refinevla_kit.teacher.limits import NANO, Budget, Limits, Prices, Spent
-from refinevla_kit.teacher.requests import count_requests, keyframe_indices, ranges, requests, sampled
+from refinevla_kit.teacher.requests import count_requests, requests, sampled
 from refinevla_kit.teacher.scheduler import Run, blamed, connect
 from refinevla_kit.teacher.schema import Request, RunFailed, Teacher, Usage
 from refinevla_kit.teacher.store import Store
 
 if TYPE_CHECKING:
     from refinevla_kit.episodes import EpisodeDataset
-
-__all__ = [
-    "Estimate",
-    "StoredRationale",
-    "annotate_dataset",
-    "attended",
-    "costs",
-    "estimate",
-    "keyframe_indices",
-    "load_rationales",
-    "lookup",
-    "ranges",
-    "requests",
-    "written_by",
-]
 
 OUTPUT_TOKENS = 300  # of a rationale in the four parts, as long as nothing is measured
 MEASURED = 20  # calls made before their average replaces the assumption

@@ -94,9 +94,8 @@ class Run:
         self._heard = False  # the server has answered a call
         self._flying = 0  # calls
         self._unsynced: list[bool] = []  # journaled but not counted: whether each is a refusal
-        # one slot until the first rationale: a wrong key costs one call, and a server that is down few
-        self._slots = asyncio.Semaphore(1)
-        self._narrow = True
+        self._proven = False  # there is an answer that was worth its price
+        self._slots = asyncio.Semaphore(limits.concurrency)
         self._gate = asyncio.Lock()  # held by the request whose turn it is to make a call
         self._disk = asyncio.Lock()  # held while the journal is fsynced
         self._returned = asyncio.Event()  # a call has come back
@@ -157,7 +156,9 @@ class Run:
                         break
                     if question is None:
                         break
-                    self._tasks.create_task(self._see_through(*question))
+                    task = self._tasks.create_task(self._see_through(*question))
+                    if not self._proven:  # a wrong key costs one call, and a server that is down few
+                        await task
 
     def _next(self, requests: Iterator[Request]) -> tuple[Request, Spent] | None:
         """The next request, and the most that a call about it can use. In a thread: frames are decoded."""
@@ -261,10 +262,7 @@ class Run:
             span in self.store.again and self.store.fruitful
         )  # refused again, while others are answered
         self.again.discard(span)
-        if self._narrow and not (refused and paid):
-            self._narrow = False
-            for _ in range(self.limits.concurrency - 1):
-                self._slots.release()
+        self._proven |= not (refused and paid)
         if not refused:
             self._weight -= FORGIVEN
             self._answers += 1

@@ -21,7 +21,6 @@ from PIL import Image
 from refinevla_kit.episodes import open_dataset
 from refinevla_kit.errors import KitError
 from refinevla_kit.teacher import prompt as prompt_module
-from refinevla_kit.teacher.annotation import requests
 from refinevla_kit.teacher.prompt import (
     COLUMNS,
     ROWS,
@@ -33,6 +32,7 @@ from refinevla_kit.teacher.prompt import (
     state_words,
 )
 from refinevla_kit.teacher.replies import Answer
+from refinevla_kit.teacher.requests import requests
 from refinevla_kit.teacher.schema import PARTS, Refusal, Reply, Request
 
 REPOSITORY = Path(__file__).resolve().parents[2]

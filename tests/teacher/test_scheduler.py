@@ -464,6 +464,22 @@ def test_refusals_that_only_some_inputs_get_do_not_end_a_run(run) -> None:
     assert again.calls == []  # they are believed
 
 
+def test_mostly_refused_requests_end_a_run_too(run) -> None:
+    def behave(number: int, *_: Any) -> Reply:
+        return GOOD if number % 9 == 0 else REFUSED["empty"][0]
+
+    why = r"after (\d+) refused requests among \d+ in a row \(\1 empty; .* raise max_output_tokens"
+    with pytest.raises(RunFailed, match=why):
+        run(world := World(behave), concurrency=2)
+    assert len(world.calls) < 40
+    path = run(mended := World())
+    assert (summarise(path).rationales, summarise(path).refusals) == (
+        40,
+        {},
+    )  # all refused ones are asked again
+    assert len(mended.calls) == 40 - sum(number % 9 == 0 for number in range(len(world.calls)))
+
+
 def test_inputs_that_are_always_refused_are_asked_last_and_then_believed(run) -> None:
     """The first 20 requests are blocked, whatever is done: a second run gets past them, and a third has
     nothing to do.
@@ -529,6 +545,30 @@ def test_an_error_in_the_teacher_is_raised_once_all_is_stored(run, tmp_path: Pat
     with pytest.raises(KitError, match=r"the teacher plain failed \(ZeroDivisionError: by 0\) -> mend it"):
         run(World(lambda number, *_: ZeroDivisionError("by 0") if number == 12 else GOOD))
     assert 12 <= summarise(tmp_path / "r.parquet").rationales <= 12 + 3
+
+
+@pytest.mark.parametrize(
+    ("outcome", "why"),
+    [
+        (None, "TypeError: annotate returned NoneType"),
+        (Reply(Rationale(1, "b", "c", "d"), ""), "AttributeError"),
+    ],
+)
+def test_what_is_no_reply_is_one_line_and_keeps_what_was_paid(
+    run, outcome: Any, why: str, tmp_path: Path
+) -> None:
+    with pytest.raises(KitError, match=f"the teacher plain failed \\({why}"):
+        run(World(lambda number, *_: outcome if number == 12 else GOOD))
+    assert 12 <= summarise(tmp_path / "r.parquet").rationales <= 12 + 3
+
+
+def test_a_teacher_that_cannot_say_what_a_call_costs_is_one_line(
+    run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(PlainTeacher, "worst_case", lambda *_: 1 / 0)
+    with pytest.raises(KitError, match="the teacher plain failed \\(ZeroDivisionError"):
+        run(World())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_any_text_can_be_stored(run) -> None:
