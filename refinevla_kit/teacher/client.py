@@ -182,12 +182,13 @@ class ServedTeacher:
         self.prepare()
         parts = render(self._prompt, request, previous, contact_sheet=self.contact_sheet, state=self.state)
         try:
-            received = self._ask(parts)
+            outcome = self._ask(parts)
         except Exception as error:  # each client has its own, and each of its HTTP libraries
-            received = problem(error)
-        if isinstance(received, CallFailed):
-            raise received  # out here: no client's exception hangs on to it
-        result, raw, used = self._read(received, request)
+            outcome = problem(error)
+        answer = self._read(outcome, request) if isinstance(outcome, Received) else outcome
+        if isinstance(answer, CallFailed):
+            raise answer  # out here: no client's exception and no body hangs on to it
+        result, raw, used = answer
         used = used or self.worst_case(request)
         return Reply(result, raw, used.input_tokens, used.output_tokens)
 
@@ -213,8 +214,8 @@ class ServedTeacher:
         """One call. What it raises is read by `problem`."""
         raise NotImplementedError
 
-    def _read(self, received: Received, request: Request) -> Answer:
-        """What a response amounts to. Raises `CallFailed`."""
+    def _read(self, received: Received, request: Request) -> Answer | CallFailed:
+        """What a response amounts to. A failure is returned: a traceback through here would show the body."""
         raise NotImplementedError
 
     def _picture_tokens(self, picture: Image) -> int:

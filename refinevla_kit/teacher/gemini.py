@@ -112,11 +112,11 @@ class _Gemini(ServedTeacher):
             return intercepted.received
         return CallFailed("connection", "the SDK kept the answer to itself")
 
-    def _read(self, received: Received, request: Request) -> Answer:
+    def _read(self, received: Received, request: Request) -> Answer | CallFailed:
         document = received.document
         candidates = at(document, "candidates")
         if received.status >= 300 or (at(document, "error") and not candidates):
-            raise received.failure()
+            return received.failure()
         if not isinstance(document, dict):
             return received.unreadable("could not be read")
         kinds = ("prompt", "candidates", "thoughts", "total")

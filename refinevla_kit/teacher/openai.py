@@ -125,13 +125,13 @@ class OpenAITeacher(ServedTeacher):
                 return field
         return ""
 
-    def _read(self, received: Received, request: Request) -> Answer:
+    def _read(self, received: Received, request: Request) -> Answer | CallFailed:
         document = received.document
         choice = at(document, "choices", 0)
         if received.status >= 300 or (at(document, "error") and not choice):
             if at(received.error, "code") in FILTERED:
                 return Refusal("blocked", f"the question was blocked ({received.reason})"), "", None
-            raise received.failure()
+            return received.failure()
         if not isinstance(document, dict):
             return received.unreadable("could not be read")
         counts = [at(document, "usage", f"{kind}_tokens") for kind in ("prompt", "completion", "total")]

@@ -14,16 +14,16 @@ import random
 import shutil
 import signal
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 from refinevla_kit.errors import KitError, install
 from refinevla_kit.teacher.answers import Row, repairable, reply_row, row_reply, span_of
 from refinevla_kit.teacher.limits import NANO, Budget, Limits, Rate, Spent, backoff
-from refinevla_kit.teacher.requests import ahead
 from refinevla_kit.teacher.schema import CallFailed, Refusal, Reply, Request, RunFailed, Teacher, Usage
 from refinevla_kit.teacher.store import Store
 
@@ -47,6 +47,41 @@ REMEDIES = {
 
 Ask = Callable[[Request, Reply | None], Awaitable[Reply]]
 """Makes one call to a teacher (see `Teacher.annotate`); for the event loop's thread."""
+
+
+class Refusals:
+    """Refused requests since rationales last outweighed them: a rationale weighs `FORGIVEN` refusals.
+
+    Attributes:
+        rows: the refusals.
+        weight: how many of them are not outweighed.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+        self.weight = 0
+        self._answers = 0  # rationales included
+
+    def count(self, row: Row) -> None:
+        """An answer has come."""
+        self._answers += 1
+        if row["refusal_kind"] is None:
+            self.weight -= FORGIVEN
+        else:
+            self.weight += 1
+            self.rows.append(row)
+        if self.weight <= 0:
+            self.rows, self.weight, self._answers = [], 0, 0
+
+    def reason(self) -> tuple[str, str]:
+        """What is wrong, for a person, and what to do about it."""
+        kinds = Counter(row["refusal_kind"] for row in self.rows).most_common()
+        counts = ", ".join(f"{count} {kind}" for kind, count in kinds)
+        count = len(self.rows)
+        share = "in a row" if count == self._answers else f"among {self._answers} in a row"
+        last = self.rows[-1]["refusal_reason"]
+        remedy = f"{REMEDIES.get(kinds[0][0], REMEDY)} and run again: they are asked again"
+        return f"after {count} refused requests {share} ({counts}; the last: {last})", remedy
 
 
 class Run:
@@ -86,10 +121,8 @@ class Run:
         self._random = random.Random(limits.seed)
         self._reason = ("", "")  # why it stopped, and the remedy
         self._money = store.spent.money
-        self._refusals = 0
-        self._refused: list[Row] = []  # since the last time that rationales outweighed refusals
-        self._weight = 0  # of these refusals, less what rationales since then outweigh
-        self._answers = 0  # settled since then, rationales included
+        self._refused = Refusals()
+        self._shown = 0  # refusals on the bar
         self._silent = 0  # requests in a row that no call answered
         self._heard = False  # the server has answered a call
         self._flying = 0  # calls
@@ -116,7 +149,7 @@ class Run:
                 self._tell(lambda: self._main and self._main.cancel())
                 raise
         if self.stopped or not self.store.fruitful:
-            self.again |= {span_of(row) for row in self._refused}
+            self.again |= {span_of(row) for row in self._refused.rows}
 
     def interrupt(self) -> None:
         """From a signal handler: send nothing more."""
@@ -134,8 +167,8 @@ class Run:
     def failure(self) -> RunFailed:
         """Why there is no rationale, for a run that has none to show."""
         stop, remedy = self._reason
-        if not stop and self._refused:
-            stop, remedy = self._too_many_refusals()
+        if not stop and self._refused.rows:
+            stop, remedy = self._refused.reason()
         elif not stop:
             stop, remedy = "without a question", "give a dataset with episodes"
         return RunFailed(f"no rationale was written: the run ended {stop}", remedy)
@@ -146,11 +179,16 @@ class Run:
 
     async def _ask_all(self, source: Iterator[Request]) -> None:
         self._loop, self._main = asyncio.get_running_loop(), asyncio.current_task()
-        with closing(ahead(source, self.limits.concurrency)) as requests:
+        with ThreadPoolExecutor(1, "requests") as thread:
+            make = partial(self._loop.run_in_executor, thread, self._next, source)
+            coming = deque(
+                make() for _ in range(self.limits.concurrency)
+            )  # so that decoding holds no call up
             async with asyncio.TaskGroup() as self._tasks:
                 while await self._slots.acquire() and not self.stopped:
+                    coming.append(make())
                     try:
-                        question = await asyncio.to_thread(self._next, requests)
+                        question = await coming.popleft()
                     except Exception as error:  # of the dataset or the teacher: calls in flight still end
                         self._fail(error)
                         break
@@ -159,10 +197,12 @@ class Run:
                     task = self._tasks.create_task(self._see_through(*question))
                     if not self._proven:  # a wrong key costs one call, and a server that is down few
                         await task
+            thread.shutdown(cancel_futures=True)
+            await asyncio.gather(*coming, return_exceptions=True)
 
-    def _next(self, requests: Iterator[Request]) -> tuple[Request, Spent] | None:
+    def _next(self, source: Iterator[Request]) -> tuple[Request, Spent] | None:
         """The next request, and the most that a call about it can use. In a thread: frames are decoded."""
-        request = next(requests, None)
+        request = next(source, None)
         if request is None:
             return None
         with blamed(self.teacher):
@@ -263,27 +303,10 @@ class Run:
         )  # refused again, while others are answered
         self.again.discard(span)
         self._proven |= not (refused and paid)
-        if not refused:
-            self._weight -= FORGIVEN
-            self._answers += 1
-        elif paid and not believed:
-            self._refused.append(row)
-            self._weight += 1
-            self._answers += 1
-        if self._weight <= 0:
-            self._refused, self._weight, self._answers = [], 0, 0
-        if self._weight >= (SILENT if self.store.fruitful else FIRST):
-            self._stop(*self._too_many_refusals(), failed=True)
-
-    def _too_many_refusals(self) -> tuple[str, str]:
-        """The refusals that count, for a person, and what to do about them."""
-        kinds = Counter(row["refusal_kind"] for row in self._refused).most_common()
-        counts = ", ".join(f"{count} {kind}" for kind, count in kinds)
-        refused = len(self._refused)
-        share = "in a row" if refused == self._answers else f"among {self._answers} in a row"
-        last = self._refused[-1]["refusal_reason"]
-        remedy = f"{REMEDIES.get(kinds[0][0], REMEDY)} and run again: they are asked again"
-        return f"after {refused} refused requests {share} ({counts}; the last: {last})", remedy
+        if not refused or (paid and not believed):
+            self._refused.count(row)
+        if self._refused.weight >= (SILENT if self.store.fruitful else FIRST):
+            self._stop(*self._refused.reason(), failed=True)
 
     def _heed(self, failure: CallFailed) -> None:
         """Stop, or make all calls wait, where a failure is not about its request alone."""
@@ -354,9 +377,9 @@ class Run:
         self._stopping.set()
 
     def _show(self, refused: bool) -> None:
-        self._refusals += refused
+        self._shown += refused
         cost = f"{self._money / NANO:.2f} {self.limits.prices.currency}, " if self.limits.prices else ""
-        self.bar.set_postfix_str(f"{cost}{self._refusals} refused", refresh=False)
+        self.bar.set_postfix_str(f"{cost}{self._shown} refused", refresh=False)
         self.bar.update()
 
 

@@ -205,6 +205,10 @@ def test_a_run_never_overshoots_its_budget(dataset, data: st.DataObject) -> None
                     confirm=True,
                 )
             except KitError:
+                if not list(
+                    Path(folder).iterdir()
+                ):  # it got nothing and paid nothing: there is no output yet
+                    bill["budget_calls"] = 0
                 continue
             found = summarise(path)
             assert all(limit is None or bill[name] <= limit + 1e-12 for name, limit in most.items())
