@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from refinevla_kit.errors import KitError, listed
+from refinevla_kit.journal import whole_lines
 
 DATASET = ("data", "meta", "videos", "images")  # folders of a LeRobot dataset, in which nothing else lies
 
@@ -53,15 +54,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
             temporary.replace(target)
     except BaseException as error:
         _remove(temporary)
-        if getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(
-            error
-        ):  # the latter is how safetensors says it
-            raise KitError(
-                f"no space left on the disk while writing {target}",
-                "free space or choose another output folder",
-            ) from error
-        forbidden = getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EROFS)
-        if forbidden and str(temporary) in str(error):
+        number = getattr(error, "errno", None)
+        if number == errno.ENOSPC or "os error 28" in str(error):  # the latter is how safetensors says it
+            what = f"no space left on the disk while writing {target}"
+            raise KitError(what, "free space or choose another output folder") from error
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS) and str(temporary) in str(error):
             raise _not_written(target, error) from error
         raise
 
@@ -93,24 +90,23 @@ def _paid(file: Path) -> bool:
 
     try:
         if file.name.endswith(".parquet.part"):
-            with file.open("rb") as lines:
-                return any(any(json.loads(line)["spent"][1:3]) for line in lines if line.endswith(b"\n"))
+            return any(any(line["spent"][1:3]) for _, line in whole_lines(file))
         if file.suffix != ".parquet":
             return False
         schema = pq.read_schema(file)
         about = json.loads((schema.metadata or {}).get(b"refinevla", b"{}"))
-        return any(about["spent"][1:3]) if "spent" in about else "refusal_kind" in schema.names
-    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError):
+        if "spent" in about:
+            return any(about["spent"][1:3])
+        return "refusal_kind" in schema.names  # of an older version, or no table of ours
+    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, KitError):
         return True
 
 
 def _keep_paid(target: Path) -> None:
     if target.is_dir() and not target.is_symlink() and (paid := paid_files(target)):
         what = f"{target} would be replaced and holds what was paid for or reviewed by a person"
-        raise KitError(
-            f"{what}: {listed([str(file) for file in paid], 1)}",
-            "give another output, or move these files out of it",
-        )
+        files = listed([str(file) for file in paid], 1)
+        raise KitError(f"{what}: {files}", "give another output, or move these files out of it")
 
 
 def _clear(target: Path) -> None:
@@ -137,7 +133,7 @@ def _alive(process: int) -> bool:
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:  # another user's
-        return True
+        pass
     return True
 
 
@@ -150,10 +146,9 @@ def _remove(path: Path) -> None:
 
 def write_json(path: str | Path, value: Any) -> Path:
     """Write `value` as indented JSON, atomically. Returns the path."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     with replacing(path) as part:
-        part.write_text(
-            json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-        )
+        part.write_text(text + "\n", encoding="utf-8")
     return Path(path)
 
 
@@ -162,15 +157,20 @@ def file_name(text: str) -> str:
     by a checksum.
     """
     plain = re.sub(r"[^0-9A-Za-z_-]+", "_", text)[:120]
-    return plain if plain == text != "" else f"{plain}-{zlib.crc32(text.encode(errors='surrogatepass')):08x}"
+    if plain and plain == text:
+        return plain
+    return f"{plain}-{zlib.crc32(text.encode(errors='surrogatepass')):08x}"
 
 
 def sha256(path: str | Path) -> str:
     """SHA-256 of a file, or of a directory's files in name order (names included), as hex digits."""
     root = Path(path)
     digest = hashlib.sha256()
-    for file in sorted(p for p in root.rglob("*") if p.is_file()) if root.is_dir() else [root]:
-        if root.is_dir():
+    if not root.is_dir():
+        digest.update(root.read_bytes())
+        return digest.hexdigest()
+    for file in sorted(root.rglob("*")):
+        if file.is_file():
             digest.update(file.relative_to(root).as_posix().encode() + b"\0")
-        digest.update(file.read_bytes())
+            digest.update(file.read_bytes())
     return digest.hexdigest()

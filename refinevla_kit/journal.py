@@ -7,7 +7,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +17,9 @@ J = TypeVar("J", bound="Journal")
 
 
 class Journal:
-    """Opens (or makes) `path`, locks it, and cuts a half-written last line off. Threads may append.
+    """Opens (or makes) `path`, locks it, and cuts a half-written last line off.
+
+    One thread writes; another may call `sync` meanwhile.
 
     Raises:
         KitError: it cannot be made; another run holds it; from reading: a line in its middle is damaged; from
@@ -26,7 +27,7 @@ class Journal:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self._writing = path, threading.Lock()
+        self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
@@ -35,9 +36,8 @@ class Journal:
             raise KitError(f"cannot write {path} ({error.strerror})", remedy) from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if (
-                not path.exists() or os.fstat(self._file).st_ino != path.stat().st_ino
-            ):  # the run that had it ended between the two lines above
+            # it is another file where the run that had it ended between the two lines above
+            if not path.exists() or not os.path.samestat(os.fstat(self._file), path.stat()):
                 raise BlockingIOError
             self.end = os.fstat(self._file).st_size
             while self.end and os.pread(self._file, 1, self.end - 1) != b"\n":
@@ -47,34 +47,28 @@ class Journal:
             sync(path.parent)
         except BlockingIOError:
             os.close(self._file)
-            raise KitError(
-                f"another run is writing to {path}", "wait for it to end, or give another output"
-            ) from None
+            remedy = "wait for it to end, or give another output"
+            raise KitError(f"another run is writing to {path}", remedy) from None
         except OSError as error:
             os.close(self._file)
-            raise KitError(
-                f"{path} cannot be opened and locked ({error.strerror})",
-                "give an output on a disk of this machine",
-            ) from error
+            what = f"{path} cannot be opened and locked ({error.strerror})"
+            raise KitError(what, "give an output on a disk of this machine") from error
 
     def append(self, value: dict[str, Any]) -> int:
         """Hand one line to the kernel, which keeps it whatever happens to this process; returns its offset.
         `sync` puts it on the disk.
         """
         line = json.dumps(value, allow_nan=False).encode() + b"\n"
-        with self._writing:
-            start, left = self.end, memoryview(line)
-            try:
-                while left:
-                    left = left[os.write(self._file, left) :]
-            except OSError as error:
-                os.ftruncate(self._file, start)
-                raise KitError(
-                    f"cannot write {self.path} ({error.strerror})",
-                    "free space and run again: what is written is kept",
-                ) from error
-            self.end = start + len(line)
-            return start
+        start, left = self.end, memoryview(line)
+        try:
+            while left:
+                left = left[os.write(self._file, left) :]
+        except OSError as error:
+            os.ftruncate(self._file, start)
+            what = f"cannot write {self.path} ({error.strerror})"
+            raise KitError(what, "free space and run again: what is written is kept") from error
+        self.end = start + len(line)
+        return start
 
     def sync(self) -> None:
         """Everything appended so far is on the disk when this returns."""
@@ -100,9 +94,8 @@ class Journal:
         """Give the file back; what is appended later fails instead of going into a file that got the same
         number.
         """
-        with self._writing:
-            os.close(self._file)
-            self._file = -1
+        os.close(self._file)
+        self._file = -1
 
     def __enter__(self: J) -> J:
         return self

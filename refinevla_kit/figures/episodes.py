@@ -17,7 +17,7 @@ from refinevla_kit.episodes import EpisodeDataset
 from refinevla_kit.episodes.columns import filled
 from refinevla_kit.episodes.segments import Segment
 from refinevla_kit.figures.style import BLUE, GREEN, MUTED, ORANGE, PINK, SKY, VERMILION, canvas
-from refinevla_kit.teacher.annotation import StoredRationale
+from refinevla_kit.teacher.answers import StoredRationale
 from refinevla_kit.teacher.schema import PARTS
 
 Array = NDArray[Any]

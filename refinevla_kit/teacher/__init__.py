@@ -6,10 +6,18 @@ import inspect
 from importlib import import_module
 from typing import Any
 
+import numpy as np
+
 from refinevla_kit.errors import KitError, install
-from refinevla_kit.teacher.annotation import annotate_dataset, estimate, written_by
+from refinevla_kit.teacher.annotation import (
+    Estimate,
+    annotate_dataset,
+    attended,
+    costs,
+    estimate,
+    written_by,
+)
 from refinevla_kit.teacher.answers import StoredRationale, Summary, load_rationales, lookup, run_of, summarise
-from refinevla_kit.teacher.estimate import Estimate, attended, confirm
 from refinevla_kit.teacher.limits import Limits, Prices, parse_prices
 from refinevla_kit.teacher.oracle import OracleTeacher
 from refinevla_kit.teacher.schema import (
@@ -52,7 +60,6 @@ __all__ = [
     "Usage",
     "annotate_dataset",
     "check_teacher",
-    "confirm",
     "estimate",
     "load_rationales",
     "lookup",
@@ -68,10 +75,12 @@ def make_teacher(name: str, seed: int = 0, **options: Any) -> Teacher:
     """The teacher called `name`; its packages are imported now.
 
     Args:
+        name: a key of `TEACHERS`.
         seed: for the teachers that draw.
         options: of the teacher, e.g. model="..." for gemini; see its class.
-    Raises: `KitError` for an unknown name (naming the known ones), an unknown option, or a package that is
-    not installed.
+
+    Raises:
+        KitError: an unknown name or option, naming the known ones; a package that is not installed.
     """
     if name not in TEACHERS:
         raise KitError(f"unknown teacher {name!r}", f"choose one of {', '.join(TEACHERS)}")
@@ -79,15 +88,14 @@ def make_teacher(name: str, seed: int = 0, **options: Any) -> Teacher:
     try:
         make: Any = getattr(import_module(f"{__name__}.{module}"), kind)
     except ImportError as error:
-        raise KitError(
-            f"the teacher {name} needs a package that is not here ({error})", install("gemini")
-        ) from error
+        what = f"the teacher {name} needs a package that is not here ({error})"
+        raise KitError(what, install("gemini")) from error
     known = inspect.signature(make).parameters
     if unknown := sorted(options.keys() - known.keys()):
-        raise KitError(
-            f"the teacher {name} has no option {unknown[0]!r}", f"choose from {', '.join(known) or 'none'}"
-        )
-    return make(**({"seed": seed} if "seed" in known else {}) | options)
+        what = f"the teacher {name} has no option {unknown[0]!r}"
+        raise KitError(what, f"choose from {', '.join(known) or 'none'}")
+    seeds = {"seed": seed} if "seed" in known else {}
+    return make(**seeds | options)
 
 
 def check_teacher(
@@ -103,11 +111,13 @@ def check_teacher(
     Makes no call and asks nobody.
 
     Args:
-        name, seed, options: as for `make_teacher`; an option that is None is left to the teacher.
+        name: as for `make_teacher`.
+        seed: as for `make_teacher`.
         prices: of a million tokens, or as `parse_prices` reads them.
         budget_money: as for `Limits`.
         confirm: what `annotate_dataset` will be told; anything but True is an error where calls cost
             something and nobody can be asked about them.
+        options: as for `make_teacher`; an option that is None is left to the teacher.
 
     Returns:
         The teacher, ready for `annotate_dataset`.
@@ -118,13 +128,12 @@ def check_teacher(
     """
     paid = prices if isinstance(prices, Prices) else parse_prices(prices) if prices else None
     Limits(budget_money=budget_money, prices=paid)
-    teacher = make_teacher(
-        name, seed, **{option: value for option, value in options.items() if value is not None}
-    )
+    given = {option: value for option, value in options.items() if value is not None}
+    teacher = make_teacher(name, seed, **given)
     getattr(teacher, "check", lambda: None)()
-    costs = name != "oracle" and (paid is None or paid.input_per_million + paid.output_per_million > 0)
-    if costs and (confirm is False or (confirm is None and not attended())):
-        raise KitError(
-            f"the teacher {name} costs something, and nobody is here to confirm it", "pass confirm=True"
-        )
+    if confirm is False or (confirm is None and not attended()):
+        frame, action = np.zeros((1, 8, 8, 3), np.uint8), np.zeros((1, 7), np.float32)
+        if costs(teacher, Request("", 0, 0, 1, "", frame, (0,), action), paid):
+            what = f"the teacher {name} costs something, and nobody is here to confirm it"
+            raise KitError(what, "pass confirm=True")
     return teacher

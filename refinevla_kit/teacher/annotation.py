@@ -1,17 +1,16 @@
-"""Annotates a dataset: asks a teacher about every step, segment or trajectory, within limits, and loses no
-answer.
+"""The annotation run: asks a teacher about every step, segment or trajectory, within limits; loses no answer.
 
 A run may stop anywhere, of itself or by an interrupt, a kill or a power cut: the same call of
-`annotate_dataset` goes on. Scheduling is in `scheduler`, storing in `store`.
+`annotate_dataset` goes on. What it is going to take is estimated and confirmed before it makes a call.
+Scheduling is in `scheduler`, storing in `store`.
 """
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Callable, Iterator
+import sys
 from concurrent.futures import Executor
-from contextlib import closing, contextmanager
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -19,30 +18,20 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from refinevla_kit.teacher.answers import Span, StoredRationale, load_rationales, lookup
-from refinevla_kit.teacher.estimate import Estimate, estimate_calls
-from refinevla_kit.teacher.estimate import confirm as confirm_estimate
-from refinevla_kit.teacher.executors import Calls, connect
-from refinevla_kit.teacher.limits import Limits
-from refinevla_kit.teacher.requests import count_requests, keyframe_indices, ranges, requests
-from refinevla_kit.teacher.scheduler import Run
-from refinevla_kit.teacher.schema import RunFailed, Teacher, Usage
+from refinevla_kit.errors import KitError
+from refinevla_kit.teacher.answers import Span
+from refinevla_kit.teacher.limits import NANO, Budget, Limits, Prices, Spent
+from refinevla_kit.teacher.requests import count_requests, requests, sampled
+from refinevla_kit.teacher.scheduler import Run, blamed, connect
+from refinevla_kit.teacher.schema import Request, RunFailed, Teacher, Usage
 from refinevla_kit.teacher.store import Store
 
 if TYPE_CHECKING:
     from refinevla_kit.episodes import EpisodeDataset
 
-__all__ = [
-    "StoredRationale",
-    "annotate_dataset",
-    "estimate",
-    "keyframe_indices",
-    "load_rationales",
-    "lookup",
-    "ranges",
-    "requests",
-    "written_by",
-]
+OUTPUT_TOKENS = 300  # of a rationale in the four parts, as long as nothing is measured
+MEASURED = 20  # calls made before their average replaces the assumption
+SAMPLE = 16  # episodes whose requests are made for an estimate
 
 
 def annotate_dataset(
@@ -54,10 +43,10 @@ def annotate_dataset(
     output: str | Path | None = None,
     *,
     limits: Limits = Limits(),
-    executor: str | Executor | Calls = "threads",
+    executor: str | Executor = "threads",
     confirm: bool | None = None,
 ) -> Path:
-    """Annotate a whole dataset; call it again to continue, to annotate episodes added since, or to ask again
+    """Annotate a whole dataset. Call it again to continue, to annotate episodes added since, or to ask again
     what no call answered.
 
     Args:
@@ -70,69 +59,117 @@ def annotate_dataset(
         output: the parquet file; None: `<dataset>/rationales/<teacher>-<granularity>.parquet`, for a dataset
             that stays: with paid answers in it, it is never recorded anew (`files.paid_files`).
         limits: concurrency, rates, budget, prices.
-        executor: see `executors.connect`.
+        executor: where calls are made, see `scheduler.connect`.
         confirm: for teachers that cost something: True goes ahead, None shows the estimate and asks (an error
             where nobody can answer).
-    Returns: path of the parquet file. It is also written when the budget is used up or the run is
-    interrupted; `summarise` says what it holds.
+
+    Returns:
+        Path of the parquet file. It is also written when the budget is used up or the run is interrupted;
+        `summarise` says what it holds.
+
     Raises:
         RunFailed: a run that costs something ended without a rationale; the server is not reached; 20
-            requests in a row got no answer, or were refused (10 where no rationale was had before). The next
-            run asks about them again. Answers had by then are kept.
-        KitError: not confirmed; the key or the model is refused; the output belongs to another run (see
-            `Store`); no disk space.
+            requests in a row got no answer; too many were refused (20 in a row, 10 where no rationale was had
+            before, or in the long run more than four in five). The next run asks about them again. Answers
+            had by then are kept.
+        KitError: not confirmed; the key or the model is refused; the teacher fails; the output belongs to
+            another run (see `Store`); no disk space.
         KeyboardInterrupt: after the calls in flight have come back. A second interrupt gives them up.
     """
     opened, target, identity = _place(dataset, teacher, granularity, keyframes, output)
     total = count_requests(opened, granularity)
     with Store(target, identity) as store:
-        if (
-            confirm is not True
-            and (first := next(requests(opened, granularity, keyframes), None))
-            and teacher.worst_case(first) != Usage()
-        ):
-            confirm_estimate(
-                estimate_calls(opened, teacher, granularity, keyframes, limits, store.done, store.spent),
-                confirm,
-            )
-        with (
-            closing(connect(executor, teacher, limits.concurrency)) as calls,
-            tqdm(
-                total=max(total, store.done),
-                initial=store.done,
-                desc="rationales",
-                unit="",
-                disable=not progress,
-            ) as bar,
-        ):
-            run = Run(store, limits, teacher, calls, bar)
-            with _first_interrupt(run.interrupt):
-                doubted = [
-                    info for info in opened.episodes if info.index in {span[0] for span in store.again}
-                ]
-                run.drive(
-                    chain(
-                        requests(opened, granularity, keyframes, wanted=store.wanted),
-                        requests(opened, granularity, keyframes, doubted, partial(store.wanted, again=True)),
-                    )
-                )
-        again = {"again": sorted(run.again)} if run.again else {}
-        store.compact(
-            run.budget.total, run.stopped, model=getattr(teacher, "model", ""), dataset=opened.name, **again
+        if confirm is not True:
+            first = next(requests(opened, granularity, keyframes), None)
+            if first and costs(teacher, first, limits.prices):
+                _confirm(_estimate(opened, teacher, granularity, keyframes, limits, store), confirm)
+        bar = tqdm(
+            total=max(total, store.done), initial=store.done, desc="rationales", unit="", disable=not progress
         )
+        with connect(executor, teacher, limits.concurrency) as ask, bar:
+            run = Run(store, limits, teacher, ask, bar)
+            doubted = {span[0] for span in store.again}
+            last = [info for info in opened.episodes if info.index in doubted]
+            run.drive(
+                chain(
+                    requests(opened, granularity, keyframes, wanted=store.wanted),
+                    requests(opened, granularity, keyframes, last, partial(store.wanted, again=True)),
+                )
+            )
+        about = {"model": getattr(teacher, "model", ""), "dataset": opened.name}
+        again = {"again": sorted(run.again)} if run.again else {}
+        store.compact(run.budget.total, run.stopped, **about, **again)
     if run.stopped and store.fruitful:
         settled = run.settled - len(run.again)
-        print(
-            f"{run.stopped}\n{settled} of about {max(total, settled)} requests are answered, and "
-            f"usable: {target}",
-            flush=True,
-        )
-    error = run.error or (None if target.exists() and (store.fruitful or not run.paying) else run.failure)
+        count = f"{settled} of about {max(total, settled)} requests are answered, and usable: {target}"
+        print(f"{run.stopped}\n{count}", flush=True)
+    error = run.error
+    if error is None and (not target.exists() or (run.paying and not store.fruitful)):
+        error = run.failure
     if isinstance(error, RunFailed):
         error.path = target
     if error:
         raise error
     return target
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Requests still to be made and what they take; money in the currency of `limits.prices`.
+
+    Attributes:
+        requests: to be answered.
+        total: of the dataset.
+        episodes: how many they were counted on.
+        typical: one call each, the input at its bound and the output as measured so far or, before that,
+            `OUTPUT_TOKENS` long.
+        worst: every reply as long as it may be and followed up once.
+        hours: of the typical case, with calls of `latency` seconds and the limits given.
+        latency: seconds a call.
+        limits: of the run.
+    """
+
+    requests: int
+    total: int
+    episodes: int
+    typical: Spent
+    worst: Spent
+    hours: float
+    latency: float
+    limits: Limits
+
+    @property
+    def money(self) -> float | None:
+        """Of the typical case; None without prices."""
+        return self.typical.money / NANO if self.limits.prices else None
+
+    @property
+    def worst_money(self) -> float | None:
+        """Of the worst case; None without prices."""
+        return self.worst.money / NANO if self.limits.prices else None
+
+    def __str__(self) -> str:
+        typical, worst, prices = self.typical, self.worst, self.limits.prices
+        if prices:
+            money = f"{self.money:.2f} {prices.currency}, up to {self.worst_money:.2f} {prices.currency}"
+            money += f" (prices of {prices.as_of}, yours to check)"
+        else:
+            money = "unknown: no prices were given" if worst.paid else "none: this teacher costs nothing"
+        time = f"{self.hours:.1f} h" if self.hours >= 1 else f"{60 * self.hours:.0f} min"
+        lines = [
+            f"requests  {self.requests:,} of {self.total:,} (by {self.episodes} episodes), a call each; "
+            f"up to {worst.calls:,} with follow-ups",
+            f"tokens    {typical.input_tokens:,} in, {typical.output_tokens:,} out; "
+            f"up to {worst.input_tokens:,} in, {worst.output_tokens:,} out",
+            f"money     {money}",
+            f"time      {time}, {self.limits.concurrency} calls at a time of {self.latency:g} s each, "
+            "within the limits",
+        ]
+        budgets = {name: getattr(self.limits, f"budget_{name}") for name in ("calls", "tokens", "money")}
+        given = [f"{name} {value:g}" for name, value in budgets.items() if value is not None]
+        if given:
+            lines.append(f"budget    {', '.join(given)}: the run stops there")
+        return "\n".join(lines)
 
 
 def estimate(
@@ -149,11 +186,86 @@ def estimate(
     """
     opened, target, identity = _place(dataset, teacher, granularity, keyframes, output)
     if not target.parent.exists():
-        return estimate_calls(opened, teacher, granularity, keyframes, limits, latency=latency)
+        return _estimate(opened, teacher, granularity, keyframes, limits, None, latency)
     with Store(target, identity) as store:
-        return estimate_calls(
-            opened, teacher, granularity, keyframes, limits, store.done, store.spent, latency
-        )
+        return _estimate(opened, teacher, granularity, keyframes, limits, store, latency)
+
+
+def _estimate(
+    dataset: EpisodeDataset,
+    teacher: Teacher,
+    granularity: str,
+    keyframes: int,
+    limits: Limits,
+    store: Store | None,
+    latency: float = 5.0,
+) -> Estimate:
+    """See `estimate`; `store` holds what an earlier run has answered."""
+    total, chosen = count_requests(dataset, granularity), sampled(dataset, SAMPLE)
+    with blamed(teacher):
+        bounds = [
+            teacher.worst_case(request) for request in requests(dataset, granularity, keyframes, chosen)
+        ]
+    count = max(1, len(bounds))
+    most_in = sum(bound.input_tokens for bound in bounds) / count
+    most_out = sum(bound.output_tokens for bound in bounds) / count
+    mean_in, mean_out, left = most_in, min(most_out, OUTPUT_TOKENS), total
+    if store and store.done:
+        left = max(0, total - store.done)
+        if store.spent.calls >= MEASURED:
+            mean_in = min(most_in, store.spent.input_tokens / store.done)
+            mean_out = min(most_out, store.spent.output_tokens / store.done)
+    budget = Budget(limits)
+    typical = budget.of_many(left, round(left * mean_in), round(left * mean_out))
+    worst = budget.of_many(2 * left, round(2 * left * most_in), round(2 * left * most_out))
+    hours = left * latency / limits.concurrency / 3600
+    if limits.requests_per_minute:
+        hours = max(hours, left / limits.requests_per_minute / 60)
+    if limits.tokens_per_minute:
+        hours = max(hours, typical.tokens / limits.tokens_per_minute / 60)
+    return Estimate(left, total, len(chosen), typical, worst, hours, latency, limits)
+
+
+def _confirm(expected: Estimate, confirmed: bool | None) -> None:
+    """Show what a run is going to take and go on only when somebody agrees.
+
+    Args:
+        expected: the estimate.
+        confirmed: None asks, where somebody can answer: in a terminal or a notebook in a browser, not under
+            papermill or behind a pipe.
+
+    Raises:
+        KitError: nobody agreed; with the estimate.
+    """
+    if not expected.requests:
+        return
+    print(expected, flush=True)
+    answer = ""
+    if confirmed is None:
+        with suppress(EOFError, OSError, NotImplementedError):  # nobody there
+            answer = input("Make these calls? [y/N] ")
+    if answer.strip().lower() not in ("y", "yes"):
+        prices = expected.limits.prices
+        money = f"{expected.money:.2f} {prices.currency}" if prices else "an unknown sum"
+        what = f"the run would make about {expected.requests:,} calls for {money} and was not confirmed"
+        raise KitError(what, "pass confirm=True (on a command line --yes) to go on")
+
+
+def costs(teacher: Teacher, request: Request, prices: Prices | None) -> bool:
+    """Whether a call about `request` may cost something: tokens, at prices that are unknown or not 0."""
+    with blamed(teacher):
+        usage = teacher.worst_case(request)
+    if usage == Usage():
+        return False
+    return prices is None or prices.money(usage.input_tokens, usage.output_tokens) > 0
+
+
+def attended() -> bool:
+    """Whether a person may be there to answer: at a terminal, or before a notebook in a browser."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if kernel := getattr(shell, "kernel", None):
+        return bool(getattr(kernel, "_allow_stdin", True))  # papermill allows none
+    return sys.stdin is not None and sys.stdin.isatty()
 
 
 def written_by(
@@ -186,34 +298,12 @@ def _place(
     from refinevla_kit.episodes import open_dataset
 
     opened = open_dataset(dataset) if isinstance(dataset, str | Path) else dataset
-    target = (
-        Path(output) if output else Path(opened.path) / "rationales" / f"{teacher.name}-{granularity}.parquet"
-    )
+    default = Path(opened.path) / "rationales" / f"{teacher.name}-{granularity}.parquet"
     identity = {
         "teacher": teacher.name,
         "version": teacher.version,
         "prompt_hash": teacher.prompt_hash,
         "granularity": granularity,
+        "keyframes": keyframes,
     }
-    return opened, target, identity | {"keyframes": keyframes}
-
-
-@contextmanager
-def _first_interrupt(stop: Callable[[], None]) -> Iterator[None]:
-    """The first interrupt calls `stop`, the next raise KeyboardInterrupt; Python tells the main thread
-    only.
-    """
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or before in (None, signal.SIG_IGN):
-        yield
-        return
-
-    def handle(*_: Any) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        stop()
-
-    signal.signal(signal.SIGINT, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+    return opened, Path(output) if output else default, identity

@@ -14,7 +14,7 @@ import re
 import threading
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote
 
 from PIL.Image import Image
@@ -28,38 +28,40 @@ OPENAI_KEYS = ("OPENAI_API_KEY",)
 SHORTEST_KEY = 8  # characters; a shorter one ("none", "ollama") is a word, which answers may have
 # a quota that no wait of seconds renews
 DAILY = re.compile(r"per[\s_-]?day|\bdaily\b|\brpd\b|insufficient_quota", re.IGNORECASE)
-MOST_TOKENS = 10**9  # a server that counts more of them in a call is wrong
-UNREACHABLE = {
-    "ConnectError",
-    "ConnectTimeout",
-    "ProxyError",
-    "UnsupportedProtocol",
-    "NewConnectionError",
-    "ConnectTimeoutError",
-    "NameResolutionError",
-    "SSLError",
-    "InvalidSchema",
-    "InvalidURL",
-    "MissingSchema",
-    "ConnectionRefusedError",
-    "gaierror",
+STATUSES = {
+    401: "unauthorised",
+    402: "daily_quota",  # there is no credit left
+    403: "unauthorised",
+    404: "not_found",
+    408: "timeout",
+    429: "quota",
 }
-"""Errors of HTTP libraries by which nothing was sent, so that nothing is paid."""
+MOST_TOKENS = 10**9  # a server that counts more of them in a call is wrong
+KINDS = {
+    "unreachable": {  # nothing was sent, so nothing is paid
+        "ConnectError",
+        "ConnectTimeout",
+        "ProxyError",
+        "UnsupportedProtocol",
+        "NewConnectionError",
+        "ConnectTimeoutError",
+        "NameResolutionError",
+        "SSLError",
+        "InvalidSchema",
+        "InvalidURL",
+        "MissingSchema",
+        "ConnectionRefusedError",
+        "gaierror",
+    },
+    "timeout": {"TimeoutException", "Timeout", "TimeoutError"},
+    "connection": {"TransportError", "RequestError", "RequestException", "OSError"},
+}
+"""What errors of HTTP libraries mean, by the names of their classes; the first that fits."""
 CONNECTING = threading.Lock()  # google-generativeai is configured globally, and a key is asked for once
 
 
-class Answer(NamedTuple):
-    """What a response amounts to.
-
-    Attributes:
-        used: tokens paid for, None where the server does not say.
-        raw: the text.
-        result: what is in it.
-    """
-
-    used: Usage | None
-    raw: str
-    result: Rationale | Refusal
+Answer = tuple[Rationale | Refusal, str, Usage | None]
+"""What a response amounts to: what is in it, its text, tokens paid for (None where the server is silent)."""
 
 
 @dataclass(frozen=True)
@@ -98,20 +100,24 @@ class Received:
 
     def failure(self) -> CallFailed:
         """The error that came."""
-        code = at(self.error, "code")
-        status = self.status if self.status >= 300 else code if type(code) is int else 500
-        waits = [self.retry_after, *(at(detail, "retryDelay") for detail in items(at(self.error, "details")))]
-        matches = [re.fullmatch(r"(\d+(?:\.\d+)?)s?", wait) for wait in waits if isinstance(wait, str)]
-        kind = _kind(status, self.reason)
+        status = self.status
+        if status < 300:  # an error in what calls itself a success
+            code = at(self.error, "code")
+            status = code if type(code) is int else 500
+        kind = STATUSES.get(status, "bad_request" if 400 <= status < 500 else "server")
+        if status == 400 and "api key" in self.reason.lower():  # Google's way
+            kind = "unauthorised"
         if kind == "quota" and DAILY.search(self.raw):
             kind = "daily_quota"
+        waits = [self.retry_after, *(at(detail, "retryDelay") for detail in items(at(self.error, "details")))]
+        matches = [re.fullmatch(r"(\d+(?:\.\d+)?)s?", wait) for wait in waits if isinstance(wait, str)]
         wait = max((float(match[1]) for match in matches if match), default=None)
         return CallFailed(kind, f"HTTP {status}: {self.reason}", wait)
 
-    def unreadable(self, what: str) -> Refusal:
+    def unreadable(self, what: str, used: Usage | None = None) -> Answer:
         """An answer that has no text to read, for the reason `what`."""
         kind = "not_json" if self.raw else "empty"
-        return Refusal(kind, f"the server's answer {what}: {one_line(self.raw)}")
+        return Refusal(kind, f"the server's answer {what}: {one_line(self.raw)}"), self.raw, used
 
 
 @dataclass
@@ -146,10 +152,9 @@ class ServedTeacher:
     def __post_init__(self) -> None:
         if not self.model:
             raise KitError(f"the teacher {self.name} needs a model", f"give model=..., {self.example}")
-        if type(self.max_output_tokens) is not int or self.max_output_tokens < 1:
-            raise KitError(
-                f"max_output_tokens is {self.max_output_tokens!r}", "give a whole number of 1 or more"
-            )
+        most = self.max_output_tokens
+        if type(most) is not int or most < 1:
+            raise KitError(f"max_output_tokens is {most!r}", "give a whole number of 1 or more")
         if type(self.timeout) not in (int, float) or not self.timeout > 0:
             raise KitError(f"timeout is {self.timeout!r}", "give a number of seconds above 0")
         self._client: Any = None
@@ -182,9 +187,10 @@ class ServedTeacher:
             outcome = problem(error)
         answer = self._read(outcome, request) if isinstance(outcome, Received) else outcome
         if isinstance(answer, CallFailed):
-            raise answer  # out here: no client's exception hangs on to it
-        used = answer.used or self.worst_case(request)
-        return Reply(answer.result, answer.raw, used.input_tokens, used.output_tokens)
+            raise answer  # out here: no client's exception and no body hangs on to it
+        result, raw, used = answer
+        used = used or self.worst_case(request)
+        return Reply(result, raw, used.input_tokens, used.output_tokens)
 
     def worst_case(self, request: Request) -> Usage:
         """See `Teacher.worst_case`.
@@ -209,7 +215,7 @@ class ServedTeacher:
         raise NotImplementedError
 
     def _read(self, received: Received, request: Request) -> Answer | CallFailed:
-        """What a response amounts to."""
+        """What a response amounts to. A failure is returned: a traceback through here would show the body."""
         raise NotImplementedError
 
     def _picture_tokens(self, picture: Image) -> int:
@@ -217,17 +223,17 @@ class ServedTeacher:
         raise NotImplementedError
 
 
-def known_key(names: tuple[str, ...]) -> str:
-    """The key in the first of the environment variables that has one; "" where none has."""
-    return next((os.environ[name].strip() for name in names if os.environ.get(name, "").strip()), "")
-
-
-def check_key(key: str, name: str) -> str:
-    """The key, for a header. Raises `KitError` where no header takes it; `name`: of the variable it is in."""
-    if not re.fullmatch(r"[!-~]+", key):
-        what = f"the key in {name} has characters that no key has"
-        raise KitError(what, f"copy it again into {name}: letters, digits and punctuation only")
-    return key
+def key_in(names: tuple[str, ...]) -> str:
+    """The key in the first of the environment variables that has one; "" where none has. Raises `KitError`
+    where no header takes it.
+    """
+    for name in names:
+        if key := os.environ.get(name, "").strip():
+            if not re.fullmatch(r"[!-~]+", key):
+                remedy = f"copy it again into {name}: letters, digits and punctuation only"
+                raise KitError(f"the key in {name} has characters that no key has", remedy)
+            return key
+    return ""
 
 
 def scrub(text: str) -> str:
@@ -279,35 +285,17 @@ def usage(asked: Any, answered: Any, thought: Any, total: Any) -> Usage | None:
 
 def problem(error: Exception) -> CallFailed:
     """What an exception means that came instead of a response."""
-    said, kinds = one_line(scrub(str(error))) or type(error).__name__, _kinds(error)
-    if kinds & UNREACHABLE:
-        return CallFailed("unreachable", said)
-    if kinds & {"TimeoutException", "Timeout", "TimeoutError"}:
-        return CallFailed("timeout", said)
-    if kinds & {"TransportError", "RequestError", "RequestException", "OSError"}:
-        return CallFailed("connection", said)
-    return CallFailed("bad_request", f"{type(error).__name__}: {said}")  # the client's, which sent nothing
-
-
-def _kinds(error: Any) -> set[str]:
-    """Names of the classes of an error and of those it was made from: HTTP libraries wrap the system's."""
-    names: set[str] = set()
-    todo, seen = [error], set[int]()
+    reason = one_line(scrub(str(error))) or type(error).__name__
+    names: set[str] = set()  # of its classes and of the errors' it was made from: libraries wrap the system's
+    todo: list[Any] = [error]
+    seen: list[Any] = []
     while todo:
         each = todo.pop()
-        if isinstance(each, BaseException) and id(each) not in seen:
-            seen.add(id(each))
+        if isinstance(each, BaseException) and each not in seen:
+            seen.append(each)
             names |= {kind.__name__ for kind in type(each).__mro__}
             todo += [each.__cause__, each.__context__, getattr(each, "reason", None), *each.args]
-    return names
-
-
-def _kind(code: int, said: str) -> str:
-    wrong_key = code == 400 and "api key" in said.lower()  # Google's way
-    if code in (401, 403) or wrong_key:
-        return "unauthorised"
-    if code < 400 or code >= 500:
-        return "server"
-    # 402: there is no credit left
-    known = {402: "daily_quota", 404: "not_found", 408: "timeout", 429: "quota"}
-    return known.get(code, "bad_request")
+    for kind, classes in KINDS.items():
+        if names & classes:
+            return CallFailed(kind, reason)
+    return CallFailed("bad_request", f"{type(error).__name__}: {reason}")  # the client's, which sent nothing

@@ -10,6 +10,7 @@ from __future__ import annotations
 import getpass
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, ClassVar, NoReturn
@@ -17,6 +18,7 @@ from typing import Any, ClassVar, NoReturn
 from PIL.Image import Image
 
 from refinevla_kit.errors import KitError, install
+from refinevla_kit.teacher.annotation import attended
 from refinevla_kit.teacher.answers import parse
 from refinevla_kit.teacher.client import (
     GEMINI_KEYS,
@@ -24,15 +26,13 @@ from refinevla_kit.teacher.client import (
     Received,
     ServedTeacher,
     at,
-    check_key,
     items,
-    known_key,
+    key_in,
     name_of,
     one_line,
     scrub,
     usage,
 )
-from refinevla_kit.teacher.estimate import attended
 from refinevla_kit.teacher.prompt import Part, jpeg
 from refinevla_kit.teacher.schema import CallFailed, Refusal, Request
 
@@ -53,18 +53,15 @@ def api_key() -> str:
     not show it and kept in this process's environment, so that workers started later have it. Raises
     `KitError` when there is none.
     """
-    key, name = known_key(GEMINI_KEYS), GEMINI_KEYS[0]
-    if not key and attended():
-        try:
-            key = os.environ[name] = getpass.getpass("Gemini API key (not shown, not stored): ").strip()
-        except (EOFError, NotImplementedError):  # a notebook run without a person before it
-            key = ""
+    name = GEMINI_KEYS[0]
+    if not key_in(GEMINI_KEYS) and attended():
+        with suppress(EOFError, NotImplementedError):  # a notebook run without a person before it
+            os.environ[name] = getpass.getpass("Gemini API key (not shown, not stored): ").strip()
+    key = key_in(GEMINI_KEYS)
     if not key:
-        raise KitError(
-            "there is no Gemini API key",
-            f"set the environment variable {name}, or run this in JupyterLab or a terminal and be asked",
-        )
-    return check_key(key, name)
+        remedy = f"set the environment variable {name}, or run this in JupyterLab or a terminal and be asked"
+        raise KitError("there is no Gemini API key", remedy)
+    return key
 
 
 class _Gemini(ServedTeacher):
@@ -77,7 +74,7 @@ class _Gemini(ServedTeacher):
 
     def check(self) -> None:
         """See `ServedTeacher.check`."""
-        if known_key(GEMINI_KEYS) or not attended():
+        if key_in(GEMINI_KEYS) or not attended():
             self.prepare()
         else:
             self._import()
@@ -87,9 +84,8 @@ class _Gemini(ServedTeacher):
             for package in self.packages:
                 import_module(package)
         except ImportError as error:
-            raise KitError(
-                f"the teacher {self.name} needs {self.packages[-1]} ({error})", install("gemini")
-            ) from error
+            what = f"the teacher {self.name} needs {self.packages[-1]} ({error})"
+            raise KitError(what, install("gemini")) from error
 
     def _connect(self) -> Callable[[list[Any]], Any]:
         self._import()
@@ -104,12 +100,12 @@ class _Gemini(ServedTeacher):
         raise NotImplementedError
 
     def _ask(self, parts: list[Part]) -> Received | CallFailed:
-        contents = [
-            part
-            if isinstance(part, str)
-            else {"inline_data": {"mime_type": "image/jpeg", "data": jpeg(part)}}
-            for part in parts
-        ]
+        contents: list[Any] = []
+        for part in parts:
+            if isinstance(part, str):
+                contents.append(part)
+            else:
+                contents.append({"inline_data": {"mime_type": "image/jpeg", "data": jpeg(part)}})
         try:
             self._client(contents)
         except _Intercepted as intercepted:
@@ -122,30 +118,25 @@ class _Gemini(ServedTeacher):
         if received.status >= 300 or (at(document, "error") and not candidates):
             return received.failure()
         if not isinstance(document, dict):
-            return Answer(None, received.raw, received.unreadable("could not be read"))
-        counts = [
-            at(document, "usageMetadata", f"{kind}TokenCount")
-            for kind in ("prompt", "candidates", "thoughts", "total")
-        ]
-        used, block = usage(*counts), name_of(at(document, "promptFeedback", "blockReason"))
-        if block or (
-            used and not candidates
-        ):  # without an answer it was blocked, for a reason that is not told
-            return Answer(
-                used, "", Refusal("blocked", f"the question was blocked ({block or 'no reason given'})")
-            )
+            return received.unreadable("could not be read")
+        kinds = ("prompt", "candidates", "thoughts", "total")
+        used = usage(*(at(document, "usageMetadata", f"{kind}TokenCount") for kind in kinds))
+        block = name_of(at(document, "promptFeedback", "blockReason"))
+        if block or (used and not candidates):  # without an answer, it was blocked for a reason not told
+            why = f"the question was blocked ({block or 'no reason given'})"
+            return Refusal("blocked", why), "", used
         candidate = at(candidates, 0)
         if candidates and not isinstance(candidate, dict):
-            return Answer(used, received.raw, received.unreadable("has not the shape of Gemini's"))
+            return received.unreadable("has not the shape of Gemini's", used)
         finish = name_of(at(candidate, "finishReason"))
         parts = items(at(candidate, "content", "parts"))
         texts = [at(part, "text") for part in parts if not at(part, "thought")]
         text = scrub("".join(text for text in texts if isinstance(text, str)))
         if finish in STOPPED or finish.startswith("IMAGE_"):
-            return Answer(used, text, Refusal("safety", f"the answer was stopped ({finish})"))
+            return Refusal("safety", f"the answer was stopped ({finish})"), text, used
         if finish == "LANGUAGE":
-            return Answer(used, text, Refusal("other_language", "the answer was stopped for its language"))
-        return Answer(used, text, parse(text, request, cut=finish in ("MAX_TOKENS", "CONTINUATION")))
+            return Refusal("other_language", "the answer was stopped for its language"), text, used
+        return parse(text, request, cut=finish in ("MAX_TOKENS", "CONTINUATION")), text, used
 
     def _picture_tokens(self, picture: Image) -> int:
         """Google documents 258 for each tile, of 256 pixels at the least, or 2,240 at the highest media
@@ -169,42 +160,44 @@ class GeminiTeacher(_Gemini):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.thinking is not None and type(self.thinking) not in (int, str):
-            raise KitError(
-                f"thinking is {self.thinking!r}", 'give a number of tokens, a level such as "low", or None'
-            )
-        self.version += "" if self.thinking is None else f", thinking {self.thinking}"
+        if self.thinking is None:
+            return
+        if type(self.thinking) not in (int, str):
+            remedy = 'give a number of tokens, a level such as "low", or None'
+            raise KitError(f"thinking is {self.thinking!r}", remedy)
+        self.version += f", thinking {self.thinking}"
 
     def _sender(self) -> Callable[[list[Any]], Any]:
         import httpx2
         from google import genai
 
-        options = genai.types.HttpOptions(
+        def take(response: httpx2.Response) -> None:
+            if not response.next_request:
+                _received(response.status_code, response.headers, response.read())
+
+        types = genai.types
+        options = types.HttpOptions(
             base_url=self.base_url,
             api_version="v1beta",
             timeout=round(1000 * self.timeout),  # milliseconds
             client_args={
-                "limits": httpx2.Limits(
-                    max_connections=None
-                ),  # as many connections as the run allows calls, not 100
-                "event_hooks": {
-                    "response": [
-                        lambda got: got.next_request or _received(got.status_code, got.headers, got.read())
-                    ]
-                },
+                "limits": httpx2.Limits(max_connections=None),  # as many as the run allows calls, not 100
+                "event_hooks": {"response": [take]},
             },
         )
-        thinking = {"thinking_budget" if isinstance(self.thinking, int) else "thinking_level": self.thinking}
-        config = genai.types.GenerateContentConfig(
+        thinking = None
+        if self.thinking is not None:
+            kind = "thinking_budget" if isinstance(self.thinking, int) else "thinking_level"
+            thinking = types.ThinkingConfig.model_validate({kind: self.thinking})
+        schema = self._prompt.schema
+        config = types.GenerateContentConfig(
             max_output_tokens=self.max_output_tokens,
             response_mime_type="application/json",
-            response_schema=self._prompt.schema
-            | {"property_ordering": self._prompt.schema["required"]},  # or some models answer alphabetically
-            thinking_config=None
-            if self.thinking is None
-            else genai.types.ThinkingConfig.model_validate(thinking),
+            # some models answer alphabetically without an order
+            response_schema=schema | {"property_ordering": schema["required"]},
+            thinking_config=thinking,
             automatic_continuation=False,
-            automatic_function_calling=genai.types.AutomaticFunctionCallingConfig(disable=True),
+            automatic_function_calling=types.AutomaticFunctionCallingConfig(disable=True),
         )
         client = genai.Client(api_key=api_key(), vertexai=False, http_options=options)
         return lambda contents: client.models.generate_content(
@@ -224,6 +217,7 @@ class GeminiLegacyTeacher(_Gemini):
 
     def _sender(self) -> Callable[[list[Any]], Any]:
         import google.generativeai as genai
+        import requests
         from google.generativeai.client import get_default_generative_client
         from requests.adapters import HTTPAdapter
 
@@ -232,21 +226,19 @@ class GeminiLegacyTeacher(_Gemini):
             transport="rest",
             client_options={"api_endpoint": self.base_url} if self.base_url else None,
         )
+
+        def take(response: requests.Response, **_: Any) -> None:
+            if not response.is_redirect:
+                _received(response.status_code, response.headers, response.content)
+
         model: Any = genai.GenerativeModel(self.model)
-        model._client = (
-            get_default_generative_client()
-        )  # this teacher's own: another one may configure another server
+        model._client = get_default_generative_client()  # its own: another teacher may have another server
         session = model._client.transport._session
-        session._max_refresh_attempts = (
-            0  # a 401 would be sent three times: there is nothing to refresh about a key
-        )
+        session._max_refresh_attempts = 0  # a 401 would be sent three times: no key is refreshed
         for scheme in ("https://", "http://"):
-            session.mount(
-                scheme, HTTPAdapter(pool_maxsize=256)
-            )  # not 10, beyond which connections are thrown away after each call
-        session.hooks["response"] = [
-            lambda got, **_: got.is_redirect or _received(got.status_code, got.headers, got.content)
-        ]
+            # not 10, beyond which connections are thrown away after each call
+            session.mount(scheme, HTTPAdapter(pool_maxsize=256))
+        session.hooks["response"] = [take]
         config = {
             "max_output_tokens": self.max_output_tokens,
             "response_mime_type": "application/json",

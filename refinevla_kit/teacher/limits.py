@@ -7,6 +7,7 @@ currency, so that what is reserved and what is given back cancel exactly.
 from __future__ import annotations
 
 import math
+import operator
 import random
 from collections import deque
 from dataclasses import dataclass, fields
@@ -33,25 +34,19 @@ class Prices:
     as_of: str
 
     def __post_init__(self) -> None:
-        if not all(
-            math.isfinite(price) and price >= 0 for price in (self.input_per_million, self.output_per_million)
-        ):
-            raise KitError(
-                f"prices are {self.input_per_million} and {self.output_per_million}",
-                "give two numbers of 0 or more",
-            )
+        for price in (self.input_per_million, self.output_per_million):
+            if not (math.isfinite(price) and price >= 0):
+                raise KitError(f"a price is {price}", "give two numbers of 0 or more")
         try:
             date.fromisoformat(self.as_of)
         except (TypeError, ValueError):
-            raise KitError(
-                f"prices are dated {self.as_of!r}", "say when they were looked up, as YYYY-MM-DD"
-            ) from None
+            remedy = "say when they were looked up, as YYYY-MM-DD"
+            raise KitError(f"prices are dated {self.as_of!r}", remedy) from None
 
     def money(self, input_tokens: int, output_tokens: int) -> int:
         """Billionths of the currency, rounded up."""
-        return math.ceil(
-            1000 * (input_tokens * self.input_per_million + output_tokens * self.output_per_million)
-        )
+        millionths = input_tokens * self.input_per_million + output_tokens * self.output_per_million
+        return math.ceil(1000 * millionths)
 
 
 def parse_prices(text: str) -> Prices:
@@ -60,23 +55,26 @@ def parse_prices(text: str) -> Prices:
         of_input, of_output, currency, as_of = (word.strip() for word in text.split(","))
         return Prices(float(of_input), float(of_output), currency, as_of)
     except ValueError:
-        raise KitError(
-            f"prices are {text!r}", "write INPUT,OUTPUT,CURRENCY,DATE, such as 0.30,2.50,USD,2026-11-24"
-        ) from None
+        remedy = "write INPUT,OUTPUT,CURRENCY,DATE, such as 0.30,2.50,USD,2026-11-24"
+        raise KitError(f"prices are {text!r}", remedy) from None
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How fast a run may go and what it may spend; None: no limit. The same for any executor: one driver
-    reserves and schedules.
+    """How fast a run may go and what it may spend; None: no limit.
+
+    Budgets are of everything that the output has cost, earlier runs included. A call that failed counts as a
+    call without tokens. A call whose fate is unknown (cut off, killed) counts at its worst case, one that did
+    not reach the server not at all.
 
     Attributes:
-        concurrency: calls in flight. requests_per_minute, tokens_per_minute (input and output): in any
-            minute.
-        budget_calls, budget_tokens, budget_money: of everything that the output has cost, earlier runs
-            included. Calls that failed count as calls; calls whose fate is unknown (cut off, killed) at their
-            worst case, a server that was not reached not at all. budget_money needs `prices` and is in their
-            currency.
+        concurrency: calls in flight.
+        requests_per_minute: in any minute.
+        tokens_per_minute: input and output, in any minute.
+        budget_calls: calls.
+        budget_tokens: input and output.
+        budget_money: in the currency of `prices`, which it needs.
+        prices: what tokens cost.
         max_attempts: calls about one request before it is given up.
         seed: of the back-off's jitter.
     """
@@ -98,10 +96,8 @@ class Limits:
             if field.name not in ("prices", "seed") and value is not None and not value >= least:
                 raise KitError(f"{field.name} is {value}", f"give {least} or more, or None for no limit")
         if self.budget_money is not None and self.prices is None:
-            raise KitError(
-                "budget_money is set without prices",
-                "give prices=Prices(input_per_million, output_per_million, currency, as_of)",
-            )
+            remedy = "give prices=Prices(input_per_million, output_per_million, currency, as_of)"
+            raise KitError("budget_money is set without prices", remedy)
 
 
 class Spent(NamedTuple):
@@ -113,15 +109,20 @@ class Spent(NamedTuple):
     money: int = 0
 
     @property
+    def tokens(self) -> int:
+        """Input and output."""
+        return self.input_tokens + self.output_tokens
+
+    @property
     def paid(self) -> bool:
         """Whether there is anything to pay for."""
-        return self.input_tokens + self.output_tokens > 0
+        return self.tokens > 0
 
     def plus(self, other: Spent) -> Spent:
-        return Spent(*(a + b for a, b in zip(self, other, strict=True)))
+        return Spent(*map(operator.add, self, other))
 
     def minus(self, other: Spent) -> Spent:
-        return Spent(*(a - b for a, b in zip(self, other, strict=True)))
+        return Spent(*map(operator.sub, self, other))
 
 
 class Budget:
@@ -150,15 +151,14 @@ class Budget:
         named.
         """
         total, limits = self.total.plus(worst), self.limits
-        if limits.budget_calls is not None and total.calls > limits.budget_calls:
-            return "budget_calls"
-        if (
-            limits.budget_tokens is not None
-            and total.input_tokens + total.output_tokens > limits.budget_tokens
+        most_money = None if limits.budget_money is None else math.floor(limits.budget_money * NANO)
+        for name, amount, most in (
+            ("budget_calls", total.calls, limits.budget_calls),
+            ("budget_tokens", total.tokens, limits.budget_tokens),
+            ("budget_money", total.money, most_money),
         ):
-            return "budget_tokens"
-        if limits.budget_money is not None and total.money > math.floor(limits.budget_money * NANO):
-            return "budget_money"
+            if most is not None and amount > most:
+                return name
         self.total = total
         return None
 
@@ -182,10 +182,8 @@ class Rate:
         may.
         """
         if self.tokens is not None and tokens > self.tokens:
-            raise KitError(
-                f"one request may take {tokens} tokens, tokens_per_minute is {self.tokens}",
-                "raise the limit, or show fewer keyframes",
-            )
+            what = f"one request may take {tokens} tokens, tokens_per_minute is {self.tokens}"
+            raise KitError(what, "raise the limit, or show fewer keyframes")
         while self.sent and self.sent[0][0] + WINDOW <= now:
             self.sent.popleft()
         until, used = self.paused_until, sum(entry[1] for entry in self.sent)
@@ -208,6 +206,5 @@ def backoff(attempt: int, retry_after: float | None, random_source: random.Rando
     """Seconds before the next attempt after `attempt` failed ones: what the server asked for, and full jitter
     under a doubling ceiling.
     """
-    return (retry_after or 0.0) + random_source.uniform(
-        0, min(LONGEST_DELAY, FIRST_DELAY * 2 ** (attempt - 1))
-    )
+    ceiling = min(LONGEST_DELAY, FIRST_DELAY * 2 ** (attempt - 1))
+    return (retry_after or 0.0) + random_source.uniform(0, ceiling)

@@ -22,9 +22,8 @@ from refinevla_kit.teacher.client import (
     Received,
     ServedTeacher,
     at,
-    check_key,
     items,
-    known_key,
+    key_in,
     name_of,
     one_line,
     scrub,
@@ -77,8 +76,8 @@ class OpenAITeacher(ServedTeacher):
         self._refused: set[str] = set()  # fields that the server does not take
 
     def _connect(self) -> httpx.Client:
-        key = known_key(OPENAI_KEYS)
-        headers = {"Authorization": f"Bearer {check_key(key, OPENAI_KEYS[0])}"} if key else {}
+        key = key_in(OPENAI_KEYS)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
         # as many connections as the run allows calls
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=256)
         try:
@@ -128,25 +127,25 @@ class OpenAITeacher(ServedTeacher):
 
     def _read(self, received: Received, request: Request) -> Answer | CallFailed:
         document = received.document
-        choices = at(document, "choices")
-        if received.status >= 300 or (at(document, "error") and not choices):
+        choice = at(document, "choices", 0)
+        if received.status >= 300 or (at(document, "error") and not choice):
             if at(received.error, "code") in FILTERED:
-                return Answer(None, "", Refusal("blocked", f"the question was blocked ({received.reason})"))
+                return Refusal("blocked", f"the question was blocked ({received.reason})"), "", None
             return received.failure()
         if not isinstance(document, dict):
-            return Answer(None, received.raw, received.unreadable("could not be read"))
+            return received.unreadable("could not be read")
         counts = [at(document, "usage", f"{kind}_tokens") for kind in ("prompt", "completion", "total")]
         used = usage(counts[0], counts[1], 0, counts[2])
-        message, finish = at(choices, 0, "message"), name_of(at(choices, 0, "finish_reason"))
+        message, finish = at(choice, "message"), name_of(at(choice, "finish_reason"))
         if not isinstance(message, dict):
-            return Answer(used, received.raw, received.unreadable("has not the shape of a chat completion"))
+            return received.unreadable("has not the shape of a chat completion", used)
         text = scrub(_text(at(message, "content")))
         if finish in FILTERED:
-            return Answer(used, text, Refusal("blocked", f"the answer was stopped ({finish})"))
+            return Refusal("blocked", f"the answer was stopped ({finish})"), text, used
         refusal = at(message, "refusal")
         if isinstance(refusal, str) and refusal.strip() and not text.strip():
-            return Answer(used, "", Refusal("safety", f"the model refused: {one_line(scrub(refusal))}"))
-        return Answer(used, text, parse(text, request, cut=finish in CUT))
+            return Refusal("safety", f"the model refused: {one_line(scrub(refusal))}"), "", used
+        return parse(text, request, cut=finish in CUT), text, used
 
     def _picture_tokens(self, picture: Image) -> int:
         """4,096, or one for each patch of 14 pixels where that is more.

@@ -5,11 +5,10 @@ needed.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby, islice
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,7 +19,6 @@ from refinevla_kit.teacher.schema import Request
 if TYPE_CHECKING:
     from refinevla_kit.episodes import EpisodeDataset, EpisodeInfo
 
-T = TypeVar("T")
 GRANULARITIES = ("step", "segment", "trajectory")
 GRIPPER = 6  # dimension of the gripper in this kit's own displacement actions
 FRAMES = 64  # decoded at a time
@@ -171,17 +169,3 @@ def digest(dataset: EpisodeDataset, info: EpisodeInfo, actions: Any, spans: list
     ]
     parts += [repr(sorted(dataset.overrides.items())).encode()] if dataset.overrides else []
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:16]
-
-
-def ahead(items: Iterator[T], count: int) -> Generator[T, None, None]:
-    """The same items, up to `count` of them made in advance by a thread: decoding does not hold calls up."""
-    end: Any = object()
-    with ThreadPoolExecutor(1, "requests") as thread:
-        coming = [thread.submit(next, items, end) for _ in range(count)]
-        try:
-            while (item := coming.pop(0).result()) is not end:
-                coming.append(thread.submit(next, items, end))
-                yield item
-        finally:
-            for future in coming:
-                future.cancel()

@@ -35,7 +35,7 @@ from refinevla_kit.teacher import (
     make_teacher,
     summarise,
 )
-from refinevla_kit.teacher.annotation import keyframe_indices, requests
+from refinevla_kit.teacher.requests import keyframe_indices, requests
 from refinevla_kit.teacher.schema import REPAIRABLE
 from tests.conftest import REPOSITORY
 from tests.teacher.gemini_server import ANSWERS, PAID, GeminiServer, Received
@@ -345,6 +345,45 @@ def test_an_interrupt_waits_for_the_calls_in_flight(noise, tmp_path: Path) -> No
         assert len(load_rationales(tmp_path / "r.parquet")) == server.count  # all that was asked is there
         annotate(noise, server, tmp_path / "r.parquet")
         assert server.count == 60
+
+
+def test_a_notebook_runs_and_is_interrupted_like_a_script(tmp_path: Path) -> None:
+    """A real kernel, in whose main thread an event loop is running: the bar, one interrupt, the rest."""
+    from jupyter_client.manager import start_new_kernel
+
+    data, output = write_dataset(tmp_path / "noise", 4, 10), tmp_path / "r.parquet"
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    manager, client = start_new_kernel(env=environment, cwd=str(REPOSITORY))
+
+    def interrupt(received: Received) -> Any:
+        manager.interrupt_kernel()
+        return said(received)
+
+    shown: list[str] = []
+    try:
+        with GeminiServer(play({12: interrupt}), latency=0.1) as server:
+            cells = [
+                "import asyncio; asyncio.get_running_loop()\n"
+                "from refinevla_kit.teacher import *\nfrom tests.teacher.plain_teacher import PlainTeacher",
+                f"path = annotate_dataset('{data.path}', PlainTeacher('{server.url}'), 'step', 1, "
+                f"output='{output}', limits=Limits(4), confirm=True)",
+            ]
+            counts = []
+            for cell in [*cells, cells[-1]]:
+                client.execute_interactive(
+                    cell,
+                    timeout=120,
+                    output_hook=lambda message: shown.append(json.dumps(message["content"])),
+                )
+                counts.append(server.count)
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+    assert 13 <= counts[1] <= 13 + 4
+    assert [text for text in shown if "Interrupted; run again to go on." in text]
+    assert [text for text in shown if '"ename": "KeyboardInterrupt"' in text]
+    assert [text for text in shown if "rationales" in text and "/40" in text]  # the bar
+    assert server.count == 40 == len(load_rationales(output))
 
 
 def test_no_kill_loses_an_answer_or_repeats_one(tmp_path: Path) -> None:

@@ -4,21 +4,20 @@ together.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import pytest
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.teacher import Limits, annotate_dataset, load_rationales, summarise
-from refinevla_kit.teacher.executors import connect
-from refinevla_kit.teacher.scheduler import Clock, Run
+from refinevla_kit.teacher.scheduler import Run, connect
 from tests.conftest import REPOSITORY
 from tests.teacher.gemini_server import GeminiServer, Received
 from tests.teacher.plain_teacher import PRICES, PlainTeacher, play, said, status, write_dataset
@@ -26,14 +25,16 @@ from tests.teacher.plain_teacher import PRICES, PlainTeacher, play, said, status
 FASTER = 6
 
 
-class FastClock(Clock):
+class FastLoop(asyncio.SelectorEventLoop):
     """A minute passes in ten seconds."""
 
-    def now(self) -> float:
-        return FASTER * super().now()
+    def __init__(self) -> None:
+        super().__init__()
+        select = self._selector.select
+        self._selector.select = lambda timeout=None: select(timeout and timeout / FASTER)
 
-    def wait(self, events: SimpleQueue[Any], seconds: float | None) -> Any:
-        return super().wait(events, seconds and seconds / FASTER)
+    def time(self) -> float:
+        return FASTER * super().time()
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,7 @@ def test_two_workers_share_limits_and_budget(
             received.number
         ) or said(received)
 
-    monkeypatch.setattr(Run, "clock", FastClock())
+    monkeypatch.setattr(Run, "new_loop", FastLoop)
     with GeminiServer(script, latency=0.05) as server:
         annotate(
             noise, server, tmp_path / "r.parquet", concurrency=6, budget_calls=40, requests_per_minute=25
@@ -134,5 +135,5 @@ def test_any_executor_will_do(noise, tmp_path: Path) -> None:
     with GeminiServer(play({})) as server, ThreadPoolExecutor(2) as pool:
         assert len(load_rationales(annotate(noise, server, tmp_path / "r.parquet", pool))) == 60
         assert pool.submit(int).result() == 0  # the user's stays open
-    with pytest.raises(KitError, match="choose threads or ray"):
-        connect("fibres", PlainTeacher(""), 1)
+    with pytest.raises(KitError, match="choose threads or ray"), connect("fibres", PlainTeacher(""), 1):
+        pass

@@ -435,7 +435,7 @@ def test_a_notebook_asks_in_a_box_and_shows_the_key_nowhere() -> None:
         try:
             cells = [
                 "%xmode Verbose\nfrom refinevla_kit.teacher.gemini import *\nfrom "
-                "refinevla_kit.teacher.annotation import requests",
+                "refinevla_kit.teacher.requests import requests",
                 f"teachers = [t('m', base_url='{server.url}') for t in (GeminiTeacher, GeminiLegacyTeacher)]",
                 "for teacher in teachers: teacher.prepare()\nteachers",
                 "from refinevla_kit.episodes import open_dataset\nasked = "

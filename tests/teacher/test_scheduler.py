@@ -4,13 +4,13 @@ retries, follow-ups, when to stop.
 
 from __future__ import annotations
 
+import asyncio
 import random
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Executor, Future
 from itertools import pairwise
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -42,9 +42,37 @@ GOOD = Reply(Rationale("a", "b", "c", "d"), "good", 80, 20)
 CUT = Reply(Refusal("truncated", "cut"), "{", 90, 50)
 
 
-class World:
-    """Clock and executor: calls are under way until the run waits; then one of them, drawn by `seed`, comes
-    back after `latency` seconds.
+class WorldLoop(asyncio.SelectorEventLoop):
+    """An event loop whose time jumps to the next timer, unless a thread is at work for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock, self.jobs = 0.0, 0
+        self._really_select, self._selector.select = self._selector.select, self._select
+
+    def time(self) -> float:
+        return self.clock
+
+    def run_in_executor(self, *work: Any) -> Any:
+        self.jobs += 1
+        future = super().run_in_executor(*work)
+        future.add_done_callback(self._worked)
+        return future
+
+    def _worked(self, _: Any) -> None:
+        self.jobs -= 1
+
+    def _select(self, timeout: float | None = None) -> Any:
+        if not timeout:
+            return self._really_select(timeout)
+        if self.jobs:
+            return self._really_select(None)
+        self.clock += timeout
+        return self._really_select(0)
+
+
+class World(Executor):
+    """An executor whose calls come back after about `latency` seconds, in an order drawn by `seed`.
 
     `behave(number, request, previous)` is what call `number` brings: a reply, or an exception to raise.
     """
@@ -56,32 +84,26 @@ class World:
         seed: int = 0,
     ) -> None:
         self.behave, self.latency, self.random = behave, latency, random.Random(seed)
-        self.time, self.flying, self.most, self.calls = 0.0, [], 0, []
+        self.flying, self.most, self.calls = 0, 0, []
 
-    def submit(self, request: Request, previous: Reply | None) -> Future[Reply]:
-        future: Future[Reply] = Future()
-        self.flying.append((future, len(self.calls), request, previous))
-        self.calls.append((self.time, request.span, previous))
-        self.most = max(self.most, len(self.flying))
+    def submit(self, _: Any, request: Request, previous: Reply | None) -> Future[Reply]:
+        loop, future, number = asyncio.get_running_loop(), Future[Reply](), len(self.calls)
+        self.calls.append((loop.time(), request.span, previous))
+        self.flying += 1
+        self.most = max(self.most, self.flying)
+
+        def come_back() -> None:
+            self.flying -= 1
+            outcome = self.behave(number, request, previous)
+            (future.set_exception if isinstance(outcome, BaseException) else future.set_result)(outcome)
+
+        loop.call_later(self.latency * self.random.uniform(0.5, 1.5), come_back)
         return future
 
-    def close(self) -> None:
-        assert not self.flying  # a run never leaves a call behind
 
-    def now(self) -> float:
-        return self.time
-
-    def wait(self, events: SimpleQueue[Any], seconds: float | None) -> Any:
-        if not events.empty() or (seconds is None and not self.flying):  # the disk has something to say
-            return events.get(timeout=10)
-        if self.flying and (seconds is None or self.latency <= seconds):
-            self.time += self.latency
-            future, *call = self.flying.pop(self.random.randrange(len(self.flying)))
-            outcome = self.behave(*call)
-            (future.set_exception if isinstance(outcome, BaseException) else future.set_result)(outcome)
-            return events.get(timeout=10)
-        self.time += seconds
-        return None
+@pytest.fixture(autouse=True)
+def time_of_the_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Run, "new_loop", WorldLoop)
 
 
 @pytest.fixture(scope="module")
@@ -92,22 +114,24 @@ def dataset(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture
 def run(dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Runs in a world, onto the same output; returns its path."""
+    """Runs in a world, onto the same output; returns its path. A run never leaves a call behind."""
 
     def go(world: World, output: str = "r.parquet", **limits: Any) -> Path:
-        monkeypatch.setattr(Run, "clock", world)
         wanted = Limits(**{"concurrency": 4, "prices": PRICES} | limits)
-        return annotate_dataset(
-            dataset,
-            PlainTeacher(""),
-            "step",
-            1,
-            False,
-            tmp_path / output,
-            limits=wanted,
-            executor=world,
-            confirm=True,
-        )
+        try:
+            return annotate_dataset(
+                dataset,
+                PlainTeacher(""),
+                "step",
+                1,
+                False,
+                tmp_path / output,
+                limits=wanted,
+                executor=world,
+                confirm=True,
+            )
+        finally:
+            assert not world.flying
 
     return go
 
@@ -165,8 +189,7 @@ def test_a_run_never_overshoots_its_budget(dataset, data: st.DataObject) -> None
         return Reply(GOOD.result if kind == "good" else CUT.result, kind, inside, outside)
 
     world, everything = World(behave, seed=data.draw(st.integers(0, 99))), len(list(requests(dataset)))
-    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "clock", world)
+    with tempfile.TemporaryDirectory() as folder:
         limits = Limits(data.draw(st.integers(1, 6)), prices=PRICES, max_attempts=3, **most)
         for _ in range(2):  # the second run goes on with the same budget
             try:
@@ -182,6 +205,10 @@ def test_a_run_never_overshoots_its_budget(dataset, data: st.DataObject) -> None
                     confirm=True,
                 )
             except KitError:
+                if not list(
+                    Path(folder).iterdir()
+                ):  # it got nothing and paid nothing: there is no output yet
+                    bill["budget_calls"] = 0
                 continue
             found = summarise(path)
             assert all(limit is None or bill[name] <= limit + 1e-12 for name, limit in most.items())
@@ -441,6 +468,22 @@ def test_refusals_that_only_some_inputs_get_do_not_end_a_run(run) -> None:
     assert again.calls == []  # they are believed
 
 
+def test_mostly_refused_requests_end_a_run_too(run) -> None:
+    def behave(number: int, *_: Any) -> Reply:
+        return GOOD if number % 9 == 0 else REFUSED["empty"][0]
+
+    why = r"after (\d+) refused requests among \d+ in a row \(\1 empty; .* raise max_output_tokens"
+    with pytest.raises(RunFailed, match=why):
+        run(world := World(behave), concurrency=2)
+    assert len(world.calls) < 40
+    path = run(mended := World())
+    assert (summarise(path).rationales, summarise(path).refusals) == (
+        40,
+        {},
+    )  # all refused ones are asked again
+    assert len(mended.calls) == 40 - sum(number % 9 == 0 for number in range(len(world.calls)))
+
+
 def test_inputs_that_are_always_refused_are_asked_last_and_then_believed(run) -> None:
     """The first 20 requests are blocked, whatever is done: a second run gets past them, and a third has
     nothing to do.
@@ -468,7 +511,7 @@ def test_a_short_run_without_a_rationale_is_an_error_and_is_asked_again(
     dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def go(reply: Reply, **options: Any) -> tuple[World, Path]:
-        monkeypatch.setattr(Run, "clock", world := World(lambda *_: reply))
+        world = World(lambda *_: reply)
         teacher = PlainTeacher("")
         for name, value in options.items():
             setattr(teacher, name, value)
@@ -503,9 +546,33 @@ def test_a_short_run_without_a_rationale_is_an_error_and_is_asked_again(
 
 
 def test_an_error_in_the_teacher_is_raised_once_all_is_stored(run, tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError):
-        run(World(lambda number, *_: ZeroDivisionError() if number == 12 else GOOD))
+    with pytest.raises(KitError, match=r"the teacher plain failed \(ZeroDivisionError: by 0\) -> mend it"):
+        run(World(lambda number, *_: ZeroDivisionError("by 0") if number == 12 else GOOD))
     assert 12 <= summarise(tmp_path / "r.parquet").rationales <= 12 + 3
+
+
+@pytest.mark.parametrize(
+    ("outcome", "why"),
+    [
+        (None, "TypeError: annotate returned NoneType"),
+        (Reply(Rationale(1, "b", "c", "d"), ""), "AttributeError"),
+    ],
+)
+def test_what_is_no_reply_is_one_line_and_keeps_what_was_paid(
+    run, outcome: Any, why: str, tmp_path: Path
+) -> None:
+    with pytest.raises(KitError, match=f"the teacher plain failed \\({why}"):
+        run(World(lambda number, *_: outcome if number == 12 else GOOD))
+    assert 12 <= summarise(tmp_path / "r.parquet").rationales <= 12 + 3
+
+
+def test_a_teacher_that_cannot_say_what_a_call_costs_is_one_line(
+    run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(PlainTeacher, "worst_case", lambda *_: 1 / 0)
+    with pytest.raises(KitError, match="the teacher plain failed \\(ZeroDivisionError"):
+        run(World())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_any_text_can_be_stored(run) -> None:
@@ -518,7 +585,6 @@ def test_an_answer_that_could_not_be_written_does_not_count(
     dataset, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def go(world: World, folder: Path) -> Path:
-        monkeypatch.setattr(Run, "clock", world)
         return annotate_dataset(
             dataset,
             PlainTeacher(""),
