@@ -2,13 +2,14 @@
 scale, with the shares by object.
 
 What it shows was computed before and lies in the page (explorer_page.py, explorer.js), so a move needs no
-kernel. The kernel is asked for what needs a policy, for pictures for paper, and for attention that is too
-large for a page.
+kernel. The kernel is asked for what needs a policy, for pictures for paper, and for layers of attention that
+is too large for a page.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ from refinevla_kit.widgets.explorer_page import (
     PAGE,
     SCRIPT,
     head_bytes,
+    packed,
     page_state,
     write_page,
 )
@@ -53,38 +55,29 @@ def attribution_methods(
     Args:
         names: of `attribution.METHODS`; the costly ones take seconds a picture.
     """
-    from refinevla_kit.attention.attribution import (
-        METHODS,
-        attribute,
-    )  # needs torch; looking at saved captures does not
+    # Needs torch; looking at saved captures does not
+    from refinevla_kit.attention.attribution import METHODS, attribute
 
     if unknown := [name for name in names if name not in METHODS]:
         raise KitError(f"unknown attribution method {unknown[0]!r}", f"choose from {', '.join(METHODS)}")
 
-    def method(name: str) -> Method:
-        def compute(policy: str, index: int, group: QueryGroup) -> Array:
-            if policy not in policies:
-                raise KitError(
-                    f"{policy} is not here to compute {name}",
-                    "give it to attribution_methods, or choose the method 'attention'",
-                )
-            seen = captures[policy][index]
-            found = [
-                attribute(
-                    policies[policy],
-                    frames[index],
-                    seen.queries[row],
-                    name,
-                    seen.action,
-                    seen.rationale or None,
-                )
-                for row in group.rows
-            ]
-            return np.asarray(np.mean([each.patch_map for each in found], axis=0))
+    def compute(method: str, policy: str, index: int, group: QueryGroup) -> Array:
+        if policy not in policies:
+            raise KitError(
+                f"{policy} is not here to compute {method}",
+                "give it to attribution_methods, or choose the method 'attention'",
+            )
+        capture = captures[policy][index]
+        maps = []
+        for row in group.rows:
+            target, rationale = capture.queries[row], capture.rationale or None
+            attribution = attribute(
+                policies[policy], frames[index], target, method, capture.action, rationale
+            )
+            maps.append(attribution.patch_map)
+        return np.asarray(np.mean(maps, axis=0))
 
-        return compute
-
-    return {name: method(name) for name in names}
+    return {name: partial(compute, name) for name in names}
 
 
 def capture_words(
@@ -106,14 +99,14 @@ def capture_words(
             f"there is no policy {writer!r} to write rationales", f"choose one of {', '.join(policies)}"
         )
     check_policy(policies[writer])
-    found: dict[str, list[Capture]] = {name: [] for name in policies}
+    captures: dict[str, list[Capture]] = {name: [] for name in policies}
     for frame in frames:
         text = policies[writer].explain(frame.image, frame.instruction, frame.proprioception)
         kinds = KINDS if any(letter.isalnum() for letter in text) else (ACTION_QUERY, INSTRUCTION_QUERY)
+        moment = (frame.image, frame.instruction, None, text, frame.proprioception, kinds)
         for name, policy in policies.items():
-            given = (frame.image, frame.instruction, None, text, frame.proprioception, kinds)
-            found[name].append(capture(policy, *given))
-    return found
+            captures[name].append(capture(policy, *moment))
+    return captures
 
 
 class AttentionExplorer(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget's base has no type hints
@@ -176,11 +169,6 @@ class AttentionExplorer(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget
         """What to display, as other widgets of the kit have it: this one is displayed itself."""
         return self
 
-    @property
-    def index(self) -> int:
-        """Number of the frame on show."""
-        return self.exploration.episodes[self.choice["episode"]][self.choice["step"]]
-
     def choose(self, **values: Any) -> None:
         """Set parts of `choice`, such as `choose(episode=3, step=5, query="word:carrot:1", layer=4)`.
 
@@ -203,8 +191,7 @@ class AttentionExplorer(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget
             choice["step"] = min(choice["step"], last)
         if not 0 <= choice["step"] <= last:
             raise KitError(f"there is no frame {choice['step']}", f"choose 0 to {last}")
-        index = episodes[choice["episode"]][choice["step"]]
-        offered = [*self.exploration.queries(index)]
+        offered = [*self.exploration.queries(self._index(choice))]
         kind = str(choice["query"]).split(":")[0]
         alike = [key for key in offered if key.split(":")[0] == kind] or offered
         if choice["query"] not in alike:
@@ -234,7 +221,7 @@ class AttentionExplorer(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget
         """
         if form == PAGE:
             return self.export(self._folder / "explorer.html")
-        commentary, frame = self.exploration.commentary, self.exploration.frames[self.index]
+        commentary, frame = self.exploration.commentary, self.exploration.frames[self._index(self.choice)]
         name = f"{commentary.name if commentary else 'explorer'}-{frame.episode}-{frame.step}"
         query = "_".join(str(self.choice["query"]).split(":"))
         if query:
@@ -247,46 +234,50 @@ class AttentionExplorer(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget
             made_from |= commentary.made_from
         return save_figure(self.figure(), self._folder / file_name(name), made_from, [form])
 
-    def _view(self, choice: Mapping[str, Any]) -> View:
-        layer, head = self._place(choice)
-        index = self.exploration.episodes[choice["episode"]][choice["step"]]
-        return self.exploration.view(
-            index, choice["query"], layer, head, choice["method"], choice["opacity"], choice["outlines"]
-        )
+    def _index(self, choice: Mapping[str, Any]) -> int:
+        return self.exploration.episodes[choice["episode"]][choice["step"]]
 
-    def _place(self, choice: Mapping[str, Any]) -> tuple[int, int | None]:
-        """Layer and head, from 0."""
-        return choice["layer"] - 1, None if choice["head"] == MEAN else choice["head"] - 1
+    def _view(self, choice: Mapping[str, Any]) -> View:
+        return self.exploration.view(
+            self._index(choice),
+            choice["query"],
+            choice["layer"] - 1,
+            None if choice["head"] == MEAN else choice["head"] - 1,
+            choice["method"],
+            choice["opacity"],
+            choice["outlines"],
+        )
 
     def _answer(self, _: Any, question: dict[str, Any], __: Any) -> None:
         """Answer the page, which waits for the reply with the question's id."""
+        answers = {"save": self._saved, "text": self._text, "map": self._map, "layer": self._layer}
         try:
-            if question["ask"] == "save":
-                answer: Any = str(self.save(question["form"]))
-            elif question["ask"] == "text":
-                answer = self._text(question["index"])
-            else:
-                answer = self._maps(question["choice"])
-            self.send({"id": question["id"], "answer": answer})
+            self.send({"id": question["id"], "answer": answers[question["ask"]](question)})
         except Exception as error:  # whatever it is: the page waits, and an exception would be swallowed here
             self.send({"id": question["id"], "error": str(error)})
 
-    def _text(self, index: int) -> str:
-        """A rationale for the frame, written by the policy that played."""
-        commentary = self.exploration.commentary
-        return commentary.write(index) if commentary else ""
+    def _saved(self, question: Mapping[str, Any]) -> str:
+        return str(self.save(question["form"]))
 
-    def _maps(self, choice: Mapping[str, Any]) -> dict[str, dict[str, list[float]]]:
-        """Number of a frame -> policy -> a number a patch: of the frame on show. Attention is cheap, so of
-        the whole episode, for the curves.
+    def _text(self, question: Mapping[str, Any]) -> str:
+        """A rationale for a frame, written by the policy that played."""
+        commentary = self.exploration.commentary
+        return commentary.write(question["index"]) if commentary else ""
+
+    def _map(self, question: Mapping[str, Any]) -> dict[int, dict[str, list[float]]]:
+        """The frame's number -> policy -> a number a patch, by the method chosen."""
+        view = self._view(question["choice"])
+        index = self._index(question["choice"])
+        return {index: {name: patch_map.ravel().tolist() for name, patch_map in view.maps.items()}}
+
+    def _layer(self, question: Mapping[str, Any]) -> dict[int, dict[str, dict[str, str]]]:
+        """Number of each frame of the episode -> policy -> attention of one layer; the next moves need no
+        kernel then.
         """
-        layer, head = self._place(choice)
-        episode = self.exploration.episodes[choice["episode"]]
-        shown = episode[choice["step"]]
-        found = {}
-        for index in episode if choice["method"] == ATTENTION else [shown]:
-            known = all(choice["query"] in groups[index] for groups in self.exploration.groups.values())
-            if known or index == shown:
-                maps = self.exploration.maps(index, choice["query"], layer, head, choice["method"])
-                found[str(index)] = {name: patch_map.ravel().tolist() for name, patch_map in maps.items()}
-        return found
+        choice = question["choice"]
+        captures = self.exploration.captures.items()
+        layer = choice["layer"] - 1
+        return {
+            index: {name: packed(policy_captures[index].patches[layer]) for name, policy_captures in captures}
+            for index in self.exploration.episodes[choice["episode"]]
+        }

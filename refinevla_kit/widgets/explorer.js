@@ -74,9 +74,9 @@ export function mountExplorer(root, state, first, kernel = null) {
     tellAll();
     try {
       if (!moments.has(choice)) {
-        picture.say(`asking the policy for ${choice.method} …`);
         const question = { ...choice };
-        moments.take(question, await kernel.ask({ ask: "maps", choice: question }));
+        picture.say("asking the kernel …");
+        moments.take(question, await kernel.ask({ ask: choice.method === ATTENTION ? "layer" : "map", choice: question }));
       }
       if (written && !now().text) {
         picture.say("the policy is writing …");
@@ -229,7 +229,7 @@ function kindOf({ query }) {
 
 // What `state` holds, and the view of a choice: the numbers that `Exploration.view` gives, and some words.
 function readMoments(state) {
-  const unpacked = new Map(), named = new Map(), answers = new Map();
+  const unpacked = new Map(), named = new Map(), answers = new Map(), layers = new Map();
   const episodes = [...new Set(state.frames.map(({ episode }) => episode))];
   const inEpisode = (episode) => state.frames.filter((frame) => frame.episode === episode);
   const question = ({ method, query, layer, head }, frame) => JSON.stringify([method, query, layer, head, frame.index]);
@@ -251,22 +251,33 @@ function readMoments(state) {
   }
 
   const inPage = ({ method, head }) => method === ATTENTION && (state.held === "heads" || (state.held === MEAN && head === MEAN));
-  const has = (choice) => !state.policies.length || inPage(choice) || answers.has(question(choice, inEpisode(choice.episode)[choice.step]));
+  const layerKey = (frame, policy, { layer }) => JSON.stringify([frame.index, policy.key, layer]);
 
-  function take(choice, maps) {  // what the kernel answered: number of a frame -> policy -> a number a patch
-    for (const frame of state.frames) if (maps[frame.index]) answers.set(question(choice, frame), maps[frame.index]);
+  function has(choice) {
+    const frame = inEpisode(choice.episode)[choice.step], { policies } = state;
+    if (!policies.length || inPage(choice)) return true;
+    return choice.method === ATTENTION ? layers.has(layerKey(frame, policies[0], choice)) : answers.has(question(choice, frame));
+  }
+
+  // What the kernel answered, number of a frame -> policy -> a number a patch; of attention a layer of the whole episode, as it is packed in the page.
+  function take(choice, answer) {
+    for (const frame of state.frames.filter(({ index }) => answer[index])) {
+      if (choice.method !== ATTENTION) answers.set(question(choice, frame), answer[frame.index]);
+      else for (const policy of state.policies) layers.set(layerKey(frame, policy, choice), unpack(answer[frame.index][policy.key]));
+    }
   }
 
   function mapOf(frame, policy, choice) {  // a number a patch, null where there is nothing to look from
-    const seen = frame.seen[policy.key], group = groupsOf(frame, policy)[choice.query];
+    const seen = frame.seen[policy.key], group = groupsOf(frame, policy)[choice.query], whole = inPage(choice);
     if (!group) return null;
-    if (!inPage(choice)) return answers.get(question(choice, frame))?.[policy.key] ?? null;
-    if (!unpacked.has(seen)) unpacked.set(seen, [new Float32Array(bytes(seen.largest)), new Uint16Array(bytes(seen.values))]);
-    const [largest, values] = unpacked.get(seen), patches = state.rows * state.columns, sum = Array(patches).fill(0);
-    const kept = state.held === "heads" ? state.heads : 1;
+    if (choice.method !== ATTENTION) return answers.get(question(choice, frame))?.[policy.key] ?? null;
+    if (whole && !unpacked.has(seen)) unpacked.set(seen, unpack(seen));
+    const [largest, values] = whole ? unpacked.get(seen) : layers.get(layerKey(frame, policy, choice));
+    const kept = whole && state.held === MEAN ? 1 : state.heads, first = whole ? (choice.layer - 1) * kept : 0;
     const heads = choice.head === MEAN ? [...Array(kept).keys()] : [choice.head - 1];
+    const patches = state.rows * state.columns, sum = Array(patches).fill(0);
     for (const head of heads) for (const query of group.rows) {
-      const row = ((choice.layer - 1) * kept + head) * seen.count + query;
+      const row = (first + head) * seen.count + query;
       for (let i = 0; i < patches; i++) sum[i] += values[row * patches + i] / 65535 * largest[row];
     }
     return sum.map((each) => each / heads.length / group.rows.length);
@@ -345,8 +356,9 @@ function readMoments(state) {
   return { episodes, inEpisode, groups, kinds, has, take, viewOf };
 }
 
-function bytes(text) {
-  return Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)).buffer;
+function unpack({ largest, values }) {  // what `packed` of explorer_page.py packs
+  const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)).buffer;
+  return [new Float32Array(bytes(largest)), new Uint16Array(bytes(values))];
 }
 
 function total(values) {
@@ -392,7 +404,7 @@ function mountPicture(element) {
 
 function places(view) {
   const count = Math.max(view.panels.length, 1), tall = PANEL * view.height / view.width, heat = view.panels.length > 0;
-  const right = count * (PANEL + GAP), width = Math.max(right + (heat ? BAR + SIDE : 0), view.plots.length ? 900 : 0);
+  const right = count * (PANEL + GAP), width = Math.max(right + (heat ? BAR + SIDE : 0), view.plots.length ? 1120 : 0);
   const below = HEAD + Math.max(tall, heat ? 215 : 0) + (heat ? 42 : 12), rows = Math.ceil(view.plots.length / ACROSS);
   return { tall, right, width, below, height: below + rows * (PLOT + 52) };
 }

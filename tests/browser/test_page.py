@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.widgets import explorer_page
+from refinevla_kit.widgets import AttentionExplorer, attention_explorer, explorer_page
 from refinevla_kit.widgets.exploration import Exploration
-from refinevla_kit.widgets.explorer_page import write_page
+from refinevla_kit.widgets.explorer_page import SCRIPT, write_page
 from tests.widgets.explored import CAPTURES, CHOICE, FRAMES, RATIONALE, attention, shown, without_words
 
 if TYPE_CHECKING:
@@ -142,6 +142,36 @@ def test_pointing_reads_a_patchs_value(page: Page) -> None:
         "attention to the picture)"
     )
     assert page.locator(".refinevla-value").inner_text() == expected
+
+
+def test_a_kernel_is_asked_once_for_what_is_too_large_for_the_page(
+    browser: Browser, exploration: Exploration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention_explorer, "EASY_PAGE", 1)
+    explorer, answers = AttentionExplorer(FRAMES, CAPTURES), list[dict[str, Any]]()
+    monkeypatch.setattr(explorer, "send", answers.append)
+    explorer._handle_custom_msg({"id": "1", "ask": "layer", "choice": explorer.choice}, [])
+    page = browser.new_page()
+    page.set_content("<main></main>")
+    page.add_script_tag(content=f"{SCRIPT}\nwindow.mountExplorer = mountExplorer;", type="module")
+    page.wait_for_function("Boolean(window.mountExplorer)")
+    page.evaluate(
+        """([state, choice, answer]) => {
+            window.asked = [];
+            const ask = async (question) => { asked.push(question.ask); return answer; };
+            const kernel = { keep: () => {}, ask };
+            window.explorer = mountExplorer(document.querySelector("main"), state, choice, kernel);
+            return explorer.ready;
+        }""",
+        json.loads(json.dumps([explorer.state, explorer.choice, answers[0]["answer"]])),
+    )
+    layer = explorer.choice["layer"] - 1
+    same(page.evaluate("explorer.viewOf(explorer.choice)"), shown(exploration.view(0, "action", layer)))
+    page.locator("[name=frame]").press("End")
+    page.locator("[name=head]").press("End")
+    same(page.evaluate("explorer.viewOf(explorer.choice)"), shown(exploration.view(2, "action", layer, 1)))
+    assert page.evaluate("asked") == ["layer"]
+    page.close()
 
 
 def test_what_only_one_policy_said_is_named(browser: Browser, tmp_path: Path) -> None:

@@ -206,13 +206,13 @@ def test_what_is_too_large_for_the_page_is_asked_of_the_kernel(
     monkeypatch.setattr(explorer, "send", sent.append)
     assert explorer.state["held"] == held
     assert ("values" in explorer.state["frames"][0]["seen"]["action_only"]) == (held == "mean")
-    ask(explorer, ask="maps", choice={**explorer.choice, "step": 1, "query": "word:near:1", "head": 2})
+    ask(explorer, ask="layer", choice={**explorer.choice, "step": 1, "layer": 3})
     answer = sent[0]["answer"]
-    assert [*answer] == ["0", "1", "2"]  # the whole episode, for its curves
-    expected = CAPTURES["with_reasoning"][1].patches[1, 1, 10]
-    np.testing.assert_allclose(answer["1"]["with_reasoning"], expected, rtol=1e-6)
-    ask(explorer, ask="maps", choice={**explorer.choice, "layer": 9})
-    assert "no layer 9" in sent[1]["error"]
+    assert [*answer] == [0, 1, 2]  # the whole episode, for the next moves and for its curves
+    kept = CAPTURES["with_reasoning"][1].patches[2]
+    assert answer[1]["with_reasoning"] == attention_explorer.packed(kept)
+    ask(explorer, ask="map", choice={**explorer.choice, "method": "lime"})
+    assert "there is no method 'lime' here" in sent[1]["error"]
 
 
 def test_policies_are_asked_about_the_words_that_one_of_them_writes() -> None:
