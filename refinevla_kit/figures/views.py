@@ -1,8 +1,8 @@
 """One moment of an episode: where each policy looks, how much of that falls on each object, and how it went
 over the episode.
 
-`View` holds the numbers. `comparison` draws them for paper, `widgets.picture` hands the same numbers to the
-browser, so that both show one thing.
+`View` holds the numbers. `comparison` draws them for paper; the explorer's page (widgets/explorer.js)
+computes the same ones in the browser, so that both show one thing.
 """
 
 from __future__ import annotations

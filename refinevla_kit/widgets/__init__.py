@@ -1,3 +1,29 @@
-"""Widgets for notebooks: thin ipywidgets shells over the pure drawing functions in `figures`. Only this
-package imports ipywidgets.
+"""Widgets for notebooks: thin shells over pure functions. Only this package imports ipywidgets, when one of
+its classes is first asked for.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from refinevla_kit.widgets.attention_explorer import AttentionExplorer
+    from refinevla_kit.widgets.live_curves import LiveCurves
+    from refinevla_kit.widgets.rationale_reviewer import RationaleReviewer
+    from refinevla_kit.widgets.rollout_viewer import RolloutViewer
+
+__all__ = ["AttentionExplorer", "LiveCurves", "RationaleReviewer", "RolloutViewer"]
+MODULES = {
+    "AttentionExplorer": "attention_explorer",
+    "LiveCurves": "live_curves",
+    "RationaleReviewer": "rationale_reviewer",
+    "RolloutViewer": "rollout_viewer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """One of the widgets, when it is first asked for."""
+    if name not in MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{MODULES[name]}"), name)

@@ -1,9 +1,9 @@
-"""What an explorer can show: frames with captured attention, the queries there are, and the `View` of any
-choice among them. No widget, no policy.
+"""What an explorer can show: frames with captured attention, the groups of queries to look from, and the
+`View` of any choice among them. No widget, no policy.
 
-A query has a name that means the same in every frame and for every policy where it exists: "action" (the mean
-over action dimensions), "action:x", "sentence:2" and "word:carrot:1" (the first "carrot") of a rationale,
-"instruction:put:1". Policies may have written different rationales; a word that only one of them said is an
+A group of queries has a key that means the same in every frame and for every policy: "action" (the mean over
+action dimensions), "action:x", "sentence:2" and "word:carrot:1" (the first "carrot") of a rationale,
+"instruction:put:1". Policies may have written different rationales. A word that only one of them wrote is an
 error that says so, not a comparison of two words.
 """
 
@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +26,7 @@ from refinevla_kit.attention.captured import (
     Frame,
     image_hash,
 )
-from refinevla_kit.attention.grounding import REST, areas, to_patches
+from refinevla_kit.attention.grounding import areas, shares
 from refinevla_kit.errors import KitError
 from refinevla_kit.figures.overlays import OUTLINES, SHOWN, THING_LABELS
 from refinevla_kit.figures.style import INK, colours, label
@@ -40,20 +41,19 @@ KIND_LABELS = {
     INSTRUCTION: "instruction, words",
 }
 ATTENTION = "attention"
-FED_ALL = "rationale fed to each policy"
 SENTENCE_ENDS = re.compile(r"[.!?](\s|$)|\n")
-Method = Callable[[str, int, "Asked"], Array]
+LONGEST_LABEL = 60  # characters of a sentence in a picker
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One thing to look from in one capture.
+class QueryGroup:
+    """Queries of one capture that are looked from together.
 
     Attributes:
-        key: its name, the same in every frame.
+        key: its name, the same in every frame; begins with the kind.
         kind: one of `KIND_LABELS`.
         label: in a picker.
-        said: in a sentence.
+        description: in a sentence.
         rows: numbers of the capture's queries; their mean is shown.
         span: where in the rationale it is, (0, 0) for anything else.
     """
@@ -61,56 +61,78 @@ class Asked:
     key: str
     kind: str
     label: str
-    said: str
+    description: str
     rows: tuple[int, ...]
     span: tuple[int, int] = (0, 0)
 
 
-def asked(capture: Capture) -> dict[str, Asked]:
+Method = Callable[[str, int, QueryGroup], Array]
+
+
+@dataclass(frozen=True)
+class Commentary:
+    """What is shown of one played episode beside its attention.
+
+    Attributes:
+        name: begins the names of saved files.
+        made_from: JSON values that go with a saved picture.
+        policy: who played.
+        title: the first line.
+        notes: what the second line begins with, one a frame.
+        plots: curves over the frames.
+        texts: the rationale of each frame, "" where there is none.
+        write: number of a frame -> a rationale that the policy writes for it.
+    """
+
+    name: str
+    made_from: Mapping[str, Any]
+    policy: str
+    title: str
+    notes: Sequence[str]
+    plots: Sequence[Plot]
+    texts: Sequence[str]
+    write: Callable[[int], str]
+
+
+def query_groups(capture: Capture) -> dict[str, QueryGroup]:
     """Key -> what the capture can be looked at from, in the order in which a picker lists it."""
-    found: list[Asked] = []
+    groups: list[QueryGroup] = []
     by_kind = {kind: [i for i, query in enumerate(capture.queries) if query.kind == kind] for kind in KINDS}
-    if by_kind[ACTION_QUERY]:
-        found.append(
-            Asked(ACTIONS, ACTIONS, "all dimensions", "all action dimensions", tuple(by_kind[ACTION_QUERY]))
-        )
-        for i, name in ((i, capture.queries[i].label) for i in by_kind[ACTION_QUERY]):
-            found.append(Asked(f"{ACTIONS}:{name}", ACTIONS, name, f"action {name}", (i,)))
-    spans = _spans(capture.rationale, [capture.queries[i].label for i in by_kind[RATIONALE_QUERY]])
+    if actions := by_kind[ACTION_QUERY]:
+        groups.append(QueryGroup(ACTIONS, ACTIONS, "all dimensions", "all action dimensions", tuple(actions)))
+    for row in by_kind[ACTION_QUERY]:
+        name = capture.queries[row].label
+        groups.append(QueryGroup(f"{ACTIONS}:{name}", ACTIONS, name, f"action {name}", (row,)))
+    rows = by_kind[RATIONALE_QUERY]
+    spans = _spans(capture.rationale, [capture.queries[row].label for row in rows])
     for number, words in enumerate(_sentences(capture.rationale, spans), 1):
-        own, span = (
-            tuple(by_kind[RATIONALE_QUERY][i] for i in words),
-            (spans[words[0]][0], spans[words[-1]][1]),
-        )
-        text = _short(capture.rationale[slice(*span)])
-        found.append(
-            Asked(
-                f"{SENTENCES}:{number}",
-                SENTENCES,
-                f"{number}: {text}",
-                f"sentence {number} of the rationale, {text!r}",
-                own,
-                span,
-            )
-        )
-    for kind, rows in ((WORDS, by_kind[RATIONALE_QUERY]), (INSTRUCTION, by_kind[INSTRUCTION_QUERY])):
-        said: Counter[str] = Counter()
-        for place, i in enumerate(rows):
-            word = capture.queries[i].label
-            said[word] += 1
-            name = word if said[word] == 1 else f"{word} ({said[word]})"
-            sentence = f"the word {name!r} of the {'rationale' if kind == WORDS else 'instruction'}"
-            found.append(
-                Asked(
-                    f"{kind}:{word}:{said[word]}",
-                    kind,
-                    name,
-                    sentence,
-                    (i,),
-                    spans[place] if kind == WORDS else (0, 0),
-                )
-            )
-    return {one.key: one for one in found}
+        span = spans[words[0]][0], spans[words[-1]][1]
+        text = " ".join(capture.rationale[slice(*span)].split())
+        if len(text) > LONGEST_LABEL:
+            text = text[: LONGEST_LABEL - 1].rstrip() + "…"
+        description = f"sentence {number} of the rationale, {text!r}"
+        sentence = tuple(rows[word] for word in words)
+        key = f"{SENTENCES}:{number}"
+        groups.append(QueryGroup(key, SENTENCES, f"{number}: {text}", description, sentence, span))
+    groups += _word_groups(capture, WORDS, rows, spans)
+    rows = by_kind[INSTRUCTION_QUERY]
+    groups += _word_groups(capture, INSTRUCTION, rows, [(0, 0)] * len(rows))
+    return {group.key: group for group in groups}
+
+
+def _word_groups(
+    capture: Capture, kind: str, rows: Sequence[int], spans: Sequence[tuple[int, int]]
+) -> list[QueryGroup]:
+    """A group a word; the second of a kind is told from the first by its number."""
+    source = "rationale" if kind == WORDS else "instruction"
+    groups, times = [], Counter[str]()
+    for row, span in zip(rows, spans, strict=True):
+        word = capture.queries[row].label
+        times[word] += 1
+        name = word if times[word] == 1 else f"{word} ({times[word]})"
+        description = f"the word {name!r} of the {source}"
+        groups.append(QueryGroup(f"{kind}:{word}:{times[word]}", kind, name, description, (row,), span))
+    return groups
 
 
 class Exploration:
@@ -118,10 +140,12 @@ class Exploration:
 
     Args:
         frames: in the order of the captures.
-        captures: policy name -> one capture a frame.
-        methods: further ways to say where a policy looks, by name: (policy, number of the frame, `Asked`) ->
-            float (rows, columns), not negative. They are asked for what is shown, once. `ATTENTION` is always
-            there.
+        captures: policy name -> one capture a frame; {} only with a commentary, where attention cannot be
+            read.
+        methods: further ways to say where a policy looks, by name: (policy, number of the frame,
+            `QueryGroup`) -> float (rows, columns), not negative. They are asked for what is shown, once.
+            `ATTENTION` is always there.
+        commentary: of a played episode, whose frames these are.
 
     Raises:
         KitError: no frames, captures that do not belong to the frames, of several checkpoints, or of policies
@@ -133,41 +157,34 @@ class Exploration:
         frames: Sequence[Frame],
         captures: Mapping[str, Sequence[Capture]],
         methods: Mapping[str, Method] | None = None,
+        commentary: Commentary | None = None,
     ) -> None:
-        first = _check(frames, captures)
-        self.frames, self.captures = list(frames), {name: list(found) for name, found in captures.items()}
-        self.methods, self.layers, self.heads = [ATTENTION, *(methods or {})], first.layers, first.heads
+        _check(frames, captures, needed=commentary is None)
+        self.frames = list(frames)
+        self.captures = {name: list(policy_captures) for name, policy_captures in captures.items()}
+        self.commentary = commentary
+        self.methods = [ATTENTION, *(methods or {})]
+        self.groups = {
+            name: [query_groups(capture) for capture in policy_captures]
+            for name, policy_captures in self.captures.items()
+        }
+        first = next(iter(self.captures.values()))[0] if captures else None
+        self.layers = first.layers if first else 0
+        self.heads = first.heads if first else 0
+        self.grid = first.grid if first else (0, 0)
         self.episodes: dict[int, list[int]] = {}
         for index, frame in enumerate(self.frames):
             self.episodes.setdefault(frame.episode, []).append(index)
-        self._methods, self._asked = dict(methods or {}), dict[tuple[str, int], dict[str, Asked]]()
-        self._cover, self._computed = (
-            dict[int, tuple[list[str], Array, Array]](),
-            dict[tuple[str, str, int, str], Array](),
-        )
+        self._methods = dict(methods or {})
+        self._computed: dict[tuple[str, str, int, str], Array] = {}
 
-    def queries(self, index: int) -> dict[str, Asked]:
+    def queries(self, index: int) -> dict[str, QueryGroup]:
         """What frame `index` can be looked at from: what any of the policies can, the first one's labels."""
-        found: dict[str, Asked] = {}
-        for name in reversed(self.captures):
-            found |= self._queries(name, index)
+        merged: dict[str, QueryGroup] = {}
+        for groups in reversed(self.groups.values()):
+            merged |= groups[index]
         kinds = [*KIND_LABELS]
-        return dict(sorted(found.items(), key=lambda item: kinds.index(item[1].kind)))
-
-    def rationales(self, index: int, key: str) -> dict[str, tuple[str, tuple[int, int]]]:
-        """Policy -> the rationale in its sequence of the frame and the part of it that is asked about; only
-        where there is one. `FED_ALL` where all were fed the same: then it says nothing about who would have
-        written it.
-        """
-        texts = {name: found[index].rationale for name, found in self.captures.items()}
-        found = {
-            name: (text, one.span if (one := self._queries(name, index).get(key)) else (0, 0))
-            for name, text in texts.items()
-            if text
-        }
-        return (
-            {FED_ALL: next(iter(found.values()))} if len(found) > 1 and len({*found.values()}) == 1 else found
-        )
+        return dict(sorted(merged.items(), key=lambda item: kinds.index(item[1].kind)))
 
     def maps(
         self, index: int, key: str, layer: int, head: int | None = None, method: str = ATTENTION
@@ -200,169 +217,140 @@ class Exploration:
         """The view of a choice; arguments as in `maps`."""
         maps = self.maps(index, key, layer, head, method)
         frame = self.frames[index]
-        mine = self.episodes[frame.episode]
-        what = next(one for name in self.captures if (one := self._queries(name, index).get(key)))
-        where = (
-            f"layer {layer + 1}, {'mean of heads' if head is None else f'head {head + 1}'}"
-            if method == ATTENTION
-            else method
-        )
-        detail = f"from {what.said}; {where}"
-        steps = np.array([self.frames[i].step for i in mine])
-        plots = self._over_time(mine, key, layer, head) if method == ATTENTION and len(mine) > 1 else ()
+        episode = self.episodes[frame.episode]
+        details: list[str] = []
+        plots: list[Plot] = []
+        if self.commentary:
+            details.append(self.commentary.notes[index])
+            plots += self.commentary.plots
+        if maps:
+            heads = "mean of heads" if head is None else f"head {head + 1}"
+            where = f"layer {layer + 1}, {heads}" if method == ATTENTION else method
+            details.append(f"from {self.queries(index)[key].description}; {where}")
+        if maps and method == ATTENTION and len(episode) > 1:
+            plots += self._shares_over_time(episode, key, layer, head)
         return View(
             frame.image,
             maps,
             frame.masks,
-            moment_title(frame),
-            detail,
+            self.title(index),
+            "; ".join(details),
             opacity,
             outlines,
-            steps,
-            mine.index(index),
-            plots,
+            np.array([self.frames[i].step for i in episode]),
+            episode.index(index),
+            tuple(plots),
             method,
         )
 
-    def _over_time(self, mine: Sequence[int], key: str, layer: int, head: int | None) -> tuple[Plot, ...]:
-        """A plot an object: the share of each policy's attention over the episode, and the object's share of
-        the area, dotted.
-        """
-        if not any(self.frames[i].masks for i in mine):
-            return ()
-        colour, values = (
-            colours([*self.captures]),
-            {name: np.full((len(SHOWN), len(mine)), np.nan) for name in self.captures},
-        )
-        area = np.full((len(SHOWN), len(mine)), np.nan)
-        for place, index in enumerate(mine):
-            names, cover, sizes = self._covered(index)
-            rows = [names.index(thing) for thing in SHOWN if thing in names]
-            kept = [i for i, thing in enumerate(SHOWN) if thing in names]
-            area[kept, place] = sizes[rows]
-            for name in self.captures:
-                one = self._queries(name, index).get(key)
-                if one is not None:
-                    flat = self._attention(name, index, one, layer, head).ravel()
-                    values[name][kept, place] = cover[rows] @ flat / max(float(flat.sum()), 1e-12)
-        end = scale_end([*area.ravel(), *np.concatenate([one.ravel() for one in values.values()])])
-        plots = []
-        for i, thing in enumerate(SHOWN):
-            lines = [Line(label(name), colour[name], values[name][i]) for name in self.captures]
-            plots.append(
-                Plot(
-                    THING_LABELS[thing],
-                    (Line("area", INK, area[i], dashed=True), *lines),
-                    0.0,
-                    end,
-                    OUTLINES[thing],
-                    share=True,
-                )
-            )
-        return tuple(plots)
+    def title(self, index: int) -> str:
+        """Which moment of what a frame is."""
+        if self.commentary:
+            return self.commentary.title
+        frame = self.frames[index]
+        phase = f" ({frame.phase})" if frame.phase else ""
+        return f"{frame.instruction}: episode {frame.episode}, step {frame.step}{phase}"
 
-    def _covered(self, index: int) -> tuple[list[str], Array, Array]:
-        """(things, how much of each patch they cover: (things, patches), their share of the picture) of a
-        frame, kept.
+    def _shares_over_time(self, episode: Sequence[int], key: str, layer: int, head: int | None) -> list[Plot]:
+        """A plot an object: each policy's share of attention over the episode, and the share of the area,
+        dotted.
         """
-        if index not in self._cover:
-            masks, grid = self.frames[index].masks, next(iter(self.captures.values()))[index].grid
-            sizes = areas(masks) if masks else {}
-            names = [name for name in sizes if name != REST]
-            cover = (
-                np.stack([to_patches(masks[name], grid).ravel() for name in names])
-                if names
-                else np.zeros((0, grid[0] * grid[1]))
-            )
-            self._cover[index] = names, cover, np.array([sizes[name] for name in names])
-        return self._cover[index]
+        if not any(self.frames[index].masks for index in episode):
+            return []
+        missing: dict[str, Any] = dict.fromkeys(SHOWN, np.nan)
+        area: list[dict[str, Any]] = []
+        share: dict[str, list[dict[str, Any]]] = {name: [] for name in self.captures}
+        for index in episode:
+            masks = self.frames[index].masks
+            area.append(missing | areas(masks) if masks else missing)
+            for name in self.captures:
+                known = masks and key in self.groups[name][index]
+                found = shares(self._map(name, index, key, layer, head, ATTENTION), masks) if known else {}
+                share[name].append(missing | found)
+        everything = [
+            frame[thing] for frames in (area, *share.values()) for frame in frames for thing in SHOWN
+        ]
+        end = scale_end(everything)
+        colour = colours([*self.captures])
+        plots = []
+        for thing in SHOWN:
+            lines = [Line("area", INK, np.array([frame[thing] for frame in area]), dashed=True)]
+            for name, shares_by_frame in share.items():
+                values = np.array([float(frame[thing]) for frame in shares_by_frame])
+                lines.append(Line(label(name), colour[name], values))
+            plots.append(Plot(THING_LABELS[thing], tuple(lines), 0.0, end, OUTLINES[thing], share=True))
+        return plots
 
     def _map(self, name: str, index: int, key: str, layer: int, head: int | None, method: str) -> Array:
-        frame = self.frames[index]
-        one = self._queries(name, index).get(key)
-        if one is None:
-            what = (
-                f"{label(name)}: there is no {key.replace(':', ' ')} to look from in episode "
-                f"{frame.episode}, step {frame.step}"
-            )
+        frame, capture = self.frames[index], self.captures[name][index]
+        group = self.groups[name][index].get(key)
+        if group is None:
+            where = f"in episode {frame.episode}, step {frame.step}"
             raise KitError(
-                what, "choose what every policy has, or capture all of them with the same rationale"
+                f"{label(name)}: there is no {key.replace(':', ' ')} to look from {where}",
+                "choose what every policy has, or capture all of them with the same rationale",
             )
-        if method == ATTENTION:
-            return self._attention(name, index, one, layer, head)
-        at = method, name, index, key
-        if at not in self._computed:
-            self._computed[at] = np.asarray(self._methods[method](name, index, one))
-        return self._computed[at]
-
-    def _attention(self, name: str, index: int, one: Asked, layer: int, head: int | None) -> Array:
-        seen = self.captures[name][index]
-        for what, value, size in (("layer", layer, seen.layers), ("head", head, seen.heads)):
+        if method != ATTENTION:
+            choice = method, name, index, key
+            if choice not in self._computed:
+                self._computed[choice] = np.asarray(self._methods[method](name, index, group))
+            return self._computed[choice]
+        for what, value, size in (("layer", layer, capture.layers), ("head", head, capture.heads)):
             if value is not None and not 0 <= value < size:
                 raise KitError(f"{label(name)} has no {what} {value + 1}", f"choose 1 to {size}")
-        heads = seen.patches[layer][:, one.rows].mean(1)  # heads, patches
-        return np.asarray(heads.mean(0) if head is None else heads[head]).reshape(seen.grid)
-
-    def _queries(self, name: str, index: int) -> dict[str, Asked]:
-        if (name, index) not in self._asked:
-            self._asked[name, index] = asked(self.captures[name][index])
-        return self._asked[name, index]
+        heads = capture.patches[layer][:, group.rows].mean(1)  # heads, patches
+        return np.asarray(heads.mean(0) if head is None else heads[head]).reshape(capture.grid)
 
 
-def moment_title(frame: Frame) -> str:
-    """Which moment of what a frame is."""
-    return f"{frame.instruction}: episode {frame.episode}, step {frame.step}" + (
-        f" ({frame.phase})" if frame.phase else ""
-    )
-
-
-def _check(frames: Sequence[Frame], captures: Mapping[str, Sequence[Capture]]) -> Capture:
-    """The first capture, once all are known to belong together."""
+def _check(frames: Sequence[Frame], captures: Mapping[str, Sequence[Capture]], needed: bool) -> None:
+    """Raise `KitError` unless captures belong to these frames and to each other."""
     if not isinstance(captures, Mapping):
         raise KitError(
             f"captures are given as {type(captures).__name__}",
             "give a mapping: the policy's name to its captures, one a frame",
         )
-    if not frames or not captures:
+    if not frames or (needed and not captures):
         raise KitError(
             "there is nothing to explore", "give at least one frame and one policy's captures of it"
         )
-    pictures = [image_hash(frame.image) for frame in frames]
-    for name, found in captures.items():
-        if len(found) != len(frames):
+    pictures = [image_hash(frame.image) for frame in frames] if captures else []
+    sizes = {}
+    for name, policy_captures in captures.items():
+        if len(policy_captures) != len(frames):
             raise KitError(
-                f"{len(found)} captures of {name} for {len(frames)} frames",
+                f"{len(policy_captures)} captures of {name} for {len(frames)} frames",
                 "capture each policy on each of these frames",
             )
-        if len(hashes := {one.checkpoint_hash for one in found}) > 1:
+        hashes = {capture.checkpoint_hash for capture in policy_captures}
+        if len(hashes) > 1:
             what = f"the captures of {name} are of {len(hashes)} checkpoints ({', '.join(sorted(hashes))})"
             raise KitError(what, "capture again with one checkpoint")
-        for index, (seen, frame, picture) in enumerate(zip(found, frames, pictures, strict=True)):
-            if seen.image_hash and seen.image_hash != picture:
-                what = (
-                    f"the capture {index} of {name} is of another picture than the frame (episode "
-                    f"{frame.episode}, step {frame.step})"
+        for index, (capture, frame) in enumerate(zip(policy_captures, frames, strict=True)):
+            if capture.image_hash and capture.image_hash != pictures[index]:
+                moment = f"episode {frame.episode}, step {frame.step}"
+                raise KitError(
+                    f"the capture {index} of {name} is of another picture than the frame ({moment})",
+                    "give captures and frames in one order, or capture again",
                 )
-                raise KitError(what, "give captures and frames in one order, or capture again")
-    first = next(iter(captures.values()))[0]
-    for name, found in captures.items():
-        if any((*one.patches.shape[:2], one.grid) != (*first.patches.shape[:2], first.grid) for one in found):
+            sizes[capture.layers, capture.heads, capture.grid] = name
+        if len(sizes) > 1:
             raise KitError(
                 f"{name} has another number of layers, heads or patches",
                 "explore policies of one size together",
             )
-    return first
 
 
 def _spans(text: str, words: Sequence[str]) -> list[tuple[int, int]]:
     """Where each word stands in the text, searched one after another; an empty span where a tokenizer writes
     a word otherwise than the text does.
     """
-    lowered, at, spans = text.lower(), 0, list[tuple[int, int]]()
+    lowered = text.lower()
+    end = 0
+    spans = []
     for word in words:
-        start = lowered.find(word.lower(), at)
-        spans.append((at, at) if start < 0 else (start, start + len(word)))
-        at = spans[-1][1]
+        start = lowered.find(word.lower(), end)
+        spans.append((end, end) if start < 0 else (start, start + len(word)))
+        end = spans[-1][1]
     return spans
 
 
@@ -370,14 +358,9 @@ def _sentences(text: str, spans: Sequence[tuple[int, int]]) -> list[list[int]]:
     """Numbers of the words of each sentence; a sentence ends with ".", "!" or "?" before a space, or with its
     line.
     """
-    groups: list[list[int]] = []
+    sentences: list[list[int]] = []
     for i, (start, _) in enumerate(spans):
         if i == 0 or SENTENCE_ENDS.search(text[spans[i - 1][1] : start]):
-            groups.append([])
-        groups[-1].append(i)
-    return groups
-
-
-def _short(text: str, longest: int = 60) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= longest else text[: longest - 1].rstrip() + "…"
+            sentences.append([])
+        sentences[-1].append(i)
+    return sentences

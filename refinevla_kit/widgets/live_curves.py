@@ -26,13 +26,12 @@ class LiveCurves:
     other.
 
     Args:
-        panels: column -> title; the two losses by default.
         pause: seconds between pictures, at least.
     """
 
-    def __init__(self, panels: dict[str, str] | None = None, pause: float = 2.0) -> None:
+    def __init__(self, pause: float = 2.0) -> None:
         self.rows: list[dict[str, Any]] = []
-        self._panels, self._pause = panels or LOSSES, pause
+        self._pause = pause
         self._handle: DisplayHandle | None = None
         self._drawn = -pause
 
@@ -50,20 +49,15 @@ class LiveCurves:
         return self
 
     def figure(self) -> Figure:
-        """The curves so far, of the panels that any policy has. Raises `KitError` before the first row."""
+        """The curves so far, of the losses that any policy has. Raises `KitError` before the first row."""
         if not self.rows:
             raise KitError(
                 "there is no training step to draw yet", "train first, with these curves as `watch`"
             )
         frame = pd.DataFrame(self.rows)
-        shown = {
-            column: title
-            for column, title in self._panels.items()
-            if column in frame and frame[column].notna().any()
-        }
-        return training_curves(
-            {str(policy): rows for policy, rows in frame.groupby("policy", sort=False)}, shown
-        )
+        shown = {name: title for name, title in LOSSES.items() if name in frame and frame[name].notna().any()}
+        histories = {str(policy): rows for policy, rows in frame.groupby("policy", sort=False)}
+        return training_curves(histories, shown)
 
     def draw(self) -> None:
         """Show the curves so far, in the place of the last picture."""

@@ -3,7 +3,8 @@ mouse or keyboard.
 
 A thin shell over `figures.reviews.review_card` and `teacher.reviews`: every decision is on the disk before
 the next answer is shown, the teacher's text is never written, and `rationales="reviewed"` trains on the
-result. `figure` gives the same picture without a browser.
+result. `figure` gives the same picture without a browser. ipywidgets passes no key events on, so a small
+anywidget listens for them in the browser.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import anywidget
 import ipywidgets as widgets
 from matplotlib.figure import Figure
 
@@ -33,11 +35,72 @@ from refinevla_kit.teacher.reviews import (
     reviews_path,
 )
 from refinevla_kit.teacher.schema import PARTS, Rationale, Request
-from refinevla_kit.widgets.keys import BOX, TEXT, Keys
 
 FILTERS = {"all": "all", "doubted by the audit": "doubted", "not yet reviewed": "open", "refused": "refused"}
 REASONS = ("wrong object", "wrong relation", "wrong sub-task", "wrong instruction", "says too little")
 READING, EDITING, REJECTING = "reading", "editing", "rejecting"
+BUTTONS = {  # what is written on each -> the key that does the same
+    "accept": "a",
+    "edit": "e",
+    "reject": "r",
+    "←": "ArrowLeft",
+    "→": "ArrowRight",
+    "save": "save",
+    "cancel": "Escape",
+}
+KEYS_BOX = "refinevla-keys"  # CSS class of the box that is listened to
+KEYS_TEXT = "refinevla-keys-text"  # and of its text fields
+
+
+class Keys(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget's base has no type hints
+    """Listens to the keyboard anywhere in the box with the class `KEYS_BOX` and sends {"key", "texts"}; told
+    {"focus": mode}, moves the focus there.
+
+    JupyterLab's own single-key commands (a inserts a cell, r makes it raw) are switched off inside the box by
+    Lumino's attribute for it. What is being typed travels with the key: a text field's last letters may still
+    be on their way to the kernel.
+    """
+
+    _esm = """
+    const KEYS = ["a", "e", "r", "ArrowLeft", "ArrowRight", "Escape", "save"];
+    function render({ model, el }) {
+      let box = null, gone = false;
+      el.textContent = "Keys, after a click on the picture: a accept, e edit, r reject, "
+        + "\\u2190 \\u2192 move; Ctrl+Enter save, Esc cancel";
+      const down = (event) => {
+        const field = event.target.closest("textarea, input, select");
+        const enter = event.key === "Enter" && (event.ctrlKey || field?.type === "text");
+        const key = enter ? "save" : event.key;
+        if (event.altKey || event.metaKey || (event.ctrlKey && !enter)) return;
+        if ((field && !enter && key !== "Escape") || !KEYS.includes(key)) return;
+        event.preventDefault();
+        event.stopPropagation();
+        const texts = [...box.querySelectorAll(".TEXT textarea, .TEXT input")].map((each) => each.value);
+        model.send({ key, texts });
+      };
+      const attach = () => {
+        box = el.closest(".BOX");
+        if (!box && !gone) return requestAnimationFrame(attach);
+        if (!box || gone) return;
+        box.tabIndex = 0;
+        box.dataset.lmSuppressShortcuts = "true";
+        box.addEventListener("keydown", down, true);  // before the text fields, which keep keys to themselves
+      };
+      const told = () => requestAnimationFrame(() => {
+        const all = box?.querySelectorAll(".TEXT textarea, .TEXT input") ?? [];
+        const fields = [...all].filter((each) => each.offsetParent);
+        (fields[0] ?? box)?.focus({ preventScroll: true });
+      });
+      model.on("msg:custom", told);
+      attach();
+      return () => {
+        gone = true;
+        model.off("msg:custom", told);
+        box?.removeEventListener("keydown", down, true);
+      };
+    }
+    export default { render };
+    """.replace("BOX", KEYS_BOX).replace("TEXT", KEYS_TEXT)
 
 
 class RationaleReviewer:
@@ -65,9 +128,12 @@ class RationaleReviewer:
         self, dataset: EpisodeDataset | str | Path, table: str | Path, keyframes: int = 3, reviewer: str = ""
     ) -> None:
         self._dataset = open_dataset(dataset) if isinstance(dataset, str | Path) else dataset
-        self._answers, self._keyframes, self._reviewer = load_rationales(table), keyframes, reviewer
-        self._path, self._doubts, self._mode = reviews_path(table), list[bool](), READING
+        self._answers = load_rationales(table)
+        self._keyframes, self._reviewer = keyframes, reviewer
+        self._path = reviews_path(table)
         self._decisions = load_decisions(self._path)
+        self._doubts: list[bool] = []
+        self._mode = READING
         if not self._answers:
             raise KitError(f"{table} holds no answers", "annotate the dataset first (notebook 01)")
         self._shown = list(range(len(self._answers)))
@@ -75,8 +141,7 @@ class RationaleReviewer:
         self.place = widgets.BoundedIntText(1, 1, len(self._shown), layout={"width": "70px"})
         self.of, self.progress, self.message = widgets.Label(), widgets.Label(), widgets.HTML()
         self.accept, self.edit, self.reject, self.back, self.forward, self.save, self.cancel = (
-            widgets.Button(description=name, layout={"width": "auto"})
-            for name in ("accept", "edit", "reject", "←", "→", "save", "cancel")
+            self._button(*names) for names in BUTTONS.items()
         )
         self.parts = {
             part: widgets.Textarea(
@@ -89,38 +154,16 @@ class RationaleReviewer:
             options=REASONS, description="reason", ensure_option=False, layout={"width": "500px"}
         )
         for field in (*self.parts.values(), self.reason):
-            field.add_class(TEXT)
+            field.add_class(KEYS_TEXT)
         self.picture, self.keys = widgets.Image(format="png", width=1080), Keys()
-        self._fields = {EDITING: widgets.VBox([*self.parts.values(), self.matches]), REJECTING: self.reason}
-        self._buttons = {
-            READING: widgets.HBox([self.accept, self.edit, self.reject]),
-            "": widgets.HBox([self.save, self.cancel]),
-        }
-        top = widgets.HBox(
-            [
-                self.filter,
-                self.back,
-                self.place,
-                self.of,
-                self.forward,
-                self._buttons[READING],
-                self._buttons[""],
-                self.progress,
-            ]
-        )
-        self.box = widgets.VBox([top, self.message, *self._fields.values(), self.picture, self.keys])
-        self.box.add_class(BOX)
-        for key, button in {
-            "a": self.accept,
-            "e": self.edit,
-            "r": self.reject,
-            "ArrowLeft": self.back,
-            "ArrowRight": self.forward,
-            "save": self.save,
-            "Escape": self.cancel,
-        }.items():
-            button.on_click(lambda _, key=key: self.press(key))
         self.keys.on_msg(lambda _, content, __: self.press(content.get("key", ""), content.get("texts", ())))
+        self._fields = {EDITING: widgets.VBox([*self.parts.values(), self.matches]), REJECTING: self.reason}
+        self._decide_row = widgets.HBox([self.accept, self.edit, self.reject])
+        self._finish_row = widgets.HBox([self.save, self.cancel])
+        moves = [self.filter, self.back, self.place, self.of, self.forward]
+        top = widgets.HBox([*moves, self._decide_row, self._finish_row, self.progress])
+        self.box = widgets.VBox([top, self.message, *self._fields.values(), self.picture, self.keys])
+        self.box.add_class(KEYS_BOX)
         self.filter.observe(lambda _: self._try(self._choose), "value")
         self.place.observe(lambda _: self._try(self._show), "value")
         self._show()
@@ -147,29 +190,31 @@ class RationaleReviewer:
         """
         self._try(lambda: self._press(key, texts))
 
+    def _button(self, name: str, key: str) -> widgets.Button:
+        button = widgets.Button(description=name, layout={"width": "auto"})
+        button.on_click(lambda _: self.press(key))
+        return button
+
     def _press(self, key: str, texts: Any) -> None:
         for field, text in zip((*self.parts.values(), self.reason), texts, strict=False):
             field.value = text
         if key == "Escape":
             self._enter(READING)
         elif key == "save" and self._mode == EDITING:
-            self._decide(
-                "edit",
-                {
-                    name: field.value
-                    for name, field in {**self.parts, "instruction_matches": self.matches}.items()
-                },
-            )
+            edits = {part: field.value for part, field in self.parts.items()}
+            self._decide("edit", edits | {"instruction_matches": self.matches.value})
         elif key == "save" and self._mode == REJECTING:
             self._decide("reject", reason=self.reason.value)
-        elif self._mode == READING and key == "a":
-            self._decide(
-                "edit" if self.decision and self.decision.edits else "accept",
-                self.decision.edits if self.decision else {},
-            )
-        elif self._mode == READING and key in ("e", "r"):
-            self._enter({"e": EDITING, "r": REJECTING}[key])
-        elif self._mode == READING and key in ("ArrowLeft", "ArrowRight"):
+        elif self._mode != READING:
+            return
+        elif key == "a":
+            edits = self.decision.edits if self.decision else {}  # accepted again, an edit stays
+            self._decide("edit" if edits else "accept", edits)
+        elif key == "e":
+            self._enter(EDITING)
+        elif key == "r":
+            self._enter(REJECTING)
+        elif key in ("ArrowLeft", "ArrowRight"):
             self.place.value += 1 if key == "ArrowRight" else -1  # held within its bounds
 
     def _decide(self, verdict: str, edits: dict[str, Any] | None = None, reason: str = "") -> None:
@@ -199,13 +244,16 @@ class RationaleReviewer:
         """
         if self.filter.value == "doubted" and not self._doubts:
             self._doubts = [bool(doubt) for doubt in audit_dataset(self._dataset, self._answers)["doubt"]]
-        tests = {
-            "all": lambda _: True,
-            "doubted": lambda i: self._doubts[i],
-            "refused": lambda i: self._answers[i].refusal is not None,
-            "open": lambda i: decision_of(self._decisions, self._answers[i]) is None,
-        }
-        shown = [i for i in range(len(self._answers)) if tests[self.filter.value](i)]
+        shown = []
+        for number, answer in enumerate(self._answers):
+            wanted = {
+                "all": True,
+                "doubted": bool(self._doubts) and self._doubts[number],
+                "refused": answer.refusal is not None,
+                "open": decision_of(self._decisions, answer) is None,
+            }
+            if wanted[self.filter.value]:
+                shown.append(number)
         if not shown:
             raise KitError(f"no answer is {self.filter.label}", "choose something else to show")
         self._shown, before = shown, self.place.value
@@ -224,36 +272,28 @@ class RationaleReviewer:
         """Show the controls of the mode, and how far the review has come."""
         for mode, field in self._fields.items():
             field.layout.display = "" if mode == self._mode else "none"
-        for mode, row in self._buttons.items():
-            row.layout.display = "" if (mode == READING) == (self._mode == READING) else "none"
-        counts = Counter(
-            one.verdict for answer in self._answers if (one := decision_of(self._decisions, answer))
-        )
+        self._decide_row.layout.display = "" if self._mode == READING else "none"
+        self._finish_row.layout.display = "none" if self._mode == READING else ""
+        decisions = [decision_of(self._decisions, answer) for answer in self._answers]
+        counts = Counter(decision.verdict for decision in decisions if decision)
         done = ", ".join(f"{counts[verdict]} {word}" for verdict, word in VERDICTS.items())
         self.progress.value = f"{counts.total()} of {len(self._answers)} reviewed ({done})"
         self.of.value = f"of {len(self._shown)}"
 
     def _rationale(self) -> Rationale | None:
         """The text on show: the teacher's, or the reviewer's."""
-        return (
-            applied(self.answer, self.decision).rationale
-            if self.decision and self.decision.edits
-            else self.answer.rationale
-        )
+        if self.decision and self.decision.edits:
+            return applied(self.answer, self.decision).rationale
+        return self.answer.rationale
 
     def _request(self) -> Request:
-        span = (self.answer.episode, self.answer.start, self.answer.end)
-        for request in requests(
-            self._dataset,
-            "trajectory",
-            self._keyframes,
-            [self._dataset.info(self.answer.episode)],
-            lambda *_: [span],
-        ):
-            return request
-        raise KitError(
-            self._dataset.left_out[self.answer.episode], "copy the dataset again, pictures included"
-        )
+        episode = self.answer.episode
+        span = (episode, self.answer.start, self.answer.end)
+        infos = [self._dataset.info(episode)]
+        request = next(requests(self._dataset, "trajectory", self._keyframes, infos, lambda *_: [span]), None)
+        if request is None:
+            raise KitError(self._dataset.left_out[episode], "copy the dataset again, pictures included")
+        return request
 
     def _try(self, what: Any) -> None:
         try:

@@ -1,9 +1,8 @@
 """The rollout viewer: evaluation records as a table with filters; an episode chosen from it is played again
 and can be gone through step by step.
 
-Each step shows the picture, the rationale where the policy writes one, the actions as curves and, of a policy
-whose attention can be read, where it looks and how its attention was shared among the objects over the
-episode.
+What was played is shown in an attention explorer of its own: pictures, commands as curves, the rationale
+where the policy writes one and, where attention can be read, where the policy looks.
 """
 
 from __future__ import annotations
@@ -17,26 +16,24 @@ import ipywidgets as widgets
 import numpy as np
 from matplotlib.figure import Figure
 
-from refinevla_kit.attention.captured import Capture, Frame, upper_middle
+from refinevla_kit.attention.captured import Capture, Frame
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.records import EpisodeRecord
 from refinevla_kit.evaluation.replay import Replayer, Rollout
 from refinevla_kit.figures.rollouts import action_plots, episode_title, outcome
-from refinevla_kit.figures.saving import FORMATS, save_figure
 from refinevla_kit.figures.style import label
-from refinevla_kit.figures.views import View, comparison
-from refinevla_kit.files import file_name
 from refinevla_kit.tasks import find_task
-from refinevla_kit.widgets.exploration import ACTIONS, Exploration
-from refinevla_kit.widgets.picture import Picture, payload
+from refinevla_kit.widgets.attention_explorer import AttentionExplorer
+from refinevla_kit.widgets.exploration import Commentary
 
 ALL = "all"
+FILTERS = ("policy", "task", "variant")
 OUTCOMES: dict[str, Callable[[EpisodeRecord], bool]] = {
     ALL: lambda _: True,
-    "solved": lambda one: one.success_last,
-    "not solved": lambda one: not one.success_last,
-    "solved, then lost": lambda one: one.success_any and not one.success_last,
-    "held, not placed": lambda one: one.grasped and not one.success_any,
+    "solved": lambda record: record.success_last,
+    "not solved": lambda record: not record.success_last,
+    "solved, then lost": lambda record: record.success_any and not record.success_last,
+    "held, not placed": lambda record: record.grasped and not record.success_any,
 }
 COLUMNS = "{:<24}{:<20}{:<22}{:>8}  {}"
 TABLE = "refinevla-rollouts"
@@ -50,17 +47,13 @@ class RolloutViewer:
         policy, task, variant, outcome: the filters.
         row: the table; its value is the record's number in `records`.
         replay: the button that plays the chosen episode again (seconds, once each).
-        step, layer, heat, think: what is shown of it; layers count
-            from 1; `think` has a policy that acts first write its rationale for the step on show. form, save:
-            as in the attention explorer.
-        picture: what is on show.
         message: how the replay ended, or why there is none.
 
     Args:
         records: of `load_records`.
         policies: those that played them, by name or not; an episode of a policy that is not here stays a row
             of the table.
-        folder: where `save` writes.
+        folder: where the explorer's `save` writes.
 
     Raises:
         KitError: no records.
@@ -76,59 +69,36 @@ class RolloutViewer:
             raise KitError("there are no episodes to view", "give the records of an evaluation (notebook 03)")
         players = policies.values() if isinstance(policies, Mapping) else policies
         self.records, self._replayer, self._folder = list(records), Replayer(players), Path(folder)
-        self._played: dict[int, tuple[Rollout, Exploration | None]] = {}
-        self._thoughts: dict[tuple[int, int], str] = {}
-        narrow: dict[str, Any] = {"style": {"description_width": "4.5em"}, "layout": {"width": "280px"}}
-        self.policy, self.task, self.variant = (
-            self._filter(name, narrow) for name in ("policy", "task", "variant")
+        self._played: dict[int, tuple[Rollout, AttentionExplorer]] = {}
+        filters = {name: [(ALL, ALL)] for name in FILTERS}
+        for name, options in filters.items():
+            options += [
+                (label(value), value) for value in dict.fromkeys(getattr(one, name) for one in records)
+            ]
+        self.policy, self.task, self.variant, self.outcome = (
+            widgets.Dropdown(
+                options=options,
+                description=name,
+                style={"description_width": "4.5em"},
+                layout={"width": "280px"},
+            )
+            for name, options in {**filters, "outcome": [*OUTCOMES]}.items()
         )
-        self.outcome = widgets.Dropdown(options=[*OUTCOMES], description="outcome", **narrow)
         head = escape(COLUMNS.format("policy", "task", "variant", "episode", "outcome"))
-        style = (
-            f"<style>.{TABLE} select {{ font-family: monospace }}</style><pre "
-            f"style='margin:0;padding-left:4px'>{head}</pre>"
-        )
+        style = f"<style>.{TABLE} select {{ font-family: monospace }}</style>"
+        titles = widgets.HTML(f"{style}<pre style='margin:0;padding-left:4px'>{head}</pre>")
         self.row = widgets.Select(options=[("", 0)], rows=8, layout={"width": "900px"})
         self.row.add_class(TABLE)
-        self.count, self.replay = (
-            widgets.Label(),
-            widgets.Button(description="replay", tooltip="play this episode again in the simulator"),
-        )
-        self.step = widgets.IntSlider(0, 0, 0, description="step", layout={"width": "500px"})
-        self.play = widgets.Play(interval=200, min=0, max=0)
-        self.layer = widgets.IntSlider(1, 1, 1, description="layer", **narrow)
-        self.heat, self.think = (
-            widgets.Checkbox(value, description=name, indent=False, layout={"width": "110px"})
-            for name, value in (("attention", True), ("rationale", False))
-        )
-        self.form = widgets.Dropdown(options=[*FORMATS], layout={"width": "80px"})
-        self.save = widgets.Button(description="save", layout={"width": "80px"})
-        self.picture, self.message = Picture(), widgets.HTML()
-        widgets.jslink((self.play, "value"), (self.step, "value"))
-        for control in (self.policy, self.task, self.variant, self.outcome):
+        self.replay = widgets.Button(description="replay", tooltip="play this episode again in the simulator")
+        self.count, self.message, self._moments = widgets.Label(), widgets.HTML(), widgets.VBox()
+        controls = [self.policy, self.task, self.variant, self.outcome]
+        for control in controls:
             control.observe(lambda _: self._list(), "value")
         self.row.observe(lambda _: self._chosen(), "value")
-        for shown in (self.step, self.layer, self.heat, self.think):
-            shown.observe(lambda _: self._say(self._show), "value")
-        self.replay.on_click(lambda _: self._say(self._replay))
-        self.save.on_click(lambda _: self._say(self._save))
-        self.moments = widgets.VBox(
-            [
-                widgets.HBox([self.step, self.play]),
-                widgets.HBox([self.layer, self.heat, self.think, self.form, self.save]),
-                self.picture,
-            ]
-        )
-        table = widgets.VBox([widgets.HTML(style), self.row])
-        self.box = widgets.VBox(
-            [
-                widgets.HBox([self.policy, self.task, self.variant, self.outcome]),
-                table,
-                widgets.HBox([self.replay, self.count]),
-                self.message,
-                self.moments,
-            ]
-        )
+        self.replay.on_click(lambda _: self._replay())
+        rows = [widgets.HBox(controls), widgets.VBox([titles, self.row])]
+        rows += [widgets.HBox([self.replay, self.count]), self.message, self._moments]
+        self.box = widgets.VBox(rows)
         self._list()
 
     @property
@@ -140,131 +110,72 @@ class RolloutViewer:
 
     def rollout(self) -> Rollout:
         """The chosen episode, played again when it was not yet."""
-        return self._moments()[0]
+        return self._play()[0]
 
-    def view(self) -> View:
-        """What is on show."""
-        rollout, exploration = self._moments()
-        now, plots = self.step.value, action_plots(rollout)
-        observation = rollout.observations[now]
-        state = ["held"] * bool(now and rollout.grasped[now - 1]) + ["solved"] * bool(
-            now and rollout.success[now - 1]
-        )
-        title = episode_title(rollout.record)
-        detail = f"{observation.instruction}: step {now} of {len(rollout.actions)}" + (
-            f" ({', '.join(state)})" if state else ""
-        )
-        if exploration is None:
-            masks = named_masks(rollout, now)
-            return View(
-                observation.image,
-                {},
-                masks,
-                title,
-                detail,
-                steps=np.arange(len(rollout.observations)),
-                now=now,
-                plots=plots,
-            )
-        seen = exploration.view(now, ACTIONS, self.layer.value - 1)
-        return View(
-            seen.image,
-            seen.maps if self.heat.value else {},
-            seen.masks,
-            title,
-            f"{detail}; attention {seen.detail}",
-            0.9,
-            self.heat.value,
-            seen.steps,
-            now,
-            (*plots, *seen.plots),
-        )
+    def explorer(self) -> AttentionExplorer:
+        """The chosen episode step by step; played again when it was not yet."""
+        return self._play()[1]
 
     def figure(self) -> Figure:
-        """The same for paper, drawn by the pure function; for a run without a browser too. Plays the episode
-        when it was not yet.
-        """
-        return comparison(self.view())
+        """What the explorer shows, drawn for paper; for a run without a browser too."""
+        return self.explorer().figure()
 
-    def _moments(self) -> tuple[Rollout, Exploration | None]:
-        number, record = self.row.value, self.record
+    def _play(self) -> tuple[Rollout, AttentionExplorer]:
+        record, number = self.record, self.row.value
         if number not in self._played:
             policy = self._replayer.policy(record)
             rollout = self._replayer.play(record, masks=hasattr(policy, "vla"))  # they are for attention
             captures = read_attention(policy, rollout)
             frames = [
                 Frame(
-                    one.image,
-                    named_masks(rollout, i),
-                    one.instruction,
+                    observation.image,
+                    named_masks(rollout, step),
+                    observation.instruction,
                     record.task,
                     record.episode_id,
-                    i,
+                    step,
                     "",
-                    one.proprioception,
+                    observation.proprioception,
                 )
-                for i, one in enumerate(rollout.observations)
+                for step, observation in enumerate(rollout.observations)
             ]
-            self._played[number] = (
-                rollout,
-                Exploration(frames, {record.policy: captures}) if captures else None,
+            explorer = AttentionExplorer(
+                frames,
+                {record.policy: captures} if captures else {},
+                folder=self._folder,
+                commentary=comment(rollout, policy),
             )
+            self._played[number] = rollout, explorer
         return self._played[number]
 
     def _replay(self) -> None:
-        self.message.value = f"playing {escape(episode_title(self.record))} …"
-        rollout, exploration = self._moments()
-        last = len(rollout.observations) - 1
-        self.step.max = self.play.max = last
-        if exploration is not None:
-            self.layer.max = exploration.layers
-            self.layer.value = upper_middle(exploration.layers) + 1
-        self.layer.disabled = self.heat.disabled = exploration is None
-        self._show()
-        differences = ", ".join(
-            f"{name} {now} (recorded: {before})" for name, (before, now) in rollout.differences.items()
-        )
-        ended = (
-            f"The replay ended otherwise than the record: {differences}. Rounding can do that."
-            if differences
-            else "It ended as recorded."
-        )
-        self.message.value = ended + ("" if exploration else " The attention of this policy cannot be read.")
-
-    def _show(self) -> None:
-        if self.row.value in self._played:
-            self.picture.view = payload(self.view(), self._texts())
-            self.moments.layout.display = ""
-
-    def _texts(self) -> dict[str, tuple[str, tuple[int, int]]]:
-        rollout, _ = self._moments()
-        record, now = rollout.record, self.step.value
-        text = str(getattr(rollout.answers[now], "rationale", "")) if now < len(rollout.answers) else ""
-        policy = self._replayer.policy(record)
-        if not text and self.think.value and hasattr(policy, "explain"):
-            key, seen = (self.row.value, now), rollout.observations[now]
-            if key not in self._thoughts:
-                self._thoughts[key] = policy.explain(seen.image, seen.instruction, seen.proprioception)
-            text = self._thoughts[key]
-        elif not text and self.think.value:
-            text = "(this policy writes no rationales)"
-        return {record.policy: (text, (0, 0))} if text else {}
-
-    def _filter(self, name: str, narrow: dict[str, Any]) -> widgets.Dropdown:
-        known = list(dict.fromkeys(getattr(record, name) for record in self.records))
-        return widgets.Dropdown(
-            options=[(ALL, ALL), *((label(one), one) for one in known)], description=name, **narrow
-        )
+        try:
+            self.message.value = f"playing {escape(episode_title(self.record))} …"
+            rollout, explorer = self._play()
+        except KitError as error:  # said in the widget: an exception in a callback would be swallowed
+            self.message.value = f"<b>{escape(str(error))}</b>"
+            return
+        self._moments.children = [explorer]
+        if rollout.differences:
+            differences = [
+                f"{name} {now} (recorded: {was})" for name, (was, now) in rollout.differences.items()
+            ]
+            ended = (
+                f"The replay ended otherwise than the record: {', '.join(differences)}. Rounding can do that."
+            )
+        else:
+            ended = "It ended as recorded."
+        unread = "" if explorer.exploration.captures else " The attention of this policy cannot be read."
+        self.message.value = ended + unread
 
     def _list(self) -> None:
         """Fill the table with what the filters let through; the chosen row stays when it is among them."""
-        wanted = {name: getattr(self, name).value for name in ("policy", "task", "variant")}
-        kept = [
-            number
-            for number, record in enumerate(self.records)
-            if OUTCOMES[self.outcome.value](record)
-            and all(value in (ALL, getattr(record, name)) for name, value in wanted.items())
-        ]
+        wanted = {name: getattr(self, name).value for name in FILTERS}
+        kept = []
+        for number, record in enumerate(self.records):
+            alike = all(value in (ALL, getattr(record, name)) for name, value in wanted.items())
+            if alike and OUTCOMES[self.outcome.value](record):
+                kept.append(number)
         before = self.row.value
         self.row.options = [(_line(self.records[number]), number) for number in kept]
         self.row.value = before if before in kept else kept[0] if kept else None
@@ -275,36 +186,47 @@ class RolloutViewer:
     def _chosen(self) -> None:
         """Another row: show it when it has been played, else wait for the button."""
         self.message.value = ""
+        self._moments.children = []
         if self.row.value in self._played:
-            self._say(self._replay)
-        else:
-            self.moments.layout.display = "none"
+            self._replay()
 
-    def _save(self) -> None:
-        record = self.record
-        played = f"{record.task}-{record.variant}-{record.start}{record.episode_id}"
-        name = f"rollout-{record.policy}-{played}-step{self.step.value}"
-        made_from = {"record": vars(record), "step": self.step.value, "layer": self.layer.value}
-        saved = save_figure(self.figure(), self._folder / file_name(name), made_from, [self.form.value])
-        self.message.value = f"saved {escape(str(saved))}"
 
-    def _say(self, what: Callable[[], None]) -> None:
-        try:
-            what()
-        except KitError as error:  # said in the widget: an exception in a callback would be swallowed
-            self.message.value = f"<b>{escape(str(error))}</b>"
+def comment(rollout: Rollout, policy: Any) -> Commentary:
+    """What is told about a played episode beside its attention."""
+    record, steps = rollout.record, len(rollout.actions)
+    notes = []
+    for step, observation in enumerate(rollout.observations):
+        states = []
+        if step and rollout.grasped[step - 1]:
+            states.append("held")
+        if step and rollout.success[step - 1]:
+            states.append("solved")
+        state = f" ({', '.join(states)})" if states else ""
+        notes.append(f"{observation.instruction}: step {step} of {steps}{state}")
+
+    def write(step: int) -> str:
+        if not hasattr(policy, "explain"):
+            return "(this policy writes no rationales)"
+        observation = rollout.observations[step]
+        return str(policy.explain(observation.image, observation.instruction, observation.proprioception))
+
+    return Commentary(
+        name=f"rollout-{record.policy}-{record.task}-{record.variant}-{record.start}",
+        made_from={"record": vars(record)},
+        policy=record.policy,
+        title=episode_title(record),
+        notes=notes,
+        plots=action_plots(rollout),
+        texts=[*(str(getattr(answer, "rationale", "")) for answer in rollout.answers), ""],
+        write=write,
+    )
 
 
 def _line(record: EpisodeRecord) -> str:
     """A row of the table; browsers fold ordinary spaces."""
-    cells = (
-        label(record.policy)[:23],
-        label(record.task)[:19],
-        record.variant[:21],
-        record.episode_id,
-        outcome(record),
-    )
-    return COLUMNS.format(*cells).replace(" ", "\u00a0")
+    policy, task, variant = label(record.policy)[:23], label(record.task)[:19], record.variant[:21]
+    line = COLUMNS.format(policy, task, variant, record.episode_id, outcome(record))
+    return line.replace(" ", "\u00a0")
 
 
 def named_masks(rollout: Rollout, step: int) -> dict[str, Any]:
@@ -324,12 +246,10 @@ def read_attention(policy: Any, rollout: Rollout) -> list[Capture]:
         return []
     from refinevla_kit.attention.forward import capture_batch  # needs torch; other policies may have none
 
-    images = np.stack([one.image for one in rollout.observations])
-    sentences = [one.instruction for one in rollout.observations]
-    own = (
-        np.stack([one.proprioception for one in rollout.observations])
-        if getattr(policy, "needs_proprioception", False)
-        else None
-    )
-    last = policy.act_batch(images[-1:], sentences[-1:], None if own is None else own[-1:])
-    return capture_batch(policy, images, sentences, [*rollout.answers, *last], None, own)
+    images = np.stack([observation.image for observation in rollout.observations])
+    sentences = [observation.instruction for observation in rollout.observations]
+    states = None
+    if getattr(policy, "needs_proprioception", False):
+        states = np.stack([observation.proprioception for observation in rollout.observations])
+    last = policy.decide(images[-1:], sentences[-1:], None if states is None else states[-1:])
+    return capture_batch(policy, images, sentences, [*rollout.answers, *last], None, states)

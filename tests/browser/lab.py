@@ -101,13 +101,12 @@ class NotebookPage:
         return self.page.locator(FAILED).all_text_contents()
 
     def press(self, label: str, key: str) -> None:
-        """Press a key on the slider with this description."""
-        slider = self.page.locator(".widget-inline-hbox", has=self.page.get_by_text(label, exact=True))
-        slider.locator(".noUi-handle").press(key)
+        """Press a key on the explorer's slider of this name."""
+        self.page.locator(f".refinevla-explorer [name={label}]").press(key)
 
     def picture(self, other_than: str = "") -> str:
         """The pixels of the last widget's picture as text; waits until they differ from `other_than`."""
-        shown = self.page.locator(".jupyter-widgets img, .jupyter-widgets canvas").last
+        shown = self.page.locator(".jupyter-widgets img, .refinevla-explorer canvas").last
         shown.scroll_into_view_if_needed()
         for _ in range(400):
             pixels = str(shown.evaluate(PIXELS))

@@ -29,12 +29,18 @@ def test_the_explorers_controls_change_its_picture(lab: Lab, tmp_path: Path) -> 
         ):
             notebook.press(slider, key)
             seen.append(notebook.picture(other_than=seen[-1]))
-        notebook.page.locator(".widget-dropdown", has_text="from").locator("select").select_option(
-            "instruction, words"
-        )
+        notebook.page.locator("[name=method]").select_option("grad_cam")  # the policy is asked
         seen.append(notebook.picture(other_than=seen[-1]))
-        assert len(set(seen)) == 6
-        canvas = notebook.page.locator(".jupyter-widgets canvas")
+        notebook.page.locator("[name=method]").select_option("attention")
+        notebook.picture(other_than=seen[-1])
+        notebook.page.locator("[name=from]").select_option("instruction")
+        seen.append(notebook.picture(other_than=seen[-1]))
+        assert len(set(seen)) == 7
+        notebook.page.locator("[name=form]").select_option("svg")
+        notebook.page.get_by_role("button", name="save", exact=True).click()
+        notebook.page.locator(".refinevla-value", has_text="saved").wait_for(timeout=60_000)
+        assert len([*(tmp_path / "04_attention_maps").glob("explorer-*.svg")]) == 1
+        canvas = notebook.page.locator(".refinevla-explorer canvas")
         canvas.hover(position={"x": 100, "y": 150})
         value = re.compile(
             r"^actions only, row \d, column \d: \d+\.\d\d × even \(\d+\.\d\d % of the attention to "
@@ -78,12 +84,12 @@ def test_an_episode_is_chosen_from_the_table_and_played_again(lab: Lab, tmp_path
         notebook.run_all()
         assert (notebook.errors(), notebook.complaints) == ([], [])
         seen = [notebook.picture()]
-        for slider, key in (("step", "End"), ("step", "ArrowLeft"), ("layer", "Home")):
+        for slider, key in (("frame", "End"), ("frame", "ArrowLeft"), ("layer", "Home"), ("opacity", "Home")):
             notebook.press(slider, key)
             seen.append(notebook.picture(other_than=seen[-1]))
-        notebook.page.locator("label", has_text="attention").locator("input").uncheck()
+        notebook.page.locator("[name=outlines]").uncheck()
         seen.append(notebook.picture(other_than=seen[-1]))
-        assert len(set(seen)) == 5
+        assert len(set(seen)) == 6
         rows = notebook.page.locator(".refinevla-rollouts option")
         everything = rows.count()
         notebook.page.locator(".widget-dropdown", has_text="policy").locator("select").select_option(
@@ -99,7 +105,7 @@ def test_an_episode_is_chosen_from_the_table_and_played_again(lab: Lab, tmp_path
         rows.last.click()
         notebook.page.get_by_role("button", name="replay").click()
         notebook.page.locator(".widget-html", has_text="It ended as recorded.").wait_for(timeout=60_000)
-        notebook.page.locator("label", has_text="rationale").locator("input").check()
+        notebook.page.locator("[name=rationale]").check()
         notebook.page.locator(".refinevla-texts", has_text="with reasoning loss: Observation:").wait_for(
             timeout=60_000
         )

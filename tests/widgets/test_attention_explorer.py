@@ -1,5 +1,5 @@
-"""The explorer without a browser: setting a control's value changes what is on show, and says what is wrong
-instead of dying.
+"""The explorer without a browser: a choice changes what is on show, the kernel answers what the page asks,
+and what is wrong is said.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,91 +22,87 @@ from refinevla_kit.errors import KitError
 from refinevla_kit.figures.overlays import EVEN
 from refinevla_kit.policies.vla_policy import VLAPolicy
 from refinevla_kit.simulator.contract import Array
-from refinevla_kit.widgets.attention_explorer import AttentionExplorer, attribution_methods, capture_words
+from refinevla_kit.widgets import AttentionExplorer, attention_explorer
+from refinevla_kit.widgets.attention_explorer import attribution_methods, capture_words
 from tests.attention.conftest import small_policy
-from tests.widgets.explored import CAPTURES, FRAMES, NAMES, attention
+from tests.widgets.explored import CAPTURES, FRAMES, NAMES, attention, shown
 
 
 @pytest.fixture
 def explorer(tmp_path: Path) -> Iterator[AttentionExplorer]:
     made = AttentionExplorer(FRAMES, CAPTURES, folder=tmp_path)
     yield made
-    made.box.close()
+    made.close()
+
+
+@pytest.fixture
+def replies(explorer: AttentionExplorer, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What the kernel sends to the page."""
+    sent: list[dict[str, Any]] = []
+    monkeypatch.setattr(explorer, "send", sent.append)
+    return sent
+
+
+def ask(explorer: AttentionExplorer, **question: Any) -> None:
+    """As the page asks."""
+    explorer._handle_custom_msg({"id": "7", **question}, [])
+
+
+def page_numbers(explorer: AttentionExplorer) -> str:
+    return json.dumps(shown(explorer.view()))
 
 
 @pytest.mark.parametrize(
-    ("control", "value"),
+    "choice",
     [
-        ("step", 2),
-        ("episode", 4),
-        ("layer", 1),
-        ("head", 2),
-        ("query", "action:gripper"),
-        ("kind", "word"),
-        ("opacity", 0.2),
-        ("outlines", False),
+        {"step": 2},
+        {"episode": 4},
+        {"layer": 1},
+        {"head": 2},
+        {"query": "action:gripper"},
+        {"query": "word:The:1"},
+        {"opacity": 0.2},
+        {"outlines": False},
     ],
 )
-def test_each_control_changes_what_is_on_show(
-    explorer: AttentionExplorer, control: str, value: object
-) -> None:
-    before = json.dumps(explorer.picture.view)
-    getattr(explorer, control).value = value
-    assert json.dumps(explorer.picture.view) != before
-    assert explorer.message.value == ""
+def test_each_choice_changes_what_is_on_show(explorer: AttentionExplorer, choice: dict[str, object]) -> None:
+    before = page_numbers(explorer), explorer.view().outlines
+    explorer.choose(**choice)
+    assert (page_numbers(explorer), explorer.view().outlines) != before
+    assert explorer.choice.items() >= choice.items()
 
 
-def test_the_picture_has_the_numbers_of_the_captures(explorer: AttentionExplorer) -> None:
+def test_the_view_has_the_numbers_of_the_captures(explorer: AttentionExplorer) -> None:
     explorer.choose(episode=4, step=1, layer=3, head=2, query="action:yaw")
-    shown = explorer.picture.view
-    assert (
-        shown["title"] == "put carrot on plate: episode 4, step 1 (reach)"
-        and shown["detail"] == "from action yaw; layer 3, head 2"
-    )
-    for panel, name in zip(shown["panels"], NAMES, strict=True):
+    view = explorer.view()
+    assert view.title == "put carrot on plate: episode 4, step 1 (reach)"
+    assert view.detail == "from action yaw; layer 3, head 2"
+    for name in NAMES:
         row = CAPTURES[name][4].patches[2, 1, 5]
-        np.testing.assert_allclose(panel["heat"], row / row.mean(), rtol=1e-4)
+        np.testing.assert_allclose(view.maps[name].ravel(), row, rtol=1e-4)
     found = shares(CAPTURES["with_reasoning"][4].patches[2, 1, 5].reshape(6, 8), FRAMES[4].masks)
-    assert [thing["values"][1] for thing in shown["shares"]["things"]] == pytest.approx(
+    page = shown(view)["shares"]
+    assert [thing["values"][1] for thing in page["things"]] == pytest.approx(
         [float(found[name]) for name in FRAMES[4].masks]
     )
-    assert shown["shares"]["rest"][1] == pytest.approx(float(found["rest"]))
-
-
-def test_a_word_is_marked_in_its_rationale(explorer: AttentionExplorer) -> None:
-    explorer.choose(query="word:carrot:2")
-    (text,) = explorer.picture.view[
-        "texts"
-    ]  # one for both: they were fed the same, which says nothing about who would have written it
-    assert (text["name"], text["before"], text["marked"]) == (
-        "rationale fed to each policy",
-        "The carrot is near. Move to the ",
-        "carrot",
-    )
+    assert page["rest"][1] == pytest.approx(float(found["rest"]))
 
 
 def test_what_another_method_computed_is_not_called_attention() -> None:
     explorer = AttentionExplorer(FRAMES, CAPTURES, methods={"grad_cam": lambda *_: np.ones((6, 8))})
-    units = [explorer.picture.view["unit"], explorer.picture.view["whole"]]
+    assert explorer.view().unit == EVEN
     explorer.choose(method="grad_cam")
-    units += [explorer.picture.view["unit"], explorer.picture.view["whole"]]
-    assert units == [
-        EVEN,
-        "the attention to the picture",
-        "grad_cam of a patch (1 = spread evenly)",
-        "grad_cam of the picture",
-    ]
-    said = [text.get_text() for text in explorer.figure().findobj(Text)]
-    assert (
-        units[2] in said and any(text.startswith("share of grad_cam") for text in said) and EVEN not in said
-    )
+    assert explorer.view().unit == "grad_cam of a patch (1 = spread evenly)"
+    texts = [text.get_text() for text in explorer.figure().findobj(Text)]
+    assert explorer.view().unit in texts and EVEN not in texts
+    assert any(text.startswith("share of grad_cam") for text in texts)
 
 
 def test_a_shorter_episode_holds_the_step(explorer: AttentionExplorer) -> None:
-    explorer.step.value = 2
-    explorer.episode.value = 4  # has two frames
-    assert (explorer.step.value, explorer.step.max, explorer.play.max) == (1, 1, 1)
-    assert "episode 4, step 1" in explorer.picture.view["title"]
+    explorer.choose(step=2)
+    explorer.choose(episode=4)  # has two frames
+    assert explorer.choice["step"] == 1
+    assert "episode 4, step 1" in explorer.view().title
 
 
 def test_a_frame_with_another_rationale_offers_its_words() -> None:
@@ -115,36 +112,31 @@ def test_a_frame_with_another_rationale_offers_its_words() -> None:
     }
     explorer = AttentionExplorer(FRAMES, captures)
     explorer.choose(query="word:the:1")
-    explorer.step.value = 1
-    assert [label for label, _ in explorer.query.options] == [
-        "Lift",
-        "the",
-        "spoon",
-    ] and explorer.query.value == "word:the:1"
-    explorer.query.value = "word:spoon:1"
-    explorer.step.value = 2
-    assert (
-        explorer.query.value == "word:The:1" and explorer.message.value == ""
-    )  # no spoon here: the first word
+    explorer.choose(step=1)
+    words = [group.label for group in explorer.exploration.queries(1).values() if group.kind == "word"]
+    assert words == ["Lift", "the", "spoon"] and explorer.choice["query"] == "word:the:1"
+    explorer.choose(query="word:spoon:1")
+    explorer.choose(step=2)
+    assert explorer.choice["query"] == "word:The:1"  # no spoon here: the first word
 
 
 def test_the_static_figure_is_of_the_same_view(explorer: AttentionExplorer) -> None:
-    explorer.query.value = "action:z"
+    explorer.choose(query="action:z")
     figure = explorer.figure()
     assert figure.get_suptitle().splitlines() == [explorer.view().title, explorer.view().detail]
     bars = next(axes for axes in figure.axes if len(axes.patches) == 8)
-    assert bars.patches[3].get_width() == pytest.approx(
-        explorer.picture.view["shares"]["things"][1]["values"][1], rel=1e-4
-    )
+    value = shown(explorer.view())["shares"]["things"][1]["values"][1]
+    assert bars.patches[3].get_width() == pytest.approx(value, rel=1e-4)
 
 
 @pytest.mark.parametrize("form", ["png", "svg", "pdf", "html"])
-def test_what_is_on_show_is_saved(explorer: AttentionExplorer, tmp_path: Path, form: str) -> None:
+def test_what_is_on_show_is_saved(
+    explorer: AttentionExplorer, replies: list[dict[str, Any]], tmp_path: Path, form: str
+) -> None:
     explorer.choose(query="action:x", layer=2)
-    explorer.form.value = form
-    explorer.save.click()
+    ask(explorer, ask="save", form=form)
     (path,) = tmp_path.glob(f"*.{form}")
-    assert explorer.message.value == f"saved {path}"
+    assert replies == [{"id": "7", "answer": str(path)}]
     if form != "html":
         assert path.stem == "explorer-0-0-action_x-layer2"
         assert json.loads(path.with_suffix(".json").read_text())["made_from"]["policies"] == {
@@ -152,37 +144,41 @@ def test_what_is_on_show_is_saved(explorer: AttentionExplorer, tmp_path: Path, f
         }
 
 
-def test_a_mistake_is_said_in_the_widget(explorer: AttentionExplorer) -> None:
-    explorer.exploration.frames[1] = replace(
-        FRAMES[1], masks=dict.fromkeys(FRAMES[1].masks, np.ones((60, 80), bool))
-    )
-    explorer.step.value = 1
-    assert "object masks overlap" in explorer.message.value
-    explorer.exploration.frames[1] = replace(FRAMES[1], image=FRAMES[1].image[:50], masks={})
-    explorer.exploration.frames[2] = replace(FRAMES[2], image=FRAMES[2].image[:5])
-    explorer.step.value = 2
-    assert "the mask of" in explorer.message.value
-    explorer.choose(episode=4)  # and it lives on
-    assert explorer.message.value == "" and "episode 4" in explorer.picture.view["title"]
+def test_a_frame_that_cannot_be_shown_says_so_and_the_others_are() -> None:
+    frames = [*FRAMES]
+    frames[1] = replace(FRAMES[1], masks=dict.fromkeys(FRAMES[1].masks, np.ones((60, 80), bool)))
+    frames[2] = replace(FRAMES[2], masks={"arm": np.ones((5, 80), bool)})
+    explorer = AttentionExplorer(frames, CAPTURES)
+    errors = [frame.get("error", "") for frame in explorer.state["frames"]]
+    assert "object masks overlap" in errors[1] and "the mask of arm" in errors[2]
+    assert [*map(bool, errors)] == [False, True, True, False, False]
+    with pytest.raises(KitError, match="object masks overlap"):
+        explorer.choose(step=1)
+    explorer.choose(episode=4)
+    assert "episode 4" in explorer.figure().get_suptitle()
 
 
 @pytest.mark.parametrize(
     ("choice", "says"),
     [
-        ({"step": 3}, "there is no frame 3 -&gt; choose 0 to 2"),
+        ({"step": 3}, "there is no frame 3 -> choose 0 to 2"),
         ({"layer": 4}, "no layer 4"),
+        ({"head": 3}, "no head 3"),
         ({"episode": 7}, "no episode 7 here"),
         ({"query": "word:spoon:1"}, "choose one of word:The:1"),
         ({"method": "grad_cam"}, "choose one of attention"),
+        ({"tone": 1}, "there is no control 'tone' -> choose from episode"),
     ],
 )
 def test_what_cannot_be_chosen_is_said(
     explorer: AttentionExplorer, choice: dict[str, object], says: str
 ) -> None:
-    explorer.choose(**choice)
-    assert says in explorer.message.value
+    before = explorer.choice
+    with pytest.raises(KitError, match=says):
+        explorer.choose(**choice)
+    assert explorer.choice == before
     explorer.choose(step=1)
-    assert explorer.message.value == "" and "step 1" in explorer.picture.view["title"]
+    assert "step 1" in explorer.view().title
 
 
 @pytest.mark.parametrize(
@@ -201,6 +197,24 @@ def test_what_does_not_fit_is_refused(
         AttentionExplorer(FRAMES, captures, layer)
 
 
+@pytest.mark.parametrize(("easy", "held"), [(70_000, "mean"), (1, "nothing")])
+def test_what_is_too_large_for_the_page_is_asked_of_the_kernel(
+    monkeypatch: pytest.MonkeyPatch, easy: int, held: str
+) -> None:
+    monkeypatch.setattr(attention_explorer, "EASY_PAGE", easy)
+    explorer, sent = AttentionExplorer(FRAMES, CAPTURES), list[dict[str, Any]]()
+    monkeypatch.setattr(explorer, "send", sent.append)
+    assert explorer.state["held"] == held
+    assert ("values" in explorer.state["frames"][0]["seen"]["action_only"]) == (held == "mean")
+    ask(explorer, ask="layer", choice={**explorer.choice, "step": 1, "layer": 3})
+    answer = sent[0]["answer"]
+    assert [*answer] == [0, 1, 2]  # the whole episode, for the next moves and for its curves
+    kept = CAPTURES["with_reasoning"][1].patches[2]
+    assert answer[1]["with_reasoning"] == attention_explorer.packed(kept)
+    ask(explorer, ask="map", choice={**explorer.choice, "method": "lime"})
+    assert "there is no method 'lime' here" in sent[1]["error"]
+
+
 def test_policies_are_asked_about_the_words_that_one_of_them_writes() -> None:
     policies = {name: small_policy(seed, name=name) for seed, name in enumerate(("a", "b"))}
     found = capture_words(policies, FRAMES[:2], writer="b")
@@ -210,7 +224,7 @@ def test_policies_are_asked_about_the_words_that_one_of_them_writes() -> None:
         [query for query in one[1].queries if query.kind != "action"] for one in found.values()
     ]  # their actions are their own
     assert words[0] == words[1] and {query.kind for query in found["a"][1].queries} == {*KINDS}
-    assert AttentionExplorer(FRAMES[:2], found).message.value == ""
+    assert AttentionExplorer(FRAMES[:2], found).view().maps.keys() == {"a", "b"}
     with pytest.raises(KitError, match="there is no policy 'c' to write rationales -> choose one of a, b"):
         capture_words(policies, FRAMES[:2], writer="c")
     with pytest.raises(KitError, match="unknown attribution method 'lime' -> choose from raw"):
@@ -237,11 +251,9 @@ def test_a_method_is_computed_on_the_policy_when_it_is_chosen() -> None:
     )
     explorer.choose(method="relevance", query="action:z")
     found = attribute(policy, frames[0], "z", "relevance").patch_map
-    np.testing.assert_allclose(
-        explorer.picture.view["panels"][0]["heat"], (found / found.mean()).ravel(), rtol=1e-4
-    )
+    np.testing.assert_allclose(explorer.view().maps["a"], found, rtol=1e-4)
     absent = AttentionExplorer(
         frames, captures, methods=attribution_methods({}, frames, captures, ["relevance"])
     )
-    absent.choose(method="relevance")
-    assert "a is not here to compute relevance" in absent.message.value
+    with pytest.raises(KitError, match="a is not here to compute relevance"):
+        absent.choose(method="relevance")

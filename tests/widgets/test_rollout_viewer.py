@@ -79,10 +79,8 @@ def test_outcomes_in_words() -> None:
 def test_what_is_not_here_is_said_in_the_widget() -> None:
     viewer = RolloutViewer(ROWS)
     viewer.replay.click()
-    assert (
-        "played by action_only: no policy of that name is here" in viewer.message.value
-        and viewer.picture.view == {}
-    )
+    assert "played by action_only: no policy of that name is here" in viewer.message.value
+    assert viewer.box.children[-1].children == ()
     viewer.outcome.value = "held, not placed"
     viewer.replay.click()
     assert "no episode is chosen" in viewer.message.value
@@ -91,38 +89,45 @@ def test_what_is_not_here_is_said_in_the_widget() -> None:
 
 
 @pytest.mark.slow
-def test_an_episode_is_played_again_and_gone_through(played: list[EpisodeRecord], tmp_path: Path) -> None:
+def test_an_episode_is_played_again_and_gone_through(
+    played: list[EpisodeRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     policy = small_policy()
     viewer = RolloutViewer(played, [policy, DemonstratorPolicy()], tmp_path)
     viewer.policy.value = policy.name
     viewer.replay.click()
     assert viewer.message.value == "It ended as recorded."
-    rollout, first = viewer.rollout(), json.loads(json.dumps(viewer.picture.view))
-    assert viewer.step.max == rollout.record.steps and len(first["plots"]) == 8
-    np.testing.assert_allclose(
-        first["plots"][0]["lines"][2]["values"][:-1], 100 * rollout.actions[:, 2], rtol=1e-4
-    )  # z, in cm
-    assert first["plots"][0]["lines"][2]["values"][-1] is None  # at the last observation nothing was decided
-    viewer.step.value = viewer.step.max
-    assert (
-        viewer.picture.view["now"] == rollout.record.steps and viewer.picture.view["image"] != first["image"]
-    )
-    viewer.layer.value = 1
-    assert viewer.picture.view["panels"][0]["heat"] != first["panels"][0]["heat"]
-    viewer.heat.value = False
-    assert viewer.picture.view["panels"] == []
-    viewer.think.value = True
+    rollout, explorer = viewer.rollout(), viewer.explorer()
+    assert viewer.box.children[-1].children == (explorer,)
+    first, state = explorer.view(), explorer.state
+    assert len(state["frames"]) == rollout.record.steps + 1 and len(first.plots) == 8
+    assert len(state["plots"]) == 4  # the page adds those of attention
+    sent = state["plots"][0]["lines"][2]["values"]
+    np.testing.assert_allclose(sent[:-1], 100 * rollout.actions[:, 2], rtol=1e-4)  # z, in cm
+    assert sent[-1] is None  # at the last observation nothing was decided
+    explorer.choose(step=rollout.record.steps)
+    assert explorer.view().now == rollout.record.steps
+    assert state["frames"][-1]["image"] != state["frames"][0]["image"]
+    explorer.choose(layer=1)
+    assert not np.array_equal(explorer.view().maps[policy.name], first.maps[policy.name])
+    replies: list[dict] = []
+    monkeypatch.setattr(explorer, "send", replies.append)
     seen = rollout.observations[-1]
-    assert viewer.picture.view["texts"][0]["after"] == policy.explain(
-        seen.image, seen.instruction, seen.proprioception
-    )
-    viewer.save.click()
-    (saved,) = tmp_path.glob("*.png")
-    assert viewer.message.value == f"saved {saved}"
+    explorer._handle_custom_msg({"id": "1", "ask": "text", "index": rollout.record.steps}, [])
+    written = policy.explain(seen.image, seen.instruction, seen.proprioception)
+    assert replies == [{"id": "1", "answer": written}]
+    saved = explorer.save("png")
+    assert saved.parent == tmp_path and saved.stem.startswith(f"rollout-{policy.name}-{CARROT}-base-grid")
+    made_from = json.loads(saved.with_suffix(".json").read_text())["made_from"]
+    assert made_from["record"]["policy"] == policy.name and made_from["step"] == rollout.record.steps
     viewer.policy.value = "demonstrator"
-    assert viewer.moments.layout.display == "none"
+    assert viewer.box.children[-1].children == ()
     viewer.replay.click()
     assert viewer.message.value == "It ended as recorded. The attention of this policy cannot be read."
-    viewer.step.value = viewer.step.max
-    assert "solved" in viewer.picture.view["detail"] and len(viewer.picture.view["plots"]) == 4
-    assert viewer.picture.view["texts"][0]["after"] == "(this policy writes no rationales)"
+    explorer = viewer.explorer()
+    explorer.choose(step=viewer.rollout().record.steps)
+    view = explorer.view()
+    assert "solved" in view.detail and len(view.plots) == 4 and view.maps == {}
+    monkeypatch.setattr(explorer, "send", replies.append)
+    explorer._handle_custom_msg({"id": "2", "ask": "text", "index": 0}, [])
+    assert replies[-1]["answer"] == "(this policy writes no rationales)"

@@ -6,7 +6,10 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,10 +18,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from refinevla_kit.figures.views import View
-from refinevla_kit.widgets.explorer_page import packed
-from refinevla_kit.widgets.picture import data_uri, edge_path, payload
-from tests.widgets.explored import FRAMES
+from refinevla_kit.widgets.exploration import Exploration
+from refinevla_kit.widgets.explorer_page import data_uri, edge_path, packed, write_page
+from tests.widgets.explored import CAPTURES, CHOICE, FRAMES
 
 
 @given(arrays(bool, st.tuples(st.integers(1, 6), st.integers(1, 6))))
@@ -55,6 +57,15 @@ def test_packed_attention_is_what_it_was() -> None:
     assert (np.abs(back - maps) <= maps.max(-1, keepdims=True) / 131_000).all()
 
 
-def test_a_picture_without_attention_has_no_panels() -> None:
-    shown = payload(View(FRAMES[0].image, {}, FRAMES[0].masks))
-    assert shown["panels"] == [] and len(shown["outlines"]) == 4 and shown["shares"]["things"] == []
+@pytest.mark.parametrize(
+    "name", ["SCRIPT", "STORE", "TITLE", "</script><script>alert(1)</script>", "<!--<script>"]
+)
+def test_a_policys_name_stays_a_name_in_the_exported_page(tmp_path: Path, name: str) -> None:
+    hostile = {name: [replace(one, policy=name) for one in CAPTURES["action_only"]]}
+    page = write_page(tmp_path / "page.html", Exploration(FRAMES, hostile), CHOICE).read_text()
+    plain = write_page(tmp_path / "plain.html", Exploration(FRAMES, {"x": hostile[name]}), CHOICE).read_text()
+    store, code = (text.split('id="store">')[1].split("</script>", 1) for text in (page, plain))
+    assert json.loads(store[0])[0]["policies"][0]["name"] == name and store[1] == code[1], (
+        "the same code, whatever the policy is called"
+    )
+    assert page.count("<script") == 2
