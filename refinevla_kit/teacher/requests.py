@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from refinevla_kit.errors import KitError
+from refinevla_kit.settings import GRANULARITIES
 from refinevla_kit.teacher.answers import Span
 from refinevla_kit.teacher.schema import Request
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from refinevla_kit.episodes import EpisodeDataset, EpisodeInfo
 
 T = TypeVar("T")
-GRANULARITIES = ("step", "segment", "trajectory")
 GRIPPER = 6  # dimension of the gripper in this kit's own displacement actions
 FRAMES = 64  # decoded at a time
 
