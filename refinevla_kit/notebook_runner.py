@@ -12,10 +12,8 @@ import errno
 import json
 import os
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,30 +96,16 @@ def plan_parameters(
     return planned
 
 
-@contextmanager
-def this_python_as_kernel(threads: int) -> Iterator[str]:
-    """A kernel `python3` that is this interpreter with `threads` threads.
+def this_python(threads: int) -> type:
+    """A kernel that is this interpreter with `threads` threads, for papermill to start."""
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
 
-    It is found first because JUPYTER_PATH comes before every other place.
-    """
     command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    spec = {
-        "argv": [*command, "--log-level=40"],  # errors only
-        "display_name": "Python 3",
-        "language": "python",
-        "env": dict.fromkeys(THREAD_VARIABLES, str(threads)),
-    }
-    before = os.environ.get("JUPYTER_PATH")
-    with tempfile.TemporaryDirectory(prefix="refinevla-kernel-") as folder:
-        write_json(Path(folder) / "kernels" / "python3" / "kernel.json", spec)
-        os.environ["JUPYTER_PATH"] = os.pathsep.join([folder, before] if before else [folder])
-        try:
-            yield "python3"
-        finally:
-            if before is None:
-                del os.environ["JUPYTER_PATH"]
-            else:
-                os.environ["JUPYTER_PATH"] = before
+    errors_only = "--log-level=40"
+    environment = dict.fromkeys(THREAD_VARIABLES, str(threads))
+    spec = KernelSpec(argv=[*command, errors_only], env=environment, language="python")
+    return type("ThisPython", (AsyncKernelManager,), {"kernel_spec": spec})
 
 
 def run_notebooks(
@@ -162,16 +146,16 @@ def run_notebooks(
     try:
         (folder / "executed").mkdir(parents=True, exist_ok=True)
         result["notebooks"] = _earlier(folder)
-        with this_python_as_kernel(threads or os.cpu_count() or 1) as kernel:
-            for number, (notebook, values) in enumerate(planned.items(), 1):
-                bar = {"desc": f"{number}/{len(planned)} {notebook}", "leave": True} if progress else False
-                start = time.perf_counter()
-                failed = _execute(notebook, folder, values, kernel, bar)
-                seconds = round(time.perf_counter() - start, 1)
-                result["notebooks"][notebook] = {"seconds": seconds} | _outcome(notebook, folder, failed)
-                result["failed"] = failed
-                if failed:
-                    break
+        kernel = this_python(threads or os.cpu_count() or 1)
+        for number, (notebook, values) in enumerate(planned.items(), 1):
+            bar = {"desc": f"{number}/{len(planned)} {notebook}", "leave": True} if progress else False
+            start = time.perf_counter()
+            failed = _execute(notebook, folder, values, kernel, bar)
+            seconds = round(time.perf_counter() - start, 1)
+            result["notebooks"][notebook] = {"seconds": seconds} | _outcome(notebook, folder, failed)
+            result["failed"] = failed
+            if failed:
+                break
         write_json(folder / "summary.json", result)
     except OSError as error:
         remedy = "choose another --output"
@@ -183,7 +167,7 @@ def run_notebooks(
 
 
 def _execute(
-    notebook: str, folder: Path, values: dict[str, Any], kernel: str, bar: dict[str, Any] | bool
+    notebook: str, folder: Path, values: dict[str, Any], kernel: type, bar: dict[str, Any] | bool
 ) -> dict[str, str] | None:
     """Run one notebook. Returns None, or what failed where.
 
@@ -199,7 +183,8 @@ def _execute(
             notebook_path(notebook),
             executed,
             parameters=values,
-            kernel_name=kernel,
+            kernel_name="python3",
+            kernel_manager_class=kernel,
             progress_bar=bar,
             start_timeout=180,
         )

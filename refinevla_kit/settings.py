@@ -100,6 +100,10 @@ class Settings(BaseModel):
         """The values as JSON can hold them (paths as strings), for summary.json."""
         return self.model_dump(mode="json")
 
+    def pick(self, *names: str) -> dict[str, Any]:
+        """The named values, to be passed on or kept by their names."""
+        return {name: getattr(self, name) for name in names}
+
     def _from_output(self, name: str) -> str:
         return name.replace(f"{self.output}/", "")
 
@@ -240,98 +244,98 @@ class Settings(BaseModel):
 
 
 class TeacherAnnotation(Settings):
-    """Settings of notebook 1; what each means is in the profiles."""
+    """Settings of notebook 1."""
 
     notebook = "01_teacher_annotation"
 
-    dataset: Text | None
-    tasks: Names
+    dataset: Text | None  # folder of a LeRobot dataset; None records the scripted demonstrator
+    tasks: Names  # what is recorded: tasks, rows of the published tables or a robot
     episodes_per_task: Count
-    start: str
-    disturb: Amount
-    noise: Amount
-    settle: Annotated[Whole, Field(ge=0)]
-    assets: Text
-    workers: Annotated[Whole, Field(ge=0)]
-    teacher: Text
-    model: Text | None
-    concurrency: Count
+    start: str  # random poses, or the task's own grid
+    disturb: Amount  # chance a step that random moves take over, 0 to 1
+    noise: Amount  # in every motion, share of 15 mm and 0.15 rad
+    settle: Annotated[Whole, Field(ge=0)]  # frames of success after which a recording ends
+    assets: Text  # embedded, official or a folder
+    workers: Annotated[Whole, Field(ge=0)]  # processes that record
+    teacher: Text  # oracle, gemini, gemini-legacy or openai
+    model: Text | None  # of the teacher; None is its own default
+    concurrency: Count  # calls at a time
     requests_per_minute: Count | None
-    prices: Text | None
-    budget_money: Amount | None
-    confirm: bool | None
-    granularity: str
-    episodes: Any
-    camera: Text | None
-    columns: dict[str, Any] | None
-    deltas: bool | None
-    gripper: float | None
+    prices: Text | None  # "INPUT,OUTPUT,CURRENCY,DATE" of a million tokens
+    budget_money: Amount | None  # in the currency of the prices
+    confirm: bool | None  # True makes calls that cost something; None asks
+    granularity: str  # what one rationale is about
+    episodes: Any  # of a dataset that is given, as are the next: numbers, or a text such as 0-9,12
+    camera: Text | None  # which pictures are shown
+    columns: dict[str, Any] | None  # features by what they are, as in {action: command}
+    deltas: bool | None  # whether the actions are displacements; None infers it
+    gripper: float | None  # the gripper command's value that means open; None infers it
 
 
 class FineTuning(Settings):
-    """Settings of notebook 2; what each means is in the profiles."""
+    """Settings of notebook 2."""
 
     notebook = "02_fine_tuning"
 
-    dataset: Text | None
-    rationales: Text | None
-    base: Text | None
+    dataset: Text | None  # LeRobot dataset with rationales
+    rationales: Text | None  # a table of them, or "reviewed"
+    base: Text | None  # checkpoint that both policies start from
     steps: Count
-    batch_size: Count
+    batch_size: Count  # frames a step
     learning_rate: float
-    lambda_reasoning: Amount
-    freeze_layers: Annotated[Whole, Field(ge=0)]
-    order: str
-    threads: Whole | None
+    lambda_reasoning: Amount  # weight of the reasoning loss
+    freeze_layers: Annotated[Whole, Field(ge=0)]  # lower language layers kept as they are
+    order: str  # what an answer begins with
+    threads: Whole | None  # of torch; None is all cores
 
 
 class SimplerEvaluation(Settings):
-    """Settings of notebook 3; what each means is in the profiles."""
+    """Settings of notebook 3."""
 
     notebook = "03_simpler_evaluation"
 
-    action_only: Text | None
-    with_reasoning: Text | None
-    tasks: Names
-    starts: str
-    episodes: Whole
+    action_only: Text | None  # checkpoint
+    with_reasoning: Text | None  # checkpoint
+    tasks: Names  # tasks, rows of the published tables or a robot
+    starts: str  # the task's own grid, or dense: continuous poses drawn from the seed
+    episodes: Whole  # a task and variant
     setting: str
-    variants: Names | None
+    variants: Names | None  # names; None is those that are scored
     backend: str
-    assets: Text
-    workers: Annotated[Whole, Field(ge=0)]
-    width: Count | None
-    preflight_starts: Whole
-    include_demonstrator: bool
-    threads: Whole | None
+    assets: Text  # embedded, official or a folder
+    workers: Annotated[Whole, Field(ge=0)]  # simulator processes
+    width: Count | None  # of the pictures, pixels; None is what the policy asks for
+    preflight_starts: Whole  # demonstrations replayed a task before the run
+    include_demonstrator: bool  # play the scripted demonstrator too
+    threads: Whole | None  # of the policy; None is all cores
 
 
 class AttentionMaps(Settings):
-    """Settings of notebook 4; what each means is in the profiles."""
+    """Settings of notebook 4."""
 
     notebook = "04_attention_maps"
 
-    action_only: Text | None
-    with_reasoning: Text | None
-    frames: Text | None
+    action_only: Text | None  # checkpoint
+    with_reasoning: Text | None  # checkpoint
+    frames: Text | None  # dataset, or embedded or official to record new demonstrations
     task: Text
     episodes: Whole
-    threads: Whole | None
-    every: Count
-    layer: Whole | None
-    probes: Whole
+    threads: Whole | None  # of torch; None is all cores
+    every: Count  # n-th frame of an episode
+    layer: Whole | None  # from 1, the lowest; None is three fifths up
+    probes: Whole  # frames in which things are covered and patches taken away
 
 
 class PaperFigures(Settings):
-    """Settings of notebook 5; what each means is in the profiles."""
+    """Settings of notebook 5."""
 
     notebook = "05_paper_figures"
 
-    records: Text | None
-    history: Text | None
-    attention: Text | None
-    experiment: Text | None
-    dataset: Text | None
+    records: Text | None  # records.parquet of notebook 3
+    history: Text | None  # folder or file of training histories
+    attention: Text | None  # scores.parquet of notebook 4
+    experiment: Text | None  # records folder of a controlled experiment
+    dataset: Text | None  # demonstrations with rationales
 
 
 NOTEBOOKS: dict[str, type[Settings]] = {
