@@ -39,7 +39,7 @@ def test_valid_with_kernel_and_without_outputs(notebook: str) -> None:
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
 def test_short(notebook: str) -> None:
     assert len(code(notebook)) <= MOST_CELLS
-    lines = {cell.source: len(cell.source.splitlines()) for cell in code(notebook)[1:]}
+    lines = {cell.source: len(re.findall(r"(?m)^.*\S", cell.source)) for cell in code(notebook)[1:]}
     assert {source: number for source, number in lines.items() if number > MOST_LINES} == {}
     assert len(code(notebook)[0].source.splitlines()) <= MOST_PARAMETERS
 
@@ -51,6 +51,14 @@ def test_defines_nothing(notebook: str) -> None:
         assert [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, kinds)] == [], (
             cell.source
         )
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_begins_with_a_picture_of_what_it_gives(notebook: str) -> None:
+    title, picture = cells(notebook)[0].source.split("\n\n")[:2]
+    place = re.fullmatch(r"!\[.+\]\((.+)\)", picture)
+    assert title.startswith("# ") and place is not None
+    assert (REPOSITORY / "notebooks" / place[1]).is_file()
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
