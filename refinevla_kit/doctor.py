@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import metadata, util
-from pathlib import Path
 from typing import Literal
 
 from refinevla_kit.errors import KitError
@@ -49,8 +50,9 @@ print(json.dumps({"device": scene.render_system.device.name}))
 
 @dataclass(frozen=True)
 class Finding:
-    """One requirement: its name, whether it is met (`optional`: absent, and the default way does not need
-    it), what was found, and the fix.
+    """One requirement: its name, whether it is met, what was found, and the fix.
+
+    `optional` is absent, and the default way does not need it.
     """
 
     name: str
@@ -64,8 +66,10 @@ class Finding:
 
 
 def render_probe(python: str = sys.executable, timeout: float = 180.0) -> tuple[bool, str]:
-    """Draw one frame with SAPIEN in a subprocess. Returns (it worked, the device's name or the reason in one
-    line).
+    """Draw one frame with SAPIEN in a subprocess.
+
+    Returns:
+        Whether it worked, and the device's name or the reason in one line.
     """
     try:
         run = subprocess.run(
@@ -82,166 +86,9 @@ def render_probe(python: str = sys.executable, timeout: float = 180.0) -> tuple[
     return False, reason[0]
 
 
-def installed(distribution: str) -> str | None:
-    """Version of an installed distribution, or None."""
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _series(name: str, distribution: str, series: str) -> Finding:
-    version = installed(distribution)
-    if version is None:
-        return Finding(name, "missing", "not installed", "run `make setup`")
-    if not version.startswith(f"{series}."):
-        return Finding(
-            name,
-            "missing",
-            f"{version}, the kit is checked with {series}.x",
-            f"pip install '{distribution}=={series}.*'",
-        )
-    return Finding(name, "ok", version)
-
-
-def check_python() -> Finding:
-    version = ".".join(map(str, sys.version_info[:3]))
-    good = (3, 11) <= sys.version_info[:2] < (3, 14)
-    return Finding(
-        "Python",
-        "ok" if good else "missing",
-        f"{version} ({sys.executable})",
-        "" if good else "make setup PYTHON=/path/to/python3.11",
-    )
-
-
-def check_torch() -> Finding:
-    return _series("torch", "torch", TORCH)
-
-
-def check_transformers() -> Finding:
-    return _series("transformers", "transformers", TRANSFORMERS)
-
-
-def check_vulkan() -> Finding:
-    drawn, detail = render_probe()
-    if drawn:
-        return Finding("Vulkan device", "ok", f"SAPIEN draws on {detail}")
-    return Finding(
-        "Vulkan device",
-        "missing",
-        detail,
-        "run `make setup` as root, or install Mesa's Vulkan driver, version 24.3 or newer",
-    )
-
-
-def check_simulator() -> Finding:
-    original = (
-        "original SimplerEnv present"
-        if util.find_spec("simpler_env")
-        else "original SimplerEnv absent (optional, environment.yml brings it)"
-    )
-    version = installed("mani_skill")
-    if version is None and "absent" in original:
-        return Finding(
-            "simulator", "missing", "neither ManiSkill 3 nor the original SimplerEnv", "run `make setup`"
-        )
-    return Finding("simulator", "ok", f"ManiSkill {version or 'absent'}, {original}")
-
-
-def check_assets() -> Finding:
-    """The embedded pack is shipped with the checkout."""
-    from refinevla_kit.simulator.maniskill import resolve_assets
-
-    try:
-        embedded = resolve_assets("embedded")
-    except KitError as error:
-        return Finding("assets", "missing", f"the embedded pack is not whole: {error.what}", error.remedy)
-    return Finding("assets", "ok", f"embedded pack in {embedded}")
-
-
-def check_official_assets() -> Finding:
-    from refinevla_kit.simulator.maniskill import resolve_assets
-
-    try:
-        return Finding("official assets", "ok", str(resolve_assets("official")))
-    except KitError as error:
-        return Finding("official assets", "optional", error.what, error.remedy)
-
-
-def check_gpu() -> Finding:
-    try:
-        import torch
-    except ImportError:
-        return Finding("GPU", "optional", "torch is not installed", "run `make setup`")
-    if torch.cuda.is_available():
-        memory = torch.cuda.get_device_properties(0).total_memory / 2**30
-        return Finding("GPU", "ok", f"{torch.cuda.get_device_name(0)}, {memory:.0f} GiB")
-    return Finding(
-        "GPU",
-        "optional",
-        f"none for torch {torch.__version__}; smoke and laptop need none",
-        "for the gpu profile: a CUDA build of torch",
-    )
-
-
-def check_teacher_key() -> Finding:
-    """Says whether a key is set; its value is never read into the output."""
-    names = [name for name in TEACHER_KEYS if os.environ.get(name)]
-    if names:
-        return Finding("teacher key", "ok", f"{names[0]} is set")
-    return Finding(
-        "teacher key",
-        "optional",
-        "none; the oracle teacher needs none",
-        "for the gemini teacher: export GEMINI_API_KEY=...",
-    )
-
-
-def check_disk(folder: str | Path = ".") -> Finding:
-    free = shutil.disk_usage(folder).free / 1e9
-    good = free >= FREE_DISK_GB
-    return Finding(
-        "disk",
-        "ok" if good else "missing",
-        f"{free:.1f} GB free",
-        "" if good else f"free at least {FREE_DISK_GB:.0f} GB",
-    )
-
-
-CHECKS: tuple[Callable[[], Finding], ...] = (
-    check_python,
-    check_torch,
-    check_transformers,
-    check_vulkan,
-    check_simulator,
-    check_assets,
-    check_official_assets,
-    check_gpu,
-    check_teacher_key,
-    check_disk,
-)
-
-
-def examine() -> list[Finding]:
-    """Run every check. A check that itself fails is reported as missing, with its error, instead of hiding
-    the rest.
-    """
-    findings = []
-    for check in CHECKS:
-        try:
-            findings.append(check())
-        except Exception as error:
-            name = check.__name__.removeprefix("check_").replace("_", " ")
-            findings.append(
-                Finding(
-                    name,
-                    "missing",
-                    f"{type(error).__name__}: {' '.join(str(error).split())}",
-                    "run `make setup`",
-                )
-            )
-    return findings
+def examine(names: Iterable[str] = ()) -> list[Finding]:
+    """Run the named checks, by default all. A check that itself fails is missing, with its error."""
+    return [_examine(name) for name in names or CHECKS]
 
 
 def summary(findings: list[Finding]) -> dict[str, object]:
@@ -250,3 +97,95 @@ def summary(findings: list[Finding]) -> dict[str, object]:
         "ready": all(finding.state != "missing" for finding in findings),
         "findings": [asdict(finding) for finding in findings],
     }
+
+
+def _examine(name: str) -> Finding:
+    try:
+        return Finding(name, "ok", CHECKS[name]())
+    except KitError as error:
+        return Finding(name, "optional" if name in OPTIONAL else "missing", error.what, error.remedy)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return Finding(name, "missing", reason, "run `make setup`")
+
+
+def _series(distribution: str, series: str) -> str:
+    try:
+        version = metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        raise KitError("not installed", "run `make setup`") from None
+    if not version.startswith(f"{series}."):
+        what = f"{version}, the kit is checked with {series}.x"
+        raise KitError(what, f"pip install '{distribution}=={series}.*'")
+    return version
+
+
+def _python() -> str:
+    found = f"{platform.python_version()} ({sys.executable})"
+    if not (3, 11) <= sys.version_info[:2] < (3, 14):
+        raise KitError(found, "make setup PYTHON=/path/to/python3.11")
+    return found
+
+
+def _vulkan() -> str:
+    drawn, detail = render_probe()
+    if not drawn:
+        raise KitError(
+            detail, "run `make setup` as root, or install Mesa's Vulkan driver, version 24.3 or newer"
+        )
+    return f"SAPIEN draws on {detail}"
+
+
+def _simulator() -> str:
+    if util.find_spec("simpler_env"):
+        return "original SimplerEnv"
+    version = _series("mani_skill", MANI_SKILL)
+    return f"ManiSkill {version}; the original SimplerEnv is optional, environment.yml brings it"
+
+
+def _assets(pack: str) -> str:
+    from refinevla_kit.simulator.maniskill import resolve_assets
+
+    return str(resolve_assets(pack))
+
+
+def _gpu() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        what = f"none for torch {torch.__version__}; smoke and laptop need none"
+        raise KitError(what, "for the gpu profile: a CUDA build of torch")
+    memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+    return f"{torch.cuda.get_device_name(0)}, {memory:.0f} GiB"
+
+
+def _teacher_key() -> str:
+    """Says whether a key is set; its value is never read into the output."""
+    for name in TEACHER_KEYS:
+        if os.environ.get(name):
+            return f"{name} is set"
+    remedy = "for the gemini teacher: export GEMINI_API_KEY=..."
+    raise KitError("none; the oracle teacher needs none", remedy)
+
+
+def _disk() -> str:
+    free = shutil.disk_usage(".").free / 1e9
+    if free < FREE_DISK_GB:
+        raise KitError(f"{free:.1f} GB free", f"free at least {FREE_DISK_GB:.0f} GB")
+    return f"{free:.1f} GB free"
+
+
+CHECKS: dict[str, Callable[[], str]] = {
+    "Python": _python,
+    "torch": partial(_series, "torch", TORCH),
+    "transformers": partial(_series, "transformers", TRANSFORMERS),
+    "Vulkan device": _vulkan,
+    "simulator": _simulator,
+    "assets": partial(_assets, "embedded"),
+    "official assets": partial(_assets, "official"),
+    "GPU": _gpu,
+    "teacher key": _teacher_key,
+    "disk": _disk,
+}
+"""Each returns what was found, or raises a `KitError` that says what is missing and how to mend it."""
+OPTIONAL = ("official assets", "GPU", "teacher key")

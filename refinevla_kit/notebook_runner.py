@@ -12,25 +12,23 @@ import errno
 import json
 import os
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.files import write_json
-from refinevla_kit.settings import KINDS, NOTEBOOKS, REPOSITORY, check_kind, load_profile, parameter_names
+from refinevla_kit.settings import NOTEBOOKS, REPOSITORY, is_text, read_settings, unknown_parameter
 
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def parse_parameter(text: str) -> tuple[str, Any]:
-    """`name=value` as typed on a command line. Values are JSON or Python literals (`3`, `true`, `["a",
-    "b"]`), else text.
+    """`name=value` as typed on a command line.
 
-    A parameter that is a text, such as a path, stays one: a folder may be called 2024 or 1e3.
+    Values are JSON or Python literals (`3`, `true`, `["a", "b"]`), else text. A parameter that is a text
+    stays one: a folder may be called 2024 or 1e3.
     """
     name, separator, value = text.partition("=")
     if not separator or not name.isidentifier():
@@ -40,94 +38,74 @@ def parse_parameter(text: str) -> tuple[str, Any]:
             literal = read(value)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             continue
-        return name, literal if KINDS.get(name) is not str or literal is None or isinstance(
-            literal, str
-        ) else value
+        keeps = literal is None or isinstance(literal, str) or not is_text(name)
+        return name, literal if keeps else value
     return name, value
 
 
 def select_notebooks(only: Sequence[str] = ()) -> list[str]:
     """Names of the notebooks chosen by number (`01`, `1`) or name; all five if none is chosen."""
-    chosen = []
+    chosen = set()
     for word in only:
-        matches = [
-            name
-            for name in NOTEBOOKS
-            if Path(word).stem == name or (word.isdigit() and int(word) == int(name[:2]))
-        ]
+        stem = Path(word).stem
+        matches = [name for name in NOTEBOOKS if stem == name or stem.zfill(2) == name[:2]]
         if not matches:
             raise KitError(f"unknown notebook {word!r}", f"choose from {', '.join(NOTEBOOKS)}")
-        chosen += matches
-    return [name for name in NOTEBOOKS if name in chosen] if chosen else list(NOTEBOOKS)
+        chosen.update(matches)
+    return [name for name in NOTEBOOKS if name in chosen or not chosen]
 
 
-def check_parameters(
-    notebooks: Sequence[str], profile: str, parameters: Mapping[str, Any]
+def notebook_path(notebook: str) -> Path:
+    """The file of a notebook in the checkout."""
+    return REPOSITORY / "notebooks" / f"{notebook}.ipynb"
+
+
+def plan_parameters(
+    notebooks: Sequence[str], profile: str, output: Path, parameters: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
-    """Which notebook takes which parameter: what its parameters cell or the profile names. One that none of
-    them takes raises `KitError`.
+    """What papermill gives to each notebook.
+
+    Every notebook gets the parameters that it has: by name where its parameters cell shows them, else in
+    `more`.
+
+    Raises:
+        KitError: a parameter that none of the notebooks has, a value of the wrong kind, or no such notebook.
     """
-    known: dict[str, list[str]] = {}
-    sections = load_profile(profile)
-    for notebook in notebooks:
-        shown = parameter_names(notebook)
-        if not shown:
-            raise KitError(
-                f"{REPOSITORY / 'notebooks' / notebook}.ipynb is missing or has no parameters cell",
-                "run this from a checkout of the kit",
-            )
-        known[notebook] = [*shown, *(name for name in sections.get(notebook, {}) if name not in shown)]
+    import papermill
+
     for name in parameters:
         if name in ("profile", "output"):
             raise KitError(f"{name!r} is shared by all notebooks, not a parameter of one", f"use --{name}")
-        if not any(name in names for names in known.values()):
-            names = [
-                n
-                for n in dict.fromkeys(n for names in known.values() for n in names)
-                if n not in ("profile", "output")
-            ]
-            raise KitError(
-                f"unknown parameter {name!r} of {', '.join(notebooks)}", f"choose from {', '.join(names)}"
-            )
-    return {
-        notebook: {
-            name: check_kind(name, sections.get(notebook, {}).get(name), value)
-            for name, value in parameters.items()
-            if name in names
+        if not any(name in NOTEBOOKS[notebook].model_fields for notebook in notebooks):
+            raise unknown_parameter(name, notebooks)
+    planned = {}
+    for notebook in notebooks:
+        taken = {
+            name: value for name, value in parameters.items() if name in NOTEBOOKS[notebook].model_fields
         }
-        for notebook, names in known.items()
-    }
+        read_settings(notebook, profile, output, **taken)
+        path = notebook_path(notebook)
+        shown = papermill.inspect_notebook(path) if path.is_file() else {}
+        if not shown:
+            what = f"{path} is missing or has no parameters cell"
+            raise KitError(what, "run this from a checkout of the kit")
+        values = {"profile": profile, "output": str(output)}
+        values |= {name: value for name, value in taken.items() if name in shown}
+        more = {name: value for name, value in taken.items() if name not in shown}
+        planned[notebook] = values | ({"more": more} if more else {})
+    return planned
 
 
-@contextmanager
-def this_python_as_kernel(threads: int) -> Iterator[str]:
-    """A kernel `python3` that is this interpreter with `threads` threads; found first because JUPYTER_PATH
-    comes before every other place.
-    """
-    with tempfile.TemporaryDirectory(prefix="refinevla-kernel-") as folder:
-        spec = {
-            "argv": [
-                sys.executable,
-                "-m",
-                "ipykernel_launcher",
-                "-f",
-                "{connection_file}",
-                "--log-level=40",
-            ],  # errors only
-            "display_name": "Python 3",
-            "language": "python",
-            "env": {name: str(threads) for name in _THREAD_VARIABLES},
-        }
-        write_json(Path(folder) / "kernels" / "python3" / "kernel.json", spec)
-        before = os.environ.get("JUPYTER_PATH")
-        os.environ["JUPYTER_PATH"] = folder + (os.pathsep + before if before else "")
-        try:
-            yield "python3"
-        finally:
-            if before is None:
-                del os.environ["JUPYTER_PATH"]
-            else:
-                os.environ["JUPYTER_PATH"] = before
+def this_python(threads: int) -> type:
+    """A kernel that is this interpreter with `threads` threads, for papermill to start."""
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+
+    command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    errors_only = "--log-level=40"
+    environment = dict.fromkeys(THREAD_VARIABLES, str(threads))
+    spec = KernelSpec(argv=[*command, errors_only], env=environment, language="python")
+    return type("ThisPython", (AsyncKernelManager,), {"kernel_spec": spec})
 
 
 def run_notebooks(
@@ -140,22 +118,24 @@ def run_notebooks(
 ) -> dict[str, Any]:
     """Run the chosen notebooks one after another and write `<output>/summary.json`.
 
+    A failed notebook ends the run; it does not raise. Notebooks that an earlier run left in the same folder
+    stay listed.
+
     Args:
         only: numbers or names; empty means all five.
         profile: smoke | laptop | gpu | paper.
         output: folder of the run, default `runs/<profile>` in the checkout.
         parameters: passed to each notebook that knows them.
         threads: compute threads of the kernel, default all cores.
+        progress: show a bar a notebook.
 
     Returns:
         The summary: where each executed notebook, its summary.json and its pictures are, seconds a notebook,
             and `failed` (None or the reason).
-        A failed notebook ends the run; it does not raise. Notebooks that an earlier run left in the same
-        folder stay listed.
     """
     notebooks = select_notebooks(only)
-    each = check_parameters(notebooks, profile, parameters or {})
-    folder = (REPOSITORY / "runs" / profile if output is None else Path(output).expanduser()).resolve()
+    folder = read_settings(notebooks[0], profile, output).output
+    planned = plan_parameters(notebooks, profile, folder, parameters or {})
     result: dict[str, Any] = {
         "profile": profile,
         "output": str(folder),
@@ -166,37 +146,32 @@ def run_notebooks(
     try:
         (folder / "executed").mkdir(parents=True, exist_ok=True)
         result["notebooks"] = _earlier(folder)
-        with this_python_as_kernel(threads or os.cpu_count() or 1) as kernel:
-            for position, notebook in enumerate(notebooks, 1):
-                values = {**each[notebook], "profile": profile, "output": str(folder)}
-                start = time.perf_counter()
-                bar = (
-                    {"desc": f"{position}/{len(notebooks)} {notebook}", "leave": True} if progress else False
-                )
-                result["failed"] = _execute(notebook, folder, values, kernel, bar)
-                result["notebooks"][notebook] = _outcome(
-                    notebook, folder, time.perf_counter() - start, result["failed"]
-                )
-                if result["failed"]:
-                    break
+        kernel = this_python(threads or os.cpu_count() or 1)
+        for number, (notebook, values) in enumerate(planned.items(), 1):
+            bar = {"desc": f"{number}/{len(planned)} {notebook}", "leave": True} if progress else False
+            start = time.perf_counter()
+            failed = _execute(notebook, folder, values, kernel, bar)
+            seconds = round(time.perf_counter() - start, 1)
+            result["notebooks"][notebook] = {"seconds": seconds} | _outcome(notebook, folder, failed)
+            result["failed"] = failed
+            if failed:
+                break
         write_json(folder / "summary.json", result)
     except OSError as error:
+        remedy = "choose another --output"
         if error.errno == errno.ENOSPC:
-            raise KitError(
-                f"no space left on the disk while writing to {folder}",
-                "free space or choose another --output",
-            ) from error
-        raise KitError(
-            f"cannot write to {folder}: {error.strerror or error}", "choose another --output"
-        ) from error
+            what = f"no space left on the disk while writing to {folder}"
+            raise KitError(what, f"free space or {remedy}") from error
+        raise KitError(f"cannot write to {folder}: {error.strerror or error}", remedy) from error
     return result
 
 
 def _execute(
-    notebook: str, folder: Path, values: dict[str, Any], kernel: str, bar: dict[str, Any] | bool
+    notebook: str, folder: Path, values: dict[str, Any], kernel: type, bar: dict[str, Any] | bool
 ) -> dict[str, str] | None:
-    """Run one notebook; None, or what failed where. `cell` is the number that Jupyter shows in front of the
-    cell, as in `In [7]`.
+    """Run one notebook. Returns None, or what failed where.
+
+    `cell` is the number that Jupyter shows in front of the cell, as in `In [7]`.
     """
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
@@ -205,61 +180,52 @@ def _execute(
     executed = folder / "executed" / f"{notebook}.ipynb"
     try:
         papermill.execute_notebook(
-            REPOSITORY / "notebooks" / f"{notebook}.ipynb",
+            notebook_path(notebook),
             executed,
             parameters=values,
-            kernel_name=kernel,
+            kernel_name="python3",
+            kernel_manager_class=kernel,
             progress_bar=bar,
             start_timeout=180,
         )
     except PapermillExecutionError as error:
-        message = (str(error.evalue).strip().splitlines() or [""])[0]
-        return {
-            "notebook": notebook,
-            "cell": f"In [{error.exec_count}]",
-            "message": f"{error.ename}: {message}",
-            "executed": str(executed),
-        }
+        cell = f"In [{error.exec_count}]"
+        message = f"{error.ename}: {str(error.evalue).strip().partition(os.linesep)[0]}"
     except (DeadKernelError, CellTimeoutError) as error:
+        cell = "unknown"
         message = f"the kernel died ({str(error).splitlines()[0]}): usually not enough memory"
-        return {"notebook": notebook, "cell": "unknown", "message": message, "executed": str(executed)}
-    return None
+    else:
+        return None
+    return {"notebook": notebook, "cell": cell, "message": message, "executed": str(executed)}
 
 
 def _earlier(folder: Path) -> dict[str, Any]:
-    """What the summary of an earlier run in this folder says of its notebooks; {} when there is none that can
-    be read.
-    """
+    """What the summary of an earlier run in this folder says of its notebooks; {} when none can be read."""
     try:
-        found = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["notebooks"]
+        notebooks = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["notebooks"]
     except (OSError, ValueError, KeyError, TypeError):
         return {}
-    return {name: found[name] for name in NOTEBOOKS if name in found}
+    return {name: notebooks[name] for name in NOTEBOOKS if name in notebooks}
 
 
-def _outcome(notebook: str, folder: Path, seconds: float, failed: Mapping[str, str] | None) -> dict[str, Any]:
-    """Where what a notebook left is, relative to the run's folder, and how it failed. Then it has no summary,
-    whatever an earlier run left.
+def _outcome(notebook: str, folder: Path, failed: Mapping[str, str] | None) -> dict[str, Any]:
+    """Where what a notebook left is, relative to the run's folder, and how it failed.
+
+    A notebook that failed has no summary, whatever an earlier run left.
     """
-    own = folder / notebook
-    summary = own / "summary.json"
-    pictures = (
-        sorted(path.relative_to(folder).as_posix() for path in own.rglob("*.png")) if own.is_dir() else []
-    )
+    summary = folder / notebook / "summary.json"
+    pictures = sorted(path.relative_to(folder).as_posix() for path in (folder / notebook).rglob("*.png"))
     return {
         "executed": f"executed/{notebook}.ipynb",
-        "seconds": round(seconds, 1),
         "pictures": pictures,
         "failed": failed,
-        "summary": summary.relative_to(folder).as_posix() if summary.is_file() and not failed else None,
+        "summary": f"{notebook}/summary.json" if summary.is_file() and not failed else None,
     }
 
 
 def failure_line(failed: Mapping[str, str]) -> str:
-    """A failure as one line for the terminal."""
-    left = ",".join(name[:2] for name in NOTEBOOKS[NOTEBOOKS.index(failed["notebook"]) :])
-    stopped = (
-        f"notebook {failed['notebook']}, cell {failed['cell']}: {failed['message']} (stopped at "
-        f"{failed['executed']})"
-    )
-    return f"{stopped} -> once that is mended, go on with --only {left} and the same profile and output"
+    """A failure as one line for the terminal, with the command that goes on from there."""
+    left = ",".join(name[:2] for name in NOTEBOOKS if name >= failed["notebook"])
+    stopped = f"notebook {failed['notebook']}, cell {failed['cell']}: {failed['message']}"
+    remedy = f"once that is mended, go on with --only {left} and the same profile and output"
+    return f"{stopped} (stopped at {failed['executed']}) -> {remedy}"

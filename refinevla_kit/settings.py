@@ -1,130 +1,133 @@
-"""A notebook's settings: the profile's values, overlaid by the parameters cell, checked against what the
-notebook knows.
+"""A notebook's settings: the profile's values, with the notebook's parameters over them, checked at once.
 
-One dial, `profile`, sets everything; a parameter that is None keeps the profile's value, any other value
-overrides it. A name that neither the profile nor the parameters cell knows is an error: papermill only warns,
-and a misspelt parameter would silently run the wrong experiment.
+One dial, `profile`, sets everything. A parameter that is None keeps the profile's value; any other value
+overrides it. An unknown name is an error: a misspelt parameter would silently run the wrong experiment.
 """
 
 from __future__ import annotations
 
-import ast
 import difflib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.files import write_json
 from refinevla_kit.tasks import BACKENDS, SETTINGS, find_tasks
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-NOTEBOOKS = (
-    "01_teacher_annotation",
-    "02_fine_tuning",
-    "03_simpler_evaluation",
-    "04_attention_maps",
-    "05_paper_figures",
-)
-COMMON = ("profile", "output", "seed")
+PLACES = "places.json"  # in a notebook's folder: what each path there was made from, and which was used last
 T = TypeVar("T")
 
-KINDS: dict[str, type] = {
-    **dict.fromkeys(
-        ("output", "dataset", "rationales", "base", "action_only", "with_reasoning", "frames"), str
-    ),
-    **dict.fromkeys(("records", "history", "attention", "experiment"), str),
-    **dict.fromkeys(("assets", "teacher", "model", "prices", "granularity", "camera"), str),
-    **dict.fromkeys(("order", "starts", "setting", "backend", "task"), str),
-    **dict.fromkeys(("seed", "width", "layer", "threads", "requests_per_minute"), int),
-    **dict.fromkeys(("tasks", "variants"), list),
-    "budget_money": float,
-    "gripper": float,
-    "confirm": bool,
-    "deltas": bool,
-    "columns": dict,
-}
-"""Kinds of the parameters that a profile may leave at null. Of any other parameter the profile's value shows
-the kind.
-"""
-
+GRANULARITIES = ("step", "segment", "trajectory")
+"""What one rationale is about."""
+ORDERS = ("action_first", "rationale_first")
+"""What an answer of a VLA begins with."""
 CHOICES = {
-    "granularity": ("step", "segment", "trajectory"),
-    "order": ("action_first", "rationale_first"),
-    "starts": ("grid", "dense"),
+    "granularity": GRANULARITIES,
+    "order": ORDERS,
     "start": ("random", "grid"),
+    "starts": ("grid", "dense"),
     "setting": SETTINGS,
     "backend": ("auto", *BACKENDS),
 }
-LEAST = dict.fromkeys(
-    ("episodes_per_task", "concurrency", "requests_per_minute", "steps", "batch_size", "width", "every"), 1
-)
-LEAST |= dict.fromkeys(
-    ("seed", "workers", "settle", "disturb", "noise", "budget_money", "lambda_reasoning", "freeze_layers"), 0
-)
-"""What a value has to be, known before the first long step; what depends on more than the value is said by
-who takes it.
-"""
-
-_READ = "_refinevla_settings_read"
-PLACES = "places.json"  # in a notebook's folder: what each path there was made from, and which was used last
 
 
-class Settings:
-    """Frozen settings of one notebook: each value is an attribute.
+def _as_text(value: Any) -> Any:
+    """Paths are texts, and papermill reads a folder called 2024 as a number."""
+    return str(value) if isinstance(value, Path) or type(value) is int else value
+
+
+def _as_whole(value: Any) -> Any:
+    """1e3 is a whole number."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _as_list(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+Text = Annotated[str, BeforeValidator(_as_text)]
+Whole = Annotated[int, BeforeValidator(_as_whole)]
+Count = Annotated[Whole, Field(ge=1)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Names = Annotated[list[Any], BeforeValidator(_as_list)]
+
+
+class Settings(BaseModel):
+    """What every notebook's settings hold, and where its results and those of earlier notebooks lie.
 
     Attributes:
+        profile: the dial, as in the parameters cell.
         output: folder of this run, shared by the five notebooks.
-        profile, seed: as in the parameters cell.
+        seed: as in the parameters cell.
     """
 
-    __slots__ = ("_notebook", "_values")
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+    notebook: ClassVar[str]
 
-    def __init__(self, notebook: str, values: Mapping[str, Any]) -> None:
-        object.__setattr__(self, "_notebook", notebook)
-        object.__setattr__(self, "_values", MappingProxyType(dict(values)))
+    profile: str
+    output: Path
+    seed: Annotated[Whole, Field(ge=0, lt=2**32)] = 0
 
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return object.__getattribute__(self, "_values")[name]
-        except KeyError:
-            raise AttributeError(f"{self._notebook} has no setting {name!r}") from None
+    @field_validator("*")
+    @classmethod
+    def _check_choice(cls, value: Any, field: Any) -> Any:
+        choices = CHOICES.get(field.field_name)
+        if choices is not None and value not in choices:
+            what = f"unknown {field.field_name} {value!r}{suggest(value, choices)}"
+            raise KitError(what, f"choose one of {', '.join(choices)}")
+        return value
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        raise AttributeError(f"settings are frozen: set {name!r} in the parameters cell")
+    @field_validator("tasks", check_fields=False)
+    @classmethod
+    def _check_tasks(cls, tasks: list[Any]) -> list[Any]:
+        if not tasks:
+            raise KitError("tasks is an empty list", 'name one or more, as in ["widowx"]')
+        for task in tasks:
+            find_tasks(str(task))
+        return tasks
 
-    def __iter__(self) -> Iterator[tuple[str, Any]]:
-        return iter(self._values.items())
-
-    def __repr__(self) -> str:
+    def __str__(self) -> str:
         return "\n".join(f"{name:<20} {value}" for name, value in self)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The values as JSON can hold them (paths as strings), for summary.json."""
+        return self.model_dump(mode="json")
+
+    def pick(self, *names: str) -> dict[str, Any]:
+        """The named values, to be passed on or kept by their names."""
+        return {name: getattr(self, name) for name in names}
+
+    def _from_output(self, name: str) -> str:
+        return name.replace(f"{self.output}/", "")
 
     @property
     def folder(self) -> Path:
         """This notebook's own folder, `output/<notebook>`; made on first use."""
-        folder: Path = self._values["output"] / self._notebook
+        folder = self.output / self.notebook
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise KitError(
-                f"the output folder {folder} cannot be made: {error.strerror}", "choose another `output`"
-            ) from error
+            what = f"the output folder {folder} cannot be made: {error.strerror}"
+            raise KitError(what, "choose another `output`") from error
         return folder
 
     def place(self, name: str, made_from: Mapping[str, Any]) -> Path:
-        """Where what is made from `made_from` lies in this notebook's folder. Later notebooks `find` the path
-        that was given last.
+        """Where what is made from `made_from` lies in this notebook's folder.
+
+        The same `made_from` gives the same path, so that a notebook goes on with what is there. Later
+        notebooks `find` the path that was given last.
 
         Args:
             name: its name, such as "dataset". It is numbered, "dataset-2", where that name was made from
                 something else.
-            made_from: all that it depends on, as JSON can hold it. The same gives the same path, so that a
-                notebook goes on with what is there.
+            made_from: all that it depends on, as JSON can hold it.
         """
         wanted = json.loads(json.dumps(dict(made_from), default=str, sort_keys=True))
         known, latest = _read_places(self.folder)
@@ -133,41 +136,56 @@ class Settings:
             number += 1
             chosen = str(Path(name).with_name(f"{Path(name).stem}-{number}{Path(name).suffix}"))
         if chosen != name:
-            print(
-                f"{self.folder / name} was made from something else and stays as it is; this run's "
-                f"is {chosen}"
-            )
-        write_json(
-            self.folder / PLACES, {"made_from": known | {chosen: wanted}, "latest": latest | {name: chosen}}
-        )
+            old = self.folder / name
+            print(f"{old} was made from something else and stays as it is; this run's is {chosen}")
+        _write_places(self.folder, known | {chosen: wanted}, latest | {name: chosen})
         return self.folder / chosen
 
     def remember(self, name: str, value: T) -> T:
-        """Keep `value`, an existing path or JSON, for later notebooks to `find` or `recall` under `name`; it
-        is returned.
+        """Keep `value` for later notebooks to `find` or `recall` under `name`, and return it.
 
-        Paths in `output`, in the name too, are kept as they lie from there: the folder may be moved or
-        copied.
+        Paths in `output`, in the name too, are kept as they lie from there, so that a run may be moved.
+
+        Args:
+            name: what it is, such as "base of the policies".
+            value: an existing path, or what JSON can hold.
         """
         known, latest = _read_places(self.folder)
         kept: Any = value
         if isinstance(value, Path):
-            inside = value.is_relative_to(self._values["output"])
+            inside = value.is_relative_to(self.output)
             kept = os.path.relpath(value, self.folder) if inside else str(value)
-        write_json(self.folder / PLACES, {"made_from": known, "latest": latest | {self._moved(name): kept}})
+        _write_places(self.folder, known, latest | {self._from_output(name): kept})
         return value
 
-    def _moved(self, name: str) -> str:
-        return name.replace(f"{self._values['output']}/", "")
-
     def recall(self, run_path: str) -> Any:
-        """What an earlier notebook remembered as `notebook/name`, None where it remembered nothing."""
+        """What an earlier notebook remembered as `notebook/name`; None where it remembered nothing."""
         earlier, _, name = run_path.partition("/")
-        return _read_places(self._values["output"] / earlier)[1].get(self._moved(name))
+        return _read_places(self.output / earlier)[1].get(self._from_output(name))
+
+    def left(self, run_path: str) -> Path | None:
+        """What an earlier notebook left as `notebook/name`; None where it left nothing.
+
+        Raises:
+            KitError: it is not there any more, or not yet.
+        """
+        earlier, _, name = run_path.partition("/")
+        latest = self.recall(run_path)
+        path = Path(os.path.normpath(self.output / earlier / (latest or name)))
+        if path.exists():
+            return path
+        if latest is not None:
+            what = f"{path}, the {name} of notebook {earlier}, is not there"
+            raise KitError(what, f"run notebook {earlier} to its end, or give a path")
+        return None
 
     def find(self, value: str | Path | None, run_path: str, shipped_name: str) -> Path:
-        """The input to read: `value` if one is given, else what an earlier notebook left last as
-        `output/run_path`, else `data/shipped_name`.
+        """The input to read: what is given, else what an earlier notebook left last, else what is shipped.
+
+        Args:
+            value: the path that was given, from here or from the checkout; None where none was.
+            run_path: `notebook/name` in `output`.
+            shipped_name: path in `data/`.
 
         Raises:
             KitError: none of them exists, or what the earlier notebook left last is not there (any more).
@@ -181,64 +199,150 @@ class Settings:
                 f"{value} does not exist: there is no such file or folder in {Path.cwd()} or {REPOSITORY}",
                 "give an existing path, or None for what the run folder or data/ holds",
             )
-        earlier, _, name = run_path.partition("/")
         left = self.left(run_path)
         if left is not None:
             return left
+        earlier, _, name = run_path.partition("/")
         shipped = REPOSITORY / "data" / shipped_name
+        own = earlier == self.notebook
         if shipped.exists():
-            if earlier != self._notebook:
-                print(
-                    f"{self._values['output']} has no {name or 'result'} of notebook {earlier}: "
-                    f"{shipped}, which the kit ships, is used"
-                )
+            if not own:
+                what = f"{self.output} has no {name or 'result'} of notebook {earlier}"
+                print(f"{what}: {shipped}, which the kit ships, is used")
             return shipped
-        remedy = (
-            "give a path as the parameter"
-            if earlier == self._notebook
-            else f"run notebook {earlier} first, or give a path as the parameter"
-        )
-        raise KitError(f"neither {self._values['output'] / run_path} nor data/{shipped_name} exists", remedy)
+        remedy = "give a path as the parameter"
+        if not own:
+            remedy = f"run notebook {earlier} first, or {remedy}"
+        raise KitError(f"neither {self.output / run_path} nor data/{shipped_name} exists", remedy)
 
     def find_policies(self, names: Sequence[str]) -> dict[str, Path]:
-        """The checkpoint of each policy: the one given as the parameter of its name, else notebook 2's, else
-        the shipped one.
+        """The checkpoint of each policy: given as the parameter of its name, else notebook 2's, else shipped.
 
         Raises:
             KitError: of those not given, notebook 2 left some and not others: they would be compared with
                 policies of another training.
         """
-        asked = [name for name in names if getattr(self, name, None) is None]
+        given = {name: getattr(self, name, None) for name in names}
+        asked = [name for name in names if given[name] is None]
         left = [name for name in asked if self.left(f"02_fine_tuning/{name}")]
         if left and left != asked:
             missing = ", ".join(name for name in asked if name not in left)
             raise KitError(
-                f"notebook 02_fine_tuning left {', '.join(left)} in {self._values['output']}, but "
-                f"not {missing}",
+                f"notebook 02_fine_tuning left {', '.join(left)} in {self.output}, but not {missing}",
                 f"run notebook 2 to its end, or give {missing} as a parameter",
             )
         return {
-            name: self.find(getattr(self, name, None), f"02_fine_tuning/{name}", f"checkpoints/{name}")
-            for name in names
+            name: self.find(path, f"02_fine_tuning/{name}", f"checkpoints/{name}")
+            for name, path in given.items()
         }
 
-    def left(self, run_path: str) -> Path | None:
-        """What an earlier notebook left as `run_path`, None where it left nothing."""
-        earlier, _, name = run_path.partition("/")
-        latest = self.recall(run_path)
-        path = Path(os.path.normpath(self._values["output"] / earlier / (latest or name)))
-        if path.exists():
-            return path
-        if latest is not None:
-            raise KitError(
-                f"{path}, the {name} of notebook {earlier}, is not there",
-                f"run notebook {earlier} to its end, or give a path",
-            )
-        return None
+    def write_summary(self, values: Mapping[str, Any]) -> None:
+        """Write `summary.json` into this notebook's folder and print it as one line, for scripts to read."""
+        summary = {"notebook": self.notebook, **values}
+        write_json(self.folder / "summary.json", summary)
+        print(json.dumps(summary))
 
-    def as_dict(self) -> dict[str, Any]:
-        """The values as JSON can hold them (paths as strings), for summary.json."""
-        return {name: str(value) if isinstance(value, Path) else value for name, value in self}
+
+class TeacherAnnotation(Settings):
+    """Settings of notebook 1."""
+
+    notebook = "01_teacher_annotation"
+
+    dataset: Text | None  # folder of a LeRobot dataset; None records the scripted demonstrator
+    tasks: Names  # what is recorded: tasks, rows of the published tables or a robot
+    episodes_per_task: Count
+    start: str  # random poses, or the task's own grid
+    disturb: Amount  # chance a step that random moves take over, 0 to 1
+    noise: Amount  # in every motion, share of 15 mm and 0.15 rad
+    settle: Annotated[Whole, Field(ge=0)]  # frames of success after which a recording ends
+    assets: Text  # embedded, official or a folder
+    workers: Annotated[Whole, Field(ge=0)]  # processes that record
+    teacher: Text  # oracle, gemini, gemini-legacy or openai
+    model: Text | None  # of the teacher; None is its own default
+    concurrency: Count  # calls at a time
+    requests_per_minute: Count | None
+    prices: Text | None  # "INPUT,OUTPUT,CURRENCY,DATE" of a million tokens
+    budget_money: Amount | None  # in the currency of the prices
+    confirm: bool | None  # True makes calls that cost something; None asks
+    granularity: str  # what one rationale is about
+    episodes: Any  # of a dataset that is given, as are the next: numbers, or a text such as 0-9,12
+    camera: Text | None  # which pictures are shown
+    columns: dict[str, Any] | None  # features by what they are, as in {action: command}
+    deltas: bool | None  # whether the actions are displacements; None infers it
+    gripper: float | None  # the gripper command's value that means open; None infers it
+
+
+class FineTuning(Settings):
+    """Settings of notebook 2."""
+
+    notebook = "02_fine_tuning"
+
+    dataset: Text | None  # LeRobot dataset with rationales
+    rationales: Text | None  # a table of them, or "reviewed"
+    base: Text | None  # checkpoint that both policies start from
+    steps: Count
+    batch_size: Count  # frames a step
+    learning_rate: float
+    lambda_reasoning: Amount  # weight of the reasoning loss
+    freeze_layers: Annotated[Whole, Field(ge=0)]  # lower language layers kept as they are
+    order: str  # what an answer begins with
+    threads: Whole | None  # of torch; None is all cores
+
+
+class SimplerEvaluation(Settings):
+    """Settings of notebook 3."""
+
+    notebook = "03_simpler_evaluation"
+
+    action_only: Text | None  # checkpoint
+    with_reasoning: Text | None  # checkpoint
+    tasks: Names  # tasks, rows of the published tables or a robot
+    starts: str  # the task's own grid, or dense: continuous poses drawn from the seed
+    episodes: Whole  # a task and variant
+    setting: str
+    variants: Names | None  # names; None is those that are scored
+    backend: str
+    assets: Text  # embedded, official or a folder
+    workers: Annotated[Whole, Field(ge=0)]  # simulator processes
+    width: Count | None  # of the pictures, pixels; None is what the policy asks for
+    preflight_starts: Whole  # demonstrations replayed a task before the run
+    include_demonstrator: bool  # play the scripted demonstrator too
+    threads: Whole | None  # of the policy; None is all cores
+
+
+class AttentionMaps(Settings):
+    """Settings of notebook 4."""
+
+    notebook = "04_attention_maps"
+
+    action_only: Text | None  # checkpoint
+    with_reasoning: Text | None  # checkpoint
+    frames: Text | None  # dataset, or embedded or official to record new demonstrations
+    task: Text
+    episodes: Whole
+    threads: Whole | None  # of torch; None is all cores
+    every: Count  # n-th frame of an episode
+    layer: Whole | None  # from 1, the lowest; None is three fifths up
+    probes: Whole  # frames in which things are covered and patches taken away
+
+
+class PaperFigures(Settings):
+    """Settings of notebook 5."""
+
+    notebook = "05_paper_figures"
+
+    records: Text | None  # records.parquet of notebook 3
+    history: Text | None  # folder or file of training histories
+    attention: Text | None  # scores.parquet of notebook 4
+    experiment: Text | None  # records folder of a controlled experiment
+    dataset: Text | None  # demonstrations with rationales
+
+
+NOTEBOOKS: dict[str, type[Settings]] = {
+    kind.notebook: kind
+    for kind in (TeacherAnnotation, FineTuning, SimplerEvaluation, AttentionMaps, PaperFigures)
+}
+"""The five notebooks in order, each with the kind of its settings."""
 
 
 def profile_names() -> list[str]:
@@ -248,205 +352,107 @@ def profile_names() -> list[str]:
 
 def load_profile(profile: str) -> dict[str, dict[str, Any]]:
     """The values of a profile, by notebook. Raises `KitError` naming the profiles that exist."""
-    if profile not in profile_names():
-        raise KitError(
-            f"unknown profile {profile!r}{_suggest(str(profile), profile_names())}",
-            f"choose one of {', '.join(profile_names())}",
-        )
-    values = yaml.safe_load(
-        (REPOSITORY / "notebooks" / "profiles" / f"{profile}.yaml").read_text(encoding="utf-8")
-    )
-    return {notebook: section or {} for notebook, section in values.items()}
+    names = profile_names()
+    if profile not in names:
+        what = f"unknown profile {profile!r}{suggest(profile, names)}"
+        raise KitError(what, f"choose one of {', '.join(names)}")
+    text = (REPOSITORY / "notebooks" / "profiles" / f"{profile}.yaml").read_text(encoding="utf-8")
+    return {notebook: section or {} for notebook, section in yaml.safe_load(text).items()}
 
 
-def parameter_names(notebook: str) -> list[str]:
-    """Names that the parameters cell of a notebook assigns, in order. Empty where the notebook is not beside
-    the package.
-    """
-    path = REPOSITORY / "notebooks" / f"{notebook}.ipynb"
-    if not path.is_file():
-        return []
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    source = next(
-        (
-            "".join(cell["source"])
-            for cell in cells
-            if "parameters" in cell.get("metadata", {}).get("tags", [])
-        ),
-        "",
-    )
-    return [
-        target.id
-        for node in ast.parse(source).body
-        if isinstance(node, ast.Assign)
-        for target in node.targets
-        if isinstance(target, ast.Name)
-    ]
-
-
-def read_settings(notebook: str, namespace: dict[str, Any]) -> Settings:
-    """Settings of `notebook` from its profile and the notebook's own variables.
+def read_settings(
+    notebook: str, profile: str = "laptop", output: str | Path | None = None, seed: int = 0, **parameters: Any
+) -> Settings:
+    """Settings of `notebook` from its profile and the parameters that are not None.
 
     Args:
         notebook: name without suffix, such as `01_teacher_annotation`.
-        namespace: the notebook's `globals()`. In a kernel the names that the parameters cell and papermill's
-            cell assign are parameters; elsewhere every public variable of a simple type.
+        profile: smoke | laptop | gpu | paper.
+        output: folder of the run; None is `runs/<profile>` in the checkout.
+        seed: 0 to 2**32 - 1.
+        parameters: of the notebook, by name.
 
     Raises:
-        KitError: the profile or a parameter is unknown or of the wrong kind.
+        KitError: the profile or a parameter is unknown, or a value is of the wrong kind.
     """
-    assigned, again = _assigned(namespace), namespace.get(_READ, False)
-    given = {name: namespace[name] for name in assigned if namespace.get(name) is not None}
-    profile = given.get("profile", "laptop")
     sections = load_profile(profile)
-    if notebook not in sections:
+    usual = sections.get(notebook)
+    if usual is None:
         raise KitError(
             f"profile {profile!r} has no section {notebook!r}", f"name one of {', '.join(sections)}"
         )
-    values = sections[notebook]
-    known = list(dict.fromkeys([*COMMON, *values, *parameter_names(notebook)]))
-    for name in assigned:
-        # Outside of a kernel a later call sees what other lines have made, too: there only a near miss is an
-        # error.
-        if name not in known and (not again or difflib.get_close_matches(name, known, n=1, cutoff=0.8)):
-            raise KitError(
-                f"unknown parameter {name!r} of {notebook}{_suggest(name, known)}",
-                f"choose from {', '.join(known)}",
-            )
-    if not _cells(namespace):
-        namespace[_READ] = True
-    given = {
-        name: check_kind(name, values.get(name), value) for name, value in given.items() if name in known
-    }
-    output, seed = given.pop("output", None), given.pop("seed", 0)
     if output == "":
         raise KitError("output is an empty text", "give a folder, or None for runs/<profile>")
-    for name, value in (given | {"seed": seed}).items():
-        _check_value(name, value)
-    folder = REPOSITORY / "runs" / profile if output is None else Path(output).expanduser().resolve()
-    return Settings(
-        notebook, dict.fromkeys(known) | values | given | {"profile": profile, "output": folder, "seed": seed}
-    )
-
-
-def _check_value(name: str, value: Any) -> None:
-    """Raise `KitError` for a value that no run can use."""
-    if name in CHOICES and value not in CHOICES[name]:
-        raise KitError(
-            f"unknown {name} {value!r}{_suggest(str(value), list(CHOICES[name]))}",
-            f"choose one of {', '.join(CHOICES[name])}",
-        )
-    if name in LEAST and not LEAST[name] <= value < float("inf"):
-        raise KitError(f"{name} is {value}", f"give a number from {LEAST[name]} on")
-    if name == "seed" and value >= 2**32:
-        raise KitError(f"seed is {value}", f"give a whole number below {2**32}")
-    if name == "tasks":
-        if not value:
-            raise KitError("tasks is an empty list", 'name one or more, as in ["widowx"]')
-        for task in value:
-            find_tasks(str(task))
-
-
-def _assigned(namespace: Mapping[str, Any]) -> list[str]:
-    """Names of the parameters that were set, known or not, in order.
-
-    What IPython's start-up files and other cells of the notebook define is none: a kernel keeps the source of
-    each cell that was run in `In`.
-    """
-    cells = _cells(namespace)
-    if not cells:
-        simple = (str, bool, int, float, list, tuple, dict)
-        own = [
-            name
-            for name, value in namespace.items()
-            if isinstance(value, simple) and not name.startswith("_")
-        ]
-        return [name for name in own if name not in ("In", "Out")]
-    names: dict[str, None] = {}
-    for source in reversed(cells):
-        found = _assignments(source)
-        injected = source.startswith("# Parameters")  # papermill's cell, run after the notebook's own
-        if injected or "profile" in found:
-            names |= dict.fromkeys(found)
-        if "profile" in found and not injected:
-            break
-    return list(names)
-
-
-def _cells(namespace: Mapping[str, Any]) -> list[str]:
-    """Sources of the cells that a kernel has run, in order; none outside of a kernel."""
-    cells = namespace.get("In")
-    return (
-        [source for source in cells if isinstance(source, str) and source] if isinstance(cells, list) else []
-    )
-
-
-def _assignments(source: str) -> list[str]:
-    """Names that a cell's own lines assign; none of a cell that is not plain Python."""
+    folder = REPOSITORY / "runs" / profile
+    if output is not None:
+        folder = Path(str(output)).expanduser().resolve()
+    given = {name: value for name, value in parameters.items() if value is not None}
+    values = usual | given | {"profile": profile, "output": folder, "seed": seed}
     try:
-        body = ast.parse(source).body
-    except (SyntaxError, ValueError):
-        return []
-    targets: list[ast.expr] = []
-    for node in body:
-        if isinstance(node, ast.Assign):
-            targets += node.targets
-        elif isinstance(node, ast.AnnAssign) and node.value is not None:
-            targets.append(node.target)
-    return [node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)]
+        return NOTEBOOKS[notebook](**values)
+    except ValidationError as error:
+        raise _refusal(notebook, error, usual) from None
 
 
-def check_kind(name: str, usual: Any, value: Any) -> Any:
-    """`value` as a parameter of the kind of `usual`, the profile's value; of `KINDS` where the profile has
-    none.
+KINDS = {
+    "string_type": "a text",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "True or False",
+    "list_type": "a list",
+    "dict_type": "a mapping",
+}
+"""What pydantic's errors say was wanted."""
 
-    Raises:
-        KitError: it is of another kind.
-    """
-    kind = type(usual) if usual is not None else KINDS.get(name)
-    if value is None or kind is None:
-        return value
-    if kind is list and isinstance(value, str):
+
+def _refusal(notebook: str, error: ValidationError, usual: Mapping[str, Any]) -> KitError:
+    """The first of pydantic's errors as one line."""
+    first = error.errors()[0]
+    name, kind, value = str(first["loc"][0]), first["type"], first["input"]
+    if kind == "extra_forbidden":
+        return unknown_parameter(name, [notebook])
+    if kind == "list_type" and isinstance(value, str):
         remedy = f"with papermill write -y '{name}: [...]', with refinevla -p '{name}=[\"...\"]'"
-        raise KitError(f"{name} is a list, not the text {value!r}", remedy)
-    if kind is str and isinstance(value, Path):
-        return str(value)
-    if kind is str and type(value) is int:  # papermill reads a folder called 2024 as a number
-        return str(value)
-    if kind is list and isinstance(value, tuple):
-        return list(value)
-    fits = isinstance(value, (int, float)) if kind in (int, float) else isinstance(value, kind)
-    whole = not isinstance(value, float) or value.is_integer()
-    if not fits or isinstance(value, bool) != (kind is bool) or (kind is int and not whole):
-        word = {
-            str: "a text",
-            int: "a whole number",
-            float: "a number",
-            bool: "True or False",
-            list: "a list",
-            dict: "a mapping",
-        }[kind]
-        example = "" if usual is None else f", such as {usual}"
-        raise KitError(f"{name} is {word}{example}, not {value!r}", f"give {name} a value of that kind")
-    return int(value) if kind is int and isinstance(value, float) else value
+        return KitError(f"{name} is a list, not the text {value!r}", remedy)
+    if kind in KINDS:
+        example = f", such as {usual[name]}" if usual.get(name) is not None else ""
+        what = f"{name} is {KINDS[kind]}{example}, not {value!r}"
+        return KitError(what, f"give {name} a value of that kind")
+    return KitError(f"{name} is {value!r}", first["msg"].replace("Input", "its value", 1))
+
+
+def is_text(parameter: str) -> bool:
+    """Whether every notebook that has this parameter takes it as a text."""
+    fields = [kind.model_fields.get(parameter) for kind in NOTEBOOKS.values()]
+    kinds = [field.annotation for field in fields if field is not None]
+    return bool(kinds) and all(kind in (str, Text, Text | None) for kind in kinds)
+
+
+def unknown_parameter(name: str, notebooks: Sequence[str]) -> KitError:
+    """What to say of a parameter that none of these notebooks has."""
+    known = list(dict.fromkeys(name for notebook in notebooks for name in NOTEBOOKS[notebook].model_fields))
+    what = f"unknown parameter {name!r} of {', '.join(notebooks)}{suggest(name, known)}"
+    return KitError(what, f"choose from {', '.join(known)}")
+
+
+def suggest(name: Any, known: Sequence[str]) -> str:
+    """The known name that a wrong one comes near to, as a question in brackets; else nothing."""
+    close = difflib.get_close_matches(str(name), known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _write_places(folder: Path, made_from: Mapping[str, Any], latest: Mapping[str, Any]) -> None:
+    write_json(folder / PLACES, {"made_from": made_from, "latest": latest})
 
 
 def _read_places(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(what each path in a notebook's folder was made from, what was used or remembered last under each
-    name).
-    """
+    """What each path in a notebook's folder was made from, and what was used last under each name."""
     path = folder / PLACES
     if not path.is_file():
         return {}, {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return dict(found["made_from"]), dict(found["latest"])
+        places = json.loads(path.read_text(encoding="utf-8"))
+        return dict(places["made_from"]), dict(places["latest"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise KitError(
-            f"{path} is damaged ({error})", "move the folder away, or give another output"
-        ) from error
-
-
-def _suggest(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+        remedy = "move the folder away, or give another output"
+        raise KitError(f"{path} is damaged ({error})", remedy) from error

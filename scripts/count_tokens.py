@@ -1,6 +1,6 @@
 """How much code the package is: tokens by room, comments and docstrings left out. Fails above a limit.
 
-    python scripts/count_tokens.py [--limit N]
+    python scripts/count_tokens.py [--limit N] [--module-limit N] [--modules]
 
 Lines can be made long; tokens are what a reader has to take in.
 """
@@ -10,28 +10,53 @@ from __future__ import annotations
 import argparse
 import ast
 import tokenize
-from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "refinevla_kit"
 CODE = (tokenize.NAME, tokenize.OP, tokenize.NUMBER, tokenize.STRING)
 
 
-def docstrings(source: str) -> set[int]:
+@dataclass(frozen=True)
+class Module:
+    """What one file of the package holds: `lines` are those with a token of code."""
+
+    path: str
+    tokens: int
+    lines: int
+
+    @property
+    def room(self) -> str:
+        return self.path.partition("/")[0].removesuffix(".py")
+
+
+def docstring_lines(source: str) -> set[int]:
     """First lines of the strings that are docstrings."""
-    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    bodies = [node.body for node in ast.walk(ast.parse(source)) if isinstance(node, kinds) and node.body]
-    first = [body[0] for body in bodies]
-    return {one.lineno for one in first if isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant)}
+    lines = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
+            first = node.body[0]
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                lines.add(first.lineno)
+    return lines
 
 
-def count(file: Path) -> tuple[int, int]:
-    """(tokens, lines that hold any) of a module."""
-    described = docstrings(file.read_text(encoding="utf-8"))
+def count(file: Path) -> Module:
+    """Count the tokens of a module, and the lines that hold any."""
+    docstrings = docstring_lines(file.read_text(encoding="utf-8"))
     with file.open("rb") as source:
-        kept = [token for token in tokenize.tokenize(source.readline) if token.type in CODE]
-    kept = [token for token in kept if token.type != tokenize.STRING or token.start[0] not in described]
-    return len(kept), len({token.start[0] for token in kept})
+        tokens = [token for token in tokenize.tokenize(source.readline) if token.type in CODE]
+    kept = [token for token in tokens if token.type != tokenize.STRING or token.start[0] not in docstrings]
+    lines = {token.start[0] for token in kept}
+    return Module(file.relative_to(PACKAGE).as_posix(), len(kept), len(lines))
+
+
+def print_row(name: str, modules: list[Module]) -> None:
+    """One line of the table: modules, lines, lines a module, tokens, tokens a line."""
+    lines = sum(module.lines for module in modules)
+    tokens = sum(module.tokens for module in modules)
+    number = len(modules)
+    print(f"{name:<32}{number:>8}{lines:>8}{lines / number:>8.0f}{tokens:>9}{tokens / max(lines, 1):>8.1f}")
 
 
 def main() -> None:
@@ -39,25 +64,28 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--limit", type=int, help="most tokens that the package may have")
-    limit = parser.parse_args().limit
-    tokens, lines, modules = Counter[str](), Counter[str](), Counter[str]()
-    for file in sorted(PACKAGE.rglob("*.py")):
-        room = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        found = count(file)
-        tokens[room], lines[room], modules[room] = (
-            tokens[room] + found[0],
-            lines[room] + found[1],
-            modules[room] + 1,
-        )
-    print(f"{'room':<20}{'modules':>9}{'lines':>9}{'tokens':>9}{'a line':>9}")
-    for room in sorted(tokens, key=lambda room: -tokens[room]):
-        a_line = tokens[room] / max(lines[room], 1)
-        print(f"{room:<20}{modules[room]:>9}{lines[room]:>9}{tokens[room]:>9}{a_line:>9.1f}")
-    total = tokens.total()
-    print(f"{'all':<20}{modules.total():>9}{lines.total():>9}{total:>9}{total / lines.total():>9.1f}")
-    if limit is not None and total > limit:
+    parser.add_argument("--module-limit", type=int, default=300, help="lines above which a module is named")
+    parser.add_argument("--modules", action="store_true", help="a line a module, too")
+    options = parser.parse_args()
+    modules = [count(file) for file in sorted(PACKAGE.rglob("*.py"))]
+    rooms = {module.room for module in modules}
+    by_room = {room: [module for module in modules if module.room == room] for room in rooms}
+    print(f"{'room':<32}{'modules':>8}{'lines':>8}{'each':>8}{'tokens':>9}{'a line':>8}")
+    for room in sorted(rooms, key=lambda room: -sum(module.tokens for module in by_room[room])):
+        print_row(room, by_room[room])
+        if options.modules and len(by_room[room]) > 1:
+            for module in by_room[room]:
+                print_row(f"  {module.path}", [module])
+    print_row("all", modules)
+    long = [module for module in modules if module.lines > options.module_limit]
+    if long:
+        print(f"\n{len(long)} modules have more than {options.module_limit} lines:")
+        for module in sorted(long, key=lambda module: -module.lines):
+            print(f"  {module.path:<38}{module.lines:>8}{module.tokens:>9}")
+    total = sum(module.tokens for module in modules)
+    if options.limit is not None and total > options.limit:
         raise SystemExit(
-            f"{total} tokens are over the limit of {limit}: take something away, or raise the limit "
+            f"{total} tokens are over the limit of {options.limit}: take something away, or raise the limit "
             "in the Makefile and say why"
         )
 

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from refinevla_kit import doctor
+from refinevla_kit.errors import KitError
 
 
 def test_every_requirement_has_one_line_and_each_lack_its_fix() -> None:
@@ -45,7 +46,7 @@ def test_every_requirement_has_one_line_and_each_lack_its_fix() -> None:
 def test_no_vulkan_driver_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VK_DRIVER_FILES", "/nonexistent.json")
     monkeypatch.setenv("VK_ICD_FILENAMES", "/nonexistent.json")
-    finding = doctor.check_vulkan()
+    [finding] = doctor.examine(["Vulkan device"])
     assert finding.state == "missing"
     assert "rendering device" in finding.detail and "Mesa" in finding.remedy
 
@@ -58,23 +59,27 @@ def test_python_without_sapien_is_found_out() -> None:
 def test_key_is_seen_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in doctor.TEACHER_KEYS:
         monkeypatch.delenv(name, raising=False)
-    assert doctor.check_teacher_key().state == "optional"
+    assert doctor.examine(["teacher key"])[0].state == "optional"
     monkeypatch.setenv("GOOGLE_API_KEY", "secret-value")
-    finding = doctor.check_teacher_key()
+    [finding] = doctor.examine(["teacher key"])
     assert finding.state == "ok"
     assert "secret-value" not in finding.line()
 
 
 def test_failing_check_does_not_hide_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    def check_broken() -> doctor.Finding:
+    def broken_check() -> str:
         raise RuntimeError("two\nlines")
 
-    monkeypatch.setattr(doctor, "CHECKS", (check_broken, doctor.check_python))
-    broken, python = doctor.examine()
+    monkeypatch.setitem(doctor.CHECKS, "broken", broken_check)
+    broken, python = doctor.examine(["broken", "Python"])
     assert (broken.state, broken.name, python.state) == ("missing", "broken", "ok")
     assert not doctor.summary([broken, python])["ready"]
 
 
 def test_other_release_is_missing() -> None:
-    assert doctor._series("torch", "torch", "1.0").state == "missing"
-    assert doctor._series("nothing", "no-such-distribution", "1.0").detail == "not installed"
+    for distribution, why in (
+        ("torch", "the kit is checked with 1.0.x"),
+        ("no-such-package", "not installed"),
+    ):
+        with pytest.raises(KitError, match=why):
+            doctor._series(distribution, "1.0")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from refinevla_kit import notebook_runner, settings
 from refinevla_kit.errors import KitError
 from refinevla_kit.notebook_runner import failure_line, parse_parameter, run_notebooks, select_notebooks
-from refinevla_kit.settings import KINDS, NOTEBOOKS
+from refinevla_kit.settings import NOTEBOOKS, REPOSITORY, is_text
 
 WriteNotebook = Callable[..., None]
 
@@ -34,8 +35,8 @@ def write_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WriteNote
     """
     checkout = tmp_path / "checkout"
     (checkout / "notebooks" / "profiles").mkdir(parents=True)
-    sections = "".join(f"{name}:\n  steps: 2\n" for name in NOTEBOOKS)
-    (checkout / "notebooks" / "profiles" / "smoke.yaml").write_text(sections)
+    profile = REPOSITORY / "notebooks" / "profiles" / "smoke.yaml"
+    shutil.copy(profile, checkout / "notebooks" / "profiles" / "smoke.yaml")
     monkeypatch.setattr(settings, "REPOSITORY", checkout)
     monkeypatch.setattr(notebook_runner, "REPOSITORY", checkout)
 
@@ -44,7 +45,7 @@ def write_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WriteNote
             metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
         )
         parameters = new_code_cell(
-            "profile = 'smoke'\noutput = None\nsteps = None", metadata={"tags": ["parameters"]}
+            "profile = 'smoke'\noutput = None\nmore = {}\nworkers = None", metadata={"tags": ["parameters"]}
         )
         node.cells = [new_markdown_cell("Words."), parameters]
         node.cells += [new_code_cell(source) for source in sources]
@@ -87,7 +88,7 @@ def test_a_text_stays_a_text_whatever_it_looks_like() -> None:
 names = (
     st.from_regex(r"[a-z_]{1,10}", fullmatch=True)
     .filter(str.isidentifier)
-    .filter(lambda name: name not in KINDS)
+    .filter(lambda name: not is_text(name))
 )
 values = (
     st.integers()
@@ -106,8 +107,9 @@ def test_any_value_survives_the_command_line(name: str, value: object) -> None:
 
 def test_notebooks_are_chosen_by_number_or_name_and_run_in_order() -> None:
     assert select_notebooks() == list(NOTEBOOKS)
-    assert select_notebooks(["3", "01_teacher_annotation", "notebooks/02_fine_tuning.ipynb"]) == list(
-        NOTEBOOKS[:3]
+    assert (
+        select_notebooks(["3", "01_teacher_annotation", "notebooks/02_fine_tuning.ipynb"])
+        == list(NOTEBOOKS)[:3]
     )
     with pytest.raises(KitError, match="unknown notebook '07'"):
         select_notebooks(["07"])
@@ -117,10 +119,15 @@ def test_unknown_parameter_and_profile_stop_before_anything_runs(
     write_notebook: WriteNotebook, tmp_path: Path
 ) -> None:
     write_notebook("01_teacher_annotation", "raise SystemExit")
-    for parameters, profile in (({"stepps": 3}, "smoke"), ({"profile": "paper"}, "smoke"), ({}, "smoky")):
-        with pytest.raises(
-            KitError, match=r"unknown parameter 'stepps'.*choose from|use --profile|unknown profile 'smoky'"
-        ):
+    requests = (
+        ({"workerz": 3}, "smoke", r"unknown parameter 'workerz'.*did you mean 'workers'.*choose from"),
+        ({"workers": "many"}, "smoke", "workers is a whole number"),
+        ({"settle": 2, "start": "gird"}, "smoke", "did you mean 'grid'"),
+        ({"profile": "paper"}, "smoke", "use --profile"),
+        ({}, "smoky", "unknown profile 'smoky'"),
+    )
+    for parameters, profile, why in requests:
+        with pytest.raises(KitError, match=why):
             run_notebooks(["01"], profile, tmp_path / "run", parameters, progress=False)
     assert not (tmp_path / "run").exists()
 
@@ -139,13 +146,14 @@ def test_runs_in_this_python_whatever_kernel_the_user_has_under_that_name(
         "import json, os, sys\nfrom pathlib import Path\nfolder = Path(output) / "
         "'01_teacher_annotation'\nfolder.mkdir()",
         "(folder / 'summary.json').write_text(json.dumps([sys.executable, "
-        "os.environ['OMP_NUM_THREADS'], steps, profile]))",
+        "os.environ['OMP_NUM_THREADS'], workers, more, profile]))",
     )
-    result = run_notebooks(["1"], "smoke", tmp_path / "run", {"steps": 9}, threads=1, progress=False)
+    parameters = {"workers": 9, "settle": 5}
+    result = run_notebooks(["1"], "smoke", tmp_path / "run", parameters, threads=1, progress=False)
     assert result["failed"] is None
     assert json.loads(
         (tmp_path / "run" / result["notebooks"]["01_teacher_annotation"]["summary"]).read_text()
-    ) == [sys.executable, "1", 9, "smoke"]
+    ) == [sys.executable, "1", 9, {"settle": 5}, "smoke"]
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == result
     assert os.environ["JUPYTER_PATH"] == str(tmp_path / "jupyter")
 

@@ -8,11 +8,12 @@ import ast
 import re
 
 import nbformat
+import papermill
 import pytest
 
-from refinevla_kit.settings import COMMON, NOTEBOOKS, REPOSITORY, load_profile, parameter_names, profile_names
+from refinevla_kit.settings import NOTEBOOKS, REPOSITORY, Settings
 
-MOST_CELLS, MOST_LINES = 15, 10
+MOST_CELLS, MOST_LINES, MOST_PARAMETERS = 15, 10, 12
 
 
 def cells(notebook: str) -> list[nbformat.NotebookNode]:
@@ -38,11 +39,9 @@ def test_valid_with_kernel_and_without_outputs(notebook: str) -> None:
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
 def test_short(notebook: str) -> None:
     assert len(code(notebook)) <= MOST_CELLS
-    assert {
-        cell.source: len(cell.source.splitlines())
-        for cell in code(notebook)
-        if len(cell.source.splitlines()) > MOST_LINES
-    } == {}
+    lines = {cell.source: len(re.findall(r"(?m)^.*\S", cell.source)) for cell in code(notebook)[1:]}
+    assert {source: number for source, number in lines.items() if number > MOST_LINES} == {}
+    assert len(code(notebook)[0].source.splitlines()) <= MOST_PARAMETERS
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
@@ -52,6 +51,14 @@ def test_defines_nothing(notebook: str) -> None:
         assert [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, kinds)] == [], (
             cell.source
         )
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_begins_with_a_picture_of_what_it_gives(notebook: str) -> None:
+    title, picture = cells(notebook)[0].source.split("\n\n")[:2]
+    place = re.fullmatch(r"!\[.+\]\((.+)\)", picture)
+    assert title.startswith("# ") and place is not None
+    assert (REPOSITORY / "notebooks" / place[1]).is_file()
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
@@ -65,33 +72,50 @@ def test_words_before_each_cell(notebook: str) -> None:
         before = cell
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS)
-def test_parameters_are_those_of_the_profiles(notebook: str) -> None:
-    """One tagged cell, which begins with the common ones; what it leaves None the profile holds, and what the
-    profile holds the notebook uses.
-    """
+def parameters(notebook: str) -> dict[str, object]:
+    """What the cell tagged `parameters` assigns, in order."""
     tagged = [cell for cell in code(notebook) if "parameters" in cell.metadata.get("tags", [])]
     assert len(tagged) == 1
     namespace: dict[str, object] = {}
-    exec(tagged[0].source, namespace)
-    shown = {name: namespace[name] for name in parameter_names(notebook)}
+    exec(tagged[0].source, {}, namespace)
+    return namespace
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_parameters_are_those_of_the_settings(notebook: str) -> None:
+    """One tagged cell, which begins with the common ones; each is None, or in `more`, and is given to
+    `read_settings` by its name; what the settings hold the notebook uses.
+    """
+    shown = parameters(notebook)
     assert list(shown.items())[:3] == [("profile", "laptop"), ("output", None), ("seed", 0)]
+    assert set(papermill.inspect_notebook(REPOSITORY / "notebooks" / f"{notebook}.ipynb")) == set(shown)
+    fields = NOTEBOOKS[notebook].model_fields
+    more = shown.pop("more", {})
+    assert more == {} and set(shown) <= set(fields)
+    assert [
+        value for name, value in shown.items() if name not in Settings.model_fields and value is not None
+    ] == []
+    calls = [
+        node
+        for cell in code(notebook)
+        for node in ast.walk(ast.parse(cell.source))
+        if isinstance(node, ast.Call)
+    ]
+    [call] = [node for node in calls if ast.unparse(node.func) == "read_settings"]
+    assert [ast.unparse(value) for value in call.args] == [repr(notebook), *Settings.model_fields]
+    given = [(word.arg, ast.unparse(word.value)) for word in call.keywords]
+    hidden = set(fields) - set(shown)
+    assert given == [(name, name) for name in list(shown)[3:]] + [(None, "more")] * bool(hidden)
     words = set(re.findall(r"\w+", "\n".join(cell.source for cell in code(notebook))))
-    for profile in profile_names():
-        held = load_profile(profile)[notebook]
-        assert {name for name, value in shown.items() if value is None} <= {*COMMON, *held}, profile
-        assert set(held) <= words, profile
+    assert set(fields) <= words
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
 def test_parameters_keep_their_values(notebook: str) -> None:
     """Else whoever runs the first cells again gives the notebook what a later cell made of them."""
-    held = {*parameter_names(notebook), *load_profile("laptop")[notebook]}
+    held = {*parameters(notebook), *NOTEBOOKS[notebook].model_fields}
     for cell in code(notebook):
         if "parameters" not in cell.metadata.get("tags", []):
-            stored = {
-                node.id
-                for node in ast.walk(ast.parse(cell.source))
-                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-            }
+            names = [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Name)]
+            stored = {node.id for node in names if isinstance(node.ctx, ast.Store)}
             assert not stored & held, cell.source

@@ -61,6 +61,13 @@ def save_figure(
     return path
 
 
+def show_figure(figure: Figure, path: str | Path, made_from: dict[str, Any], width: int = 900) -> None:
+    """Save `figure` as `save_figure` does and show it in the notebook, `width` pixels wide."""
+    from IPython.display import Image, display
+
+    display(Image(filename=save_figure(figure, path, made_from), width=width))
+
+
 def _inside(text: str) -> str:
     """A path in this checkout, relative to it: what made a picture should not say whose machine it was."""
     return text.removeprefix(f"{REPOSITORY.as_posix()}/")

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from refinevla_kit.errors import KitError
+from refinevla_kit.settings import GRANULARITIES
 from refinevla_kit.teacher.answers import Span
 from refinevla_kit.teacher.schema import Request
 
 if TYPE_CHECKING:
     from refinevla_kit.episodes import EpisodeDataset, EpisodeInfo
 
-GRANULARITIES = ("step", "segment", "trajectory")
 GRIPPER = 6  # dimension of the gripper in this kit's own displacement actions
 FRAMES = 64  # decoded at a time
 

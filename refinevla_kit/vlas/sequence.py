@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from refinevla_kit.errors import KitError
+from refinevla_kit.settings import ORDERS
 from refinevla_kit.vlas.contract import VLA
 
-ORDERS = ("action_first", "rationale_first")
 NOT_PREDICTED, ACTION_KIND, RATIONALE_KIND = 0, 1, 2
 
 

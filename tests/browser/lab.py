@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import nbformat
+from papermill.parameterize import parameterize_notebook
 
 from refinevla_kit.settings import REPOSITORY
 
@@ -40,8 +41,7 @@ class Lab:
         afterwards.
         """
         node = nbformat.read(REPOSITORY / "notebooks" / f"{name}.ipynb", as_version=4)
-        cell = next(cell for cell in node.cells if "parameters" in cell.metadata.get("tags", []))
-        cell.source = "\n".join(f"{key} = {value!r}" for key, value in parameters.items())
+        node = parameterize_notebook(node, parameters)
         nbformat.write(node, self._folder / f"{name}.ipynb")
         context = self._browser.new_context(viewport={"width": 1500, "height": 1100})
         page = context.new_page()
