@@ -19,9 +19,8 @@ import numpy as np
 from refinevla_kit import __version__
 from refinevla_kit.attention.grounding import REST, areas, to_patches
 from refinevla_kit.errors import KitError
-from refinevla_kit.figures.overlays import EVEN, LARGEST, OUTLINES, SHOWN, THING_LABELS
+from refinevla_kit.figures.overlays import ENDS, EVEN, LARGEST, OUTLINES, SHOWN, THING_LABELS
 from refinevla_kit.figures.style import colours, label
-from refinevla_kit.figures.views import ENDS
 from refinevla_kit.files import replacing
 from refinevla_kit.simulator.contract import Array
 from refinevla_kit.widgets.exploration import FED_ALL, KIND_LABELS, Exploration, asked, moment_title

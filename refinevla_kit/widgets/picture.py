@@ -17,9 +17,18 @@ from matplotlib import colormaps
 from PIL import Image
 
 from refinevla_kit.attention.grounding import REST
-from refinevla_kit.figures.overlays import HEAT, OUTLINES, SHOWN, THING_LABELS
+from refinevla_kit.figures.overlays import (
+    HEAT,
+    OUTLINES,
+    SHOWN,
+    THING_LABELS,
+    View,
+    check_view,
+    found_shares,
+    peak,
+    scale_end,
+)
 from refinevla_kit.figures.style import INK, colours, label
-from refinevla_kit.figures.views import View, check_view, found_shares, peak, scale_end
 from refinevla_kit.simulator.contract import Array
 
 WHOLE = "the attention to the picture"

@@ -21,10 +21,9 @@ from refinevla_kit.attention.captured import Capture, Frame, upper_middle
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.records import EpisodeRecord
 from refinevla_kit.evaluation.replay import Replayer, Rollout
-from refinevla_kit.figures.rollouts import action_plots, episode_title, outcome
-from refinevla_kit.figures.saving import FORMATS, save_figure
-from refinevla_kit.figures.style import label
-from refinevla_kit.figures.views import View, comparison
+from refinevla_kit.figures.episodes import action_plots, episode_title, outcome
+from refinevla_kit.figures.overlays import View, comparison
+from refinevla_kit.figures.style import FORMATS, label, save_figure
 from refinevla_kit.files import file_name
 from refinevla_kit.tasks import find_task
 from refinevla_kit.widgets.exploration import ACTIONS, Exploration

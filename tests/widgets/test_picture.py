@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from refinevla_kit.figures.views import View
+from refinevla_kit.figures.overlays import View
 from refinevla_kit.widgets.explorer_page import packed
 from refinevla_kit.widgets.picture import data_uri, edge_path, payload
 from tests.widgets.explored import FRAMES
