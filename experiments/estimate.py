@@ -9,7 +9,7 @@ from statsmodels.stats.power import TTestPower
 
 from experiments.design import Profile, Stage
 from refinevla_kit.evaluation.intervals import resolvable_gain
-from refinevla_kit.figures.tables import markdown
+from refinevla_kit.figures.style import markdown
 from refinevla_kit.tasks import VARIANT_AGGREGATION, find_task
 
 # Seconds on two cores with nothing else on them (docs/experiment.md): a training step of 32 frames below and

@@ -37,8 +37,7 @@ from experiments.runner import DEMONSTRATIONS, RECORDS, STUDY, TEXT_USE, copy_re
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.statistics import AVERAGE
 from refinevla_kit.evaluation.training_seeds import SeedComparison
-from refinevla_kit.figures.experiment import sensitivity
-from refinevla_kit.figures.saving import save_figure
+from refinevla_kit.figures.paper_figures import sensitivity
 from refinevla_kit.figures.style import (
     BLUE,
     GREY,
@@ -47,11 +46,14 @@ from refinevla_kit.figures.style import (
     VERMILION,
     beside,
     canvas,
+    interval_text,
     label,
+    markdown,
     p_text,
     points,
+    rate_text,
+    save_figure,
 )
-from refinevla_kit.figures.tables import interval_text, markdown, rate_text
 from refinevla_kit.files import replacing
 from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.tasks import VARIANT_AGGREGATION, VISUAL_MATCHING

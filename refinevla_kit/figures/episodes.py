@@ -1,30 +1,50 @@
-"""Pictures of an episode: its frames with the segments they belong to, its actions over time, and a rationale
-beside the frames it speaks of.
+"""Pictures of an episode: its frames with the segments they belong to, its actions over time, a rationale
+beside the frames it speaks of, and what a played one came to.
 """
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from refinevla_kit.episodes import EpisodeDataset
 from refinevla_kit.episodes.columns import filled
 from refinevla_kit.episodes.segments import Segment
-from refinevla_kit.figures.style import BLUE, GREEN, MUTED, ORANGE, PINK, SKY, VERMILION, canvas
+from refinevla_kit.figures.overlays import Line, Plot
+from refinevla_kit.figures.style import (
+    BLUE,
+    GREEN,
+    INK,
+    MUTED,
+    ORANGE,
+    PINK,
+    SKY,
+    VERMILION,
+    canvas,
+    label,
+)
+from refinevla_kit.simulator.contract import ACTION_NAMES, Array
 from refinevla_kit.teacher.answers import StoredRationale
 from refinevla_kit.teacher.schema import PARTS
 
-Array = NDArray[Any]
+if TYPE_CHECKING:
+    from refinevla_kit.evaluation.replay import Rollout
 
-COLOURS = (BLUE, VERMILION, GREEN, ORANGE, SKY, PINK)  # of segments, in turn
+COLOURS = (BLUE, VERMILION, GREEN, ORANGE, SKY, PINK)  # of segments, in turn; of x, y, z
 HEADINGS = ("Observation", "Situation analysis", "Spatial reasoning", "Task planning")
 BUSIEST = 6  # curves drawn of a robot whose action is not the seven of this kit
+SCALES = (0.5, 1.0, 2.0, 4.0, 5.0, 10.0, 20.0, 40.0, 50.0, 100.0, 200.0, 400.0)
+ENDINGS = {
+    "budget": "",
+    "terminated": ", ended by the policy",
+    "physics": ", the physics broke",
+    "crash": ", its simulator crashed",
+}
 
 
 def contact_sheet(
@@ -42,13 +62,11 @@ def contact_sheet(
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     tall = 2.0 * images.shape[1] / images.shape[2] + 0.3
+    starts = [segment.start for segment in segments]
     with canvas(2.0 * columns, rows * tall + 0.4, rows, columns) as (figure, axes):
         for ax, image, frame in zip(axes, images, frames, strict=False):
-            number = next(
-                (i for i, segment in enumerate(segments) if segment.start <= frame < segment.end), 0
-            )
-            _picture(ax, image, COLOURS[number % len(COLOURS)])
-            ax.set_title(f"frame {frame}, segment {number}", fontsize=8, fontweight="normal")
+            number = max(0, int(np.searchsorted(starts, frame, side="right")) - 1)
+            _picture(ax, image, COLOURS[number % len(COLOURS)], f"frame {frame}, segment {number}")
         for ax in axes[len(images) :]:
             ax.set_axis_off()
         figure.suptitle(title, fontsize=10)
@@ -72,63 +90,40 @@ def action_curves(
         segments: of the whole episode.
         names: of the A dimensions, () for numbers.
         fps: frames a second.
+        deltas: the numbers are displacements.
         title: above the curves.
     """
-    labels = (
-        list(names) if len(names) == actions.shape[1] else [f"action {i}" for i in range(actions.shape[1])]
-    )
-    if deltas and actions.shape[1] == 7:
-        panels = [
-            ("move (cm a step)", [0, 1, 2], 100.0),
-            ("turn (degrees a step)", [3, 4, 5], 180 / np.pi),
-            ("gripper (as commanded)", [6], 1.0),
-        ]
+    count = actions.shape[1]
+    if len(names) != count:
+        names = [f"action {number}" for number in range(count)]
+    if deltas and count == 7:
+        panels: dict[str, tuple[Sequence[int], float]] = {
+            "move (cm a step)": (range(3), 100.0),
+            "turn (degrees a step)": (range(3, 6), 180 / np.pi),
+            "gripper (as commanded)": ([6], 1.0),
+        }
     else:
         busiest = np.sort(np.argsort(-np.ptp(filled(actions, deltas), axis=0), kind="stable")[:BUSIEST])
-        panels = [
-            (
-                f"as recorded, the {len(busiest)} of {actions.shape[1]} with the largest range",
-                busiest.tolist(),
-                1.0,
-            )
-        ]
-    time = np.append(np.arange(len(actions)), len(actions)) / fps  # an action lasts until the next frame
-    with canvas(10, 0.6 + (1.5 if len(panels) > 1 else 3.2) * len(panels), len(panels), sharex=True) as (
-        figure,
-        axes,
-    ):
-        for ax, (label, dimensions, scale) in zip(axes, panels, strict=True):
-            for i, segment in enumerate(segments):
-                ax.axvspan(
-                    segment.start / fps,
-                    segment.end / fps,
-                    color=COLOURS[i % len(COLOURS)],
-                    alpha=0.15,
-                    linewidth=0,
-                )
-                if ax is axes[0]:
-                    middle = (segment.start + segment.end) / 2 / fps
-                    ax.text(
-                        middle,
-                        1.0,
-                        f"{i}",
-                        ha="center",
-                        va="top",
-                        fontsize=7,
-                        transform=ax.get_xaxis_transform(),
-                    )
-            drawn = np.where(np.isfinite(actions), actions, np.nan)
-            for i in dimensions:
-                ax.step(
-                    time,
-                    np.append(drawn[:, i], drawn[-1, i]) * scale,
-                    where="post",
-                    label=labels[i],
-                    linewidth=1.2,
-                )
-            ax.set_title(label, fontsize=8, fontweight="normal")
+        panels = {
+            f"as recorded, the {len(busiest)} of {count} with the largest range": (busiest.tolist(), 1.0)
+        }
+    time = np.arange(len(actions) + 1) / fps  # an action lasts until the next frame
+    drawn = np.where(np.isfinite(actions), actions, np.nan)
+    drawn = np.concatenate([drawn, drawn[-1:]])
+    tall = 0.6 + (1.5 if len(panels) > 1 else 3.2) * len(panels)
+    with canvas(10, tall, len(panels), sharex=True) as (figure, axes):
+        for ax, (heading, (dimensions, scale)) in zip(axes, panels.items(), strict=True):
+            for number, segment in enumerate(segments):
+                colour = COLOURS[number % len(COLOURS)]
+                ax.axvspan(segment.start / fps, segment.end / fps, color=colour, alpha=0.15, linewidth=0)
+            for place in dimensions:
+                ax.step(time, drawn[:, place] * scale, where="post", label=names[place], linewidth=1.2)
+            ax.set_title(heading, fontsize=8, fontweight="normal")
             ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
             ax.margins(x=0)
+        for number, segment in enumerate(segments):
+            middle, inside = (segment.start + segment.end) / 2 / fps, axes[0].get_xaxis_transform()
+            axes[0].text(middle, 1.0, f"{number}", ha="center", va="top", fontsize=7, transform=inside)
         axes[-1].set_xlabel("time (s); the bands are the segments")
         figure.suptitle(title, fontsize=10)
     return figure
@@ -140,23 +135,15 @@ def rationale_cards(dataset: EpisodeDataset, answers: Sequence[StoredRationale])
     """
     with canvas(10, 2.25 * len(answers), len(answers), 2, width_ratios=[1, 2.4]) as (figure, axes):
         for left, right, answer in zip(axes[::2], axes[1::2], answers, strict=True):
-            _picture(left, dataset.images(answer.episode, [answer.start])[0], MUTED)
-            left.set_title(
-                f"episode {answer.episode}, frames {answer.start} to {answer.end - 1}",
-                fontsize=8,
-                fontweight="normal",
-            )
-            shown = {
-                name: mask[answer.start]
-                for name, mask in (dataset.masks(answer.episode) or {}).items()
-                if name != "arm"
-            }
+            title = f"episode {answer.episode}, frames {answer.start} to {answer.end - 1}"
+            _picture(left, dataset.images(answer.episode, [answer.start])[0], MUTED, title)
+            masks = dataset.masks(answer.episode) or {}
+            shown = {name: mask[answer.start] for name, mask in masks.items() if name != "arm"}
             for (name, mask), colour in zip(shown.items(), COLOURS, strict=False):
                 _outline(left, name, mask, colour)
             right.set_axis_off()
-            right.text(
-                0, 1, _card_text(answer), fontsize=9.5, va="top", linespacing=1.25, transform=right.transAxes
-            )
+            text = _card_text(answer)
+            right.text(0, 1, text, fontsize=9.5, va="top", linespacing=1.25, transform=right.transAxes)
     return figure
 
 
@@ -171,21 +158,62 @@ def _outline(ax: Axes, name: str, mask: Array, colour: str) -> None:
     ax.text(columns.mean(), y, name, fontsize=6, ha="center", va=align, color="white", bbox=box)
 
 
-def _picture(ax: Axes, image: Array, colour: str) -> None:
+def _picture(ax: Axes, image: Array, colour: str, title: str) -> None:
     ax.imshow(image)
     ax.grid(visible=False)
-    ax.set_xticks([])
-    ax.set_yticks([])
-    for spine in ax.spines.values():
-        spine.set(color=colour, linewidth=3, visible=True)
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set(color=colour, linewidth=3, visible=True)
+    ax.set_title(title, fontsize=8, fontweight="normal")
 
 
 def _card_text(answer: StoredRationale) -> str:
     if answer.rationale is None:
         assert answer.refusal is not None
         return textwrap.fill(f"Refused ({answer.refusal.kind}): {answer.refusal.reason}", 88)
-    wrapped = (textwrap.fill(getattr(answer.rationale, part), 88) for part in PARTS)
-    return "\n".join(
-        f"$\\bf{{{heading.replace(' ', '~')}}}$\n{text}"
-        for heading, text in zip(HEADINGS, wrapped, strict=True)
+    parts = []
+    for heading, part in zip(HEADINGS, PARTS, strict=True):
+        bold = f"$\\bf{{{heading.replace(' ', '~')}}}$"
+        parts.append(f"{bold}\n{textwrap.fill(getattr(answer.rationale, part), 88)}")
+    return "\n".join(parts)
+
+
+def action_plots(rollout: Rollout) -> tuple[Plot, ...]:
+    """Curves over the T + 1 observations of a played episode: an action is drawn where it was decided (none
+    at the last), what came of a step where it is seen.
+    """
+    actions = np.concatenate([rollout.actions, np.full((1, rollout.actions.shape[1]), np.nan)])
+    held, solved = (np.array([0.0, *values]) for values in (rollout.grasped, rollout.success))
+    state = (Line("held", BLUE, held, steps=True), Line("solved", GREEN, solved, steps=True))
+    return (
+        _about_zero("move (cm)", 100 * actions[:, :3], ACTION_NAMES[:3]),
+        _about_zero("turn (degrees)", np.degrees(actions[:, 3:6]), ACTION_NAMES[3:6]),
+        Plot("gripper (1 open)", (Line("command", INK, actions[:, 6], steps=True),), -1.0, 1.0),
+        Plot("state (1 yes)", state, 0.0, 1.0),
     )
+
+
+def _about_zero(title: str, values: Array, names: tuple[str, ...]) -> Plot:
+    """Curves on a scale that holds them all."""
+    largest = float(np.nanmax(np.abs(values)))
+    reach = next((scale for scale in SCALES if largest <= scale), SCALES[-1])
+    columns = zip(names, COLOURS, values.T, strict=False)
+    return Plot(title, tuple(Line(*column, steps=True) for column in columns), -reach, reach)
+
+
+def outcome(record: Any) -> str:
+    """How an episode ended, in words."""
+    if record.success_last:
+        how = "solved"
+    elif record.success_any:
+        how = "solved, then lost"
+    else:
+        how = "held, not placed" if record.grasped else "never held"
+    return f"{how} ({record.steps} steps{ENDINGS.get(record.reason, '')})"
+
+
+def episode_title(record: Any) -> str:
+    """Which episode a record is of."""
+    variant = "" if record.variant == "base" else f", {record.variant}"
+    start = "dense start" if record.start == "dense" else "episode"
+    place = f"{label(record.policy)}, {label(record.task)}{variant}, {start} {record.episode_id}"
+    return f"{place}: {outcome(record)}"

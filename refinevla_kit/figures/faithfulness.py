@@ -1,5 +1,5 @@
-"""Whether what a map shows matters, as pictures: deletion and insertion curves, how far the action moves when
-things are covered, shuffled weights.
+"""Whether what a map shows matters: deletion and insertion curves, how far the action moves when things are
+covered, shuffled weights, and differences between policies with their p-values.
 
 Panels that are compared share their scale. Bands and whiskers are Student's intervals over episodes where
 there are at least two.
@@ -11,24 +11,36 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import PercentFormatter
 
 from refinevla_kit.attention.grounding import mean_interval
 from refinevla_kit.figures.overlays import THING_LABELS
-from refinevla_kit.figures.style import INK, MUTED, canvas, colours, label, name_policies
+from refinevla_kit.figures.style import (
+    MUTED,
+    bar,
+    canvas,
+    colours,
+    label,
+    name_policies,
+    note,
+    offsets,
+    p_text,
+    per_cent,
+)
 
 if TYPE_CHECKING:
     from refinevla_kit.attention.faithfulness import Curves
 
 COVER_LABELS = THING_LABELS | {"image": "the whole picture"}
 MEASURE_LABELS = {
-    "total_variation": "total variation of an action token's distribution (0: as before, 1: nothing shared)",
-    "action_change": "mean change of the greedy action (its range is -1 to 1)",
+    "total_variation": "total variation of an action token's distribution\n(0: as before, 1: nothing shared)",
+    "action_change": "mean change of the greedy action\n(its range is -1 to 1)",
 }
 FILL_LABELS = {"mean": "covered with the picture's mean colour", "blur": "blurred away"}
 HATCHES = ("", "////", "....")
+RANDOM: dict[str, Any] = {"linestyle": (0, (4, 2)), "linewidth": 1.2}
 
 
 def deletion_insertion(found: Mapping[str, Sequence[Curves]], title: str = "") -> Figure:
@@ -37,48 +49,40 @@ def deletion_insertion(found: Mapping[str, Sequence[Curves]], title: str = "") -
 
     Args:
         found: policy -> one `Curves` an episode.
+        title: above the panels.
     """
     colour = colours([*found])
-    with canvas(8.0, 3.4, 1, 2, sharey=True) as (figure, axes):
+    with canvas(8.0, 3.4, 1, 2, sharey=True) as (figure, (left, right)):
         for policy, each in found.items():
-            fractions = each[0].fractions
-            gains = [
-                float(np.mean([getattr(one, f"{name}_gain") for one in each]))
-                for name in ("deletion", "insertion")
-            ]
-            lines = ([one.deletion for one in each], [one.insertion for one in each])
-            random = ([one.random for one in each], [one.random[::-1] for one in each])
-            for panel, mapped, chance, gain in zip(axes, lines, random, gains, strict=True):
-                panel.plot(
-                    fractions,
-                    np.mean(mapped, 0),
-                    color=colour[policy],
-                    label=f"{label(policy)}: {gain:+.2f} nats",
-                )
-                panel.plot(
-                    fractions, np.mean(chance, 0), color=colour[policy], linestyle=(0, (4, 2)), linewidth=1.2
-                )
+            random = np.array([one.random for one in each])
+            lost, won = np.mean([(one.deletion_gain, one.insertion_gain) for one in each], axis=0)
+            panels = (
+                (left, [one.deletion for one in each], random, lost),
+                (right, [one.insertion for one in each], random[:, ::-1], won),
+            )
+            fractions, shade = each[0].fractions, colour[policy]
+            for panel, mapped, chance, gain in panels:
+                name = f"{label(policy)}: {gain:+.2f} nats"
+                panel.plot(fractions, np.mean(mapped, 0), color=shade, label=name)
+                panel.plot(fractions, np.mean(chance, 0), color=shade, **RANDOM)
                 if len(each) > 1:
                     low, high = np.transpose([mean_interval(column) for column in np.transpose(mapped)])
-                    panel.fill_between(
-                        fractions, low, np.minimum(high, 0), color=colour[policy], alpha=0.15, linewidth=0
-                    )
-        for panel, words in zip(axes, ("patches taken away", "patches put back"), strict=True):
-            panel.xaxis.set_major_formatter(PercentFormatter(1.0))
+                    high = np.minimum(high, 0)
+                    panel.fill_between(fractions, low, high, color=shade, alpha=0.15, linewidth=0)
+        for panel, words in ((left, "patches taken away"), (right, "patches put back")):
+            per_cent(panel.xaxis)
             panel.set_xlabel(words)
-            handles, names = panel.get_legend_handles_labels()
-            handles.append(Line2D([], [], color=MUTED, linestyle=(0, (4, 2)), linewidth=1.2))
+            handles, _ = panel.get_legend_handles_labels()
             panel.legend(
-                handles,
-                [*names, "random order"],
+                handles=[*handles, Line2D([], [], color=MUTED, label="random order", **RANDOM)],
                 title="better than random by",
                 title_fontsize=7.5,
                 fontsize=7.5,
                 alignment="left",
             )
-        axes[0].set_title("deletion: lower is better")
-        axes[1].set_title("insertion: higher is better")
-        axes[0].set_ylabel("log-probability of the own action (nats)")
+        left.set_title("deletion: lower is better")
+        right.set_title("insertion: higher is better")
+        left.set_ylabel("log-probability of the own action (nats)")
         figure.suptitle(title, x=0.01, ha="left", fontsize=9)
     return figure
 
@@ -88,53 +92,30 @@ def cover_bars(summary: Any, title: str = "") -> Figure:
 
     Args:
         summary: pandas table of `faithfulness.summarise_cover`.
+        title: above the bars.
     """
     measure = next(name for name in MEASURE_LABELS if name in summary)
     policies, things, fills = (list(dict.fromkeys(summary[name])) for name in ("policy", "covered", "fill"))
-    colour, step = colours(policies), 0.8 / (len(policies) * len(fills))
+    count, colour = len(policies) * len(fills), colours(policies)
+    places = offsets(count)
     with canvas(8.0, 3.6) as (figure, (axes,)):
         for row in summary.itertuples():
-            place = policies.index(row.policy) * len(fills) + fills.index(row.fill)
-            x, height = (
-                things.index(row.covered) + (place - (len(policies) * len(fills) - 1) / 2) * step,
-                getattr(row, measure),
-            )
-            axes.bar(
-                x,
-                height,
-                step * 0.86,
-                color=colour[row.policy],
-                alpha=0.85,
-                hatch=HATCHES[fills.index(row.fill) % 3],
-                edgecolor="white",
-            )
-            if np.isfinite(row.low):
-                axes.errorbar(
-                    x,
-                    height,
-                    yerr=[[height - max(row.low, 0)], [row.high - height]],
-                    color=INK,
-                    linewidth=1,
-                    capsize=2,
-                )
+            fill = fills.index(row.fill)
+            x = things.index(row.covered) + places[policies.index(row.policy) * len(fills) + fill]
+            look = {"hatch": HATCHES[fill % 3], "edgecolor": "white"}
+            height, shade = getattr(row, measure), colour[row.policy]
+            bar(axes, x, height, (row.low, row.high), 0.8 / count * 0.86, shade, **look)
         area = summary.groupby("covered")["area"].mean()
-        axes.set_xticks(
-            range(len(things)),
-            [f"{COVER_LABELS.get(thing, thing)}\n{area[thing]:.1%} of the area" for thing in things],
-        )
+        names = [f"{COVER_LABELS.get(thing, thing)}\n{area[thing]:.1%} of the area" for thing in things]
+        axes.set_xticks(range(len(things)), names)
         axes.grid(axis="x", visible=False)
         axes.set_ylim(0, None)
-        axes.set_ylabel(MEASURE_LABELS[measure].replace(" (", "\n("), fontsize=8)
-        handles = [
-            axes.bar(0, 0, color=MUTED, hatch=HATCHES[i % 3], edgecolor="white") for i in range(len(fills))
-        ]
-        axes.legend(
-            handles,
-            [FILL_LABELS.get(fill, f"covered with {fill}") for fill in fills],
-            loc="upper left",
-            fontsize=8,
-        )
-        axes.set_title(title, fontweight="normal", fontsize=8, color=MUTED)
+        axes.set_ylabel(MEASURE_LABELS[measure], fontsize=8)
+        for number, fill in enumerate(fills):
+            name = FILL_LABELS.get(fill, f"covered with {fill}")
+            axes.bar(0, 0, color=MUTED, hatch=HATCHES[number % 3], edgecolor="white", label=name)
+        axes.legend(loc="upper left", fontsize=8)
+        note(axes, title)
         name_policies(figure, colour)
     return figure
 
@@ -145,26 +126,39 @@ def sanity_lines(found: Mapping[str, Any], title: str = "") -> Figure:
 
     Args:
         found: method (or policy) -> pandas table of `faithfulness.sanity`.
+        title: above the lines.
     """
     colour = colours([*found])
     with canvas(6.4, 3.2) as (figure, (axes,)):
         for name, table in found.items():
             means = table.groupby("shuffled", sort=False)["correlation"].mean()
-            axes.plot(
-                range(len(means)),
-                means.to_numpy(),
-                color=colour[name],
-                marker="o",
-                markersize=4,
-                label=label(name).replace("_", " "),
-            )
-            axes.set_xticks(
-                range(len(means)), [f"{one}" if not i else f"+ {one}" for i, one in enumerate(means.index)]
-            )
+            look: dict[str, Any] = {"marker": "o", "markersize": 4, "label": label(name).replace("_", " ")}
+            axes.plot(range(len(means)), means.to_numpy(), color=colour[name], **look)
+            first, *others = means.index
+            axes.set_xticks(range(len(means)), [first, *(f"+ {part}" for part in others)])
         axes.axhline(0, color=MUTED, linewidth=1)
         axes.set_ylim(-1.05, 1.05)
         axes.set_xlabel("weights shuffled, from the top down")
         axes.set_ylabel("rank correlation of patches (-1 to 1)")
-        axes.set_title(title, fontweight="normal", fontsize=8, color=MUTED)
+        note(axes, title)
         axes.legend(fontsize=8)
     return figure
+
+
+def differences_table(tests: pd.DataFrame) -> pd.DataFrame:
+    """Differences between two policies as text with their p-values: a row a measure and stage, a column a
+    thing.
+
+    Args:
+        tests: tables of `grounding.compare_scores` put together, with columns measure and stage.
+
+    Returns:
+        Of text; shares and scores as fractions, so +0.010 is a percentage point of a share.
+    """
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for row in tests.itertuples():
+        sure = f"p {p_text(row.p_value)}" if row.episodes > 1 else "one episode"
+        text = f"{row.difference:+.3f} ({sure})" if row.episodes else "not visible"
+        rows.setdefault((row.measure, row.stage), {})[THING_LABELS.get(row.thing, row.thing)] = text
+    index = pd.MultiIndex.from_tuples(rows, names=["measure", "stage"])
+    return pd.DataFrame(rows.values(), index=index).fillna("")

@@ -1,31 +1,32 @@
-"""How every picture of the kit looks: one colour-blind safe palette (Okabe and Ito 2008), light grids, names
-and colours that stay the same.
+"""How every picture and table of the kit looks, and how pictures are saved: one colour-blind safe palette
+(Okabe and Ito 2008), light grids, names and colours that stay the same; beside each picture what made it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, PercentFormatter
 
+from refinevla_kit import __version__
+from refinevla_kit.errors import KitError
+from refinevla_kit.evaluation.intervals import Rate
+from refinevla_kit.files import replacing, sha256, write_json
+from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.tasks import TASKS
 
 INK, MUTED, GRID = "#222222", "#6b6b6b", "#e3e3e3"
-BLUE, VERMILION, GREEN, ORANGE, SKY, PINK, GREY = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#e69f00",
-    "#56b4e9",
-    "#cc79a7",
-    "#8a8a8a",
-)
+BLUE, VERMILION, GREEN, ORANGE = "#0072b2", "#d55e00", "#009e73", "#e69f00"
+SKY, PINK, GREY = "#56b4e9", "#cc79a7", "#8a8a8a"
 KNOWN = {
     "action_only": BLUE,
     "with_reasoning": VERMILION,
@@ -78,6 +79,16 @@ SETTINGS: dict[Any, Any] = {
     "figure.facecolor": "white",
     "legend.frameon": False,
 }
+DASHED, DOTTED = (0, (4, 3)), (0, (1.5, 1))
+DPI = 160
+FORMATS = ("png", "svg", "pdf")
+# Without dates the same figure has the same bytes
+NO_DATE: dict[str, dict[str, Any]] = {
+    "png": {"Software": None},
+    "svg": {"Date": None},
+    "pdf": {"CreationDate": None},
+}
+AS_TEXT: dict[Any, Any] = {"svg.fonttype": "none", "pdf.fonttype": 42, "svg.hashsalt": "refinevla"}
 
 
 @contextmanager
@@ -112,6 +123,38 @@ def name_policies(figure: Figure, colour: dict[str, str]) -> None:
     )
 
 
+def per_cent(*axes: Axis) -> None:
+    """These axes are shares, shown in per cent."""
+    for axis in axes:
+        axis.set_major_formatter(PercentFormatter(1.0))
+
+
+def note(axes: Axes, text: str) -> None:
+    """A line above the panel that explains it."""
+    axes.set_title(text, fontweight="normal", fontsize=8, color=MUTED)
+
+
+def offsets(count: int, width: float = 0.8) -> Any:
+    """float (count,): where bars or dots of one place stand beside each other, about 0."""
+    return (np.arange(count) - (count - 1) / 2) * width / count
+
+
+def bar(
+    axes: Axes, x: float, height: float, interval: tuple[float, float], width: float, colour: str, **look: Any
+) -> None:
+    """A bar and its interval, where that is known (not NaN)."""
+    axes.bar(x, height, width, color=colour, alpha=0.85, **look)
+    if np.isfinite(interval[0]):
+        error = np.clip([[height - max(interval[0], 0)], [interval[1] - height]], 0, None)
+        axes.errorbar(x, height, yerr=error, color=INK, linewidth=1, capsize=2.5)
+
+
+def dot(axes: Axes, y: float, value: float, interval: tuple[float, float], colour: str) -> None:
+    """A value as a dot on a line as long as its interval."""
+    axes.plot(interval, [y, y], color=colour, linewidth=2.2, alpha=0.45, solid_capstyle="round")
+    axes.plot(value, y, "o", color=colour, markersize=5)
+
+
 def points(axes: Axes) -> None:
     """The x axis is a difference of rates, shown in percentage points."""
     axes.xaxis.set_major_formatter(
@@ -144,8 +187,70 @@ def p_text(value: float) -> str:
     return f"{value:.3f}" if value >= 0.001 else "< 0.001"
 
 
+def rate_text(rate: Rate, counts: bool = True, decimals: int = 0) -> str:
+    """'18/24 = 75 % (55-88)'; without counts '75 % (55-88)'. The interval is whole per cents."""
+    interval = f"{100 * rate.rate:.{decimals}f} % ({100 * rate.low:.0f}-{100 * rate.high:.0f})"
+    return f"{rate.successes}/{rate.episodes} = {interval}" if counts else interval
+
+
+def interval_text(low: float, high: float) -> str:
+    """'-4.4 to +44.7': percentage points."""
+    return f"{100 * low:+.1f} to {100 * high:+.1f}"
+
+
+def points_text(difference: float) -> str:
+    """'+20.1': percentage points."""
+    return f"{100 * difference:+.1f}"
+
+
+def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown, without a line end after it."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in (heads, ["---"] * len(heads), *rows))
+
+
 def label(name: str) -> str:
     """What a policy, a task, a row of the published tables or a setting is called in pictures and tables."""
     if name in TASKS and name not in LABELS:
         return SHORT_TASKS.get(name, name.removeprefix("google_robot_").replace("_", " "))
     return LABELS.get(name, name)
+
+
+def save_figure(
+    figure: Figure, path: str | Path, made_from: dict[str, Any], formats: Sequence[str] = FORMATS[:1]
+) -> Path:
+    """Write `figure` and, beside it, a JSON of the same name with what made it: no picture is ever an orphan.
+
+    Args:
+        figure: what to save.
+        path: any suffix is replaced by that of the format.
+        made_from: JSON values that let someone make the picture again: the function, its inputs' paths and
+            settings, the numbers it shows. Paths to existing files get their SHA-256 beside them.
+        formats: of `FORMATS`; "svg" and "pdf" are vectors, with text as text.
+
+    Returns:
+        The (first) picture's path.
+    """
+    if not formats or any(suffix not in FORMATS for suffix in formats):
+        what = f"pictures are not saved as {', '.join(formats) or 'nothing'}"
+        raise KitError(what, f"choose from {', '.join(FORMATS)}")
+    for suffix in formats:
+        with replacing(Path(path).with_suffix(f".{suffix}")) as part, rc_context(AS_TEXT):
+            figure.savefig(part, format=suffix, dpi=DPI, metadata=NO_DATE[suffix])
+    path = Path(path).with_suffix(f".{formats[0]}")
+    values, files = {}, {}
+    for name, value in made_from.items():
+        if isinstance(value, Path) and value.is_file():
+            files[name] = sha256(value)[:16]
+        # what made a picture should not say whose machine it was
+        inside = str(value).removeprefix(f"{REPOSITORY.as_posix()}/")
+        values[name] = inside if isinstance(value, Path | str) else value
+    written = {"picture": path.name, "made_from": values, "sha256": files, "refinevla_kit": __version__}
+    write_json(path.with_suffix(".json"), written)
+    return path
+
+
+def show_figure(figure: Figure, path: str | Path, made_from: dict[str, Any], width: int = 900) -> None:
+    """Save `figure` as `save_figure` does and show it in the notebook, `width` pixels wide."""
+    from IPython.display import Image, display
+
+    display(Image(filename=save_figure(figure, path, made_from), width=width))

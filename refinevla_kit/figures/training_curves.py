@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -34,32 +35,23 @@ def load_histories(path: str | Path, names: Collection[str] | None = None) -> di
     Raises:
         KitError: no such path, or a file that is not a training history.
     """
-    path = Path(path)
+    path, remedy = Path(path), "give the history that notebook 02 wrote"
     if not path.exists():
         raise KitError(
             f"no training history at {path}", "run notebook 02, or give the history of another run"
         )
-    files = sorted(path.rglob("history.*")) if path.is_dir() else [path]
-    found: dict[str, pd.DataFrame] = {}
-    for file in files:
+    histories: dict[str, pd.DataFrame] = {}
+    for file in sorted(path.rglob("history.*")) if path.is_dir() else [path]:
         try:
             frame = pd.read_parquet(file) if file.suffix == ".parquet" else pd.read_json(file, lines=True)
         except (ValueError, OSError) as error:
-            raise KitError(
-                f"{file} is not a readable training history ({error})",
-                "give the history that notebook 02 wrote",
-            ) from error
+            raise KitError(f"{file} is not a readable training history ({error})", remedy) from error
         if missing := {"step", "split", "policy"} - set(frame.columns):
-            raise KitError(
-                f"{file} has no column {', '.join(sorted(missing))}",
-                "give the history that notebook 02 wrote",
-            )
-        found |= {
-            str(policy): rows
-            for policy, rows in frame.groupby("policy", sort=False)
-            if names is None or policy in names
-        }
-    return found
+            raise KitError(f"{file} has no column {', '.join(sorted(missing))}", remedy)
+        for policy, rows in frame.groupby("policy", sort=False):
+            if names is None or policy in names:
+                histories[str(policy)] = rows
+    return histories
 
 
 def training_curves(histories: Mapping[str, pd.DataFrame], panels: Mapping[str, str] | None = None) -> Figure:
@@ -75,31 +67,25 @@ def training_curves(histories: Mapping[str, pd.DataFrame], panels: Mapping[str, 
         if any(column in frame and frame[column].notna().any() for frame in histories.values())
     }
     colour = colours(list(histories))
+    held_out = any(frame["split"].nunique() > 1 for frame in histories.values())
     with canvas(max(5.0, 2.9 * len(panels)), 3.0, columns=len(panels)) as (figure, all_axes):
         for axes, (column, title) in zip(all_axes, panels.items(), strict=True):
             for policy, frame in histories.items():
                 if column not in frame:
                     continue
                 for split, part in frame.dropna(subset=[column]).groupby("split"):
-                    alone = frame["split"].nunique() == 1
-                    thin = split == "train" and not alone
-                    axes.plot(
-                        part["step"],
-                        part[column],
-                        color=colour[policy],
-                        alpha=0.35 if thin else 1.0,
-                        linewidth=1.0 if thin else 1.9,
-                    )
+                    thin = split == "train" and frame["split"].nunique() > 1
+                    alpha, width = (0.35, 1.0) if thin else (1.0, 1.9)
+                    shade = colour[policy]
+                    axes.plot(part["step"], part[column], color=shade, alpha=alpha, linewidth=width)
             axes.set_title(title)
             axes.set_xlabel("training step")
             axes.set_ylim(bottom=0)
-        if any(frame["split"].nunique() > 1 for frame in histories.values()):
-            free, va = (
-                (0.03, "bottom") if list(panels)[-1] == "action_accuracy" else (1.0, "top")
-            )  # losses fall, accuracies rise
-            text = "thin: training\nstrong: held out"
-            all_axes[-1].text(
-                1, free, text, transform=all_axes[-1].transAxes, color=MUTED, ha="right", va=va, fontsize=8
-            )
+        if held_out:  # in the corner that is free: losses fall, accuracies rise
+            rises = list(panels)[-1] == "action_accuracy"
+            look: dict[str, Any] = {"fontsize": 8, "color": MUTED, "ha": "right"}
+            look |= {"y": 0.03, "va": "bottom"} if rises else {"y": 1.0, "va": "top"}
+            text, inside = "thin: training\nstrong: held out", all_axes[-1].transAxes
+            all_axes[-1].text(x=1, s=text, transform=inside, **look)
         name_policies(figure, colour)
     return figure

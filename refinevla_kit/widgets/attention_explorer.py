@@ -27,8 +27,8 @@ from refinevla_kit.attention.captured import (
     upper_middle,
 )
 from refinevla_kit.errors import KitError
-from refinevla_kit.figures.saving import save_figure
-from refinevla_kit.figures.views import View, comparison
+from refinevla_kit.figures.overlays import View, comparison
+from refinevla_kit.figures.style import save_figure
 from refinevla_kit.files import file_name
 from refinevla_kit.simulator.contract import Array
 from refinevla_kit.widgets.exploration import ATTENTION, Commentary, Exploration, Method, QueryGroup
@@ -97,10 +97,7 @@ def capture_words(
         policies: name -> policy.
         writer: one of the names.
     """
-    from refinevla_kit.attention.forward import (
-        capture,  # needs torch
-        check_policy,
-    )
+    from refinevla_kit.attention.forward import capture, check_policy  # needs torch
 
     if writer not in policies:
         raise KitError(

@@ -28,9 +28,8 @@ from refinevla_kit.attention.captured import (
 )
 from refinevla_kit.attention.grounding import areas, shares
 from refinevla_kit.errors import KitError
-from refinevla_kit.figures.overlays import OUTLINES, SHOWN, THING_LABELS
+from refinevla_kit.figures.overlays import OUTLINES, SHOWN, THING_LABELS, Line, Plot, View, scale_end
 from refinevla_kit.figures.style import INK, colours, label
-from refinevla_kit.figures.views import Line, Plot, View, scale_end
 from refinevla_kit.simulator.contract import Array
 
 ACTIONS, SENTENCES, WORDS, INSTRUCTION = "action", "sentence", "word", "instruction"

@@ -22,10 +22,19 @@ from PIL import Image
 from refinevla_kit import __version__
 from refinevla_kit.attention.grounding import REST, areas, to_patches
 from refinevla_kit.errors import KitError
-from refinevla_kit.figures.overlays import EVEN, HEAT, LARGEST, OUTLINES, SHOWN, THING_LABELS
-from refinevla_kit.figures.saving import FORMATS
-from refinevla_kit.figures.style import INK, colours, label
-from refinevla_kit.figures.views import ENDS, Plot, View, check_view
+from refinevla_kit.figures.overlays import (
+    ENDS,
+    EVEN,
+    HEAT,
+    LARGEST,
+    OUTLINES,
+    SHOWN,
+    THING_LABELS,
+    Plot,
+    View,
+    check_view,
+)
+from refinevla_kit.figures.style import FORMATS, INK, colours, label
 from refinevla_kit.files import replacing
 from refinevla_kit.simulator.contract import Array
 from refinevla_kit.widgets.exploration import ATTENTION, KIND_LABELS, Exploration

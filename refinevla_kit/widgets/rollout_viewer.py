@@ -20,7 +20,7 @@ from refinevla_kit.attention.captured import Capture, Frame
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.records import EpisodeRecord
 from refinevla_kit.evaluation.replay import Replayer, Rollout
-from refinevla_kit.figures.rollouts import action_plots, episode_title, outcome
+from refinevla_kit.figures.episodes import action_plots, episode_title, outcome
 from refinevla_kit.figures.style import label
 from refinevla_kit.tasks import find_task
 from refinevla_kit.widgets.attention_explorer import AttentionExplorer

@@ -24,17 +24,23 @@ from refinevla_kit.evaluation.statistics import (
     summarise,
     summarise_variants,
 )
-from refinevla_kit.figures.paper import claim_intervals, published_results, resolvable_gains
-from refinevla_kit.figures.saving import save_figure
-from refinevla_kit.figures.success import paired_differences, success_bars, variant_rates
-from refinevla_kit.figures.tables import (
+from refinevla_kit.figures.paper import (
+    claim_intervals,
     claims_table,
-    comparison_table,
     inconsistency_table,
+    published_results,
     published_table,
     resolution_table,
+    resolvable_gains,
+)
+from refinevla_kit.figures.style import save_figure
+from refinevla_kit.figures.success import (
+    comparison_table,
+    paired_differences,
     results_table,
+    success_bars,
     success_table,
+    variant_rates,
     variants_table,
 )
 from refinevla_kit.figures.training_curves import load_histories, training_curves

@@ -14,9 +14,9 @@ from refinevla_kit.episodes import open_dataset
 from refinevla_kit.evaluation.published import load_published
 from refinevla_kit.evaluation.records import EpisodeRecord
 from refinevla_kit.evaluation.training_seeds import WEIGHT, compare_seeds
-from refinevla_kit.figures.experiment import sensitivity, sweep_panels
-from refinevla_kit.figures.paper_figures import annotated_segment, attention_rows, moments
-from refinevla_kit.figures.paper_tables import peaks, save_table, table_1, table_2, table_3
+from refinevla_kit.figures.overlays import attention_over_time
+from refinevla_kit.figures.paper import peaks, save_table, table_1, table_2, table_3
+from refinevla_kit.figures.paper_figures import annotated_segment, moments, sensitivity, sweep_panels
 from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.tasks import VARIANT_AGGREGATION, VISUAL_MATCHING, WIDOWX_TASKS
 from refinevla_kit.teacher import load_rationales
@@ -138,7 +138,7 @@ def test_figures_1_and_6_put_each_policys_heat_under_the_moment_it_is_of() -> No
         name: [np.eye(6, 8) * (column + 1) for column in range(3)]
         for name in ("action_only", "with_reasoning")
     }
-    axes = attention_rows(shown, maps, "put carrot on plate").axes
+    axes = attention_over_time(shown, maps, "put carrot on plate").axes
     np.testing.assert_array_equal(np.asarray(axes[0].images[0].get_array()), shown[0].image)
     heat = np.asarray(axes[3].images[1].get_array())  # second row, first column
     assert heat.mean() == pytest.approx(1) and heat[5, 5] > 4 and heat[-1, 0] == 0

@@ -7,8 +7,13 @@ import pandas as pd
 import pytest
 
 from refinevla_kit.attention.faithfulness import Curves
-from refinevla_kit.figures.faithfulness import FILL_LABELS, cover_bars, deletion_insertion, sanity_lines
-from refinevla_kit.figures.tables import differences_table
+from refinevla_kit.figures.faithfulness import (
+    FILL_LABELS,
+    cover_bars,
+    deletion_insertion,
+    differences_table,
+    sanity_lines,
+)
 
 FRACTIONS = np.linspace(0, 1, 5)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from refinevla_kit.figures.overview import overview
+from refinevla_kit.figures.paper_figures import overview
 
 
 def test_three_pictures_with_their_proportions(tmp_path: Path) -> None:

@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 
 from refinevla_kit.attention.grounding import areas, pointing, shares
 from refinevla_kit.errors import KitError
-from refinevla_kit.figures.overlays import SHOWN
-from refinevla_kit.figures.saving import save_figure
-from refinevla_kit.figures.views import Line, Plot, View, comparison, peak, scale_end
+from refinevla_kit.figures.overlays import SHOWN, Line, Plot, View, comparison, peak, scale_end
+from refinevla_kit.figures.style import save_figure
 from tests.figures.test_overlays import IMAGE, drawn, maps, masks
 
 Array = NDArray[np.generic]

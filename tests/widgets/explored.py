@@ -12,9 +12,8 @@ import numpy as np
 from refinevla_kit.attention.captured import Capture, Frame, Query, image_hash
 from refinevla_kit.attention.grounding import REST
 from refinevla_kit.episodes.contract import ACTION_NAMES
-from refinevla_kit.figures.overlays import OUTLINES, SHOWN, THING_LABELS
+from refinevla_kit.figures.overlays import OUTLINES, SHOWN, THING_LABELS, View, found_shares, peak, scale_end
 from refinevla_kit.figures.style import colours, label
-from refinevla_kit.figures.views import View, found_shares, peak, scale_end
 from refinevla_kit.policies.contract import Action
 from refinevla_kit.widgets.explorer_page import data_uri
 

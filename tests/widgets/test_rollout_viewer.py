@@ -12,7 +12,7 @@ import pytest
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation import EpisodeRecord, evaluate, load_records
-from refinevla_kit.figures.rollouts import outcome
+from refinevla_kit.figures.episodes import outcome
 from refinevla_kit.rollouts.players import DemonstratorPolicy
 from refinevla_kit.widgets.rollout_viewer import RolloutViewer
 from tests.attention.conftest import small_policy
