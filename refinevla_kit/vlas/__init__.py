@@ -30,8 +30,9 @@ def load_vla(path: str | Path) -> VLA:
         what = f"{path} is no checkpoint of a VLA: {config} cannot be read ({error})"
         raise KitError(what, "give a folder with config.json") from error
     if kind != "paligemma":
-        what = f"{path} holds a {kind!r}, which the kit does not know"
-        raise KitError(what, "give a checkpoint of the compact VLA")
+        raise KitError(
+            f"{path} holds a {kind!r}, which the kit does not know", "give a checkpoint of the compact VLA"
+        )
     from refinevla_kit.vlas import compact
 
     return compact.load(path)

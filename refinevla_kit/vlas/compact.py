@@ -31,7 +31,7 @@ from transformers import (
 from transformers.utils import logging as hub_logging
 
 from refinevla_kit.conventions import WIDOWX, Conventions
-from refinevla_kit.episodes.damage import pointer_of
+from refinevla_kit.episodes.meta import pointer_of
 from refinevla_kit.errors import KitError, listed
 from refinevla_kit.files import replacing, sha256, write_json
 from refinevla_kit.simulator.contract import Array
@@ -95,8 +95,7 @@ class CompactVLA(VLA):
     @property
     def head(self) -> nn.Module:
         model: Any = self.model
-        head: nn.Module = model.lm_head
-        return head
+        return model.lm_head
 
     @property
     def reads_state(self) -> bool:
@@ -134,13 +133,11 @@ class CompactVLA(VLA):
 
     @property
     def state_encoder(self) -> nn.Module | None:
-        encoder: nn.Module | None = self._paligemma.vision_tower.state if self.reads_state else None
-        return encoder
+        return self._paligemma.vision_tower.state if self.reads_state else None
 
     @property
     def convolutions(self) -> nn.Module | None:
-        stages: nn.Module | None = getattr(self._paligemma.vision_tower, "stages", None)
-        return stages
+        return getattr(self._paligemma.vision_tower, "stages", None)
 
     @property
     def conventions(self) -> Conventions:
@@ -173,20 +170,19 @@ class CompactVLA(VLA):
             raise KitError(what, f"pass `proprioception` (see Observation), {how}")
         features = state_features(proprioception)
         if not np.isfinite(features).all():
-            what = "the robot's own state holds what is no number"
-            raise KitError(what, "leave that frame out, or mend its state")
+            raise KitError(
+                "the robot's own state holds what is no number", "leave that frame out, or mend its state"
+            )
         return torch.from_numpy(features).to(self.device)
 
     def look(self, pixels: Tensor) -> Tensor:
-        tokens: Tensor = self._paligemma.vision_tower(pixel_values=pixels).last_hidden_state
-        return tokens
+        return self._paligemma.vision_tower(pixel_values=pixels).last_hidden_state
 
     def image_words(self, tokens: Tensor, states: Tensor | None) -> Tensor:
         if states is not None:
             own = self._paligemma.vision_tower.state_token(states)
             tokens = torch.cat([tokens, own], dim=1)  # B, image_tokens, d
-        words: Tensor = self._paligemma.multi_modal_projector(tokens)
-        return words
+        return self._paligemma.multi_modal_projector(tokens)
 
     def pixel_values(self, images: Array | Sequence[Array]) -> Tensor:
         """uint8 (B, H, W, 3) -> float32 (B, 3, height, width) in [-1, 1], area-resampled when the size
@@ -293,15 +289,17 @@ def load(path: str | Path) -> CompactVLA:
     try:
         statistics = json.loads((directory / STATISTICS).read_text(encoding="utf-8"))
         if statistics.get("format") != FORMAT:
-            what = f"{directory} has format {statistics.get('format')!r}"
-            raise KitError(what, f"this version reads {FORMAT!r}")
+            raise KitError(
+                f"{directory} has format {statistics.get('format')!r}", f"this version reads {FORMAT!r}"
+            )
         bins, provenance = read_action_tokens(statistics["action_tokens"]), dict(statistics["provenance"])
         tokenizer, model = load_vocabulary(directory), _read_model(directory)
     except KitError:
         raise
     except Exception as error:  # a foreign config fails in transformers in any way it likes
-        what = f"the checkpoint {directory} is damaged ({type(error).__name__}: {error})"
-        raise KitError(what, COPY) from error
+        raise KitError(
+            f"the checkpoint {directory} is damaged ({type(error).__name__}: {error})", COPY
+        ) from error
     words = model.get_input_embeddings().num_embeddings
     if words != len(tokenizer):
         what = f"the model in {directory} has {words} words, its tokenizer {len(tokenizer)}"
@@ -378,10 +376,10 @@ def _read_model(directory: Path) -> PaliGemmaForConditionalGeneration:
         wrong["not finite"] = [name for name, x in model.state_dict().items() if not torch.isfinite(x).all()]
     said = "; ".join(f"{len(names)} {how}: {listed(names)}" for how, names in wrong.items() if names)
     if said:
-        what = f"the weights in {directory / WEIGHTS} are not those of its config.json ({said})"
-        raise KitError(what, COPY)
-    loaded: PaliGemmaForConditionalGeneration = model
-    return loaded
+        raise KitError(
+            f"the weights in {directory / WEIGHTS} are not those of its config.json ({said})", COPY
+        )
+    return model
 
 
 @contextmanager
