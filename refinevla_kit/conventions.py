@@ -94,8 +94,9 @@ class Conventions:
             # a list, after JSON or msgpack
             object.__setattr__(self, "image_size", tuple(int(x) for x in self.image_size))
             if len(self.image_size) != 2 or min(self.image_size) < 1:
-                what = f"conventions: image_size is {self.image_size}"
-                raise KitError(what, "give (width, height) in pixels")
+                raise KitError(
+                    f"conventions: image_size is {self.image_size}", "give (width, height) in pixels"
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON or a message."""
@@ -107,13 +108,15 @@ class Conventions:
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(value) - known)
         if unknown:
-            what = f"conventions: unknown {', '.join(unknown)}"
-            raise KitError(what, f"choose from {', '.join(sorted(known))}")
+            raise KitError(
+                f"conventions: unknown {', '.join(unknown)}", f"choose from {', '.join(sorted(known))}"
+            )
         try:
             return cls(**value)
         except (TypeError, ValueError) as error:
-            what = f"conventions: {dict(value)} ({error})"
-            raise KitError(what, "see refinevla_kit.conventions.Conventions") from error
+            raise KitError(
+                f"conventions: {dict(value)} ({error})", "see refinevla_kit.conventions.Conventions"
+            ) from error
 
 
 _CHOICES: dict[str, tuple[str, ...]] = {

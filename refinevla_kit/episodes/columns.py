@@ -6,6 +6,7 @@ would be read as a fact.
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from refinevla_kit.episodes.contract import ACTION_NAMES
+from refinevla_kit.episodes.meta import as_number
 from refinevla_kit.errors import KitError
 from refinevla_kit.simulator.contract import Array
 
@@ -61,45 +63,41 @@ def find_columns(features: Any, given: Mapping[str, str] | None, camera: str | N
         KitError: nothing is the action, several may be, or what is given is not there.
     """
     if not isinstance(features, dict) or not all(isinstance(feature, dict) for feature in features.values()):
-        raise KitError(
-            f"{where}/meta/info.json has no table of features",
-            "write there what each column is, as LeRobot does ('features')",
-        )
+        what = f"{where}/meta/info.json has no table of features"
+        raise KitError(what, "write there what each column is, as LeRobot does ('features')")
     if given is not None and not isinstance(given, Mapping):
         raise KitError(
             f"columns={given!r} is no mapping", "write columns={'action': 'the name of its feature'}"
         )
+    dtypes = {name: str(feature.get("dtype")) for name, feature in features.items()}
     given = dict(given or {})
     for role, name in given.items():
         if role not in ROLES:
             raise KitError(f"columns={{{role!r}: ...}} is unknown", f"name columns for {', '.join(ROLES)}")
-        if name not in features and not (name == "" and role == "state"):
-            raise KitError(
-                f"{where} has no feature {name!r} for columns={{{role!r}: ...}}",
-                f"choose one of {', '.join(sorted(features))}",
-            )
-        if name and not _may_be(role, str(features[name].get("dtype"))):
-            raise KitError(
-                f"the feature {name!r} of {where} is {features[name].get('dtype')}, which is no {role}",
-                f"name another for columns={{{role!r}: ...}}",
-            )
-    pictures = {
-        name: feature for name, feature in features.items() if feature.get("dtype") in ("video", "image")
-    }
-    vectors = [
-        name for name, feature in features.items() if re.match(r"float|int|uint", str(feature.get("dtype")))
-    ]
-    texts = [name for name in SENTENCES if features.get(name, {}).get("dtype") in ("string", "str")]
-    cameras = tuple(sorted(pictures, key=lambda name: (_is_depth(name, pictures[name]), name)))
+        if name == "" and role == "state":
+            continue
+        if name not in features:
+            what = f"{where} has no feature {name!r} for columns={{{role!r}: ...}}"
+            raise KitError(what, f"choose one of {', '.join(sorted(features))}")
+        if not _may_be(role, dtypes[name]):
+            what = f"the feature {name!r} of {where} is {dtypes[name]}, which is no {role}"
+            raise KitError(what, f"name another for columns={{{role!r}: ...}}")
+    vectors = [name for name, dtype in dtypes.items() if re.match(r"float|int|uint", dtype)]
+    texts = [name for name in SENTENCES if dtypes.get(name) in ("string", "str")]
+    depths = {name for name in features if _is_depth(name, features[name])}
+    pictures = [name for name, dtype in dtypes.items() if dtype in ("video", "image")]
+    cameras = tuple(sorted(pictures, key=lambda name: (name in depths, name)))
+    if camera:
+        shown = _camera(cameras, camera, where)
+    else:
+        shown = next((name for name in cameras if name not in depths), "")
     return Columns(
         given["action"] if "action" in given else _action(vectors, features, where),
         given["state"] if "state" in given else _state(vectors),
         given.get("instruction") or ("task_index" if "task_index" in features or not texts else texts[0]),
         cameras,
-        _camera(cameras, camera, where)
-        if camera
-        else next((name for name in cameras if not _is_depth(name, pictures[name])), ""),
-        tuple(name for name in cameras if pictures[name]["dtype"] == "image"),
+        shown,
+        tuple(name for name in cameras if dtypes[name] == "image"),
     )
 
 
@@ -160,15 +158,24 @@ def opens_at(command: Array, robot: str) -> tuple[float | None, str]:
     return None, "not known"
 
 
-def check_open(command: Array, value: float) -> None:
-    """Raise `KitError` where no command of a gripper that moves can mean that it is open at `value`."""
+def told_open(command: Array, value: Any) -> float:
+    """The value that a person gave for open.
+
+    Raises:
+        KitError: it is no number, or no command of a gripper that moves can mean that it is open there.
+    """
+    opened = as_number(value)
+    if not math.isfinite(opened):
+        remedy = "give the value of the gripper's command that means open: 1, 0 or -1"
+        raise KitError(f"gripper={value!r} is no number", remedy)
     command = command[np.isfinite(command)]
-    low, high = (float(command.min()), float(command.max())) if len(command) else (value, value)
+    low, high = (float(command.min()), float(command.max())) if len(command) else (opened, opened)
     reach = high - low
-    between = low + reach / 4 < value < high - reach / 4
-    if reach > 0 and (between or not low - reach <= value <= high + reach):
-        what = f"gripper={value:g}, but the gripper's command goes from {low:g} to {high:g}"
+    between = low + reach / 4 < opened < high - reach / 4
+    if reach > 0 and (between or not low - reach <= opened <= high + reach):
+        what = f"gripper={opened:g}, but the gripper's command goes from {low:g} to {high:g}"
         raise KitError(what, "give the one of these two at which it is open")
+    return opened
 
 
 def is_open(command: Array, value: float) -> Array:
@@ -197,21 +204,44 @@ def filled(actions: Array, deltas: bool | None) -> Array:
     return values
 
 
-def episode_numbers(wanted: str | Iterable[int]) -> list[int]:
-    """Numbers from [3, 5], range(10) or text such as "0-9,12". Raises `KitError` for anything else."""
+def episode_numbers(wanted: int | str | Iterable[int] | None, known: Sequence[int]) -> list[int]:
+    """The numbers of the episodes that are meant.
+
+    Args:
+        wanted: [3, 5], range(10) or text such as "0-9,12"; a number for as many from the first on; None for
+            all.
+        known: the episodes of the dataset.
+
+    Raises:
+        KitError: `wanted` is something else.
+    """
+    if wanted is None:
+        return list(known)
     try:
-        if not isinstance(wanted, str):
-            numbers = list(wanted)
-            if any(isinstance(number, bool | np.bool_) for number in numbers):
-                raise TypeError
-            return [operator.index(number) for number in numbers]
-        ends = [[int(end) for end in part.split("-")] for part in wanted.split(",")]
-        if any(end[-1] - end[0] > 10**7 for end in ends):
-            raise ValueError
-        return [number for end in ends for number in range(end[0], end[-1] + 1)]
+        if isinstance(wanted, str):
+            numbers = [number for part in wanted.split(",") for number in _span(part)]
+        elif isinstance(wanted, Iterable):
+            numbers = [_index(number) for number in wanted]
+        else:
+            numbers = list(known[: max(0, _index(wanted))])
     except (ValueError, TypeError, OverflowError):
-        remedy = "give a list ([3, 5]), a range (range(10)) or text ('0-9,12')"
+        remedy = "give a number, a list ([3, 5]), a range (range(10)) or text ('0-9,12')"
         raise KitError(f"episodes={wanted!r} are no numbers of episodes", remedy) from None
+    return list(dict.fromkeys(numbers))
+
+
+def _index(value: Any) -> int:
+    if isinstance(value, bool | np.bool_):
+        raise TypeError
+    return operator.index(value)
+
+
+def _span(text: str) -> range:
+    """Of "3" and "3-5"."""
+    ends = [int(end) for end in text.split("-")]
+    if len(ends) > 2 or ends[-1] - ends[0] > 10**7:
+        raise ValueError
+    return range(ends[0], ends[-1] + 1)
 
 
 def _flatten(names: Any, group: str = "") -> Iterable[str]:
@@ -231,9 +261,8 @@ def _flatten(names: Any, group: str = "") -> Iterable[str]:
 def _is_depth(name: str, feature: dict[str, Any]) -> bool:
     about = feature.get("info")
     marks = about.items() if isinstance(about, dict) else ()
-    return "depth" in name.lower() or any(
-        key.endswith("is_depth_map") and mark is True for key, mark in marks
-    )
+    marked = any(key.endswith("is_depth_map") and mark is True for key, mark in marks)
+    return marked or "depth" in name.lower()
 
 
 def _last(name: str) -> str:
@@ -268,13 +297,11 @@ def _camera(cameras: Sequence[str], wanted: str, where: str) -> str:
         or [name for name in cameras if _last(name) == str(wanted).lower()]
         or [name for name in cameras if str(wanted) in name]
     )
-    if len(called) != 1:
-        what = "several cameras called" if called else "no camera"
-        raise KitError(
-            f"{where} has {what} {wanted!r}",
-            f"choose one of {', '.join(called or cameras) or 'none: it has no pictures'}",
-        )
-    return called[0]
+    if len(called) == 1:
+        return called[0]
+    what = "several cameras called" if called else "no camera"
+    choices = ", ".join(called or cameras) or "none: it has no pictures"
+    raise KitError(f"{where} has {what} {wanted!r}", f"choose one of {choices}")
 
 
 def _may_be(role: str, dtype: str) -> bool:

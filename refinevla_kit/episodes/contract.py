@@ -6,12 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from refinevla_kit.simulator.contract import ACTION_NAMES as ACTION_NAMES
 from refinevla_kit.simulator.contract import Array, SceneState
 
 _POSE = ("x", "y", "z", "qw", "qx", "qy", "qz")
 STATE_NAMES = (*_POSE, "gripper", *(f"commanded_{name}" for name in _POSE))  # `Observation.proprioception`
+SIDECAR = "simulator"  # folder in a dataset
 CAMERA = "observation.images.image_0"  # the name the public Bridge conversion gives this view
 
 
@@ -57,3 +59,8 @@ class EpisodeInfo:
     success: bool | None = None
     start: str | None = None
     seed: int | None = None
+
+
+def sidecar_path(dataset: Path, episode: int) -> Path:
+    """Where the simulator's knowledge of an episode lies beside a dataset, see `writer.py`."""
+    return dataset / SIDECAR / f"episode_{episode:06d}.npz"

@@ -28,8 +28,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from refinevla_kit.episodes.damage import behind
-from refinevla_kit.episodes.meta import read_json
+from refinevla_kit.episodes.meta import behind, read_json
 from refinevla_kit.episodes.reader import EpisodeDataset, open_dataset
 from refinevla_kit.errors import KitError
 from refinevla_kit.files import replacing, write_json
@@ -39,10 +38,9 @@ if TYPE_CHECKING:
     from refinevla_kit.teacher.answers import StoredRationale
 
 QUESTION = "What is seen, how far has the task come, where is everything, and what comes next?"
-TEXTS, MORE = (
-    [(name, pa.string()) for name in ("role", "content", "style")],
-    [("camera", pa.string()), ("tool_calls", pa.list_(pa.string()))],
-)
+TEXTS = [("role", pa.string()), ("content", pa.string()), ("style", pa.string())]
+MORE = [("camera", pa.string()), ("tool_calls", pa.list_(pa.string()))]
+PARTS = ("observation", "situation_analysis", "spatial_reasoning", "task_planning")
 COLUMNS = {
     "language_persistent": pa.list_(pa.struct([*TEXTS, ("timestamp", pa.float32()), *MORE])),
     "language_events": pa.list_(pa.struct([*TEXTS, *MORE])),
@@ -58,28 +56,29 @@ def export_language(
     Refusals, and rationales that find the instruction wrong, are left out; as LeRobot has no word for an end,
     the plan before goes on through them.
 
-    Returns: `output`, which exists complete or not at all. Raises:
+    Returns:
+        `output`, which exists complete or not at all.
+
+    Raises:
         KitError: `output` exists or lies in the dataset; the dataset is v2.x or has language columns already;
-        rationales of other episodes.
+            rationales of other episodes.
     """
     opened, target = open_dataset(dataset) if isinstance(dataset, str | Path) else dataset, Path(output)
     info = check_export(opened, target)
-    by_episode: dict[int, list[StoredRationale]] = {episode.index: [] for episode in opened.episodes}
-    for one in rationales:
-        if one.episode in opened.left_out:
+    lengths, left_out = {episode.index: episode.length for episode in opened.episodes}, opened.left_out
+    by_episode: dict[int, list[StoredRationale]] = {}
+    for row in rationales:
+        if row.episode in left_out:
             continue
-        if one.episode not in by_episode or one.start >= opened.info(one.episode).length:
-            raise KitError(
-                f"{opened.path} has no frame {one.start} of episode {one.episode}",
-                "give the rationales of this dataset",
-            )
-        if one.rationale and one.rationale.instruction_matches:
-            by_episode[one.episode].append(one)
+        if row.start >= lengths.get(row.episode, 0):
+            what = f"{opened.path} has no frame {row.start} of episode {row.episode}"
+            raise KitError(what, "give the rationales of this dataset")
+        if row.rationale and row.rationale.instruction_matches:
+            by_episode.setdefault(row.episode, []).append(row)
     with replacing(target) as folder:
+        skipped = shutil.ignore_patterns(".*", "*.part")
         try:
-            shutil.copytree(
-                opened.path, folder, copy_function=_link, ignore=shutil.ignore_patterns(".*", "*.part")
-            )
+            shutil.copytree(opened.path, folder, copy_function=_link, ignore=skipped)
         except shutil.Error as error:  # gathers what each file said
             full = any("No space left" in str(said) for said in error.args[0])
             raise OSError(errno.ENOSPC if full else errno.EIO, str(error.args[0][0][-1])) from error
@@ -89,10 +88,8 @@ def export_language(
             info["features"] |= {name: {"dtype": "language", "shape": [1], "names": None} for name in COLUMNS}
             write_json(folder / "meta/info.json", info)
         except (ValueError, TypeError, pa.ArrowException) as error:
-            raise KitError(
-                f"{opened.path} cannot be written anew ({error})",
-                "mend its tables and meta/info.json as this says",
-            ) from error
+            what = f"{opened.path} cannot be written anew ({error})"
+            raise KitError(what, "mend its tables and meta/info.json as this says") from error
     return target
 
 
@@ -109,10 +106,8 @@ def check_export(dataset: EpisodeDataset | str | Path, output: str | Path) -> di
     opened, target = open_dataset(dataset) if isinstance(dataset, str | Path) else dataset, Path(output)
     info = read_json(opened.path / "meta/info.json")
     if opened.version != "v3.0":
-        raise KitError(
-            f"{opened.path} has LeRobot version {opened.version}, language columns need v3.0",
-            "convert it with LeRobot's own script",
-        )
+        what = f"{opened.path} has LeRobot version {opened.version}, language columns need v3.0"
+        raise KitError(what, "convert it with LeRobot's own script")
     if COLUMNS.keys() & info["features"].keys():
         raise KitError(
             f"{opened.path} has language columns already", "export from the dataset as it was before"
@@ -131,26 +126,27 @@ def _rewrite(
     writer does.
     """
     try:
-        table = pq.read_table(
-            file, partitioning=None
-        ).replace_schema_metadata()  # what Hugging Face's metadata says of the columns no longer holds
-        episodes, frames = (_numbers(table, name) for name in ("episode_index", "frame_index"))
+        table = pq.read_table(file, partitioning=None)
+        episodes, frames = _numbers(table, "episode_index"), _numbers(table, "frame_index")
     except (OSError, ValueError, TypeError, KeyError, pa.ArrowException):
         return  # all its episodes were left out, when the dataset was opened
-    if ((np.diff(episodes) < 0) | ((np.diff(episodes) == 0) & (np.diff(frames) < 0))).any():
-        order = np.lexsort((frames, episodes))
+    table = table.replace_schema_metadata()  # what Hugging Face says there of the columns no longer holds
+    order = np.lexsort((frames, episodes))
+    if (np.diff(order) < 0).any():
         table, episodes = table.take(order), episodes[order]
     schema = pa.schema([*table.schema, *COLUMNS.items()])
     bounds = [0, *(np.flatnonzero(np.diff(episodes)) + 1).tolist(), len(episodes)]
     with replacing(file) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for start, end in pairwise(bounds):
             part = table.slice(start, end - start)
-            said = part["timestamp"].to_pylist() if "timestamp" in part.column_names else []
-            times = [said[i] if i < len(said) and _finite(said[i]) else i / fps for i in range(len(part))]
+            times = _times(part, fps)
             persistent: list[dict[str, Any]] = []
             events: list[list[dict[str, Any]]] = [[] for _ in times]
-            for one in sorted(rationales.get(int(episodes[start]), []), key=lambda one: one.start):
-                _add(one, times[one.start], camera, persistent, events[one.start])
+            for row in sorted(rationales.get(int(episodes[start]), []), key=lambda row: row.start):
+                parts = {name: getattr(row.rationale, name) for name in PARTS}
+                persistent += _persistent(parts, times[row.start])
+                if camera:  # LeRobot ties a question to a camera
+                    events[row.start] += _question(parts, camera)
             columns = (
                 pa.array([persistent] * len(times), COLUMNS["language_persistent"]),
                 pa.array(events, COLUMNS["language_events"]),
@@ -165,36 +161,36 @@ def _numbers(table: pa.Table, name: str) -> Array:
     return np.asarray(table[name].to_numpy().astype(np.int64))
 
 
-def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+def _times(table: pa.Table, fps: float) -> list[float]:
+    """Seconds of an episode's frames; by their number where the table does not say."""
+    said = table["timestamp"].to_pylist() if "timestamp" in table.column_names else [None] * len(table)
+    return [
+        time if isinstance(time, int | float) and math.isfinite(time) else frame / fps
+        for frame, time in enumerate(said)
+    ]
 
 
-def _add(
-    one: StoredRationale,
-    time: float,
-    camera: str | None,
-    persistent: list[dict[str, Any]],
-    events: list[dict[str, Any]],
-) -> None:
-    parts = {
-        name: getattr(one.rationale, name)
-        for name in ("observation", "situation_analysis", "spatial_reasoning", "task_planning")
-    }
-    for style, part in (("memory", "situation_analysis"), ("plan", "task_planning")):
-        persistent.append({"role": "assistant", "content": parts[part], "style": style, "timestamp": time})
-    if camera:  # LeRobot ties a question to a camera
-        answer = json.dumps({"label": "scene", "attribute": "rationale", "value": parts}, ensure_ascii=False)
-        events += [
-            {"role": role, "content": text, "style": "vqa", "camera": camera}
-            for role, text in (("assistant", answer), ("user", QUESTION))
-        ]
+def _persistent(parts: dict[str, str], time: float) -> list[dict[str, Any]]:
+    """The rows that hold from `time` on."""
+    styles = {"memory": "situation_analysis", "plan": "task_planning"}
+    return [
+        {"role": "assistant", "content": parts[part], "style": style, "timestamp": time}
+        for style, part in styles.items()
+    ]
+
+
+def _question(parts: dict[str, str], camera: str) -> list[dict[str, Any]]:
+    """The event of one frame: all that was written about it, and what was asked."""
+    answer = json.dumps({"label": "scene", "attribute": "rationale", "value": parts}, ensure_ascii=False)
+    return [
+        {"role": role, "content": text, "style": "vqa", "camera": camera}
+        for role, text in (("assistant", answer), ("user", QUESTION))
+    ]
 
 
 def _link(source: str, destination: str) -> None:
     source = str(behind(Path(source)).resolve())  # of a link, as in the Hub's cache, the file behind it
-    if not Path(
-        source
-    ).exists():  # a link to nowhere: what it led to was left out when the dataset was opened
+    if not Path(source).exists():  # to nowhere: what it led to was left out when the dataset was opened
         return
     with suppress(OSError):  # another disk, or one without links
         if destination.endswith((".mp4", ".npz")):  # nobody changes these in place

@@ -1,6 +1,6 @@
 """Reads LeRobot datasets of all three layouts in use (v2.0, v2.1, v3.0), whoever made them.
 
-v2.x keeps one parquet and one mp4 an episode and the listing in JSON lines; v3.0 keeps many episodes a file
+v2.x keeps one parquet and one mp4 an episode and the listing in JSON lines. v3.0 keeps many episodes a file
 and the listing in parquet, with the time at which an episode starts in its mp4. Pictures may also lie in the
 tables, as PNG or JPEG; all are decoded when asked for. An episode that cannot be read is left out and
 counted.
@@ -11,37 +11,30 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from refinevla_kit.episodes import columns as meaning
-from refinevla_kit.episodes import meta, sidecar, video
-from refinevla_kit.episodes.contract import EpisodeInfo
-from refinevla_kit.episodes.damage import AGAIN, unreadable
+from refinevla_kit.episodes import meta, video
+from refinevla_kit.episodes.contract import EpisodeInfo, sidecar_path
+from refinevla_kit.episodes.meta import AGAIN, unreadable
+from refinevla_kit.episodes.segments import Segment, split_segments
 from refinevla_kit.errors import KitError
 from refinevla_kit.simulator.contract import Array, SceneState
-
-if TYPE_CHECKING:
-    from refinevla_kit.episodes.segments import Segment
 
 CHECK_UP_TO = 100  # episodes; larger datasets are not opened file by file in advance
 
 
-def open_dataset(
-    path: str | Path,
-    deltas: bool | None = None,
-    *,
-    camera: str | None = None,
-    episodes: int | str | Iterable[int] | None = None,
-    columns: Mapping[str, str] | None = None,
-    gripper: float | None = None,
-    strict: bool = False,
-) -> EpisodeDataset:
-    """Open the LeRobot dataset in folder `path`; print it to see what was taken for what.
+class EpisodeDataset:
+    """A LeRobot dataset; `open_dataset` is its other name. Print it to see what was taken for what.
+
+    Episodes are named by their `EpisodeInfo.index`. Of a dataset with more than 100 episodes files are
+    checked when read (or by `check`).
 
     Args:
         path: the folder that holds meta/, data/ and videos/.
@@ -57,19 +50,7 @@ def open_dataset(
 
     Raises:
         KitError: no dataset there, an unknown version, meta missing or damaged, or no episode that can be
-            read. Of a dataset with more than 100 episodes files are checked when read (or by `check`).
-    """
-    dataset = EpisodeDataset(
-        Path(path), deltas, camera=camera, episodes=episodes, columns=columns, gripper=gripper, strict=strict
-    )
-    if len(dataset.episodes) <= CHECK_UP_TO:
-        dataset.check()
-    dataset.warn()
-    return dataset
-
-
-class EpisodeDataset:
-    """A LeRobot dataset; make it with `open_dataset`. Episodes are named by their `EpisodeInfo.index`.
+            read.
 
     Attributes:
         path, name: the folder and its last part.
@@ -83,14 +64,14 @@ class EpisodeDataset:
         metric: they are displacements of a tool in metres and radians, and a gripper's command.
         gripper: the value of the gripper's command that means open, None where that is not known.
         gripper_dimension: which number of the action commands the gripper, None for none.
-        episodes: the meta.listing, one `EpisodeInfo` each.
+        episodes: the listing, one `EpisodeInfo` each.
         left_out: index of each episode that cannot be read -> why.
-        overrides: what `open_dataset` was told of the numbers' meaning and the camera, as it was told.
+        overrides: what was told of the numbers' meaning and the camera, as it was told.
     """
 
     def __init__(
         self,
-        path: Path,
+        path: str | Path,
         deltas: bool | None = None,
         *,
         camera: str | None = None,
@@ -99,65 +80,49 @@ class EpisodeDataset:
         gripper: float | None = None,
         strict: bool = False,
     ) -> None:
-        self.path, self.name, self.strict = path, path.resolve().name, strict
-        if not path.is_dir():
-            raise KitError(
-                f"{path} is not a folder",
-                "give the path of a LeRobot dataset (the folder that holds meta/, data/ and videos/)",
-            )
-        if not (path / "meta/info.json").is_file():
-            raise KitError(
-                f"{path} is not a LeRobot dataset (no meta/info.json)",
-                "give the folder that holds meta/, data/ and videos/",
-            )
-        self._info = info = meta.read_json(path / "meta/info.json")
-        self.version = str(info.get("codebase_version"))
-        if self.version not in meta.VERSIONS:
-            raise KitError(
-                f"{path} has LeRobot version {self.version}",
-                f"convert it to one of {', '.join(meta.VERSIONS)} with LeRobot's own scripts",
-            )
-        self.fps, self.robot_type = (
-            meta.rate_of(info.get("fps"), path),
-            str(info.get("robot_type") or "unknown"),
-        )
+        self.path, self.strict = Path(path), strict
+        self.name = self.path.resolve().name
+        self._info = info = meta.read_info(self.path)
+        self.version, self.robot_type = info["codebase_version"], str(info.get("robot_type") or "unknown")
+        self.fps = meta.rate_of(info.get("fps"), self.path)
         self.columns = meaning.find_columns(info.get("features"), columns, camera, str(path))
         self.cameras, self.camera = self.columns.cameras, self.columns.camera
-        usual = meta.PATHS[self.version[:2]]
-        named = info.get("data_path"), info.get("video_path")
-        self._data_path, self._video_path = (
-            given if isinstance(given, str) else own for given, own in zip(named, usual, strict=True)
-        )
-        self._chunk = max(0, meta.whole(info.get("chunks_size")) or 0) or 1000
         if deltas is not None and not (isinstance(deltas, bool | int | np.bool_) and deltas in (0, 1)):
             raise KitError(f"deltas={deltas!r}", "give True (displacements), False (positions) or None")
-        self.overrides = {"deltas": deltas, "gripper": gripper, "camera": camera, "columns": columns}
-        self.overrides = {name: value for name, value in self.overrides.items() if value is not None}
-        self.left_out: dict[int, str] = {}
-        self._left: dict[int, KitError] = {}
+        told = {"deltas": deltas, "gripper": gripper, "camera": camera, "columns": columns}
+        self.overrides = {name: value for name, value in told.items() if value is not None}
+        self._errors: dict[int, KitError] = {}
         self._warned = 0
-        self._table = lru_cache(maxsize=8)(
-            self._read_table
-        )  # v3.0: the whole dataset is a few files; v2.x: neighbours are cheap to re-read
+        # v3.0: the whole dataset is a few files; v2.x: neighbours are cheap to read again.
+        self._table = lru_cache(maxsize=8)(self._read_table)
         self._pictures = lru_cache(maxsize=1)(meta.read_parquet)
-        self._column = lru_cache(maxsize=8)(
-            self._read_column
-        )  # each is asked for again: for cutting, the digest, the question
-        self._rows = meta.listing(path, self.version, info)
-        self._sentences = meta.sentences(path, self.version)
-        if isinstance(episodes, bool):
-            raise KitError(
-                f"episodes={episodes}", "give a number, a list ([3, 5]), a range or text ('0-9,12')"
-            )
-        if episodes is None or isinstance(episodes, int | np.integer):
-            wanted = list(self._rows)[: None if episodes is None else max(0, int(episodes))]
-        else:
-            wanted = meaning.episode_numbers(episodes)
-        self.episodes: tuple[EpisodeInfo, ...] = ()
-        self._choose(wanted)
+        # Each is asked for again: for cutting, the digest, the question.
+        self._column = lru_cache(maxsize=8)(self._read_column)
+        self._places = lru_cache(maxsize=8)(self._read_places)
+        self._rows = meta.listing(self.path, self.version, info)
+        self._infos = {number: meta.episode_info(row) for number, row in self._rows.items()}
+        self._sentences = meta.sentences(self.path, self.version)
+        wanted = meaning.episode_numbers(episodes, list(self._rows))
+        if not wanted:
+            raise KitError(f"no episode of {path} is chosen", "leave `episodes` away for all")
+        self.episodes = tuple(self.info(number) for number in wanted)
+        for episode in self.episodes:
+            if episode.length < 1:
+                said = self._rows[episode.index].get("length", "no length")
+                what = (
+                    f"the list of episodes in {path}/meta gives episode {episode.index} the length {said!r}"
+                )
+                self.leave_out(episode.index, KitError(what, AGAIN))
         self._widths: dict[str, int] = {}
-        sample = self._sample()
-        self._infer(sample, deltas, gripper)
+        self._sample()
+        self._infer(deltas, gripper)
+        if len(self.episodes) <= CHECK_UP_TO:
+            self.check()
+        self.warn()
+
+    @property
+    def left_out(self) -> dict[int, str]:
+        return {number: error.what for number, error in self._errors.items()}
 
     def actions(self, episode: int) -> Array:
         """float32 (T, A), as recorded: a missing number is NaN."""
@@ -177,19 +142,16 @@ class EpisodeDataset:
             cells = column.to_pylist()
         except (ValueError, OverflowError, pa.ArrowException) as error:
             raise unreadable(self._table_file(episode), error) from error
-        named: dict[Any, str] = {**self._sentences, None: info.instruction}
         return [
-            cell if isinstance(cell, str) else named.get(meta.whole(cell), info.instruction) for cell in cells
+            cell if isinstance(cell, str) else self._sentences.get(meta.whole(cell), info.instruction)
+            for cell in cells
         ]
 
     def segments(self, episode: int) -> list[Segment]:
         """Where a teacher is asked anew: at gripper events, at changes of motion and of instruction."""
-        from refinevla_kit.episodes.segments import split_segments
-
         gripper = None if self.deltas is False else self.gripper_dimension
-        return split_segments(
-            self.actions(episode), self.deltas, gripper, instructions=self.instructions(episode)
-        )
+        sentences = self.instructions(episode)
+        return split_segments(self.actions(episode), self.deltas, gripper, instructions=sentences)
 
     def images(self, episode: int, frames: Sequence[int] | None = None, camera: str | None = None) -> Array:
         """Decode frames.
@@ -204,12 +166,18 @@ class EpisodeDataset:
         """
         length = len(self.actions(episode)) if frames is None else self.info(episode).length
         wanted = list(range(length) if frames is None else frames)
-        if bad := [frame for frame in wanted if not 0 <= frame < length]:
+        for frame in wanted:
+            if not 0 <= frame < length:
+                what = f"episode {episode} of {self.name} has no frame {frame}"
+                raise KitError(what, f"choose frames from 0 to {length - 1}")
+        name = camera or self.camera
+        if not name:
+            what = f"depth maps only ({', '.join(self.cameras)})" if self.cameras else "no pictures"
             raise KitError(
-                f"episode {episode} of {self.name} has no frame {bad[0]}",
-                f"choose frames from 0 to {length - 1}",
+                f"{self.name} has {what}", "choose a dataset with a camera, or one of these with camera=..."
             )
-        name = self._camera(camera)
+        if name not in self.cameras:
+            raise KitError(f"{self.name} has no camera {name!r}", f"choose one of {', '.join(self.cameras)}")
         if name in self.columns.kept:
             return self._stills(episode, name, wanted)
         path, offset = self._video_file(episode, name)
@@ -217,52 +185,59 @@ class EpisodeDataset:
 
     def states(self, episode: int) -> list[SceneState] | None:
         """The simulator's privileged state of each frame; None for a real robot's dataset."""
-        self.info(episode)
-        states = sidecar.read_states(self.path, episode)
-        if states is not None and len(states) != self.info(episode).length:
+        length = self.info(episode).length
+        path, arrays = self._beside(episode, "state.")
+        if not arrays:
+            return None
+        names = [field.name for field in fields(SceneState)]
+        missing = [name for name in names if f"state.{name}" not in arrays]
+        if missing:
             raise KitError(
-                f"{self.path}: {len(states)} states for the {self.info(episode).length} frames of "
-                f"episode {episode}",
-                AGAIN,
+                f"{path} lacks {', '.join(missing)}", "record the dataset again with this version of the kit"
             )
-        return states
+        count = len(arrays["state.phase"])
+        if count != length:
+            raise KitError(f"{path}: {count} states for the {length} frames of episode {episode}", AGAIN)
+        return [
+            SceneState(**{name: np.asarray(arrays[f"state.{name}"][frame]) for name in names})
+            for frame in range(count)
+        ]
 
     def masks(self, episode: int) -> dict[str, Array] | None:
         """name -> bool (T, H, W), visible pixels of each thing; None for a real robot's dataset."""
-        length, masks = self.info(episode).length, sidecar.read_masks(self.path, episode)
-        if any(len(mask) != length for mask in (masks or {}).values()):
-            raise KitError(
-                f"{self.path}: masks for other than the {length} frames of episode {episode}", AGAIN
-            )
-        return masks
+        length = self.info(episode).length
+        path, arrays = self._beside(episode, "mask_")
+        if not arrays:
+            return None
+        labels, names = arrays["mask_labels"], arrays["mask_names"]
+        if len(labels) != length:
+            raise KitError(f"{path}: masks for other than the {length} frames of episode {episode}", AGAIN)
+        return {str(name): labels == label for label, name in enumerate(names, start=1)}
 
     def info(self, episode: int) -> EpisodeInfo:
         """The listing's entry; raises `KitError` for an unknown episode, or one that is left out."""
-        if episode in self._left:
-            raise self._left[episode]
-        if episode not in self._rows:
-            raise KitError(
-                f"{self.name} has no episode {episode}",
-                f"choose one of {len(self._rows)}, 0 to {max(self._rows, default=0)}",
-            )
-        return meta.episode_info(self._rows[episode])
+        if episode in self._errors:
+            raise self._errors[episode]
+        if episode not in self._infos:
+            remedy = f"choose one of {len(self._rows)}, 0 to {max(self._rows, default=0)}"
+            raise KitError(f"{self.name} has no episode {episode}", remedy)
+        return self._infos[episode]
 
     def check(self) -> None:
         """Leave out the episodes that cannot be read: tables are read, videos counted, not decoded."""
-        frames = lru_cache(maxsize=None)(lambda path: video.count_frames(path, self.fps))
+        count_frames = lru_cache(maxsize=None)(video.count_frames)
         for episode in self.episodes:
             try:
                 self.actions(episode.index)
                 self.proprioception(episode.index)
                 if self.camera in self.columns.kept:
-                    path = self._table_file(episode.index)
-                    self._kept_in(meta.read_schema(path).names, path, self.camera)
+                    file = self._table_file(episode.index)
+                    _has_pictures(meta.read_schema(file).names, file, self.camera)
                 elif self.camera:
                     path, offset = self._video_file(episode.index, self.camera)
-                    if frames(path) < offset + episode.length:
-                        raise KitError(
-                            f"{path} holds {frames(path)} of {offset + episode.length} frames", AGAIN
-                        )
+                    frames, needed = count_frames(path, self.fps), offset + episode.length
+                    if frames < needed:
+                        raise KitError(f"{path} holds {frames} of {needed} frames", AGAIN)
             except KitError as error:
                 self.leave_out(episode.index, error)
 
@@ -270,9 +245,10 @@ class EpisodeDataset:
         """Count an episode as unreadable; raises `error` where the dataset is strict, or no other is left."""
         if self.strict:
             raise error
-        self._left[episode], self.left_out[episode] = error, error.what
-        if not (others := tuple(other for other in self.episodes if other.index != episode)):
-            number, first = next(iter(self._left.items()))
+        self._errors[episode] = error
+        others = tuple(other for other in self.episodes if other.index != episode)
+        if not others:
+            number, first = next(iter(self._errors.items()))
             raise KitError(
                 f"no episode of {self.path} can be read; episode {number}: {first.what}", first.remedy
             ) from error
@@ -280,9 +256,9 @@ class EpisodeDataset:
 
     def warn(self) -> None:
         """Say how many episodes are left out, where that has grown since it was said."""
-        if len(self.left_out) > self._warned:
-            warnings.warn(self._losses(), stacklevel=2)
-            self._warned = len(self.left_out)
+        if len(self._errors) > self._warned:
+            warnings.warn(self._losses(), stacklevel=3)
+            self._warned = len(self._errors)
 
     def __str__(self) -> str:
         """What was taken for what, a line each: for a person to see before anything is paid for."""
@@ -295,277 +271,256 @@ class EpisodeDataset:
         sense = "open is not known, not told" if self.gripper is None else f"open is {self.gripper:g}"
         place = "" if self.gripper_dimension is None else f"number {self.gripper_dimension} of the action, "
         told = {info.instruction for info in self.episodes} - {""}
-        frames = sum(info.length for info in self.episodes)
+        frames, width = sum(info.length for info in self.episodes), self._widths[self.columns.action]
+        action_names = " ".join(self.action_names) or "no names"
+        state = f"{self.columns.state}: {' '.join(self.state_names) or 'no names'}"
         lines = {
             "episodes": f"{len(self.episodes)} of {frames} frames, {self.fps:g} a second",
-            "left out": self._losses() if self.left_out else "",
+            "left out": self._losses() if self._errors else "",
             "pictures": f"{self.camera or 'none'} (of {', '.join(self.cameras) or 'none'})",
-            "action": f"{self.columns.action}, {self._widths[self.columns.action]} numbers: "
-            f"{' '.join(self.action_names) or 'no names'}",
+            "action": f"{self.columns.action}, {width} numbers: {action_names}",
             "meaning": f"{kinds[self.deltas]}{unit} ({self._why['deltas']})",
             "gripper": f"{place}{sense} ({self._why['gripper']})",
-            "state": f"{self.columns.state}: {' '.join(self.state_names) or 'no names'}"
-            if self._widths[self.columns.state]
-            else "none",
+            "state": state if self._widths[self.columns.state] else "none",
             "instruction": f"{len(told)} different, by {self.columns.instruction}" if told else "none",
         }
         head = f"{self.name}: LeRobot {self.version}, {self.robot_type}"
         return "\n".join([head, *(f"  {name:<12}{line}" for name, line in lines.items() if line)])
 
     def _losses(self) -> str:
-        first = next(iter(self.left_out))
-        count = f"{len(self.left_out)} of {len(self.left_out) + len(self.episodes)} episodes of {self.name}"
-        return (
-            f"{count} cannot be read and are left out; episode {first}: {self.left_out[first]} (strict "
-            "refuses)"
-        )
+        number, error = next(iter(self._errors.items()))
+        count = f"{len(self._errors)} of {len(self._errors) + len(self.episodes)} episodes of {self.name}"
+        first = f"episode {number}: {error.what}"
+        return f"{count} cannot be read and are left out; {first} (strict refuses)"
 
-    def _choose(self, wanted: Sequence[int]) -> None:
-        """Set `episodes` to those of `wanted` whose rows say enough."""
-        if strange := [number for number in wanted if number not in self._rows]:
-            self.info(strange[0])
-        if not wanted:
-            raise KitError(f"no episode of {self.path} is chosen", "leave `episodes` away for all")
-        chosen = {number: meta.episode_info(self._rows[number]) for number in wanted}
-        self.episodes = tuple(chosen.values())
-        for number, info in chosen.items():
-            if info.length < 1:
-                said = self._rows[number].get("length", "no length")
-                self.leave_out(
-                    number,
-                    KitError(
-                        f"the list of episodes in {self.path}/meta gives episode {number} the length "
-                        f"{said!r}",
-                        AGAIN,
-                    ),
-                )
-
-    def _sample(self) -> int:
-        """The first episode that can be read; sets the widths, and fills in sentences that the listing
+    def _sample(self) -> None:
+        """Read the first episode that can be read; set the widths, and fill in sentences that the listing
         lacks.
         """
         for info in self.episodes:
             try:
                 actions, state = self.actions(info.index), self.proprioception(info.index)
-                self._widths = {self.columns.state: state.shape[1], self.columns.action: actions.shape[1]}
-                break
             except KitError as error:
                 self.leave_out(info.index, error)
-        lacking = [info.index for info in self.episodes if not info.instruction]
-        for number in lacking if self._sentences or self.columns.instruction != "task_index" else ():
-            try:
-                self._rows[number]["tasks"] = self.instructions(number)[:1]
-            except KitError as error:
-                self.leave_out(number, error)
+                continue
+            self._widths = {self.columns.state: state.shape[1], self.columns.action: actions.shape[1]}
+            break
+        if self._sentences or self.columns.instruction != "task_index":
+            for info in self.episodes:
+                if info.instruction:
+                    continue
+                try:
+                    first = self.instructions(info.index)[0]
+                except KitError as error:
+                    self.leave_out(info.index, error)
+                    continue
+                self._infos[info.index] = replace(info, instruction=first)
         self.episodes = tuple(self.info(info.index) for info in self.episodes)
-        return self.episodes[0].index
 
-    def _infer(self, sample: int, deltas: bool | None, gripper: float | None) -> None:
-        """Set what the numbers of action and state mean."""
-        actions, state, features = self.actions(sample), self.proprioception(sample), self._info["features"]
+    def _infer(self, deltas: bool | None, gripper: float | None) -> None:
+        """Set what the numbers of action and state mean, by the first episode."""
+        sample, features = self.episodes[0].index, self._info["features"]
+        actions, state = self.actions(sample), self.proprioception(sample)
         width = actions.shape[1]
-        self.action_names = meaning.flat_names(features.get(self.columns.action, {}).get("names"), width)
-        self.state_names = meaning.flat_names(
-            features.get(self.columns.state, {}).get("names"), state.shape[1]
-        )
+        names = [features.get(name, {}).get("names") for name in (self.columns.action, self.columns.state)]
+        self.action_names = meaning.flat_names(names[0], width)
+        self.state_names = meaning.flat_names(names[1], state.shape[1])
         own = self._info.get("refinevla")
         recorded = own.get("deltas") if isinstance(own, dict) else None
+        by_kit = isinstance(recorded, bool)
         self.deltas, why = meaning.displacements(actions, state, self.action_names)
-        if isinstance(recorded, bool):
+        if by_kit:
             self.deltas, why = recorded, "info.json says so"
         if deltas is not None:
             self.deltas, why = bool(deltas), "as told"
         tool = width == 7 and meaning.is_tool_motion(self.action_names)
-        self.metric = bool(
-            self.deltas and tool and (isinstance(recorded, bool) or meaning.is_plausible(actions))
-        )
-        self.gripper_dimension = meaning.gripper_dimension(self.action_names, width, bool(self.deltas))
-        command = (
-            actions[:, self.gripper_dimension]
-            if self.gripper_dimension is not None
-            else np.zeros(0, np.float32)
-        )
-        self.gripper, sense = (
-            meaning.opens_at(command, self.robot_type) if len(command) else (None, "no gripper is named")
-        )
-        if isinstance(recorded, bool):
+        self.metric = bool(self.deltas and tool and (by_kit or meaning.is_plausible(actions)))
+        dimension = meaning.gripper_dimension(self.action_names, width, bool(self.deltas))
+        self.gripper_dimension, self.gripper, sense = dimension, None, "no gripper is named"
+        command = np.zeros(0, np.float32) if dimension is None else actions[:, dimension]
+        if len(command):
+            self.gripper, sense = meaning.opens_at(command, self.robot_type)
+        if by_kit:
             self.gripper, sense = 1.0, "this kit's own: 1 open, -1 closed"
         if gripper is not None:
-            self.gripper, sense = meta.number_of(gripper, "gripper"), "as told"
-            meaning.check_open(command, self.gripper)
+            self.gripper, sense = meaning.told_open(command, gripper), "as told"
         self._why = {"deltas": why, "gripper": sense}
 
     def _vectors(self, episode: int, name: str) -> Array:
-        length = self.info(episode).length
+        info, is_action = self.info(episode), name == self.columns.action
         column = self._column(episode, name) if name else None
-        if column is None and name == self.columns.action:
-            what = f"{self._table_file(episode)} has no column {name!r}"
-            raise KitError(what, "name the column that holds the action: columns={'action': ...}")
-        try:
-            values = np.zeros((length, 0), np.float32) if column is None else meta.matrix(column)
-        except (ValueError, TypeError, OverflowError, pa.ArrowException) as error:
-            what = f"{self._table_file(episode)}: {name!r} of episode {episode} {error}"
-            raise KitError(what, "mend or leave out this episode: each row takes as many numbers") from error
-        if name == self.columns.action and not values.shape[1]:
-            what = f"{self._table_file(episode)}: {name!r} of episode {episode} has rows of no numbers"
-            raise KitError(what, "name the column that holds the action: columns={'action': ...}")
-        if (width := self._widths.get(name, values.shape[1])) != values.shape[1]:
+        if column is None and not is_action:
+            values = np.zeros((info.length, 0), np.float32)
+        else:
+            file = self._table_file(episode)
+            remedy = "name the column that holds the action: columns={'action': ...}"
+            if column is None:
+                raise KitError(f"{file} has no column {name!r}", remedy)
+            try:
+                values = meta.matrix(column)
+            except (ValueError, TypeError, OverflowError, pa.ArrowException) as error:
+                what = f"{file}: {name!r} of episode {episode} {error}"
+                more = "mend or leave out this episode: each row takes as many numbers"
+                raise KitError(what, more) from error
+            if is_action and not values.shape[1]:
+                raise KitError(f"{file}: {name!r} of episode {episode} has rows of no numbers", remedy)
+        count = values.shape[1]
+        others = self._widths.get(name, count)
+        if count != others:
             what = (
-                f"episode {episode} of {self.path} has rows of {values.shape[1]} numbers in {name!r}, "
-                f"others {width}"
+                f"episode {episode} of {self.path} has rows of {count} numbers in {name!r}, others {others}"
             )
             raise KitError(what, "leave it out, or split the dataset by robot")
         return values
 
     def _read_column(self, episode: int, name: str) -> pa.ChunkedArray | None:
         """A column of an episode's frames in their order; None where the table lacks it."""
-        table = self._table(self._table_file(episode))["table"]
+        table, _ = self._table(self._table_file(episode))
         return table[name].take(self._places(episode)) if name in table.column_names else None
 
-    def _places(self, episode: int) -> Array:
+    def _read_places(self, episode: int) -> Array:
         """Row numbers of an episode's frames in its table, by frame."""
         path, length = self._table_file(episode), self.info(episode).length
-        table = self._table(path)
-        numbers, order = table.get("episode_index"), table.get("frame_index")
-        if numbers is None:
-            if self.version == "v3.0":
-                raise KitError(
-                    f"{path} has no column 'episode_index'", "write the number of its episode into each row"
-                )
-            rows = np.arange(table["table"].num_rows)  # one file is one episode
+        table, numbered = self._table(path)
+        episodes, frames = numbered.get("episode_index"), numbered.get("frame_index")
+        if episodes is not None:
+            rows = np.flatnonzero(episodes == episode)
+        elif self.version != "v3.0":
+            rows = np.arange(table.num_rows)  # one file is one episode
         else:
-            rows = np.flatnonzero(numbers == episode)
+            raise KitError(
+                f"{path} has no column 'episode_index'", "write the number of its episode into each row"
+            )
         if len(rows) != length:
             raise KitError(f"{path} holds {len(rows)} of the {length} frames of episode {episode}", AGAIN)
-        if order is None:
+        if frames is None:
             return rows
-        known = np.isfinite(order[rows])
-        if (np.diff(order[rows][known]) > 0).all():
+        known = np.isfinite(frames[rows])
+        if (np.diff(frames[rows][known]) > 0).all():
             return rows
-        if not known.all():
-            what = (
-                f"{path} does not tell the order of the frames of episode {episode}: 'frame_index' has gaps"
-            )
-            raise KitError(what, "write the number of its frame into each row")
-        return rows[np.argsort(order[rows], kind="stable")]
+        if known.all():
+            return rows[np.argsort(frames[rows], kind="stable")]
+        what = f"{path} does not tell the order of the frames of episode {episode}: 'frame_index' has gaps"
+        raise KitError(what, "write the number of its frame into each row")
 
-    def _read_table(self, path: Path) -> dict[str, Any]:
-        """The columns that are read of a table, and by itself what says where an episode's frames are."""
-        names = {
-            "episode_index",
-            "frame_index",
-            self.columns.action,
-            self.columns.state,
-            self.columns.instruction,
-        }
-        table = meta.read_parquet(path, sorted(names))
-        found: dict[str, Any] = {"table": table}
-        for name in {"episode_index", "frame_index"} & set(table.column_names):
+    def _read_table(self, path: Path) -> tuple[pa.Table, dict[str, Array]]:
+        """The columns that are read of a table, and of those what says where an episode's frames are."""
+        columns, numbers = self.columns, ("episode_index", "frame_index")
+        wanted = {*numbers, columns.action, columns.state, columns.instruction}
+        table = meta.read_parquet(path, sorted(wanted))
+        numbered: dict[str, Array] = {}
+        for name in numbers:
+            if name not in table.column_names:
+                continue
             try:
-                found[name] = table[name].to_numpy().astype(np.float64)
+                numbered[name] = table[name].to_numpy().astype(np.float64)
             except (ValueError, TypeError, pa.ArrowException) as error:
                 raise KitError(f"{path}: column {name!r} holds no numbers ({error})", AGAIN) from error
-        return found
+        return table, numbered
 
-    def _camera(self, camera: str | None) -> str:
-        name = camera or self.camera
-        if not name:
-            what = (
-                f"{self.name} has no pictures"
-                if not self.cameras
-                else f"{self.name} has depth maps only ({', '.join(self.cameras)})"
-            )
-            raise KitError(what, "choose a dataset with a camera, or one of these with camera=...")
-        if name not in self.cameras:
-            raise KitError(f"{self.name} has no camera {name!r}", f"choose one of {', '.join(self.cameras)}")
-        return name
-
-    def _kept_in(self, names: Sequence[str], path: Path, camera: str) -> None:
-        """Raise `KitError` unless a table with columns of these names has the camera's pictures."""
-        if camera not in names:
-            raise KitError(
-                f"{path} has no column {camera!r}",
-                "choose another camera, or copy the dataset again, pictures included",
-            )
+    def _beside(self, episode: int, prefix: str) -> tuple[Path, dict[str, Array]]:
+        """What the simulator knew, as `DatasetWriter` keeps it: the file, and its arrays of this prefix."""
+        path = sidecar_path(self.path, episode)
+        if not path.is_file():
+            return path, {}
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files if name.startswith(prefix)}
+            lengths = {len(array) for name, array in arrays.items() if name != "mask_names"}
+            if len(lengths) > 1 or ("mask_names" in arrays) != ("mask_labels" in arrays):
+                raise ValueError("arrays are missing, or of different lengths")
+        except Exception as error:  # NumPy and zipfile raise anything of damaged files
+            remedy = "the file is cut off or damaged: copy or record the dataset again"
+            raise unreadable(path, error, remedy) from error
+        return path, arrays
 
     def _stills(self, episode: int, camera: str, frames: Sequence[int]) -> Array:
-        from PIL import Image, UnidentifiedImageError
-
+        """Pictures that lie in the table, or beside it."""
         path, rows = self._table_file(episode), self._places(episode)
         table = self._pictures(path, (camera,))
-        self._kept_in(table.column_names, path, camera)
-        column = table[camera]
+        _has_pictures(table.column_names, path, camera)
         images: list[Array] = []
         for frame in frames or [0]:
-            cell = column[int(rows[frame])].as_py()
-            if isinstance(cell, bytes | str):
-                cell = {"bytes" if isinstance(cell, bytes) else "path": cell}
-            content, name = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (None, None)
+            cell = table[camera][int(rows[frame])].as_py()
             try:
-                if content is None and not name:
-                    raise ValueError("the cell holds no picture")
-                source = (
-                    self._still_file(episode, camera, str(name)) if content is None else io.BytesIO(content)
-                )
-                with Image.open(source) as image:
-                    images.append(np.asarray(image.convert("RGB")))
+                images.append(_picture(self._picture_source(episode, camera, cell)))
             except Exception as error:  # Pillow's decoders raise anything
-                why = "it is no picture" if isinstance(error, UnidentifiedImageError) else error
-                what = f"{path}: picture {frame} of episode {episode} in {camera!r} cannot be read ({why})"
+                what = f"{path}: picture {frame} of episode {episode} in {camera!r} cannot be read ({error})"
                 raise KitError(what, AGAIN) from error
         if len({image.shape for image in images}) > 1:
-            raise KitError(
-                f"episode {episode} of {self.path} has pictures of different sizes in {camera!r}",
-                "bring them to one size",
-            )
+            what = f"episode {episode} of {self.path} has pictures of different sizes in {camera!r}"
+            raise KitError(what, "bring them to one size")
         return np.stack(images)[: len(frames)]
 
-    def _still_file(self, episode: int, camera: str, name: str) -> Path:
-        """A picture beside the tables: where its cell says, or where LeRobot puts one of this name."""
-        usual = self.path / f"images/{camera}/episode_{episode:06d}" / Path(name).name
-        return usual if usual.is_file() and not (self.path / name).is_file() else self.path / name
+    def _picture_source(self, episode: int, camera: str, cell: Any) -> io.BytesIO | Path:
+        """Where the picture of a table's cell lies: in it, where it says, or where LeRobot puts it."""
+        if isinstance(cell, bytes | str):
+            cell = {"bytes" if isinstance(cell, bytes) else "path": cell}
+        parts = cell if isinstance(cell, dict) else {}
+        if parts.get("bytes") is not None:
+            return io.BytesIO(parts["bytes"])
+        if not parts.get("path"):
+            raise ValueError("the cell holds no picture")
+        named = self.path / str(parts["path"])
+        usual = self.path / f"images/{camera}/episode_{episode:06d}" / named.name
+        return usual if usual.is_file() and not named.is_file() else named
 
     def _video_file(self, episode: int, camera: str) -> tuple[Path, int]:
         """The mp4 of an episode and the number of its first frame in it."""
-        row = self._rows[self.info(episode).index]
-        start = row.get(f"videos/{camera}/from_timestamp", 0.0)
+        start = self._rows[self.info(episode).index].get(f"videos/{camera}/from_timestamp", 0.0)
         if not isinstance(start, int | float) or not 0 <= start < 1e9:
-            what = (
-                f"meta/episodes of {self.path} gives episode {episode} the from_timestamp {start!r} in "
-                f"{camera!r}"
+            where = f"meta/episodes of {self.path} gives episode {episode} the from_timestamp {start!r}"
+            raise KitError(
+                f"{where} in {camera!r}", "write there the second at which the episode starts in its video"
             )
-            raise KitError(what, "write there the second at which the episode starts in its video")
-        return self._format(self._video_path, episode, f"videos/{camera}", video_key=camera), round(
-            start * self.fps
-        )
+        path = self._file("video_path", episode, f"videos/{camera}", video_key=camera)
+        return path, round(start * self.fps)
 
     def _table_file(self, episode: int) -> Path:
-        return self._format(self._data_path, self.info(episode).index, "data")
+        return self._file("data_path", self.info(episode).index, "data")
 
-    def _format(self, template: str, episode: int, kind: str, **values: Any) -> Path:
-        row, chunk = self._rows[episode], episode // self._chunk
+    def _file(self, template: str, episode: int, kind: str, **values: Any) -> Path:
+        """A file of an episode, by one of info.json's templates."""
+        row, size = self._rows[episode], meta.whole(self._info.get("chunks_size")) or 0
+        chunk = episode // (size if size > 0 else 1000)
         place = {"chunk_index": chunk} if self.version != "v3.0" else {}
         for name in ("chunk_index", "file_index"):
-            if (given := row.get(f"{kind}/{name}")) is not None:
-                if (number := meta.whole(given)) is None:
-                    raise KitError(
-                        f"meta/episodes of {self.path} gives episode {episode} the {kind}/{name} {given!r}",
-                        "write there a number",
-                    )
-                place[name] = number
+            given = row.get(f"{kind}/{name}")
+            if given is None:
+                continue
+            number = meta.whole(given)
+            if number is None:
+                what = f"meta/episodes of {self.path} gives episode {episode} the {kind}/{name} {given!r}"
+                raise KitError(what, "write there a number")
+            place[name] = number
+        text = self._info.get(template)
+        if not isinstance(text, str):
+            text = meta.PATHS[self.version[:2]][template]
         try:
-            return self.path / template.format(episode_index=episode, episode_chunk=chunk, **place, **values)
-        except (
-            KeyError,
-            IndexError,
-            ValueError,
-            AttributeError,
-            TypeError,
-            OverflowError,
-            MemoryError,
-        ) as error:
-            what = (
-                f"{self.path}: the path {template!r} in info.json needs {error}, which meta does not "
-                f"give for episode {episode}"
-            )
-            raise KitError(what, "correct data_path and video_path in meta/info.json") from error
+            return self.path / text.format(episode_index=episode, episode_chunk=chunk, **place, **values)
+        except Exception as error:  # a stranger's template may ask for anything
+            what = f"{self.path}: the path {text!r} in info.json needs {error}, which meta does not give"
+            raise KitError(
+                f"{what} for episode {episode}", "correct data_path and video_path in meta/info.json"
+            ) from error
+
+
+open_dataset = EpisodeDataset
+
+
+def _has_pictures(names: Sequence[str], path: Path, camera: str) -> None:
+    """Raise `KitError` unless a table with columns of these names has the camera's pictures."""
+    if camera not in names:
+        remedy = "choose another camera, or copy the dataset again, pictures included"
+        raise KitError(f"{path} has no column {camera!r}", remedy)
+
+
+def _picture(source: io.BytesIO | Path) -> Array:
+    """uint8 (H, W, 3) RGB."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(source) as image:
+            return np.asarray(image.convert("RGB"))
+    except UnidentifiedImageError:
+        raise ValueError("it is no picture") from None

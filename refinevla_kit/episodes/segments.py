@@ -55,13 +55,14 @@ def split_segments(
     Returns:
         Segments in order, covering [0, T) without gap or overlap.
     """
-    if len(stretches := same(instructions)) > 1:
-        cut: list[Segment] = []
+    stretches = same(instructions)
+    if len(stretches) > 1:
+        segments: list[Segment] = []
         for at, to in stretches:
             for part in split_segments(actions[at:to], deltas, gripper, shortest):
                 reason = "task" if at and not part.start else part.reason
-                cut.append(Segment(at + part.start, at + part.end, reason))
-        return cut
+                segments.append(Segment(at + part.start, at + part.end, reason))
+        return segments
     if not np.isfinite(actions).all():
         actions = filled(actions, deltas)
     gripper = gripper if gripper is not None and gripper < actions.shape[1] else None
@@ -70,12 +71,10 @@ def split_segments(
     cuts = {0: "start"} | _gripper_events(actions, gripper, least)
     velocity = _velocity(np.asarray(actions, np.float64), deltas, gripper, least)
     whole = float(((velocity - velocity.mean(0)) ** 2).sum())
-    bounds = [*cuts, length]
-    for start, end in pairwise(bounds):
+    for start, end in pairwise([*cuts, length]):
         if whole > 1e-12:
-            cuts |= {
-                start + cut: "motion" for cut in _change_points(velocity[start:end], GAIN * whole, least)
-            }
+            changes = _change_points(velocity[start:end], GAIN * whole, least)
+            cuts |= {start + change: "motion" for change in changes}
     starts = sorted(cuts)
     return [Segment(start, end, cuts[start]) for start, end in pairwise([*starts, length])]
 

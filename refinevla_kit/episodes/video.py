@@ -19,7 +19,7 @@ from typing import Any
 import av
 import numpy as np
 
-from refinevla_kit.episodes.damage import behind, exists, unreadable
+from refinevla_kit.episodes.meta import behind, exists, unreadable
 from refinevla_kit.errors import KitError
 from refinevla_kit.simulator.contract import Array
 
@@ -41,16 +41,12 @@ class VideoWriter:
     def __init__(self, path: Path, fps: int, height: int, width: int) -> None:
         self.path, self.frames, self.bytes = path, 0, 0  # bytes encoded so far
         self._failed = False
-        self._margins = (
-            (0, height % 2),
-            (0, width % 2),
-            (0, 0),
-        )  # yuv420p takes even sizes only: the last row or column is doubled
+        # yuv420p takes even sizes only: the last row or column is doubled
+        self._margins = ((0, height % 2), (0, width % 2), (0, 0))
         with self._writing():
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._container = av.open(
-                str(path), "w", format="mp4"
-            )  # said, because a temporary name has another ending
+            # the format is said, because a temporary name has another ending
+            self._container = av.open(str(path), "w", format="mp4")
         stream: Any = self._container.add_stream(CODEC, rate=fps, options=OPTIONS)
         stream.height, stream.width, stream.pix_fmt = height + height % 2, width + width % 2, PIXELS
         stream.codec_context.thread_count = 1  # threads would change the bytes
@@ -62,11 +58,11 @@ class VideoWriter:
         with self._writing():
             for i, image in enumerate(images):
                 even = np.pad(image, self._margins, mode="edge")
-                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(even), "rgb24").reformat(
-                    format=PIXELS, interpolation=SCALING
-                )
+                rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(even), "rgb24")
+                frame = rgb.reformat(format=PIXELS, interpolation=SCALING)
                 frame.pts = self.frames
-                frame.pict_type = av.video.frame.PictureType.I if i == 0 else av.video.frame.PictureType.NONE
+                kinds = av.video.frame.PictureType
+                frame.pict_type = kinds.I if i == 0 else kinds.NONE
                 packets = self._stream.encode(frame)
                 self.bytes += sum(packet.size for packet in packets)
                 self._container.mux(packets)
@@ -90,15 +86,10 @@ class VideoWriter:
             yield
         except (OSError, av.error.FFmpegError) as error:
             self._failed = True
+            what = f"video {self.path} cannot be written ({error.strerror or error})"
             if error.errno == errno.ENOSPC:
-                raise KitError(
-                    f"no space left on the disk while writing {self.path}",
-                    "free space or choose another output folder",
-                ) from error
-            raise KitError(
-                f"video {self.path} cannot be written ({error.strerror or error})",
-                "choose another output folder",
-            ) from error
+                what = f"no space left on the disk while writing {self.path}"
+            raise KitError(what, "free space or choose another output folder") from error
         except BaseException:
             self._failed = True
             raise
@@ -133,24 +124,18 @@ def read_frames(path: Path, wanted: Sequence[int], fps: float) -> Array:
     Raises:
         KitError: missing or damaged file, or one that ends before a wanted frame.
     """
-    order = sorted(set(wanted))
     found: dict[int, Array] = {}
-    frames: Iterator[Any]
+    frames: Iterator[Any] = iter(())
+    at = -SEEK_AFTER - 1  # number of the last decoded frame; none yet
     with _opened(path) as container:
         stream = container.streams.video[0]
         start, base = stream.start_time or 0, float(stream.time_base)
-        at, frames = -SEEK_AFTER - 1, iter(())  # number of the last decoded frame; none yet
-        for number in order:
+        for number in sorted(set(wanted)):
             if not at < number <= at + SEEK_AFTER:
-                with suppress(
-                    av.error.PermissionError
-                ):  # a file that cannot seek back to its beginning is read from where it stands
-                    container.seek(
-                        start + int((number + 0.5) / fps / base),
-                        stream=stream,
-                        backward=True,
-                        any_frame=False,
-                    )
+                place = start + int((number + 0.5) / fps / base)
+                # A file that cannot seek back to its beginning is read from where it stands.
+                with suppress(av.error.PermissionError):
+                    container.seek(place, stream=stream, backward=True, any_frame=False)
                 frames = container.decode(stream)
             for frame in frames:
                 at = round((frame.pts - start) * base * fps)
@@ -158,12 +143,12 @@ def read_frames(path: Path, wanted: Sequence[int], fps: float) -> Array:
                     break
             if at != number:
                 what = f"{path} has no frame {number} (it ends at {max(at, 0)})"
-                if other := _other_rate(stream, fps, 0.0002):
-                    raise KitError(f"{what}: it {other}", RATE)
-                raise KitError(what, REMEDY)
+                other = _other_rate(stream, fps, 0.0002)
+                raise KitError(f"{what}: it {other}" if other else what, RATE if other else REMEDY)
             found[number] = frame.to_ndarray(format="rgb24", interpolation=SCALING)
-        empty = np.zeros((0, stream.height, stream.width, 3), np.uint8)
-    return np.stack([found[number] for number in wanted]) if order else empty
+        if not found:
+            return np.zeros((0, stream.height, stream.width, 3), np.uint8)
+    return np.stack([found[number] for number in wanted])
 
 
 def _other_rate(stream: Any, fps: float, share: float) -> str:
@@ -174,29 +159,21 @@ def _other_rate(stream: Any, fps: float, share: float) -> str:
     return "" if abs(rate / fps - 1) <= share else f"runs at {rate:g} frames a second, info.json says {fps:g}"
 
 
-class _opened:
-    """`av.open` whose errors, on opening and on decoding, are one line."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> Any:
-        if not exists(self.path):
-            raise KitError(
-                f"video {self.path} is missing", "copy or download the dataset again, videos included"
-            )
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A video's container; errors on opening and on decoding are one line."""
+    if not exists(path):
+        raise KitError(f"video {path} is missing", "copy or download the dataset again, videos included")
+    try:
+        container = av.open(str(behind(path)))
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise unreadable(path, getattr(error, "strerror", error), REMEDY) from error
+    with container:
+        if not container.streams.video:
+            raise KitError(f"{path} holds no video", REMEDY)
         try:
-            self._container = av.open(str(behind(self.path)))
-        except (av.error.FFmpegError, OSError, ValueError) as error:
-            raise unreadable(self.path, getattr(error, "strerror", error), REMEDY) from error
-        if not self._container.streams.video:
-            self._container.close()
-            raise KitError(f"{self.path} holds no video", REMEDY)
-        return self._container
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        self._container.close()
-        if isinstance(error, av.error.FFmpegError | ValueError | OverflowError | MemoryError):
+            yield container
+        except (av.error.FFmpegError, ValueError, OverflowError, MemoryError) as error:
             raise KitError(
-                f"video {self.path} cannot be decoded ({getattr(error, 'strerror', error)})", REMEDY
+                f"video {path} cannot be decoded ({getattr(error, 'strerror', error)})", REMEDY
             ) from error

@@ -5,6 +5,11 @@ Layout and columns are LeRobot's own (huggingface/lerobot v0.4.4, `lerobot/datas
 knows goes under "refinevla" in info.json and in `refinevla/...` columns of meta/episodes, where other readers
 leave it alone. Everything is written in a temporary folder, which takes the dataset's name when it is
 complete: there is no half-written dataset. The same episodes give the same bytes.
+
+What the simulator knew about each frame lies beside it: `simulator/episode_000000.npz`, one an episode, and
+`simulator/simulator.json`, which tells what is in them. An npz has `state.<field>` (T, ...) for each field of
+`SceneState`, and `mask_labels` uint8 (T, H, W), 0 for nothing and i for the i-th of `mask_names`. Other
+LeRobot readers do not look there.
 """
 
 from __future__ import annotations
@@ -12,6 +17,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,29 +26,50 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from refinevla_kit.episodes import sidecar, statistics
-from refinevla_kit.episodes.contract import ACTION_NAMES, CAMERA, STATE_NAMES, Episode
+from refinevla_kit.episodes.contract import ACTION_NAMES, CAMERA, SIDECAR, STATE_NAMES, Episode, sidecar_path
 from refinevla_kit.episodes.video import PIXELS, VideoWriter
 from refinevla_kit.errors import KitError
 from refinevla_kit.files import replacing, write_json
-from refinevla_kit.simulator.contract import Array
+from refinevla_kit.simulator.contract import PHASES, Array, SceneState
 
-CHUNK, DATA_MEGABYTES, VIDEO_MEGABYTES = (
-    1000,
-    100,
-    200,
-)  # LeRobot's defaults: files a folder, megabytes a file
-EPISODES_FILE = DATA_FILE = (
-    "chunk-000/file-000.parquet"  # tables are small: 100 MB would be 1.3 million frames
-)
+CHUNK = 1000  # files a folder; these three are LeRobot's defaults
+DATA_MEGABYTES, VIDEO_MEGABYTES = 100, 200  # a file
+FIRST_FILE = "chunk-000/file-000.parquet"  # tables are small: 100 MB would be 1.3 million frames
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+QUANTILES = (0.01, 0.10, 0.50, 0.90, 0.99)
+
+
+def _pandas_column(name: str | None, kind: str, numpy: str, about: Any = None) -> dict[str, Any]:
+    """A column in pandas' note about a parquet file."""
+    return {"name": name, "field_name": name, "pandas_type": kind, "numpy_type": numpy, "metadata": about}
+
+
 COLUMNS = {
     "timestamp": pa.float32(),
     "frame_index": pa.int64(),
     "episode_index": pa.int64(),
     "index": pa.int64(),
     "task_index": pa.int64(),
+}
+
+
+Statistics = dict[str, list]  # as LeRobot keeps them; of pictures (3, 1, 1) a channel in [0, 1], else (D,)
+ABOUT_SIDECAR = {  # for a reader without the kit
+    "format": 1,
+    "files": "episode_{episode_index:06d}.npz",
+    "frame": "world, metres, quaternions (w, x, y, z), z up",
+    "state": [field.name for field in fields(SceneState)],
+    "phases": list(PHASES),
+    "masks": "mask_labels (T, H, W): 0 nothing, i the i-th of mask_names; visible pixels",
+}
+# LeRobot reads tasks.parquet with pandas and takes the sentence from the index; pandas finds the index in
+# this note.
+PANDAS_TASKS: dict[str, Any] = {
+    "index_columns": ["task"],
+    "column_indexes": [_pandas_column(None, "unicode", "object", {"encoding": "UTF-8"})],
+    "columns": [_pandas_column("task_index", "int64", "int64"), _pandas_column("task", "unicode", "object")],
+    "pandas_version": "2.0.0",
 }
 
 
@@ -112,25 +139,24 @@ class DatasetWriter:
             "index": self._frames + frames,
             "task_index": np.full(length, task),
         }
-        levels = statistics.pixel_levels(episode.images)
-        stats = {name: statistics.of_values(values) for name, values in table.items()}
-        stats[self.camera] = statistics.of_pixel_levels(levels, length)
-        row: dict[str, Any] = {"episode_index": index, "tasks": [episode.instruction], "length": length}
-        row |= {
+        levels = pixel_levels(episode.images)
+        stats = {name: statistics_of(values) for name, values in table.items()}
+        stats[self.camera] = pixel_statistics(levels, length)
+        row: dict[str, Any] = {
+            "episode_index": index,
+            "tasks": [episode.instruction],
+            "length": length,
             "data/chunk_index": 0,
             "data/file_index": 0,
             "dataset_from_index": self._frames,
             "dataset_to_index": self._frames + length,
+            **self._write_video(episode.images),
         }
-        row |= self._write_video(episode.images)
-        row |= {
-            f"stats/{feature}/{name}": value
-            for feature, entries in stats.items()
-            for name, value in entries.items()
-        }
+        for feature, entries in stats.items():
+            row |= {f"stats/{feature}/{name}": value for name, value in entries.items()}
         row |= {"meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0}
         row |= {f"refinevla/{name}": getattr(episode, name) for name in ("task", "success", "seed", "start")}
-        sidecar.write_sidecar(self._root, index, episode.states, episode.masks)
+        _write_sidecar(sidecar_path(self._root, index), episode.states, episode.masks)
         self._tables.append(table)
         self._rows.append(row)
         self._levels += levels
@@ -142,15 +168,14 @@ class DatasetWriter:
             if not self._rows:
                 raise KitError(f"no episode was added to {self.path}", "record at least one episode")
             self._close_video()
-            columns = {
-                name: np.concatenate([table[name] for table in self._tables]) for name in self._tables[0]
-            }
+            names = self._tables[0]
+            columns = {name: np.concatenate([table[name] for table in self._tables]) for name in names}
             self._write_tables(columns)
-            stats = {name: statistics.of_values(values) for name, values in columns.items()}
-            stats[self.camera] = statistics.of_pixel_levels(self._levels, self._frames)
+            stats = {name: statistics_of(values) for name, values in columns.items()}
+            stats[self.camera] = pixel_statistics(self._levels, self._frames)
             write_json(self._root / "meta/stats.json", stats)
             write_json(self._root / "meta/info.json", self._info())
-            sidecar.write_description(self._root)
+            write_json(self._root / SIDECAR / "simulator.json", ABOUT_SIDECAR)
 
     def __enter__(self) -> DatasetWriter:
         return self
@@ -167,39 +192,33 @@ class DatasetWriter:
 
     def _check(self, episode: Episode) -> None:
         length, height, width = episode.images.shape[:3]
+        size = self._size if self._rows else (height, width)
         expected = {
-            "images": (np.uint8, (length, *(self._size if self._rows else (height, width)), 3)),
+            "images": (np.uint8, (length, *size, 3)),
             "actions": (np.float32, (length, len(self.names["action"]))),
             "proprioception": (np.float32, (length, len(self.names["observation.state"]))),
         }
+        which = f"episode {len(self._rows)}"
         for name, (dtype, shape) in expected.items():
             array = getattr(episode, name)
             if array.dtype != dtype or array.shape != shape:
-                raise KitError(
-                    f"episode {len(self._rows)}: {name} is {array.dtype} {array.shape}",
-                    f"this dataset takes {np.dtype(dtype)} {shape}",
-                )
+                remedy = f"this dataset takes {np.dtype(dtype)} {shape}"
+                raise KitError(f"{which}: {name} is {array.dtype} {array.shape}", remedy)
             if not np.isfinite(array).all():
                 raise KitError(
-                    f"episode {len(self._rows)}: {name} has values that are not finite",
-                    "leave the broken episode out",
+                    f"{which}: {name} has values that are not finite", "leave the broken episode out"
                 )
         if length == 0 or height % 2 or width % 2:
-            raise KitError(
-                f"episode {len(self._rows)}: images are {episode.images.shape}",
-                "give one frame or more, of even height and width",
-            )
+            remedy = "give one frame or more, of even height and width"
+            raise KitError(f"{which}: images are {episode.images.shape}", remedy)
         if episode.states is not None and len(episode.states) != length:
             raise KitError(
-                f"episode {len(self._rows)}: {len(episode.states)} states for {length} frames",
-                "give one state a frame",
+                f"{which}: {len(episode.states)} states for {length} frames", "give one state a frame"
             )
         for name, mask in (episode.masks or {}).items():
             if mask.shape != (length, height, width):
-                raise KitError(
-                    f"episode {len(self._rows)}: mask {name!r} is {mask.shape}",
-                    f"give one mask a frame: {(length, height, width)}",
-                )
+                remedy = f"give one mask a frame: {(length, height, width)}"
+                raise KitError(f"{which}: mask {name!r} is {mask.shape}", remedy)
         self._size = (height, width)
 
     def _write_video(self, images: Array) -> dict[str, Any]:
@@ -208,14 +227,13 @@ class DatasetWriter:
             self._close_video()
         if self._video is None:
             self._video_index += 1
-        place = {"chunk_index": self._video_index // CHUNK, "file_index": self._video_index % CHUNK}
-        if self._video is None:
-            path = self._root / VIDEO_PATH.format(video_key=self.camera, **place)
+            self._place = {"chunk_index": self._video_index // CHUNK, "file_index": self._video_index % CHUNK}
+            path = self._root / VIDEO_PATH.format(video_key=self.camera, **self._place)
             self._video = VideoWriter(path, self.fps, *self._size)
         start = self._video.frames
         self._video.write(images)
         times = {"from_timestamp": start / self.fps, "to_timestamp": self._video.frames / self.fps}
-        return {f"videos/{self.camera}/{name}": value for name, value in (place | times).items()}
+        return {f"videos/{self.camera}/{name}": value for name, value in (self._place | times).items()}
 
     def _close_video(self, flush: bool = True) -> None:
         video, self._video = self._video, None
@@ -225,15 +243,13 @@ class DatasetWriter:
     def _write_tables(self, columns: dict[str, Array]) -> None:
         arrays = {name: pa.array(columns[name], type) for name, type in COLUMNS.items()}
         for name in self.names:  # fixed-size lists, as LeRobot stores vectors
-            arrays[name] = pa.FixedSizeListArray.from_arrays(
-                pa.array(columns[name].ravel()), columns[name].shape[1]
-            )
-        tasks = pa.table(
-            {"task_index": pa.array(range(len(self._tasks)), pa.int64()), "task": list(self._tasks)}
-        )
+            vectors = columns[name]
+            arrays[name] = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+        numbers = pa.array(range(len(self._tasks)), pa.int64())
+        tasks = pa.table({"task_index": numbers, "task": list(self._tasks)})
         tables = {
-            f"data/{DATA_FILE}": pa.table({name: arrays[name] for name in columns}),
-            f"meta/episodes/{EPISODES_FILE}": pa.Table.from_pylist(self._rows),
+            f"data/{FIRST_FILE}": pa.table({name: arrays[name] for name in columns}),
+            f"meta/episodes/{FIRST_FILE}": pa.Table.from_pylist(self._rows),
             "meta/tasks.parquet": tasks.replace_schema_metadata({"pandas": json.dumps(PANDAS_TASKS)}),
         }
         for name, table in tables.items():
@@ -283,34 +299,54 @@ class DatasetWriter:
         }
 
 
-# LeRobot reads tasks.parquet with pandas and takes the sentence from the index; pandas finds the index in
-# this note.
-PANDAS_TASKS: dict[str, Any] = {
-    "index_columns": ["task"],
-    "column_indexes": [
-        {
-            "name": None,
-            "field_name": None,
-            "pandas_type": "unicode",
-            "numpy_type": "object",
-            "metadata": {"encoding": "UTF-8"},
-        }
-    ],
-    "columns": [
-        {
-            "name": "task_index",
-            "field_name": "task_index",
-            "pandas_type": "int64",
-            "numpy_type": "int64",
-            "metadata": None,
-        },
-        {
-            "name": "task",
-            "field_name": "task",
-            "pandas_type": "unicode",
-            "numpy_type": "object",
-            "metadata": None,
-        },
-    ],
-    "pandas_version": "2.0.0",
-}
+def _write_sidecar(path: Path, states: Sequence[SceneState] | None, masks: dict[str, Array] | None) -> None:
+    """Write one episode's npz; nothing where there is neither state nor masks."""
+    arrays: dict[str, Array] = {}
+    if states is not None:
+        rows = [state.to_arrays() for state in states]
+        arrays |= {f"state.{name}": np.stack([row[name] for row in rows]) for name in rows[0]}
+    if masks:
+        stack = np.stack([np.asarray(mask, bool) for mask in masks.values()])  # (M, T, H, W)
+        if len(stack) > 255 or stack.sum(0, dtype=np.uint16).max() > 1:
+            raise ValueError("masks overlap (or are over 255): a pixel can only be labelled with one name")
+        labels = np.arange(1, len(stack) + 1, dtype=np.uint8)
+        arrays["mask_names"] = np.array(list(masks))
+        arrays["mask_labels"] = np.tensordot(labels, stack.astype(np.uint8), 1)
+    if arrays:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(path, **arrays)  # type: ignore[arg-type]  # NumPy's stub reads the arrays as flags
+
+
+def statistics_of(values: Array) -> Statistics:
+    """values: (T,) or (T, D)."""
+    table = values.reshape(len(values), -1)
+    result = {
+        "min": table.min(0),
+        "max": table.max(0),
+        "mean": table.mean(0, dtype=np.float64),
+        "std": table.std(0, dtype=np.float64),
+    }
+    for q, row in zip(QUANTILES, np.quantile(table.astype(np.float64), QUANTILES, axis=0), strict=True):
+        result[f"q{round(q * 100):02d}"] = row
+    return {name: value.tolist() for name, value in result.items()} | {"count": [len(table)]}
+
+
+def pixel_levels(images: Array) -> Array:
+    """Histogram of uint8 (T, H, W, 3): int64 (3, 256). Histograms of episodes add up to the dataset's."""
+    return np.stack([np.bincount(images[..., channel].ravel(), minlength=256) for channel in range(3)])
+
+
+def pixel_statistics(levels: Array, frames: int) -> Statistics:
+    """levels: as `pixel_levels` counts them; frames: how many pictures they came from."""
+    share = levels / levels.sum(1, keepdims=True)
+    grey, cumulated = np.arange(256) / 255, np.cumsum(share, axis=1)
+    mean = share @ grey
+    result = {
+        "min": grey[(levels > 0).argmax(1)],
+        "max": grey[255 - (levels[:, ::-1] > 0).argmax(1)],
+        "mean": mean,
+    }
+    result["std"] = np.sqrt((share * (grey - mean[:, None]) ** 2).sum(1))
+    for q in QUANTILES:
+        result[f"q{round(q * 100):02d}"] = grey[(cumulated >= q - 1e-12).argmax(1)]
+    return {name: value.reshape(3, 1, 1).tolist() for name, value in result.items()} | {"count": [frames]}

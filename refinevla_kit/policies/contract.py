@@ -240,8 +240,9 @@ def _ask_one(policy: Any, image: Array, instruction: str, further: Sequence[Arra
             return policy.act(image, *further)
         if has(policy, "step"):
             return policy.step(image, instruction)
-    remedy = "give it `act(image)`, `act_batch(images, instructions)` or `step(image, instruction)`"
-    raise KitError("cannot act", remedy)
+    raise KitError(
+        "cannot act", "give it `act(image)`, `act_batch(images, instructions)` or `step(image, instruction)`"
+    )
 
 
 def _of_pair(first: Any, second: Any) -> Any:

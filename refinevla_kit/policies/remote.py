@@ -89,16 +89,12 @@ def unpack(message: bytes) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "biuf":
-        if isinstance(value, np.generic):
-            return {b"__npgeneric__": True, b"data": value.item(), b"dtype": value.dtype.str}
-        return {
-            b"__ndarray__": True,
-            b"data": value.tobytes(),
-            b"dtype": value.dtype.str,
-            b"shape": value.shape,
-        }
-    raise TypeError(f"cannot send a {type(value).__name__}: only plain values and numeric arrays")
+    if not isinstance(value, (np.ndarray, np.generic)) or value.dtype.kind not in "biuf":
+        raise TypeError(f"cannot send a {type(value).__name__}: only plain values and numeric arrays")
+    kind = value.dtype.str
+    if isinstance(value, np.generic):
+        return {b"__npgeneric__": True, b"data": value.item(), b"dtype": kind}
+    return {b"__ndarray__": True, b"data": value.tobytes(), b"dtype": kind, b"shape": value.shape}
 
 
 def _array(value: dict[Any, Any]) -> Any:
@@ -107,11 +103,9 @@ def _array(value: dict[Any, Any]) -> Any:
     dtype = np.dtype(value[b"dtype"])
     if dtype.kind not in "biuf":
         raise ValueError(f"an array of {dtype} in a message: only numbers are taken")
-    return (
-        dtype.type(value[b"data"])
-        if b"__npgeneric__" in value
-        else np.frombuffer(value[b"data"], dtype).reshape(value[b"shape"]).copy()
-    )
+    if b"__npgeneric__" in value:
+        return dtype.type(value[b"data"])
+    return np.frombuffer(value[b"data"], dtype).reshape(value[b"shape"]).copy()
 
 
 def _observation(image: Array, instruction: str) -> dict[str, Any]:
@@ -156,10 +150,8 @@ class RemotePolicy:
         execute: int = 1,
     ) -> None:
         if isinstance(execute, bool) or not isinstance(execute, int) or execute < 1:
-            raise KitError(
-                f"RemotePolicy's execute is {execute!r}",
-                "give the number of actions to execute of each answer, 1 or more",
-            )
+            remedy = "give the number of actions to execute of each answer, 1 or more"
+            raise KitError(f"RemotePolicy's execute is {execute!r}", remedy)
         self.url, self.timeout, self._observation, self._execute = url, timeout, observation, execute
         self._instruction, self._chunk = "", deque[Action]()
         self._opened = ExitStack()
@@ -170,20 +162,17 @@ class RemotePolicy:
         said = self.metadata
         self.needs_proprioception = bool(said.get("needs_proprioception", False))
         if not (name or said.get("name")):
-            raise KitError(
-                f"the policy server at {url} says no name",
-                "give one: RemotePolicy(url, name=...); records carry it",
-            )
+            remedy = "give one: RemotePolicy(url, name=...); records carry it"
+            raise KitError(f"the policy server at {url} says no name", remedy)
         self.name = name or _text(said["name"])
         identity = _text(said.get("checkpoint_hash") or "") if checkpoint_hash is None else checkpoint_hash
         self.checkpoint_hash = identity + (f"+execute={execute}" if execute > 1 else "")
         if observation is not _observation:
-            self.checkpoint_hash += (
-                f"+observation={getattr(observation, '__qualname__', type(observation).__name__)}"
-            )
-        self.conventions = conventions or (
-            Conventions.from_dict(said["conventions"]) if said.get("conventions") else None
-        )
+            called = getattr(observation, "__qualname__", type(observation).__name__)
+            self.checkpoint_hash += f"+observation={called}"
+        self.conventions = conventions
+        if conventions is None and said.get("conventions"):
+            self.conventions = Conventions.from_dict(said["conventions"])
         if execute == 1 and said.get("stateless", True):
             self.act_batch = self._act_batch
 
@@ -204,19 +193,18 @@ class RemotePolicy:
         return self._chunk.popleft()
 
     def _message(self, image: Array, instruction: str, proprioception: Array | None) -> dict[str, Any]:
-        state = (
-            {} if proprioception is None else {"observation/state": np.asarray(proprioception, np.float32)}
-        )
-        return {**state, **self._observation(image, instruction)}
+        message = dict(self._observation(image, instruction))
+        if proprioception is not None:
+            message.setdefault("observation/state", np.asarray(proprioception, np.float32))
+        return message
 
     def _act_batch(
         self, images: Array, instructions: Sequence[str], proprioception: Array | None = None
     ) -> list[Action]:
         states = [None] * len(images) if proprioception is None else proprioception
         messages = (self._message(*each) for each in zip(images, instructions, states, strict=True))
-        answers = list(
-            self._answers(messages)
-        )  # all of them before one can be refused, so that none is left for the next question
+        # All of them before one can be refused, so that none is left for the next question.
+        answers = list(self._answers(messages))
         return [self._actions(answer, 1)[0] for answer in answers]
 
     def close(self) -> None:
@@ -224,28 +212,23 @@ class RemotePolicy:
         self._socket = None
         self._opened.close()
 
+    def _failed(self, what: str, remedy: str) -> KitError:
+        """The error to raise, after letting go."""
+        self.close()
+        return KitError(what, remedy)
+
     def _connect(self) -> None:
         try:
-            self._socket = self._opened.enter_context(
-                connect(
-                    self.url,
-                    compression=None,
-                    max_size=LARGEST,
-                    proxy=None,
-                    open_timeout=self.timeout,
-                    ping_interval=None,
-                    close_timeout=1,
-                )
+            opened = connect(
+                self.url,
+                compression=None,
+                max_size=LARGEST,
+                proxy=None,
+                open_timeout=self.timeout,
+                ping_interval=None,
+                close_timeout=1,
             )
-            with suppress(
-                OSError
-                # Gone again already: `_receive` tells why. Without a limit, sending to a process that hangs
-                # would
-                # never return
-            ):
-                self._socket.socket.setsockopt(
-                    socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", ceil(self.timeout), 0)
-                )
+            self._socket = self._opened.enter_context(opened)
         except TimeoutError as error:
             raise KitError(f"no answer from {self.url} within {self.timeout:g} s", START) from error
         except (OSError, InvalidURI) as error:
@@ -254,20 +237,19 @@ class RemotePolicy:
             raise KitError(
                 f"{self.url} is no policy server: it does not answer as a websocket ({error})", START
             ) from error
-        before, self.metadata = self.metadata, self._receive()
-        if busy := self.metadata.get("busy"):
-            self.metadata = before
-            self.close()
-            raise KitError(
-                f"the policy server at {self.url}: {_text(busy)}",
-                "wait until the other client has gone, or start another server",
-            )
-        if before not in ({}, self.metadata):
-            self.close()
-            raise KitError(
-                f"another policy is served at {self.url} than before ({self.metadata.get('name')!r})",
-                "make a new RemotePolicy for it",
-            )
+        limit = struct.pack("ll", ceil(self.timeout), 0)
+        with suppress(OSError):  # gone again already: `_receive` tells why
+            # Without a limit, sending to a process that hangs would never return.
+            opened.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        metadata = self._receive()
+        busy, name = metadata.get("busy"), metadata.get("name")
+        if busy:
+            remedy = "wait until the other client has gone, or start another server"
+            raise self._failed(f"the policy server at {self.url}: {_text(busy)}", remedy)
+        if self.metadata not in ({}, metadata):
+            what = f"another policy is served at {self.url} than before ({name!r})"
+            raise self._failed(what, "make a new RemotePolicy for it")
+        self.metadata = metadata
 
     def _answers(self, messages: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         waiting = 0
@@ -275,14 +257,9 @@ class RemotePolicy:
             try:
                 packed = pack(message)
             except (TypeError, ValueError) as error:
-                self.close()
-                raise KitError(
-                    f"an observation for {self.url} cannot be sent ({error})",
-                    "give plain values and numeric arrays",
-                ) from error
-            with suppress(
-                ConnectionClosed
-            ):  # what the server said last, and why it went, is for _receive to tell
+                what = f"an observation for {self.url} cannot be sent ({error})"
+                raise self._failed(what, "give plain values and numeric arrays") from error
+            with suppress(ConnectionClosed):  # what the server said last, and why it went, `_receive` tells
                 self._alive().send(packed)
             waiting += 1
             if waiting == IN_FLIGHT:
@@ -292,53 +269,46 @@ class RemotePolicy:
             yield self._receive()
 
     def _receive(self) -> dict[str, Any]:
+        server = f"the policy server at {self.url}"
         try:
             message = self._alive().recv(self.timeout)
-            if isinstance(message, str):  # openpi's way of saying that the policy failed
-                raise KitError(
-                    f"the policy server at {self.url} failed: {(message.strip().splitlines() or [''])[-1]}",
-                    AGAIN,
-                )
+        except TimeoutError as error:
+            what = f"{server} did not answer within {self.timeout:g} s"
+            raise self._failed(what, f"raise RemotePolicy's timeout, or {AGAIN}") from error
+        except ConnectionClosed as error:
+            raise self._failed(f"{server} has gone or hangs ({error})", AGAIN) from error
+        if isinstance(message, str):  # openpi's way of saying that the policy failed
+            last = (message.strip().splitlines() or [""])[-1]
+            raise self._failed(f"{server} failed: {last}", AGAIN)
+        try:
             answer = unpack(message)
             if not isinstance(answer, dict):
                 raise ValueError(f"a {type(answer).__name__} instead of a map")
-        except TimeoutError as error:
-            self.close()
-            what = f"the policy server at {self.url} did not answer within {self.timeout:g} s"
-            raise KitError(what, f"raise RemotePolicy's timeout, or {AGAIN}") from error
-        except ConnectionClosed as error:
-            self.close()
-            raise KitError(f"the policy server at {self.url} has gone or hangs ({error})", AGAIN) from error
         except ValueError as error:
-            self.close()
-            raise KitError(f"{self.url} does not speak openpi's protocol: {error}", START) from error
-        except KitError:
-            self.close()
-            raise
+            raise self._failed(f"{self.url} does not speak openpi's protocol: {error}", START) from error
         return answer
 
     def _alive(self) -> ClientConnection:
         if self._socket is None:
-            raise KitError(
-                f"the connection to {self.url} was lost in this episode",
-                "begin the episode again with reset(instruction)",
-            )
+            what = f"the connection to {self.url} was lost in this episode"
+            raise KitError(what, "begin the episode again with reset(instruction)")
         return self._socket
 
     def _actions(self, answer: Mapping[str, Any], most: int) -> list[Action]:
         """The first actions of an answer; that it is over holds after the last of them."""
+        server = f"the policy server at {self.url}"
         try:
             if "actions" not in answer:
                 raise KitError(f"returned no actions, but {sorted(map(str, answer))}", "")
             actions = read_answer(answer)
         except KitError as error:
-            remedy = "it has to answer with {'actions': array (n, 7)}"
-            raise KitError(f"the policy server at {self.url} {error.what}", remedy) from error
+            raise KitError(
+                f"{server} {error.what}", "it has to answer with {'actions': array (n, 7)}"
+            ) from error
         if not all(np.isfinite(action.processed).all() for action in actions):
             said = [action.processed.tolist() for action in actions]
             raise KitError(
-                f"the policy server at {self.url} returned {said}",
-                "check its un-normalisation statistics and its checkpoint",
+                f"{server} returned {said}", "check its un-normalisation statistics and its checkpoint"
             )
         over, actions = actions[-1].terminate, actions[:most]
         return [*actions[:-1], replace(actions[-1], terminate=over)]
@@ -454,13 +424,10 @@ class _Session:
                 f"an observation that cannot be read: {error}", "send msgpack as openpi's client does"
             ) from error
         if not isinstance(message, dict) or "prompt" not in message:
-            said = (
-                ", ".join(map(repr, message)) if isinstance(message, dict) else f"a {type(message).__name__}"
-            )
-            raise KitError(
-                f"an observation without 'prompt', but {said}",
-                "send {'observation/image': uint8 (H, W, 3), 'prompt': the instruction}",
-            )
+            listed = isinstance(message, dict)
+            said = ", ".join(map(repr, message)) if listed else f"a {type(message).__name__}"
+            remedy = "send {'observation/image': uint8 (H, W, 3), 'prompt': the instruction}"
+            raise KitError(f"an observation without 'prompt', but {said}", remedy)
         instruction, started = _text(message["prompt"]), time.perf_counter()
         if not self._stateless and (message.get("reset") or instruction != self._instruction):
             self._instruction = instruction
@@ -469,15 +436,11 @@ class _Session:
             return {}
         image = _given(message, "observation/image", None)
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
-            raise KitError(
-                f"'observation/image' is {image.dtype} {image.shape}",
-                "send RGB as a camera has it: uint8 (H, W, 3)",
-            )
-        own = (
-            [_given(message, "observation/state", np.float32)]
-            if self._metadata["needs_proprioception"]
-            else None
-        )
+            what = f"'observation/image' is {image.dtype} {image.shape}"
+            raise KitError(what, "send RGB as a camera has it: uint8 (H, W, 3)")
+        own = None
+        if self._metadata["needs_proprioception"]:
+            own = [_given(message, "observation/state", np.float32)]
         with self._turn if self._stateless else nullcontext():
             (answer,) = self._told(ask, self._policy, [image], [instruction], own)
         actions = self._told(read_answer, answer)
@@ -504,10 +467,8 @@ def _given(message: Mapping[str, Any], name: str, dtype: Any) -> Array:
     """The array of this name in an observation."""
     value = message.get(name)
     if not isinstance(value, (np.ndarray, list)):
-        raise KitError(
-            f"an observation without an array {name!r}, but {', '.join(map(repr, message))}",
-            f"send {name!r} as an array",
-        )
+        what = f"an observation without an array {name!r}, but {', '.join(map(repr, message))}"
+        raise KitError(what, f"send {name!r} as an array")
     try:
         return np.asarray(value, dtype)
     except (TypeError, ValueError) as error:

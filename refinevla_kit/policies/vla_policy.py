@@ -70,8 +70,9 @@ class VLAPolicy:
             raise KitError(f"unknown order {order!r}", f"choose one of {', '.join(ORDERS)}")
         decoding = decoding or _usual_decoding(vla)
         if decoding not in DECODINGS or (decoding == "median" and not isinstance(vla.bins, UniformBins)):
-            what = f"{name} cannot decode by {decoding!r}"
-            raise KitError(what, "choose 'greedy', or for uniform bins 'median'")
+            raise KitError(
+                f"{name} cannot decode by {decoding!r}", "choose 'greedy', or for uniform bins 'median'"
+            )
         self.vla, self.name, self.order, self.decoding = vla, name, order, decoding
         self._files, self._first, self._instruction = checkpoint_hash or "", vla.first_action, ""
         self._robot = ROBOT_CONVENTIONS[vla.conventions.robot or "widowx"]

@@ -157,7 +157,7 @@ def digest(dataset: EpisodeDataset, info: EpisodeInfo, actions: Any, spans: list
     """16 hex digits of what answers about an episode depend on: instructions, actions, where it is cut, the
     simulator's state, and what was said of the numbers' meaning and the camera.
     """
-    from refinevla_kit.episodes.sidecar import sidecar_path
+    from refinevla_kit.episodes.contract import sidecar_path
 
     beside = sidecar_path(dataset.path, info.index)
     sentences = [sentence for sentence, _ in groupby(dataset.instructions(info.index))]

@@ -37,10 +37,10 @@ from refinevla_kit.training.examples import Examples
 from refinevla_kit.training.freezing import boundary_states
 from refinevla_kit.training.objective import Batch, lay_out, tower_tokens
 from refinevla_kit.vlas.contract import VLA
-from refinevla_kit.vlas.sequence import ACTION_KIND, RATIONALE_KIND, Sequences
+from refinevla_kit.vlas.sequence import Sequences
 
 STATES, SEQUENCES, KEY = "states.bin", "sequences.safetensors", "cache.json"
-FORMAT, CHUNK = "refinevla-activations-1", 64
+FORMAT, CHUNK = "refinevla-activations-2", 64
 # numpy has no bfloat16: its bits are kept as integers
 STORED = {"bf16": (np.int16, torch.bfloat16), "fp32": (np.float32, torch.float32)}
 GEOMETRY = (
@@ -107,10 +107,9 @@ def open_or_write(
         KitError: the cache there is of something else, damaged, or would be too large; nothing is written
             then.
     """
-    laid = [lay_out(vla, examples, rows, config) for rows in _chunks(len(examples))]
-    path, key = cache_path(folder, config), cache_key(vla, examples, config, laid)
+    path, key = cache_path(folder, config), cache_key(vla, examples, config)
     if not (path / KEY).is_file():
-        _write(path, vla, examples, config, key, laid, progress)
+        _write(path, vla, examples, config, key, progress)
     return open_cache(path, key)
 
 
@@ -132,32 +131,24 @@ def cache_bytes(tokens: int, width: int, precision: str) -> int:
     return tokens * width * int(np.dtype(STORED[precision][0]).itemsize)
 
 
-def cache_key(vla: VLA, examples: Examples, config: TrainingConfig, laid: list[Sequences]) -> dict[str, Any]:
-    """Everything the states depend on, by the name an error gives it.
-
-    `laid`: the sequences of all frames, in chunks.
-    """
-    instructions = [s.input_ids[(s.token_type_ids == 0) & (s.attention_mask == 1)] for s in laid]
-    actions = [s.input_ids[s.kinds == ACTION_KIND] for s in laid]
-    rationales = (
-        [s.input_ids[s.kinds == RATIONALE_KIND] for s in laid] if config.lambda_reasoning > 0 else None
-    )
+def cache_key(vla: VLA, examples: Examples, config: TrainingConfig) -> dict[str, Any]:
+    """Everything the states depend on, by the name an error gives it."""
     own = examples.proprioception if vla.reads_state else None
-    vocabulary = json.dumps(sorted(vla.tokenizer.get_vocab().items()))
+    reads_rationales = config.lambda_reasoning > 0
     return {
         "format": FORMAT,
         "frozen weights": _frozen_weights(vla, config.depth),
-        "pictures": _hash(examples.images),
-        "proprioception": None if own is None else _hash(own),
+        "pictures": _hash(np.ascontiguousarray(examples.images)),
+        "proprioception": None if own is None else _hash(np.ascontiguousarray(own)),
         "frames": len(examples),
-        "instructions": _hash(*instructions),
-        "actions": _hash(*actions),
-        "rationales": None if rationales is None else _hash(*rationales),
-        "lengths": _hash(*(s.attention_mask.sum(1) for s in laid)),
+        "instructions": _hash(json.dumps(examples.instructions).encode()),
+        "actions": _hash(np.ascontiguousarray(examples.actions)),
+        "rationales": _hash(json.dumps(examples.rationales).encode()) if reads_rationales else None,
+        "action tokens": vla.bins.to_dict(),
         "freeze depth": config.depth,
         "order": config.order,
         "image tokens": vla.image_tokens,
-        "vocabulary": hashlib.sha256(vocabulary.encode()).hexdigest(),
+        "vocabulary": _hash(json.dumps(sorted(vla.tokenizer.get_vocab().items())).encode()),
         "stored precision": config.stored_precision,
         "computed precision": config.precision,
     }
@@ -200,8 +191,9 @@ def open_cache(path: str | Path, key: dict[str, Any]) -> ActivationCache:
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise KitError(f"the activation cache {path} is damaged ({error})", again) from error
     if len(offsets) != key["frames"] + 1 or len(states) != offsets[-1]:
-        what = f"the activation cache {path} is damaged ({len(states)} states of {offsets[-1]} tokens)"
-        raise KitError(what, again)
+        raise KitError(
+            f"the activation cache {path} is damaged ({len(states)} states of {offsets[-1]} tokens)", again
+        )
     return ActivationCache(states, parts["ids"], parts["types"], parts["kinds"], offsets, precision, pad)
 
 
@@ -211,9 +203,9 @@ def _write(
     examples: Examples,
     config: TrainingConfig,
     key: dict[str, Any],
-    laid: list[Sequences],
     progress: bool,
 ) -> None:
+    laid = [lay_out(vla, examples, rows, config) for rows in _chunks(len(examples))]
     real = [s.attention_mask == 1 for s in laid]  # places that are no padding
     lengths = np.concatenate([mask.sum(1).numpy() for mask in real])
     width = int(vla.decoder.config.hidden_size)
@@ -273,8 +265,5 @@ def _chunks(frames: int) -> Iterator[Array]:
     return (np.arange(start, min(start + CHUNK, frames)) for start in range(0, frames, CHUNK))
 
 
-def _hash(*arrays: Array | Tensor) -> str:
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
+def _hash(content: Any) -> str:
+    return hashlib.sha256(content).hexdigest()

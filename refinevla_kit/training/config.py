@@ -111,8 +111,9 @@ class TrainingConfig:
             raise KitError(what, "set validate_every, or early_stop to 0")
         if self.cache == "on" and not self.constant_below:
             what = "nothing can be cached: the layers below the first trained one change during training"
-            remedy = 'freeze at least one language layer and the tower, or set cache to "auto" or "off"'
-            raise KitError(what, remedy)
+            raise KitError(
+                what, 'freeze at least one language layer and the tower, or set cache to "auto" or "off"'
+            )
 
     @property
     def depth(self) -> int:

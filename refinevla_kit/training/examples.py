@@ -7,7 +7,7 @@ import json
 import re
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -95,16 +95,31 @@ def join(parts: Sequence[Examples]) -> Examples:
     """All frames of several, episodes numbered on; without the robot's own state where one of them has
     none.
     """
-    offsets = np.cumsum([0, *(int(part.episodes.max()) + 1 for part in parts[:-1])])
-    own = [part.proprioception for part in parts if part.proprioception is not None and part.stateful]
+    stateful = all(part.stateful for part in parts)
+    numbered, start = [], 0
+    for part in parts:
+        own = part.proprioception if stateful else None
+        numbered.append(replace(part, episodes=part.episodes + start, proprioception=own))
+        start += int(part.episodes.max()) + 1
+    return _stacked(numbered)
+
+
+def _stacked(parts: Sequence[Examples]) -> Examples:
+    """All frames of several, as they are."""
+    sizes = {part.images.shape[1:3] for part in parts}
+    if len(sizes) > 1:
+        listed = " and ".join(f"{width} x {height}" for height, width in sorted(sizes))
+        what = f"the episodes have pictures of {len(sizes)} sizes ({listed})"
+        raise KitError(what, "train on episodes of one camera and size")
+    states = [part.proprioception for part in parts if part.proprioception is not None]
     return Examples(
-        _one_size([part.images for part in parts]),
+        np.concatenate([part.images for part in parts]),
         np.concatenate([part.actions for part in parts]),
-        np.concatenate([part.episodes + offset for part, offset in zip(parts, offsets, strict=True)]),
+        np.concatenate([part.episodes for part in parts]),
         tuple(text for part in parts for text in part.instructions),
         tuple(text for part in parts for text in part.rationales),
         "; ".join(part.about for part in parts if part.about),
-        np.concatenate(own) if len(own) == len(parts) else None,
+        np.concatenate(states) if len(states) == len(parts) else None,
     )
 
 
@@ -131,59 +146,49 @@ def load_examples(
             episodes, or none is reviewed.
     """
     source = open_dataset(dataset) if isinstance(dataset, str | Path) else dataset
-    dataset = source.path
     if rationales == REVIEWED:
-        rationales = find_rationales(dataset, elsewhere, reviews=True)
-    stored, about = _read(Path(rationales)) if rationales else ([], "")
+        rationales = find_rationales(source.path, elsewhere, reviews=True)
+    stored, notes = _read(Path(rationales)) if rationales else ([], [])
     if len(source.episodes) > CHECK_UP_TO:  # a smaller one was checked when it was opened
         source.check()
     known = {item.index for item in source.episodes}
-    if strange := {r.episode for r in stored} - known - source.left_out.keys():
-        raise KitError(
-            f"{rationales} has rationales of episode {min(strange)}, {dataset} has none such",
-            "annotate this dataset anew (notebook 01)",
-        )
-    images, actions, episodes, instructions, texts, own = [], [], [], [], [], []
+    strange = {row.episode for row in stored} - known - source.left_out.keys()
+    if strange:
+        what = f"{rationales} has rationales of episode {min(strange)}, {source.path} has none such"
+        raise KitError(what, "annotate this dataset anew (notebook 01)")
+    parts, states, silent = [], [], []
     for item in source.episodes:
-        action = _seven(source, item.index)
+        actions = _seven(source, item.index)
         try:
-            images.append(source.images(item.index))
+            images = source.images(item.index)
         except KitError as error:
             source.leave_out(item.index, error)
             continue
-        actions.append(_kit_gripper(source, action))
-        own.append(source.proprioception(item.index))
-        episodes.append(np.full(len(action), item.index))
-        instructions += source.instructions(item.index)
-        found = [lookup(stored, item.index, frame) for frame in range(len(action))]
-        texts += [
-            stored_one.rationale.text() if stored_one and stored_one.rationale else "" for stored_one in found
-        ]
-    if rationales:
-        told = {
-            episode for episode, text in zip(np.concatenate(episodes).tolist(), texts, strict=True) if text
-        }
-        if silent := sorted(known - told - source.left_out.keys()):
-            what = f"{len(silent)} of {len(known)} episodes without any"
-            if strict:
-                remedy = (
-                    "annotate the dataset again (it goes on where it stopped), or leave `strict` off to "
-                    "train these on actions alone"
-                )
-                raise KitError(f"{about}: {what}, the first is episode {silent[0]}", remedy)
-            about += f"; {what}"
-    notes = [about] if about else []
-    if other := _other_state(own, source.state_names):
-        own = [part[:, :0] for part in own]
+        rows = [lookup(stored, item.index, frame) for frame in range(len(actions))]
+        texts = tuple(row.rationale.text() if row and row.rationale else "" for row in rows)
+        if not any(texts):
+            silent.append(item.index)
+        numbers, sentences = np.full(len(actions), item.index), tuple(source.instructions(item.index))
+        states.append(source.proprioception(item.index))
+        moves = _kit_gripper(source, actions)
+        parts.append(Examples(images, moves, numbers, sentences, texts, "", states[-1]))
+    if rationales and silent:
+        what = f"{len(silent)} of {len(known)} episodes without any"
+        if strict:
+            remedy = "annotate the dataset again (it goes on where it stopped)"
+            more = "or leave `strict` off to train these on actions alone"
+            first = f"the first is episode {silent[0]}"
+            raise KitError(f"{'; '.join(notes)}: {what}, {first}", f"{remedy}, {more}")
+        notes.append(what)
+    other = _other_state({item.shape[1] for item in states}, source.state_names)
+    if other:
+        parts = [replace(part, proprioception=np.zeros((len(part), 0), np.float32)) for part in parts]
         notes.append(f"the robot's own state is not read: {other}")
     if source.left_out:
         notes.append(f"{len(source.left_out)} episodes cannot be read")
     if source.gripper is None:
         notes.append("whether 1 or -1 opens the gripper is not known: trained as recorded")
-    shown, acted, numbers = _one_size(images), np.concatenate(actions), np.concatenate(episodes)
-    return Examples(
-        shown, acted, numbers, tuple(instructions), tuple(texts), "; ".join(notes), np.concatenate(own)
-    )
+    return replace(_stacked(parts), about="; ".join(notes))
 
 
 def trainable(dataset: EpisodeDataset | str | Path, base: str | Path | None = None) -> str | None:
@@ -197,10 +202,8 @@ def trainable(dataset: EpisodeDataset | str | Path, base: str | Path | None = No
     try:
         source = open_dataset(dataset) if isinstance(dataset, str | Path) else dataset
         if not source.episodes or not source.cameras:
-            raise KitError(
-                f"{source.name} has no {'pictures' if source.episodes else 'episodes'}",
-                "record at least one episode, with a camera",
-            )
+            what = f"{source.name} has no {'pictures' if source.episodes else 'episodes'}"
+            raise KitError(what, "record at least one episode, with a camera")
         chosen = source.episodes[:: max(1, len(source.episodes) // LOOKED_AT)]
         actions = np.concatenate([_seven(source, item.index) for item in chosen])
         file = Path(base or SHIPPED_BASE) / STATISTICS
@@ -225,11 +228,8 @@ def _seven(source: EpisodeDataset, episode: int) -> Array:
     """
     actions = source.actions(episode)
     if source.deltas is False:
-        what, remedy = (
-            f"the actions of {source.path} are absolute positions",
-            "train on displacements, or say deltas=True where they are some",
-        )
-        raise KitError(what, remedy)
+        what = f"the actions of {source.path} are absolute positions"
+        raise KitError(what, "train on displacements, or say deltas=True where they are some")
     if actions.shape[1] != 7:
         remedy = "the compact VLA has 7 (displacement, rotation, gripper): train on a WidowX dataset"
         raise KitError(f"{source.path} has {actions.shape[1]}-dimensional actions", remedy)
@@ -246,31 +246,15 @@ def _kit_gripper(source: EpisodeDataset, actions: Array) -> Array:
     return np.column_stack([actions[:, :6], command]).astype(np.float32)
 
 
-def _other_state(own: Sequence[Array], names: tuple[str, ...]) -> str:
-    """What keeps recorded states, (T, P) an episode, from being read; "" when nothing does."""
-    widths = {part.shape[1] for part in own}
+def _other_state(widths: set[int], names: tuple[str, ...]) -> str:
+    """What keeps recorded states of so many numbers from being read; "" when nothing does."""
+    if widths == {0}:
+        return "the data have none"
     if widths != {PROPRIOCEPTION}:
-        return (
-            "the data have none"
-            if widths == {0}
-            else f"{max(widths)} numbers, the kit's own has {PROPRIOCEPTION}"
-        )
-    return (
-        ""
-        if names in ((), STATE_NAMES)
-        else f"its columns are {', '.join(names[:3])} ..., the kit's own {', '.join(STATE_NAMES[:3])} ..."
-    )
-
-
-def _one_size(images: Sequence[Array]) -> Array:
-    """Pictures (n, H, W, 3) of several episodes together."""
-    if len(sizes := {part.shape[1:3] for part in images}) > 1:
-        said = " and ".join(f"{width} x {height}" for height, width in sorted(sizes))
-        raise KitError(
-            f"the episodes have pictures of {len(sizes)} sizes ({said})",
-            "train on episodes of one camera and size",
-        )
-    return np.concatenate(images)
+        return f"{max(widths)} numbers, the kit's own has {PROPRIOCEPTION}"
+    if names in ((), STATE_NAMES):
+        return ""
+    return f"its columns are {', '.join(names[:3])} ..., the kit's own {', '.join(STATE_NAMES[:3])} ..."
 
 
 def find_rationales(
@@ -290,54 +274,41 @@ def find_rationales(
     Raises:
         KitError: there is none.
     """
-    suffix = SUFFIX if reviews else ".parquet"
+    suffix, dataset = SUFFIX if reviews else ".parquet", Path(dataset)
     if last is not None:
         written = Path(last).with_name(Path(last).name.removesuffix(".parquet") + suffix)
         if written.is_file():
             return written
-    named = re.compile(
-        re.escape(Path(dataset).resolve().name) + r"-\D.*"
-    )  # and not "demo-2-...", of another dataset
-    files = (
-        [file for file in Path(elsewhere).glob(f"*{suffix}") if named.fullmatch(file.name)]
-        if elsewhere
-        else []
-    )
-    files = files or list((Path(dataset) / "rationales").glob(f"*{suffix}"))
-    if not files:
-        what, remedy = (
-            ("reviewed rationales", "review some in notebook 01")
-            if reviews
-            else ("rationales", "annotate it with notebook 01")
-        )
+    # and not "demo-2-...", of another dataset
+    named = re.compile(re.escape(dataset.resolve().name) + r"-\D.*")
+    files = Path(elsewhere).glob(f"*{suffix}") if elsewhere else iter(())
+    tables = [file for file in files if named.fullmatch(file.name)]
+    tables = tables or list((dataset / "rationales").glob(f"*{suffix}"))
+    if not tables:
+        what = "reviewed rationales" if reviews else "rationales"
+        remedy = "review some in notebook 01" if reviews else "annotate it with notebook 01"
         raise KitError(f"{dataset} has no {what} beside it", f"{remedy}, or give `rationales` a parquet file")
-    files.sort(key=lambda file: (-file.stat().st_mtime_ns, file.name))
-    if others := ", ".join(file.name for file in files[1:]):
-        chosen = f"{files[0].name} of {files[0].parent} is taken, the newest; there are also {others}"
-        warnings.warn(f"{chosen} -> give `rationales` the file to take another", stacklevel=2)
-    return files[0]
+    newest, *others = sorted(tables, key=lambda file: (-file.stat().st_mtime_ns, file.name))
+    if others:
+        chosen = f"{newest.name} of {newest.parent} is taken, the newest"
+        also = ", ".join(file.name for file in others)
+        what = f"{chosen}; there are also {also} -> give `rationales` the file to take another"
+        warnings.warn(what, stacklevel=2)
+    return newest
 
 
-def _read(path: Path) -> tuple[list[StoredRationale], str]:
-    """The rationales to train on, from a table or from the decisions about one, and a line about them."""
+def _read(path: Path) -> tuple[list[StoredRationale], list[str]]:
+    """The rationales to train on, from a table or from the decisions about one, and what to say of them."""
     decided = path.name.endswith(SUFFIX)
     table = path.with_name(path.name.removesuffix(SUFFIX) + ".parquet") if decided else path
     rows, counts = load_rationales(table), dict[str, int]()
     if decided:
         rows, counts = reviewed(rows, load_decisions(path))
         if not rows:
-            raise KitError(
-                f"no rationale of {table} was accepted",
-                "review some in notebook 01, or give `rationales` the table",
-            )
-    trained = [row for row in rows if row.rationale and row.rationale.instruction_matches]
-    counts |= {
-        "left out because the instruction does not match": sum(row.rationale is not None for row in rows)
-        - len(trained)
-    }
-    return trained, "; ".join(
-        [
-            f"{len(trained)} rationales of {table}",
-            *(f"{count} {what}" for what, count in counts.items() if count),
-        ]
-    )
+            remedy = "review some in notebook 01, or give `rationales` the table"
+            raise KitError(f"no rationale of {table} was accepted", remedy)
+    written = [row for row in rows if row.rationale]
+    trained = [row for row in written if row.rationale and row.rationale.instruction_matches]
+    counts["left out because the instruction does not match"] = len(written) - len(trained)
+    said = [f"{count} {what}" for what, count in counts.items() if count]
+    return trained, [f"{len(trained)} rationales of {table}", *said]

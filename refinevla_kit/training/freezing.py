@@ -42,8 +42,9 @@ def freeze_lower(vla: VLA, layers: int, tower: bool = True) -> dict[str, int]:
         KitError: fewer layers exist.
     """
     if not 0 <= layers <= len(vla.layers):
-        what = f"cannot freeze {layers} of {len(vla.layers)} language layers"
-        raise KitError(what, f"choose 0 to {len(vla.layers)}")
+        raise KitError(
+            f"cannot freeze {layers} of {len(vla.layers)} language layers", f"choose 0 to {len(vla.layers)}"
+        )
     vla.model.requires_grad_(True)
     frozen: list[nn.Module] = [*vla.constant, *vla.tower] if tower else [*vla.constant]
     if layers:
@@ -68,8 +69,9 @@ def adapters(vla: VLA, depth: int, rank: int, alpha: float, seed: int) -> Iterat
     """
     layers = len(vla.layers)
     if depth >= layers:
-        what = f"all {layers} language layers are frozen, adapters have no place"
-        raise KitError(what, f"freeze at most {layers - 1}")
+        raise KitError(
+            f"all {layers} language layers are frozen, adapters have no place", f"freeze at most {layers - 1}"
+        )
     # A regular expression, because bare suffixes would hit a SigLIP tower's attention as well.
     path = next(re.escape(name) for name, module in vla.model.named_modules() if module is vla.layers)
     numbers = "|".join(map(str, range(depth, layers)))
@@ -142,10 +144,9 @@ def _last_places(layer: Any, x: Tensor, rotary: Rotary, mask: Tensor | None, kee
     values = attention.v_proj(early).view(shape).transpose(1, 2)
     cos, sin = rotary
     keys, _ = apply_rotary_pos_emb(keys, keys, cos[:, :-keep], sin[:, :-keep])
-    out: Tensor = layer(
+    return layer(
         x[:, -keep:],
         position_embeddings=(cos[:, -keep:], sin[:, -keep:]),
         attention_mask=None if mask is None else mask[:, :, -keep:],
         past_key_values=_Earlier(keys, values),
     )
-    return out

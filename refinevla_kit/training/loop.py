@@ -240,15 +240,11 @@ class _Run:
             with accelerator.no_sync(model) if number < parts - 1 else nullcontext():
                 with torch.autocast(self.vla.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                     losses = forward(model, self.vla, batch, config)
-                total = losses.total
-                if parts * processes > 1:
-                    total = act * losses.action + config.lambda_reasoning * think * losses.reasoning
+                total = act * losses.action + config.lambda_reasoning * think * losses.reasoning
                 if not torch.isfinite(total):
                     what = f"the loss of {self.name} is {float(total)} at step {self.step}"
                     raise KitError(what, "lower the learning rate")
                 accelerator.backward(total)
-            if parts * processes == 1:
-                return losses.to_floats()
             for key, value in {**losses.to_floats(), "loss": float(total.detach())}.items():
                 share = {"loss": 1.0, "loss_reasoning": think}.get(key, act)
                 row[key] += share * value if share else 0.0

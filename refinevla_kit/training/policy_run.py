@@ -58,8 +58,9 @@ def train_policy(
     """
     target, work = Path(output) / name, Path(output) / WORK
     if name in ("", ".", "..", WORK) or "/" in name:
-        what = f"the policy's name {name!r} cannot be its folder's name"
-        raise KitError(what, "choose another, without a slash")
+        raise KitError(
+            f"the policy's name {name!r} cannot be its folder's name", "choose another, without a slash"
+        )
     if target.resolve() == Path(base).resolve():
         raise KitError(f"{target} is the base itself and would be replaced", "give another name or output")
     base = open_folder(base).path

@@ -134,8 +134,9 @@ def check_actions(limits: Sequence[float], actions: Array) -> None:
             )
     if bad:
         what = f"the actions do not fit the checkpoint's action tokens ({'; '.join(bad)})"
-        remedy = "check units and robot of the data set, or start from a base whose tokens were fitted to it"
-        raise KitError(what, remedy)
+        raise KitError(
+            what, "check units and robot of the data set, or start from a base whose tokens were fitted to it"
+        )
 
 
 @dataclass(frozen=True)
@@ -186,6 +187,7 @@ class UniformBins:
         """Inverse of `to_dict`. Raises `KitError` for another kind or number of bins."""
         if value.get("kind") != "uniform" or value.get("bins") != BINS:
             what = f"action tokens {value.get('kind')!r} with {value.get('bins')} bins"
-            remedy = f"this version reads 'spherical' tokens, and 'uniform' ones with {BINS} bins"
-            raise KitError(what, remedy)
+            raise KitError(
+                what, f"this version reads 'spherical' tokens, and 'uniform' ones with {BINS} bins"
+            )
         return cls(tuple(float(x) for x in value["limits"]))

@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from refinevla_kit.conventions import WIDOWX, Conventions
-from refinevla_kit.episodes.damage import pointer_of
+from refinevla_kit.episodes.meta import pointer_of
 from refinevla_kit.errors import KitError, listed
 from refinevla_kit.files import replacing, write_json
 from refinevla_kit.simulator.contract import Array
@@ -93,8 +93,7 @@ class CompactVLA(VLA):
     @property
     def head(self) -> nn.Module:
         model: Any = self.model
-        head: nn.Module = model.lm_head
-        return head
+        return model.lm_head
 
     @property
     def reads_state(self) -> bool:
@@ -135,13 +134,11 @@ class CompactVLA(VLA):
 
     @property
     def state_encoder(self) -> nn.Module | None:
-        encoder: nn.Module | None = self._paligemma.vision_tower.state if self.reads_state else None
-        return encoder
+        return self._paligemma.vision_tower.state if self.reads_state else None
 
     @property
     def convolutions(self) -> nn.Module | None:
-        stages: nn.Module | None = getattr(self._paligemma.vision_tower, "stages", None)
-        return stages
+        return getattr(self._paligemma.vision_tower, "stages", None)
 
     @property
     def conventions(self) -> Conventions:
@@ -174,20 +171,19 @@ class CompactVLA(VLA):
             raise KitError(what, f"pass `proprioception` (see Observation), {how}")
         features = state_features(proprioception)
         if not np.isfinite(features).all():
-            what = "the robot's own state holds what is no number"
-            raise KitError(what, "leave that frame out, or mend its state")
+            raise KitError(
+                "the robot's own state holds what is no number", "leave that frame out, or mend its state"
+            )
         return torch.from_numpy(features).to(self.device)
 
     def look(self, pixels: Tensor) -> Tensor:
-        tokens: Tensor = self._paligemma.vision_tower(pixel_values=pixels).last_hidden_state
-        return tokens
+        return self._paligemma.vision_tower(pixel_values=pixels).last_hidden_state
 
     def image_words(self, tokens: Tensor, states: Tensor | None) -> Tensor:
         if states is not None:
             own = self._paligemma.vision_tower.state_token(states)
             tokens = torch.cat([tokens, own], dim=1)  # B, image_tokens, d
-        words: Tensor = self._paligemma.multi_modal_projector(tokens)
-        return words
+        return self._paligemma.multi_modal_projector(tokens)
 
     def pixel_values(self, images: Array | Sequence[Array]) -> Tensor:
         """uint8 (B, H, W, 3) -> float32 (B, 3, height, width) in [-1, 1], area-resampled when the size
@@ -294,15 +290,17 @@ def load(path: str | Path) -> CompactVLA:
     try:
         statistics = json.loads((directory / STATISTICS).read_text(encoding="utf-8"))
         if statistics.get("format") != FORMAT:
-            what = f"{directory} has format {statistics.get('format')!r}"
-            raise KitError(what, f"this version reads {FORMAT!r}")
+            raise KitError(
+                f"{directory} has format {statistics.get('format')!r}", f"this version reads {FORMAT!r}"
+            )
         bins, provenance = read_action_tokens(statistics["action_tokens"]), dict(statistics["provenance"])
         tokenizer, model = load_vocabulary(directory), _read_model(directory)
     except KitError:
         raise
     except Exception as error:  # a foreign config fails in transformers in any way it likes
-        what = f"the checkpoint {directory} is damaged ({type(error).__name__}: {error})"
-        raise KitError(what, COPY) from error
+        raise KitError(
+            f"the checkpoint {directory} is damaged ({type(error).__name__}: {error})", COPY
+        ) from error
     words = model.get_input_embeddings().num_embeddings
     if words != len(tokenizer):
         what = f"the model in {directory} has {words} words, its tokenizer {len(tokenizer)}"

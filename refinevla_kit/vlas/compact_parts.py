@@ -216,8 +216,9 @@ def load_vocabulary(path: str | Path) -> PreTrainedTokenizerFast:
     known = tokenizer.get_vocab()
     for token in (IMAGE, ACTION, RATIONALE, LOCATION_TOKENS[-1], ACTION_TOKENS[-1]):
         if token not in known:
-            what = f"the tokenizer in {path} has no {token} token"
-            raise KitError(what, "give a checkpoint of the compact VLA")
+            raise KitError(
+                f"the tokenizer in {path} has no {token} token", "give a checkpoint of the compact VLA"
+            )
     return tokenizer
 
 
@@ -238,5 +239,6 @@ def check_action_words(tokenizer: PreTrainedTokenizerFast, words: int) -> None:
     last = action_tokens(words)[-1]
     if last not in tokenizer.get_vocab():
         what = f"the tokenizer has no {last}, and the action tokens have {words} words"
-        remedy = "train the vocabulary with action_words=tokens.words, or copy the whole checkpoint again"
-        raise KitError(what, remedy)
+        raise KitError(
+            what, "train the vocabulary with action_words=tokens.words, or copy the whole checkpoint again"
+        )

@@ -247,8 +247,7 @@ class VLA(ABC):
     @property
     def layers(self) -> nn.ModuleList:
         """The decoder's layers, from the lowest up."""
-        layers: nn.ModuleList = self.decoder.layers
-        return layers
+        return self.decoder.layers
 
     @property
     def device(self) -> torch.device:

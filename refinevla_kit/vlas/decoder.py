@@ -104,8 +104,7 @@ def hidden_states(
     """
     words, positions = embed(vla, ids, image_words), positions_of(vla, ids.shape[1], ids.device)
     masks = masks_of(vla, words, seen, types, positions)
-    states: Tensor = vla.decoder.norm(run_layers(vla, words, masks, positions))
-    return states
+    return vla.decoder.norm(run_layers(vla, words, masks, positions))
 
 
 def capped(vla: VLA, logits: Tensor) -> Tensor:

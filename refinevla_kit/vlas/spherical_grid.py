@@ -14,7 +14,7 @@ orientation; with 16 bins it could not. And ranges are symmetric, so that zero i
 normalisation.
 
 What cannot be said is standing still: all 512 innermost cells keep a direction, so none has distance 0;
-`slowest` is the step taken instead (with a grid fitted to the shipped demonstrations, 5 mm where 40 mm is the
+the shortest step is taken instead (with a grid fitted to the shipped demonstrations, 5 mm where 40 mm is the
 limit). Nor can a motion straight along z be said: the cells at theta = 0 and pi are centred beside it. A
 policy that sees corrects that, an open-loop replay drifts. Where theta or phi have no value (r = 0, phi on
 the z axis) arctan2 gives 0 for them, and phi = -pi becomes pi: both are cells at that place, nothing is lost.
@@ -22,7 +22,7 @@ the z axis) arctan2 gives 0 for them, and phi = -pi becomes pi: both are cells a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -38,9 +38,8 @@ COORDINATES = ("theta", "phi", "r", "roll", "pitch", "yaw")  # radians, radians,
 CELLS = (16, 32, 8, 16, 16, 16)
 SPANS = ((0.0, np.pi), (-np.pi, np.pi), (0.0, float(np.sqrt(3))), (-1.0, 1.0), (-1.0, 1.0), (-1.0, 1.0))
 TRANSLATIONS, ROTATIONS, GRIPPERS = 16 * 32 * 8, 16 * 16 * 16, 2
-SMALLEST_DEVIATION = (
-    0.05  # of a coordinate's span: cells of one that never changes stay wide enough for float32
-)
+# of a coordinate's span: cells of one that never changes stay wide enough for float32
+SMALLEST_DEVIATION = 0.05
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class SphericalGrid:
     """See `ActionTokens` and the top of this module.
 
     A decoded translation is off by up to half a cell in r and, across, by r times half a cell of angle: far
-    moves are coarser than near ones (`translation_error`).
+    moves are coarser than near ones.
 
     Attributes:
         limits: half range of x, y, z (m), roll, pitch, yaw (rad) and gripper (+1 open, -1 closed in this
@@ -61,22 +60,16 @@ class SphericalGrid:
 
     def __post_init__(self) -> None:
         if len(self.limits) != 7 or min(self.limits) <= 0:
-            raise KitError(
-                f"a spherical grid with limits {self.limits}",
-                "give seven positive numbers: x, y, z, roll, pitch, yaw, gripper",
-            )
-        if [len(each) - 1 for each in self.edges] != list(CELLS):
-            cells = " x ".join(map(str, CELLS))
-            raise KitError(
-                f"a spherical grid of {[len(each) - 1 for each in self.edges]} cells",
-                f"give edges of {cells} cells",
-            )
+            remedy = "give seven positive numbers: x, y, z, roll, pitch, yaw, gripper"
+            raise KitError(f"a spherical grid with limits {self.limits}", remedy)
+        cells = tuple(len(each) - 1 for each in self.edges)
+        if cells != CELLS:
+            remedy = f"give edges of {' x '.join(map(str, CELLS))} cells"
+            raise KitError(f"a spherical grid of {list(cells)} cells", remedy)
         for name, each in zip(COORDINATES, self.edges, strict=True):
             if min(np.diff(each)) < 1e-5:  # float32 actions could not keep the cells apart
-                raise KitError(
-                    f"the cell edges of {name} do not ascend by at least 1e-5",
-                    "fit the grid again, with a larger deviation",
-                )
+                what = f"the cell edges of {name} do not ascend by at least 1e-5"
+                raise KitError(what, "fit the grid again, with a larger deviation")
 
     @classmethod
     def fit(cls, actions: Array, quantile: float = 0.01) -> SphericalGrid:
@@ -92,9 +85,9 @@ class SphericalGrid:
         edges = []
         for index, (cells, (low, high)) in enumerate(zip(CELLS, SPANS, strict=True)):
             values = coordinates[moving, index] if index < 2 else coordinates[:, index]
-            mean, deviation = (
-                (float(values.mean()), float(values.std())) if len(values) else ((low + high) / 2, high - low)
-            )
+            mean, deviation = (low + high) / 2, high - low
+            if len(values):
+                mean, deviation = float(values.mean()), float(values.std())
             gauss = norm(mean, max(deviation, SMALLEST_DEVIATION * (high - low)))
             inner = gauss.ppf(np.linspace(gauss.cdf(low), gauss.cdf(high), cells + 1)[1:-1])
             edges.append((low, *(float(x) for x in inner), high))
@@ -129,23 +122,6 @@ class SphericalGrid:
                 middle[_cell(np.zeros(1), edges)] = 0.0
             centres.append(middle)
         return tuple(centres)
-
-    @property
-    def slowest(self) -> float:
-        """The shortest translation that can be said, in multiples of the limits."""
-        return float(self.centres[2][0])
-
-    def translation_error(self, r: float) -> float:
-        """Bound, in multiples of the limits, on how far a decoded translation can be from an encoded one of
-        length `r`: half a shell along it, and across it the outer radius times half the widest cell's angle.
-        Grows with r.
-        """
-        shell = int(_cell(np.array([r]), np.asarray(self.edges[2]))[0])
-        angle = sum(
-            float(np.diff(each).max()) / 2 for each in self.edges[:2]
-        )  # phi turns by no more than its angle, theta by its own
-        low, high = self.edges[2][shell : shell + 2]
-        return (high - low) / 2 + 2 * high * float(np.sin(min(angle, np.pi) / 2))
 
     def encode(self, actions: Array) -> Array:
         """float (..., 7) in units -> int64 (..., 3). r beyond sqrt(3) and angles beyond the limits go to the
@@ -188,16 +164,11 @@ class SphericalGrid:
     def from_dict(cls, value: Mapping[str, Any]) -> SphericalGrid:
         """Inverse of `to_dict`. Raises `KitError` for another kind, or cells that are not a grid's."""
         try:
-            edges: Mapping[str, Sequence[float]] = value["edges"]
-            return cls(
-                tuple(float(x) for x in value["limits"]),
-                tuple(tuple(float(x) for x in edges[name]) for name in COORDINATES),
-            )
+            edges = [value["edges"][name] for name in COORDINATES]
+            return cls(tuple(map(float, value["limits"])), tuple(tuple(map(float, each)) for each in edges))
         except (KeyError, TypeError, ValueError) as error:
-            raise KitError(
-                f"spherical action tokens cannot be read ({error!r})",
-                "copy the checkpoint's statistics file again",
-            ) from error
+            what = f"spherical action tokens cannot be read ({error!r})"
+            raise KitError(what, "copy the checkpoint's statistics file again") from error
 
 
 def _coordinates(unit: Array) -> Array:
