@@ -22,6 +22,7 @@ from refinevla_kit.policies.contract import Array
 from refinevla_kit.simulator.contract import SceneState
 from refinevla_kit.simulator.geometry import project
 from refinevla_kit.tasks import WIDOWX_TASKS, Task, find_task
+from refinevla_kit.training.config import native_precision
 from refinevla_kit.vlas.compact import CompactVLA
 
 THINGS = (*(name for task in WIDOWX_TASKS for name in (task.source, task.target)), "gripper")
@@ -102,6 +103,7 @@ def ground_tower(
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
     rng, history = np.random.default_rng(seed), []
+    native = native_precision() == "bf16"
     tower.train()
     for step in trange(steps, desc="grounding the vision tower", unit="step"):
         chosen = np.sort(rng.integers(0, len(images), batch_size))
@@ -109,7 +111,7 @@ def ground_tower(
             torch.from_numpy(np.asarray(x[chosen]))
             for x in (places.pixels, places.present, places.attributes)
         )
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=native):
             tokens = tower(pixel_values=vla.pixel_values(images[chosen])).last_hidden_state  # B, P, d
         said = head(tokens.float()).unflatten(-1, (len(THINGS), 7))  # B, P, T, 7
         scaled = pixels * torch.tensor([columns, rows])  # B, T, 2 in patches

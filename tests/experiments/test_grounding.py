@@ -21,6 +21,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_place_lies_on_the_thing_it_belongs_to(dataset: Path) -> None:
     places, source = load_places(dataset), open_dataset(dataset)
     masks = source.masks(0)
@@ -34,6 +35,7 @@ def test_a_place_lies_on_the_thing_it_belongs_to(dataset: Path) -> None:
     assert not places.present[0, THINGS.index("eggplant")]
 
 
+@pytest.mark.slow
 def test_the_tower_learns_where_things_are(dataset: Path) -> None:
     examples = load_examples(dataset)
     small = CompactConfig(layers=1, hidden=64, heads=2, feedforward=64, channels=16)

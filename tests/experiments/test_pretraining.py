@@ -43,6 +43,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_frame_that_asks_for_a_place_is_answered_with_it(dataset: Path) -> None:
     examples, places = load_examples(dataset), load_places(dataset)
     asked = pointing(examples, places, 0.5, seed=0)

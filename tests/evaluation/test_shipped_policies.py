@@ -1,0 +1,33 @@
+"""The shipped policies still do what they did: the same outcomes, episode by episode."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from refinevla_kit.settings import REPOSITORY
+from tests.reference.shipped_policies import POLICIES, differences, kept_outcomes, outcomes, play
+
+# Of each task: among them are successes and failures of both policies.
+EPISODES = (1, 13)
+
+
+def test_the_shipped_records_are_the_reference() -> None:
+    shipped = outcomes(REPOSITORY / "data" / "records" / "records.parquet")
+    kept = kept_outcomes()
+    assert len(kept) == 2 * 4 * 24
+    assert differences({episode: shipped[episode] for episode in kept}, kept) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_shipped_policy_does_what_it_did(policy: str, tmp_path: Path) -> None:
+    played = play(policy, EPISODES, tmp_path / "records.parquet")
+    assert len(played) == 4 * len(EPISODES)
+    different = differences(played, kept_outcomes())
+    assert not different, (
+        f"{len(different)} of {len(played)} episodes went another way: {'; '.join(different)}. "
+        "One alone may be a processor that rounds otherwise: see whether an older commit does the same "
+        "here. More than one is a change of the policy, the simulator or the assets."
+    )
