@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from refinevla_kit.attention.captured import choose_frames
 from refinevla_kit.episodes import open_dataset
@@ -16,7 +17,13 @@ from refinevla_kit.evaluation.records import EpisodeRecord
 from refinevla_kit.evaluation.training_seeds import WEIGHT, compare_seeds
 from refinevla_kit.figures.overlays import attention_over_time
 from refinevla_kit.figures.paper import peaks, save_table, table_1, table_2, table_3
-from refinevla_kit.figures.paper_figures import annotated_segment, moments, sensitivity, sweep_panels
+from refinevla_kit.figures.paper_figures import (
+    annotated_segment,
+    moments,
+    overview,
+    sensitivity,
+    sweep_panels,
+)
 from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.tasks import VARIANT_AGGREGATION, VISUAL_MATCHING, WIDOWX_TASKS
 from refinevla_kit.teacher import load_rationales
@@ -142,3 +149,15 @@ def test_figures_1_and_6_put_each_policys_heat_under_the_moment_it_is_of() -> No
     np.testing.assert_array_equal(np.asarray(axes[0].images[0].get_array()), shown[0].image)
     heat = np.asarray(axes[3].images[1].get_array())  # second row, first column
     assert heat.mean() == pytest.approx(1) and heat[5, 5] > 4 and heat[-1, 0] == 0
+
+
+def test_three_pictures_with_their_proportions(tmp_path: Path) -> None:
+    sizes = {"a": (300, 400), "b": (800, 200), "c": (600, 260)}
+    for name, size in sizes.items():
+        Image.fromarray(np.full((size[1], size[0], 3), 90, np.uint8)).save(tmp_path / f"{name}.png")
+    figure = overview(*(tmp_path / f"{name}.png" for name in sizes))
+    shown = [axes.images[0] for axes in figure.axes]
+    assert [image.get_array().shape[:2] for image in shown] == [
+        (height, width) for width, height in sizes.values()
+    ]
+    assert all(axes.get_aspect() == 1 for axes in figure.axes)
