@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from refinevla_kit.vlas.compact_parts import first_action_id
 from refinevla_kit.attention.captured import KINDS, OWN_STATE, load_captures, save_captures, upper_middle
 from refinevla_kit.attention.forward import capture, capture_batch, token_sequence
 from refinevla_kit.errors import KitError
@@ -20,7 +19,7 @@ from refinevla_kit.policies.vla_policy import VLAPolicy
 from refinevla_kit.rollouts.players import DemonstratorPolicy
 from refinevla_kit.simulator.contract import Array
 from refinevla_kit.vlas.compact import CompactConfig, build
-from refinevla_kit.vlas.compact_parts import train_vocabulary
+from refinevla_kit.vlas.compact_parts import first_action_id, train_vocabulary
 from refinevla_kit.vlas.sequence import ORDERS, answer_ids
 from refinevla_kit.vlas.spherical_grid import SphericalGrid
 from tests.vlas.paligemma import features
