@@ -202,7 +202,10 @@ def annotate(
         _print_json({key: getattr(expected, key) for key in ("requests", "money", "worst_money", "hours")})
         return
     if export is not None:
-        check_export(data, export)  # before anything is asked or paid
+        try:
+            check_export(data, export)
+        except KitError as error:
+            raise KitError(f"{error.what} (calls 0: nothing was asked or paid)", error.remedy) from None
     confirmed = True if yes else None if sys.stdin.isatty() else False
     failure = ""
     try:

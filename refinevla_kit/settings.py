@@ -179,13 +179,16 @@ class Settings(BaseModel):
             raise KitError(what, f"run notebook {earlier} to its end, or give a path")
         return None
 
-    def find(self, value: str | Path | None, run_path: str, shipped_name: str) -> Path:
+    def find(
+        self, value: str | Path | None, run_path: str, shipped_name: str, checkpoint: bool = False
+    ) -> Path:
         """The input to read: what is given, else what an earlier notebook left last, else what is shipped.
 
         Args:
             value: the path that was given, from here or from the checkout; None where none was.
             run_path: `notebook/name` in `output`.
             shipped_name: path in `data/`.
+            checkpoint: a model of the Hugging Face hub may be named too; it is downloaded once.
 
         Raises:
             KitError: none of them exists, or what the earlier notebook left last is not there (any more).
@@ -195,6 +198,10 @@ class Settings(BaseModel):
             for candidate in (given, REPOSITORY / given):
                 if candidate.exists():
                     return candidate.resolve()
+            if checkpoint and str(value).count("/") == 1:
+                from refinevla_kit.vlas.checkpoint import open_folder  # needs torch
+
+                return open_folder(value).path
             raise KitError(
                 f"{value} does not exist: there is no such file or folder in {Path.cwd()} or {REPOSITORY}",
                 "give an existing path, or None for what the run folder or data/ holds",
