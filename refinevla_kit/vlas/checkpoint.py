@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as hub_logging
 
+from refinevla_kit.episodes.meta import pointer_of
 from refinevla_kit.errors import KitError, listed
 from refinevla_kit.files import replacing, sha256
 from refinevla_kit.simulator.contract import Array
@@ -31,6 +33,7 @@ CONFIG = "config.json"
 PROVENANCE = "refinevla.json"  # beside the authors' files, read by the kit alone
 OWN = "refinevla"  # whose statistics a fitted model has
 COPY = "copy or download the whole folder again"
+NUMBERS = ("BF16", "F16", "F32", "F64")  # dtypes that a weight may be stored in
 WANTED = ("*.json", "*.safetensors", "*.model", "*.txt")  # never code
 KEPT = (".json", ".model", ".txt", ".py")  # beside the weights; code is copied along, never run
 
@@ -55,7 +58,7 @@ class Folder:
         except KeyError as error:
             raise KitError(f"{self.path} has no {name}", COPY) from error
         except ValueError as error:
-            raise KitError(f"{self.path / name} is no JSON ({error})", COPY) from error
+            raise KitError(f"the checkpoint {self.path} is damaged ({name}: {error})", COPY) from error
         if not isinstance(value, dict):
             raise KitError(f"{self.path / name} holds a {type(value).__name__}, no object", COPY)
         return value
@@ -73,9 +76,14 @@ class Folder:
             names = ["model.safetensors"]
         missing = [name for name in names if not (self.path / name).is_file()]
         if missing or not names:
-            others = sorted(file.name for file in self.path.glob("*.bin"))
-            remedy = "convert them to safetensors: pickled weights are never opened" if others else COPY
-            raise KitError(f"{self.path} has no {listed(missing or names)}", remedy)
+            what, remedy = f"{self.path} has no {listed(missing or names)}", COPY
+            parts = sorted(file.name for file in self.path.glob("model-*-of-*.safetensors"))
+            if parts and index not in self.files:
+                what += f", only parts of one ({listed(parts)})"
+                remedy = f"copy {index} too, or save the model in one file"
+            elif list(self.path.glob("*.bin")):
+                remedy = "convert them to safetensors: pickled weights are never opened"
+            raise KitError(what, remedy)
         return [self.path / name for name in names]
 
 
@@ -122,10 +130,13 @@ def read_model(
     missing.
 
     Raises:
-        KitError: too little memory, damaged files, or tensors that are not the model's.
+        KitError: an adapter, too little memory, damaged files, tensors that are not the model's, or numbers
+            that are none.
     """
-    files = folder.weights()
-    check_memory(folder.path, sizes_of(files), dtype, device_map)
+    if "adapter_config.json" in folder.files:  # transformers would follow it to another base
+        remedy = "merge it into its base (peft's merge_and_unload) and save the whole model"
+        raise KitError(f"{folder.path} holds an adapter", remedy)
+    check_memory(folder.path, count_numbers(folder.weights()), dtype, device_map)
     try:
         with quiet():
             source: Any = model_class  # its types do not know of the report
@@ -148,6 +159,9 @@ def read_model(
         "unknown": sorted(report["unexpected_keys"]),
         "of another shape": sorted(shapes),
     }
+    if not any(wrong.values()):
+        state = model.state_dict().items()
+        wrong["not finite"] = [name for name, x in state if not torch.isfinite(x).all()]
     if any(wrong.values()):
         details = "; ".join(f"{len(names)} {how}: {listed(names)}" for how, names in wrong.items() if names)
         raise KitError(f"the weights in {folder.path} are not those of its config.json ({details})", COPY)
@@ -206,20 +220,27 @@ def checkpoint_hash(path: str | Path) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()[:12]
 
 
-def sizes_of(files: list[Path]) -> int:
-    """Numbers in all tensors of these files; only their headers are read.
+def count_numbers(files: list[Path]) -> int:
+    """How many numbers the tensors of these files hold; only headers are read.
 
     Raises:
-        KitError: a file is no whole safetensors file.
+        KitError: a file is no whole safetensors file, or holds integers or 8-bit floats, whose scale nothing
+            here applies.
     """
     total = 0
     for file in files:
         try:
             with safe_open(file, "pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 - it is no dict
-                    total += int(torch.Size(tensors.get_slice(name).get_shape()).numel())
+                slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
+                kinds = {name: part.get_dtype() for name, part in slices.items()}
+                total += sum(math.prod(part.get_shape()) for part in slices.values())
         except (SafetensorError, OSError) as error:
-            raise KitError(f"{file} is damaged ({error})", COPY) from error
+            damaged = KitError(f"the checkpoint {file.parent} is damaged ({file.name}: {error})", COPY)
+            raise pointer_of(file) or damaged from error
+        strange = [f"{name} of {kind}" for name, kind in kinds.items() if kind not in NUMBERS]
+        if strange:
+            remedy = f"store the weights as one of {', '.join(NUMBERS)}, not quantised"
+            raise KitError(f"{file} holds {listed(strange)}", remedy)
     return total
 
 

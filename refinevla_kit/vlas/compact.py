@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import (
     Gemma2Config,
@@ -28,12 +27,11 @@ from transformers import (
 )
 
 from refinevla_kit.conventions import WIDOWX, Conventions
-from refinevla_kit.episodes.meta import pointer_of
-from refinevla_kit.errors import KitError, listed
+from refinevla_kit.errors import KitError
 from refinevla_kit.files import replacing, write_json
 from refinevla_kit.simulator.contract import Array
 from refinevla_kit.vlas.action_tokens import STATISTICS, ActionTokens, UniformBins
-from refinevla_kit.vlas.checkpoint import quiet
+from refinevla_kit.vlas.checkpoint import CONFIG, COPY, open_folder, quiet, read_model
 from refinevla_kit.vlas.compact_parts import (
     ACTION,
     EOS,
@@ -51,11 +49,7 @@ from refinevla_kit.vlas.compact_parts import (
 from refinevla_kit.vlas.contract import VLA, Marks
 from refinevla_kit.vlas.spherical_grid import SphericalGrid
 
-WEIGHTS = "model.safetensors"
 FORMAT = "refinevla-compact-1"
-# dtypes a weight may be stored in; integers and 8-bit floats need a scale that nothing here applies
-NUMBERS = ("BF16", "F16", "F32", "F64")
-COPY = "copy or make the whole folder again"
 
 
 @dataclass(frozen=True)
@@ -286,7 +280,10 @@ def load(path: str | Path) -> CompactVLA:
     if not (directory / STATISTICS).is_file():
         what = f"{directory} is no checkpoint of the compact VLA ({STATISTICS} is missing)"
         raise KitError(what, "give a folder written by notebook 02 or shipped in data/checkpoints")
-    _check_files(directory)
+    folder = open_folder(directory)
+    kind, own = folder.json(CONFIG).get("model_type"), PaliGemmaConfig.model_type
+    if kind != own:
+        raise KitError(f"{directory}/config.json is of a {kind!r}, the compact VLA is a {own!r}", COPY)
     try:
         statistics = json.loads((directory / STATISTICS).read_text(encoding="utf-8"))
         if statistics.get("format") != FORMAT:
@@ -294,7 +291,8 @@ def load(path: str | Path) -> CompactVLA:
                 f"{directory} has format {statistics.get('format')!r}", f"this version reads {FORMAT!r}"
             )
         bins, provenance = read_action_tokens(statistics["action_tokens"]), dict(statistics["provenance"])
-        tokenizer, model = load_vocabulary(directory), _read_model(directory)
+        tokenizer, config = load_vocabulary(directory), PaliGemmaConfig.from_dict(folder.json(CONFIG))
+        model = read_model(PaliGemmaForConditionalGeneration, config, folder, torch.float32)
     except KitError:
         raise
     except Exception as error:  # a foreign config fails in transformers in any way it likes
@@ -306,7 +304,7 @@ def load(path: str | Path) -> CompactVLA:
         what = f"the model in {directory} has {words} words, its tokenizer {len(tokenizer)}"
         raise KitError(what, "the files are of two checkpoints: copy the whole folder again")
     check_action_words(tokenizer, bins.words)
-    return CompactVLA(model.eval(), tokenizer, bins, provenance)
+    return CompactVLA(model, tokenizer, bins, provenance)
 
 
 def read_action_tokens(value: Mapping[str, Any]) -> ActionTokens:
@@ -321,63 +319,3 @@ def read_action_tokens(value: Mapping[str, Any]) -> ActionTokens:
         what = f"action tokens with the limits {list(tokens.limits)}"
         raise KitError(what, "give numbers above 0: the dataset's statistics are damaged")
     return tokens
-
-
-def _check_files(directory: Path) -> None:
-    """Raise `KitError` unless one whole file of numbers holds the weights."""
-    file = directory / WEIGHTS
-    if (directory / "adapter_config.json").exists():  # transformers would follow it to another base
-        remedy = "merge it into its base (peft's merge_and_unload) and save the whole model"
-        raise KitError(f"{directory} holds an adapter", remedy)
-    if not file.is_file():
-        what, remedy = f"{directory} has no {WEIGHTS}", COPY
-        parts = sorted(part.name for part in directory.glob("model-*-of-*.safetensors"))
-        if parts:
-            what += f", only parts of one ({listed(parts)})"
-            remedy = "save the model in one file (save_pretrained(max_shard_size='100GB'))"
-        raise KitError(what, remedy)
-    try:
-        with safe_open(file, "pt") as tensors:
-            kinds = {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118, it is no dict
-    except (SafetensorError, OSError) as error:
-        damaged = KitError(f"the checkpoint {directory} is damaged ({error})", COPY)
-        raise pointer_of(file) or damaged from error
-    strange = [f"{name} of {kind}" for name, kind in kinds.items() if kind not in NUMBERS]
-    if strange:
-        remedy = f"store the weights as one of {', '.join(NUMBERS)}, not quantised"
-        raise KitError(f"{file} holds {listed(strange)}", remedy)
-
-
-def _read_model(directory: Path) -> PaliGemmaForConditionalGeneration:
-    """The model of config.json with exactly the tensors of the file; transformers alone would make up what is
-    missing.
-    """
-    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    kind, own = config.get("model_type"), PaliGemmaConfig.model_type
-    if kind != own:
-        raise KitError(f"{directory}/config.json is of a {kind!r}, the compact VLA is a {own!r}", COPY)
-    source: Any = PaliGemmaForConditionalGeneration  # its types do not know of the report
-    with quiet():
-        model, report = source.from_pretrained(
-            str(directory),
-            dtype=torch.float32,
-            local_files_only=True,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-    wrong = {
-        "missing": sorted(report["missing_keys"]),
-        "unknown": sorted(report["unexpected_keys"]),
-        "of another shape": sorted(
-            f"{name} {tuple(found)} for {tuple(wanted)}" for name, found, wanted in report["mismatched_keys"]
-        ),
-    }
-    if not any(wrong.values()):
-        wrong["not finite"] = [name for name, x in model.state_dict().items() if not torch.isfinite(x).all()]
-    said = "; ".join(f"{len(names)} {how}: {listed(names)}" for how, names in wrong.items() if names)
-    if said:
-        what = f"the weights in {directory / WEIGHTS} are not those of its config.json ({said})"
-        raise KitError(what, COPY)
-    loaded: PaliGemmaForConditionalGeneration = model
-    return loaded
