@@ -67,6 +67,7 @@ def lab(browser: Browser, screenshots: Path, tmp_path_factory: pytest.TempPathFa
     quiet.parent.mkdir(parents=True)
     quiet.write_text(QUIET)
     (home / "notebooks").mkdir()
+    shutil.copytree(REPOSITORY / "figures", home / "figures")  # the notebooks' headers show them
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -93,7 +94,7 @@ def lab(browser: Browser, screenshots: Path, tmp_path_factory: pytest.TempPathFa
     ]
     command += [
         "--ServerApp.port_retries=0",
-        f"--ServerApp.root_dir={home / 'notebooks'}",
+        f"--ServerApp.root_dir={home}",
         "--IdentityProvider.token=",
         "--ServerApp.password=",
     ]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import nbformat
+from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
 from refinevla_kit.settings import REPOSITORY
@@ -40,7 +41,7 @@ class Lab:
         """A copy of a notebook of the kit with these parameters, opened in a new page. Its kernel is ended
         afterwards.
         """
-        node = nbformat.read(REPOSITORY / "notebooks" / f"{name}.ipynb", as_version=4)
+        node = load_notebook_node(str(REPOSITORY / "notebooks" / f"{name}.ipynb"))
         node = parameterize_notebook(node, parameters)
         nbformat.write(node, self._folder / f"{name}.ipynb")
         context = self._browser.new_context(viewport={"width": 1500, "height": 1100})
@@ -48,7 +49,7 @@ class Lab:
         cells = sum(cell.cell_type == "code" for cell in node.cells)
         shown = NotebookPage(page, name, cells, self.screenshots)
         try:
-            page.goto(f"{self._address}/lab/tree/{name}.ipynb?reset")
+            page.goto(f"{self._address}/lab/tree/notebooks/{name}.ipynb?reset")
             yield shown
         except BaseException:
             shown.screenshot("failed")
