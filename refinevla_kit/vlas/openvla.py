@@ -10,7 +10,7 @@ the first token.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ from transformers import (
 )
 from transformers.configuration_utils import SubConfigSpec
 
-from refinevla_kit.conventions import GOOGLE_ROBOT, WIDOWX, Conventions
 from refinevla_kit.errors import KitError, listed
 from refinevla_kit.simulator.contract import ACTION_NAMES, Array
 from refinevla_kit.vlas.checkpoint import (
@@ -42,16 +41,14 @@ from refinevla_kit.vlas.checkpoint import (
     write_folder,
 )
 from refinevla_kit.vlas.contract import VLA, Marks
-from refinevla_kit.vlas.normalisation import (
+from refinevla_kit.vlas.released import (
     Quantiles,
-    gripper_from_share,
-    gripper_to_share,
+    ReleasedVLA,
     statistics_of,
 )
 from refinevla_kit.vlas.vision_tower import TOWERS, VisionTower
 
 PREPROCESSOR, STATISTICS = "preprocessor_config.json", "dataset_statistics.json"
-STICKY = 15  # steps for which the authors' evaluation repeats a gripper motion on the Google Robot
 SPACE = 29871  # Llama's token of a lone space: what the prompt ends with before an action
 GREY = 127  # of the borders that "letterbox" adds
 
@@ -197,31 +194,14 @@ class UniformWords:
 
 
 @dataclass(frozen=True)
-class OpenVLA(VLA):
-    """OpenVLA behind the kit's contract.
+class OpenVLA(ReleasedVLA):
+    """OpenVLA behind the kit's contract."""
 
-    Attributes:
-        folder: the checkpoint's other files; statistics are written anew.
-        statistics: dataset -> entry of the authors' statistics.
-        dataset: whose statistics un-normalise the actions.
-    """
-
-    folder: Folder
-    statistics: Mapping[str, Any]
-    dataset: str
-
+    sticky = 15
+    reference = "step"
     two_way = False
     first_position = 0
     image_start = 1
-
-    @property
-    def decoder(self) -> Any:
-        return self._model.language_model.model
-
-    @property
-    def head(self) -> nn.Module:
-        head: nn.Module = self._model.language_model.lm_head
-        return head
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -232,10 +212,6 @@ class OpenVLA(VLA):
     def image_size(self) -> tuple[int, int]:
         side = int(self.model.config.image_sizes[0])
         return side, side
-
-    @property
-    def reads_state(self) -> bool:
-        return False
 
     @property
     def image_id(self) -> int:
@@ -260,27 +236,6 @@ class OpenVLA(VLA):
     def projector(self) -> tuple[nn.Module, ...]:
         return (self._model.projector,)
 
-    @property
-    def conventions(self) -> Conventions:
-        own: dict[str, Any] = {
-            "image_size": self.image_size,
-            "gripper": "open1_closed0",
-            "normalisation": self.dataset,
-        }
-        if "fractal" in self.dataset:
-            return replace(GOOGLE_ROBOT, **own, sticky_gripper=STICKY)
-        return replace(WIDOWX, **own)
-
-    def own_actions(self, actions: Array) -> Array:
-        return gripper_to_share(actions)
-
-    def kit_actions(self, actions: Array) -> Array:
-        return gripper_from_share(actions)
-
-    @property
-    def _model(self) -> Any:
-        return self.model
-
     def prefix_ids(self, instruction: str) -> list[int]:
         """The authors' prompt, the picture's places behind its first token."""
         prompt = f"In: What action should the robot take to {instruction.lower()}?\nOut:"
@@ -300,9 +255,6 @@ class OpenVLA(VLA):
             for mean, deviation in zip(settings["means"], settings["stds"], strict=True)
         ]
         return torch.cat(parts, 1)
-
-    def states(self, proprioception: Array | None) -> Tensor | None:
-        return None
 
     def look(self, pixels: Tensor) -> Tensor:
         tokens: Tensor = self._model.look(pixels.to(self.model.dtype))

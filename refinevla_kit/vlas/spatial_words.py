@@ -17,7 +17,7 @@ from torch import Tensor
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.simulator.contract import Array
-from refinevla_kit.vlas.normalisation import Quantiles
+from refinevla_kit.vlas.released import Quantiles
 
 SPANS = {
     "theta": (0.0, math.pi),

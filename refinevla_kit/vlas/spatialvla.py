@@ -11,7 +11,7 @@ own; a second table holds the embeddings of the action words.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,6 @@ from transformers import (
 )
 from transformers.configuration_utils import SubConfigSpec
 
-from refinevla_kit.conventions import GOOGLE_ROBOT, WIDOWX, Conventions
 from refinevla_kit.errors import KitError
 from refinevla_kit.simulator.contract import Array
 from refinevla_kit.vlas.checkpoint import (
@@ -48,16 +47,14 @@ from refinevla_kit.vlas.checkpoint import (
     write_folder,
 )
 from refinevla_kit.vlas.contract import VLA, Marks
-from refinevla_kit.vlas.normalisation import (
+from refinevla_kit.vlas.released import (
     Quantiles,
-    gripper_from_share,
-    gripper_to_share,
+    ReleasedVLA,
     statistics_of,
 )
 from refinevla_kit.vlas.spatial_words import LEAST_DEVIATION, SpatialWords, adapted, edges_of, gaussians_of
 
 PROCESSOR = "processor_config.json"
-STICKY = 10  # steps for which the authors' evaluation repeats a gripper motion on the Google Robot
 RESCALE = 0.00392156862745098
 DEPTH_PADDING = 31  # pixels on each side of the picture that the depth is estimated from
 DEPTH_SIZE = 384  # pixels, height and width of that picture
@@ -215,32 +212,19 @@ def _bicubic(images: Tensor, size: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class SpatialVLA(VLA):
+class SpatialVLA(ReleasedVLA):
     """SpatialVLA behind the kit's contract.
 
     Attributes:
-        folder: the checkpoint's other files; what was changed (statistics, cells) is written anew.
-        statistics: dataset -> entry of the authors' statistics.
-        dataset: whose statistics un-normalise the actions.
         camera: whose matrix of `intrinsic_config` places the points.
     """
 
-    folder: Folder
-    statistics: Mapping[str, Any]
-    dataset: str
     camera: str
 
+    sticky = 10
+    reference = "motion"
     two_way = True
     first_position = 1
-
-    @property
-    def decoder(self) -> Any:
-        return self._model.language_model.model
-
-    @property
-    def head(self) -> nn.Module:
-        head: nn.Module = self._model.language_model.lm_head
-        return head
 
     @property
     def chunk(self) -> int:
@@ -254,10 +238,6 @@ class SpatialVLA(VLA):
     @property
     def image_size(self) -> tuple[int, int]:
         return self._vision.image_size, self._vision.image_size
-
-    @property
-    def reads_state(self) -> bool:
-        return False
 
     @property
     def image_id(self) -> int:
@@ -299,27 +279,6 @@ class SpatialVLA(VLA):
         return matrix
 
     @property
-    def conventions(self) -> Conventions:
-        own: dict[str, Any] = {
-            "image_size": self.image_size,
-            "gripper": "open1_closed0",
-            "normalisation": self.dataset,
-        }
-        if "fractal" in self.dataset:
-            return replace(GOOGLE_ROBOT, **own, sticky_gripper=STICKY, gripper_reference="motion")
-        return replace(WIDOWX, **own)
-
-    def own_actions(self, actions: Array) -> Array:
-        return gripper_to_share(actions)
-
-    def kit_actions(self, actions: Array) -> Array:
-        return gripper_from_share(actions)
-
-    @property
-    def _model(self) -> Any:
-        return self.model
-
-    @property
     def _vision(self) -> Any:
         return self.model.config.vision_config
 
@@ -337,9 +296,6 @@ class SpatialVLA(VLA):
         pixels = np.stack([resized(image, self.image_size) for image in images])  # B, s, s, 3
         unit = (pixels * RESCALE).astype(np.float32)  # rounded once, as the authors' processor does
         return torch.from_numpy(unit).permute(0, 3, 1, 2).to(self.device)
-
-    def states(self, proprioception: Array | None) -> Tensor | None:
-        return None
 
     def look(self, pixels: Tensor) -> Tensor:
         """The tower's tokens and the points of each patch beside them (B, patches, e + 3 r²)."""

@@ -17,7 +17,7 @@ from transformers import DynamicCache
 from refinevla_kit.errors import KitError
 from refinevla_kit.vlas import load_vla
 from refinevla_kit.vlas.decoder import embed, hidden_states, logits_of, masks_of, run_layers
-from refinevla_kit.vlas.normalisation import Quantiles
+from refinevla_kit.vlas.released import Quantiles
 from refinevla_kit.vlas.spatial_words import SPANS, SpatialWords, adapted, edges_of
 from refinevla_kit.vlas.spatialvla import SpatialVLA, SpatialVLAConfig, SpatialVLAModel
 from tests.vlas.reference import FOLDER, arrays, difference, facts

@@ -1,15 +1,21 @@
-"""How a dataset's actions were scaled to [-1, 1] before they became words: by quantiles, a dimension each."""
+"""What SpatialVLA and OpenVLA share as their authors release them: actions scaled by quantiles of a dataset,
+and the way into their modules.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
+from torch import Tensor, nn
 
+from refinevla_kit.conventions import GOOGLE_ROBOT, WIDOWX, Conventions, Reference
 from refinevla_kit.errors import KitError
 from refinevla_kit.simulator.contract import Array
+from refinevla_kit.vlas.checkpoint import Folder
+from refinevla_kit.vlas.contract import VLA
 
 
 @dataclass(frozen=True)
@@ -104,3 +110,61 @@ def gripper_from_share(actions: Array) -> Array:
     actions = np.array(actions, np.float64)
     actions[..., 6] = np.where(actions[..., 6] > 0.5, 1.0, -1.0)
     return actions
+
+
+@dataclass(frozen=True)
+class ReleasedVLA(VLA):
+    """What models share that are kept as their authors release them.
+
+    Attributes:
+        folder: the checkpoint's other files; what was changed (statistics, cells) is written anew.
+        statistics: dataset -> entry of the authors' statistics.
+        dataset: whose statistics un-normalise the actions.
+        sticky: steps for which the authors' evaluation repeats a gripper motion on the Google Robot.
+        reference: what it counts such a motion from, see `Conventions.gripper_reference`.
+    """
+
+    folder: Folder
+    statistics: Mapping[str, Any]
+    dataset: str
+
+    sticky: ClassVar[int]
+    reference: ClassVar[Reference]
+
+    @property
+    def decoder(self) -> Any:
+        return self._model.language_model.model
+
+    @property
+    def head(self) -> nn.Module:
+        head: nn.Module = self._model.language_model.lm_head
+        return head
+
+    @property
+    def reads_state(self) -> bool:
+        return False
+
+    def states(self, proprioception: Array | None) -> Tensor | None:
+        return None
+
+    @property
+    def conventions(self) -> Conventions:
+        own: dict[str, Any] = {
+            "image_size": self.image_size,
+            "gripper": "open1_closed0",
+            "normalisation": self.dataset,
+        }
+        if "fractal" in self.dataset:
+            own |= {"sticky_gripper": self.sticky, "gripper_reference": self.reference}
+            return replace(GOOGLE_ROBOT, **own)
+        return replace(WIDOWX, **own)
+
+    def own_actions(self, actions: Array) -> Array:
+        return gripper_to_share(actions)
+
+    def kit_actions(self, actions: Array) -> Array:
+        return gripper_from_share(actions)
+
+    @property
+    def _model(self) -> Any:
+        return self.model
