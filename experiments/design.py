@@ -152,15 +152,18 @@ def plan(profile: Profile, only: Sequence[str] = ()) -> list[Stage]:
 
 def run_key(arm: Arm, config: TrainingConfig, base: str, data: str) -> str:
     """12 hex digits that change with whatever a run's outcome depends on: base and data (their hashes), the
-    arm whatever its name, the training.
+    arm whatever its name, the training. Not with the precision, which is the machine's own: what was played
+    in bfloat16 may be gone on with in float32.
     """
+    training = asdict(config) | {"precision": "bf16"}
+    del training["action_words"]  # the base's in every arm, and not known when the first runs were published
     content = {
         **asdict(arm),
         "name": "",
         "base": base,
         "data": data,
         "shuffle": SHUFFLE_SEED,
-        "training": asdict(config),
+        "training": training,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 

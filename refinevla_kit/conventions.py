@@ -146,6 +146,7 @@ WIDOWX = Conventions(
     colour="rgb",
     normalisation="bridge_orig/1.0.0",
     camera="3rd_view_camera",
+    gripper_reference="step",
 )
 GOOGLE_ROBOT = Conventions(
     robot="google_robot",
@@ -161,5 +162,6 @@ GOOGLE_ROBOT = Conventions(
     colour="rgb",
     normalisation="fractal20220817_data/0.1.0",
     camera="overhead_camera",
+    gripper_reference="step",
 )
 ROBOT_CONVENTIONS: dict[str, Conventions] = {"widowx": WIDOWX, "google_robot": GOOGLE_ROBOT}
