@@ -1,3 +1,3 @@
 """Pictures and tables, as pure functions of records and arrays; nothing here plays, trains or writes except
-`saving.save_figure`.
+`style.save_figure`.
 """

@@ -48,7 +48,7 @@ P = TypeVar("P", bound=PolicyTake)
 
 
 class PolicyPlayer(Generic[P]):
-    """Plays a policy of anyone; what it may be is told in `policies.answers`.
+    """Plays a policy of anyone; what it may be is told in `policies.contract`.
 
     Args:
         new_take: makes the takes.

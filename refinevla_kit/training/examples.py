@@ -65,10 +65,11 @@ class Examples:
                 found.update(np.ascontiguousarray(array).tobytes())
         return found.hexdigest()
 
-    def plans(self, rows: Array, steps: int) -> Array:
+    def plans(self, rows: Array | Sequence[int], steps: int) -> Array:
         """Actions of these frames and those after them, float32 (B, steps, 7); the last of an episode is
         repeated.
         """
+        rows = np.asarray(rows)
         ends = np.searchsorted(self.episodes, self.episodes[rows], side="right") - 1  # B
         frames = np.minimum(rows[:, None] + np.arange(steps), ends[:, None])  # B, steps
         plans: Array = self.actions[frames]
