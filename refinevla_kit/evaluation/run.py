@@ -83,7 +83,7 @@ def evaluate(
     Args:
         policy: anything with `reset(instruction)` and `act(image)` or `step(image, instruction)`, which plays
             one episode at a time, or with `act_batch(images, instructions)`, which plays many; what it may
-            return is told in `policies.contract`. The rows of a chunk are executed one after another before it
+            return: `policies.contract`. The rows of a chunk are executed one after another before it
             is asked again. `name` and `checkpoint_hash` (see `Policy`) go into the records: another hash is
             another policy, whose episodes are played. `conventions` are compared with the task's before the
             first episode. With `needs_proprioception = True` both get the robot's own state too, `act(image,
