@@ -56,7 +56,12 @@ class VLAPolicy:
         order: "action_first" acts at once; "rationale_first" writes its rationale before every action.
         decoding: of action words: "median" (uniform bins only) or "greedy", the likeliest; None is the median
             where there is one.
+
+    Attributes:
+        act_batch: see `Policy`; not there for one that needs an episode's past.
     """
+
+    act_batch: Callable[..., list[Action]]
 
     def __init__(
         self,
@@ -78,17 +83,9 @@ class VLAPolicy:
         self._robot = ROBOT_CONVENTIONS[vla.conventions.robot or "widowx"]
         self._conversion = ActionConversion(vla.conventions, self._robot)
         self._plans: list[Array] = []  # of the last steps, the newest last
-
-    @property
-    def act_batch(self) -> Callable[..., list[Action]]:
-        """See `Policy.act_batch`.
-
-        Raises:
-            AttributeError: the policy needs an episode's past.
-        """
-        if self.vla.chunk > 1 or self._conversion.remembers:
-            raise AttributeError(f"{self.name} needs an episode's past: play one episode at a time")
-        return self.decide
+        needs_past = vla.chunk > 1 or self._conversion.remembers
+        if not needs_past and not hasattr(type(self), "act_batch"):
+            self.act_batch = self.decide
 
     @property
     def checkpoint_hash(self) -> str:
