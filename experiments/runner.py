@@ -31,11 +31,11 @@ from refinevla_kit.evaluation import evaluate, load_records
 from refinevla_kit.evaluation.records import EpisodeRecord, journal_path, save_parquet
 from refinevla_kit.files import replacing, write_json
 from refinevla_kit.journal import Journal
-from refinevla_kit.policies.vla_policy import files_hash, load_policy
+from refinevla_kit.policies.vla_policy import load_policy
 from refinevla_kit.tasks import VARIANT_AGGREGATION
 from refinevla_kit.training.examples import Examples
 from refinevla_kit.training.policy_run import train_policy
-from refinevla_kit.vlas.checkpoint import checkpoint_hash
+from refinevla_kit.vlas.checkpoint import checkpoint_hash, files_hash
 from refinevla_kit.vlas.compact import load
 
 RUN, STUDY, RECORDS, TEXT_USE, DEMONSTRATIONS = (

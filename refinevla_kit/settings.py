@@ -199,9 +199,9 @@ class Settings(BaseModel):
                 if candidate.exists():
                     return candidate.resolve()
             if checkpoint and str(value).count("/") == 1:
-                from refinevla_kit.vlas.checkpoint import open_folder  # needs torch
+                from refinevla_kit.vlas.checkpoint import locate  # needs torch
 
-                return open_folder(value).path
+                return locate(value)
             raise KitError(
                 f"{value} does not exist: there is no such file or folder in {Path.cwd()} or {REPOSITORY}",
                 "give an existing path, or None for what the run folder or data/ holds",

@@ -17,8 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from refinevla_kit.files import replacing
-from refinevla_kit.policies.vla_policy import files_hash
-from refinevla_kit.vlas.checkpoint import checkpoint_hash
+from refinevla_kit.vlas.checkpoint import checkpoint_hash, files_hash
 
 
 def renew(path: Path, identities: dict[str, str]) -> None:

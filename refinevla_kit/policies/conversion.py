@@ -134,9 +134,8 @@ class ActionConversion:
 
     def forget(self) -> None:
         """Begin another episode."""
-        self._openness: float | None = (
-            None  # the commanded one that motions are counted from: 0 closed, 1 open
-        )
+        # the command that motions are counted from: 0 closed, 1 open
+        self._openness: float | None = None
         self._held, self._repeats = 0.0, 0  # the gripper motion being repeated, and for how many steps more
 
     def convert(self, numbers: Array) -> Array:

@@ -18,7 +18,6 @@ padded on the left, and masked there.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,12 +30,11 @@ from transformers import DynamicCache
 
 from refinevla_kit.conventions import ROBOT_CONVENTIONS, Conventions
 from refinevla_kit.errors import KitError
-from refinevla_kit.files import sha256
 from refinevla_kit.policies.contract import Action, Array
 from refinevla_kit.policies.conversion import ActionConversion
 from refinevla_kit.vlas import load_vla
 from refinevla_kit.vlas.action_tokens import UniformBins
-from refinevla_kit.vlas.checkpoint import open_folder
+from refinevla_kit.vlas.checkpoint import files_hash, locate
 from refinevla_kit.vlas.contract import VLA
 from refinevla_kit.vlas.decoder import embed, kinds_of, logits_of, masks_of, run_layers
 from refinevla_kit.vlas.sequence import ORDERS
@@ -321,16 +319,6 @@ class _Decoder:
         self._newest = vla.decoder.norm(run_layers(vla, x, masks, place, cache=self._cache))[:, -1]  # B, d
 
 
-def files_hash(path: str | Path) -> str:
-    """12 hex digits over all of a checkpoint that changes what it does: weights, configuration, words, bin
-    limits; not its card or its curves.
-    """
-    read = (".safetensors", ".json", ".model", ".txt")
-    files = sorted(file for file in Path(path).iterdir() if file.suffix in read)
-    lines = "".join(f"{file.name} {sha256(file)}\n" for file in files)
-    return hashlib.sha256(lines.encode()).hexdigest()[:12]
-
-
 def load_policy(
     path: str | Path,
     name: str | None = None,
@@ -347,7 +335,7 @@ def load_policy(
         decoding: see `VLAPolicy`.
         how: `dtype`, `device_map`, `dataset` and `camera`, see `load_vla`.
     """
-    folder = open_folder(path).path
+    folder = locate(path)
     vla = load_vla(folder, **how)
     identity = files_hash(folder) + "".join(
         f"+{word}={how[word]}" for word in ("dataset", "camera", "dtype") if how.get(word)

@@ -327,7 +327,7 @@ def check_collapse(
     places = batch.sequences.kinds[:, -logits.shape[1] :] == ACTION_KIND
     likeliest = logits[places].argmax(-1)
     kept_where = "the state saved last is from before; start again in another folder"
-    if not ((likeliest >= first) & (likeliest < first + vla.bins.words)).any():
+    if not vla.is_action(likeliest).any():
         what = (
             f"{name} gives no action tokens at step {step}: in {len(rows)} held-out frames, none is the "
             "most likely at any place of the action"

@@ -13,20 +13,19 @@ from accelerate import PartialState
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.files import sha256
-from refinevla_kit.policies.vla_policy import files_hash
 from refinevla_kit.training.examples import Examples
 from refinevla_kit.training.loop import TrainingConfig, Watch, fine_tune
 from refinevla_kit.training.resume import effective
 from refinevla_kit.vlas import load_vla
 from refinevla_kit.vlas.action_tokens import STATISTICS
-from refinevla_kit.vlas.checkpoint import checkpoint_hash, open_folder
+from refinevla_kit.vlas.checkpoint import checkpoint_hash, files_hash, locate
 
 WORK = "training"  # folder of histories and states, beside the policies
 
 
 def made_from(base: str | Path, examples: Examples, config: TrainingConfig) -> dict[str, Any]:
     """All that the policy of `train_policy` with these arguments depends on."""
-    return effective(config) | {"base": files_hash(open_folder(base).path), "examples": examples.digest()}
+    return effective(config) | {"base": files_hash(locate(base)), "examples": examples.digest()}
 
 
 def train_policy(
@@ -63,7 +62,7 @@ def train_policy(
         )
     if target.resolve() == Path(base).resolve():
         raise KitError(f"{target} is the base itself and would be replaced", "give another name or output")
-    base = open_folder(base).path
+    base = locate(base)
     vla = load_vla(base)
     if config.action_words != "base":
         vla = vla.fitted(examples.actions, adapt=config.action_words == "adapted")

@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,8 +87,8 @@ class Folder:
         return [self.path / name for name in names]
 
 
-def open_folder(source: str | Path) -> Folder:
-    """A folder, or a model of the Hugging Face hub by its name, downloaded once.
+def locate(source: str | Path) -> Path:
+    """Where a checkpoint lies: a folder, or a model of the Hugging Face hub by its name, downloaded once.
 
     Raises:
         KitError: neither is there, the hub cannot be reached, or the download was interrupted.
@@ -98,6 +98,12 @@ def open_folder(source: str | Path) -> Folder:
         path = _download(str(source))
     if not path.is_dir():
         raise KitError(f"there is no checkpoint {source}", "give a folder with config.json, or a hub name")
+    return path
+
+
+def open_folder(source: str | Path) -> Folder:
+    """A checkpoint's folder with its files, but for the weights, in memory. `source`: see `locate`."""
+    path = locate(source)
     files = {
         file.name: file.read_bytes()
         for file in sorted(path.iterdir())
@@ -214,8 +220,19 @@ def provenance_file(
 def checkpoint_hash(path: str | Path) -> str:
     """First 12 hex digits of the SHA-256 over a checkpoint's weights; goes into every evaluation record."""
     files = sorted(Path(path).glob("*.safetensors"))
-    if len(files) == 1:
-        return sha256(files[0])[:12]
+    return sha256(files[0])[:12] if len(files) == 1 else digest_of(files)
+
+
+def files_hash(path: str | Path) -> str:
+    """12 hex digits over all of a checkpoint that changes what it does: weights, configuration, words, bin
+    limits; not its card or its curves.
+    """
+    read = (".safetensors", ".json", ".model", ".txt")
+    return digest_of(sorted(file for file in Path(path).iterdir() if file.suffix in read))
+
+
+def digest_of(files: Sequence[Path]) -> str:
+    """12 hex digits over the names and contents of files, in this order."""
     lines = "".join(f"{file.name} {sha256(file)}\n" for file in files)
     return hashlib.sha256(lines.encode()).hexdigest()[:12]
 

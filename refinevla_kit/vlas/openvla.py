@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -246,15 +247,19 @@ class OpenVLA(ReleasedVLA):
         """uint8 (B, H, W, 3), or B pictures of several sizes -> float32 (B, 6, s, s), for DINOv2 and for
         SigLIP.
         """
-        settings = self.folder.json(PREPROCESSOR)
+        settings = self._preprocessor
         strategy, size = settings["image_resize_strategy"], self.image_size
-        pictures = np.stack([fitted(image, size, strategy) for image in images])
+        pictures = np.stack([to_square(image, size, strategy) for image in images])
         unit = torch.from_numpy(pictures).permute(0, 3, 1, 2).to(self.device) / 255  # B, 3, s, s
         parts = [
             (unit - unit.new_tensor(mean).view(3, 1, 1)) / unit.new_tensor(deviation).view(3, 1, 1)
             for mean, deviation in zip(settings["means"], settings["stds"], strict=True)
         ]
         return torch.cat(parts, 1)
+
+    @cached_property
+    def _preprocessor(self) -> dict[str, Any]:
+        return self.folder.json(PREPROCESSOR)  # asked for at every step
 
     def look(self, pixels: Tensor) -> Tensor:
         tokens: Tensor = self._model.look(pixels.to(self.model.dtype))
@@ -281,7 +286,7 @@ class OpenVLA(ReleasedVLA):
         return write_folder(self.model, {**self.folder.files, **content}, path, dtype)
 
 
-def fitted(image: Array, size: tuple[int, int], strategy: str) -> Array:
+def to_square(image: Array, size: tuple[int, int], strategy: str) -> Array:
     """uint8 (H, W, 3) -> uint8 (s, s, 3) by one of the authors' strategies: "resize-naive" stretches,
     "resize-crop" cuts the middle, "letterbox" pads with grey first.
 

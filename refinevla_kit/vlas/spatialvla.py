@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -282,9 +283,9 @@ class SpatialVLA(ReleasedVLA):
     def _vision(self) -> Any:
         return self.model.config.vision_config
 
-    @property
+    @cached_property
     def _processor(self) -> dict[str, Any]:
-        return self.folder.json(PROCESSOR)
+        return self.folder.json(PROCESSOR)  # asked for at every step
 
     def prefix_ids(self, instruction: str) -> list[int]:
         """The authors' prompt: the picture's places, `<bos>`, the instruction, a line end."""
