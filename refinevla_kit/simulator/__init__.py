@@ -38,7 +38,7 @@ def make(
     setting: str = VISUAL_MATCHING,
     variant: str = BASE,
 ) -> Simulator:
-    """Make the simulator of one task in one variant of its scene. Made once (1-12 s), reset many times (0.1
+    """Make the simulator of one task in one variant of its scene. Made once (1-2 s), reset many times (0.1
     s).
 
     Args:

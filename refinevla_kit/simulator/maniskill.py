@@ -251,7 +251,7 @@ def _make_environment(task: Task, variant: Variant, assets: Path, width: int, he
             warnings.simplefilter("ignore", UserWarning)  # of how its task files make tensors
             # Not through gymnasium.make, which first looks for assets in ManiSkill's own folder and asks at
             # the terminal to download them.
-            environment: Any = REGISTERED_ENVS[task.env_id].cls(
+            environment: Any = _without_reflections(REGISTERED_ENVS[task.env_id].cls, assets / REQUIRED[3])(
                 obs_mode="rgb+segmentation",
                 num_envs=1,
                 sim_backend="physx_cpu",
@@ -270,6 +270,31 @@ def _make_environment(task: Task, variant: Variant, assets: Path, width: int, he
         raise
     environment._rgb_overlay_images = overlays
     return environment
+
+
+def _without_reflections(environment_class: type, picture: Path) -> Any:
+    """`environment_class` without SAPIEN's table of reflections.
+
+    The table says how much of its surroundings a surface reflects. The software renderer needs 10 s for it in
+    every process, but the surroundings of these scenes are black: any picture in its place gives the same
+    pixels.
+
+    Args:
+        environment_class: a ManiSkill environment, of a scene without an environment map.
+        picture: any file that SAPIEN can read as a texture.
+    """
+
+    def setup_sensors(self: Any, options: dict[str, Any]) -> None:
+        import sapien
+
+        environment_class._setup_sensors(self, options)  # type: ignore[attr-defined]
+        context = sapien.render.SapienRenderer()._internal_context  # the one that this process renders with
+        table = context.create_texture_from_file(str(picture), 1)
+        for sensor in self._sensors.values():
+            for camera in sensor.camera._render_cameras:
+                camera._internal_renderer.set_custom_texture("BRDFLUT", table)
+
+    return type(environment_class.__name__, (environment_class,), {"_setup_sensors": setup_sensors})
 
 
 @cache

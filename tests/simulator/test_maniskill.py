@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.simulator import make
+from refinevla_kit.simulator import make, maniskill
 from refinevla_kit.simulator.contract import Simulator
 from refinevla_kit.simulator.demonstrator import Demonstrator
 from refinevla_kit.simulator.geometry import project, start_pose
 from refinevla_kit.simulator.maniskill import resolve_assets
-from refinevla_kit.tasks import GOOGLE_TASKS, WIDOWX_TASKS, Task, find_task
+from refinevla_kit.tasks import GOOGLE_TASKS, VARIANT_AGGREGATION, WIDOWX_TASKS, Task, find_task
 
 CARROT, EGGPLANT = find_task("widowx_carrot_on_plate"), find_task("widowx_put_eggplant_in_basket")
 REST = np.array([0, 0, 0, 0, 0, 0, 1], np.float32)
@@ -68,6 +68,17 @@ def test_the_picture_is_the_one_that_maniskill_itself_shows(carrot: Simulator) -
         theirs = environment.get_obs()["sensor_data"]["3rd_view_camera"]["rgb"][0].numpy()
         environment._obs_mode = "none"
         assert np.array_equal(shown, theirs)
+
+
+def test_a_table_of_reflections_would_change_no_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
+    def pictures() -> list[np.ndarray]:
+        simulators = [make(task) for task in WIDOWX_TASKS]
+        simulators += [make(task, setting=VARIANT_AGGREGATION) for task in (CARROT, EGGPLANT)]
+        return [simulator.reset(2).image for simulator in simulators]
+
+    without_it = pictures()
+    monkeypatch.setattr(maniskill, "_without_reflections", lambda kind, _: kind)
+    assert all(np.array_equal(*pair) for pair in zip(without_it, pictures(), strict=True))
 
 
 def test_an_action_moves_the_tool_in_the_robot_base_frame(carrot: Simulator) -> None:
