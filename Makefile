@@ -10,10 +10,10 @@ TESTS ?= 2
 OUTPUT ?= runs/$(PROFILE)
 export VENV
 
-.PHONY: help setup browser reproduce test check lab doctor clean
+.PHONY: help setup browser reproduce test test-quick check lab doctor clean
 
 help:  ## list the targets
-	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
 setup:  ## virtual environment, packages, a Vulkan driver (a no-op when they are there)
 	@bash scripts/setup.sh
@@ -26,6 +26,9 @@ reproduce: setup  ## run the five notebooks headlessly: PROFILE=laptop, OUTPUT=r
 
 test: setup  ## the test suite, two processes side by side
 	@$(VENV)/bin/python -m pytest -n $(TESTS) --dist loadgroup --no-loadscope-reorder
+
+test-quick: setup  ## the tests that take less than about twenty seconds each
+	@$(VENV)/bin/python -m pytest -n $(TESTS) --dist loadgroup --no-loadscope-reorder -m "not slow"
 
 check: setup  ## ruff, mypy, and that the package stays small
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy && $(VENV)/bin/python scripts/count_tokens.py --limit 170000

@@ -30,8 +30,10 @@ FREE_DISK_GB = 3.0
 TEACHER_KEYS = ("GEMINI_API_KEY", "GOOGLE_API_KEY", "OPENAI_API_KEY")
 
 # A box in front of a camera, lit: the picture must not be uniform, or the driver draws nothing.
+# With the shaders that need no table of reflections, which costs a processor 10 s.
 RENDER_PROBE = """
 import json, sapien
+sapien.render.set_camera_shader_dir("trivial")
 scene = sapien.Scene()
 scene.set_ambient_light([0.5, 0.5, 0.5])
 scene.add_directional_light([1, 0.5, -1], [1, 1, 1])

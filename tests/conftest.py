@@ -32,23 +32,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Order the tests and say which ones must run in the same process, one after another.
 
     `pytest -n 2 --dist loadgroup` gives each test to whichever process is free. Tests of a file that share a
-    fixture of their module stay together, so that it is made once. So do all that drive the browser. Files
-    with slow tests come first, so that none of them is left for the end.
+    fixture of their module, or the browser, stay together, so that it is made once. What takes longest comes
+    first, so that neither process is left alone with it: files that stay together and have slow tests, then
+    other slow tests, then the rest.
     """
     slow_files = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow_files)
+    together = {item.path for item in items if shares_fixture(item)}
+    items.sort(key=lambda item: (item.path not in slow_files, item.path not in together))
     for item in items:
-        if item.get_closest_marker("browser"):
-            item.add_marker(pytest.mark.xdist_group("browser"))
-        elif shares_fixture(item):
+        if shares_fixture(item):
             item.add_marker(pytest.mark.xdist_group(item.location[0]))
 
 
 def shares_fixture(item: pytest.Item) -> bool:
-    """Whether a test uses a fixture that is made once for its module."""
+    """Whether a test uses a fixture that is made once for its module, or the browser."""
     fixtures = getattr(item, "_fixtureinfo", None)
     definitions = fixtures.name2fixturedefs.values() if fixtures else ()
-    return any(each[-1].scope == "module" for each in definitions)
+    made_once = any(each[-1].scope == "module" for each in definitions)
+    return made_once or item.get_closest_marker("browser") is not None
 
 
 def optional_folder(variable: str, beside: str, holds: str, what: str) -> Path:

@@ -80,7 +80,10 @@ def test_the_reviewers_keys_decide(lab: Lab, tmp_path: Path) -> None:
 
 
 def test_an_episode_is_chosen_from_the_table_and_played_again(lab: Lab, tmp_path: Path) -> None:
-    with lab.notebook("03_simpler_evaluation", profile="smoke", output=str(tmp_path)) as notebook:
+    carrot = ["widowx_carrot_on_plate"]
+    with lab.notebook(
+        "03_simpler_evaluation", profile="smoke", output=str(tmp_path), tasks=carrot
+    ) as notebook:
         notebook.run_all()
         assert (notebook.errors(), notebook.complaints) == ([], [])
         seen = [notebook.picture()]

@@ -70,10 +70,10 @@ def test_the_picture_is_the_one_that_maniskill_itself_shows(carrot: Simulator) -
         assert np.array_equal(shown, theirs)
 
 
+@pytest.mark.slow
 def test_a_table_of_reflections_would_change_no_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
     def pictures() -> list[np.ndarray]:
-        simulators = [make(task) for task in WIDOWX_TASKS]
-        simulators += [make(task, setting=VARIANT_AGGREGATION) for task in (CARROT, EGGPLANT)]
+        simulators = [make(CARROT), make(EGGPLANT), make(CARROT, setting=VARIANT_AGGREGATION)]
         return [simulator.reset(2).image for simulator in simulators]
 
     without_it = pictures()

@@ -1,5 +1,6 @@
-"""One fine-tuning run on noise, for `accelerate launch`: python -m tests.training.launched BASE OUTPUT CONFIG
-(JSON of `TrainingConfig`).
+"""Fine-tuning runs on noise, for `accelerate launch`: python -m tests.training.launched BASE OUTPUT CONFIGS
+
+Each of CONFIGS is the JSON of a `TrainingConfig`; its run is in the folder of OUTPUT that its `cache` names.
 """
 
 from __future__ import annotations
@@ -32,9 +33,11 @@ def noise(frames: int = 24) -> Examples:
 
 
 if __name__ == "__main__":
-    base, output, config = sys.argv[1:]
+    base, output, *configs = sys.argv[1:]
     state = PartialState(cpu=True)
     os.write(
         1, f"process {state.process_index} of {state.num_processes}\n".encode()
     )  # in one piece: the processes share it
-    train_policy(Path(base), noise(), TrainingConfig(**json.loads(config)), output, "policy", progress=False)
+    for text in configs:
+        config = TrainingConfig(**json.loads(text))
+        train_policy(Path(base), noise(), config, Path(output) / config.cache, "policy", progress=False)

@@ -31,6 +31,7 @@ CONFIG = TrainingConfig(
     validate_every=2,
     learning_rate=1e-3,
 )
+CACHES = ("off", "on")
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return vla.save(tmp_path_factory.mktemp("launched") / "base")
 
 
-def launch(processes: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+def launch(
+    processes: int, base: Path, output: Path, *configs: TrainingConfig
+) -> subprocess.CompletedProcess[str]:
     # with --cpu it starts a single process, unless MPI is there; with --multi_gpu it calls torchrun, and
     # where there is no GPU that is gloo on CPUs
     command = [
@@ -71,7 +74,7 @@ def launch(processes: int, *arguments: object) -> subprocess.CompletedProcess[st
     ]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [*command, *map(str, arguments)],
+        [*command, str(base), str(output), *(json.dumps(asdict(config)) for config in configs)],
         cwd=REPOSITORY,
         env=environment,
         capture_output=True,
@@ -80,15 +83,22 @@ def launch(processes: int, *arguments: object) -> subprocess.CompletedProcess[st
     )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("cache", ["off", "on"])
-def test_two_processes_train_what_one_does(cache: str, base: Path, tmp_path: Path) -> None:
-    config = replace(CONFIG, cache=cache)
-    alone = train_policy(base, noise(), config, tmp_path / "alone", "policy", progress=False)
-    done = launch(2, base, tmp_path / "two", json.dumps(asdict(config)))
+@pytest.fixture(scope="module")
+def two(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes trained, in a folder for each `cache`. One launch, as starting takes longest."""
+    folder = tmp_path_factory.mktemp("two")
+    done = launch(2, base, folder, *(replace(CONFIG, cache=cache) for cache in CACHES))
     assert done.returncode == 0, done.stderr[-2000:]
     assert {"process 0 of 2", "process 1 of 2"} <= set(done.stdout.split("\n"))
-    together = read_history(tmp_path / "two" / "training" / "policy" / "history.jsonl")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cache", CACHES)
+def test_two_processes_train_what_one_does(cache: str, base: Path, two: Path, tmp_path: Path) -> None:
+    config = replace(CONFIG, cache=cache)
+    alone = train_policy(base, noise(), config, tmp_path / "alone", "policy", progress=False)
+    together = read_history(two / cache / "training" / "policy" / "history.jsonl")
     assert [(row["step"], row["split"]) for row in together] == [(row["step"], row["split"]) for row in alone]
     for one, other in zip(alone, together, strict=True):
         assert {
@@ -99,19 +109,19 @@ def test_two_processes_train_what_one_does(cache: str, base: Path, tmp_path: Pat
             abs=1e-5,
         )
     weights, others = (
-        load_file(tmp_path / name / "training" / "policy" / "resume" / "state.safetensors")
-        for name in ("alone", "two")
+        load_file(folder / "training" / "policy" / "resume" / "state.safetensors")
+        for folder in (tmp_path / "alone", two / cache)
     )
     assert weights.keys() == others.keys()
     for name, tensor in weights.items():
         torch.testing.assert_close(
             others[name], tensor, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
         )
-    assert (tmp_path / "two" / "policy" / "model.safetensors").is_file()
-    assert (tmp_path / "two" / "training" / "activations").exists() == (cache == "on")
+    assert (two / cache / "policy" / "model.safetensors").is_file()
+    assert (two / cache / "training" / "activations").exists() == (cache == "on")
 
 
 @pytest.mark.slow
 def test_more_processes_than_frames_a_step_are_refused(base: Path, tmp_path: Path) -> None:
-    done = launch(2, base, tmp_path / "two", json.dumps(asdict(replace(CONFIG, batch_size=1))))
+    done = launch(2, base, tmp_path / "two", replace(CONFIG, batch_size=1))
     assert done.returncode != 0 and "2 processes share steps of 1 frames" in done.stderr
