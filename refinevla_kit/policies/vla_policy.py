@@ -316,6 +316,8 @@ class _Decoder:
             if self._padded:
                 hidden = (~seen[:, None, None]).to(x.dtype) * torch.finfo(x.dtype).min  # B, 1, 1, tokens
             masks = dict.fromkeys(self._kinds, hidden)
+            if hidden is not None and "sliding_attention" in masks:  # such a layer's cache holds a window
+                masks["sliding_attention"] = hidden[..., -vla.decoder.config.sliding_window :]
         self._newest = vla.decoder.norm(run_layers(vla, x, masks, place, cache=self._cache))[:, -1]  # B, d
 
 

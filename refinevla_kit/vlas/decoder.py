@@ -11,7 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from transformers.masking_utils import (
+    blockwise_overlay,
+    create_causal_mask,
+    create_sliding_window_causal_mask,
+    sliding_window_overlay,
+)
 
 from refinevla_kit.vlas.contract import VLA
 
@@ -59,7 +64,16 @@ def masks_of(
     }
     if vla.two_way and types is not None:
         wanted["block_sequence_ids"] = torch.where(types == 0, 0, -1)
-    return {kind: MASKS[kind](**wanted) for kind in dict.fromkeys(kinds_of(vla))}
+    masks = {kind: MASKS[kind](**wanted) for kind in dict.fromkeys(kinds_of(vla))}
+    window: int = getattr(vla.decoder.config, "sliding_window", None) or 0
+    if "sliding_attention" in masks and "block_sequence_ids" in wanted and words.shape[1] > window:
+        # transformers lets a prefix see all of itself; SpatialVLA's authors hide there, too, what is behind
+        # the window
+        prefix = blockwise_overlay(wanted.pop("block_sequence_ids"))
+        masks["sliding_attention"] = create_sliding_window_causal_mask(
+            **wanted, or_mask_function=prefix, and_mask_function=sliding_window_overlay(window)
+        )
+    return masks
 
 
 def kinds_of(vla: VLA) -> list[str]:

@@ -1,9 +1,9 @@
-"""OpenVLA: Llama 2 that reads the patches of two vision towers, DINOv2 and SigLIP, and writes actions as its
-256 rarest words.
+"""OpenVLA: Llama 2 that reads the patches of two vision towers, DINOv2 and SigLIP, or of one alone, and
+writes actions as its 256 rarest words.
 
 The modules have the names of the authors' checkpoints (timm's for the towers). Facts of their code that are
-kept (arXiv 2406.09246; measured against it on random checkpoints, tests/vlas): both towers end before their
-last block, without a final norm; both use the exact GELU; everything is causal; the picture's words follow
+kept (arXiv 2406.09246; measured against it on random checkpoints, tests/vlas): the towers end before their
+last block, without a final norm; they use the exact GELU; everything is causal; the picture's words follow
 the first token.
 """
 
@@ -13,6 +13,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,6 @@ from refinevla_kit.vlas.vision_tower import TOWERS, VisionTower
 
 PREPROCESSOR, STATISTICS = "preprocessor_config.json", "dataset_statistics.json"
 SPACE = 29871  # Llama's token of a lone space: what the prompt ends with before an action
-GREY = 127  # of the borders that "letterbox" adds
 
 
 class OpenVLAConfig(PreTrainedConfig):  # type: ignore[misc]
@@ -63,6 +63,7 @@ class OpenVLAConfig(PreTrainedConfig):  # type: ignore[misc]
     text_config: Any = None
     timm_model_ids: Any = None
     timm_model_args: Any = None
+    use_fused_vision_backbone: bool | None = None
     image_sizes: Any = None
     n_action_bins: int = 256
     pad_to_multiple_of: int = 64
@@ -71,39 +72,49 @@ class OpenVLAConfig(PreTrainedConfig):  # type: ignore[misc]
 
     @property
     def towers(self) -> list[dict[str, Any]]:
-        """Sizes of both vision towers: of `timm_model_args`, or known by timm's name.
+        """Sizes of the vision towers: of `timm_model_args`, or known by timm's name.
 
         Raises:
             KitError: another tower.
         """
+        count = 1 if self.use_fused_vision_backbone is False else 2
         if self.timm_model_args:
-            return [dict(size) for size in self.timm_model_args]
+            return [dict(size) for size in self.timm_model_args][:count]
         unknown = [name for name in self.timm_model_ids or ["none"] if name not in TOWERS]
         if unknown:
             raise KitError(
                 f"unknown vision towers {listed(unknown)}", f"the kit knows {listed(list(TOWERS))}"
             )
-        return [TOWERS[name] for name in self.timm_model_ids]
+        return [TOWERS[name] for name in self.timm_model_ids][:count]
 
 
 class _Towers(nn.Module):
     def __init__(self, sizes: list[dict[str, Any]], image: int) -> None:
         super().__init__()
-        self.featurizer = VisionTower(sizes[0], image)
-        self.fused_featurizer = VisionTower(sizes[1], image)
+        for name, size in zip(("featurizer", "fused_featurizer"), sizes, strict=False):
+            self.add_module(name, VisionTower(size, image))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        parts = zip(self.children(), pixels.split(3, dim=1), strict=True)
+        return torch.cat([tower(part) for tower, part in parts], -1)
 
 
 class _Projector(nn.Module):
-    def __init__(self, width: int, hidden: int) -> None:
+    """Three layers behind two towers, two behind one."""
+
+    def __init__(self, widths: Sequence[int], hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, hidden)
-        self.fc3 = nn.Linear(hidden, hidden)
+        width = sum(widths)
+        sizes = [width, *[4 * width] * (len(widths) > 1), hidden, hidden]
+        for number, (before, after) in enumerate(pairwise(sizes), 1):
+            self.add_module(f"fc{number}", nn.Linear(before, after))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = nn.functional.gelu(self.fc1(x))
-        out: Tensor = self.fc3(nn.functional.gelu(self.fc2(x)))
-        return out
+        first, *others = self.children()
+        x = first(x)
+        for layer in others:
+            x = layer(nn.functional.gelu(x))
+        return x
 
 
 class OpenVLAModel(PreTrainedModel):  # type: ignore[misc]
@@ -119,7 +130,7 @@ class OpenVLAModel(PreTrainedModel):  # type: ignore[misc]
         sizes, text = config.towers, config.text_config
         text.tie_word_embeddings = False
         self.vision_backbone = _Towers(sizes, config.image_sizes[0])
-        self.projector = _Projector(sum(size["embed_dim"] for size in sizes), text.hidden_size)
+        self.projector = _Projector([size["embed_dim"] for size in sizes], text.hidden_size)
         self.language_model = LlamaForCausalLM(text)
         self.language_model.set_attn_implementation("eager")  # the weights of attention can be read
         self.post_init()
@@ -131,10 +142,9 @@ class OpenVLAModel(PreTrainedModel):  # type: ignore[misc]
         return self.language_model.lm_head
 
     def look(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, 6, s, s), normalised for each tower -> tokens of both (B, patches, e)."""
-        towers = self.vision_backbone
-        dino, siglip = pixels.split(3, dim=1)
-        return torch.cat([towers.featurizer(dino), towers.fused_featurizer(siglip)], -1)
+        """Pixels (B, 3 or 6, s, s), normalised for each tower -> tokens of all (B, patches, e)."""
+        tokens: Tensor = self.vision_backbone(pixels)
+        return tokens
 
 
 @dataclass(frozen=True)
@@ -244,12 +254,13 @@ class OpenVLA(ReleasedVLA):
         return [first, *[self.image_id] * self.image_tokens, *text]
 
     def pixel_values(self, images: Array | Sequence[Array]) -> Tensor:
-        """uint8 (B, H, W, 3), or B pictures of several sizes -> float32 (B, 6, s, s), for DINOv2 and for
-        SigLIP.
+        """uint8 (B, H, W, 3), or B pictures of several sizes -> float32 (B, 3 or 6, s, s), three
+        channels for each tower.
         """
         settings = self._preprocessor
         strategy, size = settings["image_resize_strategy"], self.image_size
-        pictures = np.stack([to_square(image, size, strategy) for image in images])
+        border = tuple(int(x * 255) for x in settings["means"][-1])  # one for both towers, as the authors
+        pictures = np.stack([to_square(image, size, strategy, border) for image in images])
         unit = torch.from_numpy(pictures).permute(0, 3, 1, 2).to(self.device) / 255  # B, 3, s, s
         parts = [
             (unit - unit.new_tensor(mean).view(3, 1, 1)) / unit.new_tensor(deviation).view(3, 1, 1)
@@ -286,9 +297,10 @@ class OpenVLA(ReleasedVLA):
         return write_folder(self.model, {**self.folder.files, **content}, path, dtype)
 
 
-def to_square(image: Array, size: tuple[int, int], strategy: str) -> Array:
+def to_square(image: Array, size: tuple[int, int], strategy: str, border: tuple[int, ...]) -> Array:
     """uint8 (H, W, 3) -> uint8 (s, s, 3) by one of the authors' strategies: "resize-naive" stretches,
-    "resize-crop" cuts the middle, "letterbox" pads with grey first.
+    "resize-crop" cuts the middle, "letterbox" first adds borders of the colour `border` (RGB), equal on both
+    sides: where the sides differ by an odd number, one pixel stays too much and is cut.
 
     Raises:
         KitError: another strategy, or no RGB picture.
@@ -303,9 +315,9 @@ def to_square(image: Array, size: tuple[int, int], strategy: str) -> Array:
     if strategy == "letterbox":
         side = max(height, width)
         left, top = (side - width) // 2, (side - height) // 2
-        right, bottom = side - width - left, side - height - top
-        image = np.pad(image, ((top, bottom), (left, right), (0, 0)), constant_values=GREY)
-        height = width = side
+        framed = np.full((height + 2 * top, width + 2 * left, 3), border, np.uint8)
+        framed[top : top + height, left : left + width] = image
+        image, (height, width) = framed, framed.shape[:2]
     short = min(height, width)
     image = resized(image, (int(width * size[0] / short), int(height * size[0] / short)))
     top = round((image.shape[0] - size[1]) / 2)

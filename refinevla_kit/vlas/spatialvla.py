@@ -361,11 +361,16 @@ def load(
     processor = folder.json(PROCESSOR)
     statistics = processor.get("statistics") or {}
     about = provenance_of(folder)
+    remembered = about.get("camera") if dataset in (None, about.get("dataset")) else None
     dataset = chosen(dataset or about.get("dataset"), statistics, "dataset's statistics", folder)
     cameras = processor.get("intrinsic_config") or {}
-    camera = camera or about.get("camera") or (dataset if dataset in cameras else "default")
+    camera = camera or remembered or (dataset if dataset in cameras else "default")
     camera = chosen(camera, cameras, "camera's matrix (intrinsic_config)", folder)
     config = SpatialVLAConfig.from_dict(folder.json(CONFIG))
+    spherical = (processor.get("action_config") or {}).get("use_spherical", True)
+    if not (config.use_vision_zoe and config.use_spatial_token and spherical):
+        what = f"{folder.path} does without depth, own words for actions or spherical cells"
+        raise KitError(what, "give one with use_vision_zoe, use_spatial_token and use_spherical")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder.path), local_files_only=True)
     quantiles = Quantiles.from_statistics(statistics[dataset], dataset)
     bins = SpatialWords.from_processor(processor.get("bin_policy") or {}, quantiles)

@@ -15,6 +15,7 @@ DINO_LARGE: dict[str, Any] = {
     "patch_size": 14,
     "reg_tokens": 4,
     "init_values": 1e-5,
+    "no_embed_class": True,
 }
 SIGLIP_SO400M: dict[str, Any] = {
     "embed_dim": 1152,
@@ -108,8 +109,11 @@ class VisionTower(nn.Module):
         self.grid = image // patch
         self.patch_embed = nn.Module()
         self.patch_embed.proj = nn.Conv2d(3, width, patch, patch)
-        self.pos_embed = nn.Parameter(torch.zeros(1, self.grid**2, width))
-        if size.get("class_token", True):
+        has_class = size.get("class_token", True)
+        # timm gives the tokens before the patches positions, too, unless told not to
+        before = 0 if size.get("no_embed_class") else has_class + registers
+        self.pos_embed = nn.Parameter(torch.zeros(1, before + self.grid**2, width))
+        if has_class:
             self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         if registers:
             self.reg_token = nn.Parameter(torch.zeros(1, registers, width))
@@ -117,20 +121,27 @@ class VisionTower(nn.Module):
         self.blocks = nn.ModuleList(
             _Block(width, size["num_heads"], hidden, scaled) for _ in range(size["depth"])
         )
-        self.norm = nn.LayerNorm(width, eps=1e-6)  # in the file, used by nothing
+        # in the file, used by nothing
+        self.add_module(
+            "fc_norm" if size.get("global_pool") == "avg" else "norm", nn.LayerNorm(width, eps=1e-6)
+        )
         if size.get("global_pool") == "map":
             self.attn_pool = _Pool(width, hidden)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalised pixels (B, 3, s, s) -> tokens (B, patches, width)."""
         projection: Any = self.patch_embed.proj
-        x = projection(pixels).flatten(2).transpose(1, 2) + self.pos_embed
+        x = projection(pixels).flatten(2).transpose(1, 2)
+        patches = x.shape[1]
         before = [
             getattr(self, name).expand(len(x), -1, -1)
             for name in ("cls_token", "reg_token")
             if hasattr(self, name)
         ]
-        x = torch.cat([*before, x], 1)
+        if self.pos_embed.shape[1] == patches:
+            x = torch.cat([*before, x + self.pos_embed], 1)
+        else:
+            x = torch.cat([*before, x], 1) + self.pos_embed
         for block in list(self.blocks)[:-1]:
             x = block(x)
-        return x[:, -(self.grid**2) :]
+        return x[:, -patches:]

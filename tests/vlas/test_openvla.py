@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from PIL import Image, ImageOps
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache
@@ -20,6 +21,7 @@ from refinevla_kit.vlas import load_vla
 from refinevla_kit.vlas.checkpoint import Folder
 from refinevla_kit.vlas.decoder import embed, hidden_states, logits_of, masks_of, run_layers
 from refinevla_kit.vlas.openvla import SPACE, OpenVLA, OpenVLAConfig, OpenVLAModel
+from refinevla_kit.vlas.vision_tower import VisionTower
 from tests.vlas.reference import FOLDER, arrays, difference, facts
 
 CHECKPOINT = FOLDER / "openvla"
@@ -74,6 +76,88 @@ def test_pictures_are_the_authors_to_the_bit(vla: OpenVLA, sample: str, strategy
     chosen = replace(vla, folder=Folder(vla.folder.path, {**vla.folder.files, name: settings.encode()}))
     pixels = chosen.pixel_values([GOLDEN[f"{sample}/image"].numpy()])
     assert torch.equal(pixels, GOLDEN[f"{sample}/pixels/{strategy}"])
+
+
+def test_borders_are_equal_on_both_sides_and_have_the_last_towers_colour(vla: OpenVLA) -> None:
+    name = "preprocessor_config.json"
+    settings = vla.folder.json(name) | {"image_resize_strategy": "letterbox"}
+    settings["means"] = [settings["means"][0], [0.3, 0.6, 0.2]]
+    files = {**vla.folder.files, name: json.dumps(settings).encode()}
+    other = replace(vla, folder=Folder(vla.folder.path, files))
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (77, 101, 3), np.uint8))
+    framed = ImageOps.expand(picture, (0, 12), (76, 153, 51))
+    assert framed.size == (101, 101)
+    odd = Image.fromarray(np.asarray(picture)[:76])
+    framed_odd = ImageOps.expand(odd, (0, 12), (76, 153, 51))
+    assert framed_odd.size == (101, 100), "25 pixels cannot be halved: the last is left out"
+    for given, bordered in ((picture, framed), (odd, framed_odd)):
+        pixels = other.pixel_values([np.asarray(given)])
+        resized = np.asarray(bordered.resize(vla.image_size, Image.Resampling.BICUBIC))
+        expected = torch.from_numpy(resized).permute(2, 0, 1) / 255
+        deviations = torch.tensor(settings["stds"][1]).view(3, 1, 1)
+        means = torch.tensor(settings["means"][1]).view(3, 1, 1)
+        assert difference(pixels[0, 3:], (expected - means) / deviations) < 1e-6
+
+
+def with_one_tower(folder: Path) -> Path:
+    """The checkpoint without its second tower, and with the smaller projector that belongs to it."""
+    folder.mkdir()
+    for file in CHECKPOINT.iterdir():
+        if file.suffix == ".json" and "index" not in file.name:
+            (folder / file.name).write_bytes(file.read_bytes())
+    config = json.loads((folder / "config.json").read_text()) | {"use_fused_vision_backbone": False}
+    (folder / "config.json").write_text(json.dumps(config))
+    name = folder / "preprocessor_config.json"
+    settings = json.loads(name.read_text())
+    settings |= {key: settings[key][:1] for key in ("means", "stds", "input_sizes", "interpolations")}
+    name.write_text(json.dumps(settings))
+    tensors = {
+        key: tensor for file in CHECKPOINT.glob("*.safetensors") for key, tensor in load_file(file).items()
+    }
+    kept = {
+        key: tensor for key, tensor in tensors.items() if not key.startswith(("vision_backbone.f", "proj"))
+    }
+    kept |= {key: tensor for key, tensor in tensors.items() if key.startswith("vision_backbone.featurizer")}
+    width, hidden = config["timm_model_args"][0]["embed_dim"], config["text_config"]["hidden_size"]
+    random = torch.Generator().manual_seed(0)
+    for layer, before in (("fc1", width), ("fc2", hidden)):
+        kept[f"projector.{layer}.weight"] = torch.randn(hidden, before, generator=random)
+        kept[f"projector.{layer}.bias"] = torch.randn(hidden, generator=random)
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@torch.no_grad()
+def test_a_model_with_one_tower_has_three_channels_and_two_layers_behind_them(tmp_path: Path) -> None:
+    vla = load_vla(with_one_tower(tmp_path / "one"))
+    assert isinstance(vla, OpenVLA)
+    pixels = vla.pixel_values([GOLDEN["s0/image"].numpy()])
+    assert torch.equal(pixels, GOLDEN["s0/pixel_values"][:, :3])
+    tokens = vla.look(pixels)
+    assert difference(tokens, GOLDEN["s0/dino_features"]) < 1e-5
+    first, second = vla.projector[0].children()
+    assert torch.equal(vla.image_words(tokens, None), second(functional.gelu(first(tokens))))
+    ids = prompt(vla, "s0")
+    copy = load_vla(vla.save(tmp_path / "copy"))
+    assert isinstance(copy, OpenVLA)
+    assert torch.equal(logits(copy, see(copy, "s0"), ids), logits(vla, see(vla, "s0"), ids))
+
+
+@pytest.mark.parametrize(
+    ("given", "count"), [({}, 5), ({"no_embed_class": True}, 0), ({"class_token": False}, 4)]
+)
+def test_tokens_before_the_patches_have_positions_unless_told_not_to(
+    given: dict[str, Any], count: int
+) -> None:
+    size = {"embed_dim": 8, "depth": 2, "num_heads": 2, "reg_tokens": 4, **given}
+    tower = VisionTower(size, 28)
+    assert tower.pos_embed.shape == (1, count + 4, 8)
+    with torch.no_grad():
+        tower.pos_embed.copy_(torch.randn(tower.pos_embed.shape))
+        before = tower(torch.zeros(1, 3, 28, 28))
+        tower.pos_embed[:, : count or None].zero_()
+        assert before.shape == (1, 4, 8)
+        assert not torch.equal(tower(torch.zeros(1, 3, 28, 28)), before)
 
 
 def test_the_prompt_is_theirs_with_the_space_that_an_action_follows(vla: OpenVLA, sample: str) -> None:

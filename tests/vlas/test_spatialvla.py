@@ -112,12 +112,10 @@ def test_losses_of_each_word_are_theirs_in_either_order(sample: str, part: str) 
     assert difference(losses.mean()[None], GOLDEN[f"{sample}/{part}/loss"]) < 1e-5
 
 
-@torch.no_grad()
-def test_attention_is_theirs() -> None:
-    vla = with_camera("s0")
-    ids, types = GOLDEN["s0/act/input_ids"], GOLDEN["s0/act/token_type_ids"]
+def attention(vla: SpatialVLA, ids: Tensor, types: Tensor, picture: Tensor) -> Tensor:
+    """Weights of all layers (L, H, N, N)."""
     positions = torch.arange(1, ids.shape[1] + 1)[None]
-    words = embed(vla, ids, see(vla, "s0"))
+    words = embed(vla, ids, picture)
     masks = masks_of(vla, words, torch.ones_like(ids), types, positions)
     rows: list[Tensor] = []
     hooks = [
@@ -126,7 +124,14 @@ def test_attention_is_theirs() -> None:
     run_layers(vla, words, masks, positions)
     for hook in hooks:
         hook.remove()
-    assert difference(torch.cat(rows), GOLDEN["s0/act/attentions"]) < 1e-5
+    return torch.cat(rows)
+
+
+@torch.no_grad()
+def test_attention_is_theirs() -> None:
+    vla = with_camera("s0")
+    ids, types = GOLDEN["s0/act/input_ids"], GOLDEN["s0/act/token_type_ids"]
+    assert difference(attention(vla, ids, types, see(vla, "s0")), GOLDEN["s0/act/attentions"]) < 1e-5
 
 
 def test_gradients_are_theirs_and_action_words_learn_in_their_own_table_alone() -> None:
@@ -153,11 +158,15 @@ def test_gradients_are_theirs_and_action_words_learn_in_their_own_table_alone() 
 @pytest.mark.parametrize("cached", [True, False])
 def test_greedy_words_are_theirs_with_and_without_a_cache(sample: str, cached: bool) -> None:
     vla = with_camera(sample)
-    ids, picture = GOLDEN[f"{sample}/input_ids"], see(vla, sample)
-    theirs = GOLDEN[f"{sample}/generated"][0]
+    ids, theirs = GOLDEN[f"{sample}/input_ids"], GOLDEN[f"{sample}/generated"][0].tolist()
+    assert greedy(vla, ids, see(vla, sample), len(theirs), cached) == theirs
+
+
+def greedy(vla: SpatialVLA, ids: Tensor, picture: Tensor, count: int, cached: bool) -> list[int]:
+    """The likeliest words after a prompt, one by one."""
     said: list[int] = []
     prompt, cache = ids.shape[1], DynamicCache(config=vla.decoder.config)
-    for _ in range(len(theirs)):
+    for _ in range(count):
         whole = torch.cat([ids, torch.tensor([said], dtype=torch.int64)], 1)
         start = len(said) + prompt - 1 if cached and said else 0
         words = embed(vla, whole[:, start:], picture if start == 0 else None)
@@ -166,7 +175,29 @@ def test_greedy_words_are_theirs_with_and_without_a_cache(sample: str, cached: b
         masks = masks_of(vla, words, None, types, positions, cache if cached else None)
         states = run_layers(vla, words, masks, positions, cache=cache if cached else None)
         said.append(int(logits_of(vla, vla.decoder.norm(states[:, -1:])).argmax()))
-    assert said == theirs.tolist()
+    return said
+
+
+@torch.no_grad()
+def test_a_short_window_hides_what_is_behind_it_from_a_prompt_too() -> None:
+    """The authors' numbers with a window of 8 words: in every other layer a word sees the whole prompt after
+    it, and of what is before it only the window.
+    """
+    vla, golden = with_camera("s0"), load_file(FOLDER / "spatialvla_golden" / "window.safetensors")
+    vla.decoder.config.sliding_window = 8
+    ids, picture = GOLDEN["s0/input_ids"], see(vla, "s0")
+    types = torch.zeros_like(ids)
+    found = attention(vla, ids, types, picture)
+    assert float(found[0, :, 20, :13].max()) == 0 < float(found[0, :, 20, 13:].min())
+    assert difference(found, golden["attentions"]) < 1e-5
+    assert (
+        difference(logits_of(vla, hidden_states(vla, picture, ids, types))[:, -1], golden["logits_last"])
+        < 1e-4
+    )
+    for cached in (True, False):
+        assert (
+            greedy(vla, ids, picture, golden["generated"].shape[1], cached) == golden["generated"][0].tolist()
+        )
 
 
 def test_actions_of_every_dataset_are_theirs(sample: str) -> None:
@@ -353,6 +384,28 @@ def test_damaged_weights_are_one_line_that_names_them(change: str, tmp_path: Pat
         load_vla(folder)
     assert "\n" not in str(error.value)
     assert str(folder) in str(error.value)
+
+
+@pytest.mark.parametrize("part", ["use_vision_zoe", "use_spatial_token", "use_spherical"])
+def test_a_variant_without_one_of_its_parts_is_refused(part: str, tmp_path: Path) -> None:
+    for file in CHECKPOINT.glob("*.json"):
+        content = json.loads(file.read_text())
+        for settings in (content, content.get("action_config") or {}):
+            if part in settings:
+                settings[part] = False
+        (tmp_path / file.name).write_text(json.dumps(content))
+    with pytest.raises(KitError, match=part):
+        load_vla(tmp_path)
+
+
+def test_another_dataset_of_a_saved_checkpoint_brings_its_own_camera(tmp_path: Path) -> None:
+    bridge, fractal = "bridge_orig/1.0.0", "fractal20220817_data/0.1.0"
+    cameras = {None: bridge, bridge: bridge, fractal: "default"}
+    folder = load_vla(CHECKPOINT, dataset=bridge).save(tmp_path / "copy")
+    for dataset, camera in cameras.items():
+        vla = load_vla(folder, dataset=dataset)
+        assert isinstance(vla, SpatialVLA)
+        assert vla.camera == camera
 
 
 def test_an_unknown_dataset_or_camera_is_said_with_the_known_ones() -> None:

@@ -25,7 +25,7 @@ from refinevla_kit.training.objective import WholeModel, forward, make_batch
 from refinevla_kit.training.policy_run import train_policy
 from refinevla_kit.vlas import load_vla
 from refinevla_kit.vlas.contract import VLA
-from refinevla_kit.vlas.sequence import ACTION_KIND, RATIONALE_KIND, answer_ids
+from refinevla_kit.vlas.sequence import ACTION_KIND, ORDERS, RATIONALE_KIND, answer_ids
 from tests.vlas.reference import FOLDER, arrays, difference, facts
 
 MODELS = ("spatialvla", "openvla")
@@ -136,11 +136,19 @@ def test_a_killed_run_goes_on_bit_for_bit(model: str, examples: Examples, tmp_pa
         assert torch.equal(value, resumed.model.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("order", ["action_first", "rationale_first"])
+@pytest.mark.parametrize(
+    ("model", "order", "window"),
+    [
+        *[(name, order, None) for name in MODELS for order in ORDERS],
+        pytest.param("spatialvla", "action_first", 8, id="spatialvla-window"),
+    ],
+)
 def test_actions_decoded_with_a_cache_in_a_padded_batch_are_those_of_whole_sequences(
-    model: str, examples: Examples, order: str
+    model: str, examples: Examples, order: str, window: int | None
 ) -> None:
     vla = load(model)
+    if window:
+        vla.decoder.config.sliding_window = window  # shorter than a prompt: some layers do not see its start
     policy = VLAPolicy(vla, "p", order=order)
     images, instructions = examples.images[:2], examples.instructions[:2]
     given = None if order == "action_first" else TEXTS
