@@ -44,6 +44,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(item.location[0]))
 
 
+def pytest_collection_finish() -> None:
+    """Call this process the kit's own: what has been imported is searched for garbage once, and not for every
+    scene (as long as ten steps).
+    """
+    from refinevla_kit.simulator import maniskill
+
+    maniskill.own_process = True
+
+
 def shares_fixture(item: pytest.Item) -> bool:
     """Whether a test uses a fixture that is made once for its module, or the browser."""
     fixtures = getattr(item, "_fixtureinfo", None)

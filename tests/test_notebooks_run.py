@@ -102,9 +102,8 @@ def test_run_again_it_goes_on_and_other_settings_get_places_of_their_own(run: di
     )
     assert (folder / "02_fine_tuning" / "with_reasoning-2").is_dir()
 
-    smaller = run_notebooks(
-        ["3"], "smoke", folder, {"width": 64, "tasks": ["widowx_carrot_on_plate"]}, progress=False
-    )
+    asked = {"width": 64, "tasks": ["widowx_carrot_on_plate"], "workers": 1}
+    smaller = run_notebooks(["3"], "smoke", folder, asked, progress=False)
     assert smaller["failed"] is None
     records = load_records(folder / "03_simpler_evaluation" / "records.parquet")
     assert {(record.width, record.task) for record in records} == {(64, "widowx_carrot_on_plate")}, (

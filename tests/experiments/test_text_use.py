@@ -41,6 +41,7 @@ def test_each_text_is_acted_on_and_the_report_shows_it(output: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_error_is_that_of_the_commanded_movement(output: Path) -> None:
     found = json.loads(measure(output).read_text())
     examples = load_examples(output / "dataset", find_rationales(output / "dataset"))
