@@ -8,8 +8,9 @@ with the wanted rows of every layer kept (`attention_rows`), "squares" transform
 "fused" is the plain pass on SDPA, with the logits' soft-capping taken out, which fused attention cannot do:
 another function, so only its time counts; it says what a model that needs no weights would save. The four
 take turns within one run, so that a busy machine slows all of them. Weights are random, at the size of the
-shipped checkpoints. "action" asks about seven action tokens, "all" about every word of a 60-word rationale
-and of the instruction too. Prints a table of ratios and, as its last line, one JSON object. Medians, with the
+shipped checkpoints. "action" asks about the action's tokens, "all" about every word of a 60-word rationale
+and of the instruction too. Of a small SpatialVLA and a small OpenVLA "squares" are all the weights that the
+same pass shows. Prints a table of ratios and, as its last line, one JSON object. Medians, with the
 least in brackets. One process, one thread.
 """
 
@@ -30,11 +31,12 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from refinevla_kit.attention.captured import KINDS
-from refinevla_kit.attention.forward import query_rows, token_sequence
+from refinevla_kit.attention.forward import forward_pass, query_rows, token_sequence, watching
 from refinevla_kit.policies.vla_policy import VLAPolicy
 from refinevla_kit.vlas.action_tokens import UniformBins
 from refinevla_kit.vlas.compact import CompactConfig, CompactVLA, build
 from refinevla_kit.vlas.compact_parts import first_action_id, train_vocabulary
+from refinevla_kit.vlas.random_start import random_openvla, random_spatialvla, small_openvla, small_spatialvla
 
 BATCHES = (1, 8)
 INSTRUCTION, RATIONALE = (
@@ -115,6 +117,48 @@ def measure(kinds: tuple[str, ...], batch: int, repeats: int) -> dict[str, Any]:
     }
 
 
+@torch.inference_mode()
+def measure_released(model: str, kinds: tuple[str, ...], repeats: int) -> dict[str, Any]:
+    """Seconds of a forward pass and of one whose rows are kept, taken in turns; compared with the squares."""
+    actions = np.random.default_rng(0).normal(0, 0.01, (200, 7))
+    texts = (INSTRUCTION, RATIONALE)
+    if model == "spatialvla":
+        vla = random_spatialvla(small_spatialvla(), texts, actions)
+    else:
+        vla = random_openvla(small_openvla(), texts, actions)
+    policy, random = VLAPolicy(vla, model), np.random.default_rng(1)
+    words = [vla.first_action + low for low, _ in vla.ranges]
+    sequence = token_sequence(policy, INSTRUCTION, words, RATIONALE, kinds)
+    times: dict[str, list[float]] = {"plain": [], "rows": []}
+    for turn in range(repeats + 1):  # the first warms up
+        seen = torch.from_numpy(random.normal(size=(1, vla.image_tokens, vla.decoder.config.hidden_size)))
+        seen, kept = seen.float(), dict[str, Any]()
+        ways: dict[str, Callable[[], object]] = {
+            "plain": lambda seen=seen: forward_pass(policy, seen, [sequence]),
+            "rows": lambda seen=seen, kept=kept: kept.update(rows=query_rows(policy, seen, [sequence])),
+        }  # type: ignore[misc]
+        for name in ("plain", "rows") if turn % 2 else ("rows", "plain"):
+            took = seconds(ways[name])
+            times[name] += [took] if turn else []
+        squares: list[Tensor] = []
+        with watching(policy, squares.append):
+            forward_pass(policy, seen, [sequence])
+        whole = torch.stack(squares, 1)[0]  # layers, heads, N, N
+        means = [whole[..., list(query.positions), :].mean(-2) for query in sequence.queries]
+        np.testing.assert_allclose(kept["rows"][0], torch.stack(means, 2).numpy(), atol=1e-6)
+    ratios = [rows / plain for rows, plain in zip(times["rows"], times["plain"], strict=True)]
+    row: dict[str, Any] = {
+        "model": model,
+        "queries": "all" if len(kinds) > 1 else kinds[0],
+        "queried": sum(len(query.positions) for query in sequence.queries),
+        "tokens": len(sequence.ids),
+        "rows_over_plain": statistics.median(ratios),
+    }
+    return row | {
+        way: {"median_s": statistics.median(found), "least_s": min(found)} for way, found in times.items()
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=20)
@@ -135,7 +179,19 @@ def main() -> None:
             f"{row['queries']:<8} {row['tokens']:>6} {row['batch']:>5} {cells} "
             f"{row['rows_over_plain']:>10.2f}x"
         )
-    print(json.dumps({"benchmark": "attention", "repeats": repeats, "rows_equal": True, "rows": rows}))
+    released = [
+        measure_released(model, kinds, repeats)
+        for model in ("spatialvla", "openvla")
+        for kinds in (("action",), KINDS)
+    ]
+    for row in released:
+        cells = " ".join(
+            f"{1000 * row[way]['median_s']:.1f} ({1000 * row[way]['least_s']:.1f})" for way in WAYS[:2]
+        )
+        ratio = f"{row['rows_over_plain']:.2f}x"
+        print(f"{row['model']}, {row['queries']}: {row['tokens']} tokens, plain and rows {cells} ms, {ratio}")
+    about = {"benchmark": "attention", "repeats": repeats, "rows_equal": True}
+    print(json.dumps(about | {"rows": rows, "released": released}))
 
 
 if __name__ == "__main__":

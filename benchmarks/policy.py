@@ -1,5 +1,5 @@
-"""How many actions a second the compact VLA's own decoding makes, against transformers' `generate` of the
-same model, words and pictures.
+"""How many actions a second the kit's own decoding makes, against transformers' `generate` of the same model,
+words and pictures: the compact VLA's, and a small SpatialVLA's and OpenVLA's.
 
     python benchmarks/policy.py [--repeats 12]
 
@@ -8,7 +8,12 @@ said there. "constrained" is `generate` held to the same words by a logits proce
 to be own's, every time. "plain" is `generate` held to nothing but the number of tokens: what it says is no
 action, only its time counts. All three start from uint8 pictures and sentences and end in words, and take
 turns within one run, so that a busy machine slows all of them. Weights are random and there is no
-proprioception (`generate` takes pixels), at the size of the shipped checkpoints. Prints a table of ratios
+proprioception (`generate` takes pixels), at the size of the shipped checkpoints.
+
+Of the other two "other" is `generate` of OpenVLA's language model on the same words and picture, held to the
+same action words. `generate` has no way to read SpatialVLA's prompt in both directions and its answer in one:
+"other" is then the whole sequence run again for every word. "see" is the way from pictures to words of the
+decoder, which both have; "decoding" is the ratio of what is left without it. Prints a table of ratios
 and, as its last line, one JSON object. Medians, with the least in brackets. One process, one thread.
 """
 
@@ -33,6 +38,9 @@ from refinevla_kit.tasks import WIDOWX_TASKS
 from refinevla_kit.vlas.action_tokens import ActionTokens, UniformBins
 from refinevla_kit.vlas.compact import CompactConfig, CompactVLA, build
 from refinevla_kit.vlas.compact_parts import ACTION, first_action_id, token_id, train_vocabulary
+from refinevla_kit.vlas.contract import VLA
+from refinevla_kit.vlas.decoder import embed, hidden_states, logits_of
+from refinevla_kit.vlas.random_start import random_openvla, random_spatialvla, small_openvla, small_spatialvla
 from refinevla_kit.vlas.spherical_grid import SphericalGrid
 
 BATCHES = (1, 8)
@@ -76,6 +84,75 @@ def generated(vla: CompactVLA, images: Array, instructions: list[str], constrain
     if constrained:
         vla.bins.decode(tokens - first)
     return np.asarray(tokens)
+
+
+@torch.inference_mode()
+def generated_by_llama(vla: VLA, images: Array, instructions: list[str]) -> Array:
+    """int64 (B, T) action tokens that `generate` of OpenVLA's language model writes."""
+    assert vla.marks.action is not None
+    ids = torch.tensor([[*vla.prefix_ids(text), vla.marks.action] for text in instructions])
+    words = embed(vla, ids, vla.see(vla.pixel_values(images), None))
+    tokens = vla.model.language_model.generate(
+        inputs_embeds=words,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        min_new_tokens=len(vla.ranges),
+        max_new_tokens=len(vla.ranges),
+        logits_processor=LogitsProcessorList([Allowed(vla.bins, vla.first_action, 0)]),
+    )
+    return np.asarray(tokens)
+
+
+@torch.inference_mode()
+def recomputed(vla: VLA, images: Array, instructions: list[str]) -> Array:
+    """int64 (B, T) action tokens, the whole sequence run anew for each."""
+    words = vla.see(vla.pixel_values(images), None)
+    ids = torch.tensor([vla.prefix_ids(text) for text in instructions])
+    prefix = ids.shape[1]
+    for low, high in vla.ranges:
+        types = (torch.arange(ids.shape[1]) >= prefix).long().expand_as(ids)
+        hidden = hidden_states(vla, words, ids, types)[:, -1]
+        allowed = slice(vla.first_action + low, vla.first_action + high)
+        token = logits_of(vla, hidden, allowed).argmax(-1, keepdim=True) + vla.first_action + low
+        ids = torch.cat([ids, token], 1)
+    return np.asarray(ids[:, prefix:])
+
+
+def measure_released(model: str, batch: int, repeats: int, data: Array) -> dict[str, Any]:
+    """Seconds a batch of own decoding and of the other way; their tokens are compared each time."""
+    texts = [task.instruction for task in WIDOWX_TASKS]
+    if model == "openvla":
+        vla, other = random_openvla(small_openvla(), texts, data), generated_by_llama
+    else:
+        vla, other = random_spatialvla(small_spatialvla(), texts, data), recomputed
+    policy, random = VLAPolicy(vla, "own"), np.random.default_rng(batch)
+    instructions = [INSTRUCTION] * batch
+    times: dict[str, list[float]] = {"own": [], "other": [], "see": []}
+    for turn in range(repeats + 1):  # the first warms up
+        images = random.integers(0, 256, (batch, 120, 160, 3), dtype=np.uint8)
+        said = np.stack([action.tokens for action in policy.decide(images, instructions)])
+        np.testing.assert_array_equal(said, other(vla, images, instructions))
+        with torch.inference_mode():
+            ways: dict[str, Callable[[], object]] = {
+                "own": lambda images=images: policy.decide(images, instructions),
+                "other": lambda images=images: other(vla, images, instructions),
+                "see": lambda images=images: vla.see(vla.pixel_values(images), None),
+            }  # type: ignore[misc]
+            for name, way in ways.items():
+                took = seconds(way)
+                times[name] += [took] if turn else []
+    medians = {name: statistics.median(found) for name, found in times.items()}
+    return {
+        "model": model,
+        "other": "generate" if model == "openvla" else "recomputed",
+        "words": vla.bins.words,
+        "tokens_an_answer": len(vla.ranges),
+        "batch": batch,
+        "parameters": sum(parameter.numel() for parameter in vla.model.parameters()),
+        "answers_a_second": batch / medians["own"],
+        "whole_ratio": medians["other"] / medians["own"],
+        "decoding_ratio": (medians["other"] - medians["see"]) / (medians["own"] - medians["see"]),
+    } | {name: {"median_s": medians[name], "least_s": min(found)} for name, found in times.items()}
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -151,7 +228,22 @@ def main() -> None:
     for row in rows:
         rates = [f"{row[way]['actions_a_second']:.1f}" for way in ("own", "constrained", "plain")]
         print(f"{row['tokens']:<10} {row['batch']:>5} {rates[0]:>16} {rates[1]:>16} {rates[2]:>16}")
-    print(json.dumps({"benchmark": "policy", "repeats": repeats, "tokens_equal": True, "rows": rows}))
+    released = [
+        measure_released(model, batch, repeats, data)
+        for model in ("spatialvla", "openvla")
+        for batch in BATCHES
+    ]
+    print(
+        f"{'model':<10} {'batch':>5} {'own':>9} {'other':>9} {'see':>9} {'other/own':>10} {'decoding':>9} ms"
+    )
+    for row in released:
+        cells = [f"{1000 * row[way]['median_s']:.1f}" for way in ("own", "other", "see")]
+        print(
+            f"{row['model']:<10} {row['batch']:>5} {cells[0]:>9} {cells[1]:>9} {cells[2]:>9} "
+            f"{row['whole_ratio']:>9.2f}x {row['decoding_ratio']:>8.2f}x   {row['other']}"
+        )
+    about = {"benchmark": "policy", "repeats": repeats, "tokens_equal": True}
+    print(json.dumps(about | {"rows": rows, "released": released}))
 
 
 if __name__ == "__main__":

@@ -259,10 +259,17 @@ def query_rows(policy: VLAPolicy, words: Tensor, sequences: Sequence[TokenSequen
     if len(kept) != len(policy.vla.layers):
         raise KitError(f"only {len(kept)} layers of {policy.name} were run", "load the policy again")
     rows = torch.stack(kept, dim=1).float().cpu().numpy()  # B, layers, heads, positions, N
+    place_of = {position: place for place, position in enumerate(positions)}
     found = []
     for sequence, own in zip(sequences, rows, strict=True):
-        places = [np.searchsorted(positions, query.positions) for query in sequence.queries]
-        found.append(np.stack([own[:, :, place].mean(2) for place in places], axis=2))
+        places = [[place_of[position] for position in query.positions] for query in sequence.queries]
+        means = own.take(
+            [place[0] for place in places], axis=2
+        )  # layers, heads, Q, N; most words are a token
+        for number, place in enumerate(places):
+            if len(place) > 1:
+                means[:, :, number] = own.take(place, axis=2).mean(2)
+        found.append(means)
     return found
 
 

@@ -21,6 +21,7 @@ from refinevla_kit.vlas import load_vla
 from refinevla_kit.vlas.checkpoint import Folder
 from refinevla_kit.vlas.decoder import embed, hidden_states, logits_of, masks_of, run_layers
 from refinevla_kit.vlas.openvla import SPACE, OpenVLA, OpenVLAConfig, OpenVLAModel
+from refinevla_kit.vlas.random_start import REAL_OPENVLA
 from refinevla_kit.vlas.vision_tower import VisionTower
 from tests.vlas.reference import FOLDER, arrays, difference, facts
 
@@ -291,14 +292,8 @@ def test_what_is_written_has_the_authors_names_and_is_read_back_equal(vla: OpenV
 
 def test_every_tensor_of_the_real_size_has_a_place() -> None:
     real = json.loads((FOLDER / "real_keys_openvla.json").read_text())
-    text = {"model_type": "llama", "vocab_size": 32064, "pad_token_id": 32000}
-    config = OpenVLAConfig(
-        text_config=text,
-        image_sizes=[224, 224],
-        timm_model_ids=["vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224"],
-    )
     with torch.device("meta"):
-        model = OpenVLAModel(config)
+        model = OpenVLAModel(OpenVLAConfig(**REAL_OPENVLA))
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     assert shapes == real["shapes"]
     assert len(shapes) == 982

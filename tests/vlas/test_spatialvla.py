@@ -17,6 +17,7 @@ from transformers import DynamicCache
 from refinevla_kit.errors import KitError
 from refinevla_kit.vlas import load_vla
 from refinevla_kit.vlas.decoder import embed, hidden_states, logits_of, masks_of, run_layers
+from refinevla_kit.vlas.random_start import REAL_SPATIALVLA
 from refinevla_kit.vlas.released import Quantiles
 from refinevla_kit.vlas.spatial_words import SPANS, SpatialWords, adapted, edges_of
 from refinevla_kit.vlas.spatialvla import SpatialVLA, SpatialVLAConfig, SpatialVLAModel
@@ -289,7 +290,7 @@ def test_what_is_written_has_the_authors_names_and_is_read_back_equal(tmp_path: 
 def test_every_tensor_of_the_real_size_has_a_place() -> None:
     real = json.loads((FOLDER / "real_keys_spatialvla.json").read_text())
     with torch.device("meta"):
-        model = SpatialVLAModel(SpatialVLAConfig(**REAL_SIZE))
+        model = SpatialVLAModel(SpatialVLAConfig(**REAL_SPATIALVLA))
     assert sum(parameter.numel() for parameter in model.parameters()) == 4_027_854_731
     assert len(real["shapes"]) == 1382
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -299,57 +300,6 @@ def test_every_tensor_of_the_real_size_has_a_place() -> None:
     }
     # transformers 5 names ZoeDepth's backbone anew, and gives it the authors' names again when it is written
     assert sorted(shapes.values()) == sorted(real["shapes"].values())
-
-
-REAL_SIZE: dict[str, Any] = {
-    "spatial_token_num": 8194,
-    "action_token_begin_idx": 257153,
-    "image_token_index": 257152,
-    "text_config": {
-        "hidden_size": 2304,
-        "intermediate_size": 9216,
-        "model_type": "gemma2",
-        "num_hidden_layers": 26,
-        "num_key_value_heads": 4,
-        "tie_word_embeddings": False,
-        "vocab_size": 265347,
-    },
-    "vision_config": {
-        "hidden_size": 1152,
-        "intermediate_size": 4304,
-        "model_type": "siglip_vision_model",
-        "num_attention_heads": 16,
-        "num_hidden_layers": 27,
-        "patch_size": 14,
-        "vision_use_head": False,
-    },
-    "vision_zoe_config": {
-        "model_type": "zoedepth",
-        "backbone_hidden_size": 1024,
-        "backbone_config": {
-            "model_type": "beit",
-            "hidden_size": 1024,
-            "image_size": 384,
-            "intermediate_size": 4096,
-            "layer_norm_eps": 1e-12,
-            "num_attention_heads": 16,
-            "num_hidden_layers": 24,
-            "out_features": ["stage6", "stage12", "stage18", "stage24"],
-            "use_relative_position_bias": True,
-            "reshape_hidden_states": False,
-        },
-        "bin_configurations": [
-            {"name": "nyu", "n_bins": 64, "min_depth": 1e-3, "max_depth": 10.0},
-            {"name": "kitti", "n_bins": 64, "min_depth": 1e-3, "max_depth": 80.0},
-        ],
-        "neck_hidden_sizes": [256, 512, 1024, 1024],
-        "num_patch_transformer_layers": 4,
-        "patch_transformer_hidden_size": 128,
-        "patch_transformer_intermediate_size": 1024,
-        "patch_transformer_num_attention_heads": 4,
-    },
-}
-"""The configuration of the released SpatialVLA 4B at 224 pixels, as far as it decides shapes."""
 
 
 def damaged(tmp_path: Path, change: str) -> Path:
