@@ -193,21 +193,27 @@ def train_vocabulary(
     """Train a byte-level BPE of at most `words` pieces on `texts`; add special, location and `action_words`
     (`ActionTokens.words`) tokens.
     """
-    raw = Tokenizer(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    raw.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=words,
-        special_tokens=[PAD, EOS, IMAGE, ACTION, RATIONALE],
-        show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )
-    raw.train_from_iterator(sorted(set(texts)), trainer)  # sorted: merges must not depend on the data's order
+    raw = train_pieces(texts, words, [PAD, EOS, IMAGE, ACTION, RATIONALE])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=raw, pad_token=PAD, eos_token=EOS, extra_special_tokens=[IMAGE, ACTION, RATIONALE]
     )
     tokenizer.add_tokens(list(LOCATION_TOKENS + action_tokens(max(action_words, BINS))), special_tokens=True)
     return tokenizer
+
+
+def train_pieces(texts: Iterable[str], words: int, specials: list[str]) -> Tokenizer:
+    """Byte-level BPE of at most `words` pieces, the first of which are `specials`."""
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=words,
+        special_tokens=specials,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    raw.train_from_iterator(sorted(set(texts)), trainer)  # sorted: merges must not depend on the data's order
+    return raw
 
 
 def load_vocabulary(path: str | Path) -> PreTrainedTokenizerFast:

@@ -10,7 +10,7 @@ the first token.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -329,7 +329,11 @@ def to_square(image: Array, size: tuple[int, int], strategy: str) -> Array:
 
 
 def load(
-    folder: Folder, dtype: torch.dtype = torch.float32, device_map: Any = None, dataset: str | None = None
+    folder: Folder,
+    dtype: torch.dtype = torch.float32,
+    device_map: Any = None,
+    dataset: str | None = None,
+    read: Callable[..., Any] = read_model,
 ) -> OpenVLA:
     """Read an OpenVLA.
 
@@ -338,6 +342,7 @@ def load(
         dtype: of the weights in memory.
         device_map: see transformers' `from_pretrained`.
         dataset: whose statistics un-normalise the actions; None is the first one.
+        read: what gives the model its weights, as `read_model` does from the folder.
 
     Raises:
         KitError: damaged or foreign files, an unknown dataset.
@@ -348,5 +353,5 @@ def load(
     dataset = chosen(dataset or about.get("dataset"), statistics, "dataset's statistics", folder)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder.path), local_files_only=True)
     bins = UniformWords(config.n_action_bins, Quantiles.from_statistics(statistics[dataset], dataset))
-    model = read_model(OpenVLAModel, config, folder, dtype, device_map)
+    model = read(OpenVLAModel, config, folder, dtype, device_map)
     return OpenVLA(model, tokenizer, bins, about, folder, statistics, dataset)

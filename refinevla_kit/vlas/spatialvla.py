@@ -11,7 +11,7 @@ own; a second table holds the embeddings of the action words.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -360,6 +360,7 @@ def load(
     device_map: Any = None,
     dataset: str | None = None,
     camera: str | None = None,
+    read: Callable[..., Any] = read_model,
 ) -> SpatialVLA:
     """Read a SpatialVLA.
 
@@ -369,6 +370,7 @@ def load(
         device_map: see transformers' `from_pretrained`.
         dataset: whose statistics un-normalise the actions; None is the first one.
         camera: whose matrix is used; None is the dataset's where there is one, else "default".
+        read: what gives the model its weights, as `read_model` does from the folder.
 
     Raises:
         KitError: damaged or foreign files, an unknown dataset or camera.
@@ -387,5 +389,5 @@ def load(
     if bins.words != config.spatial_token_num:
         what = f"{folder.path} has {config.spatial_token_num} action words and cells for {bins.words}"
         raise KitError(what, "copy config.json and processor_config.json of one checkpoint")
-    model = read_model(SpatialVLAModel, config, folder, dtype, device_map)
+    model = read(SpatialVLAModel, config, folder, dtype, device_map)
     return SpatialVLA(model, tokenizer, bins, about, folder, statistics, dataset, camera)
