@@ -165,3 +165,17 @@ GOOGLE_ROBOT = Conventions(
     gripper_reference="step",
 )
 ROBOT_CONVENTIONS: dict[str, Conventions] = {"widowx": WIDOWX, "google_robot": GOOGLE_ROBOT}
+_DATA_OF: dict[str, Robot] = {  # words of names of datasets
+    "bridge": "widowx",
+    "widowx": "widowx",
+    "fractal": "google_robot",
+    "rt1": "google_robot",
+    "rt_1": "google_robot",
+    "google_robot": "google_robot",
+}
+
+
+def robot_of(dataset: str) -> Robot | None:
+    """Whose actions a dataset of this name holds; None where its name does not tell, or names both."""
+    robots = {robot for word, robot in _DATA_OF.items() if word in dataset.lower()}
+    return robots.pop() if len(robots) == 1 else None

@@ -18,7 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.files import write_json
-from refinevla_kit.tasks import BACKENDS, SETTINGS, find_tasks
+from refinevla_kit.tasks import BACKENDS, CAMERA_SIZES, SETTINGS, find_tasks
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PLACES = "places.json"  # in a notebook's folder: what each path there was made from, and which was used last
@@ -28,7 +28,18 @@ GRANULARITIES = ("step", "segment", "trajectory")
 """What one rationale is about."""
 ORDERS = ("action_first", "rationale_first")
 """What an answer of a VLA begins with."""
+PRECISIONS = ("bf16", "fp32")
+"""Of numbers: bfloat16 and float32."""
 CHOICES = {
+    "mode": ("full", "upper", "lora"),
+    "action_words": ("base", "refitted", "adapted"),
+    "cache": ("auto", "on", "off"),
+    "precision": ("auto", *PRECISIONS),
+    "frozen_weights": PRECISIONS,
+    "weights": PRECISIONS,
+    "adapter_preset": ("kit", "authors"),
+    "adapter_form": ("merged", "peft"),
+    "robot": tuple(CAMERA_SIZES),
     "granularity": GRANULARITIES,
     "order": ORDERS,
     "start": ("random", "grid"),
@@ -224,6 +235,7 @@ class Settings(BaseModel):
 
     def find_policies(self, names: Sequence[str]) -> dict[str, Path]:
         """The checkpoint of each policy: given as the parameter of its name, else notebook 2's, else shipped.
+        A `base` that is given comes behind them.
 
         Raises:
             KitError: of those not given, notebook 2 left some and not others: they would be compared with
@@ -238,10 +250,12 @@ class Settings(BaseModel):
                 f"notebook 02_fine_tuning left {', '.join(left)} in {self.output}, but not {missing}",
                 f"run notebook 2 to its end, or give {missing} as a parameter",
             )
-        return {
-            name: self.find(path, f"02_fine_tuning/{name}", f"checkpoints/{name}")
+        found = {
+            name: self.find(path, f"02_fine_tuning/{name}", f"checkpoints/{name}", checkpoint=True)
             for name, path in given.items()
         }
+        base = getattr(self, "base", None)
+        return found if base is None else {**found, "base": self.find(base, "", "", checkpoint=True)}
 
     def write_summary(self, values: Mapping[str, Any]) -> None:
         """Write `summary.json` into this notebook's folder and print it as one line, for scripts to read."""
@@ -293,6 +307,19 @@ class FineTuning(Settings):
     lambda_reasoning: Amount  # weight of the reasoning loss
     freeze_layers: Annotated[Whole, Field(ge=0)]  # lower language layers kept as they are
     order: str  # what an answer begins with
+    mode: str  # upper layers, lora or full
+    adapter_preset: str  # which modules adapters change: the kit's or the authors' of a released base
+    adapter_form: str  # merged into the base, or peft's own files beside it
+    lora_rank: Count  # of adapters, as is the next
+    lora_alpha: float
+    robot: str  # whose action statistics a released base takes
+    action_words: str  # the base's, refitted to the data, or adapted with their embeddings
+    cache: str  # activations of frozen layers kept on disk
+    cache_limit_gb: Amount  # a larger one is refused
+    precision: str  # of the computation
+    frozen_weights: str  # in what precision the frozen parts are kept
+    gradient_checkpointing: bool  # less memory, more time
+    accumulate: Count  # parts that a step's frames are computed in
     threads: Whole | None  # of torch; None is all cores
 
 
@@ -303,6 +330,8 @@ class SimplerEvaluation(Settings):
 
     action_only: Text | None  # checkpoint
     with_reasoning: Text | None  # checkpoint
+    base: Text | None  # a third checkpoint that plays, such as what both started from
+    weights: str  # in what precision released models are kept in memory
     tasks: Names  # tasks, rows of the published tables or a robot
     starts: str  # the task's own grid, or dense: continuous poses drawn from the seed
     episodes: Whole  # a task and variant
@@ -324,6 +353,8 @@ class AttentionMaps(Settings):
 
     action_only: Text | None  # checkpoint
     with_reasoning: Text | None  # checkpoint
+    base: Text | None  # a third checkpoint to look into, such as what both started from
+    weights: str  # in what precision released models are kept in memory
     frames: Text | None  # dataset, or embedded or official to record new demonstrations
     task: Text
     episodes: Whole

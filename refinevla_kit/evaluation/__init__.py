@@ -3,7 +3,7 @@ computed from records alone.
 """
 
 from refinevla_kit.evaluation.records import EpisodeRecord, load_records
-from refinevla_kit.evaluation.run import evaluate, plan
+from refinevla_kit.evaluation.run import evaluate, line_up, plan
 from refinevla_kit.evaluation.statistics import summarise
 
-__all__ = ["EpisodeRecord", "evaluate", "load_records", "plan", "summarise"]
+__all__ = ["EpisodeRecord", "evaluate", "line_up", "load_records", "plan", "summarise"]

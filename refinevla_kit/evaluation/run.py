@@ -39,6 +39,7 @@ from refinevla_kit.rollouts.engine import Engine, Masks, PlannedEpisode, Scene
 from refinevla_kit.rollouts.players import PolicyPlayer, PolicyTake, batches
 from refinevla_kit.simulator import find_backend
 from refinevla_kit.simulator.contract import Array, Observation, StepResult
+from refinevla_kit.simulator.demonstrator import RECIPES
 from refinevla_kit.tasks import (
     CAMERA_SIZES,
     MANISKILL,
@@ -165,6 +166,30 @@ def evaluate(
     return output
 
 
+def _tasks_of(tasks: str | Iterable[str | Task]) -> list[Task]:
+    named = [tasks] if isinstance(tasks, (str, Task)) else tasks
+    return [task for each in named for task in ([each] if isinstance(each, Task) else find_tasks(each))]
+
+
+def line_up(policies: Iterable[Any], tasks: str | Iterable[str | Task]) -> list[tuple[Any, list[Task]]]:
+    """Who plays what, robot by robot: a policy of the kit with that robot's action statistics, one that needs
+    the simulator's state what it has a script for.
+
+    Raises:
+        KitError: an unknown task, or a policy without statistics of a robot.
+    """
+    chosen = _tasks_of(tasks)
+    found = []
+    for robot in dict.fromkeys(task.robot for task in chosen):
+        own = [task for task in chosen if task.robot == robot]
+        for policy in policies:
+            scripted = [task for task in own if task.name in RECIPES]
+            playable = scripted if getattr(policy, "needs_state", False) else own
+            if playable:
+                found.append((policy.on(robot) if has(policy, "on") else policy, playable))
+    return found
+
+
 def plan(
     policy: Any,
     tasks: str | Iterable[str | Task],
@@ -186,8 +211,7 @@ def plan(
         KitError: as `evaluate`, of what can be known beforehand.
     """
     seed = checked_integer(seed, "seed", 0, LARGEST_SEED)
-    named = [tasks] if isinstance(tasks, (str, Task)) else tasks
-    chosen = [task for each in named for task in ([each] if isinstance(each, Task) else find_tasks(each))]
+    chosen = _tasks_of(tasks)
     if not chosen:
         raise KitError("no tasks were asked for", 'name one, as in tasks="widowx"')
     episodes = wanted_episodes(episodes)

@@ -13,13 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from refinevla_kit.conventions import ROBOT_CONVENTIONS, Conventions, Rotation
+from refinevla_kit.conventions import ROBOT_CONVENTIONS, Conventions, Rotation, robot_of
 from refinevla_kit.errors import KitError
 from refinevla_kit.policies.contract import Array, ask, begin, has, identity_of, name_of, read_answer
 from refinevla_kit.tasks import Task, find_task
 
-# words of normalisation keys
-_DATA_OF = {"bridge": "widowx", "fractal": "google_robot", "rt1": "google_robot", "rt_1": "google_robot"}
 _ENDS = {  # open, closed
     "open+1_closed-1": (1, -1),
     "open1_closed0": (1, 0),
@@ -259,8 +257,7 @@ def _relative(gripper: str | None) -> bool:
 
 def _agree(name: str, ours: Conventions, robots: Conventions) -> bool:
     if name == "normalisation":  # "own", and data of a third kind, are the policy's business
-        said = str(ours.normalisation).lower()
-        return all(robot == robots.robot for word, robot in _DATA_OF.items() if word in said)
+        return robot_of(str(ours.normalisation)) in (None, robots.robot)
     if name == "resize":
         width, height = ours.image_size or robots.image_size or (1, 1)
         full_width, full_height = robots.image_size or (1, 1)

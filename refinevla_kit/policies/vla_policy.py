@@ -97,6 +97,18 @@ class VLAPolicy:
             identity += f"+decoding={self.decoding}"
         return identity
 
+    def on(self, robot: str) -> VLAPolicy:
+        """The same policy with the action statistics of this robot's data; the weights are shared.
+
+        Raises:
+            KitError: its model has none.
+        """
+        vla = self.vla.on(robot)
+        dataset = getattr(vla, "dataset", None)
+        if dataset == getattr(self.vla, "dataset", None):
+            return self
+        return VLAPolicy(vla, self.name, f"{self._files}+dataset={dataset}", self.order, self.decoding)
+
     @property
     def conventions(self) -> Conventions:
         """See `Policy`. What can be converted is: these are the robot's."""
@@ -328,7 +340,7 @@ def load_policy(
     decoding: str | None = None,
     **how: Any,
 ) -> VLAPolicy:
-    """Read a checkpoint as a policy.
+    """Read a checkpoint as a policy; it acts on the GPU where there is one.
 
     Args:
         path: folder, or a model of the Hugging Face hub by its name.
@@ -339,6 +351,8 @@ def load_policy(
     """
     folder = locate(path)
     vla = load_vla(folder, **how)
+    if how.get("device_map") is None and torch.cuda.is_available():
+        vla.model.to(torch.device("cuda"))  # type: ignore[arg-type]  # transformers wraps it
     identity = files_hash(folder) + "".join(
         f"+{word}={how[word]}" for word in ("dataset", "camera", "dtype") if how.get(word)
     )

@@ -163,7 +163,7 @@ def _frozen_weights(vla: VLA, depth: int) -> str:
     for number, module in enumerate(frozen):
         for name, tensor in module.state_dict().items():
             digest.update(f"{number} {name} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

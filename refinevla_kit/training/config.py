@@ -10,18 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from refinevla_kit import settings
 from refinevla_kit.errors import KitError
-from refinevla_kit.vlas.sequence import ORDERS
+from refinevla_kit.settings import PRECISIONS
 
-PRECISIONS = ("bf16", "fp32")
-CHOICES = {
-    "mode": ("full", "upper", "lora"),
-    "order": ORDERS,
-    "precision": PRECISIONS,
-    "action_words": ("base", "refitted", "adapted"),
-    "cache": ("auto", "on", "off"),
-    "cache_precision": ("same", *PRECISIONS),
-}
+CHOICES = settings.CHOICES | {"precision": PRECISIONS, "cache_precision": ("same", *PRECISIONS)}
 ONE_OR_MORE = ("steps", "batch_size", "lora_rank", "accumulate")  # other numbers may be 0
 LEAST_GRACE = 100  # steps; before them nothing is learned that could have collapsed
 
@@ -63,6 +56,15 @@ class TrainingConfig:
         collapse_grace: steps before a policy that says the same everywhere, or no action at all, is stopped;
             None is half the run, at least 100.
         tensorboard: also write the history for TensorBoard, where it is installed.
+        gradient_checkpointing: keep the input of each layer alone and compute the rest again for the
+            gradients; less memory, more time, the same numbers.
+        frozen_weights: "bf16" halves the memory of all that is frozen, which is read in bfloat16 then, as
+            released models are stored. What trains stays float32. Needs `precision` "bf16".
+        adapter_preset: "authors" trains adapters as the authors of a released base do: their modules, in the
+            whole model, their rank and alpha, whatever `freeze_layers`, `lora_rank`, `lora_alpha` say.
+        adapter_form: "merged" saves adapters merged into the base's weights. "peft" saves them alone, as
+            peft's own files, and the base by its name.
+        robot: whose action statistics a released base takes; it has some for each robot of its data.
     """
 
     steps: int
@@ -90,6 +92,11 @@ class TrainingConfig:
     early_stop: int = 0
     collapse_grace: int | None = None
     tensorboard: bool = False
+    gradient_checkpointing: bool = False
+    frozen_weights: str = "fp32"
+    adapter_preset: str = "kit"
+    adapter_form: str = "merged"
+    robot: str = "widowx"
 
     def __post_init__(self) -> None:
         if self.precision == "auto":
@@ -109,6 +116,15 @@ class TrainingConfig:
         if self.early_stop and not self.validate_every:
             what = f"early_stop={self.early_stop} waits for evaluations, and validate_every=0 makes none"
             raise KitError(what, "set validate_every, or early_stop to 0")
+        if self.frozen_weights == "bf16" and self.precision != "bf16":
+            what = f'frozen_weights="bf16" cannot be computed with in precision="{self.precision}"'
+            raise KitError(what, 'set precision to "bf16", or frozen_weights to "fp32"')
+        if self.mode != "lora" and (self.adapter_preset != "kit" or self.adapter_form != "merged"):
+            what = f'adapter_preset and adapter_form say nothing about mode="{self.mode}"'
+            raise KitError(what, 'set mode to "lora", or leave them out')
+        if self.adapter_form == "peft" and self.action_words == "adapted":
+            what = "adapted action words move embeddings of the base, which adapters alone do not hold"
+            raise KitError(what, 'set adapter_form to "merged", or action_words to "refitted"')
         if self.cache == "on" and not self.constant_below:
             what = "nothing can be cached: the layers below the first trained one change during training"
             raise KitError(
@@ -118,12 +134,12 @@ class TrainingConfig:
     @property
     def depth(self) -> int:
         """Lower language layers that stay as they are."""
-        return 0 if self.mode == "full" else self.freeze_layers
+        return 0 if self.mode == "full" or self.adapter_preset == "authors" else self.freeze_layers
 
     @property
     def tower_frozen(self) -> bool:
         """The vision tower stays as it is."""
-        return self.freeze_tower or self.mode == "lora"
+        return (self.freeze_tower or self.mode == "lora") and self.adapter_preset != "authors"
 
     @property
     def constant_below(self) -> bool:

@@ -11,16 +11,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.gemma2.modeling_gemma2 import apply_rotary_pos_emb
 
 from refinevla_kit.errors import KitError
+from refinevla_kit.training.config import TrainingConfig
 from refinevla_kit.training.objective import Batch
-from refinevla_kit.vlas.contract import VLA
+from refinevla_kit.vlas.contract import VLA, AdapterPreset
 from refinevla_kit.vlas.decoder import Rotary, embed, kinds_of, logits_of, masks_of, positions_of, run_layers
 
 
@@ -57,35 +62,91 @@ def freeze_lower(vla: VLA, layers: int, tower: bool = True) -> dict[str, int]:
     return {"trainable": trainable, "frozen": sum(p.numel() for p in vla.model.parameters()) - trainable}
 
 
-@contextmanager
-def adapters(vla: VLA, depth: int, rank: int, alpha: float, seed: int) -> Iterator[None]:
-    """Only low-rank adapters (LoRA, by peft) of language layers `depth` and above train inside the block.
-
-    They act at once as nothing (B is 0), and are merged into the weights at its end, whatever ended it: a
-    checkpoint made so is one like any other.
+def preset_of(vla: VLA, config: TrainingConfig) -> AdapterPreset:
+    """Which modules adapters change: every linear map of the layers above the frozen ones, or those that the
+    model's authors adapt.
 
     Raises:
-        KitError: no layer is left to adapt.
+        KitError: no layer is left to adapt, or the authors never trained adapters.
     """
+    if config.adapter_preset == "authors":
+        if vla.adapter_preset is None:
+            what = f"the authors of a {type(vla).__name__} published no way to train adapters"
+            raise KitError(what, 'set adapter_preset to "kit"')
+        return vla.adapter_preset
     layers = len(vla.layers)
-    if depth >= layers:
+    if config.depth >= layers:
         raise KitError(
             f"all {layers} language layers are frozen, adapters have no place", f"freeze at most {layers - 1}"
         )
     # A regular expression, because bare suffixes would hit a SigLIP tower's attention as well.
-    path = next(re.escape(name) for name, module in vla.model.named_modules() if module is vla.layers)
-    numbers = "|".join(map(str, range(depth, layers)))
-    targets = rf"{path}\.({numbers})\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
-    settings = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0)  # type: ignore[arg-type]
+    numbers = "|".join(map(str, range(config.depth, layers)))
+    targets = rf"{_name(vla, vla.layers)}\.({numbers})\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
+    return AdapterPreset(config.lora_rank, config.lora_alpha, targets)
+
+
+@contextmanager
+def adapters(vla: VLA, preset: AdapterPreset, seed: int, keep: Path | None = None) -> Iterator[None]:
+    """Only low-rank adapters (LoRA, by peft) train inside the block.
+
+    They act at once as nothing (B is 0), and are merged into the weights at its end, whatever ended it: a
+    checkpoint made so is one like any other.
+
+    Args:
+        vla: the model, changed in place. Nothing of it that never learns is adapted.
+        preset: which modules, and how.
+        seed: of the first values.
+        keep: folder for the adapters themselves, as peft writes them, when the block ends well.
+    """
+    never = "|".join(_name(vla, module) for module in vla.constant)
+    settings = LoraConfig(
+        r=preset.rank,
+        lora_alpha=preset.alpha,  # type: ignore[arg-type]
+        target_modules=preset.targets,
+        exclude_modules=rf"({never})(\..*)?" if never else None,
+        lora_dropout=0.0,
+        # released models' authors start A from a normal distribution
+        init_lora_weights="gaussian" if preset == vla.adapter_preset else True,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         wrapped: Any = get_peft_model(vla.model, settings)  # changes `vla.model` in place
     try:
         yield
+        if keep is not None:
+            wrapped.save_pretrained(keep, save_embedding_layers=False)
     finally:
         wrapped.merge_and_unload()
         for left in ("peft_config", "active_adapter", "active_adapters"):
             vla.model.__dict__.pop(left, None)
+
+
+def _name(vla: VLA, module: nn.Module) -> str:
+    """Where a module stands in the model, for a regular expression."""
+    return next(re.escape(name) for name, other in vla.model.named_modules() if other is module)
+
+
+@torch.no_grad()
+def lighten(vla: VLA) -> None:
+    """Keep what is frozen in bfloat16 and what trains in float32, in place."""
+    for parameter in vla.model.parameters():
+        parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else torch.bfloat16)
+
+
+@contextmanager
+def recomputing(vla: VLA) -> Iterator[None]:
+    """Gradient checkpointing: inside the block each layer in training keeps its input alone."""
+    layers: list[Any] = [m for m in vla.model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    for layer in layers:
+        layer.gradient_checkpointing = True
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        layer._can_checkpoint_with_cache = True  # `_Earlier` only gives, so it can be read twice
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.gradient_checkpointing = False
+            del layer._gradient_checkpointing_func, layer._can_checkpoint_with_cache
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -27,7 +27,15 @@ from refinevla_kit.simulator.contract import Array
 from refinevla_kit.training.activation_cache import ActivationCache, open_or_write
 from refinevla_kit.training.config import TrainingConfig
 from refinevla_kit.training.examples import Examples
-from refinevla_kit.training.freezing import UpperLayers, adapters, freeze_lower
+from refinevla_kit.training.freezing import (
+    UpperLayers,
+    adapters,
+    freeze_lower,
+    lighten,
+    preset_of,
+    recomputing,
+)
+from refinevla_kit.training.memory import check_training_memory
 from refinevla_kit.training.objective import Batch, WholeModel, forward, make_batch, tower_tokens
 from refinevla_kit.training.resume import HISTORY, identity_of, resume, save_state, write_history
 from refinevla_kit.vlas.action_tokens import check_actions
@@ -38,7 +46,7 @@ __all__ = ["TrainingConfig", "fine_tune", "validate"]
 
 Kept = ActivationCache | Tensor | None  # see `make_batch`
 Watch = Callable[[dict[str, Any]], None]
-BOARD = "tensorboard"  # folder in a run's
+BOARD, ADAPTER = "tensorboard", "adapter"  # folders in a run's
 ACTION_NUMBERS = ("loss_action", "action_accuracy", "action_l1")
 # Of a collapse: held-out frames that are looked at; it takes at least so many, of so many episodes, to judge.
 LOOKED_AT, FEWEST, EPISODES = 16, 8, 2
@@ -90,12 +98,16 @@ def fine_tune(
             tqdm.write(f"{name} will not read the robot's own state: {why}")
     counts = freeze_lower(vla, config.depth, config.tower_frozen)
     identity = identity_of(vla, examples, config, counts)
-    folder = Path(output)
+    folder, main = Path(output), PartialState().is_main_process
     watchers = [watch] if watch else []
     with ExitStack() as stack:
         if config.mode == "lora":
-            ranks = config.lora_rank, config.lora_alpha
-            stack.enter_context(adapters(vla, config.depth, *ranks, config.seed))
+            keep = folder / ADAPTER if config.adapter_form == "peft" and main else None
+            stack.enter_context(adapters(vla, preset_of(vla, config), config.seed, keep))
+        if config.frozen_weights == "bf16":
+            lighten(vla)
+        if config.gradient_checkpointing:
+            stack.enter_context(recomputing(vla))
         if config.tensorboard:
             watchers.append(stack.enter_context(_board(folder / BOARD)))
         run = _Run(vla, examples, config, folder, name, identity)
@@ -121,6 +133,7 @@ class _Run:
         # Autocast is entered in `backward`, not by accelerate: it keeps the first precision it was given for
         # as long as the process lives.
         self.accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
+        check_training_memory(vla, self.accelerator.device)
         vla.model.to(self.accelerator.device)
         self.trained = [parameter for parameter in vla.model.parameters() if parameter.requires_grad]
         self.optimizer: Any = torch.optim.AdamW(

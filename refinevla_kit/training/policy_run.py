@@ -14,11 +14,13 @@ from accelerate import PartialState
 from refinevla_kit.errors import KitError
 from refinevla_kit.files import sha256
 from refinevla_kit.training.examples import Examples
-from refinevla_kit.training.loop import TrainingConfig, Watch, fine_tune
+from refinevla_kit.training.loop import ADAPTER, TrainingConfig, Watch, fine_tune
 from refinevla_kit.training.resume import effective
 from refinevla_kit.vlas import load_vla
 from refinevla_kit.vlas.action_tokens import STATISTICS
+from refinevla_kit.vlas.checkpoint import ADAPTER as ADAPTER_CONFIG
 from refinevla_kit.vlas.checkpoint import checkpoint_hash, files_hash, locate
+from refinevla_kit.vlas.contract import VLA
 
 WORK = "training"  # folder of histories and states, beside the policies
 
@@ -26,6 +28,14 @@ WORK = "training"  # folder of histories and states, beside the policies
 def made_from(base: str | Path, examples: Examples, config: TrainingConfig) -> dict[str, Any]:
     """All that the policy of `train_policy` with these arguments depends on."""
     return effective(config) | {"base": files_hash(locate(base)), "examples": examples.digest()}
+
+
+def open_base(base: str | Path, examples: Examples, config: TrainingConfig) -> VLA:
+    """The checkpoint that `train_policy` with these arguments starts from, as it does."""
+    vla = load_vla(base, torch.bfloat16 if config.frozen_weights == "bf16" else None).on(config.robot)
+    if config.action_words == "base":
+        return vla
+    return vla.fitted(examples.actions, config.action_words == "adapted", config.robot)
 
 
 def train_policy(
@@ -62,10 +72,12 @@ def train_policy(
         )
     if target.resolve() == Path(base).resolve():
         raise KitError(f"{target} is the base itself and would be replaced", "give another name or output")
-    base = locate(base)
-    vla = load_vla(base)
-    if config.action_words != "base":
-        vla = vla.fitted(examples.actions, adapt=config.action_words == "adapted")
+    folder = locate(base).resolve()
+    if config.adapter_form == "peft" and (folder / ADAPTER_CONFIG).exists():
+        what = f"{base} is adapters already, and adapters on adapters are not read"
+        raise KitError(what, 'set adapter_form to "merged"')
+    vla = open_base(folder, examples, config)
+    vla.model.name_or_path = str(folder if Path(base).exists() else base)  # what adapters call their base
     history = fine_tune(
         vla, examples, config, work / name, name, progress, cache_folder or work / "activations", watch
     )
@@ -74,7 +86,7 @@ def train_policy(
         # under `accelerate launch` one process writes, the others wait until all is there
         state.wait_for_everyone()
         return history
-    statistics = Path(base) / STATISTICS
+    statistics = folder / STATISTICS
     vla.provenance.clear()
     vla.provenance.update(
         made_by="refinevla_kit.training.policy_run",
@@ -82,11 +94,12 @@ def train_policy(
         order=config.order,
         training=asdict(config),
         frames=len(examples),
-        base=checkpoint_hash(base),
+        base=checkpoint_hash(folder),
         base_statistics=sha256(statistics)[:12] if statistics.exists() else None,
         validation=next((row for row in reversed(history) if row["split"] == "validation"), None),
         reads_state=vla.reads_state,
     )
-    vla.save(target, torch.bfloat16)  # as the base is; half the size
+    adapter = work / name / ADAPTER if config.adapter_form == "peft" else None
+    vla.save(target, torch.bfloat16, adapter)  # as the base is; half the size
     state.wait_for_everyone()
     return history

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,19 @@ from refinevla_kit.vlas.contract import VLA
 
 RESUME, ROWS, HISTORY = "resume", "rows.jsonl", "history.jsonl"
 # settings that change nothing about the weights
-WITHOUT_EFFECT = ("cache_limit_gb", "tensorboard", "collapse_grace")
+WITHOUT_EFFECT = ("cache_limit_gb", "tensorboard", "collapse_grace", "gradient_checkpointing")
+# settings that came later: left out at their usual values, so that what was made before still counts
+ADDED = ("frozen_weights", "adapter_preset", "adapter_form", "robot")
 
 
 def effective(config: TrainingConfig) -> dict[str, Any]:
     """The settings that the trained weights depend on."""
-    return {name: value for name, value in asdict(config).items() if name not in WITHOUT_EFFECT}
+    usual = {field.name: field.default for field in fields(config) if field.name in ADDED}
+    return {
+        name: value
+        for name, value in asdict(config).items()
+        if name not in WITHOUT_EFFECT and (name not in usual or value != usual[name])
+    }
 
 
 def identity_of(

@@ -49,7 +49,7 @@ def load_vla(
     if kind == "openvla":
         return openvla.load(folder, dtype, device_map, dataset)
     if kind == "paligemma":
-        return compact.load(folder.path)
+        return compact.load(folder)
     raise KitError(
         f"{path} holds a {kind!r}, which the kit does not know",
         "give a compact VLA, a SpatialVLA or an OpenVLA",

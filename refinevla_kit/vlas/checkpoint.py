@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
 from PIL import Image
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as hub_logging
 
@@ -28,8 +30,9 @@ from refinevla_kit.episodes.meta import pointer_of
 from refinevla_kit.errors import KitError, listed
 from refinevla_kit.files import replacing, sha256
 from refinevla_kit.simulator.contract import Array
+from refinevla_kit.vlas.action_tokens import STATISTICS
 
-CONFIG = "config.json"
+CONFIG, ADAPTER, ADAPTERS = "config.json", "adapter_config.json", "adapter_model.safetensors"
 PROVENANCE = "refinevla.json"  # beside the authors' files, read by the kit alone
 OWN = "refinevla"  # whose statistics a fitted model has
 COPY = "copy or download the whole folder again"
@@ -46,10 +49,12 @@ class Folder:
         path: where its files lie.
         files: name -> content of all that is not weights, so that a copy is written even when the folder has
             gone meanwhile.
+        adapter: folder of low-rank adapters of these weights, in peft's form; None where there are none.
     """
 
     path: Path
     files: Mapping[str, bytes]
+    adapter: Path | None = None
 
     def json(self, name: str) -> dict[str, Any]:
         """A JSON file's object. Raises `KitError` when it is missing or no object."""
@@ -102,14 +107,37 @@ def locate(source: str | Path) -> Path:
 
 
 def open_folder(source: str | Path) -> Folder:
-    """A checkpoint's folder with its files, but for the weights, in memory. `source`: see `locate`."""
+    """A checkpoint's folder with its files, but for the weights, in memory. Adapters are opened with their
+    base, whose files they may replace. `source`: see `locate`.
+
+    Raises:
+        KitError: see `locate`; adapters whose base is not there, is none, or is not what it was.
+    """
     path = locate(source)
     files = {
         file.name: file.read_bytes()
         for file in sorted(path.iterdir())
         if file.suffix in KEPT and file.is_file()
     }
-    return Folder(path, files)
+    return _with_base(Folder(path, files)) if ADAPTER in files else Folder(path, files)
+
+
+def _with_base(folder: Folder) -> Folder:
+    """Adapters and the base that they name."""
+    path, name = folder.path, folder.json(ADAPTER).get("base_model_name_or_path")
+    remedy = f"name the base as base_model_name_or_path in {path / ADAPTER}, or merge them into it"
+    try:
+        base = open_folder(str(name))
+    except KitError as error:
+        what = f"the base of the adapters in {path} cannot be opened ({error.what})"
+        raise KitError(what, remedy) from error
+    if base.adapter is not None:
+        raise KitError(f"the adapters in {path} stand on other adapters, {name}", remedy)
+    wanted = provenance_of(folder).get("base")
+    if wanted and wanted != checkpoint_hash(base.path):
+        raise KitError(f"{name} is not the base that the adapters in {path} were trained on", remedy)
+    files = {file: content for file, content in folder.files.items() if file != ADAPTER}
+    return Folder(base.path, {**base.files, **files}, path)
 
 
 def _download(name: str) -> Path:
@@ -139,9 +167,6 @@ def read_model(
         KitError: an adapter, too little memory, damaged files, tensors that are not the model's, or numbers
             that are none.
     """
-    if "adapter_config.json" in folder.files:  # transformers would follow it to another base
-        remedy = "merge it into its base (peft's merge_and_unload) and save the whole model"
-        raise KitError(f"{folder.path} holds an adapter", remedy)
     check_memory(folder.path, count_numbers(folder.weights()), dtype, device_map)
     try:
         with quiet():
@@ -171,7 +196,40 @@ def read_model(
     if any(wrong.values()):
         details = "; ".join(f"{len(names)} {how}: {listed(names)}" for how, names in wrong.items() if names)
         raise KitError(f"the weights in {folder.path} are not those of its config.json ({details})", COPY)
+    if folder.adapter is not None:
+        model = _merged(model, folder.adapter)
     return model.eval()
+
+
+def _merged(model: PreTrainedModel, folder: Path) -> Any:
+    """The model with the adapters of a folder merged into its weights.
+
+    Raises:
+        KitError: damaged adapters, of another model, or other ones than LoRA's.
+    """
+    from peft import LoraConfig, PeftConfig, get_peft_model, set_peft_model_state_dict
+
+    try:
+        settings = PeftConfig.from_pretrained(str(folder))
+        weights = load_file(folder / ADAPTERS)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise KitError(f"the adapters in {folder} are damaged ({error})", COPY) from error
+    if not isinstance(settings, LoraConfig):
+        raise KitError(f"{folder} holds {settings.peft_type} adapters", "give LoRA's, or a merged model")
+    try:
+        wrapped: Any = get_peft_model(model, settings)
+        report: Any = set_peft_model_state_dict(wrapped, weights)
+    except (RuntimeError, ValueError) as error:
+        raise KitError(f"the adapters in {folder} do not fit their base ({error})", COPY) from error
+    missing = [name for name in report.missing_keys if "lora_" in name]
+    broken = [name for name, x in weights.items() if not torch.isfinite(x).all()]
+    strange = {"missing": missing, "unknown": report.unexpected_keys, "not finite": broken}
+    if any(strange.values()):
+        details = "; ".join(f"{len(names)} {how}: {listed(names)}" for how, names in strange.items() if names)
+        raise KitError(f"the adapters in {folder} do not fit their base ({details})", COPY)
+    merged = wrapped.merge_and_unload()
+    merged.__dict__.pop("peft_config", None)
+    return merged
 
 
 def chosen(key: str | None, entries: Mapping[str, Any], what: str, folder: Folder) -> str:
@@ -206,7 +264,10 @@ def resized(image: Array, size: tuple[int, int]) -> Array:
 
 def provenance_of(folder: Folder) -> dict[str, Any]:
     """What made a checkpoint, where the kit did; empty for others'."""
-    return folder.json(PROVENANCE) if PROVENANCE in folder.files else {}
+    if PROVENANCE in folder.files:
+        return folder.json(PROVENANCE)
+    # where the compact VLA keeps it; OpenVLA's file of this name holds datasets alone
+    return dict(folder.json(STATISTICS).get("provenance") or {}) if STATISTICS in folder.files else {}
 
 
 def provenance_file(
@@ -272,20 +333,36 @@ def check_memory(path: Path, numbers: int, dtype: torch.dtype, device_map: Any) 
 
 
 def write_folder(
-    model: PreTrainedModel, files: Mapping[str, bytes], path: str | Path, dtype: torch.dtype
+    model: PreTrainedModel,
+    files: Mapping[str, bytes],
+    path: str | Path,
+    dtype: torch.dtype,
+    adapter: Path | None = None,
 ) -> Path:
-    """Write weights under the authors' names and their other files beside them. All appears, or nothing."""
+    """Write weights under the authors' names and their other files beside them. All appears, or nothing.
+
+    Args: see `VLA.save`; `files` is name -> content.
+    """
     config = json.loads(files[CONFIG]) | {"torch_dtype": str(dtype).removeprefix("torch.")}
     skipped = ("model.safetensors.index.json", CONFIG)
     with replacing(path) as part, quiet():
         part.mkdir(parents=True)
-        state = {name: tensor.detach().to(dtype) for name, tensor in model.state_dict().items()}
-        model.save_pretrained(part, state_dict=state)
+        if adapter is None:
+            state = {name: tensor.detach().to(dtype) for name, tensor in model.state_dict().items()}
+            model.save_pretrained(part, state_dict=state)
+        else:
+            copy_adapter(adapter, part)
         for name, content in files.items():
             if name not in skipped:
                 (part / name).write_bytes(content)
         (part / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return Path(path)
+
+
+def copy_adapter(adapter: Path, path: Path) -> None:
+    """Put peft's own two files into a folder."""
+    for name in (ADAPTER, ADAPTERS):
+        shutil.copy(adapter / name, path / name)
 
 
 @contextmanager

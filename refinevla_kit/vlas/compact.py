@@ -9,7 +9,6 @@ head trained, vocabulary frozen" can be said.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
@@ -31,7 +30,7 @@ from refinevla_kit.errors import KitError
 from refinevla_kit.files import replacing, write_json
 from refinevla_kit.simulator.contract import Array
 from refinevla_kit.vlas.action_tokens import STATISTICS, ActionTokens, UniformBins
-from refinevla_kit.vlas.checkpoint import CONFIG, COPY, open_folder, quiet, read_model
+from refinevla_kit.vlas.checkpoint import CONFIG, COPY, Folder, copy_adapter, open_folder, quiet, read_model
 from refinevla_kit.vlas.compact_parts import (
     ACTION,
     EOS,
@@ -204,7 +203,7 @@ class CompactVLA(VLA):
             for part in ("state", "state_mean", "state_scale"):
                 delattr(tower, part)
 
-    def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> Path:
+    def save(self, path: str | Path, dtype: torch.dtype = torch.float32, adapter: Path | None = None) -> Path:
         """Write a checkpoint directory: safetensors, config, tokenizer, dataset statistics. Appears whole or
         not at all.
         """
@@ -216,7 +215,11 @@ class CompactVLA(VLA):
         about = {"format": FORMAT, "action_tokens": self.bins.to_dict(), "provenance": self.provenance}
         with replacing(path) as part, quiet():
             part.mkdir(parents=True)
-            self.model.save_pretrained(part, state_dict=tensors)
+            if adapter is None:
+                self.model.save_pretrained(part, state_dict=tensors)
+            else:
+                self.model.config.save_pretrained(part)
+                copy_adapter(adapter, part)
             self.tokenizer.save_pretrained(part)
             write_json(part / STATISTICS, about)
         return Path(path)
@@ -269,23 +272,24 @@ def build(
     return CompactVLA(model.eval(), tokenizer, bins, {})
 
 
-def load(path: str | Path) -> CompactVLA:
-    """Read a checkpoint directory, in float32.
+def load(source: str | Path | Folder) -> CompactVLA:
+    """Read a checkpoint directory, or one that is open, in float32.
 
     Raises:
         KitError: not a checkpoint, a damaged one, another format, weights that are not exactly the model's,
             or of another vocabulary.
     """
-    directory = Path(path)
-    if not (directory / STATISTICS).is_file():
+    directory = source.path if isinstance(source, Folder) else Path(source)
+    files = source.files if isinstance(source, Folder) else {file.name: b"" for file in directory.glob("*")}
+    if STATISTICS not in files:
         what = f"{directory} is no checkpoint of the compact VLA ({STATISTICS} is missing)"
         raise KitError(what, "give a folder written by notebook 02 or shipped in data/checkpoints")
-    folder = open_folder(directory)
+    folder = source if isinstance(source, Folder) else open_folder(directory)
     kind, own = folder.json(CONFIG).get("model_type"), PaliGemmaConfig.model_type
     if kind != own:
         raise KitError(f"{directory}/config.json is of a {kind!r}, the compact VLA is a {own!r}", COPY)
     try:
-        statistics = json.loads((directory / STATISTICS).read_text(encoding="utf-8"))
+        statistics = folder.json(STATISTICS)
         if statistics.get("format") != FORMAT:
             raise KitError(
                 f"{directory} has format {statistics.get('format')!r}", f"this version reads {FORMAT!r}"

@@ -43,6 +43,20 @@ class Marks:
 
 
 @dataclass(frozen=True)
+class AdapterPreset:
+    """Low-rank adapters as a model's authors train them.
+
+    Attributes:
+        rank, alpha: of the adapters.
+        targets: regular expression of the adapted modules' whole names.
+    """
+
+    rank: int
+    alpha: float
+    targets: str
+
+
+@dataclass(frozen=True)
 class VLA(ABC):
     """A model, its tokenizer, how it writes actions, and where it came from.
 
@@ -195,12 +209,24 @@ class VLA(ABC):
         """float (..., 7) as the kit records them -> in the units that `bins` encode."""
         return actions
 
-    def fitted(self, actions: Array, adapt: bool) -> VLA:
+    def on(self, robot: str) -> VLA:
+        """The same weights, with the action statistics of this robot's data.
+
+        Raises:
+            KitError: it has none.
+        """
+        own = self.conventions.robot
+        if robot != own:
+            raise KitError(f"a {type(self).__name__} acts for the {own} alone", f'set robot to "{own}"')
+        return self
+
+    def fitted(self, actions: Array, adapt: bool, robot: str = "widowx") -> VLA:
         """The same model with action words for other data.
 
         Args:
             actions: float (N, 7), as the kit records them.
             adapt: move the words' cells and embeddings, too.
+            robot: whose actions they are.
 
         Raises:
             KitError: its action words are part of its checkpoint, as here.
@@ -235,6 +261,11 @@ class VLA(ABC):
         return ()
 
     @property
+    def adapter_preset(self) -> AdapterPreset | None:
+        """How its authors train adapters; None where they never did."""
+        return None
+
+    @property
     def state_encoder(self) -> nn.Module | None:
         """The part of the tower that makes a token of the robot's own state."""
         return None
@@ -259,5 +290,11 @@ class VLA(ABC):
         """What its actions mean and which picture it wants."""
 
     @abstractmethod
-    def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> Path:
-        """Write a checkpoint directory that `load_vla` reads. Appears whole or not at all."""
+    def save(self, path: str | Path, dtype: torch.dtype = torch.float32, adapter: Path | None = None) -> Path:
+        """Write a checkpoint directory that `load_vla` reads. Appears whole or not at all.
+
+        Args:
+            path: of the directory.
+            dtype: that the weights are stored in.
+            adapter: a folder with peft's files, which are kept instead of the weights; they name their base.
+        """

@@ -94,9 +94,10 @@ def run_layers(
     known already.
     """
     rotary = rotary or vla.decoder.rotary_emb(words, positions)
+    layer: Any
     for layer, kind in zip(list(vla.layers)[layers], kinds_of(vla)[layers], strict=True):
         words = layer(
-            words,
+            words.to(layer.input_layernorm.weight.dtype),  # frozen layers may be kept in bfloat16
             position_embeddings=rotary,
             attention_mask=masks[kind],
             position_ids=positions,

@@ -33,7 +33,6 @@ from refinevla_kit.errors import KitError, listed
 from refinevla_kit.simulator.contract import ACTION_NAMES, Array
 from refinevla_kit.vlas.checkpoint import (
     CONFIG,
-    OWN,
     Folder,
     chosen,
     provenance_file,
@@ -42,16 +41,19 @@ from refinevla_kit.vlas.checkpoint import (
     resized,
     write_folder,
 )
-from refinevla_kit.vlas.contract import VLA, Marks
-from refinevla_kit.vlas.released import (
-    Quantiles,
-    ReleasedVLA,
-    statistics_of,
-)
+from refinevla_kit.vlas.contract import VLA, AdapterPreset, Marks
+from refinevla_kit.vlas.released import Quantiles, ReleasedVLA, own_dataset, statistics_of
 from refinevla_kit.vlas.vision_tower import TOWERS, VisionTower
 
 PREPROCESSOR, STATISTICS = "preprocessor_config.json", "dataset_statistics.json"
 SPACE = 29871  # Llama's token of a lone space: what the prompt ends with before an action
+# The authors' vla-scripts/finetune.py: rank 32, alpha 16, every linear layer but the head's.
+ADAPTERS = AdapterPreset(
+    32,
+    16.0,
+    r"(language_model\.model|vision_backbone)\..*\."
+    r"([qkvo]_proj|gate_proj|up_proj|down_proj|qkv|attn\.proj|fc[12])|projector\.fc[123]",
+)
 
 
 class OpenVLAConfig(PreTrainedConfig):  # type: ignore[misc]
@@ -123,6 +125,7 @@ class OpenVLAModel(PreTrainedModel):  # type: ignore[misc]
     config_class = OpenVLAConfig
     base_model_prefix = ""
     _supports_sdpa = True
+    supports_gradient_checkpointing = True
     _no_split_modules = ["LlamaDecoderLayer", "VisionTower"]  # noqa: RUF012
 
     def __init__(self, config: OpenVLAConfig) -> None:
@@ -244,6 +247,17 @@ class OpenVLA(ReleasedVLA):
         return (self._model.vision_backbone,)
 
     @property
+    def constant(self) -> tuple[nn.Module, ...]:
+        return (
+            self._model.vision_backbone.featurizer.unused
+            + self._model.vision_backbone.fused_featurizer.unused
+        )
+
+    @property
+    def adapter_preset(self) -> AdapterPreset:
+        return ADAPTERS
+
+    @property
     def projector(self) -> tuple[nn.Module, ...]:
         return (self._model.projector,)
 
@@ -277,24 +291,25 @@ class OpenVLA(ReleasedVLA):
         return tokens
 
     def image_words(self, tokens: Tensor, states: Tensor | None) -> Tensor:
-        words: Tensor = self._model.projector(tokens)
+        projector = self._model.projector
+        words: Tensor = projector(tokens.to(projector.fc1.weight.dtype))
         return words
 
-    def fitted(self, actions: Array, adapt: bool) -> VLA:
+    def fitted(self, actions: Array, adapt: bool, robot: str = "widowx") -> VLA:
         """The same model with statistics of these actions; there is no grid to adapt."""
         if adapt:
             raise KitError("OpenVLA's bins are even: there is no grid to adapt", 'take "refitted"')
-        statistics = {**self.statistics, OWN: statistics_of(self.own_actions(actions))}
-        bins = replace(self.bins, quantiles=Quantiles.from_statistics(statistics[OWN], OWN))  # type: ignore[type-var]
-        return replace(self, bins=bins, statistics=statistics, dataset=OWN)
+        dataset = own_dataset(robot)
+        statistics = {**self.statistics, dataset: statistics_of(self.own_actions(actions))}
+        return replace(self, statistics=statistics).with_dataset(dataset)
 
-    def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> Path:
+    def save(self, path: str | Path, dtype: torch.dtype = torch.float32, adapter: Path | None = None) -> Path:
         """Write the authors' layout: their key names, their files, with these statistics."""
         statistics = json.dumps(dict(self.statistics), indent=2)
         config = self.folder.json(CONFIG) | {"norm_stats": dict(self.statistics)}
         content = {STATISTICS: statistics.encode(), CONFIG: json.dumps(config).encode()}
         content |= provenance_file(self.provenance, self.dataset)
-        return write_folder(self.model, {**self.folder.files, **content}, path, dtype)
+        return write_folder(self.model, {**self.folder.files, **content}, path, dtype, adapter)
 
 
 def to_square(image: Array, size: tuple[int, int], strategy: str, border: tuple[int, ...]) -> Array:

@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor, nn
 
-from refinevla_kit.conventions import GOOGLE_ROBOT, WIDOWX, Conventions, Reference
-from refinevla_kit.errors import KitError
+from refinevla_kit.conventions import GOOGLE_ROBOT, WIDOWX, Conventions, Reference, robot_of
+from refinevla_kit.errors import KitError, listed
 from refinevla_kit.simulator.contract import Array
-from refinevla_kit.vlas.checkpoint import Folder
+from refinevla_kit.vlas.checkpoint import OWN, Folder
 from refinevla_kit.vlas.contract import VLA
 
 
@@ -71,6 +71,11 @@ class Quantiles:
     def to_dict(self) -> dict[str, Any]:
         """As the authors write them."""
         return {"q01": list(self.low), "q99": list(self.high), "mask": list(self.scaled)}
+
+
+def own_dataset(robot: str) -> str:
+    """Under what name a checkpoint keeps the statistics that it was fitted to."""
+    return OWN if robot == "widowx" else f"{OWN}_{robot}"
 
 
 def statistics_of(actions: Array) -> dict[str, Any]:
@@ -154,10 +159,34 @@ class ReleasedVLA(VLA):
             "gripper": "open1_closed0",
             "normalisation": self.dataset,
         }
-        if "fractal" in self.dataset:
+        if robot_of(self.dataset) == "google_robot":
             own |= {"sticky_gripper": self.sticky, "gripper_reference": self.reference}
             return replace(GOOGLE_ROBOT, **own)
         return replace(WIDOWX, **own)
+
+    @property
+    def usual_dataset(self) -> str:
+        """Whose statistics are taken where nothing is said: those it was fitted to, else the first."""
+        return str(self.provenance.get("dataset") or next(iter(self.statistics)))
+
+    def on(self, robot: str) -> VLA:
+        """The same weights with this robot's statistics: those it was fitted to, else the first whose name
+        tells the robot. A name that tells none counts as the WidowX.
+        """
+        known, usual = [*self.statistics], self.usual_dataset
+        unsure = (robot_of(usual) or "widowx") == robot
+        named = [key for key in known if robot_of(key) == robot]
+        keys = [usual] if unsure and usual.startswith(OWN) else named or [usual] * unsure
+        if not keys:
+            what = f"the checkpoint has no action statistics of the {robot}, only {listed(known)}"
+            raise KitError(what, "choose another base, or fit the action words to your data")
+        return self.with_dataset(keys[0])
+
+    def with_dataset(self, dataset: str) -> VLA:
+        """The same weights with the statistics of another dataset that the checkpoint knows."""
+        quantiles = Quantiles.from_statistics(self.statistics[dataset], dataset)
+        bins = replace(self.bins, quantiles=quantiles)  # type: ignore[type-var]
+        return replace(self, bins=bins, dataset=dataset)
 
     def own_actions(self, actions: Array) -> Array:
         return gripper_to_share(actions)

@@ -38,7 +38,6 @@ from refinevla_kit.errors import KitError
 from refinevla_kit.simulator.contract import Array
 from refinevla_kit.vlas.checkpoint import (
     CONFIG,
-    OWN,
     Folder,
     chosen,
     provenance_file,
@@ -47,18 +46,23 @@ from refinevla_kit.vlas.checkpoint import (
     resized,
     write_folder,
 )
-from refinevla_kit.vlas.contract import VLA, Marks
-from refinevla_kit.vlas.released import (
-    Quantiles,
-    ReleasedVLA,
-    statistics_of,
-)
+from refinevla_kit.vlas.contract import VLA, AdapterPreset, Marks
+from refinevla_kit.vlas.released import Quantiles, ReleasedVLA, own_dataset, statistics_of
 from refinevla_kit.vlas.spatial_words import LEAST_DEVIATION, SpatialWords, adapted, edges_of, gaussians_of
 
 PROCESSOR = "processor_config.json"
 RESCALE = 0.00392156862745098
 DEPTH_PADDING = 31  # pixels on each side of the picture that the depth is estimated from
 DEPTH_SIZE = 384  # pixels, height and width of that picture
+# The authors' finetune_lora.sh: --lora 32 --lora_alpha 32 --lora_target linear, which spatialvla_finetune.py
+# spells out. Its "out_proj" also hits ZoeDepth, which is left as it is here.
+ADAPTERS = AdapterPreset(
+    32,
+    32.0,
+    r"(language_model\.model|vision_tower)\..*\."
+    r"([qkvo]_proj|out_proj|gate_proj|up_proj|down_proj|fc[12])"
+    r"|multi_modal_projector\.linear|position_embedding_3d\.position_embedding_head\.[03]",
+)
 DEPTH_OFFSET = 2.0  # metres; a point's distance is centred on it and all coordinates are divided by it
 
 
@@ -132,6 +136,7 @@ class SpatialVLAModel(PreTrainedModel):  # type: ignore[misc]
     config_class = SpatialVLAConfig
     base_model_prefix = ""
     _supports_sdpa = True
+    supports_gradient_checkpointing = True
     _no_split_modules = ["Gemma2DecoderLayer", "SiglipEncoderLayer", "ZoeDepthForDepthEstimation"]  # noqa: RUF012
 
     def __init__(self, config: SpatialVLAConfig) -> None:
@@ -262,6 +267,10 @@ class SpatialVLA(ReleasedVLA):
         return (self._model.vision_zoe_model,)
 
     @property
+    def adapter_preset(self) -> AdapterPreset:
+        return ADAPTERS
+
+    @property
     def projector(self) -> tuple[nn.Module, ...]:
         return self._model.multi_modal_projector, self._model.position_embedding_3d
 
@@ -313,21 +322,27 @@ class SpatialVLA(ReleasedVLA):
         words: Tensor = self._model.words(ids)
         return words
 
-    def fitted(self, actions: Array, adapt: bool) -> VLA:
+    def with_dataset(self, dataset: str) -> VLA:
+        """See `ReleasedVLA.with_dataset`; the camera is the dataset's, too, where there is one."""
+        camera = dataset if dataset in self._processor["intrinsic_config"] else self.camera
+        return replace(super().with_dataset(dataset), camera=camera)  # type: ignore[call-arg]
+
+    def fitted(self, actions: Array, adapt: bool, robot: str = "widowx") -> VLA:
         """The same model with statistics of these actions; adapted, with cells and embeddings for them."""
         assert isinstance(self.bins, SpatialWords)
         own = self.own_actions(actions)
-        statistics = {**self.statistics, OWN: statistics_of(own)}
-        bins = replace(self.bins, quantiles=Quantiles.from_statistics(statistics[OWN], OWN))
+        dataset = own_dataset(robot)
+        statistics = {**self.statistics, dataset: statistics_of(own)}
+        bins = replace(self.bins, quantiles=Quantiles.from_statistics(statistics[dataset], dataset))
         if adapt:
             unit = bins.quantiles.normalise(own[np.isfinite(own).all(axis=1)])
             edges = edges_of(gaussians_of(np.clip(unit, -1, 1)), bins.cells, LEAST_DEVIATION)
             table = self._model.spatial_embed_tokens.weight.data
             table.copy_(adapted(table, bins.edges, edges))
             bins = replace(bins, edges=edges)
-        return replace(self, bins=bins, statistics=statistics, dataset=OWN)
+        return replace(self, bins=bins, statistics=statistics, dataset=dataset)
 
-    def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> Path:
+    def save(self, path: str | Path, dtype: torch.dtype = torch.float32, adapter: Path | None = None) -> Path:
         """Write the authors' layout: their key names, their files, with these statistics and cells."""
         assert isinstance(self.bins, SpatialWords)
         processor = self._processor | {
@@ -336,7 +351,7 @@ class SpatialVLA(ReleasedVLA):
         }
         content = {PROCESSOR: json.dumps(processor, indent=2).encode()}
         content |= provenance_file(self.provenance, self.dataset, self.camera)
-        return write_folder(self.model, {**self.folder.files, **content}, path, dtype)
+        return write_folder(self.model, {**self.folder.files, **content}, path, dtype, adapter)
 
 
 def load(

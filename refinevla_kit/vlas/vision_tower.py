@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 DINO_LARGE: dict[str, Any] = {
     "embed_dim": 1024,
@@ -69,7 +70,7 @@ class _MLP(nn.Module):
         return out
 
 
-class _Block(nn.Module):
+class _Block(GradientCheckpointingLayer):  # type: ignore[misc]
     def __init__(self, width: int, heads: int, hidden: int, scaled: bool) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
@@ -127,6 +128,12 @@ class VisionTower(nn.Module):
         )
         if size.get("global_pool") == "map":
             self.attn_pool = _Pool(width, hidden)
+
+    @property
+    def unused(self) -> tuple[nn.Module, ...]:
+        """What is in the file and run by nothing."""
+        pool = [self.attn_pool] if hasattr(self, "attn_pool") else []
+        return (self.blocks[-1], self.norm, *pool)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalised pixels (B, 3, s, s) -> tokens (B, patches, width)."""

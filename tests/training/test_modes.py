@@ -17,7 +17,7 @@ from refinevla_kit.policies.vla_policy import VLAPolicy
 from refinevla_kit.training import loop
 from refinevla_kit.training.config import native_precision
 from refinevla_kit.training.examples import Examples
-from refinevla_kit.training.freezing import adapters
+from refinevla_kit.training.freezing import adapters, preset_of
 from refinevla_kit.training.loop import check_collapse, fine_tune, validate
 from refinevla_kit.training.objective import WholeModel, forward, make_batch
 from refinevla_kit.training.resume import RESUME
@@ -49,7 +49,7 @@ def test_everything_trains_in_full_mode_but_a_frozen_tower(tmp_path: Path) -> No
 
 def test_adapters_alone_train_and_touch_the_upper_language_layers_alone() -> None:
     vla = made(some())
-    with adapters(vla, 1, 4, 8.0, seed=0):
+    with adapters(vla, preset_of(vla, LORA), seed=0):
         trained = [name for name, p in vla.model.named_parameters() if p.requires_grad]
     assert len(trained) == 2 * 7 * 2  # A and B of seven maps of layers 1 and 2
     assert all(
@@ -86,7 +86,7 @@ def test_a_run_with_adapters_lowers_the_loss_and_leaves_plain_weights(cache: str
 def test_merging_changes_nothing_about_what_the_model_says() -> None:
     vla, examples = made(some()), some()
     batch = make_batch(vla, examples, np.arange(4), LORA)
-    with adapters(vla, 1, 4, 8.0, seed=0), torch.no_grad():
+    with adapters(vla, preset_of(vla, LORA), seed=0), torch.no_grad():
         for name, p in vla.model.named_parameters():
             if "lora_B" in name:
                 p.normal_(0, 0.1, generator=torch.Generator().manual_seed(0))

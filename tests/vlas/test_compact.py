@@ -314,7 +314,7 @@ def test_parts_of_a_model_and_adapters_are_told_apart_from_a_checkpoint(
 ) -> None:
     folder = vla.save(tmp_path / "one")
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "somebody/else"}')
-    with pytest.raises(KitError, match="holds an adapter -> merge it"):
+    with pytest.raises(KitError, match=r"the base of the adapters in .* cannot be opened"):
         load(folder)
     (folder / "adapter_config.json").unlink()
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
