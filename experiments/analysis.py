@@ -32,7 +32,7 @@ from refinevla_kit.evaluation.training_seeds import (
     compare_seeds,
     over_seeds,
 )
-from refinevla_kit.figures.paper_figures import Panel, sweep_panels
+from refinevla_kit.figures.sensitivity import Panel, sweep_panels
 from refinevla_kit.tasks import SETTINGS, VARIANT_AGGREGATION, VISUAL_MATCHING
 
 PRIMARY = tuple(reversed(REFERENCES))

@@ -37,7 +37,7 @@ from experiments.runner import DEMONSTRATIONS, RECORDS, STUDY, TEXT_USE, copy_re
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.statistics import AVERAGE
 from refinevla_kit.evaluation.training_seeds import SeedComparison
-from refinevla_kit.figures.paper_figures import sensitivity
+from refinevla_kit.figures.sensitivity import sensitivity
 from refinevla_kit.figures.style import (
     BLUE,
     GREY,

@@ -13,8 +13,8 @@ policy declares what it knows (`policy.conventions`, None where it does not know
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, get_args, get_type_hints
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.tasks import CAMERA_SIZES
@@ -120,16 +120,9 @@ class Conventions:
 
 
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "robot": get_args(Robot),
-    "frame": get_args(Frame),
-    "unit": get_args(Unit),
-    "added_to": get_args(Origin),
-    "rotation": get_args(Rotation),
-    "gripper": get_args(Gripper),
-    "resize": get_args(Resize),
-    "colour": get_args(Colour),
-    "camera": get_args(Camera),
-    "gripper_reference": get_args(Reference),
+    name: get_args(get_args(hint)[0])
+    for name, hint in get_type_hints(Conventions).items()
+    if "Literal" in str(hint)
 }
 
 WIDOWX = Conventions(
@@ -148,21 +141,15 @@ WIDOWX = Conventions(
     camera="3rd_view_camera",
     gripper_reference="step",
 )
-GOOGLE_ROBOT = Conventions(
+GOOGLE_ROBOT = replace(
+    WIDOWX,
     robot="google_robot",
-    frame="base",
-    unit="m",
     added_to="measured",
-    rotation="euler_xyz_extrinsic",
     gripper="relative_closing+1",
-    sticky_gripper=1,
     control_hz=3.0,
     image_size=CAMERA_SIZES["google_robot"],
-    resize="stretch",
-    colour="rgb",
     normalisation="fractal20220817_data/0.1.0",
     camera="overhead_camera",
-    gripper_reference="step",
 )
 ROBOT_CONVENTIONS: dict[str, Conventions] = {"widowx": WIDOWX, "google_robot": GOOGLE_ROBOT}
 _DATA_OF: dict[str, Robot] = {  # words of names of datasets

@@ -17,7 +17,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,30 +25,21 @@ from captum.attr import IntegratedGradients, LayerGradCam, Occlusion
 from scipy import ndimage
 from torch import Tensor
 
-from refinevla_kit.attention.captured import ACTION_QUERY, INSTRUCTION_QUERY, Query, image_hash
+from refinevla_kit.attention.captured import ACTION_QUERY, INSTRUCTION_QUERY, Frame, Query, image_hash
 from refinevla_kit.attention.flows import Answer, Question, head_mean, raw, relevance, rollout, top_k
 from refinevla_kit.attention.forward import check_policy, token_sequences
 from refinevla_kit.attention.grounding import resample, to_pixels
 from refinevla_kit.errors import KitError
 from refinevla_kit.policies.contract import Action, Array
 from refinevla_kit.policies.vla_policy import VLAPolicy
+from refinevla_kit.simulator.contract import Observation
 
 MEAN, BLUR = FILLS = ("mean", "blur")
 Fill = str | tuple[int, int, int]
 # Standard deviation of the blur in picture heights: half an object's size and more at the WidowX's camera
 BLUR_SHARE = 1 / 12
 AT_A_TIME = 16  # pictures a forward pass
-
-
-class Moment(Protocol):
-    """A `Frame`, a simulator's `Observation`, or anything else with these."""
-
-    @property
-    def image(self) -> Array: ...
-    @property
-    def instruction(self) -> str: ...
-    @property
-    def proprioception(self) -> Array | None: ...
+Moment = Frame | Observation  # or anything else with image, instruction and proprioception
 
 
 @dataclass(frozen=True)
@@ -103,20 +94,19 @@ def attribute(
         raise KitError(f"{method} has no option {unknown[0]!r}", remedy)
     question = ask(policy, frame, target, action, rationale)
     answer = METHODS[method](question, **options)
-    patches, shape = PARTS[part](answer.patches), question.image.shape
-    if answer.pixels is None:
-        pixels = to_pixels(patches, shape)
-    else:
-        pixels = resample(PARTS[part](answer.pixels), shape)
+    patches, shape, query = PARTS[part](answer.patches), question.image.shape, question.query
+    pixels = (
+        to_pixels(patches, shape) if answer.pixels is None else resample(PARTS[part](answer.pixels), shape)
+    )
     score = None
-    if question.query.kind != INSTRUCTION_QUERY:
+    if query.kind != INSTRUCTION_QUERY:
         with torch.no_grad():
             score = float(question.score(question.pixels())[0])
     provenance = {
         "method": method,
         "part": part,
-        "target": question.query.label,
-        "kind": question.query.kind,
+        "target": query.label,
+        "kind": query.kind,
         "score": score,
         "policy": policy.name,
         "checkpoint_hash": policy.checkpoint_hash,
@@ -135,11 +125,8 @@ def ask(
     """The question behind `attribute`: one sequence with the target in it."""
     check_policy(policy)
     if not hasattr(frame, "image") or not hasattr(frame, "instruction"):
-        raise KitError(
-            f"{type(frame).__name__} is no moment to ask about",
-            "give a frame or an observation: something with image, instruction and proprioception, such as "
-            "attention.captured.Frame",
-        )
+        what = f"{type(frame).__name__} is no moment to ask about"
+        raise KitError(what, "give an attention.captured.Frame or a simulator's Observation")
     kind = ACTION_QUERY if isinstance(target, str) else target.kind
     image, states = np.asarray(frame.image), state_batch(frame)
     with torch.no_grad():

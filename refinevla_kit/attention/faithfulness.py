@@ -16,9 +16,11 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
+from scipy import stats
 from scipy.integrate import trapezoid
-from torch import nn
+from torch import Tensor
 
 from refinevla_kit.attention.attribution import (
     FILLS,
@@ -33,8 +35,9 @@ from refinevla_kit.attention.attribution import (
     state_batch,
 )
 from refinevla_kit.attention.captured import STAGES, Frame
+from refinevla_kit.attention.flows import Question
 from refinevla_kit.attention.forward import check_policy, log_probabilities, query_score
-from refinevla_kit.attention.grounding import REST, mean_interval
+from refinevla_kit.attention.grounding import REST, mean_with_interval
 from refinevla_kit.errors import KitError
 from refinevla_kit.policies.contract import Action, Array
 from refinevla_kit.policies.vla_policy import VLAPolicy
@@ -42,18 +45,8 @@ from refinevla_kit.policies.vla_policy import VLAPolicy
 WHOLE = "image"
 COVERED = ("source", "target", "gripper", REST, WHOLE)
 COVER_COLUMNS = (
-    "policy",
-    "checkpoint_hash",
-    "task",
-    "episode",
-    "step",
-    "stage",
-    "covered",
-    "area",
-    "fill",
-    "dimension",
-    "total_variation",
-    "action_change",
+    *("policy", "checkpoint_hash", "task", "episode", "step"),
+    *("stage", "covered", "area", "fill", "dimension", "total_variation", "action_change"),
 )
 AT_A_TIME = 32  # pictures a forward pass
 
@@ -119,12 +112,13 @@ def curves(
     question = ask(policy, frame, policy.vla.word_names[0], action, rationale)
     grid, patches = policy.vla.grid, policy.vla.patches
     patch_map = np.asarray(getattr(patch_map, "patch_map", patch_map), np.float64)
-    if patch_map.shape != grid:
-        raise KitError(
-            f"a map of {patch_map.shape} patches for a policy of {grid}", "give a map of this policy"
+    if patch_map.shape != grid or not np.isfinite(patch_map).all():
+        what = (
+            f"a map of {patch_map.shape} patches"
+            if patch_map.shape != grid
+            else "a map with no numbers in it"
         )
-    if not np.isfinite(patch_map).all():
-        raise KitError("the map has values that are no numbers", "give a map of this policy")
+        raise KitError(f"{what} for a policy of {grid}", "give a map of this policy")
     if not 1 <= steps <= patches or orders < 1:
         raise KitError(
             f"{steps} steps and {orders} random orders",
@@ -134,35 +128,40 @@ def curves(
     shuffled = [random.permutation(patches) for _ in range(orders)]
     ranked = np.lexsort((random.random(patches), -patch_map.ravel()))
     counts = np.linspace(0, patches, steps + 1).round().astype(int)
-    kept = np.ones((orders + 2, steps + 1, patches), bool)  # deletion, insertion, random deletions
-    for row, order in enumerate([ranked, ranked[::-1], *shuffled]):
-        for step, count in enumerate(counts):
-            kept[row, step, order[:count]] = False
+    # when a patch goes: deletion, insertion backwards, random deletions
+    gone = np.argsort([ranked, ranked[::-1], *shuffled], axis=1)
+    kept = torch.from_numpy(gone[:, None] >= counts[:, None])  # orders, steps, patches
+    scores = _scores_of(question, kept.reshape(-1, 1, *grid), fill).reshape(len(gone), -1)
+    deletion, insertion, *others = scores
+    return Curves(counts / patches, deletion, insertion[::-1].copy(), np.mean(others, axis=0))
+
+
+def _scores_of(question: Question, kept: Tensor, fill: Fill) -> Array:
+    """Log-probability of the action, float64 (B,), where only the patches of bool (B, 1, rows, columns) are
+    there.
+    """
     whole, filled = question.pixels(), question.pixels(filling(question.image, fill))  # 1, 3, height, width
-    there = torch.from_numpy(kept.reshape(-1, 1, *grid)).to(whole.device)
-    for axis, size in zip((2, 3), grid, strict=True):
-        there = there.repeat_interleave(whole.shape[axis] // size, axis)
     scores = []
-    for part in there.split(AT_A_TIME):
+    for part in kept.to(whole.device).split(AT_A_TIME):
+        for axis in (2, 3):
+            part = part.repeat_interleave(whole.shape[axis] // part.shape[axis], axis)
         hidden = question.hidden(question.words(torch.where(part, whole, filled)))
         total = torch.zeros(len(part), device=whole.device)
         for query in question.sequence.queries:
-            total = total + query_score(policy, hidden, query)
+            total = total + query_score(question.policy, hidden, query)
         scores.append(total)
-    deletion, insertion, *others = torch.cat(scores).double().cpu().numpy().reshape(orders + 2, steps + 1)
-    return Curves(counts / patches, deletion, insertion[::-1].copy(), np.mean(others, axis=0))
+    return np.asarray(torch.cat(scores).double().cpu().numpy())
 
 
 def by_episode(frames: Sequence[Frame], each: Sequence[Curves]) -> list[Curves]:
     """One mean of the frames' curves an episode, so that an interval over them is one over episodes."""
     groups: dict[tuple[str, int], list[Curves]] = {}
-    for frame, one in zip(frames, each, strict=True):
-        groups.setdefault((frame.task, frame.episode), []).append(one)
-    means = []
-    for group in groups.values():
-        columns = [[getattr(one, field.name) for one in group] for field in fields(Curves)]
-        means.append(Curves(*(np.mean(column, axis=0) for column in columns)))
-    return means
+    for frame, frames_curves in zip(frames, each, strict=True):
+        groups.setdefault((frame.task, frame.episode), []).append(frames_curves)
+    return [
+        Curves(*(np.mean([getattr(one, field.name) for one in group], axis=0) for field in fields(Curves)))
+        for group in groups.values()
+    ]
 
 
 @torch.inference_mode()
@@ -171,9 +170,9 @@ def cover(
     frames: Sequence[Frame] | Frame,
     covered: Sequence[str] = COVERED,
     fills: Sequence[Fill] = FILLS,
-) -> Any:
-    """Cover each thing in turn and see how far the action moves: a pandas table (columns `COVER_COLUMNS`), a
-    row a frame, thing, fill and token.
+) -> pd.DataFrame:
+    """Cover each thing in turn and see how far the action moves: a row a frame, thing, fill and token
+    (columns `COVER_COLUMNS`).
 
     `total_variation`, 0 to 1, is between the distributions of an action token on the covered and on the whole
     picture, both after the policy's own tokens on the whole one. `action_change` is the mean absolute change
@@ -186,60 +185,58 @@ def cover(
         covered: names of masks, "rest" for the pixels in none, "image" for all.
         fills: what to cover with.
     """
-    import pandas as pd
-
     check_policy(policy)
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for frame in [frames] if isinstance(frames, Frame) else frames:
-        if not isinstance(frame, Frame):
-            raise KitError(
-                f"{type(frame).__name__} has no masks to cover by",
-                "give attention.captured.Frame, with a mask of each thing",
-            )
-        everything = np.ones(frame.image.shape[:2], bool)
-        masks = frame.masks | {REST: ~np.any([*frame.masks.values()], axis=0), WHOLE: everything}
-        if unknown := [name for name in covered if name not in masks]:
-            raise KitError(
-                f"there is no {unknown[0]} to cover in the frames", f"choose of {', '.join(masks)}"
-            )
-        changes = [(name, fill) for name in covered if masks[name].any() for fill in fills]
-        images = np.stack([frame.image, *(masked(frame.image, masks[name], fill) for name, fill in changes)])
-        state = state_batch(frame)
-        states = None if state is None else state.repeat(len(images), 0)
-        actions = policy.decide(images, [frame.instruction] * len(images), states)
-        question = ask(policy, frame, policy.vla.word_names[0], actions[0])
-        hidden = question.hidden(question.words(policy.vla.pixel_values(images)))
-        stage = STAGES.get(frame.phase, frame.phase)
-        whose = (policy.name, policy.checkpoint_hash, frame.task, frame.episode, frame.step, stage)
-        chances = {  # pictures, words
-            query.label: log_probabilities(policy, hidden, query)[0].exp()
-            for query in question.sequence.queries
-        }
-        for number, (name, fill) in enumerate(changes, 1):
-            change = np.abs(actions[number].normalised - actions[0].normalised).mean()
-            for dimension, chance in chances.items():
-                variation = (chance[number] - chance[0]).abs().sum() / 2
-                where = (name, float(masks[name].mean()), str(fill), dimension)
-                rows.append((*whose, *where, float(variation), float(change)))
+        rows += _covered(policy, frame, covered, fills)
     return pd.DataFrame(rows, columns=list(COVER_COLUMNS))
 
 
-def summarise_cover(table: Any, measure: str = "total_variation", level: float = 0.95) -> Any:
+def _covered(
+    policy: VLAPolicy, frame: Frame, covered: Sequence[str], fills: Sequence[Fill]
+) -> Iterator[tuple[Any, ...]]:
+    """Rows of `cover` of one frame."""
+    if not isinstance(frame, Frame):
+        raise KitError(
+            f"{type(frame).__name__} has no masks to cover by",
+            "give attention.captured.Frame, with a mask of each thing",
+        )
+    everything = np.ones(frame.image.shape[:2], bool)
+    masks = frame.masks | {REST: ~np.any([*frame.masks.values()], axis=0), WHOLE: everything}
+    if unknown := [name for name in covered if name not in masks]:
+        raise KitError(f"there is no {unknown[0]} to cover in the frames", f"choose of {', '.join(masks)}")
+    changes = [(name, fill) for name in covered if masks[name].any() for fill in fills]
+    images = np.stack([frame.image, *(masked(frame.image, masks[name], fill) for name, fill in changes)])
+    state = state_batch(frame)
+    states = None if state is None else state.repeat(len(images), 0)
+    actions = policy.decide(images, [frame.instruction] * len(images), states)
+    question = ask(policy, frame, policy.vla.word_names[0], actions[0])
+    hidden = question.hidden(question.words(policy.vla.pixel_values(images)))
+    whose = (policy.name, policy.checkpoint_hash, frame.task, frame.episode, frame.step)
+    queries = question.sequence.queries
+    chances = [log_probabilities(policy, hidden, query)[0].exp() for query in queries]  # pictures, words
+    for number, (name, fill) in enumerate(changes, 1):
+        change = np.abs(actions[number].normalised - actions[0].normalised).mean()
+        what = (STAGES.get(frame.phase, frame.phase), name, float(masks[name].mean()), str(fill))
+        for query, chance in zip(queries, chances, strict=True):
+            variation = (chance[number] - chance[0]).abs().sum() / 2
+            yield (*whose, *what, query.label, float(variation), float(change))
+
+
+def summarise_cover(table: pd.DataFrame, measure: str = "total_variation") -> pd.DataFrame:
     """Mean of "total_variation" or "action_change" over frames and tokens, with Student's interval over
     episodes.
 
     Returns:
-        pandas table: policy, covered, fill, the measure under its own name, low, high (NaN with one episode),
-            area, episodes.
+        Columns policy, covered, fill, the measure under its own name, low, high (NaN with one episode), area,
+        episodes.
     """
-    import pandas as pd
-
     keys = ["policy", "covered", "fill"]
     episodes = table.groupby([*keys, "task", "episode"], sort=False)[[measure, "area"]].mean().reset_index()
-    rows = []
-    for key, group in episodes.groupby(keys, sort=False):
-        low, high = mean_interval(group[measure].to_numpy(), level)
-        rows.append((*key, float(group[measure].mean()), low, high, float(group["area"].mean()), len(group)))
+    rows = [
+        (*key, *mean_with_interval(group[measure]), float(group["area"].mean()), len(group))
+        for key, group in episodes.groupby(keys, sort=False)
+    ]
     return pd.DataFrame(rows, columns=[*keys, measure, "low", "high", "area", "episodes"])
 
 
@@ -250,7 +247,7 @@ def sanity(
     method: str = "rollout",
     seed: int = 0,
     **options: Any,
-) -> Any:
+) -> pd.DataFrame:
     """Shuffle the weights from the top layer down and compare each map with the trained policy's, by
     Spearman's rank correlation of the patches.
 
@@ -258,12 +255,9 @@ def sanity(
     layer is reached.
 
     Returns:
-        pandas table: frame (number), shuffled (layers and what else, from the top: "layer 5", ..., "layer 1",
-            "tower"), correlation.
+        Columns frame (number), shuffled (layers and what else, from the top: "layer 5", ..., "layer 1",
+        "tower"), correlation.
     """
-    import pandas as pd
-    from scipy import stats
-
     actions = [
         policy.decide(np.asarray(frame.image)[None], [frame.instruction], state_batch(frame))[0]
         for frame in frames
@@ -292,9 +286,8 @@ def _shuffled(policy: VLAPolicy, seed: int) -> Iterator[tuple[str, VLAPolicy]]:
     random = torch.Generator().manual_seed(seed)
     vla = replace(policy.vla, model=copy.deepcopy(policy.vla.model))
     other = VLAPolicy(vla, policy.name, "", policy.order)
-    parts: list[tuple[str, nn.Module]] = [(f"layer {i + 1}", layer) for i, layer in enumerate(vla.layers)]
-    parts = [*reversed(parts), *(("tower", part) for part in vla.tower)]
-    for name, part in parts:
+    layers = [(f"layer {number}", layer) for number, layer in enumerate(vla.layers, 1)]
+    for name, part in [*reversed(layers), *(("tower", part) for part in vla.tower)]:
         for parameter in part.parameters():
             order = torch.randperm(parameter.numel(), generator=random).to(parameter.device)
             parameter.data = parameter.data.flatten()[order].reshape(parameter.shape)

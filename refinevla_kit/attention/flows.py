@@ -22,8 +22,6 @@ from refinevla_kit.errors import KitError
 from refinevla_kit.policies.contract import Array
 from refinevla_kit.policies.vla_policy import VLAPolicy
 
-SINKS = ("bos", "newline", "registers", "state")
-
 
 @dataclass(frozen=True)
 class Question:
@@ -95,11 +93,11 @@ class Question:
 
     def excluded(self, names: Sequence[str]) -> list[int]:
         """Positions of these sinks."""
-        if unknown := [name for name in names if name not in SINKS]:
-            raise KitError(
-                f"{unknown[0]!r} cannot be left out of the attention", f"choose of {', '.join(SINKS)}"
-            )
         sinks = self.sinks()
+        if unknown := [name for name in names if name not in sinks]:
+            raise KitError(
+                f"{unknown[0]!r} cannot be left out of the attention", f"choose of {', '.join(sinks)}"
+            )
         return [at for name in names for at in sinks[name]]
 
     def held(self, row: Array) -> dict[str, float]:

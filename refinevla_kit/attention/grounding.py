@@ -17,10 +17,12 @@ an interval over episodes, because frames of one episode repeat each other.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import nan
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pandas as pd
+from scipy import stats
 
 from refinevla_kit.attention.captured import ACTION_QUERY, STAGES, Capture, Frame
 from refinevla_kit.errors import KitError
@@ -50,7 +52,7 @@ COLUMNS = (
     "nuisance",
 )
 MEASURES = ("share", "ratio", "pointing", "auc", "nuisance", "image_share")
-MOST_EXACT, RESAMPLES = 14, 2**14  # episodes whose sign flips are all counted; random flips beyond
+RESAMPLES = 2**14  # sign flips that are counted: all of them up to 14 episodes, random ones beyond
 
 
 def to_pixels(patch_map: Array, image_shape: tuple[int, ...]) -> Array:
@@ -76,9 +78,7 @@ def to_patches(mask: Array, grid: tuple[int, ...]) -> Array:
     1].
     """
     _check_size(np.shape(mask)[-2:], grid)
-    (height, width), (rows, columns) = np.shape(mask)[-2:], grid
-    pixels = _overlap(height, rows).T @ np.asarray(mask, np.float64) @ _overlap(width, columns)
-    return np.asarray(pixels * (rows * columns / (height * width)))
+    return resample(mask, grid)
 
 
 def resample(pixel_map: Array, image_shape: tuple[int, ...]) -> Array:
@@ -121,8 +121,8 @@ def shares(patch_map: Array, masks: Mapping[str, Array]) -> dict[str, Array]:
         KitError: no masks, masks that overlap, or a map without any attention.
     """
     patch_map, things, covered = _on_patches(patch_map, masks)
-    found = np.einsum("...rc,trc->...t", patch_map, covered) / patch_map.sum((-2, -1))[..., None]
-    return {name: found[..., number] for number, name in enumerate(things)}
+    found = np.einsum("...rc,trc->t...", patch_map, covered) / patch_map.sum((-2, -1))
+    return dict(zip(things, found, strict=True))
 
 
 def areas(masks: Mapping[str, Array]) -> dict[str, float]:
@@ -137,13 +137,11 @@ def pointing(patch_map: Array, masks: Mapping[str, Array]) -> dict[str, Array]:
     that the thing covers: the chance of a pixel drawn from it. Arguments, errors and names as in `shares`;
     name -> float64 (...) in [0, 1].
     """
-    highest = np.asarray(patch_map) == np.max(patch_map, (-2, -1), keepdims=True)
-    patch_map, things, covered = _on_patches(patch_map, masks)
-    found = np.einsum("...rc,trc->...t", highest.astype(np.float64), covered)
-    found /= highest.sum((-2, -1))[..., None]
-    visible = [mask.any() for mask in things.values()]
-    found = np.where(visible, found, np.nan)
-    return {name: found[..., number] for number, name in enumerate(things)}
+    patch_map, things, _ = _on_patches(patch_map, masks)
+    on_thing = shares(patch_map == np.max(patch_map, (-2, -1), keepdims=True), masks)
+    return {
+        name: share if things[name].any() else np.full_like(share, nan) for name, share in on_thing.items()
+    }
 
 
 def auc(patch_map: Array, masks: Mapping[str, Array]) -> dict[str, Array]:
@@ -160,10 +158,11 @@ def auc(patch_map: Array, masks: Mapping[str, Array]) -> dict[str, Array]:
     # ..., patches, patches: 1 where the first is higher, 0.5 where they tie, 0
     higher = 0.5 * (1 + np.sign(values[..., :, None] - values[..., None, :]))
     pairs = inside.sum(-1) * (1 - inside).sum(-1)  # things
-    won = np.einsum("tp,...pq,tq->...t", inside, higher, 1 - inside, optimize=True)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        found = np.where(pairs > 1e-9, won / pairs, np.nan)
-    return {name: found[..., number] for number, name in enumerate(things)}
+    won = np.einsum("tp,...pq,tq->t...", inside, higher, 1 - inside, optimize=True)
+    return {
+        name: won[number] / pairs[number] if pairs[number] > 1e-9 else np.full_like(won[number], nan)
+        for number, name in enumerate(things)
+    }
 
 
 def nuisance(patch_map: Array, masks: Mapping[str, Array]) -> Array:
@@ -174,10 +173,10 @@ def nuisance(patch_map: Array, masks: Mapping[str, Array]) -> Array:
     """
     share, area = shares(patch_map, masks), areas(masks)
     relevant = [name for name in share if name in RELEVANT]
-    on = sum((share[name] for name in relevant), np.zeros(np.shape(patch_map)[:-2]))
     size = sum(area[name] for name in relevant)
     if not 0 < size < 1:
-        return np.full(np.shape(on), np.nan)
+        return np.full(np.shape(share[REST]), nan)
+    on = np.sum([share[name] for name in relevant], axis=0)
     return np.asarray(((1 - on) / (1 - size)) / np.maximum(on / size, 1e-12))
 
 
@@ -208,8 +207,8 @@ def _things(masks: Mapping[str, Array]) -> dict[str, Array]:
 
 def score_captures(
     frames: Sequence[Frame], captures: Sequence[Capture], kinds: Sequence[str] = (ACTION_QUERY,)
-) -> Any:
-    """One row a frame, layer, query and thing (columns `COLUMNS`) as a pandas table; heads are averaged.
+) -> pd.DataFrame:
+    """One row a frame, layer, query and thing (columns `COLUMNS`); heads are averaged.
 
     `layer` counts from 1, the lowest; `dimension` is the query's label, `kind` what it is. `share` is of the
     attention to the picture, `image_share` the part of the whole row that went to the picture; `nuisance` is
@@ -220,27 +219,23 @@ def score_captures(
         captures: one a frame.
         kinds: of the captured queries, those to score.
     """
-    import pandas as pd
-
     rows = []
     for frame, capture in zip(frames, captures, strict=True):
         chosen = [number for number, query in enumerate(capture.queries) if query.kind in kinds]
         maps = capture.patches[:, :, chosen].mean(1)  # layers, Q, patches
         maps = maps.reshape(capture.layers, len(chosen), *capture.grid)
-        by_thing = [measure(maps, frame.masks) for measure in (shares, pointing, auc)]
+        share, point, curve = (measure(maps, frame.masks) for measure in (shares, pointing, auc))
         beside, to_image = nuisance(maps, frame.masks), capture.image_share.mean(1)[:, chosen]
-        where = (frame.task, frame.episode, frame.step, frame.phase)
+        whose = (capture.policy, capture.checkpoint_hash, frame.task, frame.episode, frame.step, frame.phase)
         for layer, number in np.ndindex(maps.shape[:2]):
             query, at = capture.queries[chosen[number]], (layer, number)
             for thing, area in areas(frame.masks).items():
-                share, point, curve = (scores[thing][at] for scores in by_thing)
-                numbers = (share, area, to_image[at], point, curve, beside[at])
-                whose = (capture.policy, capture.checkpoint_hash, *where, layer + 1, query.kind, query.label)
-                rows.append((*whose, thing, *map(float, numbers)))
+                scores = share[thing][at], area, to_image[at], point[thing][at], curve[thing][at], beside[at]
+                rows.append((*whose, layer + 1, query.kind, query.label, thing, *map(float, scores)))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def save_scores(table: Any, path: str | Path) -> Path:
+def save_scores(table: pd.DataFrame, path: str | Path) -> Path:
     """Write the table of `score_captures` as parquet."""
     with replacing(path) as part:
         table.to_parquet(part, index=False)
@@ -248,105 +243,90 @@ def save_scores(table: Any, path: str | Path) -> Path:
 
 
 def summarise_scores(
-    table: Any, layer: int, level: float = 0.95, measure: str = "share", stages: bool = False
-) -> Any:
+    table: pd.DataFrame, layer: int, measure: str = "share", stages: bool = False
+) -> pd.DataFrame:
     """Mean of one measure a policy and thing at one layer, over frames and queries, with Student's interval
     over episodes.
 
     Args:
         table: of `score_captures`.
         layer: from 1.
-        level: of the interval.
         measure: one of `MEASURES`; "ratio" is share / area.
         stages: a row for each stage of the task (`STAGES`) too.
 
     Returns:
-        pandas table: (stage,) policy, thing, the measure under its own name, low, high, area, ratio (share /
-        area; NaN for a thing never visible), image_share, episodes. With a single episode low and high are
-        NaN: nothing can be said about another one. Episodes in which a measure does not exist (the thing is
-        never visible) are left out.
+        Columns (stage,) policy, thing, the measure under its own name, low, high, area, ratio (share / area;
+        NaN for a thing never visible), image_share, episodes. With a single episode low and high are NaN:
+        nothing can be said about another one. Episodes in which a measure does not exist (the thing is never
+        visible) are left out.
     """
-    import pandas as pd
-
     names = [*(["stage"] if stages else []), "policy", "thing"]
     rows = []
     for key, group in _by_episode(table, layer, measure, stages).groupby(names, sort=False):
-        known = group[measure].dropna().to_numpy()
-        low, high = mean_interval(known, level)
-        mean = float(known.mean()) if len(known) else float("nan")
-        share, area, image_share = (float(group[name].mean()) for name in ("share", "area", "image_share"))
+        mean, low, high = mean_with_interval(known := group[measure].dropna())
+        share, area, image_share = group[["share", "area", "image_share"]].mean()
         # Of a ratio the mean over episodes, which its interval is about. Of shares the ratio of the means,
         # which an episode with a sliver of the object in it cannot dominate.
-        ratio = share / area if area > 0 else float("nan")
-        values = {measure: mean, "low": low, "high": high, "area": area, "ratio": ratio}
-        values |= {"image_share": image_share, "episodes": len(known)}
-        rows.append(dict(zip(names, key, strict=True)) | values | {measure: mean})
+        values = {measure: mean, "low": low, "high": high, "area": area}
+        values |= {"ratio": share / area if area > 0 else nan, "image_share": image_share}
+        row = dict(zip(names, key, strict=True)) | values | {"episodes": len(known)}
+        rows.append(row | {measure: mean})
     return pd.DataFrame(rows)
 
 
 def compare_scores(
-    table: Any, layer: int, a: str, b: str, level: float = 0.95, measure: str = "share", stages: bool = False
-) -> Any:
+    table: pd.DataFrame, layer: int, a: str, b: str, measure: str = "share", stages: bool = False
+) -> pd.DataFrame:
     """A measure of policy `b` minus that of `a` on the very same frames, paired by episode.
 
     Returns:
-        pandas table: (stage,) thing, difference, low, high, p_value (`paired_p_value`, of this row alone: of
-        twenty rows one falls below 0.05 by chance), episodes in which both have the measure.
+        Columns (stage,) thing, difference, low, high, p_value (`paired_p_value`, of this row alone: of twenty
+        rows one falls below 0.05 by chance), episodes in which both have the measure.
     """
-    import pandas as pd
-
     names = [*(["stage"] if stages else []), "thing"]
     episodes = _by_episode(table, layer, measure, stages)
-    # one column a policy
-    wide = episodes.set_index([*names, "task", "episode", "policy"])[measure].unstack("policy")
+    wide = episodes.pivot(index=[*names, "task", "episode"], columns="policy", values=measure)
     if missing := [name for name in (a, b) if name not in wide]:
         raise KitError(f"there are no scores of {missing[0]}", f"choose two of {', '.join(wide)}")
     difference, rows = wide[b] - wide[a], []
     for key in episodes[names].drop_duplicates().itertuples(index=False):  # in the order of the table
-        known = difference.xs(tuple(key), level=tuple(names)).dropna().to_numpy()
-        mean = float(known.mean()) if len(known) else float("nan")
-        rows.append((*key, mean, *mean_interval(known, level), paired_p_value(known), len(known)))
+        known = difference.xs(tuple(key), level=tuple(names)).dropna()
+        rows.append((*key, *mean_with_interval(known), paired_p_value(known), len(known)))
     return pd.DataFrame(rows, columns=[*names, "difference", "low", "high", "p_value", "episodes"])
 
 
-def paired_p_value(differences: Array, seed: int = 0) -> float:
+def paired_p_value(differences: Array | pd.Series, seed: int = 0) -> float:
     """Two-sided p-value of a mean difference over episodes: if two policies look alike, an episode's
     difference could as well have the other sign.
 
-    All sign flips are counted up to `MOST_EXACT` episodes, `RESAMPLES` random ones beyond. Chosen over
+    All sign flips are counted where they are at most `RESAMPLES`, so many random ones else. Chosen over
     Wilcoxon's test because it tests the very mean that is reported, and over Student's because nothing has to
     be normal. n episodes can give no less than 2 / 2**n: 0.25 with three, 0.03 with six. NaN for fewer than
     two.
     """
-    differences = np.asarray(differences, np.float64)
-    count = len(differences)
-    if count < 2:
-        return float("nan")
-    if count <= MOST_EXACT:
-        # every combination, the one that was seen first
-        signs = 1 - 2 * (np.arange(2**count)[:, None] >> np.arange(count) & 1)
-    else:
-        drawn = np.random.default_rng(seed).choice([-1, 1], (RESAMPLES, count))
-        signs = np.concatenate([np.ones((1, count), np.int64), drawn])  # with the one seen: p is never 0
-    sums = np.abs(signs @ differences)
-    return float((sums >= sums[0] * (1 - 1e-12)).mean())
+    if len(differences) < 2:
+        return nan
+    flips = {"permutation_type": "samples", "n_resamples": RESAMPLES, "random_state": seed}
+    return float(stats.permutation_test((np.asarray(differences),), np.mean, **flips).pvalue)
 
 
-def mean_interval(values: Array, level: float = 0.95) -> tuple[float, float]:
+def mean_interval(values: Array | pd.Series, level: float = 0.95) -> tuple[float, float]:
     """Student's t interval of a mean (for few episodes a bootstrap would be too narrow); NaN for fewer than
     two values.
     """
-    from scipy import stats
-
-    count = len(values)
-    if count < 2:
-        return float("nan"), float("nan")
-    mean, spread = float(np.mean(values)), np.std(values, ddof=1)
-    half = float(stats.t.ppf((1 + level) / 2, count - 1) * spread / np.sqrt(count))
+    if len(values) < 2:
+        return nan, nan
+    mean = float(np.mean(values))
+    half = float(stats.t.ppf((1 + level) / 2, len(values) - 1) * stats.sem(values))
     return mean - half, mean + half
 
 
-def _by_episode(table: Any, layer: int, measure: str, stages: bool) -> Any:
+def mean_with_interval(values: Array | pd.Series) -> tuple[float, float, float]:
+    """The mean, NaN of no values, and the ends of its interval."""
+    return float(np.mean(values)) if len(values) else nan, *mean_interval(values)
+
+
+def _by_episode(table: pd.DataFrame, layer: int, measure: str, stages: bool) -> pd.DataFrame:
     """Means over the frames and queries of an episode (of an episode's stage)."""
     if measure not in MEASURES or measure not in (*table.columns, "ratio"):
         raise KitError(
@@ -358,11 +338,9 @@ def _by_episode(table: Any, layer: int, measure: str, stages: bool) -> Any:
             f"no scores of layer {layer}",
             f"choose a layer from {table['layer'].min()} to {table['layer'].max()}",
         )
-    keys = ["policy", "thing", "task", "episode"]
-    if stages:
-        keys = ["stage", *keys]
-        chosen = chosen.assign(stage=chosen["phase"].map(STAGES))
-    columns = {"share", "area", "image_share", measure} - {"ratio"}
-    means = chosen.groupby(keys, sort=False)[sorted(columns)].mean().reset_index()
+    keys = [*(["stage"] if stages else []), "policy", "thing", "task", "episode"]
+    columns = ["area", *(name for name in MEASURES if name in chosen)]
+    staged = chosen.assign(stage=chosen["phase"].map(STAGES))
+    means = staged.groupby(keys, sort=False)[columns].mean().reset_index()
     means["ratio"] = means["share"] / means["area"].where(means["area"] > 0)
     return means

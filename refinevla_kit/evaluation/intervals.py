@@ -31,6 +31,11 @@ class Rate:
     successes: int
     episodes: int
 
+    @property
+    def bounded(self) -> tuple[float, float, float]:
+        """The rate with both ends of its interval."""
+        return self.rate, self.low, self.high
+
 
 def wilson(successes: float, episodes: float, level: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a proportion (Wilson 1927; recommended for small samples by Newcombe

@@ -13,62 +13,22 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.intervals import Rate, episodes_needed_unpaired, unpaired_difference, wilson
 from refinevla_kit.evaluation.statistics import AVERAGE, Score
-from refinevla_kit.tasks import PUBLISHED_WEIGHTS, VARIANT_AGGREGATION, VISUAL_MATCHING, find_tasks
+from refinevla_kit.tasks import PUBLISHED_WEIGHTS, VISUAL_MATCHING, find_tasks
 
 DATA = Path(__file__).parents[2] / "data/paper/published.json"
-INCONSISTENCIES = DATA.with_name("inconsistencies.json")
+INCONSISTENCIES, CLAIMS = DATA.with_name("inconsistencies.json"), DATA.with_name("claims.json")
 CELL = ("table", "robot", "setting", "metric", "model", "task")  # what tells a printed number from the others
-TABLE_1, TABLE_2, TABLE_3, README = (
-    "ReFineVLA Table 1",
-    "ReFineVLA Table 2",
-    "ReFineVLA Table 3",
-    "SpatialVLA README",
-)
-TABLES = (
-    TABLE_1,
-    TABLE_2,
-    f"{README}, row shift corrected",
-    README,
-)  # that stand side by side; of two numbers the first table's counts
+TABLE_1, TABLE_2, TABLE_3 = (f"ReFineVLA Table {number}" for number in (1, 2, 3))
+README = "SpatialVLA README"
+# that stand side by side; of two numbers the first table's counts
+TABLES = (TABLE_1, TABLE_2, f"{README}, row shift corrected", README)
 MISPLACED = "one row too low"  # in the note of a number that its source prints in another model's row
-OURS, SPATIALVLA, TIERS = "ReFineVLA", "SpatialVLA (fine-tuning)", ("secondary", "primary")
-WHERE = {  # what a gain is called, and where its cell is
-    "WidowX": (
-        "widowx",
-        VISUAL_MATCHING,
-        TABLE_1,
-        {
-            "average": AVERAGE,
-            "spoon": "widowx_spoon_on_towel",
-            "carrot": "widowx_carrot_on_plate",
-            "stack": "widowx_stack_cube",
-            "eggplant": "widowx_put_eggplant_in_basket",
-        },
-    ),
-    "Google matching": (
-        "google_robot",
-        VISUAL_MATCHING,
-        TABLE_2,
-        {"average": AVERAGE, "coke can": "pick_coke_can", "move near": "move_near"},
-    ),
-    "Google variants": (
-        "google_robot",
-        VARIANT_AGGREGATION,
-        TABLE_2,
-        {"average": AVERAGE, "drawer": "open_close_drawer"},
-    ),
-}
-OVER = {  # over whom, and where its cell is
-    "SpatialVLA": ((TABLE_1, SPATIALVLA), (TABLE_2, "SpatialVLA (as reported in ReFineVLA)")),
-    "SpatialVLA's own table": ((README, SPATIALVLA),),
-    "no reasoning loss": ((TABLE_3, "transfer fine-tuning only (no reasoning loss)"),),
-}
+TIERS = ("secondary", "primary")
 
 
 @dataclass(frozen=True)
@@ -203,22 +163,13 @@ def inconsistencies(numbers: Iterable[Published]) -> list[Inconsistency]:
     """The printed rates that no count of the protocol's episodes gives, and the printed means that do not
     follow from the cells beside them. `experiments.printed_numbers` finds them.
     """
-    cells = {_cell_of(number): number for number in numbers}
+    cells = {tuple(getattr(number, name) for name in CELL): number for number in numbers}
+    known = json.loads(INCONSISTENCIES.read_text(encoding="utf-8"))["inconsistencies"]
     return [
-        Inconsistency(cells[cell], *finding) for cell, finding in _known_inconsistencies() if cell in cells
+        Inconsistency(cells[cell], each["why"], each["stated"], each["fits"])
+        for each in known
+        if (cell := tuple(each[name] for name in CELL)) in cells
     ]
-
-
-@cache
-def _known_inconsistencies() -> list[tuple[tuple[str, ...], tuple[str, int, int | None]]]:
-    listed = json.loads(INCONSISTENCIES.read_text(encoding="utf-8"))["inconsistencies"]
-    return [
-        (tuple(each[name] for name in CELL), (each["why"], each["stated"], each["fits"])) for each in listed
-    ]
-
-
-def _cell_of(number: Published) -> tuple[str, ...]:
-    return tuple(getattr(number, name) for name in CELL)
 
 
 def published_scores(
@@ -232,7 +183,7 @@ def published_scores(
 
     The rule is given as "last": SIMPLER's evaluator scores the last step, and no table says otherwise.
     """
-    rates, cells = _rates(numbers), dict[tuple[str, str], _Cell]()
+    rates, cells = _rates(numbers), dict[tuple[str, ...], _Cell]()
     for table in tables:
         for key, cell in rates.items():
             if key[:3] == (table, robot, setting):
@@ -250,20 +201,14 @@ def claims(numbers: Sequence[Published]) -> list[Claim]:
     rate, on SpatialVLA's own.
     """
     rates, found = _rates(numbers), list[Claim]()
-    for where, (robot, setting, table, tasks) in WHERE.items():
-        for over, cells in OVER.items():
-            for short, task in tasks.items():
-                for reported, model in cells:
-                    a = rates.get((table, robot, setting, OURS, task))
-                    b = rates.get((reported, robot, setting, model, task))
-                    if a and b and not any((one.a, one.b) == (a.rate(), b.rate()) for one in found):
-                        found.append(_claim(f"{where} {short}, over {over}", "v2", a, b))
-        v1 = {"metric": "gain over second best", "model": "ReFineVLA v1"}
-        (gain,) = select(numbers, robot=robot, setting=setting, **v1)
-        base = rates[README, robot, setting, SPATIALVLA, AVERAGE]
-        gained = replace(base, value=base.value + gain.percent / 100, mark=gain.tier)
-        assumed = "that the second best is SpatialVLA, as in its own table"
-        found.append(_claim(f"{where} average, over the second best", "v1", gained, base, assumed))
+    for entry in json.loads(CLAIMS.read_text(encoding="utf-8"))["claims"]:
+        base = rates[tuple(entry["over"])]
+        if "of" in entry:
+            cell = rates[tuple(entry["of"])]
+        else:
+            (gain,) = select(numbers, **entry["gain"])
+            cell = replace(base, value=base.value + gain.percent / 100, mark=gain.tier)
+        found.append(_claim(entry["name"], entry["version"], cell, base, entry.get("assumed", "")))
     return found
 
 
@@ -286,16 +231,15 @@ class _Cell:
         )
 
 
-def _claim(name: str, version: str, a: _Cell, b: _Cell, assumed: str = "") -> Claim:
+def _claim(name: str, version: str, a: _Cell, b: _Cell, assumed: str) -> Claim:
     what, over = name.split(", over ")
     points = 100 * (a.value - b.value)
     more = "more" if points > 0 else "less"
-    text = f"{what}: ReFineVLA succeeds {abs(points):.1f} points {more} often than {over}"
     low, high = unpaired_difference(a.rate(), b.rate())
     return Claim(
         name,
         version,
-        text,
+        f"{what}: ReFineVLA succeeds {abs(points):.1f} points {more} often than {over}",
         a.rate(),
         b.rate(),
         low,
@@ -318,42 +262,32 @@ def rows_of(numbers: Iterable[Published], metrics: Sequence[str]) -> list[dict[s
     return list(rows.values())
 
 
-def _episodes_behind(row: dict[str, Published]) -> dict[str, int]:
-    """Episodes behind each percentage of a row: the protocol's or, where those are as many for each task and
-    cannot give it, the fewest that can.
-    """
-    stated = {
-        task: stated_episodes(number.robot, number.setting, task)
-        for task, number in row.items()
-        if task != AVERAGE
-    }
-    fits = [found.fits for found in inconsistencies(row.values()) if found.fits]
-    return dict.fromkeys(stated, fits[0]) if fits else stated
-
-
-def _rates(numbers: Iterable[Published]) -> dict[tuple[str, str, str, str, str], _Cell]:
+def _rates(numbers: Iterable[Published]) -> dict[tuple[str, ...], _Cell]:
     """(table, robot, setting, model, task) -> every printed success.
 
-    An average is as sure as 1 / sum(weight^2 / episodes): most are printed without all of their cells, so
-    that all episodes have to be taken as equally hard, which makes its interval a little wide.
+    The episodes behind a percentage are the protocol's or, where those cannot give all of its row, the fewest
+    that can. An average is as sure as 1 / sum(weight^2 / episodes): most are printed without all of their
+    cells, so that all episodes have to be taken as equally hard, which makes its interval a little wide.
     """
-    cells = {}
+    cells: dict[tuple[str, ...], _Cell] = {}
     for row in rows_of(numbers, ("success",)):
-        behind, marks = _episodes_behind(row), [number.tier for number in row.values()]
+        fits = [found.fits for found in inconsistencies(row.values()) if found.fits]
         for task, number in row.items():
             where = (number.robot, number.setting)
             stated = stated_episodes(*where, task)
             weights = PUBLISHED_WEIGHTS[number.robot] if task == AVERAGE else {task: 1}
-            sizes = {name: behind.get(name) or stated_episodes(*where, name) for name in weights}
+            sizes = {
+                name: fits[0] if fits and name in row else stated_episodes(*where, name) for name in weights
+            }
             episodes = sum(sizes.values())
             squares = sum(weights[name] ** 2 / sizes[name] for name in weights)
+            # Where the number of episodes was deduced from the cells, it is no better known than they are.
+            tiers = {number.tier} if episodes == stated else {cell.tier for cell in row.values()}
             cells[(number.table, *where, number.model, task)] = _Cell(
                 number.percent / 100,
                 size=sum(weights.values()) ** 2 / squares,
                 episodes=episodes,
                 starts=stated_episodes(*where, task, starts=True) / stated,
-                # Where the number of episodes was deduced from the cells, it is no better known than they
-                # are.
-                mark=number.tier if episodes == stated else min(marks, key=TIERS.index),
+                mark=min(tiers, key=TIERS.index),
             )
     return cells

@@ -61,19 +61,13 @@ def evaluate(
     episodes: str | int | Iterable[int] | None = None,
     n: int | None = None,
     *,
-    setting: str = VISUAL_MATCHING,
-    variants: Iterable[str] | None = None,
-    backend: str = "auto",
-    assets: str | Path | None = None,
-    seed: int = 0,
     workers: int | None = None,
     batch: int = 8,
     output: str | Path = "records.parquet",
     progress: bool = True,
-    width: int | None = None,
-    height: int | None = None,
     videos: str | Path | None = None,
     overlay: Overlay | None = None,
+    **where: Any,
 ) -> Path:
     """Play `policy` on episodes of `tasks` and record each. Returns the parquet file, which holds all records
     ever written to `output`.
@@ -96,10 +90,6 @@ def evaluate(
             pandas' too), None for those SIMPLER scores, or "dense" for `n` continuous starts drawn from
             `seed` (`simulator.geometry.start_pose`): the same for every policy, as many as a small gain
             needs.
-        setting: "visual_matching" or "variant_aggregation".
-        variants: names of the task's variants in this setting; None for those that are scored.
-        backend, assets: as in `simulator.make`.
-        seed: of the simulator's resets and of dense starts.
         workers: simulator processes; None for one a core; 0 plays in this process. With processes, a script
             must guard its entry with `if __name__ == "__main__"`.
         batch: episodes played at the same time, over all workers; a batched policy gets half that many images
@@ -107,13 +97,11 @@ def evaluate(
         output: parquet file, or a folder for `records.parquet`. A journal lies beside it while the run is
             going on.
         progress: show a bar with the successes so far and their 95 % interval.
-        width, height: camera resolution in pixels; with one of them, the other follows the camera's aspect.
-            None: what the policy's conventions ask for, else SIMPLER's own (640 x 480 for the WidowX), the
-            one to use in comparisons with the literature.
         videos: folder for one mp4 an episode, in a folder of the policy's name, or None. A name ends in a
             digest of the record's key.
         overlay: draws on a video frame: (`Observation`, the policy's `Action` or None at the end) -> image
             uint8, of any one size. `figures.overlays.attention_overlay(policy)` is one.
+        where: setting, variants, backend, assets, seed, width and height, as in `plan`.
 
     Raises:
         KitError: unknown task, variant or episode; conventions that differ; a policy that fails, or returns
@@ -129,19 +117,7 @@ def evaluate(
     if not any(has(policy, verb) for verb in ("act_states", "act_batch", "act", "step")):
         remedy = "give it `act(image)`, `act_batch(images, instructions)` or `step(image, instruction)`"
         raise KitError(f"policy {name_of(policy)!r} has nothing to act with", remedy)
-    wanted = plan(
-        policy,
-        tasks,
-        episodes,
-        n,
-        setting=setting,
-        variants=variants,
-        backend=backend,
-        assets=assets,
-        seed=seed,
-        width=width,
-        height=height,
-    )
+    wanted = plan(policy, tasks, episodes, n, **where)
     folder = _video_folder(videos)
     with Journal(journal_path(output)) as journal:
         records = {record.key: record for record in load_records(output)}
@@ -207,6 +183,16 @@ def plan(
     """The episodes that `evaluate` with the same arguments plays, by `EpisodeRecord.key`, in its order, each
     once; nothing is played.
 
+    Args:
+        policy, tasks, episodes, n: as in `evaluate`.
+        setting: "visual_matching" or "variant_aggregation".
+        variants: names of the task's variants in this setting; None for those that are scored.
+        backend, assets: as in `simulator.make`.
+        seed: of the simulator's resets and of dense starts.
+        width, height: camera resolution in pixels; with one of them, the other follows the camera's aspect.
+            None: what the policy's conventions ask for, else SIMPLER's own (640 x 480 for the WidowX), the
+            one to use in comparisons with the literature.
+
     Raises:
         KitError: as `evaluate`, of what can be known beforehand.
     """
@@ -217,6 +203,7 @@ def plan(
     episodes = wanted_episodes(episodes)
     variants = [variants] if isinstance(variants, str) else variants and list(variants)
     who = (name_of(policy), identity_of(policy), PROTOCOL_VERSION)
+    privileged = bool(getattr(policy, "needs_state", False))
     asked: dict[Key, PlannedEpisode] = {}
     for task in chosen:
         check_conventions(policy, task)
@@ -228,11 +215,10 @@ def plan(
         scored = [variant.name for variant in protocol.variants if variant.scored]
         for name in scored if variants is None else variants:
             variant = protocol.variant(name).name
-            privileged = bool(getattr(policy, "needs_state", False))
             scene = Scene(task.name, variant, setting, found, place, *size, privileged)
             for number in ids:
-                where = (found, task.name, setting, variant, place, start, number, seed, *size)
-                asked.setdefault((*who, *where), PlannedEpisode(scene, start, number, seed))
+                key = (*who, found, task.name, setting, variant, place, start, number, seed, *size)
+                asked.setdefault(key, PlannedEpisode(scene, start, number, seed))
     if not asked:
         raise KitError("no episodes were asked for", "name at least one variant, or leave `variants` out")
     return asked
@@ -279,16 +265,12 @@ def wanted_starts(
         return "dense", list(range(checked_integer(n, "n", 1)))
     if episodes is None:
         episodes = protocol.scored
-    ids = list(range(episodes)) if isinstance(episodes, int) else episodes
-    outside = [episode for episode in ids if episode >= len(protocol.starts)]
-    what = (
-        f"episode {outside[0]} is outside the grid of {task.name}"
-        if outside
-        else "no episodes were asked for"
-    )
-    if outside or not ids:
-        remedy = f'choose from 0 to {len(protocol.starts) - 1}, or episodes="dense" with n=200 or so'
-        raise KitError(what, remedy)
+    ids, most = list(range(episodes)) if isinstance(episodes, int) else episodes, len(protocol.starts) - 1
+    if not ids or max(ids) > most:
+        what = (
+            f"episode {max(ids)} is outside the grid of {task.name}" if ids else "no episodes were asked for"
+        )
+        raise KitError(what, f'choose from 0 to {most}, or episodes="dense" with n=200 or so')
     return "grid", ids
 
 
@@ -298,14 +280,12 @@ def _camera_size(policy: Any, task: Task, width: Any, height: Any) -> tuple[int,
     if width is None and height is None:
         asked = getattr(getattr(policy, "conventions", None), "image_size", None)
         width, height = asked or (full_width, full_height)
-    if width is None:
-        width = max(1, round(checked_integer(height, "height", 1, LARGEST_SIDE) * full_width / full_height))
+    if width is not None:
+        width = checked_integer(width, "width", 1, LARGEST_SIDE)
     if height is None:
-        height = max(1, round(checked_integer(width, "width", 1, LARGEST_SIDE) * full_height / full_width))
-    return (
-        checked_integer(width, "width", 1, LARGEST_SIDE),
-        checked_integer(height, "height", 1, LARGEST_SIDE),
-    )
+        height = max(1, round(width * full_height / full_width))
+    height = checked_integer(height, "height", 1, LARGEST_SIDE)
+    return width or max(1, round(height * full_width / full_height)), height
 
 
 def _play(
@@ -373,7 +353,7 @@ class _FilmedTake(PolicyTake):
     def keep(self) -> None:
         """The video is done."""
         if self._path:
-            with self._writing(self._path):
+            with self._writing():
                 if self._writer:
                     self._writer.close()
                 self._part.close()
@@ -390,13 +370,20 @@ class _FilmedTake(PolicyTake):
 
     def _film(self, action: Action | None) -> None:
         """Add a frame: what is seen, and what the policy makes of it."""
+        from refinevla_kit.episodes.video import VideoWriter
+
         if not self._path or not self.observation:
             return
+        frame = self.observation.image
         try:
-            frame = self.observation.image
             if self._overlay:
                 frame = np.asarray(self._overlay(self.observation, action))
-            self._write(frame, self._path)
+            with self._writing():
+                if self._writer is None:
+                    rate = find_task(self.episode.scene.task).control_hz
+                    part = self._part.enter_context(replacing(self._path))
+                    self._writer = VideoWriter(part, rate, *frame.shape[:2])
+                self._writer.write(frame[None])
         except KitError:
             raise
         except Exception as error:  # of the overlay, which may be anyone's
@@ -404,26 +391,15 @@ class _FilmedTake(PolicyTake):
             remedy = "an overlay makes a uint8 picture (H, W, 3) of one size; or evaluate without it"
             raise KitError(what, remedy) from error
 
-    def _write(self, frame: Array, path: Path) -> None:
-        from refinevla_kit.episodes.video import VideoWriter
-
-        with self._writing(path):
-            if self._writer is None:
-                rate = find_task(self.episode.scene.task).control_hz
-                part = self._part.enter_context(replacing(path))
-                self._writer = VideoWriter(part, rate, *frame.shape[:2])
-            self._writer.write(frame[None])
-
-    @staticmethod
     @contextmanager
-    def _writing(path: Path) -> Iterator[None]:
+    def _writing(self) -> Iterator[None]:
         try:
             yield
         except (OSError, KitError) as error:  # the writer speaks of the part that it writes
             cause = error.__cause__ or error
             reason = getattr(cause, "strerror", None) or cause
             remedy = "free space and run again: finished episodes are kept"
-            raise KitError(f"cannot write {path} ({reason})", remedy) from error
+            raise KitError(f"cannot write {self._path} ({reason})", remedy) from error
 
 
 def _video_path(folder: Path, key: Key) -> Path:

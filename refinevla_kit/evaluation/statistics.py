@@ -94,6 +94,11 @@ class Comparison:
     needed: int | None
 
     @property
+    def bounded(self) -> tuple[float, float, float]:
+        """The difference with both ends of its interval."""
+        return self.difference, self.low, self.high
+
+    @property
     def episodes(self) -> int:
         """Number of shared episodes."""
         return self.both + self.only_a + self.only_b + self.neither

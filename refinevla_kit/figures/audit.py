@@ -6,15 +6,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import nan
-from typing import Any
 
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
-from refinevla_kit.evaluation.intervals import wilson
-from refinevla_kit.figures.style import INK, MUTED, canvas, colours, name_policies
+from refinevla_kit.evaluation.intervals import rate
+from refinevla_kit.figures.style import (
+    MUTED,
+    canvas,
+    colours,
+    dot,
+    name_lines,
+    name_policies,
+    offsets,
+    per_cent,
+)
 from refinevla_kit.teacher.audit import AUDITED, COUNTS
 
 WHOLE, CHECKED, DOUBTED, REFUSED = "all parts", "checked", "doubted", "refused"
@@ -44,26 +50,29 @@ def compare_teachers(audits: pd.DataFrame | Sequence[pd.DataFrame]) -> pd.DataFr
         counts = {part: [int(written[f"{part}_{name}"].sum()) for name in COUNTS] for part in parts}
         counts[WHOLE] = [sum(column) for column in zip(*counts.values())]
         measures = {part: (true, true + false) for part, (true, false, *_) in counts.items()}
-        decided = measures[WHOLE][1]
-        doubted = int(written["doubt"].sum())
+        decided, doubted = measures[WHOLE][1], int(written["doubt"].sum())
         measures[CHECKED] = (decided, sum(counts[WHOLE]))
         measures[DOUBTED] = (doubted, len(written) if doubted or decided else 0)
         measures[REFUSED] = (len(answers) - len(written), len(answers))
-        for kind, count in answers["refusal"].value_counts().items():
-            if kind:
-                measures[f"{REFUSED}: {kind}"] = (count, len(answers))
+        kinds = answers["refusal"].value_counts().drop("", errors="ignore")
+        measures |= {f"{REFUSED}: {kind}": (count, len(answers)) for kind, count in kinds.items()}
         for measure, (count, of) in measures.items():
-            shares = (count / of, *wilson(count, of)) if of else (nan, nan, nan)
-            rows.append((teacher, measure, count, of, *shares))
+            share = rate(count, of).bounded if of else (nan, nan, nan)
+            rows.append((teacher, measure, count, of, *share))
     return pd.DataFrame(rows, columns=["teacher", "measure", "count", "of", "share", "low", "high"])
 
 
 def teachers_table(comparison: pd.DataFrame) -> pd.DataFrame:
     """`compare_teachers` to print: a line a teacher, "97 % (95-98) of 412" a measure."""
-    cells = comparison.assign(text=[_cell(row) for row in comparison.itertuples()])
-    wide = cells.pivot(index="teacher", columns="measure", values="text").fillna("-")
-    ordered = wide.loc[comparison["teacher"].unique(), comparison["measure"].unique()]
-    return ordered.rename(columns=_label).rename_axis(columns=None)
+    rows: dict[str, dict[str, str]] = {teacher: {} for teacher in comparison["teacher"]}
+    for row in comparison.itertuples():
+        text = f"{row.share:.0%} ({100 * row.low:.0f}-{100 * row.high:.0f}) of {row.of}"
+        if not row.of:
+            text = NOTHING if row.measure == WHOLE else "-"
+        elif row.measure == CHECKED and not row.count:
+            text = f"none of {row.of}"
+        rows[row.teacher][_label(row.measure)] = text
+    return pd.DataFrame.from_dict(rows, orient="index").fillna("-").rename_axis("teacher")
 
 
 def teachers_compared(comparison: pd.DataFrame) -> Figure:
@@ -73,48 +82,29 @@ def teachers_compared(comparison: pd.DataFrame) -> Figure:
     Args:
         comparison: from `compare_teachers`.
     """
-    teachers, measured = list(comparison["teacher"].unique()), list(comparison["measure"].unique())
-    right = [measure for measure in measured if measure in (CHECKED, DOUBTED, REFUSED) or ": " in measure]
-    left = [measure for measure in measured if measure not in right]
-    colour = colours(teachers)
-    step = 0.72 / max(2, len(teachers))
-    height = 1.2 + 0.16 * max(len(left), len(right)) * max(2, len(teachers))
-    with canvas(8.6, height, columns=2) as (figure, both):
+    measured = list(comparison["measure"].unique())
+    left = [measure for measure in measured if measure in (*AUDITED, WHOLE)]
+    right = [measure for measure in measured if measure not in left]
+    colour = colours(list(comparison["teacher"].unique()))
+    room = max(2, len(colour))
+    places = dict(zip(colour, offsets(len(colour), 0.72 * len(colour) / room), strict=True))
+    with canvas(8.6, 1.2 + 0.16 * max(len(left), len(right)) * room, columns=2) as (figure, both):
         titles = ("statements that are true, of those checked", "how much was checked, what to look at")
         for axes, measures, title in zip(both, (left, right), titles, strict=True):
-            for place, measure in enumerate(measures):
-                for row in comparison[comparison["measure"] == measure].itertuples():
-                    shift = teachers.index(row.teacher) - (len(teachers) - 1) / 2
-                    _point(axes, row, place + shift * step, colour[row.teacher])
-            axes.set_yticks(range(len(measures)), [_label(measure) for measure in measures])
-            axes.set_ylim(len(measures) - 0.4, -0.6)
+            for row in comparison[comparison["measure"].isin(measures)].itertuples():
+                y = measures.index(row.measure) + places[row.teacher]
+                if row.of:
+                    dot(axes, y, (row.share, row.low, row.high), colour[row.teacher])
+                    words, right_of = f"{row.count:,} of {row.of:,}", axes.get_yaxis_transform()
+                    axes.text(1.03, y, words, transform=right_of, va="center", fontsize=6.5, color=MUTED)
+                elif row.measure == WHOLE:
+                    axes.text(0.5, y, NOTHING, va="center", ha="center", fontsize=6.5, color=MUTED)
+            name_lines(axes, [_label(measure) for measure in measures])
             axes.set_xlim(-0.02, 1.02)
-            axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-            axes.grid(axis="y", visible=False)
-            axes.set_title(title, fontsize=9, color=INK)
+            per_cent(axes.xaxis)
+            axes.set_title(title, fontsize=9)
         name_policies(figure, colour)
     return figure
-
-
-def _point(axes: Axes, row: Any, y: float, colour: str) -> None:
-    """A share with its interval, and its counts beside the panel."""
-    if row.of:
-        axes.plot(
-            [row.low, row.high], [y, y], color=colour, linewidth=2.2, alpha=0.45, solid_capstyle="round"
-        )
-        axes.plot(row.share, y, "o", color=colour, markersize=5)
-        words, beside = f"{row.count:,} of {row.of:,}", axes.get_yaxis_transform()
-        axes.text(1.03, y, words, transform=beside, va="center", fontsize=6.5, color=MUTED)
-    elif row.measure == WHOLE:
-        axes.text(0.5, y, NOTHING, va="center", ha="center", fontsize=6.5, color=MUTED)
-
-
-def _cell(row: Any) -> str:
-    if not row.of:
-        return NOTHING if row.measure == WHOLE else "-"
-    if row.measure == CHECKED and not row.count:
-        return f"none of {row.of}"
-    return f"{row.share:.0%} ({100 * row.low:.0f}-{100 * row.high:.0f}) of {row.of}"
 
 
 def _label(measure: str) -> str:

@@ -5,6 +5,7 @@ beside the frames it speaks of, and what a played one came to.
 from __future__ import annotations
 
 import textwrap
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from matplotlib.figure import Figure
 from refinevla_kit.episodes import EpisodeDataset
 from refinevla_kit.episodes.columns import filled
 from refinevla_kit.episodes.segments import Segment
-from refinevla_kit.figures.overlays import Line, Plot
+from refinevla_kit.figures.overlays import Line, Plot, outline, show_picture
 from refinevla_kit.figures.style import (
     BLUE,
     GREEN,
@@ -65,8 +66,8 @@ def contact_sheet(
     starts = [segment.start for segment in segments]
     with canvas(2.0 * columns, rows * tall + 0.4, rows, columns) as (figure, axes):
         for ax, image, frame in zip(axes, images, frames, strict=False):
-            number = max(0, int(np.searchsorted(starts, frame, side="right")) - 1)
-            _picture(ax, image, COLOURS[number % len(COLOURS)], f"frame {frame}, segment {number}")
+            number = max(0, bisect_right(starts, frame) - 1)
+            _framed(ax, image, COLOURS[number % len(COLOURS)], f"frame {frame}, segment {number}")
         for ax in axes[len(images) :]:
             ax.set_axis_off()
         figure.suptitle(title, fontsize=10)
@@ -97,16 +98,14 @@ def action_curves(
     if len(names) != count:
         names = [f"action {number}" for number in range(count)]
     if deltas and count == 7:
-        panels: dict[str, tuple[Sequence[int], float]] = {
-            "move (cm a step)": (range(3), 100.0),
-            "turn (degrees a step)": (range(3, 6), 180 / np.pi),
+        panels: dict[str, tuple[list[int], float]] = {
+            "move (cm a step)": ([0, 1, 2], 100.0),
+            "turn (degrees a step)": ([3, 4, 5], 180 / np.pi),
             "gripper (as commanded)": ([6], 1.0),
         }
     else:
-        busiest = np.sort(np.argsort(-np.ptp(filled(actions, deltas), axis=0), kind="stable")[:BUSIEST])
-        panels = {
-            f"as recorded, the {len(busiest)} of {count} with the largest range": (busiest.tolist(), 1.0)
-        }
+        busiest = busiest_of(np.ptp(filled(actions, deltas), axis=0))
+        panels = {f"as recorded, the {len(busiest)} of {count} with the largest range": (busiest, 1.0)}
     time = np.arange(len(actions) + 1) / fps  # an action lasts until the next frame
     drawn = np.where(np.isfinite(actions), actions, np.nan)
     drawn = np.concatenate([drawn, drawn[-1:]])
@@ -129,6 +128,11 @@ def action_curves(
     return figure
 
 
+def busiest_of(moved: Array) -> list[int]:
+    """The dimensions that moved most of float (A,), at most `BUSIEST`, in their order."""
+    return sorted(np.argsort(-np.abs(moved), kind="stable")[:BUSIEST].tolist())
+
+
 def rationale_cards(dataset: EpisodeDataset, answers: Sequence[StoredRationale]) -> Figure:
     """One row an answer: on the left the frame it speaks of, with the outlines of the simulator's masks where
     there are any; on the right the four parts, or the refusal. `answers` must not be empty.
@@ -136,30 +140,32 @@ def rationale_cards(dataset: EpisodeDataset, answers: Sequence[StoredRationale])
     with canvas(10, 2.25 * len(answers), len(answers), 2, width_ratios=[1, 2.4]) as (figure, axes):
         for left, right, answer in zip(axes[::2], axes[1::2], answers, strict=True):
             title = f"episode {answer.episode}, frames {answer.start} to {answer.end - 1}"
-            _picture(left, dataset.images(answer.episode, [answer.start])[0], MUTED, title)
+            _framed(left, dataset.images(answer.episode, [answer.start])[0], MUTED, title)
             masks = dataset.masks(answer.episode) or {}
             shown = {name: mask[answer.start] for name, mask in masks.items() if name != "arm"}
             for (name, mask), colour in zip(shown.items(), COLOURS, strict=False):
-                _outline(left, name, mask, colour)
+                _name_thing(left, name, mask, colour)
             right.set_axis_off()
             text = _card_text(answer)
             right.text(0, 1, text, fontsize=9.5, va="top", linespacing=1.25, transform=right.transAxes)
     return figure
 
 
-def _outline(ax: Axes, name: str, mask: Array, colour: str) -> None:
-    if not mask.any():
-        return
-    if not mask.all():
-        ax.contour(mask, levels=[0.5], colors=colour, linewidths=1)
+def _name_thing(ax: Axes, name: str, mask: Array, colour: str) -> None:
+    """The outline of a thing, with its name above it, or below where there is no room."""
+    outline(ax, mask, colour)
     rows, columns = np.nonzero(mask)
-    y, align = (rows.min() - 2, "bottom") if rows.min() > mask.shape[0] // 8 else (rows.max() + 3, "top")
-    box = {"facecolor": colour, "edgecolor": "none", "pad": 1, "alpha": 0.8}
-    ax.text(columns.mean(), y, name, fontsize=6, ha="center", va=align, color="white", bbox=box)
+    if rows.size:
+        above = rows.min() > mask.shape[0] // 8
+        y, align = (rows.min() - 2, "bottom") if above else (rows.max() + 3, "top")
+        box = {"facecolor": colour, "edgecolor": "none", "pad": 1, "alpha": 0.8}
+        ax.text(columns.mean(), y, name, fontsize=6, ha="center", va=align, color="white", bbox=box)
 
 
-def _picture(ax: Axes, image: Array, colour: str, title: str) -> None:
-    ax.imshow(image)
+def _framed(ax: Axes, image: Array, colour: str, title: str) -> None:
+    """A picture in a frame of this colour."""
+    show_picture(ax, image)
+    ax.set_axis_on()
     ax.grid(visible=False)
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set(color=colour, linewidth=3, visible=True)
@@ -167,8 +173,7 @@ def _picture(ax: Axes, image: Array, colour: str, title: str) -> None:
 
 
 def _card_text(answer: StoredRationale) -> str:
-    if answer.rationale is None:
-        assert answer.refusal is not None
+    if answer.refusal:
         return textwrap.fill(f"Refused ({answer.refusal.kind}): {answer.refusal.reason}", 88)
     parts = []
     for heading, part in zip(HEADINGS, PARTS, strict=True):
@@ -192,12 +197,12 @@ def action_plots(rollout: Rollout) -> tuple[Plot, ...]:
     )
 
 
-def _about_zero(title: str, values: Array, names: tuple[str, ...]) -> Plot:
+def _about_zero(title: str, values: Array, names: Sequence[str]) -> Plot:
     """Curves on a scale that holds them all."""
     largest = float(np.nanmax(np.abs(values)))
     reach = next((scale for scale in SCALES if largest <= scale), SCALES[-1])
-    columns = zip(names, COLOURS, values.T, strict=False)
-    return Plot(title, tuple(Line(*column, steps=True) for column in columns), -reach, reach)
+    lines = [Line(*each, steps=True) for each in zip(names, COLOURS, values.T, strict=False)]
+    return Plot(title, tuple(lines), -reach, reach)
 
 
 def outcome(record: Any) -> str:

@@ -17,12 +17,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize, to_rgb
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.gridspec import GridSpec
-from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -42,9 +41,11 @@ from refinevla_kit.figures.style import (
     canvas,
     colours,
     label,
+    name_lines,
     name_policies,
     note,
     offsets,
+    page,
     per_cent,
 )
 from refinevla_kit.simulator.contract import Array
@@ -63,6 +64,7 @@ EVEN = "attention to a patch (1 = spread evenly)"
 LARGEST = 4.0  # multiples of even attention; scales end here at least, so that noise does not glow
 ACROSS = 4  # plots in a row
 VISIBLE = 0.005  # of a patch; what covers less is not named
+SMALL: dict[str, Any] = {"fontsize": 7.5, "color": MUTED}
 ENDS = (0.05, 0.1, 0.25, 0.5, 1.0)  # of scales of shares, so that they stay put while a slider moves
 
 
@@ -130,7 +132,7 @@ class View:
     @property
     def top(self) -> float:
         """End of the heat's scale, the same for all policies, in multiples of even attention."""
-        return scale_top([_relative(one) for one in self.maps.values()]) if self.maps else 1.0
+        return scale_top(list(self.maps.values()))
 
 
 @dataclass(frozen=True)
@@ -161,10 +163,9 @@ def peak(patch_map: Array, masks: Mapping[str, Array]) -> Peak:
     """Where a map, float (rows, columns), is largest, and what is there."""
     row, column = (int(place) for place in np.unravel_index(int(np.argmax(patch_map)), patch_map.shape))
     times = float(_relative(patch_map)[row, column])
-    if not masks:
-        return Peak(row, column, times, None)
     parts = {name: to_patches(masks[name], patch_map.shape)[row, column] for name in SHOWN if name in masks}
-    return Peak(row, column, times, {name: float(part) for name, part in parts.items() if part >= VISIBLE})
+    covered = {name: float(part) for name, part in parts.items() if part >= VISIBLE}
+    return Peak(row, column, times, covered if masks else None)
 
 
 def found_shares(view: View) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
@@ -173,9 +174,10 @@ def found_shares(view: View) -> tuple[dict[str, float], dict[str, dict[str, floa
     """
     if not view.masks:
         return {}, {policy: {} for policy in view.maps}
-    by_policy = {}
-    for policy, one in view.maps.items():
-        by_policy[policy] = {name: float(share) for name, share in shares(one, view.masks).items()}
+    by_policy = {
+        policy: {name: float(share) for name, share in shares(patch_map, view.masks).items()}
+        for policy, patch_map in view.maps.items()
+    }
     return areas(view.masks), by_policy
 
 
@@ -188,9 +190,10 @@ def check_view(view: View) -> None:
             across = f"{mask.shape[1]} x {mask.shape[0]} pixels"
             what = f"the mask of {name} is {across}, the picture {size}"
             raise KitError(what, "give masks of this picture")
-    for policy, one in view.maps.items():
-        if one.shape[0] > height or one.shape[1] > width:
-            what = f"{policy} looks at {one.shape[1]} x {one.shape[0]} patches, the picture is {size}"
+    for policy, patch_map in view.maps.items():
+        rows, columns = patch_map.shape
+        if rows > height or columns > width:
+            what = f"{policy} looks at {columns} x {rows} patches, the picture is {size}"
             raise KitError(what, "give its own picture")
 
 
@@ -200,14 +203,16 @@ def scale_end(values: Sequence[float]) -> float:
     return next(end for end in ENDS if largest <= end + 1e-9)
 
 
-def scale_top(heats: Sequence[Array]) -> float:
-    """End of a scale for `heats` (multiples of even attention, a patch or a pixel each): a power of two, so
-    that it stays put while a slider moves.
+def scale_top(maps: Sequence[Array]) -> float:
+    """End of a scale for the heat of these maps: a power of two, so that it stays put while a slider moves.
 
     It holds 98 % of the values: one patch that takes thirty times its share would leave all others dark. The
     colour bar's arrow says so.
     """
-    most = max(LARGEST, float(np.quantile(np.stack(heats), 0.98, method="higher")))
+    if not maps:
+        return 1.0
+    heats = np.stack([_relative(patch_map) for patch_map in maps])
+    most = max(LARGEST, float(np.quantile(heats, 0.98, method="higher")))
     return float(2.0 ** np.ceil(np.log2(most)))
 
 
@@ -228,21 +233,18 @@ def greyed(image: Array) -> Array:
     return np.asarray(np.clip(0.6 * (0.15 * image + 0.85 * grey[..., None]), 0, 255).astype(np.uint8))
 
 
-def outline_layer(
-    masks: Mapping[str, Array], shape: tuple[int, ...], factor: int = 4, thickness: int = 3
-) -> Array:
-    """Masks' edges as a picture of `factor` times the size: uint8 (factor * H, factor * W, 4), transparent
-    elsewhere.
-    """
-    layer = np.zeros((shape[0] * factor, shape[1] * factor, 4), np.uint8)
-    for name, mask in masks.items():
-        large = np.asarray(mask, bool).repeat(factor, 0).repeat(factor, 1)
-        inside = large.copy()
-        for axis in (0, 1):
-            for shift in (-thickness, thickness):
-                inside &= np.roll(large, shift, axis)
-        layer[large & ~inside] = [*(int(255 * part) for part in to_rgb(OUTLINES.get(name, INK))), 255]
-    return layer
+def show_picture(axes: Axes, image: Array, **look: Any) -> None:
+    """Draw a picture (H, W) or (H, W, 3) into `axes`: a pixel is a unit, the first corner (0, 0)."""
+    axes.imshow(image, extent=(0, image.shape[1], image.shape[0], 0), **look)
+    axes.set_axis_off()
+
+
+def outline(axes: Axes, mask: Array, colour: str) -> None:
+    """Draw the edge of a mask, bool (H, W), over its picture."""
+    if mask.any():
+        height, width = mask.shape
+        extent = (-0.5, width + 0.5, -0.5, height + 0.5)  # middles of the outer pixels, with one more around
+        axes.contour(np.pad(mask, 1), [0.5], colors=colour, linewidths=1.2, extent=extent)
 
 
 def draw_overlay(
@@ -252,7 +254,6 @@ def draw_overlay(
     masks: Mapping[str, Array],
     norm: Normalize,
     opacity: float = 0.9,
-    thickness: int = 3,
 ) -> None:
     """Draw image, heat and outlines into `axes`.
 
@@ -263,16 +264,12 @@ def draw_overlay(
         masks: thing -> bool (H, W).
         norm: the scale, shared by the panels that are to be compared.
         opacity: of the heat; at 0 the picture is as it was.
-        thickness: of the outlines.
     """
-    height, width = image.shape[:2]
-    extent = (0, width, height, 0)
-    grey = np.asarray((1 - opacity) * image + opacity * greyed(image), np.uint8)
+    show_picture(axes, np.asarray((1 - opacity) * image + opacity * greyed(image), np.uint8))
     alpha = opacity * np.clip(norm(heat), 0, 1)
-    axes.imshow(grey, extent=extent)
-    axes.imshow(heat, extent=extent, cmap=HEAT, norm=norm, interpolation="nearest", alpha=alpha)
-    axes.imshow(outline_layer(masks, image.shape, thickness=thickness), extent=extent)
-    axes.set_axis_off()
+    show_picture(axes, heat, cmap=HEAT, norm=norm, interpolation="nearest", alpha=alpha)
+    for name, mask in masks.items():
+        outline(axes, mask, OUTLINES.get(name, INK))
 
 
 def heated(image: Array, patch_map: Array, factor: int = 3) -> Array:
@@ -304,7 +301,7 @@ def attention_overlay(policy: Any, layer: int | None = None) -> Callable[[Any, A
 
 def token_grid(
     image: Array,
-    maps: Mapping[str, Array],
+    maps: Mapping[str, Array | Sequence[Array]],
     dimensions: Sequence[str],
     masks: Mapping[str, Array],
     title: str = "",
@@ -318,18 +315,15 @@ def token_grid(
         masks: thing -> bool (H, W).
         title: above the grid.
     """
-    heats = {policy: [times_even(one, image.shape) for one in stack] for policy, stack in maps.items()}
-    norm = Normalize(0, scale_top([heat for row in heats.values() for heat in row]))
     columns, shape = len(dimensions) + 1, image.shape[0] / image.shape[1]
     height = (1.45 * shape + 0.1) * len(maps) + 0.75
     with canvas(1.45 * columns + 0.6, height, len(maps), columns) as (figure, axes):
         for panel in axes[::columns]:
-            panel.imshow(image)
-            panel.set_axis_off()
+            show_picture(panel, image)
         for panel, name in zip(axes, ("picture", *dimensions), strict=False):
             panel.set_title(name, loc="center", fontweight="normal")
-        frames = [(image, masks)] * len(dimensions)
-        _draw_rows(figure, axes, heats, frames, norm, 6, title)  # thick outlines: the panels are small
+        top = scale_top([patch_map for row in maps.values() for patch_map in row])
+        _draw_rows(figure, axes, maps, [(image, masks)] * len(dimensions), top, title)
     return figure
 
 
@@ -346,18 +340,14 @@ def attention_over_time(
     """
     columns, rows = len(frames), len(maps) + 1
     height, width = frames[0].image.shape[:2]
-    heats = {}
-    for policy, row in maps.items():
-        heats[policy] = [times_even(one, frame.image.shape) for one, frame in zip(row, frames, strict=True)]
     tall = (2.1 * height / width + 0.08) * rows + 0.75
     with canvas(2.1 * columns + 0.9, tall, rows, columns) as (figure, axes):
         for panel, frame in zip(axes, frames, strict=False):
-            panel.imshow(frame.image)
-            panel.set_axis_off()
+            show_picture(panel, frame.image)
             name = f"step {frame.step}: {frame.phase}"
             panel.set_title(name, loc="center", fontweight="normal", fontsize=8.5)
         pictures = [(frame.image, frame.masks) for frame in frames]
-        _draw_rows(figure, axes[columns:], heats, pictures, Normalize(0, LARGEST), 4, title)
+        _draw_rows(figure, axes[columns:], maps, pictures, LARGEST, title)
     return figure
 
 
@@ -378,34 +368,27 @@ def fused_maps(policy: Any, frames: Sequence[Frame], k: int = 3) -> list[Array]:
 def _draw_rows(
     figure: Figure,
     axes: Sequence[Axes],
-    heats: Mapping[str, Sequence[Array]],
+    maps: Mapping[str, Array | Sequence[Array]],
     pictures: Sequence[tuple[Array, Mapping[str, Array]]],
-    norm: Normalize,
-    thickness: int,
+    top: float,
     title: str,
 ) -> None:
     """A row of overlays a policy in the last columns of `axes`, with the scale, the outlines' names and the
     title.
     """
-    columns, colour = len(axes) // len(heats), colours([*heats])
-    for number, (policy, row) in enumerate(heats.items()):
+    columns, colour, norm = len(axes) // len(maps), colours([*maps]), Normalize(0, top)
+    for number, (policy, row) in enumerate(maps.items()):
         panels = axes[number * columns : (number + 1) * columns]
-        for panel, heat, (image, masks) in zip(panels[-len(row) :], row, pictures, strict=True):
-            draw_overlay(panel, image, heat, masks, norm, thickness=thickness)
-        name = textwrap.fill(label(policy), 15)
+        for panel, patch_map, (image, masks) in zip(panels[-len(row) :], row, pictures, strict=True):
+            draw_overlay(panel, image, times_even(patch_map, image.shape), masks, norm)
         look: dict[str, Any] = {"rotation": 90, "ha": "right", "va": "center", "fontweight": "bold"}
-        panels[0].text(-0.05, 0.5, name, transform=panels[0].transAxes, color=colour[policy], **look)
+        name, inside = textwrap.fill(label(policy), 15), panels[0].transAxes
+        panels[0].text(-0.05, 0.5, name, transform=inside, color=colour[policy], **look)
     _heat_scale(figure, axes[-1], figure.axes, EVEN)
-    named = {name for _, masks in pictures for name in masks}
-    handles = [
-        Line2D([], [], color=OUTLINES[name], linewidth=2, label=THING_LABELS[name])
-        for name in OUTLINES
-        if name in named
-    ]
-    if handles:
-        figure.legend(
-            handles=handles, loc="outside lower left", ncols=len(handles), fontsize=8, handlelength=1.2
-        )
+    for thing, shade in OUTLINES.items():
+        if any(thing in masks for _, masks in pictures):
+            axes[-1].plot([], [], color=shade, linewidth=2, label=THING_LABELS[thing])
+    figure.legend(loc="outside lower left", ncols=len(OUTLINES), fontsize=8, handlelength=1.2)
     figure.suptitle(title, x=0.01, ha="left", fontsize=9)
 
 
@@ -416,33 +399,29 @@ def _heat_scale(figure: Any, panel: Axes, beside: Sequence[Axes], unit: str) -> 
     scale.outline.set_visible(False)
 
 
-def share_bars(summary: Any, title: str = "") -> Figure:
+def share_bars(summary: pd.DataFrame, title: str = "") -> Figure:
     """Share of the attention to the picture by object, a bar a policy with its interval, and the object's
     share of the picture as a mark.
 
     Args:
-        summary: pandas table of `grounding.summarise_scores`.
+        summary: of `grounding.summarise_scores`.
         title: above the bars.
     """
     rest, summary = summary[summary["thing"] == REST], summary[summary["thing"] != REST]
     policies = list(dict.fromkeys(summary["policy"]))
     things = [thing for thing in THINGS if thing in set(summary["thing"])]
-    colour, places = colours(policies), offsets(len(policies))
-    step = 0.8 / len(policies)
+    colour, places, thick = colours(policies), offsets(len(policies)), 0.8 / len(policies) * 0.86
     with canvas(7.2, 3.4) as (figure, (axes,)):
         for row in summary.itertuples():
             x = things.index(row.thing) + places[policies.index(row.policy)]
-            bar(axes, x, row.share, (row.low, row.high), step * 0.86, colour[row.policy])
-            ends = [x - step * 0.43, x + step * 0.43]
-            axes.plot(ends, [row.area] * 2, color=INK, linewidth=1.6, linestyle=DOTTED)
+            bar(axes, x, (row.share, row.low, row.high), thick, colour[row.policy])
+            axes.hlines(row.area, x - thick / 2, x + thick / 2, color=INK, linewidth=1.6, linestyle=DOTTED)
             text = f"x{row.ratio:.2f}" if np.isfinite(row.ratio) else "hidden"
-            style: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": 7.5, "color": MUTED}
-            axes.annotate(text, (x, 0), (0, -4), textcoords="offset points", **style)
+            axes.text(x, -0.025, text, transform=axes.get_xaxis_transform(), ha="center", va="top", **SMALL)
         axes.set_xticks(range(len(things)), [THING_LABELS.get(thing, thing) for thing in things])
         axes.tick_params(axis="x", pad=14)
         axes.grid(axis="x", visible=False)
-        top = np.nanmax([summary["share"].max(), summary["high"].max(), summary["area"].max()])
-        axes.set_ylim(0, float(top) * 1.08)
+        axes.set_ylim(0, 1.08 * float(np.nanmax(summary[["share", "high", "area"]])))
         per_cent(axes.yaxis)
         axes.set_ylabel("share of image attention")
         others = ", ".join(f"{row.share:.0%} ({label(row.policy)})" for row in rest.itertuples())
@@ -464,8 +443,7 @@ def comparison(view: View) -> Figure:
     tall = 3.4 * view.image.shape[0] / view.image.shape[1] + 0.75
     rows = -(-len(view.plots) // ACROSS)
     width = max(3.5 * count + (3.6 if bars else 0.2), 10.0 if view.plots else 0.0)
-    with canvas(width, tall + 1.45 * rows) as (figure, (only,)):
-        only.remove()
+    with page(width, tall + 1.45 * rows) as figure:
         upper: Any = figure
         if view.plots:
             upper, lower = figure.subfigures(2, 1, height_ratios=[tall, 1.45 * rows], squeeze=False)[:, 0]
@@ -475,20 +453,19 @@ def comparison(view: View) -> Figure:
             for axes in cells[len(view.plots) :]:
                 axes.set_axis_off()
         wide = 0.62 * (width - 3.5 * count) / 3.6  # of the bars: what the pictures leave
-        grid = GridSpec(1, count + bars, figure=upper, width_ratios=[1.0] * count + [wide] * bars)
-        panels = [upper.add_subplot(grid[0, place]) for place in range(count)]
+        grid = upper.add_gridspec(1, count + bars, width_ratios=[1.0] * count + [wide] * bars)
+        panels = [upper.add_subplot(grid[place]) for place in range(count)]
         norm, colour = Normalize(0, view.top), colours([*view.maps])
-        for panel, (policy, one) in zip(panels, view.maps.items(), strict=False):
-            heat = times_even(one, view.image.shape)
-            draw_overlay(panel, view.image, heat, view.masks if view.outlines else {}, norm, view.opacity)
+        for panel, (policy, patch_map) in zip(panels, view.maps.items(), strict=False):
+            heat, masks = times_even(patch_map, view.image.shape), view.masks if view.outlines else {}
+            draw_overlay(panel, view.image, heat, masks, norm, view.opacity)
             panel.set_title(label(policy), color=colour[policy])
-            _mark_peak(panel, view, one)
+            _mark_peak(panel, view, patch_map)
         if bars:
             _heat_scale(upper, panels[0], panels, view.unit)
-            _share_panel(upper.add_subplot(grid[0, count]), view, colour)
+            _share_panel(upper.add_subplot(grid[count]), view, colour)
         else:
-            panels[0].imshow(view.image)
-            panels[0].set_axis_off()
+            show_picture(panels[0], view.image)
             panels[0].set_anchor("W")
         detail = textwrap.fill(view.detail, int(16 * width))
         title = f"{view.title}\n{detail}" if detail else view.title or " "
@@ -499,13 +476,13 @@ def comparison(view: View) -> Figure:
 def _draw_plot(axes: Axes, plot: Plot, steps: Array, now: int) -> None:
     """Curves over the episode, with a mark at the moment on show and a dot on each curve there."""
     for line in plot.lines:
-        look: dict[str, Any] = {"linewidth": 1.1, "linestyle": DOTTED} if line.dashed else {"linewidth": 1.4}
-        look["drawstyle"] = "steps-post" if line.steps else "default"
+        look: dict[str, Any] = {"drawstyle": "steps-post" if line.steps else "default", "linewidth": 1.4}
+        if line.dashed:
+            look |= {"linewidth": 1.1, "linestyle": DOTTED}
         axes.plot(steps, line.values, color=line.colour, label=line.label, **look)
-        if not line.dashed and len(line.values):
-            axes.plot(steps[now], line.values[now], "o", color=line.colour, markersize=3.5)
-    if len(steps):
-        axes.axvline(steps[now], color=MUTED, linewidth=0.9)
+        if not line.dashed:
+            axes.plot(steps[[now]], line.values[[now]], "o", color=line.colour, markersize=3.5)
+    axes.axvline(steps[now], color=MUTED, linewidth=0.9)
     margin = 0.04 * (plot.high - plot.low)
     axes.set_ylim(plot.low - (0 if plot.share else margin), plot.high + margin)
     axes.set_title(plot.title, color=plot.colour, fontsize=8)
@@ -517,42 +494,37 @@ def _draw_plot(axes: Axes, plot: Plot, steps: Array, now: int) -> None:
     if plot.share:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     elif len(plot.lines) > 1:
-        axes.legend(
-            fontsize=6.5, loc="upper left", bbox_to_anchor=(1.0, 1.05), handlelength=1.0, borderaxespad=0.2
-        )
+        axes.legend(fontsize=6.5, loc="upper left", bbox_to_anchor=(1.0, 1.05), handlelength=1.0)
 
 
 def _mark_peak(panel: Axes, view: View, patch_map: Array) -> None:
     brightest = peak(patch_map, view.masks)
-    height, width = view.image.shape[0] / patch_map.shape[0], view.image.shape[1] / patch_map.shape[1]
+    height, width = np.divide(view.image.shape[:2], patch_map.shape)
     corner = (brightest.column * width, brightest.row * height)
     look: dict[str, Any] = {"fill": False, "edgecolor": "white", "linestyle": (0, (2, 2)), "linewidth": 1}
     panel.add_patch(Rectangle(corner, width, height, **look))
-    panel.text(0, -0.02, str(brightest), transform=panel.transAxes, va="top", fontsize=7.5, color=MUTED)
+    panel.text(0, -0.02, str(brightest), transform=panel.transAxes, va="top", **SMALL)
 
 
 def _share_panel(side: Axes, view: View, colour: Mapping[str, str]) -> None:
     """A bar a policy and object, its number, and a dotted mark at the object's share of the area."""
     area, by_policy = found_shares(view)
     places, thick = offsets(len(colour)), 0.8 / len(colour) * 0.86
-    end = scale_end([one.get(thing, 0) for one in (area, *by_policy.values()) for thing in SHOWN])
+    end = scale_end([sizes.get(thing, 0) for sizes in (area, *by_policy.values()) for thing in SHOWN])
     for row, thing in enumerate(SHOWN):
         size = area.get(thing, 0.0)
         for place, (policy, found) in zip(places, by_policy.items(), strict=True):
             share = found.get(thing, 0.0)
             side.barh(row + place, share, thick, color=colour[policy], alpha=0.85)
             text = f"{share:.1%}" if size else "not visible" if view.masks else "no mask"
-            right = max(share, size) + 0.03 * end
-            side.text(right, row + place, text, va="center", fontsize=7.5, color=INK)
-        mark = Line2D([size] * 2, [row - 0.42, row + 0.42], color=INK, linewidth=1.6, linestyle=DOTTED)
-        side.add_line(mark)
-    side.set_yticks(range(len(SHOWN)), [THING_LABELS[thing] for thing in SHOWN])
+            side.text(max(share, size) + 0.03 * end, row + place, text, va="center", fontsize=7.5)
+        side.plot([size] * 2, [row - 0.42, row + 0.42], color=INK, linewidth=1.6, linestyle=DOTTED)
+    name_lines(side, [THING_LABELS[thing] for thing in SHOWN])
     for tick, thing in zip(side.get_yticklabels(), SHOWN, strict=True):
         tick.set(color=OUTLINES[thing], fontweight="bold")
-    side.set(xlim=(0, 1.25 * end), ylim=(len(SHOWN) - 0.5, -0.5))
+    side.set_xlim(0, 1.25 * end)
     side.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     side.locator_params(axis="x", nbins=4)
-    side.grid(axis="y", visible=False)
     rest = " | ".join(f"{found[REST]:.0%}" for found in by_policy.values() if REST in found)
     text = f"share of {view.measure} (dotted: area)" + (f"\neverything else: {rest}" if rest else "")
     side.set_xlabel(text, fontsize=7.5)

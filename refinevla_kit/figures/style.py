@@ -1,15 +1,17 @@
-"""How every picture and table of the kit looks, and how pictures are saved: one colour-blind safe palette
+"""How every picture and table of the kit looks, and how they are saved: one colour-blind safe palette
 (Okabe and Ito 2008), light grids, names and colours that stay the same; beside each picture what made it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -39,21 +41,19 @@ OTHERS = (GREEN, PINK, SKY, ORANGE)
 LABELS = {
     "action_only": "actions only",
     "with_reasoning": "with reasoning loss",
+    "shuffled_rationales": "shuffled rationales",
+    "compact_base": "the base",
+    "widowx_spoon_on_towel": "spoon on towel",
+    "widowx_carrot_on_plate": "carrot on plate",
+    "widowx_stack_cube": "stack cubes",
+    "widowx_put_eggplant_in_basket": "eggplant in basket",
     "pick_coke_can": "pick coke can",
     "move_near": "move near",
     "open_close_drawer": "open or close drawer",
     "place_apple_in_closed_top_drawer": "place apple in drawer",
     "visual_matching": "visual matching",
     "variant_aggregation": "variant aggregation",
-    "shuffled_rationales": "shuffled rationales",
-    "compact_base": "the base",
     "variant_aggregation - visual_matching": "aggregation minus matching",
-}
-SHORT_TASKS = {
-    "widowx_spoon_on_towel": "spoon on towel",
-    "widowx_carrot_on_plate": "carrot on plate",
-    "widowx_stack_cube": "stack cubes",
-    "widowx_put_eggplant_in_basket": "eggplant in basket",
 }
 SETTINGS: dict[Any, Any] = {
     "font.size": 9,
@@ -79,27 +79,28 @@ SETTINGS: dict[Any, Any] = {
     "figure.facecolor": "white",
     "legend.frameon": False,
 }
+Bounded = tuple[float, float, float]  # a value, low and high end of its interval
 DASHED, DOTTED = (0, (4, 3)), (0, (1.5, 1))
 DPI = 160
-FORMATS = ("png", "svg", "pdf")
-# Without dates the same figure has the same bytes
-NO_DATE: dict[str, dict[str, Any]] = {
-    "png": {"Software": None},
-    "svg": {"Date": None},
-    "pdf": {"CreationDate": None},
-}
+# Left out of a picture's metadata, so that the same figure has the same bytes
+CHANGING = {"png": "Software", "svg": "Date", "pdf": "CreationDate"}
+FORMATS = tuple(CHANGING)
 AS_TEXT: dict[Any, Any] = {"svg.fonttype": "none", "pdf.fonttype": 42, "svg.hashsalt": "refinevla"}
+
+
+@contextmanager
+def page(width: float, height: float) -> Iterator[Figure]:
+    """An empty figure (inches) in the kit's style; no pyplot, so nothing global is touched."""
+    with rc_context(SETTINGS):
+        yield Figure(figsize=(width, height), layout="constrained")
 
 
 @contextmanager
 def canvas(
     width: float, height: float, rows: int = 1, columns: int = 1, **arguments: Any
 ) -> Iterator[tuple[Figure, list[Axes]]]:
-    """A figure (inches) and its axes, row by row, in the kit's style; no pyplot, so nothing global is
-    touched.
-    """
-    with rc_context(SETTINGS):
-        figure = Figure(figsize=(width, height), layout="constrained")
+    """A figure (inches) and its axes, row by row."""
+    with page(width, height) as figure:
         yield figure, list(figure.subplots(rows, columns, squeeze=False, **arguments).flat)
 
 
@@ -123,10 +124,9 @@ def name_policies(figure: Figure, colour: dict[str, str]) -> None:
     )
 
 
-def per_cent(*axes: Axis) -> None:
-    """These axes are shares, shown in per cent."""
-    for axis in axes:
-        axis.set_major_formatter(PercentFormatter(1.0))
+def per_cent(axis: Axis) -> None:
+    """This axis is a share, shown in per cent."""
+    axis.set_major_formatter(PercentFormatter(1.0))
 
 
 def note(axes: Axes, text: str) -> None:
@@ -139,28 +139,42 @@ def offsets(count: int, width: float = 0.8) -> Any:
     return (np.arange(count) - (count - 1) / 2) * width / count
 
 
-def bar(
-    axes: Axes, x: float, height: float, interval: tuple[float, float], width: float, colour: str, **look: Any
-) -> None:
+def bar(axes: Axes, x: float, bounded: Bounded, width: float, colour: str, **look: Any) -> None:
     """A bar and its interval, where that is known (not NaN)."""
+    height, low, high = bounded
     axes.bar(x, height, width, color=colour, alpha=0.85, **look)
-    if np.isfinite(interval[0]):
-        error = np.clip([[height - max(interval[0], 0)], [interval[1] - height]], 0, None)
+    if np.isfinite(low):
+        error = np.clip([[height - max(low, 0)], [high - height]], 0, None)
         axes.errorbar(x, height, yerr=error, color=INK, linewidth=1, capsize=2.5)
 
 
-def dot(axes: Axes, y: float, value: float, interval: tuple[float, float], colour: str) -> None:
+def dot(axes: Axes, y: float, bounded: Bounded, colour: str) -> None:
     """A value as a dot on a line as long as its interval."""
-    axes.plot(interval, [y, y], color=colour, linewidth=2.2, alpha=0.45, solid_capstyle="round")
+    value, low, high = bounded
+    axes.plot([low, high], [y, y], color=colour, linewidth=2.2, alpha=0.45, solid_capstyle="round")
     axes.plot(value, y, "o", color=colour, markersize=5)
 
 
-def points(axes: Axes) -> None:
-    """The x axis is a difference of rates, shown in percentage points."""
+def name_lines(axes: Axes, names: Sequence[str]) -> None:
+    """The panel has a line a name at y = 0, 1, ..., the first on top."""
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.grid(axis="y", visible=False)
+
+
+def points(axes: Axes, values: Iterable[float] = ()) -> None:
+    """The x axis is a difference of rates, shown in percentage points.
+
+    Args:
+        values: what the panel has to hold, about a zero in its middle; without any the limits stay.
+    """
+    axes.axvline(0, color=INK, linewidth=0.8)
     axes.xaxis.set_major_formatter(
         FuncFormatter(lambda value, _: f"{100 * value:+.3g}" if abs(value) > 1e-9 else "0")
     )
     axes.set_xlabel("percentage points")
+    if widest := max(map(abs, values), default=0.0):
+        axes.set_xlim(-1.08 * max(0.1, widest), 1.08 * max(0.1, widest))
 
 
 def beside(axes: Axes, y: float, *texts: str, width: float = 44.0, color: str = INK) -> None:
@@ -203,6 +217,25 @@ def points_text(difference: float) -> str:
     return f"{100 * difference:+.1f}"
 
 
+def text_table(
+    rows: Mapping[Any, Mapping[Any, str]], columns: Sequence[Any], names: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Rows of text by column, "" where a row has nothing.
+
+    Args:
+        rows: name -> column -> text; names may be tuples, for rows of several levels.
+        columns: those to show, in order; `label` says what they are called. Where some are pairs, the table
+            has two levels of columns.
+        names: headings of the rows' levels.
+    """
+    cells = [[row.get(column, "") for column in columns] for row in rows.values()]
+    heads = [list(map(label, [column] if isinstance(column, str) else column)) for column in columns]
+    levels = list(zip_longest(*heads, fillvalue=""))
+    head = pd.MultiIndex.from_arrays(levels) if len(levels) > 1 else pd.Index(levels[0])
+    table = pd.DataFrame(cells, pd.Index(list(rows)), head)
+    return table.rename_axis(list(names)) if names else table
+
+
 def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table in Markdown, without a line end after it."""
     return "\n".join(f"| {' | '.join(line)} |" for line in (heads, ["---"] * len(heads), *rows))
@@ -210,9 +243,8 @@ def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def label(name: str) -> str:
     """What a policy, a task, a row of the published tables or a setting is called in pictures and tables."""
-    if name in TASKS and name not in LABELS:
-        return SHORT_TASKS.get(name, name.removeprefix("google_robot_").replace("_", " "))
-    return LABELS.get(name, name)
+    plain = name.removeprefix("google_robot_").replace("_", " ") if name in TASKS else name
+    return LABELS.get(name, plain)
 
 
 def save_figure(
@@ -235,18 +267,40 @@ def save_figure(
         raise KitError(what, f"choose from {', '.join(FORMATS)}")
     for suffix in formats:
         with replacing(Path(path).with_suffix(f".{suffix}")) as part, rc_context(AS_TEXT):
-            figure.savefig(part, format=suffix, dpi=DPI, metadata=NO_DATE[suffix])
+            figure.savefig(part, format=suffix, dpi=DPI, metadata={CHANGING[suffix]: None})
     path = Path(path).with_suffix(f".{formats[0]}")
-    values, files = {}, {}
-    for name, value in made_from.items():
-        if isinstance(value, Path) and value.is_file():
-            files[name] = sha256(value)[:16]
-        # what made a picture should not say whose machine it was
-        inside = str(value).removeprefix(f"{REPOSITORY.as_posix()}/")
-        values[name] = inside if isinstance(value, Path | str) else value
-    written = {"picture": path.name, "made_from": values, "sha256": files, "refinevla_kit": __version__}
-    write_json(path.with_suffix(".json"), written)
+    _save_source({"picture": path.name}, path, made_from)
     return path
+
+
+def save_table(frame: pd.DataFrame, path: str | Path, made_from: Mapping[str, Any]) -> Path:
+    """Write a table as Markdown and, beside it, a JSON with its cells and what made it.
+
+    Returns:
+        The Markdown's path.
+    """
+    path = Path(path).with_suffix(".md")
+    heads = [" ".join(column).strip() if isinstance(column, tuple) else str(column) for column in frame]
+    rows = {str(name): list(map(str, row)) for name, row in zip(frame.index, frame.to_numpy(), strict=True)}
+    text = markdown(["", *heads], [[name, *row] for name, row in rows.items()])
+    with replacing(path) as part:
+        part.write_text(text + "\n", encoding="utf-8")
+    cells = {name: dict(zip(heads, row, strict=True)) for name, row in rows.items()}
+    _save_source({"table": path.name, "cells": cells}, path, made_from)
+    return path
+
+
+def _save_source(about: Mapping[str, Any], path: Path, made_from: Mapping[str, Any]) -> None:
+    """Write the JSON beside a picture or table: what made it, files with their SHA-256."""
+    files = {name: value for name, value in made_from.items() if isinstance(value, Path) and value.is_file()}
+    home = f"{REPOSITORY.as_posix()}/"  # what made a picture should not say whose machine it was
+    values = {
+        name: str(value).removeprefix(home) if isinstance(value, Path | str) else value
+        for name, value in made_from.items()
+    }
+    digests = {name: sha256(file)[:16] for name, file in files.items()}
+    source = {"made_from": values, "sha256": digests, "refinevla_kit": __version__}
+    write_json(path.with_suffix(".json"), {**about, **source})
 
 
 def show_figure(figure: Figure, path: str | Path, made_from: dict[str, Any], width: int = 900) -> None:

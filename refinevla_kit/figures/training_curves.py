@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -67,25 +66,18 @@ def training_curves(histories: Mapping[str, pd.DataFrame], panels: Mapping[str, 
         if any(column in frame and frame[column].notna().any() for frame in histories.values())
     }
     colour = colours(list(histories))
-    held_out = any(frame["split"].nunique() > 1 for frame in histories.values())
     with canvas(max(5.0, 2.9 * len(panels)), 3.0, columns=len(panels)) as (figure, all_axes):
         for axes, (column, title) in zip(all_axes, panels.items(), strict=True):
             for policy, frame in histories.items():
-                if column not in frame:
-                    continue
-                for split, part in frame.dropna(subset=[column]).groupby("split"):
-                    thin = split == "train" and frame["split"].nunique() > 1
-                    alpha, width = (0.35, 1.0) if thin else (1.0, 1.9)
+                held_out = frame["split"].nunique() > 1
+                for split, part in frame.dropna(subset=[column]).groupby("split") if column in frame else ():
+                    alpha, width = (0.35, 1.0) if split == "train" and held_out else (1.0, 1.9)
                     shade = colour[policy]
                     axes.plot(part["step"], part[column], color=shade, alpha=alpha, linewidth=width)
             axes.set_title(title)
             axes.set_xlabel("training step")
             axes.set_ylim(bottom=0)
-        if held_out:  # in the corner that is free: losses fall, accuracies rise
-            rises = list(panels)[-1] == "action_accuracy"
-            look: dict[str, Any] = {"fontsize": 8, "color": MUTED, "ha": "right"}
-            look |= {"y": 0.03, "va": "bottom"} if rises else {"y": 1.0, "va": "top"}
-            text, inside = "thin: training\nstrong: held out", all_axes[-1].transAxes
-            all_axes[-1].text(x=1, s=text, transform=inside, **look)
+        if any(frame["split"].nunique() > 1 for frame in histories.values()):
+            figure.supxlabel("thin: training, strong: held out", x=0.99, ha="right", fontsize=8, color=MUTED)
         name_policies(figure, colour)
     return figure

@@ -36,7 +36,26 @@ NOISE, NOISE_TURN = 0.015, 0.15  # m and rad, the largest standard deviation of 
 
 @dataclass(frozen=True)
 class Manner:
-    """How demonstrations are made. Fields as the arguments of `record`."""
+    """How demonstrations are made.
+
+    Attributes:
+        seed: same seed, same bytes, however many workers.
+        random_moves: random actions before the recording starts, so that the arm's pose does not betray where
+            the expert goes.
+        keep_failures: keep failed episodes too (success False) and draw nothing again.
+        drive: what acts in the demonstrator's place: (observation, task) -> action. Each frame is still
+            recorded with the demonstrator's action, the right one in a state that it would not have come to
+            by itself. Such episodes are kept however they end.
+        disturb: chance a step that 1 to 4 random moves, the gripper's among them, take the place of what was
+            decided; what is recorded is still the demonstrator's own action. So the data also hold what has
+            gone wrong, and how it is mended.
+        noise: 0 to 1, what is added to every motion that is carried out: normal noise, of a standard
+            deviation drawn for the episode, up to this share of 15 mm and 0.15 rad (DART, Laskey et al.
+            2017). The demonstrator's own action is recorded. Without noise it is always already on its way:
+            the right correction is nearly always zero, and that is what a policy learns to say.
+        settle: frames in a row with success after which a recording ends. Evaluations run on to the step
+            limit, and what to do once all is done has to be learned too.
+    """
 
     seed: int = 0
     random_moves: int = 0
@@ -53,20 +72,15 @@ def record(
     episodes_per_task: int,
     assets: str | Path = "embedded",
     start: str = "random",
-    seed: int = 0,
+    *,
     workers: int = 1,
     width: int = 160,
     height: int = 120,
     progress: bool = True,
-    random_moves: int = 0,
-    keep_failures: bool = False,
     overwrite: bool = False,
     setting: str = VISUAL_MATCHING,
     variants: Sequence[str] = (BASE,),
-    drive: Drive | None = None,
-    disturb: float = 0.0,
-    noise: float = 0.0,
-    settle: int = 3,
+    **manner: Any,
 ) -> dict[str, Any]:
     """Record demonstrations into a new dataset at `path`.
 
@@ -77,29 +91,14 @@ def record(
         assets: as `simulator.make` takes them.
         start: "random" (continuous poses around the grid; a failed episode is drawn again) or "grid" (a
             failed one is left out).
-        seed: same seed, same bytes, however many workers.
         workers: simulator processes; with 1 there is none but this one.
         width, height: pixels, even numbers.
         progress: show a bar.
-        random_moves: random actions before the recording starts, so that the arm's pose does not betray where
-            the expert goes.
-        keep_failures: keep failed episodes too (success False) and draw nothing again.
         overwrite: replace what is at `path`, unless it holds what was paid for or reviewed
             (`files.paid_files`).
         setting, variants: of each task's protocol; `episodes_per_task` are recorded in each variant, from
             starts of their own.
-        drive: what acts in the demonstrator's place: (observation, task) -> action. Each frame is still
-            recorded with the demonstrator's action, the right one in a state that it would not have come to
-            by itself. Such episodes are kept however they end.
-        disturb: chance a step that 1 to 4 random moves, the gripper's among them, take the place of what was
-            decided; what is recorded is still the demonstrator's own action. So the data also hold what has
-            gone wrong, and how it is mended.
-        noise: 0 to 1; every motion that is carried out has normal noise in it, of a standard deviation drawn
-            for the episode up to this share of 15 mm and 0.15 rad, while the demonstrator's own action is
-            recorded (DART, Laskey et al. 2017). Without it a demonstrator is always already on its way, the
-            right correction is nearly always zero, and that is what a policy learns to say.
-        settle: frames in a row with success after which a recording ends. Evaluations run on to the step
-            limit, and what to do once all is done has to be learned too.
+        manner: fields of `Manner`: seed, random_moves, keep_failures, drive, disturb, noise, settle.
 
     Returns:
         {"path", "episodes", "frames", "successes", "failures" (attempts that failed), "seconds", "bytes"}.
@@ -113,7 +112,7 @@ def record(
     chosen = [task if isinstance(task, Task) else find_task(task) for task in tasks]
     _check(chosen, episodes_per_task, start, workers)
     folder = str(resolve_assets(assets))
-    manner = Manner(seed, random_moves, keep_failures, drive, disturb, noise, settle)
+    how = Manner(**manner)
     planned = []
     for task in chosen:
         for place, name in enumerate(variants):
@@ -121,31 +120,24 @@ def record(
             scene = Scene(task.name, variant, setting, "auto", folder, width, height, True, True)
             first = 0 if start == "grid" else place * episodes_per_task
             for number in range(first, first + episodes_per_task):
-                planned.append(plan_attempt(scene, start, number, manner))
+                planned.append(plan_attempt(scene, start, number, how))
     began = time.perf_counter()
-    kept = frames = successes = failures = 0
+    made: dict[str, Any] = {"path": str(path), "episodes": 0, "frames": 0, "successes": 0, "failures": 0}
     with (
         DatasetWriter(path, chosen[0].control_hz, chosen[0].robot, overwrite=overwrite) as writer,
         tqdm(total=len(planned), desc="recording", unit="episode", disable=not progress) as bar,
     ):
-        for episode, failed in demonstrations(planned, manner, workers):
-            failures += failed
+        for episode, failed in demonstrations(planned, how, workers):
+            made["failures"] += failed
             if episode is not None:
                 writer.add(episode)
-                kept += 1
-                frames += len(episode.images)
-                successes += episode.success
-            bar.set_postfix(failures=failures, refresh=False)
+                made["episodes"] += 1
+                made["frames"] += len(episode.images)
+                made["successes"] += episode.success
+            bar.set_postfix(failures=made["failures"], refresh=False)
             bar.update()
-    return {
-        "path": str(path),
-        "episodes": kept,
-        "frames": frames,
-        "successes": successes,
-        "failures": failures,
-        "seconds": round(time.perf_counter() - began, 1),
-        "bytes": sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file()),
-    }
+    size = sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())
+    return made | {"seconds": round(time.perf_counter() - began, 1), "bytes": size}
 
 
 def recording_code() -> str:
@@ -153,12 +145,9 @@ def recording_code() -> str:
     apart.
     """
     package = Path(__file__).resolve().parents[1]
-    sources = [
-        package / "tasks.py",
-        *sorted(package.glob("simulator/*.py")),
-        *sorted(package.glob("rollouts/*.py")),
-    ]
-    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
+    folders = [file for room in ("simulator", "rollouts") for file in sorted(package.glob(f"{room}/*.py"))]
+    sources = b"".join(file.read_bytes() for file in [package / "tasks.py", *folders])
+    return hashlib.sha256(sources).hexdigest()[:12]
 
 
 def plan_attempt(scene: Scene, start: str, number: int, manner: Manner, failed: int = 0) -> PlannedEpisode:

@@ -216,7 +216,7 @@ def random_spatialvla(
         "resample": 3,
     }
     files = {
-        CONFIG: {"model_type": "spatialvla"} | ids | config | {"text_config": text | config["text_config"]},
+        CONFIG: {"model_type": "spatialvla", **ids, **config, "text_config": text | config["text_config"]},
         spatialvla.PROCESSOR: processor,
         "preprocessor_config.json": pictures,
     }
@@ -251,7 +251,7 @@ def random_openvla(
     }
     about = {"model_type": "openvla", "n_action_bins": 256, "pad_to_multiple_of": 64}
     files = {
-        CONFIG: about | config | {"text_config": text | config["text_config"]},
+        CONFIG: {**about, **config, "text_config": text | config["text_config"]},
         openvla.STATISTICS: statistics,
         openvla.PREPROCESSOR: pictures,
     }

@@ -132,8 +132,8 @@ class VisionTower(nn.Module):
     @property
     def unused(self) -> tuple[nn.Module, ...]:
         """What is in the file and run by nothing."""
-        pool = [self.attn_pool] if hasattr(self, "attn_pool") else []
-        return (self.blocks[-1], self.norm, *pool)
+        loose = [getattr(self, name, None) for name in ("norm", "fc_norm", "attn_pool")]
+        return (self.blocks[-1], *(module for module in loose if isinstance(module, nn.Module)))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalised pixels (B, 3, s, s) -> tokens (B, patches, width)."""

@@ -87,7 +87,7 @@ def test_the_picture_shows_every_share_with_its_interval() -> None:
     figure.draw_without_rendering()
     left, right = figure.axes
     points = [line.get_xdata()[0] for line in left.lines if line.get_marker() == "o"]
-    assert points == pytest.approx([1, 1, 1, 1, 1, 1, 40 / 43, 1, 160 / 163, 1])
+    assert points == pytest.approx([1, 1, 1, 40 / 43, 160 / 163, 1, 1, 1, 1, 1])  # one, then two
     spans = [tuple(line.get_xdata()) for line in left.lines if line.get_marker() != "o"]
     assert all(low - 1e-9 <= point <= high + 1e-9 for (low, high), point in zip(spans, points, strict=True))
     assert [text.get_text() for text in right.get_yticklabels()] == [

@@ -15,15 +15,11 @@ from refinevla_kit.episodes import open_dataset
 from refinevla_kit.evaluation.published import load_published
 from refinevla_kit.evaluation.records import EpisodeRecord
 from refinevla_kit.evaluation.training_seeds import WEIGHT, compare_seeds
+from refinevla_kit.figures.illustrations import annotated_segment, moments, overview
 from refinevla_kit.figures.overlays import attention_over_time
-from refinevla_kit.figures.paper import peaks, save_table, table_1, table_2, table_3
-from refinevla_kit.figures.paper_figures import (
-    annotated_segment,
-    moments,
-    overview,
-    sensitivity,
-    sweep_panels,
-)
+from refinevla_kit.figures.published import peaks, table_1, table_2, table_3
+from refinevla_kit.figures.sensitivity import sensitivity, sweep_panels
+from refinevla_kit.figures.style import save_table
 from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.tasks import VARIANT_AGGREGATION, VISUAL_MATCHING, WIDOWX_TASKS
 from refinevla_kit.teacher import load_rationales

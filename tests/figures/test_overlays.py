@@ -23,7 +23,6 @@ from refinevla_kit.figures.overlays import (
     comparison,
     draw_overlay,
     heated,
-    outline_layer,
     peak,
     scale_end,
     share_bars,
@@ -79,17 +78,19 @@ def test_without_opacity_the_picture_is_as_the_policy_saw_it() -> None:
 
 
 def test_outlines_follow_the_masks_edges() -> None:
-    layer = outline_layer({"source": masks()["source"]}, (120, 160), factor=4, thickness=2)
-    opaque = layer[..., 3] == 255
-    large = masks()["source"].repeat(4, 0).repeat(4, 1)
-    assert opaque.any() and not (opaque & ~large).any()
-    assert not opaque[20:40, 180:220].any()  # the inside stays clear
+    axes = Figure().subplots()
+    draw_overlay(axes, IMAGE, np.zeros((120, 160)), {"source": masks()["source"]}, Normalize(0, 4))
+    (drawn,) = axes.collections
+    edge = np.concatenate([path.vertices for path in drawn.get_paths()])  # x, y
+    assert (edge.min(0), edge.max(0)) == (pytest.approx([40, 0]), pytest.approx([60, 15]))
+    inside = (edge > [41, 1]).all(1) & (edge < [59, 14]).all(1)
+    assert not inside.any()  # the inside stays clear
 
 
 def test_token_grid_has_one_scale() -> None:
     stacks = {name: np.stack([one] * 7) for name, one in maps().items()}
     figure = token_grid(IMAGE, stacks, ("x", "y", "z", "roll", "pitch", "yaw", "gripper"), masks(), "title")
-    panels = [axes for axes in figure.axes if len(axes.images) == 3]
+    panels = [axes for axes in figure.axes if len(axes.images) == 2]
     assert len(panels) == 14
     assert len({id(panel.images[1].norm) for panel in panels}) == 1
     assert panels[0].images[1].norm.vmax >= max(times_even(one, IMAGE.shape).max() for one in maps().values())
@@ -152,7 +153,7 @@ def test_shares_of_the_visible_frame_are_the_bars() -> None:
 
 def test_compared_panels_share_one_scale() -> None:
     view = View(IMAGE, maps(), masks())
-    first, second = (axes for axes in comparison(view).axes if len(axes.images) == 3)
+    first, second = (axes for axes in comparison(view).axes if len(axes.images) == 2)
     assert first.images[1].norm is second.images[1].norm and first.images[1].norm.vmax == view.top
 
 
@@ -167,7 +168,7 @@ def test_the_brightest_patch_is_marked_and_scored_as_in_the_pointing_game() -> N
         == {"target": 0.75}
     )
     assert str(found) == "brightest patch: 7.7 × even; 75% where it goes"
-    (marked,) = (axes for axes in comparison(View(IMAGE, {"a": one}, masks())).axes if len(axes.images) == 3)
+    (marked,) = (axes for axes in comparison(View(IMAGE, {"a": one}, masks())).axes if len(axes.images) == 2)
     assert marked.patches[0].get_xy() == (40, 20)  # type: ignore[attr-defined]
     assert str(peak(one, {})) == "brightest patch: 7.7 × even"
 

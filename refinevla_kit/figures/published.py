@@ -4,8 +4,7 @@ the kit's own. Tables are data frames of text.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,14 +38,15 @@ from refinevla_kit.figures.style import (
     dot,
     interval_text,
     label,
-    markdown,
+    name_lines,
+    note,
     per_cent,
     points,
     points_text,
     rate_text,
+    text_table,
 )
-from refinevla_kit.files import replacing, write_json
-from refinevla_kit.tasks import SETTINGS, VARIANT_AGGREGATION, VISUAL_MATCHING, WIDOWX_TASKS
+from refinevla_kit.tasks import SETTINGS, VISUAL_MATCHING, WIDOWX_TASKS
 
 MARK, SECONDARY, OWN = "mark", "secondary", "this kit"
 FIGURE_8 = "ReFineVLA Figure 8"
@@ -54,6 +54,7 @@ PEAKS = {"lambda": "lambda_reasoning", "frozen": "freeze_layers"}  # in its task
 GOOGLE = ("pick_coke_can", "move_near", "open_close_drawer", AVERAGE)
 ABLATION = ("action_only", "shuffled_rationales", "with_reasoning")
 MINUS = "minus actions only"
+Rows = dict[Any, dict[Any, str]]  # of a table: name -> column -> text
 
 
 def published_results(published: Sequence[Score], own: Sequence[Score] = ()) -> Figure:
@@ -65,33 +66,54 @@ def published_results(published: Sequence[Score], own: Sequence[Score] = ()) -> 
         own: from `statistics.summarise`, one rule and setting; shown below a rule, because base models, data
             and assets differ. Their average is the one with the published weights.
     """
-    rates = {(score.policy, score.task): score.rate for score in [*published, *own]}
-    rates |= {(score.policy, AVERAGE): score.rate for score in own if score.task == PUBLISHED_AVERAGE}
-    best = {score.policy: -score.rate.rate for score in published if score.task == AVERAGE}
-    theirs = sorted(dict.fromkeys(score.policy for score in published), key=lambda model: best.get(model, 1))
-    ours = list(dict.fromkeys(score.policy for score in own))
-    tasks = shown_tasks(published)
-    places = {model: -float(index) for index, model in enumerate(theirs)}
-    places |= {model: -len(theirs) - index - 0.6 for index, model in enumerate(ours)}
+    theirs, ours = _best_first(published), list(dict.fromkeys(score.policy for score in own))
+    tasks, rates = (
+        shown_tasks(published),
+        {(each.policy, _column(each)): each.rate for each in [*published, *own]},
+    )
+    names = [*theirs, *(f"{label(model)}, this kit" for model in ours)]
     colour = {model: VERMILION if model == "ReFineVLA" else GREY for model in theirs} | colours(ours)
-    with canvas(11.0, 1.0 + 0.27 * len(places), columns=len(tasks), sharey=True) as (figure, panels):
+    with canvas(11.0, 1.0 + 0.27 * len(names), columns=len(tasks), sharey=True) as (figure, panels):
         for axes, task in zip(panels, tasks, strict=True):
-            for model, y in places.items():
-                if found := rates.get((model, task)):
-                    dot(axes, y, found.rate, (found.low, found.high), colour[model])
-            axes.set_title(label(task))
-            axes.set(xlim=(-0.03, 1.03), xticks=[0, 0.5, 1])
+            for y, (model, shade) in enumerate(colour.items()):
+                if (model, task) in rates:
+                    dot(axes, y, rates[model, task].bounded, shade)
+            axes.set(xlim=(-0.03, 1.03), xticks=[0, 0.5, 1], title=label(task))
             per_cent(axes.xaxis)
             axes.grid(axis="y", visible=False)
             if ours:
-                axes.axhline(0.2 - len(theirs), color=INK, linewidth=0.6)
-        names = [f"{label(model)}, this kit" if model in ours else model for model in places]
-        panels[0].set_yticks([*places.values()], names)
-        for tick, model in zip(panels[0].get_yticklabels(), places, strict=True):
-            tick.set_color(colour[model] if colour[model] != GREY else INK)
+                axes.axhline(len(theirs) - 0.5, color=INK, linewidth=0.6)
+        name_lines(panels[0], names)
+        for tick, shade in zip(panels[0].get_yticklabels(), colour.values(), strict=True):
+            tick.set_color(INK if shade == GREY else shade)
         text = "success, with its 95 % interval; models by their average, those without one last"
         figure.supxlabel(text, fontsize=8, color=MUTED)
     return figure
+
+
+def results_table(published: Sequence[Score], own: Sequence[Score] = ()) -> pd.DataFrame:
+    """The same as a table: per cent, 95 % interval, episodes and mark. Arguments of `published_results`."""
+    order, rows = _best_first(published), dict[tuple[str, str], dict[str, str]]()
+    for score in [*sorted(published, key=lambda score: order.index(score.policy)), *own]:
+        group = "published" if score.mark else OWN
+        row = rows.setdefault((group, label(score.policy)), {MARK: score.mark})
+        if score.mark == SECONDARY:
+            row[MARK] = SECONDARY
+        row[_column(score)] = _cell(score.rate)
+        if _column(score) == AVERAGE:
+            row["episodes"] = f"{score.rate.episodes:,}"
+    return text_table(rows, [*shown_tasks(published), "episodes", MARK], ["", "success (95 % interval)"])
+
+
+def _best_first(published: Sequence[Score]) -> list[str]:
+    """The models by their average; those without one are last."""
+    best = {score.policy: -score.rate.rate for score in published if score.task == AVERAGE}
+    return sorted(dict.fromkeys(score.policy for score in published), key=lambda model: best.get(model, 1))
+
+
+def _column(score: Score) -> str:
+    """The column of the published tables; the average with their weights comes later, and so counts."""
+    return AVERAGE if score.task == PUBLISHED_AVERAGE else score.task
 
 
 def claim_intervals(claims: Sequence[Claim]) -> Figure:
@@ -100,9 +122,8 @@ def claim_intervals(claims: Sequence[Claim]) -> Figure:
 
     Coloured where the first excludes zero, filled where both do.
     """
-    names = [claim.name + (" (v1)" if claim.version == "v1" else "") for claim in reversed(claims)]
     with canvas(9.6, 1.5 + 0.28 * len(claims)) as (figure, (axes,)):
-        for y, claim in enumerate(reversed(claims)):
+        for y, claim in enumerate(claims):
             colour = GREY if claim.low <= 0 <= claim.high else VERMILION if claim.supported else BLUE
             full = colour != GREY and not claim.widest[0] <= 0 <= claim.widest[1]
             thick: dict[str, Any] = {"linewidth": 4.0, "alpha": 0.45, "solid_capstyle": "butt"}
@@ -111,12 +132,9 @@ def claim_intervals(claims: Sequence[Claim]) -> Figure:
             middle = colour if full else "white"
             axes.plot(claim.difference, y, "o", color=colour, markerfacecolor=middle, markersize=7)
             beside(axes, y, points_text(claim.difference), f"{claim.needed:,}")
-        beside(axes, len(claims) - 0.1, "gain", "needs", color=MUTED)
-        axes.axvline(0, color=INK, linewidth=0.8)
-        axes.set_yticks(range(len(claims)), names)
-        axes.set_ylim(-0.6, len(claims) - 0.4)
+        beside(axes, -0.9, "gain", "needs", color=MUTED)
+        name_lines(axes, [claim.name + (" (v1)" if claim.version == "v1" else "") for claim in claims])
         points(axes)
-        axes.grid(axis="y", visible=False)
         text = (
             "Thick: 95 % interval if all episodes are independent; thin: if only starts count. "
             "Coloured where the thick one excludes zero,\n"
@@ -127,9 +145,7 @@ def claim_intervals(claims: Sequence[Claim]) -> Figure:
     return figure
 
 
-def resolvable_gains(
-    base: float = 0.45, gain: float = 0.05, gain_name: str = "ReFineVLA on\nthe WidowX, +5.0"
-) -> Figure:
+def resolvable_gains(base: float = 0.45, gain: float = 0.05) -> Figure:
     """The smallest gain over a success rate of `base` that so many episodes find four times in five, for
     independent and for shared episodes.
 
@@ -139,38 +155,32 @@ def resolvable_gains(
     Args:
         base: success rate.
         gain: a gain to read off, drawn across; the published one by default.
-        gain_name: what it is called.
     """
     sizes = np.unique(np.geomspace(12, 5000, 200).astype(int))
-    ways = {
-        "independent": (None, INK),
-        "shared, 20 % differ": (0.2, BLUE),
-        "shared, 10 % differ": (0.1, GREEN),
-    }
+    ways = (
+        ("independent", None, INK),
+        ("shared, 20 % differ", 0.2, BLUE),
+        ("shared, 10 % differ", 0.1, GREEN),
+    )
     with canvas(7.4, 4.2) as (figure, (axes,)):
-        for name, (discordant, colour) in ways.items():
+        for name, discordant, colour in ways:
             gains = [resolvable_gain(base, int(size), discordant) for size in sizes]
             known = [(size, found) for size, found in zip(sizes, gains, strict=True) if found is not None]
-            axes.plot(*zip(*known), color=colour)
-            if discordant:
-                look: dict[str, Any] = {"fontsize": 8.5, "color": colour, "ha": "right", "va": "center"}
-                axes.plot(*known[0], "o", color=colour, markersize=5)
-                axes.annotate("fewer find none", known[0], (-6, -9), textcoords="offset points", **look)
-            axes.text(5400, known[-1][1], name, color=colour, fontsize=9, va="center")
-        axes.axhline(gain, color=VERMILION, linewidth=1.0, linestyle=DASHED)
-        axes.text(5400, gain, gain_name, color=VERMILION, fontsize=9, va="center")
+            axes.plot(*zip(*known), color=colour, label=name)
+            axes.plot(*known[0], "o", color=colour, markersize=5)
+        published = f"ReFineVLA on the WidowX, {points_text(gain)}"
+        axes.axhline(gain, color=VERMILION, linewidth=1.0, linestyle=DASHED, label=published)
+        axes.legend(fontsize=8.5, labelcolor="linecolor")
         for size, name in ((24, "24: one task"), (96, "96: four tasks")):
             axes.axvline(size, color=MUTED, linewidth=0.8)
-            axes.text(size * 1.05, 0.57, name, fontsize=9, color=MUTED, va="top")
+            axes.text(size * 1.05, 0.011, name, fontsize=9, color=MUTED)
         axes.set(xscale="log", yscale="log", xlim=(12, 5000), ylim=(0.01, 0.6))
         axes.set_xlabel("episodes of each policy: independent, or shared by the two")
         axes.minorticks_off()
-        shown = [24, 96, 300, 1000, 3000]
+        shown, marks = [24, 96, 300, 1000, 3000], [0.01, 0.02, 0.05, 0.1, 0.2, 0.5]
         axes.set_xticks(shown, [f"{size:,}" for size in shown])
-        marks = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5]
         axes.set_yticks(marks, [f"+{100 * mark:.0f}" for mark in marks])
-        title = f"smallest gain over {base:.0%} that is found four times in five, points"
-        axes.set_title(title, fontweight="normal", fontsize=9, color=MUTED)
+        note(axes, f"smallest gain over {base:.0%} that is found four times in five, points")
     return figure
 
 
@@ -241,9 +251,8 @@ def published_table(
 ) -> pd.DataFrame:
     """A published table as printed: models by tasks, per cent, and the mark of its weakest cell."""
     chosen = select(numbers, table=table, setting=setting, metric=metric)
-    rows = _printed([(number, label(number.task)) for number in chosen])
-    frame = pd.DataFrame.from_dict(rows, orient="index").fillna("")
-    return frame[[column for column in frame if column != MARK] + [MARK]] if len(frame) else frame
+    rows = _printed(chosen, lambda number: number.task)
+    return text_table(rows, [*dict.fromkeys(number.task for number in chosen), MARK])
 
 
 def table_1(published: Sequence[Published], own: Sequence[EpisodeRecord]) -> pd.DataFrame:
@@ -256,19 +265,18 @@ def table_1(published: Sequence[Published], own: Sequence[EpisodeRecord]) -> pd.
     """
     tasks = [task.name for task in WIDOWX_TASKS]
     columns = [(task, metric) for task in tasks for metric in ("grasp", "success")] + [(AVERAGE, "success")]
-    numbers = []
-    for metric in ("grasp", "success"):
-        numbers += select(published, table=TABLE_1, setting=VISUAL_MATCHING, metric=metric)
-    rows = _printed([(number, (number.task, number.metric)) for number in numbers])
+    chosen = select(published, table=TABLE_1, setting=VISUAL_MATCHING)
+    rows = _printed(chosen, lambda number: (number.task, number.metric))
     own = [record for record in own if record.setting == VISUAL_MATCHING]
     for policy in dict.fromkeys(record.policy for record in own):
         played = [record for record in own if record.policy == policy]
-        cells: dict[Any, str] = {(score.task, "success"): _cell(score.rate) for score in summarise(played)}
+        rates = {(score.task, "success"): score.rate for score in summarise(played)}
         for task in tasks:
             if grasped := [record.grasped for record in played if record.task == task]:
-                cells[task, "grasp"] = _cell(rate(sum(grasped), len(grasped)))
+                rates[task, "grasp"] = rate(sum(grasped), len(grasped))
+        cells = {column: _cell(value) for column, value in rates.items()}
         rows[label(policy)] = cells | {MARK: f"{OWN}, {len(played)} episodes"}
-    return _frame(rows, columns)
+    return text_table(rows, [*columns, MARK])
 
 
 def table_2(published: Sequence[Published]) -> pd.DataFrame:
@@ -276,7 +284,7 @@ def table_2(published: Sequence[Published]) -> pd.DataFrame:
     compact policy is of the WidowX.
     """
     columns = [(setting, task) for setting in SETTINGS for task in GOOGLE]
-    return _frame(_by_setting(published, TABLE_2), columns)
+    return text_table(_by_setting(published, TABLE_2), [*columns, MARK])
 
 
 def table_3(published: Sequence[Published], own: Sequence[EpisodeRecord]) -> pd.DataFrame:
@@ -288,82 +296,61 @@ def table_3(published: Sequence[Published], own: Sequence[EpisodeRecord]) -> pd.
         own: of a controlled experiment, `policy` an arm's name. Its difference to the control is Student's t
             over seeds.
     """
-    tasks, control = ("move_near", "open_close_drawer", AVERAGE), ABLATION[0]
-    columns = [(setting, task) for setting in SETTINGS for task in tasks]
+    columns = [
+        (setting, task) for setting in SETTINGS for task in ("move_near", "open_close_drawer", AVERAGE)
+    ]
     columns += [(setting, MINUS) for setting in SETTINGS]
-    rows = _by_setting(published, TABLE_3)
+    rows, control = _by_setting(published, TABLE_3), ABLATION[0]
     for policy in ABLATION:
         played = as_one_policy(record for record in own if record.policy == policy)
         if not played:
             continue
         scores = [score for score in summarise(played) if score.task == AVERAGE]
-        cells: dict[Any, str] = {(score.setting, AVERAGE): _cell(score.rate) for score in scores}
-        for setting in (VISUAL_MATCHING, VARIANT_AGGREGATION):
-            here = [record for record in own if record.setting == setting]
-            seeds, others = ({one.seed for one in here if one.policy == name} for name in (policy, control))
+        cells: dict[Any, str] = {
+            (each.setting, AVERAGE): rate_text(each.rate, counts=False, decimals=1) for each in scores
+        }
+        for setting in SETTINGS:
+            seeds, others = (
+                {record.seed for record in own if (record.policy, record.setting) == (name, setting)}
+                for name in (policy, control)
+            )
             if policy != control and seeds & others:
                 found = compare_seeds(own, policy, control, setting=setting).estimate
                 interval = f" ({interval_text(found.low, found.high)})" if found.known else ""
                 cells[setting, MINUS] = f"{points_text(found.mean)}{interval}"
         runs = len({record.seed for record in played})
-        mark = f"{OWN}, {runs} training runs, {len(played):,} episodes"
-        rows[f"{label(policy)} (WidowX)"] = cells | {MARK: mark}
-    return _frame(rows, columns)
-
-
-def save_table(frame: pd.DataFrame, path: str | Path, made_from: Mapping[str, Any]) -> Path:
-    """Write a table as Markdown and, beside it, a JSON with what made it and its cells. Returns the
-    Markdown's path.
-    """
-    path = Path(path).with_suffix(".md")
-    heads = [" ".join(column).strip() if isinstance(column, tuple) else str(column) for column in frame]
-    rows = {str(name): list(map(str, row)) for name, row in zip(frame.index, frame.to_numpy(), strict=True)}
-    with replacing(path) as part:
-        text = markdown(["", *heads], [[name, *row] for name, row in rows.items()])
-        part.write_text(text + "\n", encoding="utf-8")
-    values = {name: str(value) if isinstance(value, Path) else value for name, value in made_from.items()}
-    cells = {name: dict(zip(heads, row, strict=True)) for name, row in rows.items()}
-    write_json(path.with_suffix(".json"), {"table": path.name, "made_from": values, "cells": cells})
-    return path
+        cells[MARK] = f"{OWN}, {runs} training runs, {len(played):,} episodes"
+        rows[f"{label(policy)} (WidowX)"] = cells
+    return text_table(rows, [*columns, MARK])
 
 
 def peaks(published: Sequence[Published]) -> dict[str, str]:
-    """Figure 8: what was varied (`paper_figures.FACTORS`) -> the paper's peak in words. The figure's other
+    """Figure 8: what was varied (`sensitivity.FACTORS`) -> the paper's peak in words. The figure's other
     points are not known.
     """
     found = {}
     for word, factor in PEAKS.items():
-        for one in published:
-            if one.table == FIGURE_8 and word in one.task:
-                place = one.task.replace("_", " ")
-                found[factor] = f"the paper ({one.tier}): {one.percent:+.1f} points at\n{place}"
+        for number in select(published, table=FIGURE_8):
+            if word in number.task:
+                place = number.task.replace("_", " ")
+                found[factor] = f"the paper ({number.tier}): {number.percent:+.1f} points at\n{place}"
     return found
 
 
-def _by_setting(published: Sequence[Published], table: str) -> dict[str, dict[Any, str]]:
-    numbers = []
-    for setting in SETTINGS:
-        numbers += select(published, table=table, setting=setting, metric="success")
-    return _printed([(number, (number.setting, number.task)) for number in numbers])
-
-
-def _printed(numbers: Sequence[tuple[Published, Any]]) -> dict[str, dict[Any, str]]:
-    """Model -> column -> what is printed, of numbers with their columns; the mark is that of the weakest
-    cell.
-    """
-    rows: dict[str, dict[Any, str]] = {}
-    for number, column in numbers:
-        row = rows.setdefault(number.model, {})
-        row[column] = f"{number.value:.1f}"
-        row[MARK] = SECONDARY if SECONDARY in (number.tier, row.get(MARK)) else number.tier
-    return rows
-
-
-def _frame(rows: Mapping[str, Mapping[Any, str]], columns: Sequence[tuple[str, str]]) -> pd.DataFrame:
-    heads = [(label(first), label(second)) for first, second in columns]
-    cells = [[row.get(column, "") for column in [*columns, MARK]] for row in rows.values()]
-    return pd.DataFrame(cells, list(rows), pd.MultiIndex.from_tuples([*heads, (MARK, "")]))
+def _by_setting(published: Sequence[Published], table: str) -> Rows:
+    chosen = select(published, table=table, metric="success")
+    return _printed(chosen, lambda number: (number.setting, number.task))
 
 
 def _cell(value: Rate) -> str:
     return rate_text(value, counts=False, decimals=1)
+
+
+def _printed(numbers: Sequence[Published], column_of: Callable[[Published], Any]) -> Rows:
+    """What is printed, by model and column; a row's mark is that of its weakest cell."""
+    rows: Rows = {}
+    for number in numbers:
+        row = rows.setdefault(number.model, {})
+        row[column_of(number)] = f"{number.value:.1f}"
+        row[MARK] = SECONDARY if SECONDARY in (number.tier, row.get(MARK)) else number.tier
+    return rows
