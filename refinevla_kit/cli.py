@@ -145,10 +145,6 @@ def annotate(
     max_attempts: Annotated[int, Option(min=1, help="calls about one request before it is given up")] = 6,
     dry_run: Annotated[bool, Option("--dry-run", help="print the estimate and make no call")] = False,
     yes: Annotated[bool, Option("--yes", help="do not ask before calls that cost something")] = False,
-    export: Annotated[
-        Path | None,
-        Option(help="then write the dataset with the rationales in LeRobot's language columns here"),
-    ] = None,
     camera: Annotated[
         str | None,
         Option(help="the camera to show, or a part of its name; default the first that is no depth map"),
@@ -173,7 +169,6 @@ def annotate(
     """Have a teacher write rationales for a dataset; they are stored beside it. Run it again to continue."""
     from refinevla_kit import teacher as teachers
     from refinevla_kit.episodes import open_dataset
-    from refinevla_kit.episodes.language import check_export, export_language
     from refinevla_kit.notebook_runner import parse_parameter
 
     columns = dict(pair.partition("=")[::2] for pair in column or []) or None
@@ -201,11 +196,6 @@ def annotate(
         print(expected)
         _print_json({key: getattr(expected, key) for key in ("requests", "money", "worst_money", "hours")})
         return
-    if export is not None:
-        try:
-            check_export(data, export)
-        except KitError as error:
-            raise KitError(f"{error.what} (calls 0: nothing was asked or paid)", error.remedy) from None
     confirmed = True if yes else None if sys.stdin.isatty() else False
     failure = ""
     try:
@@ -228,9 +218,6 @@ def annotate(
         print(summary)
         result |= {"answers": summary.rationales, "refusals": summary.refusals, "money": summary.money}
         result["stopped"] = failure or summary.stopped
-    if export is not None and not failure:
-        exported = export_language(data, teachers.load_rationales(path), export)
-        print(f"with language columns: {exported}")
     _print_json(result)
     if failure:
         raise SystemExit(_fail(failure, 1))

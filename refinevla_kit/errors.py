@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 
 
@@ -39,6 +40,23 @@ class KitError(Exception):
     def _render_traceback_(self) -> list[str]:
         """IPython calls this instead of printing ten levels of traceback."""
         return [f"{type(self).__name__}: {self}"]
+
+
+@contextmanager
+def as_kit_error(what: str, remedy: str, kinds: tuple[type[Exception], ...] = (Exception,)) -> Iterator[None]:
+    """What is raised inside becomes a `KitError` that quotes it in brackets.
+
+    Args:
+        what: what is wrong and where.
+        remedy: what to do about it.
+        kinds: the exceptions that are meant.
+    """
+    try:
+        yield
+    except KitError:
+        raise
+    except kinds as error:
+        raise KitError(f"{what} ({error})", remedy) from error
 
 
 def _one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,13 +19,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from PIL import Image
 
 from refinevla_kit.episodes import columns as meaning
 from refinevla_kit.episodes import meta, video
 from refinevla_kit.episodes.contract import EpisodeInfo, sidecar_path
-from refinevla_kit.episodes.meta import AGAIN, unreadable
+from refinevla_kit.episodes.meta import AGAIN
 from refinevla_kit.episodes.segments import Segment, split_segments
-from refinevla_kit.errors import KitError
+from refinevla_kit.errors import KitError, as_kit_error
 from refinevla_kit.simulator.contract import Array, SceneState
 
 CHECK_UP_TO = 100  # episodes; larger datasets are not opened file by file in advance
@@ -101,20 +103,17 @@ class EpisodeDataset:
         self._places = lru_cache(maxsize=8)(self._read_places)
         self._rows = meta.listing(self.path, self.version, info)
         self._infos = {number: meta.episode_info(row) for number, row in self._rows.items()}
-        self._sentences = meta.sentences(self.path, self.version)
+        self._sentences = meta.sentences(self.path)
         wanted = meaning.episode_numbers(episodes, list(self._rows))
         if not wanted:
             raise KitError(f"no episode of {path} is chosen", "leave `episodes` away for all")
         self.episodes = tuple(self.info(number) for number in wanted)
         for episode in self.episodes:
             if episode.length < 1:
-                said = self._rows[episode.index].get("length", "no length")
-                what = (
-                    f"the list of episodes in {path}/meta gives episode {episode.index} the length {said!r}"
-                )
+                what = f"{path}/meta gives episode {episode.index} no length"
                 self.leave_out(episode.index, KitError(what, AGAIN))
         self._widths: dict[str, int] = {}
-        self._sample()
+        self._look()
         self._infer(deltas, gripper)
         if len(self.episodes) <= CHECK_UP_TO:
             self.check()
@@ -138,10 +137,8 @@ class EpisodeDataset:
         column = self._column(episode, self.columns.instruction)
         if column is None:
             return [info.instruction] * info.length
-        try:
+        with meta.reading(self._table_file(episode)):
             cells = column.to_pylist()
-        except (ValueError, OverflowError, pa.ArrowException) as error:
-            raise unreadable(self._table_file(episode), error) from error
         return [
             cell if isinstance(cell, str) else self._sentences.get(meta.whole(cell), info.instruction)
             for cell in cells
@@ -164,7 +161,7 @@ class EpisodeDataset:
         Returns:
             uint8 (len(frames), H, W, 3) RGB.
         """
-        length = len(self.actions(episode)) if frames is None else self.info(episode).length
+        length = self.info(episode).length
         wanted = list(range(length) if frames is None else frames)
         for frame in wanted:
             if not 0 <= frame < length:
@@ -173,9 +170,8 @@ class EpisodeDataset:
         name = camera or self.camera
         if not name:
             what = f"depth maps only ({', '.join(self.cameras)})" if self.cameras else "no pictures"
-            raise KitError(
-                f"{self.name} has {what}", "choose a dataset with a camera, or one of these with camera=..."
-            )
+            remedy = "choose a dataset with a camera, or one of these with camera=..."
+            raise KitError(f"{self.name} has {what}", remedy)
         if name not in self.cameras:
             raise KitError(f"{self.name} has no camera {name!r}", f"choose one of {', '.join(self.cameras)}")
         if name in self.columns.kept:
@@ -185,33 +181,21 @@ class EpisodeDataset:
 
     def states(self, episode: int) -> list[SceneState] | None:
         """The simulator's privileged state of each frame; None for a real robot's dataset."""
-        length = self.info(episode).length
-        path, arrays = self._beside(episode, "state.")
+        arrays = self._beside(episode, "state.", [f"state.{field.name}" for field in fields(SceneState)])
         if not arrays:
             return None
-        names = [field.name for field in fields(SceneState)]
-        missing = [name for name in names if f"state.{name}" not in arrays]
-        if missing:
-            raise KitError(
-                f"{path} lacks {', '.join(missing)}", "record the dataset again with this version of the kit"
-            )
-        count = len(arrays["state.phase"])
-        if count != length:
-            raise KitError(f"{path}: {count} states for the {length} frames of episode {episode}", AGAIN)
+        names = {name.removeprefix("state."): values for name, values in arrays.items()}
         return [
-            SceneState(**{name: np.asarray(arrays[f"state.{name}"][frame]) for name in names})
-            for frame in range(count)
+            SceneState(**{name: np.asarray(values[frame]) for name, values in names.items()})
+            for frame in range(self.info(episode).length)
         ]
 
     def masks(self, episode: int) -> dict[str, Array] | None:
         """name -> bool (T, H, W), visible pixels of each thing; None for a real robot's dataset."""
-        length = self.info(episode).length
-        path, arrays = self._beside(episode, "mask_")
+        arrays = self._beside(episode, "mask_", ["mask_labels", "mask_names"])
         if not arrays:
             return None
         labels, names = arrays["mask_labels"], arrays["mask_names"]
-        if len(labels) != length:
-            raise KitError(f"{path}: masks for other than the {length} frames of episode {episode}", AGAIN)
         return {str(name): labels == label for label, name in enumerate(names, start=1)}
 
     def info(self, episode: int) -> EpisodeInfo:
@@ -227,19 +211,16 @@ class EpisodeDataset:
         """Leave out the episodes that cannot be read: tables are read, videos counted, not decoded."""
         count_frames = lru_cache(maxsize=None)(video.count_frames)
         for episode in self.episodes:
-            try:
+            with self._or_left_out(episode.index):
                 self.actions(episode.index)
                 self.proprioception(episode.index)
                 if self.camera in self.columns.kept:
-                    file = self._table_file(episode.index)
-                    _has_pictures(meta.read_schema(file).names, file, self.camera)
+                    _has_pictures(self._table_file(episode.index), self.camera)
                 elif self.camera:
                     path, offset = self._video_file(episode.index, self.camera)
                     frames, needed = count_frames(path, self.fps), offset + episode.length
                     if frames < needed:
                         raise KitError(f"{path} holds {frames} of {needed} frames", AGAIN)
-            except KitError as error:
-                self.leave_out(episode.index, error)
 
     def leave_out(self, episode: int, error: KitError) -> None:
         """Count an episode as unreadable; raises `error` where the dataset is strict, or no other is left."""
@@ -249,10 +230,17 @@ class EpisodeDataset:
         others = tuple(other for other in self.episodes if other.index != episode)
         if not others:
             number, first = next(iter(self._errors.items()))
-            raise KitError(
-                f"no episode of {self.path} can be read; episode {number}: {first.what}", first.remedy
-            ) from error
+            what = f"no episode of {self.path} can be read; episode {number}: {first.what}"
+            raise KitError(what, first.remedy) from error
         self.episodes = others
+
+    @contextmanager
+    def _or_left_out(self, episode: int) -> Iterator[None]:
+        """An episode about which a `KitError` is raised inside is left out."""
+        try:
+            yield
+        except KitError as error:
+            self.leave_out(episode, error)
 
     def warn(self) -> None:
         """Say how many episodes are left out, where that has grown since it was said."""
@@ -293,28 +281,19 @@ class EpisodeDataset:
         first = f"episode {number}: {error.what}"
         return f"{count} cannot be read and are left out; {first} (strict refuses)"
 
-    def _sample(self) -> None:
-        """Read the first episode that can be read; set the widths, and fill in sentences that the listing
-        lacks.
-        """
+    def _look(self) -> None:
+        """Set the widths by the first episode that can be read; fill in sentences that the listing lacks."""
         for info in self.episodes:
-            try:
+            with self._or_left_out(info.index):
                 actions, state = self.actions(info.index), self.proprioception(info.index)
-            except KitError as error:
-                self.leave_out(info.index, error)
-                continue
-            self._widths = {self.columns.state: state.shape[1], self.columns.action: actions.shape[1]}
-            break
+                self._widths = {self.columns.state: state.shape[1], self.columns.action: actions.shape[1]}
+                break
         if self._sentences or self.columns.instruction != "task_index":
             for info in self.episodes:
-                if info.instruction:
-                    continue
-                try:
-                    first = self.instructions(info.index)[0]
-                except KitError as error:
-                    self.leave_out(info.index, error)
-                    continue
-                self._infos[info.index] = replace(info, instruction=first)
+                if not info.instruction:
+                    with self._or_left_out(info.index):
+                        first = self.instructions(info.index)[0]
+                        self._infos[info.index] = replace(info, instruction=first)
         self.episodes = tuple(self.info(info.index) for info in self.episodes)
 
     def _infer(self, deltas: bool | None, gripper: float | None) -> None:
@@ -336,34 +315,29 @@ class EpisodeDataset:
         tool = width == 7 and meaning.is_tool_motion(self.action_names)
         self.metric = bool(self.deltas and tool and (by_kit or meaning.is_plausible(actions)))
         dimension = meaning.gripper_dimension(self.action_names, width, bool(self.deltas))
-        self.gripper_dimension, self.gripper, sense = dimension, None, "no gripper is named"
         command = np.zeros(0, np.float32) if dimension is None else actions[:, dimension]
-        if len(command):
-            self.gripper, sense = meaning.opens_at(command, self.robot_type)
-        if by_kit:
-            self.gripper, sense = 1.0, "this kit's own: 1 open, -1 closed"
+        self.gripper_dimension, self.gripper, sense = dimension, None, "no gripper is named"
         if gripper is not None:
             self.gripper, sense = meaning.told_open(command, gripper), "as told"
+        elif by_kit:
+            self.gripper, sense = 1.0, "this kit's own: 1 open, -1 closed"
+        elif len(command):
+            self.gripper, sense = meaning.opens_at(command, self.robot_type)
         self._why = {"deltas": why, "gripper": sense}
 
     def _vectors(self, episode: int, name: str) -> Array:
-        info, is_action = self.info(episode), name == self.columns.action
+        """float32 (T, D) of a feature; D is 0 where the table has no state."""
+        info, file = self.info(episode), self._table_file(episode)
         column = self._column(episode, name) if name else None
-        if column is None and not is_action:
-            values = np.zeros((info.length, 0), np.float32)
-        else:
-            file = self._table_file(episode)
-            remedy = "name the column that holds the action: columns={'action': ...}"
-            if column is None:
-                raise KitError(f"{file} has no column {name!r}", remedy)
-            try:
+        values = np.zeros((info.length, 0), np.float32)
+        if column is not None:
+            remedy = "mend or leave out this episode: each row takes as many numbers"
+            with as_kit_error(f"{file}: {name!r} of episode {episode}", remedy):
                 values = meta.matrix(column)
-            except (ValueError, TypeError, OverflowError, pa.ArrowException) as error:
-                what = f"{file}: {name!r} of episode {episode} {error}"
-                more = "mend or leave out this episode: each row takes as many numbers"
-                raise KitError(what, more) from error
-            if is_action and not values.shape[1]:
-                raise KitError(f"{file}: {name!r} of episode {episode} has rows of no numbers", remedy)
+        if name == self.columns.action and not values.shape[1]:
+            what = f"has no column {name!r}" if column is None else f"has rows of no numbers in {name!r}"
+            remedy = "name the column that holds the action: columns={'action': ...}"
+            raise KitError(f"{file} {what}", remedy)
         count = values.shape[1]
         others = self._widths.get(name, count)
         if count != others:
@@ -382,24 +356,20 @@ class EpisodeDataset:
         """Row numbers of an episode's frames in its table, by frame."""
         path, length = self._table_file(episode), self.info(episode).length
         table, numbered = self._table(path)
-        episodes, frames = numbered.get("episode_index"), numbered.get("frame_index")
-        if episodes is not None:
-            rows = np.flatnonzero(episodes == episode)
-        elif self.version != "v3.0":
-            rows = np.arange(table.num_rows)  # one file is one episode
-        else:
-            raise KitError(
-                f"{path} has no column 'episode_index'", "write the number of its episode into each row"
-            )
+        rows = np.arange(table.num_rows)  # in v2.x one file is one episode
+        if "episode_index" in numbered:
+            rows = np.flatnonzero(numbered["episode_index"] == episode)
+        elif self.version == "v3.0":
+            what = f"{path} has no column 'episode_index'"
+            raise KitError(what, "write the number of its episode into each row")
         if len(rows) != length:
             raise KitError(f"{path} holds {len(rows)} of the {length} frames of episode {episode}", AGAIN)
-        if frames is None:
-            return rows
-        known = np.isfinite(frames[rows])
-        if (np.diff(frames[rows][known]) > 0).all():
+        frames = numbered.get("frame_index", np.arange(table.num_rows))[rows]
+        known = np.isfinite(frames)
+        if (np.diff(frames[known]) > 0).all():
             return rows
         if known.all():
-            return rows[np.argsort(frames[rows], kind="stable")]
+            return rows[np.argsort(frames, kind="stable")]
         what = f"{path} does not tell the order of the frames of episode {episode}: 'frame_index' has gaps"
         raise KitError(what, "write the number of its frame into each row")
 
@@ -408,45 +378,39 @@ class EpisodeDataset:
         columns, numbers = self.columns, ("episode_index", "frame_index")
         wanted = {*numbers, columns.action, columns.state, columns.instruction}
         table = meta.read_parquet(path, sorted(wanted))
-        numbered: dict[str, Array] = {}
-        for name in numbers:
-            if name not in table.column_names:
-                continue
-            try:
-                numbered[name] = table[name].to_numpy().astype(np.float64)
-            except (ValueError, TypeError, pa.ArrowException) as error:
-                raise KitError(f"{path}: column {name!r} holds no numbers ({error})", AGAIN) from error
-        return table, numbered
+        with meta.reading(path):
+            present = [name for name in numbers if name in table.column_names]
+            return table, {name: table[name].to_numpy().astype(np.float64) for name in present}
 
-    def _beside(self, episode: int, prefix: str) -> tuple[Path, dict[str, Array]]:
-        """What the simulator knew, as `DatasetWriter` keeps it: the file, and its arrays of this prefix."""
-        path = sidecar_path(self.path, episode)
+    def _beside(self, episode: int, prefix: str, needed: Sequence[str]) -> dict[str, Array]:
+        """What the simulator knew, as `DatasetWriter` keeps it: arrays of this prefix; {} where there are
+        none.
+        """
+        path, length = sidecar_path(self.path, episode), self.info(episode).length
         if not path.is_file():
-            return path, {}
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files if name.startswith(prefix)}
-            lengths = {len(array) for name, array in arrays.items() if name != "mask_names"}
-            if len(lengths) > 1 or ("mask_names" in arrays) != ("mask_labels" in arrays):
-                raise ValueError("arrays are missing, or of different lengths")
-        except Exception as error:  # NumPy and zipfile raise anything of damaged files
-            remedy = "the file is cut off or damaged: copy or record the dataset again"
-            raise unreadable(path, error, remedy) from error
-        return path, arrays
+            return {}
+        remedy = "the file is damaged or of an earlier kit: copy or record the dataset again"
+        with meta.reading(path, remedy), np.load(path, allow_pickle=False) as archive:
+            if not any(name.startswith(prefix) for name in archive.files):
+                return {}
+            arrays = {name: archive[name] for name in needed}
+            for name, array in arrays.items():
+                if name != "mask_names" and len(array) != length:
+                    raise ValueError(f"{len(array)} of {name} for the {length} frames of episode {episode}")
+            return arrays
 
     def _stills(self, episode: int, camera: str, frames: Sequence[int]) -> Array:
         """Pictures that lie in the table, or beside it."""
         path, rows = self._table_file(episode), self._places(episode)
-        table = self._pictures(path, (camera,))
-        _has_pictures(table.column_names, path, camera)
+        _has_pictures(path, camera)
+        cells = self._pictures(path, (camera,))[camera]
         images: list[Array] = []
         for frame in frames or [0]:
-            cell = table[camera][int(rows[frame])].as_py()
-            try:
-                images.append(_picture(self._picture_source(episode, camera, cell)))
-            except Exception as error:  # Pillow's decoders raise anything
-                what = f"{path}: picture {frame} of episode {episode} in {camera!r} cannot be read ({error})"
-                raise KitError(what, AGAIN) from error
+            what = f"{path}: picture {frame} of episode {episode} in {camera!r} cannot be read"
+            with as_kit_error(what, AGAIN):
+                source = self._picture_source(episode, camera, cells[int(rows[frame])].as_py())
+                with Image.open(source) as image:
+                    images.append(np.asarray(image.convert("RGB")))
         if len({image.shape for image in images}) > 1:
             what = f"episode {episode} of {self.path} has pictures of different sizes in {camera!r}"
             raise KitError(what, "bring them to one size")
@@ -454,14 +418,11 @@ class EpisodeDataset:
 
     def _picture_source(self, episode: int, camera: str, cell: Any) -> io.BytesIO | Path:
         """Where the picture of a table's cell lies: in it, where it says, or where LeRobot puts it."""
-        if isinstance(cell, bytes | str):
+        if not isinstance(cell, dict):
             cell = {"bytes" if isinstance(cell, bytes) else "path": cell}
-        parts = cell if isinstance(cell, dict) else {}
-        if parts.get("bytes") is not None:
-            return io.BytesIO(parts["bytes"])
-        if not parts.get("path"):
-            raise ValueError("the cell holds no picture")
-        named = self.path / str(parts["path"])
+        if cell.get("bytes") is not None:
+            return io.BytesIO(cell["bytes"])
+        named = self.path / cell["path"]
         usual = self.path / f"images/{camera}/episode_{episode:06d}" / named.name
         return usual if usual.is_file() and not named.is_file() else named
 
@@ -469,10 +430,9 @@ class EpisodeDataset:
         """The mp4 of an episode and the number of its first frame in it."""
         start = self._rows[self.info(episode).index].get(f"videos/{camera}/from_timestamp", 0.0)
         if not isinstance(start, int | float) or not 0 <= start < 1e9:
-            where = f"meta/episodes of {self.path} gives episode {episode} the from_timestamp {start!r}"
-            raise KitError(
-                f"{where} in {camera!r}", "write there the second at which the episode starts in its video"
-            )
+            what = f"meta/episodes of {self.path} gives episode {episode} the from_timestamp {start!r}"
+            remedy = "write there the second at which the episode starts in its video"
+            raise KitError(f"{what} in {camera!r}", remedy)
         path = self._file("video_path", episode, f"videos/{camera}", video_key=camera)
         return path, round(start * self.fps)
 
@@ -483,44 +443,25 @@ class EpisodeDataset:
         """A file of an episode, by one of info.json's templates."""
         row, size = self._rows[episode], meta.whole(self._info.get("chunks_size")) or 0
         chunk = episode // (size if size > 0 else 1000)
-        place = {"chunk_index": chunk} if self.version != "v3.0" else {}
+        places = {"chunk_index": chunk} if self.version != "v3.0" else {}
         for name in ("chunk_index", "file_index"):
-            given = row.get(f"{kind}/{name}")
-            if given is None:
-                continue
-            number = meta.whole(given)
-            if number is None:
-                what = f"meta/episodes of {self.path} gives episode {episode} the {kind}/{name} {given!r}"
-                raise KitError(what, "write there a number")
-            place[name] = number
+            number = meta.whole(row.get(f"{kind}/{name}"))
+            if number is not None:
+                places[name] = number
         text = self._info.get(template)
         if not isinstance(text, str):
             text = meta.PATHS[self.version[:2]][template]
-        try:
-            return self.path / text.format(episode_index=episode, episode_chunk=chunk, **place, **values)
-        except Exception as error:  # a stranger's template may ask for anything
-            what = f"{self.path}: the path {text!r} in info.json needs {error}, which meta does not give"
-            raise KitError(
-                f"{what} for episode {episode}", "correct data_path and video_path in meta/info.json"
-            ) from error
+        what = f"{self.path}/meta does not tell what {text!r} needs for episode {episode}"
+        remedy = "write the numbers into meta/episodes, or correct data_path and video_path in meta/info.json"
+        with as_kit_error(what, remedy):  # a stranger's template may ask for anything
+            return self.path / text.format(episode_index=episode, episode_chunk=chunk, **places, **values)
 
 
 open_dataset = EpisodeDataset
 
 
-def _has_pictures(names: Sequence[str], path: Path, camera: str) -> None:
-    """Raise `KitError` unless a table with columns of these names has the camera's pictures."""
-    if camera not in names:
+def _has_pictures(file: Path, camera: str) -> None:
+    """Raise `KitError` unless a table has the camera's pictures."""
+    if camera not in meta.column_names(file):
         remedy = "choose another camera, or copy the dataset again, pictures included"
-        raise KitError(f"{path} has no column {camera!r}", remedy)
-
-
-def _picture(source: io.BytesIO | Path) -> Array:
-    """uint8 (H, W, 3) RGB."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(source) as image:
-            return np.asarray(image.convert("RGB"))
-    except UnidentifiedImageError:
-        raise ValueError("it is no picture") from None
+        raise KitError(f"{file} has no column {camera!r}", remedy)

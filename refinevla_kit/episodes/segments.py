@@ -58,18 +58,17 @@ def split_segments(
     stretches = same(instructions)
     if len(stretches) > 1:
         segments: list[Segment] = []
-        for at, to in stretches:
-            for part in split_segments(actions[at:to], deltas, gripper, shortest):
-                reason = "task" if at and not part.start else part.reason
-                segments.append(Segment(at + part.start, at + part.end, reason))
+        for first, last in stretches:
+            for part in split_segments(actions[first:last], deltas, gripper, shortest):
+                reason = "task" if first and not part.start else part.reason
+                segments.append(Segment(first + part.start, first + part.end, reason))
         return segments
-    if not np.isfinite(actions).all():
-        actions = filled(actions, deltas)
+    actions = filled(actions, deltas)
     gripper = gripper if gripper is not None and gripper < actions.shape[1] else None
     length = len(actions)
     least = max(shortest or max(2, length // 16), 1)
     cuts = {0: "start"} | _gripper_events(actions, gripper, least)
-    velocity = _velocity(np.asarray(actions, np.float64), deltas, gripper, least)
+    velocity = _velocity(actions, deltas, gripper, least)
     whole = float(((velocity - velocity.mean(0)) ** 2).sum())
     for start, end in pairwise([*cuts, length]):
         if whole > 1e-12:

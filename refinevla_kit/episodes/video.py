@@ -19,7 +19,7 @@ from typing import Any
 import av
 import numpy as np
 
-from refinevla_kit.episodes.meta import behind, exists, unreadable
+from refinevla_kit.episodes.meta import behind, reading
 from refinevla_kit.errors import KitError
 from refinevla_kit.simulator.contract import Array
 
@@ -162,18 +162,7 @@ def _other_rate(stream: Any, fps: float, share: float) -> str:
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """A video's container; errors on opening and on decoding are one line."""
-    if not exists(path):
-        raise KitError(f"video {path} is missing", "copy or download the dataset again, videos included")
-    try:
-        container = av.open(str(behind(path)))
-    except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise unreadable(path, getattr(error, "strerror", error), REMEDY) from error
-    with container:
+    with reading(path, REMEDY), av.open(str(behind(path))) as container:
         if not container.streams.video:
-            raise KitError(f"{path} holds no video", REMEDY)
-        try:
-            yield container
-        except (av.error.FFmpegError, ValueError, OverflowError, MemoryError) as error:
-            raise KitError(
-                f"video {path} cannot be decoded ({getattr(error, 'strerror', error)})", REMEDY
-            ) from error
+            raise ValueError("it holds no video")
+        yield container

@@ -14,7 +14,6 @@ LeRobot readers do not look there.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import fields
@@ -23,6 +22,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -37,12 +37,7 @@ DATA_MEGABYTES, VIDEO_MEGABYTES = 100, 200  # a file
 FIRST_FILE = "chunk-000/file-000.parquet"  # tables are small: 100 MB would be 1.3 million frames
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
-QUANTILES = (0.01, 0.10, 0.50, 0.90, 0.99)
-
-
-def _pandas_column(name: str | None, kind: str, numpy: str, about: Any = None) -> dict[str, Any]:
-    """A column in pandas' note about a parquet file."""
-    return {"name": name, "field_name": name, "pandas_type": kind, "numpy_type": numpy, "metadata": about}
+QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 
 
 COLUMNS = {
@@ -62,14 +57,6 @@ ABOUT_SIDECAR = {  # for a reader without the kit
     "state": [field.name for field in fields(SceneState)],
     "phases": list(PHASES),
     "masks": "mask_labels (T, H, W): 0 nothing, i the i-th of mask_names; visible pixels",
-}
-# LeRobot reads tasks.parquet with pandas and takes the sentence from the index; pandas finds the index in
-# this note.
-PANDAS_TASKS: dict[str, Any] = {
-    "index_columns": ["task"],
-    "column_indexes": [_pandas_column(None, "unicode", "object", {"encoding": "UTF-8"})],
-    "columns": [_pandas_column("task_index", "int64", "int64"), _pandas_column("task", "unicode", "object")],
-    "pandas_version": "2.0.0",
 }
 
 
@@ -191,34 +178,31 @@ class DatasetWriter:
         self._exit.__exit__(kind, error, trace)
 
     def _check(self, episode: Episode) -> None:
-        length, height, width = episode.images.shape[:3]
-        size = self._size if self._rows else (height, width)
-        expected = {
-            "images": (np.uint8, (length, *size, 3)),
-            "actions": (np.float32, (length, len(self.names["action"]))),
-            "proprioception": (np.float32, (length, len(self.names["observation.state"]))),
-        }
+        """Raise `KitError` for an episode that does not fit the first one."""
+        length, *size = episode.images.shape[:3]
+        height, width = self._size if self._rows else size
+        actions, readings = episode.actions, episode.proprioception
+        expected: list[tuple[str, Array, Any, tuple[int, ...]]] = [
+            ("images", episode.images, np.uint8, (length, height, width, 3)),
+            ("actions", actions, np.float32, (length, len(self.names["action"]))),
+            ("proprioception", readings, np.float32, (length, len(self.names["observation.state"]))),
+        ]
+        for name, mask in (episode.masks or {}).items():
+            expected.append((f"mask {name!r}", mask, np.bool_, (length, height, width)))
         which = f"episode {len(self._rows)}"
-        for name, (dtype, shape) in expected.items():
-            array = getattr(episode, name)
+        for name, array, dtype, shape in expected:
             if array.dtype != dtype or array.shape != shape:
                 remedy = f"this dataset takes {np.dtype(dtype)} {shape}"
                 raise KitError(f"{which}: {name} is {array.dtype} {array.shape}", remedy)
             if not np.isfinite(array).all():
-                raise KitError(
-                    f"{which}: {name} has values that are not finite", "leave the broken episode out"
-                )
+                what = f"{which}: {name} has values that are not finite"
+                raise KitError(what, "leave the broken episode out")
         if length == 0 or height % 2 or width % 2:
             remedy = "give one frame or more, of even height and width"
             raise KitError(f"{which}: images are {episode.images.shape}", remedy)
         if episode.states is not None and len(episode.states) != length:
-            raise KitError(
-                f"{which}: {len(episode.states)} states for {length} frames", "give one state a frame"
-            )
-        for name, mask in (episode.masks or {}).items():
-            if mask.shape != (length, height, width):
-                remedy = f"give one mask a frame: {(length, height, width)}"
-                raise KitError(f"{which}: mask {name!r} is {mask.shape}", remedy)
+            what = f"{which}: {len(episode.states)} states for {length} frames"
+            raise KitError(what, "give one state a frame")
         self._size = (height, width)
 
     def _write_video(self, images: Array) -> dict[str, Any]:
@@ -245,12 +229,12 @@ class DatasetWriter:
         for name in self.names:  # fixed-size lists, as LeRobot stores vectors
             vectors = columns[name]
             arrays[name] = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
-        numbers = pa.array(range(len(self._tasks)), pa.int64())
-        tasks = pa.table({"task_index": numbers, "task": list(self._tasks)})
+        # LeRobot reads tasks with pandas and takes the sentence from the index
+        tasks = pd.DataFrame({"task_index": self._tasks.values()}, pd.Index(self._tasks, name="task"))
         tables = {
             f"data/{FIRST_FILE}": pa.table({name: arrays[name] for name in columns}),
             f"meta/episodes/{FIRST_FILE}": pa.Table.from_pylist(self._rows),
-            "meta/tasks.parquet": tasks.replace_schema_metadata({"pandas": json.dumps(PANDAS_TASKS)}),
+            "meta/tasks.parquet": pa.Table.from_pandas(tasks),
         }
         for name, table in tables.items():
             (self._root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -320,14 +304,14 @@ def _write_sidecar(path: Path, states: Sequence[SceneState] | None, masks: dict[
 def statistics_of(values: Array) -> Statistics:
     """values: (T,) or (T, D)."""
     table = values.reshape(len(values), -1)
+    quantiles = np.quantile(table.astype(np.float64), [*QUANTILES.values()], axis=0)
     result = {
         "min": table.min(0),
         "max": table.max(0),
         "mean": table.mean(0, dtype=np.float64),
         "std": table.std(0, dtype=np.float64),
+        **dict(zip(QUANTILES, quantiles, strict=True)),
     }
-    for q, row in zip(QUANTILES, np.quantile(table.astype(np.float64), QUANTILES, axis=0), strict=True):
-        result[f"q{round(q * 100):02d}"] = row
     return {name: value.tolist() for name, value in result.items()} | {"count": [len(table)]}
 
 
@@ -345,8 +329,8 @@ def pixel_statistics(levels: Array, frames: int) -> Statistics:
         "min": grey[(levels > 0).argmax(1)],
         "max": grey[255 - (levels[:, ::-1] > 0).argmax(1)],
         "mean": mean,
+        "std": np.sqrt((share * (grey - mean[:, None]) ** 2).sum(1)),
     }
-    result["std"] = np.sqrt((share * (grey - mean[:, None]) ** 2).sum(1))
-    for q in QUANTILES:
-        result[f"q{round(q * 100):02d}"] = grey[(cumulated >= q - 1e-12).argmax(1)]
+    for name, quantile in QUANTILES.items():
+        result[name] = grey[(cumulated >= quantile - 1e-12).argmax(1)]
     return {name: value.reshape(3, 1, 1).tolist() for name, value in result.items()} | {"count": [frames]}

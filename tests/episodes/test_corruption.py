@@ -24,8 +24,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples.language_columns.export import export_language
 from refinevla_kit.episodes import DatasetWriter, open_dataset
-from refinevla_kit.episodes.language import export_language
 from refinevla_kit.errors import KitError
 from refinevla_kit.teacher import OracleTeacher, annotate_dataset, load_rationales
 from refinevla_kit.teacher.audit import audit_answers

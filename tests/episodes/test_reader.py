@@ -171,7 +171,7 @@ def edit_info(root: Path, **changes) -> None:
 DAMAGE_V3 = {
     "no folder": (lambda root: shutil.rmtree(root), "is not a folder"),
     "no info": (lambda root: (root / "meta/info.json").unlink(), "is not a LeRobot dataset"),
-    "info cut off": (lambda root: cut(root / "meta/info.json"), "is not JSON"),
+    "info cut off": (lambda root: cut(root / "meta/info.json"), r"info\.json cannot be read \(Expecting"),
     "info not an object": (lambda root: (root / "meta/info.json").write_text("[]"), "not a JSON object"),
     "info without features": (
         lambda root: edit_info(root, features={}),
@@ -184,10 +184,13 @@ DAMAGE_V3 = {
         lambda root: edit_info(root, total_frames=99),
         "of 18 frames, info.json says 3 of 99",
     ),
-    "another path": (lambda root: edit_info(root, data_path="data/{nonsense}.parquet"), "needs 'nonsense'"),
+    "another path": (
+        lambda root: edit_info(root, data_path="data/{nonsense}.parquet"),
+        "\\('nonsense'\\) -> ",
+    ),
     "no list of episodes": (
         lambda root: shutil.rmtree(root / "meta/episodes"),
-        "meta lists no episode, info.json says 3",
+        "meta lists 0 episodes .*, info.json says 3",
     ),
     "list cut off": (lambda root: cut(root / "meta/episodes/chunk-000/file-000.parquet"), "cannot be read"),
     "no table": (lambda root: (root / "data/chunk-000/file-000.parquet").unlink(), "is missing"),
@@ -235,7 +238,10 @@ def test_an_episode_that_lost_a_row_is_left_out(v3):
     ("harm", "message"),
     [
         (lambda root: (root / "meta/episodes.jsonl").unlink(), "episodes.jsonl is missing"),
-        (lambda root: (root / "meta/episodes.jsonl").write_text('{"episode_ind'), "not JSON lines"),
+        (
+            lambda root: (root / "meta/episodes.jsonl").write_text('{"episode_ind'),
+            r"episodes\.jsonl cannot be read \(Unterminated",
+        ),
         (
             lambda root: (root / "meta/episodes.jsonl").write_text('{"episode_index": 0}'),
             "meta lists 1 episodes",
@@ -301,5 +307,5 @@ def test_a_damaged_sidecar(v3):
 
 def test_states_of_another_length_are_refused(v3):
     shutil.copy(v3 / "simulator/episode_000002.npz", v3 / "simulator/episode_000000.npz")
-    with pytest.raises(KitError, match="12 states for the 5 frames"):
+    with pytest.raises(KitError, match=r"12 of state\.source for the 5 frames"):
         open_dataset(v3).states(0)

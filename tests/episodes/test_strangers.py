@@ -17,9 +17,9 @@ import pytest
 from matplotlib.axes import Axes
 from typer.testing import CliRunner
 
+from examples.language_columns.export import export_language
 from refinevla_kit.cli import app
 from refinevla_kit.episodes import open_dataset
-from refinevla_kit.episodes.language import export_language
 from refinevla_kit.episodes.video import VideoWriter, read_frames
 from refinevla_kit.errors import KitError
 from refinevla_kit.figures.episodes import action_curves
@@ -500,8 +500,6 @@ def test_an_export_numbers_frames_where_the_table_does_not(tmp_path):
             str(write_stranger(tmp_path / "d", "v3.0", column=bare)),
             "--output",
             str(tmp_path / "o.parquet"),
-            "--export",
-            str(tmp_path / "out"),
             "--gripper",
             "1",
             "--episodes",
@@ -511,6 +509,7 @@ def test_an_export_numbers_frames_where_the_table_does_not(tmp_path):
         ],
     )
     assert result.exit_code == 0, result.output
+    export_language(tmp_path / "d", load_rationales(tmp_path / "o.parquet"), tmp_path / "out")
     assert "1 of 6 frames" in result.output and "open is 1 (as told)" in result.output
     table = pq.read_table(tmp_path / "out/data/chunk-000/file-000.parquet")
     assert table["episode_index"].to_pylist() == [0] * 6 + [1] * 5

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -147,24 +146,8 @@ def test_what_can_be_known_is_said_before_the_first_call(
         for output in (tmp_path / "there", "/proc/none/r.parquet", noise / "meta/info.json/r.parquet"):
             with pytest.raises(KitError, match="--output"):
                 annotate(*arguments, "--output", output)
-        for export, why in (
-            (tmp_path / "there", "exists"),
-            (noise / "inside", "lies in"),
-            ("/proc/none/exported", "cannot be made"),
-        ):
-            with pytest.raises(KitError, match=why):
-                annotate(*arguments, "--output", tmp_path / "r.parquet", "--export", export)
-        old = tmp_path / "old"
-        shutil.copytree(noise, old)
-        info = json.loads((old / "meta/info.json").read_text())
-        (old / "meta/info.json").write_text(json.dumps(info | {"codebase_version": "v2.1"}))
-        (old / "meta/episodes.jsonl").write_text('{"episode_index": 0, "tasks": ["x"], "length": 8}\n')
-        with pytest.raises(KitError):
-            annotate(
-                old, *arguments[1:], "--output", tmp_path / "r.parquet", "--export", tmp_path / "exported"
-            )
         assert server.count == 0
-    assert {path.name for path in tmp_path.iterdir()} == {"there", "old"}
+    assert {path.name for path in tmp_path.iterdir()} == {"there"}
 
 
 def test_a_teacher_is_checked_before_anything_long(monkeypatch: pytest.MonkeyPatch) -> None:

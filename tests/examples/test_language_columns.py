@@ -6,17 +6,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from typer.testing import CliRunner
 
-from refinevla_kit.cli import app
+from examples.language_columns.export import QUESTION, export_language
 from refinevla_kit.episodes import open_dataset
-from refinevla_kit.episodes.language import QUESTION, export_language
 from refinevla_kit.errors import KitError
 from refinevla_kit.teacher import Refusal, load_rationales
 from tests.conftest import REPOSITORY
@@ -134,20 +134,10 @@ def test_nothing_is_left_of_an_export_that_failed(stored, exported: Path, tmp_pa
     assert not (DEMO / "inside").exists()
 
 
-def test_the_command_annotates_and_exports(tmp_path: Path) -> None:
-    result = CliRunner().invoke(
-        app,
-        [
-            "annotate",
-            str(DEMO),
-            "--output",
-            str(tmp_path / "r.parquet"),
-            "--export",
-            str(tmp_path / "spoken"),
-        ],
-    )
-    assert result.exit_code == 0, result.output
-    last = pq.read_table(tmp_path / "spoken" / TABLE, columns=["language_persistent"])["language_persistent"][
-        -1
-    ].as_py()
-    assert last[-1]["content"] == load_rationales(tmp_path / "r.parquet")[-1].rationale.task_planning
+def test_the_program_exports(tmp_path: Path) -> None:
+    table = DEMO / "rationales/oracle-segment.parquet"
+    program = [sys.executable, "examples/language_columns/export.py"]
+    arguments = [str(DEMO), str(table), str(tmp_path / "spoken")]
+    subprocess.run(program + arguments, cwd=REPOSITORY, check=True)
+    column = pq.read_table(tmp_path / "spoken" / TABLE)["language_persistent"]
+    assert column[-1].as_py()[-1]["content"] == load_rationales(table)[-1].rationale.task_planning
