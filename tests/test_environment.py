@@ -143,6 +143,7 @@ def test_every_import_of_the_package_is_declared() -> None:
     known = {
         *sys.stdlib_module_names,
         "refinevla_kit",
+        "examples",
         "experiments",
         "scripts",
         "tests",
