@@ -27,7 +27,7 @@ reproduce: setup  ## run the five notebooks headlessly: PROFILE=laptop, OUTPUT=r
 test: setup  ## the test suite, two processes side by side
 	@$(VENV)/bin/python -m pytest -n $(TESTS) --dist loadgroup --no-loadscope-reorder
 
-test-quick: setup  ## the tests that take less than about twenty seconds each
+test-quick: setup  ## the tests that take less than about five seconds each
 	@$(VENV)/bin/python -m pytest -n $(TESTS) --dist loadgroup --no-loadscope-reorder -m "not slow"
 
 check: setup  ## ruff, mypy, and that the package stays small

@@ -307,6 +307,7 @@ def use(root: Path, options: dict[str, Any]) -> str:
     return said
 
 
+@pytest.mark.slow
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(
     which=st.integers(0, 5),

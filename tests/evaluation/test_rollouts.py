@@ -287,7 +287,6 @@ def test_a_policy_that_returns_nonsense_is_named_with_its_episode_and_step(
         evaluate(Nonsense(), [CARROT], episodes=[3], workers=0, output=tmp_path, **SMALL)
 
 
-@pytest.mark.slow
 def test_a_plain_policy_of_reset_and_act_drops_in_and_leaves_a_video(tmp_path: Path) -> None:
     import av
 
@@ -370,7 +369,6 @@ def test_variants_are_played_by_name_and_recorded_under_it(tmp_path: Path) -> No
     ]
 
 
-@pytest.mark.slow
 def test_a_policy_that_says_it_has_finished_ends_its_episode(tmp_path: Path) -> None:
     class Done(RestPolicy):
         def act_batch(self, images: Array, instructions: Sequence[str]) -> list[Any]:
@@ -383,7 +381,6 @@ def test_a_policy_that_says_it_has_finished_ends_its_episode(tmp_path: Path) -> 
     assert (record.steps, record.reason) == (1, "terminated")
 
 
-@pytest.mark.slow
 def test_the_resolution_is_the_protocols_unless_the_policy_or_the_caller_asks_for_another(
     tmp_path: Path,
 ) -> None:

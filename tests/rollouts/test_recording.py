@@ -177,6 +177,7 @@ def planned(task: str, start: str, number: int, manner: Manner = CALM) -> Planne
     return plan_attempt(scene, start, number, manner)
 
 
+@pytest.mark.slow
 def test_an_episode_does_not_depend_on_the_one_before():
     """These two were found: in a scene that was only reset, the spoon of the second came to rest elsewhere,
     by some micrometres.

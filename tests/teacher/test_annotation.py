@@ -386,6 +386,7 @@ def test_a_notebook_runs_and_is_interrupted_like_a_script(tmp_path: Path) -> Non
     assert server.count == 40 == len(load_rationales(output))
 
 
+@pytest.mark.slow
 def test_no_kill_loses_an_answer_or_repeats_one(tmp_path: Path) -> None:
     """Real processes, killed at random instants: no answer in the journal is asked for again, and a kill
     repeats at most the calls then in flight.

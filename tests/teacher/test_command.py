@@ -85,6 +85,7 @@ def failing(*arguments: object) -> tuple[int, dict, str]:
     return result.returncode, json.loads(lines[-1]) if lines else {}, result.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_run_without_a_rationale_says_why_and_has_exit_status_1(
     noise: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -480,6 +480,7 @@ annotate_dataset("data/demo", teacher, "trajectory", 2, output=sys.argv[3], conf
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["gemini", "legacy"])
 def test_no_artefact_of_a_run_holds_the_key(which: str, tmp_path: Path) -> None:
     """A run that meets errors and answers with the key in them, everything logged; one that ends in an error;

@@ -530,6 +530,7 @@ print(vars(teacher))
 """
 
 
+@pytest.mark.slow
 def test_no_artefact_of_a_run_holds_the_key(tmp_path: Path) -> None:
     """With every log there is: what is written and printed, by runs that end well, are refused, or are
     killed.
