@@ -1,15 +1,15 @@
 """Frames a second that training takes, plain and from an activation cache, at each depth of freezing, with
 and without a rationale in the sequence.
 
-    python benchmarks/training.py [--steps 8] [--layers 5] [--batch 32] [--deep 26]
+    python benchmarks/training.py [--steps 8] [--layers 5] [--batch 32] [--deep 26] [--precision fp32]
 
 Whole steps are timed: laying out the batch, forward, backward, clipping, AdamW. "pixels" runs the whole model
 with its vision tower, as a loop that keeps nothing would; "tokens" keeps the frozen tower's tokens; "cached"
 runs the upper layers on stored states. "all" trains every layer above a kept tower. The kinds take turns step
 by step, so that what else the machine does hits all alike. A SpatialVLA and an OpenVLA follow, narrow but
 with the real depth and number of patches: all but the two highest of `--deep` layers are frozen (24 of 26 in
-the paper), in batches of four. Prints ratios of medians taken in one run and, as
-its last line, one JSON object. bf16 autocast, one process, one thread.
+the paper), in batches of two. Prints ratios of medians taken in one run and, as its last line, one JSON
+object. One process, one thread; bf16 autocast where this machine computes in it, or as `--precision` says.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def stepper(
 
     def step(rows: Any) -> None:
         batch = make_batch(vla, examples, rows, config, kept)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
             losses = forward(model, vla, batch, config)
         losses.total.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -128,6 +128,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=5)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--deep", type=int, default=26)
+    parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
     given = parser.parse_args()
     torch.set_num_threads(1)
     examples = some_examples(2 * given.batch)
@@ -135,14 +136,16 @@ def main() -> None:
     bins, found = UniformBins.fit(examples.actions), []
     for weight in (0.0, 0.3):
         for depth in range(1, given.layers):
-            config = TrainingConfig(given.steps, given.batch, lambda_reasoning=weight, freeze_layers=depth)
+            settings = {"lambda_reasoning": weight, "freeze_layers": depth, "precision": given.precision}
+            config = TrainingConfig(given.steps, given.batch, **settings)
             whole, vla = (build(CompactConfig(layers=given.layers), words, bins, seed=0) for _ in range(2))
             found.append(measure(vla, examples, config, whole))
     released = []
-    examples = some_examples(8)
+    examples = some_examples(4)
     for model in ("spatialvla", "openvla"):
         for weight in (0.0, 0.3):
-            config = TrainingConfig(given.steps, 4, lambda_reasoning=weight, freeze_layers=given.deep - 2)
+            settings = {"lambda_reasoning": weight, "freeze_layers": given.deep - 2}
+            config = TrainingConfig(given.steps, 2, precision=given.precision, **settings)
             row = measure(deep(model, given.deep, examples), examples, config)
             released.append({"model": model, "layers": given.deep} | row)
     heads = f"{'tokens':>7} {'pixels':>7} {'all':>7}   (by the fastest steps)"
@@ -181,6 +184,7 @@ def main() -> None:
                 "layers": given.layers,
                 "batch": given.batch,
                 "steps": given.steps,
+                "precision": config.precision,
                 "rows": found,
                 "released": released,
             }

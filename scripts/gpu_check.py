@@ -115,9 +115,8 @@ def acting(vla: VLA, batch: int, examples: Examples) -> dict[str, Any]:
 def training(vla: VLA, batch: int, examples: Examples, **settings: Any) -> dict[str, Any]:
     """Three steps of the kit's loop; seconds of the last, and the most memory."""
     memory(vla.device, reset=True)
-    config = TrainingConfig(
-        3, batch_size=batch, precision="bf16", cache="off", validate_every=0, save_every=0, **settings
-    )
+    fixed = {"precision": "bf16", "cache": "off", "validate_every": 0, "save_every": 0}
+    config = TrainingConfig(3, batch_size=batch, learning_rate=1e-3, **fixed, **settings)
     with tempfile.TemporaryDirectory() as folder:
         history = fine_tune(vla, examples, config, folder, "check", progress=False)
     if not np.isfinite(history[-1]["loss"]):

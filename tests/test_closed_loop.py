@@ -42,6 +42,6 @@ def test_a_few_steps_with_rationales_go_the_same_way(model: str) -> None:
     """Not long enough to succeed: that takes minutes, and docs/log.md has what came of it."""
     found = closed_loop("--model", model, "--steps", "4", "--episodes", "1", "--lambda-reasoning", "0.3")
     assert found["loss_last"] < found["loss_first"]
-    assert found["texts"]["frames"] > found["texts"]["different"] > 1
+    assert found["texts"]["different"] > 1
     assert found["texts"]["equal"] == 0
     assert found["episodes"] == 1

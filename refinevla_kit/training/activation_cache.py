@@ -159,7 +159,7 @@ def _frozen_weights(vla: VLA, depth: int) -> str:
     decoder = vla.decoder
     geometry = [str(getattr(decoder.config, name, None)) for name in GEOMETRY]
     digest = hashlib.sha256(json.dumps(geometry).encode())
-    frozen = (*vla.tower, *vla.projector, decoder.embed_tokens, *vla.layers[:depth])
+    frozen = (*vla.tower, *vla.projector, *vla.embeddings, *vla.layers[:depth])
     for number, module in enumerate(frozen):
         for name, tensor in module.state_dict().items():
             digest.update(f"{number} {name} {tuple(tensor.shape)}".encode())

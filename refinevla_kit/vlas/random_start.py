@@ -169,7 +169,7 @@ def _text(hidden: int, layers: int, heads: int) -> Config:
 
 
 def random_spatialvla(
-    config: Mapping[str, Any],
+    config: Config,
     texts: Sequence[str],
     actions: Array,
     cells: Sequence[int] = CELLS,
@@ -224,9 +224,7 @@ def random_spatialvla(
     return _made(files, raw, marks, spatialvla.load, seed, where)
 
 
-def random_openvla(
-    config: Mapping[str, Any], texts: Sequence[str], actions: Array, seed: int = 0, **where: Any
-) -> VLA:
+def random_openvla(config: Config, texts: Sequence[str], actions: Array, seed: int = 0, **where: Any) -> VLA:
     """An OpenVLA that has learned nothing; `save` writes its folder. Arguments as in `random_spatialvla`.
 
     The vocabulary has Llama's size, because the authors' code knows its ids of a space and of actions.
