@@ -38,7 +38,7 @@ class Start:
 
     Attributes:
         object_episode: the environment's own number of the objects' placement (WidowX, move near).
-        object_xy: where the object stands (coke can, apple).
+        object_xy: where the object stands (coke can, apple); how far all of them are moved (move near).
         robot_xy, robot_yaw: where the robot's base stands, and its turn about z (on top of the base
             quaternion (0, 0, 0, 1)).
         overlay: file name of the background photograph, where it depends on the start (drawers, visual
@@ -124,7 +124,7 @@ class Task:
         max_steps: step budget of an episode.
         control_hz: control steps a second.
         protocols: one a setting.
-        env_id: ManiSkill 3's gymnasium id, "" where it has none.
+        env_id: gymnasium id in ManiSkill 3; of the Google Robot's tasks the kit's own.
         original_id: gymnasium id in ManiSkill2_real2sim.
         original_build: what it is made with beside the variant's own arguments (same keys as
             `Variant.build`).
@@ -345,7 +345,7 @@ def _google(
         **build,
     }
     protocols = tuple(
-        Protocol(setting, *played, len(played[1]), (SIMPLER_ENV,))
+        Protocol(setting, *played, len(played[1]), BACKENDS)
         for setting, played in zip(SETTINGS, (matching, aggregation))
     )
     return Task(
@@ -357,7 +357,7 @@ def _google(
         max_steps,
         3,
         protocols,
-        "",
+        f"google_robot_{name}",
         f"{env}-v0",
         tuple(common.items()),
         group,

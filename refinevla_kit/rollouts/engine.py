@@ -258,7 +258,8 @@ class Engine:
             lane.take.drop()
         lane.take = self._player.begin(episode) if episode else None
         if episode:
-            start = start_pose(find_task(episode.scene.task), episode.start, episode.number, episode.seed)
+            task, setting = find_task(episode.scene.task), episode.scene.setting
+            start = start_pose(task, episode.start, episode.number, episode.seed, setting)
             lane.station.request(lane.number, "reset", episode.scene, start, episode.seed)
 
     def _recover(self, death: StationDied) -> Iterator[Any]:

@@ -37,6 +37,7 @@ def make(
     backend: str = "auto",
     setting: str = VISUAL_MATCHING,
     variant: str = BASE,
+    shader: str = "default",
 ) -> Simulator:
     """Make the simulator of one task in one variant of its scene. Made once (1-12 s), reset many times (0.1
     s).
@@ -52,6 +53,8 @@ def make(
         backend: "maniskill", "simpler_env" or "auto": the first of them that is installed and can play the
             task in this setting.
         setting, variant: of the task's `protocol`.
+        shader: of the Google Robot with ManiSkill 3: "default", or "rt" (ray tracing, on a GPU that has it;
+            "rt-fast" and "rt-med" likewise).
 
     Raises:
         KitError: unknown task, setting or variant; a backend that cannot play it; incomplete asset directory;
@@ -67,6 +70,11 @@ def make(
         from refinevla_kit.simulator.simpler_env import SimplerEnvSimulator
 
         return SimplerEnvSimulator(chosen, assets or "official", *size, privileged, protocol, change)
+    if chosen.robot == "google_robot":
+        from refinevla_kit.simulator.google_robot import GoogleRobotSimulator
+
+        where = assets or "embedded"
+        return GoogleRobotSimulator(chosen, where, *size, privileged, protocol, change, shader)
     from refinevla_kit.simulator.maniskill import ManiSkillSimulator
 
     return ManiSkillSimulator(chosen, assets or "embedded", *size, privileged, protocol, change)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.tasks import Task
+from refinevla_kit.tasks import Start, Task
 
 Array = NDArray[Any]
 ACTION_NAMES = (
@@ -56,8 +56,11 @@ class SceneState:
     metres.
 
     Attributes:
-        source, target: float32 (7,) position and quaternion of the object to move and of where it goes.
-        tcp: float32 (7,) measured pose of the point between the fingertips (link ee_gripper_link).
+        source, target: float32 (7,) position and quaternion of the object to move and of where it goes. Of a
+            drawer the source is the drawer itself, which slides along x; where nothing is to go anywhere
+            (can, drawers) the target is where the source started.
+        tcp: float32 (7,) measured pose of the point between the fingertips (link ee_gripper_link;
+            link_gripper_tcp of the Google Robot).
         tcp_target: float32 (7,) the pose the controller is steering to (actions are added to this one).
         opening: float32 (), finger opening, 0 closed to 1 open.
         grasped: bool (), the source is held between the fingers.
@@ -136,8 +139,10 @@ class Simulator(Protocol):
     task: Task
     instruction: str  # of the current episode, now
 
-    def reset(self, episode: int | Pose, seed: int = 0) -> Observation:
-        """Start from grid configuration `episode` (0 .. task.grid - 1) or from a continuous `Pose`."""
+    def reset(self, episode: int | Pose | Start, seed: int = 0) -> Observation:
+        """Start from grid configuration `episode` (0 .. task.grid - 1) or from anywhere else: a continuous
+        `Pose` of the WidowX's things, a `Start` of the Google Robot and its.
+        """
         ...
 
     def step(self, action: Array) -> StepResult:
@@ -146,7 +151,8 @@ class Simulator(Protocol):
         Args:
             action: float32 (7,): [0:3] metres added to the controller's target in the robot base frame; [3:6]
                 extrinsic XYZ Euler rotation in radians, base frame; [6] gripper, absolute, +1 open, -1
-                closed.
+                closed. Google Robot: added to the *measured* pose, and [6] is relative, +1 closes and -1
+                opens the fingers by their whole range.
         """
         ...
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from scipy.spatial import ConvexHull
@@ -15,7 +16,7 @@ from transforms3d.quaternions import axangle2quat, qmult, quat2mat
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.simulator.contract import Array, Pose
-from refinevla_kit.tasks import Task, Variant
+from refinevla_kit.tasks import VISUAL_MATCHING, Start, Task, Variant
 
 SINK_TASK = "widowx_put_eggplant_in_basket"
 UPRIGHT = np.array([1.0, 0.0, 0.0, 0.0])
@@ -41,11 +42,14 @@ HEIGHTS = {  # of source and target (m, world), put_on_in_scene.py
 SINK_CENTRE, SINK_HEIGHT = np.array([-0.105, 0.206]), 0.933
 SINK_REACH = {"random": np.array([0.02, 0.025]), "dense": np.array([0.01, 0.015])}  # m; dense: the grid's own
 SINK_TARGET = np.array([-0.125, 0.025, 1.0, 1.0, 0.0, 0.0, 0.0])
+SHIFT = 0.02  # m that move near's things are moved by, at most
 # One of the eight resting rotations of put_on_in_scene.py.
 EGGPLANT_LYING = np.array([0.559342, 0.817133, -0.138906, -0.0116353])
 
 
-def start_pose(task: Task, start: str, number: int, seed: int) -> int | Pose:
+def start_pose(
+    task: Task, start: str, number: int, seed: int, setting: str = VISUAL_MATCHING
+) -> int | Pose | Start:
     """What `Simulator.reset` starts an episode from.
 
     Args:
@@ -58,16 +62,19 @@ def start_pose(task: Task, start: str, number: int, seed: int) -> int | Pose:
     source's yaw is uniform between the grid's own two (a quarter turn; the cube's is 0; the eggplant's a full
     circle).
 
+    Google Robot: the can and the apple anywhere in the rectangle that the grid's corners span; move near's
+    three things moved together by up to 2 cm; the robot anywhere between the grid's places before the
+    cabinet, but where photographs were taken in visual matching.
+
     Raises:
-        KitError: a task that has no continuous starts.
+        KitError: dense starts of a drawer in visual matching, which has nine photographs.
     """
     if start == "grid":
         return number
-    if task.robot != "widowx":
-        what = f"{task.name} has no continuous starts"
-        raise KitError(what, "play its grid; the WidowX tasks have continuous starts")
     dense = start == "dense"
     rng = np.random.default_rng([seed, number, zlib.crc32(task.name.encode())] if dense else seed)
+    if task.robot == "google_robot":
+        return _google_robot_start(task, setting, dense, rng)
     if task.name == SINK_TASK:
         place = SINK_CENTRE + rng.uniform(-1, 1, 2) * SINK_REACH[start]
         lying = qmult(_about_z(rng.uniform(-np.pi, np.pi)), EGGPLANT_LYING)
@@ -81,6 +88,29 @@ def start_pose(task: Task, start: str, number: int, seed: int) -> int | Pose:
     heights = HEIGHTS[task.name]
     turned = _about_z(rng.uniform(*yaw))
     return Pose(np.concatenate([source, heights[:1], turned]), np.concatenate([target, heights[1:], UPRIGHT]))
+
+
+def _google_robot_start(task: Task, setting: str, dense: bool, rng: np.random.Generator) -> Start:
+    starts = task.protocol(setting).starts
+    chosen = starts[int(rng.integers(len(starts)))]
+    if chosen.object_episode is not None:
+        return replace(chosen, object_xy=_place(rng, [(-SHIFT, -SHIFT), (SHIFT, SHIFT)]))
+    if chosen.object_xy:
+        chosen = replace(chosen, object_xy=_place(rng, [start.object_xy for start in starts]))
+    elif dense and chosen.overlay:
+        what = (
+            f"{task.name} has no continuous starts in {setting}: its photographs were taken from nine places"
+        )
+        raise KitError(what, "play its grid, or setting='variant_aggregation'")
+    if chosen.overlay:
+        return chosen
+    return replace(chosen, robot_xy=_place(rng, [start.robot_xy for start in starts]))
+
+
+def _place(rng: np.random.Generator, corners: list[Any]) -> tuple[float, float]:
+    """Drawn from the rectangle that encloses `corners`."""
+    x, y = rng.uniform(np.min(corners, axis=0), np.max(corners, axis=0)).tolist()
+    return x, y
 
 
 def _about_z(angle: float) -> Array:

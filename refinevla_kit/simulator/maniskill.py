@@ -15,6 +15,7 @@ import sys
 import warnings
 from dataclasses import replace
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from refinevla_kit.simulator.geometry import (
     camera_setting,
 )
 from refinevla_kit.simulator.variants import basket_outline, dress
-from refinevla_kit.tasks import VARIANT_AGGREGATION, Protocol, Task, Variant
+from refinevla_kit.tasks import VARIANT_AGGREGATION, Protocol, Start, Task, Variant
 
 BRIDGE = Path("data/tasks/bridge_v2_real2sim_dataset")
 REQUIRED = (
@@ -86,16 +87,19 @@ class ManiSkillSimulator:
         self._dressed = protocol.setting == VARIANT_AGGREGATION
         self._photograph: Array | None = None  # uint8 (H, W, 3), shown wherever none of `_kept` is seen
         self._basket: Array | None = None  # bool (H, W), where the photograph shows it
+        self._camera = CAMERA
         if not self._dressed:
             self._photograph = self._env._rgb_overlay_images[CAMERA].numpy()
             self._basket = basket_outline(task, width, height)
         self._steps = 0
         self._segmentation: Array = np.zeros((height, width), np.int16)
 
-    def reset(self, episode: int | Pose, seed: int = 0) -> Observation:
-        """See `Simulator.reset`. Raises `KitError` for an episode outside the task's grid."""
+    def reset(self, episode: int | Pose | Start, seed: int = 0) -> Observation:
+        """See `Simulator.reset`. Raises `KitError` for an episode outside the task's grid, or a `Start`."""
         import torch
 
+        if isinstance(episode, Start):
+            raise KitError(f"{self.task.name} does not start from a Start", "give a number or a Pose")
         if isinstance(episode, Pose):
             poses = torch.as_tensor(np.stack([episode.source, episode.target]), dtype=torch.float32)  # 2 x 7
             self._env.xyz_configs, self._env.quat_configs = poses[None, :, :3], poses[None, :, 3:]
@@ -189,7 +193,7 @@ class ManiSkillSimulator:
         """uint8 (H, W, 3), what ManiSkill's own observation shows: its rendering of robot and objects, before
         the photograph.
         """
-        sensor = self._env._sensors[CAMERA]
+        sensor = self._env._sensors[self._camera]
         self._env.scene.update_render(update_sensors=True, update_human_render_cameras=False)
         sensor.capture()
         textures = sensor.camera.get_picture(["Color", "PositionSegmentation"])
@@ -222,20 +226,11 @@ def _vector(pose: Any) -> Array:
 
 
 def _make_environment(task: Task, variant: Variant, assets: Path, width: int, height: int) -> Any:
-    """The ManiSkill environment of `task`, reading its files from `assets`."""
-    try:
-        import mani_skill.envs  # noqa: F401  (registers the environments)
-        import sapien
-        from mani_skill.envs.tasks.digital_twins.base_env import BaseDigitalTwinEnv
-        from mani_skill.utils.registration import REGISTERED_ENVS
-    except ImportError as error:
-        raise KitError(
-            f"ManiSkill 3 cannot be imported ({error})", "run `make setup`, then `refinevla doctor`"
-        ) from error
-    # The blank is theirs. It warns, at every start, of what its own classes do.
-    logging.getLogger("mani_skill ").setLevel(logging.ERROR)
-    if own_process:
-        _set_imports_aside()
+    """ManiSkill's twin of a WidowX task, reading its files from `assets`."""
+    import_maniskill("mani_skill.envs")
+    import sapien
+    from mani_skill.envs.tasks.digital_twins.base_env import BaseDigitalTwinEnv
+
     _read_from(assets)
     overlays: dict[str, Any] = {}
     BaseDigitalTwinEnv._rgb_overlay_images = overlays
@@ -246,30 +241,48 @@ def _make_environment(task: Task, variant: Variant, assets: Path, width: int, he
     intrinsic[1] *= height / HEIGHT
     camera = camera_setting(task, variant)
     pose = sapien.Pose(camera.camera_position, camera.camera_quaternion)
+    size = {"width": width, "height": height}
+    sensors = {**size, "intrinsic": intrinsic, CAMERA: {"pose": pose}}
+    environment = build_environment(task.env_id, obs_mode="rgb+segmentation", sensor_configs=sensors)
+    environment._rgb_overlay_images = overlays
+    return environment
+
+
+def import_maniskill(environments: str) -> None:
+    """Import the module that registers `environments`. Raises `KitError` where ManiSkill is not installed."""
+    try:
+        import_module(environments)
+    except ImportError as error:
+        raise KitError(
+            f"ManiSkill 3 cannot be imported ({error})", "run `make setup`, then `refinevla doctor`"
+        ) from error
+    # The blank is theirs. It warns, at every start, of what its own classes do.
+    logging.getLogger("mani_skill ").setLevel(logging.ERROR)
+    if own_process:
+        _set_imports_aside()
+
+
+def build_environment(name: str, *, render_backend: str = "cpu", **arguments: Any) -> Any:
+    """The registered environment `name`, one scene on the CPU.
+
+    Raises:
+        KitError: no Vulkan device.
+    """
+    from mani_skill.utils.registration import REGISTERED_ENVS
+
+    spec = REGISTERED_ENVS[name]
+    arguments = {**spec.default_kwargs, "num_envs": 1, "sim_backend": "physx_cpu", **arguments}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of how its task files make tensors
             # Not through gymnasium.make, which first looks for assets in ManiSkill's own folder and asks at
             # the terminal to download them.
-            environment: Any = REGISTERED_ENVS[task.env_id].cls(
-                obs_mode="rgb+segmentation",
-                num_envs=1,
-                sim_backend="physx_cpu",
-                render_backend="cpu",
-                sensor_configs={
-                    "width": width,
-                    "height": height,
-                    "intrinsic": intrinsic,
-                    CAMERA: {"pose": pose},
-                },
-            )
+            return spec.cls(render_backend=render_backend, **arguments)
     except RuntimeError as error:
         if any(word in str(error).lower() for word in ("device", "vulkan", "vk::")):
             remedy = "run `make setup` (it installs Mesa's software driver) and `refinevla doctor`"
             raise KitError(f"no Vulkan device to render with ({error})", remedy) from error
         raise
-    environment._rgb_overlay_images = overlays
-    return environment
 
 
 @cache

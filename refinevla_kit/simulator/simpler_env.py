@@ -91,7 +91,7 @@ class SimplerEnvSimulator:
         self._things: dict[int, str] = {}  # segmentation id -> name
         self._segmentation: Array = np.zeros((height, width), np.uint32)
 
-    def reset(self, episode: int | Pose, seed: int = 0) -> Observation:
+    def reset(self, episode: int | Pose | Start, seed: int = 0) -> Observation:
         """See `Simulator.reset`. Objects fall onto the table from above, so the height in a `Pose` is not
         used. Seed 0 is SIMPLER's own.
 
@@ -103,12 +103,18 @@ class SimplerEnvSimulator:
         grid = (self._env._xy_configs, self._env._quat_configs) if self.task.robot == "widowx" else None
         # The eggplant has 24 places here, 64 in ManiSkill 3.
         count = len(grid[0]) * len(grid[1]) if grid else len(starts)
-        if not isinstance(episode, Pose) and not 0 <= episode < count:
+        if isinstance(episode, Start) and episode.object_episode is not None:
+            raise KitError(
+                f"{self.task.name} starts from its grid only in the original SimplerEnv",
+                "give the number of an episode, or backend='maniskill'",
+            )
+        if not isinstance(episode, Pose | Start) and not 0 <= episode < count:
             raise KitError(
                 f"episode {episode} is outside the grid of {self.task.name} in the original SimplerEnv",
                 f"choose 0 to {count - 1}",
             )
-        start = starts[0] if isinstance(episode, Pose) else starts[episode]
+        start = starts[0] if isinstance(episode, Pose) else episode
+        start = start if isinstance(start, Start) else starts[start]
         # The scene is built anew (0.5 s): how the last episode left arm and solver would show in where
         # objects come to rest, by up to 4 mm.
         options = {**reset_options(start), "reconfigure": True}

@@ -1,0 +1,254 @@
+"""SIMPLER's Google Robot tasks in the default backend: the kit's own ManiSkill 3 environments behind the
+`Simulator` contract, in both settings.
+
+How closely they follow the original, measured step by step: docs/google_robot.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from refinevla_kit.errors import KitError
+from refinevla_kit.simulator.contract import Array, Observation, Pose, SceneState, StepResult, checked_action
+from refinevla_kit.simulator.maniskill import (
+    FARTHEST,
+    ManiSkillSimulator,
+    build_environment,
+    import_maniskill,
+)
+from refinevla_kit.tasks import CAMERA_SIZES, Protocol, Start, Task, Variant
+
+FOCAL, CENTRE_X, CENTRE_Y = 425.0, 320.0, 256.0  # pixels, at `CAMERA_SIZES`
+FARTHEST_MOVE, WIDEST_TURN = 1.0, np.pi / 2  # m, rad: the controller's own range
+
+
+class GoogleRobotSimulator(ManiSkillSimulator):
+    """`Simulator` over one of the kit's Google Robot environments.
+
+    What is particular to this robot: translation and rotation are added to the *measured* tool pose, not to
+    the controller's last target, and action [6] is relative: +1 closes and -1 opens the fingers by their
+    whole range (1.31 rad, at 1 rad/s at most), 0 goes on to where they were sent.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        assets: str | Path,
+        width: int,
+        height: int,
+        privileged: bool,
+        protocol: Protocol,
+        variant: Variant,
+        shader: str = "default",
+    ) -> None:
+        self.task, self.variant, self.privileged = task, variant, privileged
+        self.protocol = protocol
+        full_width, full_height = CAMERA_SIZES[task.robot]
+        scale = np.array([[width / full_width], [height / full_height], [1]])
+        intrinsic = np.array([[FOCAL, 0, CENTRE_X], [0, FOCAL, CENTRE_Y], [0, 0, 1]]) * scale
+        camera = {"width": width, "height": height, "intrinsic": intrinsic, "shader_pack": shader}
+        import_maniskill("refinevla_kit.simulator.google_robot_scenes")
+        self._env = build_environment(
+            task.env_id,
+            assets=str(assets),
+            setting=protocol.setting,
+            variant=variant.name,
+            obs_mode="none",
+            sensor_configs=camera,
+            render_backend="cpu" if shader == "default" else "gpu",  # no ray tracing in software
+        )
+        self.instruction = self._env.instruction
+        self._camera, self._basket, self._photograph = "overhead_camera", None, None
+        self._size = (width, height)
+        self._photographs: dict[str, Array] = {}
+        self._steps = 0
+        self._segmentation: Array = np.zeros((height, width), np.int16)
+
+    def reset(self, episode: int | Pose | Start, seed: int = 0) -> Observation:
+        """See `Simulator.reset`. Seed 0 is SIMPLER's own; only distractors depend on it.
+
+        Raises:
+            KitError: an episode outside the grid of the task in this setting; a `Pose`.
+        """
+        starts = self.protocol.starts
+        if isinstance(episode, Start):
+            return self._start(episode, seed)
+        if isinstance(episode, Pose):
+            what = f"{self.task.name} does not start from a Pose"
+            raise KitError(what, "give the number of an episode, or a `tasks.Start`")
+        if not 0 <= episode < len(starts):
+            raise KitError(
+                f"episode {episode} is outside the grid of {self.task.name} in {self.protocol.setting}",
+                f"choose 0 to {len(starts) - 1}",
+            )
+        return self._start(starts[episode], seed)
+
+    def _start(self, start: Start, seed: int) -> Observation:
+        environment = self._env
+        from refinevla_kit.simulator.google_robot_scenes import SEED
+
+        environment.start, environment.seed = start, (SEED + seed) % 2**32
+        environment.reset(seed=seed, options={"reconfigure": True})
+        self._photograph = self._background(start)
+        self._steps = 0
+        self._ids = self._segmentation_ids()
+        self._kept = np.concatenate(list(self._ids.values()))
+        self._rest = self._source
+        return self._observe(placed=False, grasped=False)
+
+    def step(self, action: Array) -> StepResult:
+        """See `Simulator.step`. Raises `KitError` for an action outside the controller's range."""
+        action = checked_action(action)
+        turn = Rotation.from_euler("xyz", action[3:6]).as_rotvec()
+        far, wide = np.abs(action[:3]).max(), np.linalg.norm(turn)
+        if far > FARTHEST_MOVE or wide > WIDEST_TURN:
+            raise KitError(
+                f"an action of {far:.2f} m and {wide:.2f} rad is outside the controller's range"
+                f" ({FARTHEST_MOVE:g} m, {WIDEST_TURN:.2f} rad)",
+                "check the policy's un-normalisation and its units",
+            )
+        self._env.step(np.concatenate([action[:3], turn, action[6:]]).astype(np.float32))
+        self._steps += 1
+        success, grasped = self._env.flags["success"], self._env.grasped
+        positions = np.array([entity.pose.p for entity in self._env.objects.values()]).reshape(-1, 3)
+        thrown = bool(np.abs(positions[:, :2]).max(initial=0.0) > FARTHEST)
+        broken = thrown or not (np.isfinite(positions).all() and np.isfinite(self.joints).all())
+        reason = "physics" if broken else "budget" if self._steps >= self.task.max_steps else ""
+        success = success and not broken
+        return StepResult(self._observe(success, grasped), success, grasped, bool(reason), reason)
+
+    def advance(self) -> bool:
+        """See `Simulator.advance`. Placing the apple goes on by itself after 100 steps."""
+        more = bool(self._env.advance())
+        self.instruction = self._env.instruction
+        return more
+
+    @property
+    def unsolved(self) -> int:
+        """Actions of this episode to which inverse kinematics found no answer: the arm kept its pose."""
+        return int(self._env.controller.unsolved)
+
+    @property
+    def flags(self) -> dict[str, bool]:
+        """What the task's own evaluation found at the last step, by the original's names."""
+        return dict(self._env.flags)
+
+    @property
+    def joints(self) -> Array:
+        """Measured joint positions, float64 (11,), rad: torso, shoulder, bicep, elbow, forearm, wrist,
+        gripper, right finger, left finger, head pan, head tilt.
+        """
+        return np.asarray(self._env.controller.positions)
+
+    @property
+    def joint_targets(self) -> Array:
+        """Where inverse kinematics and the gripper's command send the joints, float64 (11,), rad."""
+        return np.array(self._env.controller.target)
+
+    @property
+    def objects(self) -> dict[str, Array]:
+        """Pose of every thing that can move, float32 (7,), world frame, by model name."""
+        return {name: _vector(entity.pose) for name, entity in self._env.objects.items()}
+
+    @property
+    def drawers(self) -> Array:
+        """How far top, middle and bottom drawer are open, float64 (3,), m; (0,) without a cabinet."""
+        return np.asarray(getattr(self._env, "drawers", np.zeros(0)))
+
+    @property
+    def tool(self) -> Array:
+        """Measured pose of the tool, float32 (7,), world frame."""
+        return _vector(self._tool.entity_pose)
+
+    @property
+    def _tool(self) -> Any:
+        return self._env.links["link_gripper_tcp"]
+
+    @property
+    def _source(self) -> Array:
+        """Pose of the thing to move: an object, else the drawer."""
+        source = self._env.source
+        return _vector(source.pose if source is not None else self._env.drawer_pose)
+
+    def set_state(self, joints: Array, objects: Array, drawers: Array) -> None:
+        """Put everything where it was at some moment, at rest, to look at it.
+
+        Args:
+            joints: (11,), as `joints` has them.
+            objects: (n, 7), in the order of `objects`.
+            drawers: (3,), or (0,) without a cabinet.
+        """
+        self._env.place(joints, objects, drawers)
+
+    def observe(self) -> Observation:
+        """What is seen now, without a step."""
+        return self._observe(self._env.flags["success"], self._env.grasped)
+
+    def _observe(self, placed: bool, grasped: bool) -> Observation:
+        controller, base = self._env.controller, self._env.agent.robot._objs[0].root_pose
+        self.instruction = self._env.instruction
+        image = self._take_picture()
+        opening = 1 - max(float(controller.positions[7:9].mean()) / 1.3, 0.0)
+        in_base, steered = _vector(controller.tool_pose), _vector(controller.target_pose)
+        proprioception = np.concatenate([in_base, [max(opening, 0.0)], steered]).astype(np.float32)
+        observation = Observation(image, proprioception, self.instruction)
+        if not self.privileged:
+            return observation
+        target = self._env.target
+        state = SceneState(
+            source=self._source,
+            target=self._rest if target is None else _vector(target.pose),
+            tcp=self.tool,
+            tcp_target=_vector(base * controller.target_pose),
+            opening=np.array(max(opening, 0.0), np.float32),
+            grasped=np.array(grasped),
+            placed=np.array(placed),
+            phase=np.array(0, np.int8),
+        )
+        return replace(observation, state=state)
+
+    def _background(self, start: Start) -> Array | None:
+        """The photograph behind the scene, uint8 (H, W, 3); None where everything is rendered."""
+        name = start.overlay or self._env.build.get("overlay")
+        if not name:
+            return None
+        if name not in self._photographs:
+            import cv2
+            from PIL import Image
+
+            picture = np.asarray(Image.open(self._env.files.photograph(name)).convert("RGB")) / 255
+            self._photographs[name] = (cv2.resize(picture, self._size) * 255).astype(np.uint8)
+        return self._photographs[name]
+
+    def _segmentation_ids(self) -> dict[str, Array]:
+        """Ids of what masks name; a cabinet's parts are "top drawer", "middle drawer", "bottom drawer" and
+        "cabinet".
+        """
+        ids: dict[str, list[int]] = {name: [] for name in (self.task.source, self.task.target) if name}
+        environment = self._env
+        from refinevla_kit.simulator.google_robot_scenes import spoken
+
+        for name, entity in environment.objects.items():
+            word = spoken(name)
+            if entity == environment.source:
+                word = self.task.source
+            elif entity == environment.target:
+                word = self.task.target
+            ids.setdefault(word, []).append(entity.per_scene_id)
+        for name, part in getattr(environment, "parts", {}).items():
+            word = "cabinet" if name == "body" else name.replace("_", " ")
+            ids.setdefault(word, []).append(part.entity.per_scene_id)
+        for name, link in environment.links.items():
+            word = "gripper" if "gripper" in name or "finger" in name else "arm"
+            ids.setdefault(word, []).append(link.entity.per_scene_id)
+        return {word: np.array(numbers) for word, numbers in ids.items()}
+
+
+def _vector(pose: Any) -> Array:
+    """float32 (7,): position and quaternion (w, x, y, z) of a SAPIEN pose."""
+    return np.concatenate([pose.p, pose.q]).astype(np.float32)
