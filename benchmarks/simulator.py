@@ -3,8 +3,9 @@ the compact VLA decodes.
 
     python benchmarks/simulator.py [--steps 40]
 
-"physics" is ManiSkill's step without its observation: controller, 100 substeps, success rule. "picture" is
-rendering, photograph and proprioception. "own" is the same step with ManiSkill's own observation instead.
+"physics" is ManiSkill's step without its observation: controller, 100 substeps (171 of the Google Robot),
+success rule. "picture" is rendering, photograph and proprioception. "own" is the same step with ManiSkill's
+own observation instead (WidowX).
 Prints a table of ratios taken in one run and, as its last line, one JSON object. Medians, with the least in
 brackets: on a shared machine that is the one that comes again. One process, one thread.
 """
@@ -25,12 +26,16 @@ import torch
 from refinevla_kit.policies import load_policy
 from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.simulator import make
-from refinevla_kit.tasks import SETTINGS, VISUAL_MATCHING
+from refinevla_kit.tasks import SETTINGS, VISUAL_MATCHING, Task, find_task
 from refinevla_kit.vlas.compact_parts import PROPRIOCEPTION
 
-SIZES = ((640, 480), (320, 240), (160, 120), (64, 48))
+SIZES = {
+    "widowx": ((640, 480), (320, 240), (160, 120), (64, 48)),
+    "google_robot": ((640, 512), (160, 128)),
+}
 BATCHES = (1, 2, 4, 8)
 TASKS_TIMED = ("widowx_carrot_on_plate", "widowx_put_eggplant_in_basket")
+TASKS_TIMED += ("google_robot_pick_horizontal_coke_can", "google_robot_open_middle_drawer")
 
 
 def milliseconds(call: Callable[[], object]) -> float:
@@ -40,9 +45,11 @@ def milliseconds(call: Callable[[], object]) -> float:
     return 1000 * (time.perf_counter() - began)
 
 
-def step_parts(task: str, width: int, height: int, setting: str, steps: int) -> dict[str, list[float]]:
+def step_parts(
+    task: Task, width: int, height: int, setting: str, steps: int, assets: str
+) -> dict[str, list[float]]:
     """Milliseconds of `steps` control steps, by part. The arm moves at random, so that nothing sleeps."""
-    simulator = make(task, width=width, height=height, setting=setting)
+    simulator = make(task, assets, width, height, setting=setting)
     environment: Any = simulator._env  # type: ignore[attr-defined]
     moves = np.random.default_rng(0).normal(0, 0.012, (steps, 7)).astype(np.float32)
     parts: dict[str, list[float]] = {"physics": [], "picture": [], "own": []}
@@ -50,7 +57,7 @@ def step_parts(task: str, width: int, height: int, setting: str, steps: int) -> 
     for number, move in enumerate(moves):
         parts["physics"].append(milliseconds(lambda m=move: environment.step(m)))  # type: ignore[misc]
         parts["picture"].append(milliseconds(lambda: simulator._observe(False, False)))  # type: ignore[attr-defined]
-        if setting == VISUAL_MATCHING:
+        if setting == VISUAL_MATCHING and task.robot == "widowx":
             environment._obs_mode = "rgb+segmentation"
             parts["own"].append(milliseconds(lambda m=moves[-1 - number]: environment.step(m)))  # type: ignore[misc]
             environment._obs_mode = "none"
@@ -61,12 +68,19 @@ def step_parts(task: str, width: int, height: int, setting: str, steps: int) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=40)
-    times = parser.parse_args().steps
+    parser.add_argument("--assets", default="embedded")
+    parser.add_argument("--robot", choices=list(SIZES), help="of both if not given")
+    arguments = parser.parse_args()
+    times = arguments.steps
     torch.set_num_threads(1)
     found: list[dict[str, Any]] = []
-    for (width, height), setting, task in product(SIZES, SETTINGS, TASKS_TIMED):
-        parts = step_parts(task, width, height, setting, times)
-        row = {"camera": f"{width}x{height}", "setting": setting, "task": task}
+    timed = [task for task in map(find_task, TASKS_TIMED) if arguments.robot in (None, task.robot)]
+    cells = [
+        (size, setting, task) for task, setting in product(timed, SETTINGS) for size in SIZES[task.robot]
+    ]
+    for (width, height), setting, task in cells:
+        parts = step_parts(task, width, height, setting, times, arguments.assets)
+        row = {"camera": f"{width}x{height}", "setting": setting, "task": task.name}
         found.append(
             row | {part: {"median": statistics.median(ms), "least": min(ms)} for part, ms in parts.items()}
         )
@@ -78,17 +92,17 @@ def main() -> None:
         decode = [milliseconds(lambda asked=asked: policy.act_batch(*asked)) for _ in range(4)]  # type: ignore[misc]
         action_ms[batch] = statistics.median(decode[1:]) / batch
     print(
-        f"{'camera':<8} {'setting':<20} {'task':<30} {'physics':>14} {'picture':>14} {'own':>14}   "
+        f"{'camera':<8} {'setting':<20} {'task':<38} {'physics':>14} {'picture':>14} {'own':>14}   "
         "ms, median (least)"
     )
     for row in found:
-        cells = [
+        shown = [
             f"{row[part]['median']:.1f} ({row[part]['least']:.1f})" if part in row else ""
             for part in ("physics", "picture", "own")
         ]
         print(
-            f"{row['camera']:<8} {row['setting']:<20} {row['task']:<30} {cells[0]:>14} "
-            f"{cells[1]:>14} {cells[2]:>14}"
+            f"{row['camera']:<8} {row['setting']:<20} {row['task']:<38} {shown[0]:>14} "
+            f"{shown[1]:>14} {shown[2]:>14}"
         )
     print(f"{'batch':<8} {'ms an action':>12} {'ratio':>7}")
     for batch, value in action_ms.items():

@@ -68,6 +68,8 @@ class EpisodeRecord:
         wall_time: seconds from the end of the reset to the last step, waiting for other workers included.
         refinevla_kit ...
         numpy: versions of the packages that made the row ("" when not installed).
+        unsolved: actions that inverse kinematics found no answer to, so that the arm kept its pose (Google
+            Robot); records of earlier versions do not say, and have 0.
     """
 
     policy: str
@@ -96,6 +98,7 @@ class EpisodeRecord:
     torch: str
     transformers: str
     numpy: str
+    unsolved: int = 0
 
     @property
     def key(self) -> Key:
@@ -131,6 +134,8 @@ def parse_record(row: Any, where: str) -> EpisodeRecord:
             f"{PROTOCOL_VERSION}",
             "evaluate again into a new file: episodes of two versions are not the same episodes",
         )
+    if isinstance(row, dict):
+        row = {"unsolved": 0, **row}
     if not isinstance(row, dict) or row.keys() != COLUMNS.keys():
         wrong = sorted(row.keys() ^ COLUMNS.keys()) if isinstance(row, dict) else [type(row).__name__]
         raise KitError(

@@ -326,6 +326,7 @@ def _record(key: Key, take: PolicyTake) -> EpisodeRecord:
         steps=take.steps,
         reason=take.reason,
         wall_time=round(time.perf_counter() - take.began, 3),
+        unsolved=take.unsolved,
     )
 
 

@@ -89,6 +89,7 @@ class Take:
         masks: of that observation.
         steps: actions executed.
         success, success_any, grasped: after the last step, after any step, held after any step.
+        unsolved: actions that inverse kinematics found no answer to.
         over, reason: whether and why it has ended: "budget", "terminated", "physics" or "crash".
         began: when the reset was done, seconds.
     """
@@ -99,6 +100,7 @@ class Take:
         self.masks: Masks = {}
         self.steps = 0
         self.success = self.success_any = self.grasped = self.over = False
+        self.unsolved = 0
         self.reason = ""
         self.began = 0.0
 
@@ -112,6 +114,7 @@ class Take:
         self.success = result.success
         self.success_any |= result.success
         self.grasped |= result.grasped
+        self.unsolved += result.unsolved
         self.over, self.reason = result.done, result.reason
 
     def drop(self) -> None:

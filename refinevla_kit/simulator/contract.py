@@ -115,6 +115,8 @@ class StepResult:
         grasped: the source object is held now.
         done: the step budget is used up, or physics broke (`reason` says which).
         reason: "" while running; "budget" or "physics" when done.
+        unsolved: inverse kinematics found no answer to this action, and the arm was told to stay where it is
+            (Google Robot).
     """
 
     observation: Observation
@@ -122,6 +124,7 @@ class StepResult:
     grasped: bool
     done: bool
     reason: str = ""
+    unsolved: bool = False
 
 
 def checked_action(action: Any) -> Array:

@@ -24,6 +24,8 @@ from refinevla_kit.simulator.maniskill import (
 from refinevla_kit.tasks import CAMERA_SIZES, Protocol, Start, Task, Variant
 
 FOCAL, CENTRE_X, CENTRE_Y = 425.0, 320.0, 256.0  # pixels, at `CAMERA_SIZES`
+CAMERA = "overhead_camera"  # the one SIMPLER's policies see
+TEXTURES = ["Color", "Segmentation"]
 FARTHEST_MOVE, WIDEST_TURN = 1.0, np.pi / 2  # m, rad: the controller's own range
 
 
@@ -63,7 +65,7 @@ class GoogleRobotSimulator(ManiSkillSimulator):
             render_backend="cpu" if shader == "default" else "gpu",  # no ray tracing in software
         )
         self.instruction = self._env.instruction
-        self._camera, self._basket, self._photograph = "overhead_camera", None, None
+        self._basket, self._photograph = None, None
         self._size = (width, height)
         self._photographs: dict[str, Array] = {}
         self._steps = 0
@@ -112,6 +114,7 @@ class GoogleRobotSimulator(ManiSkillSimulator):
                 f" ({FARTHEST_MOVE:g} m, {WIDEST_TURN:.2f} rad)",
                 "check the policy's un-normalisation and its units",
             )
+        before = self.unsolved
         self._env.step(np.concatenate([action[:3], turn, action[6:]]).astype(np.float32))
         self._steps += 1
         success, grasped = self._env.flags["success"], self._env.grasped
@@ -120,7 +123,8 @@ class GoogleRobotSimulator(ManiSkillSimulator):
         broken = thrown or not (np.isfinite(positions).all() and np.isfinite(self.joints).all())
         reason = "physics" if broken else "budget" if self._steps >= self.task.max_steps else ""
         success = success and not broken
-        return StepResult(self._observe(success, grasped), success, grasped, bool(reason), reason)
+        seen, unsolved = self._observe(success, grasped), self.unsolved > before
+        return StepResult(seen, success, grasped, bool(reason), reason, unsolved)
 
     def advance(self) -> bool:
         """See `Simulator.advance`. Placing the apple goes on by itself after 100 steps."""
@@ -211,6 +215,19 @@ class GoogleRobotSimulator(ManiSkillSimulator):
             phase=np.array(0, np.int8),
         )
         return replace(observation, state=state)
+
+    def _take_picture(self) -> Array:
+        """uint8 (H, W, 3): robot, things and cabinet before the photograph, else the whole room."""
+        sensor = self._env._sensors[CAMERA]
+        self._env.scene.update_render(update_sensors=True, update_human_render_cameras=False)
+        sensor.capture()
+        colour, bodies = (texture[0].numpy() for texture in sensor.camera.get_picture(TEXTURES))
+        self._segmentation = bodies[..., 1]
+        image = (colour[..., :3].clip(0, 1) * 255).astype(np.uint8)
+        if self._photograph is not None:
+            hidden = ~np.isin(self._segmentation, self._kept)
+            image[hidden] = self._photograph[hidden]
+        return image
 
     def _background(self, start: Start) -> Array | None:
         """The photograph behind the scene, uint8 (H, W, 3); None where everything is rendered."""

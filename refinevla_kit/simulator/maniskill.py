@@ -87,7 +87,6 @@ class ManiSkillSimulator:
         self._dressed = protocol.setting == VARIANT_AGGREGATION
         self._photograph: Array | None = None  # uint8 (H, W, 3), shown wherever none of `_kept` is seen
         self._basket: Array | None = None  # bool (H, W), where the photograph shows it
-        self._camera = CAMERA
         if not self._dressed:
             self._photograph = self._env._rgb_overlay_images[CAMERA].numpy()
             self._basket = basket_outline(task, width, height)
@@ -193,7 +192,7 @@ class ManiSkillSimulator:
         """uint8 (H, W, 3), what ManiSkill's own observation shows: its rendering of robot and objects, before
         the photograph.
         """
-        sensor = self._env._sensors[self._camera]
+        sensor = self._env._sensors[CAMERA]
         self._env.scene.update_render(update_sensors=True, update_human_render_cameras=False)
         sensor.capture()
         textures = sensor.camera.get_picture(["Color", "PositionSegmentation"])
