@@ -66,10 +66,10 @@ STATIONS: dict[str, dict[str, Tint]] = {
         "inside": (96, 86, 78),
     },
     "mk_station2": {
-        "side": (84, 60, 48),
-        "top": (98, 70, 54),
-        "front": (108, 78, 62),
-        "inside": (50, 36, 30),
+        "side": (118, 82, 62),
+        "top": (134, 94, 72),
+        "front": (146, 104, 80),
+        "inside": (66, 46, 36),
     },
     "mk_station3": {
         "side": (196, 198, 202),

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 import trimesh
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 
 from scripts.embedded_assets.objects import Thing, _spoon
 from scripts.embedded_assets.shapes import Colour, Part, box, cushion, flat, hull, lathe, placed, tube
@@ -69,39 +70,41 @@ def _drawing(ground: Colour, *layers: tuple[Colour, Callable[[Grid, Grid], NDArr
     return picture
 
 
-def _repeat(around: Grid, times: int) -> Grid:
-    """Millimetres from the middle of the nearest of `times` equal fields around the can."""
+def _repeat(around: Grid, times: int = 4) -> Grid:
+    """Millimetres from the middle of the nearest of `times` equal fields around the can; one faces up when it
+    lies.
+    """
     width = 210 / times
-    return (around % width) - width / 2
+    return (around + width / 2) % width - width / 2
 
 
-def _disc(around: Grid, along: Grid, radius: float, times: int = 3) -> NDArray[np.bool_]:
+def _disc(around: Grid, along: Grid, radius: float, times: int = 4) -> NDArray[np.bool_]:
     return np.hypot(_repeat(around, times), along) < radius
 
 
 def _labels() -> dict[str, Picture]:
     def script(u: Grid, v: Grid) -> NDArray[np.bool_]:
-        across = _repeat(u, 3)
-        ribbon = np.abs(across - 12 * np.sin(v / 13)) < 2.5 + 2.5 * np.cos(v / 30) ** 2
-        return (np.abs(v) < 44) & (ribbon | ((np.abs(across + 9) < 2) & (np.abs(v % 22 - 11) < 7)))
+        across = _repeat(u)
+        ribbon = np.abs(across - 10 * np.sin(v / 13)) < 3 + 3 * np.cos(v / 30) ** 2
+        return (np.abs(v) < 44) & (ribbon | ((np.abs(across + 12) < 2.5) & (np.abs(v % 22 - 11) < 7)))
 
     def wave(u: Grid, v: Grid) -> NDArray[np.bool_]:
-        return np.abs(v - 4 * np.sin(_repeat(u, 3) / 7)) < 5
+        return np.abs(v - 4 * np.sin(_repeat(u) / 7)) < 5
 
     return {
         "coke": _drawing(RED, (WHITE, script)),
         "pepsi": _drawing(
             (22, 48, 132),
-            (WHITE, lambda u, v: _disc(u, v, 27)),
-            ((26, 92, 190), lambda u, v: _disc(u, v, 24)),
-            (RED, lambda u, v: _disc(u, v, 24) & (v > 0)),
-            (WHITE, lambda u, v: _disc(u, v, 24) & wave(u, v)),
+            (WHITE, lambda u, v: _disc(u, v, 24)),
+            ((26, 92, 190), lambda u, v: _disc(u, v, 21)),
+            (RED, lambda u, v: _disc(u, v, 21) & (v > 0)),
+            (WHITE, lambda u, v: _disc(u, v, 21) & wave(u, v)),
         ),
         "7up": _drawing(
             (22, 138, 62),
-            (WHITE, lambda u, v: (np.abs(v - 18) < 6) & (np.abs(_repeat(u, 3)) < 20)),
-            (WHITE, lambda u, v: (np.abs(_repeat(u, 3) - 8 - v / 3) < 6) & (np.abs(v + 8) < 26)),
-            (RED, lambda u, v: np.hypot(_repeat(u, 3) + 14, v + 8) < 13),
+            (WHITE, lambda u, v: (np.abs(v - 20) < 6) & (np.abs(_repeat(u)) < 18)),
+            (WHITE, lambda u, v: (np.abs(_repeat(u) - 8 - v / 3) < 6) & (np.abs(v + 6) < 26)),
+            (RED, lambda u, v: np.hypot(_repeat(u) + 12, v + 6) < 11),
         ),
         "sprite": _drawing(
             (0, 122, 96),
@@ -111,15 +114,15 @@ def _labels() -> dict[str, Picture]:
         ),
         "fanta": _drawing(
             (244, 124, 16),
-            (GREEN, lambda u, v: np.hypot(_repeat(u, 3) - 18, v - 22) < 12),
-            ((24, 54, 138), lambda u, v: np.hypot(_repeat(u, 3) * 0.75, v) < 20),
-            (WHITE, lambda u, v: (np.abs(v - _repeat(u, 3) / 4) < 5) & (np.abs(_repeat(u, 3)) < 20)),
+            (GREEN, lambda u, v: np.hypot(_repeat(u) - 16, v - 20) < 11),
+            ((24, 54, 138), lambda u, v: np.hypot(_repeat(u) * 0.8, v) < 18),
+            (WHITE, lambda u, v: (np.abs(v - _repeat(u) / 4) < 5) & (np.abs(_repeat(u)) < 18)),
         ),
         "redbull": _drawing(
             (190, 196, 206),
-            ((26, 52, 130), lambda u, v: (_repeat(u, 2) > 0) == (v > 0)),
-            (YELLOW, lambda u, v: _disc(u, v, 15, 2)),
-            (RED, lambda u, v: (np.abs(v) < 8) & (np.abs(np.abs(_repeat(u, 2)) - 15) < 13)),
+            ((26, 52, 130), lambda u, v: (_repeat(u) > 0) == (v > 0)),
+            (YELLOW, lambda u, v: _disc(u, v, 13)),
+            (RED, lambda u, v: (np.abs(v) < 7) & (np.abs(np.abs(_repeat(u)) - 12) < 10)),
         ),
     }
 
@@ -188,14 +191,13 @@ def _bottle() -> Thing:
     return _thing(parts, [hull(body.vertices), hull(neck.vertices)])
 
 
-def _skin(low: Colour, high: Colour, seed: int, streaks: bool) -> Picture:
-    """Fruit's skin: between two colours, in streaks from pole to pole or in fine pores."""
-    rng = np.random.default_rng(seed)
-    mix = rng.uniform(0, 1, (1, 64)) * np.ones((32, 1)) if streaks else rng.uniform(0.3, 1, (32, 64))
-    if streaks:
-        mix = 0.75 * mix + 0.25 * np.linspace(1, 0, 32)[:, None]
-    blend = np.array(low) + (np.array(high) - np.array(low)) * mix[..., None]
-    return blend.clip(0, 255).astype(np.uint8)
+def _skin(low: Colour, high: Colour, seed: int, blur: tuple[float, float], crown: Colour) -> Picture:
+    """Fruit's skin: clouds between two colours, `blur` pixels long and wide, and a crown around the stem."""
+    cloud = gaussian_filter(np.random.default_rng(seed).normal(0, 1, (32, 64)), blur, mode="wrap")
+    mix = (0.5 + 0.3 * cloud / cloud.std()).clip(0, 1)[..., None]
+    shade = np.array(low) + (np.array(high) - np.array(low)) * mix
+    top = ((6 - np.arange(32)) / 6).clip(0, 1)[:, None, None]
+    return (shade + (np.array(crown) - shade) * top).clip(0, 255).astype(np.uint8)
 
 
 def _apple() -> Thing:
@@ -203,11 +205,14 @@ def _apple() -> Thing:
     outline = ((-0.0355, 0.006), (-0.0362, 0.014), (-0.028, 0.028), (-0.010, 0.0385), (0.006, 0.0405))
     outline += ((0.022, 0.0370), (0.0335, 0.0260), (0.0375, 0.0155), (0.0345, 0.0060), (0.0310, 0.0))
     leaf = placed(
-        trimesh.creation.icosphere(subdivisions=2), (0.013, 0.006, 0.0015), (0.012, 0, 0.0415), (0, -0.3, 0)
+        trimesh.creation.icosphere(subdivisions=2),
+        (0.015, 0.008, 0.0015),
+        (0.014, 0.004, 0.0400),
+        (0, -0.3, 0),
     )
     parts = [
-        _wrapped(outline, _skin((150, 12, 24), (214, 62, 34), 3, True), "z"),
-        Part(tube(0.031, 0.0445, 0.0020, "z", 10), (84, 58, 32)),
+        _wrapped(outline, _skin((168, 16, 26), (202, 44, 34), 3, (6, 3), (196, 132, 62)), "z"),
+        Part(tube(0.031, 0.0445, 0.0026, "z", 10), (84, 58, 32)),
         Part(leaf, (86, 140, 48)),
     ]
     return _thing(parts, [hull(lathe(outline[1:8], "z", 20).vertices)])
@@ -217,7 +222,11 @@ def _orange() -> Thing:
     angle = np.linspace(-np.pi / 2 + 0.2, np.pi / 2, 13)
     outline = tuple((0.0355 * np.sin(a) - 0.0007, max(0.0355 * np.cos(a), 0.0)) for a in angle)
     parts = [
-        _wrapped(((-0.0359, 0.0), *outline), _skin((240, 128, 14), (252, 160, 40), 4, False), "z"),
+        _wrapped(
+            ((-0.0359, 0.0), *outline),
+            _skin((238, 126, 12), (252, 156, 36), 4, (0.6, 0.6), (240, 150, 30)),
+            "z",
+        ),
         Part(
             placed(trimesh.creation.icosphere(subdivisions=1), (0.0035, 0.0035, 0.0012), (0, 0, 0.0347)),
             (96, 120, 40),
@@ -238,8 +247,8 @@ def _sponge() -> Thing:
                 flat(box((x - size, y - size, low[2] - 0.0002), (x + size, y + size, -0.015))), (196, 156, 22)
             )
         )
-    foam = cushion(low, (*high[:2], 0.0095), 0.005)
-    pad = cushion((*low[:2], 0.008), high, 0.004)
+    foam = cushion(low, (*high[:2], 0.0135), 0.005)
+    pad = cushion((*low[:2], 0.0115), high, 0.0034)
     return _thing(
         [Part(foam, (246, 208, 44), 0.95), Part(pad, (34, 112, 62), 0.95), *pores],
         [box(low, high)],

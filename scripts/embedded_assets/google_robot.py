@@ -113,7 +113,7 @@ _PLAIN: dict[str, Tint] = {
     ARM: (236, 236, 238),
     FINGER: (238, 220, 118),
     PAD: (206, 206, 200),
-    DARK: (104, 106, 112),
+    DARK: (118, 120, 126),
     GOLD: (206, 160, 44),
 }
 COLOURINGS: dict[str, dict[str, Tint]] = {  # ending of the URDF's name -> colour of each role
@@ -202,7 +202,7 @@ def _arm() -> dict[str, Body]:
             gold=[placed(tube(0.098, 0.106, 0.0410, "z"), move=(0, 0.0055, 0))],
         ),
         "gripper": _solid(
-            ARM, [gripper], dark=_grille((0.0490, 0, 0.027), 0.017) + _grille((-0.0490, 0, 0.027), 0.017)
+            ARM, [gripper], dark=_grille((0.0490, 0, 0.024), 0.013) + _grille((-0.0490, 0, 0.024), 0.013)
         ),
     }
 
@@ -287,11 +287,15 @@ def _base_and_head() -> dict[str, Body]:
         cushion((0.0296, -0.0265, 1.005), (0.1055, 0.0265, 1.1015), 0.01),
     ]
     pan = [rod(0.0044, 0.154, 0.0575), cushion((-0.02, -0.054, 0.066), (0.105, 0.054, 0.154), 0.02)]
-    tilt = [
-        placed(rod(-0.1118, 0.1118, 0.0425, "y", 0.012), move=(0.0775, 0, 0)),
-        *(cushion((-0.033, y - 0.028, -0.040), (0.09, y + 0.028, 0.040), 0.015) for y in (-0.083, 0.083)),
+    bar = placed(rod(-0.1118, 0.1118, 0.0432, "y", 0.012), (1, 1, 1.07), (0.0773, 0, 0))
+    cheeks = [cushion((-0.033, y - 0.028, -0.040), (0.09, y + 0.028, 0.040), 0.015) for y in (-0.083, 0.083)]
+    # The camera looks out between two halves: no ray of it may begin inside a body.
+    halves = [
+        placed(rod(*ends, 0.0432, "y", 0.008), (1, 1, 1.07), (0.0773, 0, 0))
+        for ends in ((-0.1118, -0.036), (0.036, 0.1118))
     ]
-    lens = [flat(box((0.112, -0.09, -0.022), (0.1205, 0.09, 0.022)))]
+    neck = cushion((0.036, -0.06, -0.044), (0.075, 0.06, 0.044), 0.01)
+    lenses = [flat(box((0.112, y - 0.025, -0.022), (0.1207, y + 0.025, 0.022))) for y in (-0.07, 0.07)]
     seams = [tube(0.584, 0.590, 0.0898, "z"), tube(0.801, 0.808, 0.0714, "z")]
     return {
         "base": _solid(
@@ -300,7 +304,10 @@ def _base_and_head() -> dict[str, Body]:
         "wheel": _solid(DARK, [wheel], shell=[tube(-0.0145, 0.0145, 0.03, "y")]),
         "rear_wheel": _solid(DARK, [rear]),
         "head_pan": _solid(SHELL, pan),
-        "head_tilt": _solid(SHELL, tilt, dark=lens),
+        "head_tilt": Body(
+            {SHELL: [*halves, neck, *cheeks], DARK: lenses},
+            [hull(mesh.vertices) for mesh in (bar, *cheeks)],
+        ),
     }
 
 

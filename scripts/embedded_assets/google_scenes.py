@@ -65,7 +65,7 @@ def _planks(colour: Colour) -> Picture:
 def _grain(colour: Colour) -> Picture:
     """Wood along the first axis."""
     streaks = gaussian_filter(np.random.default_rng(23).normal(0, 1, (128, 128)), (24, 1.2), mode="wrap")
-    return _tinted(colour, 1 + 0.16 * streaks / streaks.std() * 0.6)
+    return _tinted(colour, 1 + 0.05 * streaks / streaks.std())
 
 
 def _tiles(colour: Colour, joint: float = 0.7) -> Picture:
@@ -87,9 +87,8 @@ def _bricks(colour: Colour) -> Picture:
 
 
 COVERINGS: dict[str, tuple[Callable[[], Picture], float]] = {
-    "oak": (lambda: _grain((164, 116, 74)), 0.5),
-    "walnut": (lambda: _grain((110, 74, 52)), 0.5),
-    "granite": (lambda: _tinted((176, 178, 184), 1 + _cloudy(128, 25, (0.7, 0.14), (2.5, 0.06))), 0.25),
+    "oak": (lambda: _grain((158, 118, 82)), 0.5),
+    "granite": (lambda: _tinted((176, 178, 184), 1 + _cloudy(128, 25, (0.8, 0.08), (2.5, 0.05))), 0.25),
     "checks": (lambda: _tinted((214, 198, 166), np.kron([[1, 0.5], [0.5, 1]], np.ones((32, 32)))), 0.12),
     "planks": (lambda: _planks((196, 160, 104)), 0.8),
     "dark planks": (lambda: _planks((112, 84, 66)), 0.8),
@@ -336,7 +335,7 @@ def _strip(x: Floats, y: Floats) -> Floats:
         np.maximum(0.23 - y, 0) / 0.015 + np.maximum(y - 0.47, 0) / 0.03,
     )
     haze = np.exp(-(((x + 0.18) / 0.16) ** 2) - ((y - 0.24) / 0.16) ** 2)
-    return (0.62 * np.exp(-(across**4) - along**2) + 0.06 * haze).astype(np.float32)
+    return (0.5 * np.exp(-(across**4) - along**2) + 0.06 * haze).astype(np.float32)
 
 
 def _table_scene(start: Start) -> Scene:
