@@ -33,6 +33,62 @@ LLAMA_WORDS = 32000  # Llama's own; the padding stands behind them
 CAMERA = {"width": 640, "height": 480, "intrinsic": [[623.588, 0, 319.501], [0, 623.588, 239.545], [0, 0, 1]]}
 CELLS = (16, 32, 8, 16, 16, 16)  # of theta, phi, r, roll, pitch, yaw: 8,194 words
 
+REAL_SPATIALVLA: Config = {
+    "spatial_token_num": 8194,
+    "action_token_begin_idx": 257153,
+    "image_token_index": 257152,
+    "text_config": {
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "model_type": "gemma2",
+        "num_hidden_layers": 26,
+        "num_key_value_heads": 4,
+        "tie_word_embeddings": False,
+        "vocab_size": 265347,
+    },
+    "vision_config": {
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "model_type": "siglip_vision_model",
+        "num_attention_heads": 16,
+        "num_hidden_layers": 27,
+        "patch_size": 14,
+        "vision_use_head": False,
+    },
+    "vision_zoe_config": {
+        "model_type": "zoedepth",
+        "backbone_hidden_size": 1024,
+        "backbone_config": {
+            "model_type": "beit",
+            "hidden_size": 1024,
+            "image_size": 384,
+            "intermediate_size": 4096,
+            "layer_norm_eps": 1e-12,
+            "num_attention_heads": 16,
+            "num_hidden_layers": 24,
+            "out_features": ["stage6", "stage12", "stage18", "stage24"],
+            "use_relative_position_bias": True,
+            "reshape_hidden_states": False,
+        },
+        "bin_configurations": [
+            {"name": "nyu", "n_bins": 64, "min_depth": 1e-3, "max_depth": 10.0},
+            {"name": "kitti", "n_bins": 64, "min_depth": 1e-3, "max_depth": 80.0},
+        ],
+        "neck_hidden_sizes": [256, 512, 1024, 1024],
+        "num_patch_transformer_layers": 4,
+        "patch_transformer_hidden_size": 128,
+        "patch_transformer_intermediate_size": 1024,
+        "patch_transformer_num_attention_heads": 4,
+    },
+}
+"""The configuration of the released SpatialVLA 4B at 224 pixels, as far as it decides shapes."""
+REAL_OPENVLA: Config = {
+    "text_config": {"model_type": "llama", "vocab_size": 32064, "pad_token_id": 32000},
+    "image_sizes": [224, 224],
+    "timm_model_ids": ["vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224"],
+}
+"""The configuration of the released OpenVLA 7B, likewise."""
+
 
 def small_spatialvla(hidden: int = 128, layers: int = 4, image: int = 112, vision: int = 64) -> Config:
     """config.json of a SpatialVLA of some million parameters.
@@ -113,7 +169,7 @@ def _text(hidden: int, layers: int, heads: int) -> Config:
 
 
 def random_spatialvla(
-    config: Mapping[str, Any],
+    config: Config,
     texts: Sequence[str],
     actions: Array,
     cells: Sequence[int] = CELLS,
@@ -143,7 +199,7 @@ def random_spatialvla(
     raw.add_special_tokens([f"<ACTION{word:05d}>" for word in range(words.words)])
     ids = {"image_token_index": first - 1, "action_token_begin_idx": first, "spatial_token_num": words.words}
     text = {"vocab_size": first + words.words, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
-    vision = config["vision_config"]
+    vision = {"image_size": 224} | config["vision_config"]
     processor = {
         "action_chunk_size": chunk,
         "bin_policy": words.to_processor(),
@@ -168,9 +224,7 @@ def random_spatialvla(
     return _made(files, raw, marks, spatialvla.load, seed, where)
 
 
-def random_openvla(
-    config: Mapping[str, Any], texts: Sequence[str], actions: Array, seed: int = 0, **where: Any
-) -> VLA:
+def random_openvla(config: Config, texts: Sequence[str], actions: Array, seed: int = 0, **where: Any) -> VLA:
     """An OpenVLA that has learned nothing; `save` writes its folder. Arguments as in `random_spatialvla`.
 
     The vocabulary has Llama's size, because the authors' code knows its ids of a space and of actions.
