@@ -231,12 +231,14 @@ def serve(
     ] = "127.0.0.1",
     port: Annotated[int, Option(help="0 takes a free one")] = 8000,
     name: Annotated[str | None, Option(help="what records call it; default the folder's name")] = None,
+    robot: Annotated[str | None, Option(help="whose action statistics a released model takes")] = None,
 ) -> None:
     """Serve a policy in openpi's protocol, for `RemotePolicy(url)` or an openpi client, until interrupted."""
     from refinevla_kit.policies import load_policy
     from refinevla_kit.policies.remote import serve as serve_policy
 
-    serve_policy(load_policy(checkpoint, name), host, port)
+    policy = load_policy(checkpoint, name)
+    serve_policy(policy.on(robot) if robot else policy, host, port)
 
 
 @app.command()
@@ -250,12 +252,13 @@ def preflight(
     """
     from refinevla_kit.evaluation.preflight import preflight as fly
     from refinevla_kit.policies import load_policy
-    from refinevla_kit.tasks import WIDOWX_TASKS
+    from refinevla_kit.tasks import WIDOWX_TASKS, find_task
 
     policy = load_policy(checkpoint)
     reports = {}
     for name in task or [each.name for each in WIDOWX_TASKS]:
-        reports[name] = fly(policy, name, episodes, progress=sys.stderr.isatty())
+        player = policy.on(find_task(name).robot)
+        reports[name] = fly(player, name, episodes, progress=sys.stderr.isatty())
         print(reports[name], flush=True)
     ceiling = {name: report.ceiling and report.ceiling.rate for name, report in reports.items()}
     _print_json({"policy": policy.name, "ceiling": ceiling})

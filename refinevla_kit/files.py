@@ -167,7 +167,9 @@ def sha256(path: str | Path) -> str:
     root = Path(path)
     digest = hashlib.sha256()
     if not root.is_dir():
-        digest.update(root.read_bytes())
+        with root.open("rb") as content:
+            while part := content.read(2**24):  # weights are too large to be read at once
+                digest.update(part)
         return digest.hexdigest()
     for file in sorted(root.rglob("*")):
         if file.is_file():

@@ -207,17 +207,15 @@ def integrated_gradients(question: Question, fill: Fill = BLUR, steps: int = 32)
 @torch.enable_grad()
 def grad_cam(question: Question) -> Answer:
     """Grad-CAM (Selvaraju et al. 2017) at the last convolution of the tower: its channels weighted by the
-    score's mean gradient.
-
-    Raises:
-        KitError: the vision tower has no convolutional stages.
+    score's mean gradient. A tower without convolutions has its last map in the words of the picture.
     """
-    stages = question.policy.vla.convolutions
+    vla, stages = question.policy.vla, question.policy.vla.convolutions
     if stages is None:
-        raise KitError(
-            f"the vision tower of {question.policy.name} has no convolutional stages",
-            "choose another method than 'grad_cam'",
-        )
+        words = question.words(question.pixels()).detach().requires_grad_()  # 1, image_tokens, d
+        (gradient,) = torch.autograd.grad(question.score_words(words)[0], words)
+        weights = gradient[:, : vla.patches].mean(1, keepdim=True)  # 1, 1, d
+        found = (weights * words[:, : vla.patches]).sum(-1).view(vla.grid)
+        return Answer(found.detach().double().cpu().numpy(), None, {"at": "words of the picture"})
     pixels = question.pixels().requires_grad_()  # the tower may be frozen
     channels = LayerGradCam(question.score, stages).attribute(pixels)
     assert isinstance(channels, Tensor)

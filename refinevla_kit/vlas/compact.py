@@ -280,8 +280,8 @@ def load(source: str | Path | Folder) -> CompactVLA:
             or of another vocabulary.
     """
     directory = source.path if isinstance(source, Folder) else Path(source)
-    files = source.files if isinstance(source, Folder) else {file.name: b"" for file in directory.glob("*")}
-    if STATISTICS not in files:
+    held = STATISTICS in source.files if isinstance(source, Folder) else (directory / STATISTICS).is_file()
+    if not held:
         what = f"{directory} is no checkpoint of the compact VLA ({STATISTICS} is missing)"
         raise KitError(what, "give a folder written by notebook 02 or shipped in data/checkpoints")
     folder = source if isinstance(source, Folder) else open_folder(directory)

@@ -42,10 +42,17 @@ from refinevla_kit.vlas.checkpoint import (
     write_folder,
 )
 from refinevla_kit.vlas.contract import VLA, AdapterPreset, Marks
-from refinevla_kit.vlas.released import Quantiles, ReleasedVLA, own_dataset, statistics_of
+from refinevla_kit.vlas.released import (
+    PREPROCESSOR,
+    Quantiles,
+    ReleasedVLA,
+    check_picture,
+    own_dataset,
+    statistics_of,
+)
 from refinevla_kit.vlas.vision_tower import TOWERS, VisionTower
 
-PREPROCESSOR, STATISTICS = "preprocessor_config.json", "dataset_statistics.json"
+STATISTICS = "dataset_statistics.json"
 SPACE = 29871  # Llama's token of a lone space: what the prompt ends with before an action
 # The authors' vla-scripts/finetune.py: rank 32, alpha 16, every linear layer but the head's.
 ADAPTERS = AdapterPreset(
@@ -360,6 +367,8 @@ def load(
         KitError: damaged or foreign files, an unknown dataset.
     """
     config = OpenVLAConfig.from_dict(folder.json(CONFIG))
+    for size in folder.json(PREPROCESSOR).get("input_sizes") or []:
+        check_picture(folder, size[-2:], config.image_sizes[0])
     statistics = folder.json(STATISTICS) if STATISTICS in folder.files else config.norm_stats or {}
     about = provenance_of(folder)
     dataset = chosen(dataset or about.get("dataset"), statistics, "dataset's statistics", folder)

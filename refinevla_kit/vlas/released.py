@@ -4,7 +4,7 @@ and the way into their modules.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -16,6 +16,8 @@ from refinevla_kit.errors import KitError, listed
 from refinevla_kit.simulator.contract import Array
 from refinevla_kit.vlas.checkpoint import OWN, Folder
 from refinevla_kit.vlas.contract import VLA
+
+PREPROCESSOR = "preprocessor_config.json"
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,20 @@ class Quantiles:
     def to_dict(self) -> dict[str, Any]:
         """As the authors write them."""
         return {"q01": list(self.low), "q99": list(self.high), "mask": list(self.scaled)}
+
+
+def check_picture(folder: Folder, stated: Sequence[Any], size: Any) -> None:
+    """Raises `KitError` where the files of a checkpoint differ about the picture's size.
+
+    Args:
+        folder: the checkpoint.
+        stated: width and height, in preprocessor_config.json; empty where it says nothing.
+        size: of both, in config.json.
+    """
+    if any(side != size for side in stated):
+        said, own = f"{stated[0]} x {stated[1]}", f"{size} x {size}"
+        told = f"pictures of {said} in {PREPROCESSOR} and of {own} in config.json"
+        raise KitError(f"{folder.path} has {told}", "copy both files of one checkpoint")
 
 
 def own_dataset(robot: str) -> str:

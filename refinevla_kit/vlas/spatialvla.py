@@ -47,7 +47,14 @@ from refinevla_kit.vlas.checkpoint import (
     write_folder,
 )
 from refinevla_kit.vlas.contract import VLA, AdapterPreset, Marks
-from refinevla_kit.vlas.released import Quantiles, ReleasedVLA, own_dataset, statistics_of
+from refinevla_kit.vlas.released import (
+    PREPROCESSOR,
+    Quantiles,
+    ReleasedVLA,
+    check_picture,
+    own_dataset,
+    statistics_of,
+)
 from refinevla_kit.vlas.spatial_words import LEAST_DEVIATION, SpatialWords, adapted, edges_of, gaussians_of
 
 PROCESSOR = "processor_config.json"
@@ -388,6 +395,9 @@ def load(
     if not (config.use_vision_zoe and config.use_spatial_token and spherical):
         what = f"{folder.path} does without depth, own words for actions or spherical cells"
         raise KitError(what, "give one with use_vision_zoe, use_spatial_token and use_spherical")
+    stated = folder.json(PREPROCESSOR).get("size") if PREPROCESSOR in folder.files else None
+    if isinstance(stated, dict) and {"width", "height"} <= stated.keys():
+        check_picture(folder, (stated["width"], stated["height"]), config.vision_config.image_size)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder.path), local_files_only=True)
     quantiles = Quantiles.from_statistics(statistics[dataset], dataset)
     bins = SpatialWords.from_processor(processor.get("bin_policy") or {}, quantiles)

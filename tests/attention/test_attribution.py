@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from refinevla_kit.attention.attribution import METHODS, Attribution, ask, attribute, filling, masked
 from refinevla_kit.attention.captured import KINDS
@@ -289,17 +288,6 @@ def test_what_cannot_be_done_is_said(reader: VLAPolicy, seen: Observation) -> No
     assert [
         len(layer.self_attn._forward_hooks) for layer in reader.vla.model.model.language_model.layers
     ] == before
-
-
-def test_a_tower_without_convolutions_has_no_grad_cam(seen: Observation) -> None:
-    policy = small_policy(proprioception=True)
-    action = policy.act_batch(seen.image[None], [INSTRUCTION], OWN[None])[0]
-    config = SiglipVisionConfig(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, image_size=160
-    )
-    policy.vla.model.model.vision_tower = SiglipVisionModel(config)
-    with pytest.raises(KitError, match="no convolutional stages"):
-        attribute(policy, seen, "x", "grad_cam", action)
 
 
 def test_what_few_heads_look_at_stays_visible() -> None:

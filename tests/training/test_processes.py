@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,10 +18,12 @@ from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.training.config import TrainingConfig
 from refinevla_kit.training.policy_run import train_policy
 from refinevla_kit.training.resume import read_history
+from refinevla_kit.vlas import load_vla
 from refinevla_kit.vlas.action_tokens import UniformBins
 from refinevla_kit.vlas.compact import CompactConfig, build
 from refinevla_kit.vlas.compact_parts import train_vocabulary
 from tests.training.launched import noise
+from tests.vlas.reference import FOLDER
 
 CONFIG = TrainingConfig(
     steps=4,
@@ -125,3 +128,37 @@ def test_two_processes_train_what_one_does(cache: str, base: Path, two: Path, tm
 def test_more_processes_than_frames_a_step_are_refused(base: Path, tmp_path: Path) -> None:
     done = launch(2, base, tmp_path / "two", replace(CONFIG, batch_size=1))
     assert done.returncode != 0 and "2 processes share steps of 1 frames" in done.stderr
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "upper": {"freeze_layers": 2},
+    "full": {"mode": "full", "freeze_tower": False},
+    "lora": {
+        "mode": "lora",
+        "adapter_preset": "authors",
+        "adapter_form": "peft",
+        "gradient_checkpointing": True,
+    },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("model", ["spatialvla", "openvla"])
+def test_two_processes_train_released_models_as_one_does(model: str, way: str, tmp_path: Path) -> None:
+    """Every part that trains gets a gradient in each process, or they would wait for each other for ever."""
+    config = replace(CONFIG, cache="off", steps=2, batch_size=3, action_words="refitted", **WAYS[way])
+    train_policy(FOLDER / model, noise(), config, tmp_path / "alone", "policy", progress=False)
+    done = launch(2, FOLDER / model, tmp_path / "two", json.dumps(asdict(config)))
+    assert done.returncode == 0, done.stderr[-2000:]
+    states = [
+        load_file(tmp_path / name / "training" / "policy" / "resume" / "state.safetensors")
+        for name in ("alone", "two")
+    ]
+    assert states[0].keys() == states[1].keys()
+    for name, tensor in states[0].items():
+        torch.testing.assert_close(
+            states[1][name], tensor, rtol=1e-3, atol=2e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    saved = [load_vla(tmp_path / name / "policy").model.state_dict() for name in ("alone", "two")]
+    assert all(torch.allclose(value, saved[1][name], atol=1e-2) for name, value in saved[0].items())

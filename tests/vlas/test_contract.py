@@ -12,10 +12,9 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from refinevla_kit.attention.attribution import METHODS, attribute
+from refinevla_kit.attention.attribution import METHODS, ask, attribute
 from refinevla_kit.attention.captured import Frame
 from refinevla_kit.attention.forward import capture, capture_batch, token_sequence
-from refinevla_kit.errors import KitError
 from refinevla_kit.policies.vla_policy import VLAPolicy
 from refinevla_kit.training.examples import Examples
 from refinevla_kit.training.loop import TrainingConfig, fine_tune
@@ -195,7 +194,7 @@ def test_captured_attention_is_the_models_own(policy: VLAPolicy, images: np.ndar
         )
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "grad_cam"])
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_gives_a_map_of_its_patches(policy: VLAPolicy, images: np.ndarray, method: str) -> None:
     frame = Frame(images[0], {}, INSTRUCTIONS[0], "widowx_carrot_on_plate", 0, 0, "reach")
     found = attribute(policy, frame, "yaw", method)
@@ -206,10 +205,21 @@ def test_every_method_gives_a_map_of_its_patches(policy: VLAPolicy, images: np.n
     )
 
 
-def test_grad_cam_says_that_there_are_no_convolutions(policy: VLAPolicy, images: np.ndarray) -> None:
+def test_grad_cam_without_convolutions_sums_to_the_scores_slope(
+    policy: VLAPolicy, images: np.ndarray
+) -> None:
+    """All patches together are what the score gains when every patch's words move along their mean."""
     frame = Frame(images[0], {}, INSTRUCTIONS[0], "widowx_carrot_on_plate", 0, 0, "reach")
-    with pytest.raises(KitError, match="no convolutional stages"):
-        attribute(policy, frame, "yaw", "grad_cam")
+    assert policy.vla.convolutions is None
+    found = attribute(policy, frame, "yaw", "grad_cam", part="signed")
+    question = ask(policy, frame, "yaw")
+    with torch.no_grad():
+        words = question.words(question.pixels()).double()
+        step = torch.zeros_like(words)
+        step[:, : policy.vla.patches] = words[:, : policy.vla.patches].mean(1, keepdim=True)
+        further, back = (float(question.score_words((words + 0.01 * s * step).float())[0]) for s in (1, -1))
+    assert found.patch_map.sum() == pytest.approx((further - back) / 0.02, rel=0.02, abs=1e-4)
+    assert found.provenance["at"] == "words of the picture"
 
 
 def test_the_explorer_shows_it_beside_another(policy: VLAPolicy, images: np.ndarray, tmp_path: Path) -> None:

@@ -268,7 +268,7 @@ def test_captured_attention_is_the_models_own(model: str, examples: Examples) ->
         np.testing.assert_allclose(found.patches[:, :, number], rows[..., vla.on_patches], atol=1e-6)
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "grad_cam"])
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_gives_a_map_of_its_patches(model: str, examples: Examples, method: str) -> None:
     policy = VLAPolicy(load(model), "p", "abc")
     frame = Frame(examples.images[0], {}, examples.instructions[0], "widowx_spoon_on_towel", 0, 0, "reach")
