@@ -95,9 +95,10 @@ def attribute(
     question = ask(policy, frame, target, action, rationale)
     answer = METHODS[method](question, **options)
     patches, shape, query = PARTS[part](answer.patches), question.image.shape, question.query
-    pixels = (
-        to_pixels(patches, shape) if answer.pixels is None else resample(PARTS[part](answer.pixels), shape)
-    )
+    if answer.pixels is None:
+        pixels = to_pixels(patches, shape)
+    else:
+        pixels = resample(PARTS[part](answer.pixels), shape)
     score = None
     if query.kind != INSTRUCTION_QUERY:
         with torch.no_grad():

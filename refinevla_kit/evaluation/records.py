@@ -1,8 +1,8 @@
 """One row an episode: what ran, what came of it, and with which versions.
 
-While a run is going on, rows are appended to a journal of JSON lines, each on the disk before the next
-episode starts, so that a run killed at any point has lost nothing. At the end the journal becomes a parquet
-file. A line the kill cut in half is dropped when the journal is opened again.
+While a run is going on, rows are appended to a journal of JSON lines. Each is on the disk before the next
+episode starts: a run killed at any point has lost nothing. At the end the journal becomes a parquet file. A
+line the kill cut in half is dropped when the journal is opened again.
 """
 
 from __future__ import annotations

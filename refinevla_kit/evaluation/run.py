@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import operator
 import os
 import re
 import time
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from refinevla_kit.errors import KitError
+from refinevla_kit.errors import KitError, checked_integer
 from refinevla_kit.evaluation.intervals import wilson
 from refinevla_kit.evaluation.records import (
     KEY,
@@ -198,22 +197,6 @@ def plan(
     if not asked:
         raise KitError("no episodes were asked for", "name at least one variant, or leave `variants` out")
     return asked
-
-
-def checked_integer(value: Any, name: str, least: int, most: int = 2**63 - 1) -> int:
-    """`value` as an int, also of NumPy.
-
-    Raises:
-        KitError: no whole number, a bool, or out of bounds.
-    """
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = least - 1
-    if isinstance(value, (bool, np.bool_)) or not least <= number <= most:
-        limits = f"from {least} to {most}" if most < 2**63 - 1 else f"of at least {least}"
-        raise KitError(f"{name} is {value!r}", f"give a whole number {limits}")
-    return number
 
 
 def wanted_episodes(episodes: Any) -> str | int | list[int] | None:
