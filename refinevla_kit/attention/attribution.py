@@ -49,9 +49,9 @@ class Attribution:
     Attributes:
         patch_map: float64 (rows, columns), in the method's own unit.
         pixel_map: float64 (H, W) over the picture the policy was given.
-        provenance: method, its settings and source, target, score (log-probability of the target's tokens,
-            nats; None for a word of the instruction), policy, checkpoint and picture; of the attention
-            methods also how much of the row went to the picture and to sinks.
+        provenance: method and its settings, target, policy, checkpoint and picture. The score is the
+            log-probability of the target's tokens, nats; None for a word of the instruction. The attention
+            methods also say how much of the row went to the picture and to sinks.
     """
 
     patch_map: Array

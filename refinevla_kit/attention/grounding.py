@@ -300,10 +300,9 @@ def paired_p_value(differences: Array | pd.Series, seed: int = 0) -> float:
     """Two-sided p-value of a mean difference over episodes: if two policies look alike, an episode's
     difference could as well have the other sign.
 
-    All sign flips are counted where they are at most `RESAMPLES`, so many random ones else. Chosen over
-    Wilcoxon's test because it tests the very mean that is reported, and over Student's because nothing has to
-    be normal. n episodes can give no less than 2 / 2**n: 0.25 with three, 0.03 with six. NaN for fewer than
-    two.
+    All sign flips are counted where they are at most `RESAMPLES`, so many random ones else. It tests the very
+    mean that is reported, which Wilcoxon's test does not, and nothing has to be normal, as for Student's.
+    With n episodes it is at least 2 / 2**n: 0.25 with three, 0.03 with six. NaN for fewer than two.
     """
     if len(differences) < 2:
         return nan

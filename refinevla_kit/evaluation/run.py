@@ -102,10 +102,10 @@ def evaluate(
         where: setting, variants, backend, assets, seed, width and height, as in `plan`.
 
     Raises:
-        KitError: unknown task, variant or episode; conventions that differ; a policy that fails, or returns
-            something else than 7 finite numbers in range (names policy, episode and step; what the policy
-            raised is the `__cause__`); an output or folder of videos that cannot be written, or that another
-            run writes to. Episodes finished before are kept.
+        KitError: unknown task, variant or episode; conventions that differ; an output or folder of videos
+            that cannot be written, or that another run writes to. A policy that fails, or returns something
+            else than 7 finite numbers in range, is named with episode and step; what it raised is the
+            `__cause__`. Episodes finished before are kept.
     """
     output = Path(output)
     if output.suffix != ".parquet" or output.is_dir():

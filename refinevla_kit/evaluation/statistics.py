@@ -69,12 +69,13 @@ class Comparison:
     """Policy `a` against policy `b` on the very same episodes.
 
     Attributes:
-        task: task, row of the published tables, or average. both, only_a, only_b, neither: episodes that
-        succeeded under both, one or none of the two. difference, low, high: rate of a minus rate of b, with
-        its paired bootstrap interval over starts. Where hardly a start speaks for one of the two, a bootstrap
-        has nothing to draw from: there it is that of `paired_adjusted`. p_value: two-sided exact McNemar test
-        (`sign_flip`). needed: paired episodes that would resolve this difference with 80 % power, None when
-        there is no
+        task: task, row of the published tables, or average.
+        both, only_a, only_b, neither: episodes that succeeded under both, one or none of the two.
+        difference, low, high: rate of a minus rate of b, with its paired bootstrap interval over starts.
+            Where hardly a start speaks for one of the two, a bootstrap has nothing to draw from: there the
+            interval is that of `paired_adjusted`.
+        p_value: two-sided exact McNemar test (`sign_flip`).
+        needed: paired episodes that would resolve this difference with 80 % power, None when there is no
             difference to resolve.
     """
 

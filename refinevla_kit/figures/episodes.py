@@ -85,9 +85,9 @@ def action_curves(
     """Actions over time with the segments as bands.
 
     Args:
-        actions: float (T, A). With `deltas` (of a dataset: `metric`) and A = 7: metres and radians a step and
-            the gripper command, drawn as cm, degrees and command; otherwise the `BUSIEST` dimensions with the
-            largest range are drawn as recorded. A missing number is a gap.
+        actions: float (T, A). With `deltas` (of a dataset: `metric`) and A = 7 these are metres and radians a
+            step and the gripper command, drawn as cm, degrees and command. Of others the `BUSIEST` dimensions
+            with the largest range are drawn as recorded. A missing number is a gap.
         segments: of the whole episode.
         names: of the A dimensions, () for numbers.
         fps: frames a second.

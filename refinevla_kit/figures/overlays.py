@@ -380,9 +380,17 @@ def _draw_rows(
         panels = axes[number * columns : (number + 1) * columns]
         for panel, patch_map, (image, masks) in zip(panels[-len(row) :], row, pictures, strict=True):
             draw_overlay(panel, image, times_even(patch_map, image.shape), masks, norm)
-        look: dict[str, Any] = {"rotation": 90, "ha": "right", "va": "center", "fontweight": "bold"}
-        name, inside = textwrap.fill(label(policy), 15), panels[0].transAxes
-        panels[0].text(-0.05, 0.5, name, transform=inside, color=colour[policy], **look)
+        panels[0].text(
+            -0.05,
+            0.5,
+            textwrap.fill(label(policy), 15),
+            transform=panels[0].transAxes,
+            color=colour[policy],
+            rotation=90,
+            ha="right",
+            va="center",
+            fontweight="bold",
+        )
     _heat_scale(figure, axes[-1], figure.axes, EVEN)
     named = [thing for thing in OUTLINES if any(thing in masks for _, masks in pictures)]
     for thing in named:
@@ -497,8 +505,8 @@ def _mark_peak(panel: Axes, view: View, patch_map: Array) -> None:
     brightest = peak(patch_map, view.masks)
     height, width = np.divide(view.image.shape[:2], patch_map.shape)
     corner = (brightest.column * width, brightest.row * height)
-    look: dict[str, Any] = {"fill": False, "edgecolor": "white", "linestyle": (0, (2, 2)), "linewidth": 1}
-    panel.add_patch(Rectangle(corner, width, height, **look))
+    dashed = (0, (2, 2))
+    panel.add_patch(Rectangle(corner, width, height, fill=False, edgecolor="white", linestyle=dashed))
     panel.text(0, -0.02, str(brightest), transform=panel.transAxes, va="top", **SMALL)
 
 

@@ -131,9 +131,8 @@ def claim_intervals(claims: Sequence[Claim]) -> Figure:
         for y, claim in enumerate(claims):
             colour = GREY if claim.low <= 0 <= claim.high else VERMILION if claim.supported else BLUE
             full = colour != GREY and not claim.widest[0] <= 0 <= claim.widest[1]
-            thick: dict[str, Any] = {"linewidth": 4.0, "alpha": 0.45, "solid_capstyle": "butt"}
             axes.plot(claim.widest, [y, y], color=colour, linewidth=1.0)
-            axes.plot([claim.low, claim.high], [y, y], color=colour, **thick)
+            axes.hlines(y, claim.low, claim.high, color=colour, linewidth=4.0, alpha=0.45)
             middle = colour if full else "white"
             axes.plot(claim.difference, y, "o", color=colour, markerfacecolor=middle, markersize=7)
             beside(axes, y, points_text(claim.difference), f"{claim.needed:,}")

@@ -88,9 +88,18 @@ def review_card(
         for ax, lines in zip(lower.subplots(1, 2), columns, strict=True):
             ax.set_axis_off()
             for number, (text, colour, weight) in enumerate(lines):
-                look: dict[str, Any] = {"color": colour, "fontweight": weight, "fontsize": 9, "va": "top"}
-                place = {"xytext": (0, -number * LINE), "textcoords": "offset points"}
-                ax.annotate(text, (0, 1), xycoords="axes fraction", parse_math=False, **place, **look)
+                ax.annotate(
+                    text,
+                    (0, 1),
+                    (0, -number * LINE),
+                    "axes fraction",
+                    "offset points",
+                    color=colour,
+                    fontweight=weight,
+                    fontsize=9,
+                    va="top",
+                    parse_math=False,
+                )
     return figure
 
 

@@ -60,8 +60,16 @@ def sensitivity(varied: Mapping[str, Lines], claims: Mapping[str, str] | None = 
                 axes.errorbar(places + shift, rates, reach, fmt="o-", color=colour[name], markersize=5)
             if factor == WEIGHT:
                 axes.axvline(PAPERS_WEIGHT, color=MUTED, linewidth=1.0, linestyle=DASHED)
-            look: dict[str, Any] = {"fontsize": 8, "color": MUTED, "bbox": {"color": "white", "pad": 1.0}}
-            axes.text(0.03, 0.98, (claims or {}).get(factor, ""), transform=axes.transAxes, va="top", **look)
+            axes.text(
+                0.03,
+                0.98,
+                (claims or {}).get(factor, ""),
+                transform=axes.transAxes,
+                va="top",
+                fontsize=8,
+                color=MUTED,
+                bbox={"color": "white", "pad": 1.0},
+            )
             title, about = FACTORS[factor]
             axes.set_title(title)
             axes.set_xlabel(about)

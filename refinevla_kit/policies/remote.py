@@ -132,9 +132,9 @@ class RemotePolicy:
             makes the policy stateful, and is another policy in records.
 
     Raises:
-        KitError: no server there, something else that answers, no name, a policy that serves another client;
-            from `reset`, `act` and `act_batch`: the server died, was silent for `timeout`, failed, or
-            answered with something else than actions of 7 finite numbers. All name the server.
+        KitError: no server there, something else that answers, no name, a policy that serves another client.
+            `reset`, `act` and `act_batch` raise it where the server died, was silent for `timeout`, failed,
+            or answered with something else than actions of 7 finite numbers. All name the server.
     """
 
     act_batch: Callable[..., list[Action]]
