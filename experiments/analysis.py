@@ -17,6 +17,7 @@ from typing import Any
 
 from experiments.design import CLAIMED_GAIN, PROFILES, Block, Profile
 from experiments.runner import RECORDS, STUDY
+from experiments.seeds import SeedComparison, compare_seeds
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation import load_records
 from refinevla_kit.evaluation.intervals import Rate
@@ -25,14 +26,12 @@ from refinevla_kit.evaluation.statistics import AVERAGE, Rule, summarise
 from refinevla_kit.evaluation.training_seeds import (
     REFERENCES,
     Estimate,
-    SeedComparison,
     arms_of,
     as_one_policy,
     by_seed,
-    compare_seeds,
     over_seeds,
 )
-from refinevla_kit.figures.sensitivity import Panel, sweep_panels
+from refinevla_kit.figures.sensitivity import Lines, sweeps
 from refinevla_kit.tasks import SETTINGS, VARIANT_AGGREGATION, VISUAL_MATCHING
 
 PRIMARY = tuple(reversed(REFERENCES))
@@ -185,11 +184,10 @@ def rates(
     return found
 
 
-def panels(results: Results) -> list[Panel]:
+def varied(results: Results) -> dict[str, Lines]:
     """Success by loss weight, frozen layers and amount of demonstrations, as far as they have been varied."""
-    return sweep_panels(
-        [one for one in results.records if one.setting == VISUAL_MATCHING], arms_of(results.study)
-    )
+    matching = [record for record in results.records if record.setting == VISUAL_MATCHING]
+    return sweeps(matching, arms_of(results.study))
 
 
 def costs(results: Results) -> list[dict[str, Any]]:

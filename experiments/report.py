@@ -28,15 +28,15 @@ from experiments.analysis import (
     costs,
     interactions,
     load_results,
-    panels,
     rates,
+    varied,
 )
 from experiments.design import CLAIMED_GAIN, PROFILES
 from experiments.estimate import power_table
 from experiments.runner import DEMONSTRATIONS, RECORDS, STUDY, TEXT_USE, copy_records
+from experiments.seeds import SeedComparison
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.statistics import AVERAGE
-from refinevla_kit.evaluation.training_seeds import SeedComparison
 from refinevla_kit.figures.sensitivity import sensitivity
 from refinevla_kit.figures.style import (
     BLUE,
@@ -76,7 +76,7 @@ def write_report(records: str | Path, folder: str | Path, results: Results | Non
     }
     if groups := main_groups(results):
         save_figure(seed_differences(groups, CLAIMED_GAIN), folder / "experiment_main", made_from)
-    if found := panels(results):
+    if found := varied(results):
         save_figure(sensitivity(found), folder / "experiment_sensitivity", made_from)
     path = folder / "report.md"
     with replacing(path) as part:

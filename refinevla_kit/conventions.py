@@ -19,11 +19,8 @@ from typing import Any, Literal, get_args, get_type_hints
 from refinevla_kit.errors import KitError
 from refinevla_kit.tasks import CAMERA_SIZES
 
-Robot = Literal["widowx", "google_robot"]
-Frame = Literal["base", "world", "tool"]
-Unit = Literal["m", "cm", "mm", "normalised"]
-Origin = Literal["target", "measured"]
 Rotation = Literal["euler_xyz_extrinsic", "euler_xyz_intrinsic", "axis_angle"]
+Reference = Literal["step", "motion"]
 Gripper = Literal[
     "open+1_closed-1",
     "open1_closed0",
@@ -32,10 +29,6 @@ Gripper = Literal[
     "relative_closing+1",
     "relative_opening+1",
 ]
-Resize = Literal["stretch", "crop", "pad"]
-Colour = Literal["rgb", "bgr"]
-Reference = Literal["step", "motion"]
-Camera = Literal["3rd_view_camera", "overhead_camera", "wrist_camera"]
 
 
 @dataclass(frozen=True)
@@ -67,19 +60,19 @@ class Conventions:
         camera: SIMPLER's name of the camera.
     """
 
-    robot: Robot | None = None
-    frame: Frame | None = None
-    unit: Unit | None = None
-    added_to: Origin | None = None
+    robot: Literal["widowx", "google_robot"] | None = None
+    frame: Literal["base", "world", "tool"] | None = None
+    unit: Literal["m", "cm", "mm", "normalised"] | None = None
+    added_to: Literal["target", "measured"] | None = None
     rotation: Rotation | None = None
     gripper: Gripper | None = None
     sticky_gripper: int | None = None
     control_hz: float | None = None
     image_size: tuple[int, int] | None = None
-    resize: Resize | None = None
-    colour: Colour | None = None
+    resize: Literal["stretch", "crop", "pad"] | None = None
+    colour: Literal["rgb", "bgr"] | None = None
     normalisation: str | None = None
-    camera: Camera | None = None
+    camera: Literal["3rd_view_camera", "overhead_camera", "wrist_camera"] | None = None
     gripper_reference: Reference | None = None
 
     def __post_init__(self) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
+from typing import Any
+
+LARGEST = 2**63 - 1
 
 
 def install(extra: str) -> str:
@@ -57,6 +61,22 @@ def as_kit_error(what: str, remedy: str, kinds: tuple[type[Exception], ...] = (E
         raise
     except kinds as error:
         raise KitError(f"{what} ({error})", remedy) from error
+
+
+def checked_integer(value: Any, name: str, least: int, most: int = LARGEST) -> int:
+    """`value` as an int, also of NumPy.
+
+    Raises:
+        KitError: no whole number, a bool, or out of bounds.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if type(value).__name__.startswith("bool") or not least <= number <= most:
+        limits = f"from {least} to {most}" if most < LARGEST else f"of at least {least}"
+        raise KitError(f"{name} is {value!r}", f"give a whole number {limits}")
+    return number
 
 
 def _one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

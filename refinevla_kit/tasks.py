@@ -555,8 +555,10 @@ follow from their cells.
 """
 
 
-def find_task(name: str) -> Task:
-    """The task called `name`; raises `KitError` naming the known ones."""
+def find_task(name: str | Task) -> Task:
+    """The task called `name`, or itself; raises `KitError` naming the known ones."""
+    if isinstance(name, Task):
+        return name
     if name not in TASKS:
         raise KitError(f"unknown task {name!r}{_nearest(name, TASKS)}", f"choose one of {', '.join(TASKS)}")
     return TASKS[name]

@@ -49,9 +49,9 @@ class Attribution:
     Attributes:
         patch_map: float64 (rows, columns), in the method's own unit.
         pixel_map: float64 (H, W) over the picture the policy was given.
-        provenance: method, its settings and source, target, score (log-probability of the target's tokens,
-            nats; None for a word of the instruction), policy, checkpoint and picture; of the attention
-            methods also how much of the row went to the picture and to sinks.
+        provenance: method and its settings, target, policy, checkpoint and picture. The score is the
+            log-probability of the target's tokens, nats; None for a word of the instruction. The attention
+            methods also say how much of the row went to the picture and to sinks.
     """
 
     patch_map: Array
@@ -95,9 +95,10 @@ def attribute(
     question = ask(policy, frame, target, action, rationale)
     answer = METHODS[method](question, **options)
     patches, shape, query = PARTS[part](answer.patches), question.image.shape, question.query
-    pixels = (
-        to_pixels(patches, shape) if answer.pixels is None else resample(PARTS[part](answer.pixels), shape)
-    )
+    if answer.pixels is None:
+        pixels = to_pixels(patches, shape)
+    else:
+        pixels = resample(PARTS[part](answer.pixels), shape)
     score = None
     if query.kind != INSTRUCTION_QUERY:
         with torch.no_grad():

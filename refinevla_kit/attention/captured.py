@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from refinevla_kit.episodes import EpisodeDataset, open_dataset
-from refinevla_kit.errors import KitError
+from refinevla_kit.errors import KitError, checked_integer
 from refinevla_kit.files import replacing
 from refinevla_kit.policies.contract import Action, Array
 from refinevla_kit.simulator.contract import PHASES
@@ -214,14 +214,10 @@ class Capture:
         Raises:
             KitError: layer, query or head out of range.
         """
-        asked = {
-            "layer": (layer, self.layers),
-            "query": (token, len(self.queries)),
-            "head": (head, self.heads),
-        }
-        for name, (value, size) in asked.items():
-            if value is not None and not 0 <= value < size:
-                raise KitError(f"{self.policy} has no {name} {value}", f"choose 0 to {size - 1}")
+        sizes = {"layer": self.layers, "query": len(self.queries), "head": self.heads}
+        for (name, size), value in zip(sizes.items(), (layer, token, head), strict=True):
+            if value is not None:
+                checked_integer(value, f"{name} of {self.policy}", 0, size - 1)
         heads = self.patches[layer].mean(0) if head is None else self.patches[layer, head]  # Q, patches
         row = heads[: len(self.dimensions) or None].mean(0) if token is None else heads[token]
         return np.asarray(row.reshape(self.grid))

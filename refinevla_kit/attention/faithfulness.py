@@ -113,12 +113,8 @@ def curves(
     grid, patches = policy.vla.grid, policy.vla.patches
     patch_map = np.asarray(getattr(patch_map, "patch_map", patch_map), np.float64)
     if patch_map.shape != grid or not np.isfinite(patch_map).all():
-        what = (
-            f"a map of {patch_map.shape} patches"
-            if patch_map.shape != grid
-            else "a map with no numbers in it"
-        )
-        raise KitError(f"{what} for a policy of {grid}", "give a map of this policy")
+        unfit = "of another grid" if patch_map.shape != grid else "with values that are no numbers"
+        raise KitError(f"a map of {patch_map.shape} patches {unfit}", f"give a map of this policy: {grid}")
     if not 1 <= steps <= patches or orders < 1:
         raise KitError(
             f"{steps} steps and {orders} random orders",

@@ -2,13 +2,13 @@
 attention weighted by its gradient.
 
 Each gives a row over all tokens; what falls on patches is the map. Tokens that collect attention without
-being looked at ("sinks": Xiao et al. 2024) can be left out, where each layer's rows are divided anew among
-the others; how much they held is said either way.
+being looked at ("sinks": Xiao et al. 2024) can be left out. Each layer's rows are then divided anew among the
+others. How much they held is said either way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from refinevla_kit.attention.captured import INSTRUCTION_QUERY, Query, upper_middle
 from refinevla_kit.attention.forward import TokenSequence, forward_pass, query_score, watching
-from refinevla_kit.errors import KitError
+from refinevla_kit.errors import KitError, checked_integer
 from refinevla_kit.policies.contract import Array
 from refinevla_kit.policies.vla_policy import VLAPolicy
 
@@ -137,7 +137,7 @@ def top_k(question: Question, k: int = 3, layers: Sequence[int] | None = None) -
     rows = _rows(question)  # layers, heads, N
     if layers is None:
         layers = range(upper_middle(len(rows)), len(rows))
-    chosen = [_in_range("layer", layer, len(rows)) for layer in layers]
+    chosen = [checked_integer(layer, "layer", 0, len(rows) - 1) for layer in layers]
     vla = question.policy.vla
     details = {
         "k": k,
@@ -149,8 +149,8 @@ def top_k(question: Question, k: int = 3, layers: Sequence[int] | None = None) -
 
 
 def fuse_top(patches: Array, k: int = 3, first_layer: int = 0) -> Array:
-    """Many attention maps as one: float32 (P,), for each patch the mean of its k largest values, over layers
-    from `first_layer` on, heads and action tokens; it adds up to 1.
+    """Many attention maps as one, float32 (P,): for each patch the mean of its k largest values. These are
+    over layers from `first_layer` on, heads and action tokens; the map adds up to 1.
 
     ReFineVLA's attention figures fuse the top k; the paper's own text was not read, so which k of what it
     takes is not known. This is the kit's reading: an object that a few heads look at stays visible, where a
@@ -179,16 +179,13 @@ def rollout(question: Question, exclude: Sequence[str] = ()) -> Answer:
     residual, multiplied.
     """
     places = question.excluded(exclude)
-    means: list[Tensor] = []
-    with watching(question.policy, lambda weights: means.append(weights[0].mean(0).double().cpu())):
-        question.hidden(question.words(question.pixels()))
-    one = torch.eye(len(question.sequence.ids), dtype=torch.float64)
+    means = _watched(question, lambda weights: weights[0].mean(0))  # layers, N, N
+    one = torch.eye(means.shape[-1], dtype=torch.float64)
     flow = one
     for mean in means:
         both = _without(mean, places) + one
         flow = both / both.sum(-1, keepdim=True) @ flow
-    held = question.held(np.stack([question.row(mean).numpy() for mean in means]))
-    return _answer(question, question.row(flow).numpy(), {"exclude": list(exclude), "sinks": held})
+    return _answer(question, question.row(flow).numpy(), exclude, question.row(means).numpy())
 
 
 @torch.enable_grad()
@@ -212,38 +209,43 @@ def relevance(question: Question, exclude: Sequence[str] = ()) -> Answer:
         moved[:, places] = 0
         flow = flow + moved @ flow
     row = question.row(flow - one).numpy()
-    held = question.held(row / max(float(row.sum()), 1e-300))
-    return _answer(question, row, {"exclude": list(exclude), "sinks": held})
+    return _answer(question, row, exclude, row / max(float(row.sum()), 1e-300))
 
 
 def _of_layer(question: Question, layer: int | None, head: int | None, exclude: Sequence[str]) -> Answer:
     rows = _rows(question)  # layers, heads, N
-    layer = upper_middle(len(rows)) if layer is None else _in_range("layer", layer, len(rows))
-    details: dict[str, Any] = {"layer": layer}
+    layer = upper_middle(len(rows)) if layer is None else checked_integer(layer, "layer", 0, len(rows) - 1)
     if head is None:
         row = rows[layer].mean(0)
     else:
-        row = rows[layer, _in_range("head", head, rows.shape[1])]
-        details["head"] = head
+        row = rows[layer, checked_integer(head, "head", 0, rows.shape[1] - 1)]
     kept = _without(torch.from_numpy(row), question.excluded(exclude)).numpy()
-    return _answer(question, kept, details | {"exclude": list(exclude), "sinks": question.held(row)})
+    answer = _answer(question, kept, exclude, row)
+    answer.details.update({"layer": layer} if head is None else {"layer": layer, "head": head})
+    return answer
 
 
 @torch.no_grad()
 def _rows(question: Question) -> Array:
     """float64 (layers, heads, N): the query's attention."""
-    rows: list[Tensor] = []
-    with watching(question.policy, lambda weights: rows.append(question.row(weights[0]))):
+    return np.asarray(_watched(question, lambda weights: question.row(weights[0])).numpy())
+
+
+def _watched(question: Question, kept: Callable[[Tensor], Tensor]) -> Tensor:
+    """What is `kept` of each layer's weights (1, heads, N, N) on this picture, float64, one above another."""
+    parts: list[Tensor] = []
+    with watching(question.policy, lambda weights: parts.append(kept(weights).double().cpu())):
         question.hidden(question.words(question.pixels()))
-    return np.asarray(torch.stack(rows).double().cpu().numpy())
+    return torch.stack(parts)
 
 
-def _answer(question: Question, row: Array, details: dict[str, Any]) -> Answer:
-    """Of a row over all tokens (N,)."""
+def _answer(question: Question, row: Array, exclude: Sequence[str], whole: Array) -> Answer:
+    """Of a row over all tokens (N,); `whole`: rows before anything was left out."""
     vla = question.policy.vla
     patches = row[vla.on_patches]
     share = float(patches.sum() / max(float(row.sum()), 1e-300))
-    return Answer(patches.reshape(vla.grid), None, details | {"image_share": share})
+    details = {"exclude": list(exclude), "sinks": question.held(whole), "image_share": share}
+    return Answer(patches.reshape(vla.grid), None, details)
 
 
 def _without(rows: Tensor, places: list[int]) -> Tensor:
@@ -251,9 +253,3 @@ def _without(rows: Tensor, places: list[int]) -> Tensor:
     left = rows.clone()
     left[..., places] = 0
     return left / left.sum(-1, keepdim=True).clamp(min=1e-300)
-
-
-def _in_range(name: str, value: int, size: int) -> int:
-    if not 0 <= value < size:
-        raise KitError(f"there is no {name} {value}", f"choose 0 to {size - 1}")
-    return value

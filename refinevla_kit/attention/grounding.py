@@ -1,9 +1,9 @@
 """How much of a policy's attention falls on the things that matter, scored against the simulator's own masks.
 
 The policy resizes any picture to its own size without cropping or padding, then cuts it into a grid. So patch
-(r, c) of a (rows, columns) grid covers the picture's rows [r, r + 1) * H / rows and columns [c, c + 1) * W /
-columns; a pixel on a border belongs to its patches by area. Maps and masks are carried from one to the other
-by these areas, so scores computed on patches and on pixels agree exactly.
+(r, c) covers the picture's rows [r, r + 1) * H / rows and columns [c, c + 1) * W / columns. A pixel on a
+border belongs to its patches by area. Maps and masks are carried from one to the other by these areas, so
+scores computed on patches and on pixels agree exactly.
 
 The measures are pure functions of arrays, for attention and for any other map that is not negative. All
 compare with chance. A map spread evenly scores the thing's share of the picture in `shares` and `pointing`,
@@ -51,6 +51,7 @@ COLUMNS = (
     "auc",
     "nuisance",
 )
+ALL = "all"  # stages of the task together
 MEASURES = ("share", "ratio", "pointing", "auc", "nuisance", "image_share")
 RESAMPLES = 2**14  # sign flips that are counted: all of them up to 14 episodes, random ones beyond
 
@@ -145,8 +146,8 @@ def pointing(patch_map: Array, masks: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def auc(patch_map: Array, masks: Mapping[str, Array]) -> dict[str, Array]:
-    """Area under the ROC curve of the map as a classifier of each thing's pixels: the chance that a pixel of
-    the thing has a higher value than one that is not, equal values counting half (the Mann-Whitney
+    """Area under the ROC curve of the map as a classifier of each thing's pixels. It is the chance that a
+    pixel of the thing has a higher value than another, equal values counting half (the Mann-Whitney
     statistic).
 
     Arguments, errors and names as in `shares`; name -> float64 (...) in [0, 1]; NaN where a thing fills none
@@ -252,15 +253,15 @@ def summarise_scores(
         table: of `score_captures`.
         layer: from 1.
         measure: one of `MEASURES`; "ratio" is share / area.
-        stages: a row for each stage of the task (`STAGES`) too.
+        stages: a row for each stage of the task (`STAGES`), instead of one for "all".
 
     Returns:
-        Columns (stage,) policy, thing, the measure under its own name, low, high, area, ratio (share / area;
+        Columns stage, policy, thing, the measure under its own name, low, high, area, ratio (share / area;
         NaN for a thing never visible), image_share, episodes. With a single episode low and high are NaN:
         nothing can be said about another one. Episodes in which a measure does not exist (the thing is never
         visible) are left out.
     """
-    names = [*(["stage"] if stages else []), "policy", "thing"]
+    names = ["stage", "policy", "thing"]
     rows = []
     for key, group in _by_episode(table, layer, measure, stages).groupby(names, sort=False):
         mean, low, high = mean_with_interval(known := group[measure].dropna())
@@ -280,10 +281,10 @@ def compare_scores(
     """A measure of policy `b` minus that of `a` on the very same frames, paired by episode.
 
     Returns:
-        Columns (stage,) thing, difference, low, high, p_value (`paired_p_value`, of this row alone: of twenty
+        Columns stage, thing, difference, low, high, p_value (`paired_p_value`, of this row alone: of twenty
         rows one falls below 0.05 by chance), episodes in which both have the measure.
     """
-    names = [*(["stage"] if stages else []), "thing"]
+    names = ["stage", "thing"]
     episodes = _by_episode(table, layer, measure, stages)
     wide = episodes.pivot(index=[*names, "task", "episode"], columns="policy", values=measure)
     if missing := [name for name in (a, b) if name not in wide]:
@@ -299,10 +300,9 @@ def paired_p_value(differences: Array | pd.Series, seed: int = 0) -> float:
     """Two-sided p-value of a mean difference over episodes: if two policies look alike, an episode's
     difference could as well have the other sign.
 
-    All sign flips are counted where they are at most `RESAMPLES`, so many random ones else. Chosen over
-    Wilcoxon's test because it tests the very mean that is reported, and over Student's because nothing has to
-    be normal. n episodes can give no less than 2 / 2**n: 0.25 with three, 0.03 with six. NaN for fewer than
-    two.
+    All sign flips are counted where they are at most `RESAMPLES`, so many random ones else. It tests the very
+    mean that is reported, which Wilcoxon's test does not, and nothing has to be normal, as for Student's.
+    With n episodes it is at least 2 / 2**n: 0.25 with three, 0.03 with six. NaN for fewer than two.
     """
     if len(differences) < 2:
         return nan
@@ -310,20 +310,23 @@ def paired_p_value(differences: Array | pd.Series, seed: int = 0) -> float:
     return float(stats.permutation_test((np.asarray(differences),), np.mean, **flips).pvalue)
 
 
-def mean_interval(values: Array | pd.Series, level: float = 0.95) -> tuple[float, float]:
-    """Student's t interval of a mean (for few episodes a bootstrap would be too narrow); NaN for fewer than
-    two values.
+def mean_interval(values: Array | pd.Series) -> tuple[float, float]:
+    """Student's t interval (95 %) of a mean; NaN for fewer than two values.
+
+    For few episodes a bootstrap would be too narrow.
     """
+    values = np.asarray(values)
     if len(values) < 2:
         return nan, nan
-    mean = float(np.mean(values))
-    half = float(stats.t.ppf((1 + level) / 2, len(values) - 1) * stats.sem(values))
+    mean, spread = float(values.mean()), np.std(values, ddof=1)
+    half = float(stats.t.ppf(0.975, len(values) - 1) * spread / np.sqrt(len(values)))
     return mean - half, mean + half
 
 
 def mean_with_interval(values: Array | pd.Series) -> tuple[float, float, float]:
     """The mean, NaN of no values, and the ends of its interval."""
-    return float(np.mean(values)) if len(values) else nan, *mean_interval(values)
+    values = np.asarray(values)
+    return float(values.mean()) if len(values) else nan, *mean_interval(values)
 
 
 def _by_episode(table: pd.DataFrame, layer: int, measure: str, stages: bool) -> pd.DataFrame:
@@ -338,9 +341,9 @@ def _by_episode(table: pd.DataFrame, layer: int, measure: str, stages: bool) -> 
             f"no scores of layer {layer}",
             f"choose a layer from {table['layer'].min()} to {table['layer'].max()}",
         )
-    keys = [*(["stage"] if stages else []), "policy", "thing", "task", "episode"]
+    keys = ["stage", "policy", "thing", "task", "episode"]
     columns = ["area", *(name for name in MEASURES if name in chosen)]
-    staged = chosen.assign(stage=chosen["phase"].map(STAGES))
+    staged = chosen.assign(stage=chosen["phase"].map(STAGES) if stages else ALL)
     means = staged.groupby(keys, sort=False)[columns].mean().reset_index()
     means["ratio"] = means["share"] / means["area"].where(means["area"] > 0)
     return means

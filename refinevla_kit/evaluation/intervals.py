@@ -1,9 +1,9 @@
 """Intervals, paired tests and power for success rates, over plain numbers; by scipy and statsmodels. Rates
 are fractions in [0, 1] throughout.
 
-The unit is the start (`statistics.start_values`), tasks are strata. Played in six variants, 24 starts are
-144 episodes, but where a start is hard in all six they say little more than 24: taken for independent they
-gave 95 % intervals that held the true rate 68-77 % of the time (simulated, starts that differ much); the
+The unit is the start (`statistics.start_values`), tasks are strata. Played in six variants, 24 starts are 144
+episodes, but where a start is hard in all six they say little more than 24. Simulated with starts that differ
+much, 95 % intervals held the true rate 68-77 % of the time when episodes were taken for independent. The
 intervals here held it 94 % or more.
 """
 
@@ -18,6 +18,9 @@ from scipy import optimize, stats
 
 from refinevla_kit.simulator.contract import Array
 
+LEVEL = 0.95  # of every interval and test
+TWO_SIDED = float(stats.norm.ppf((1 + LEVEL) / 2))
+DRAWS = 10_000  # of a bootstrap
 FEWEST = 5  # starts that speak for each side, below which a paired interval is not bootstrapped
 
 
@@ -37,13 +40,13 @@ class Rate:
         return self.rate, self.low, self.high
 
 
-def wilson(successes: float, episodes: float, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (Wilson 1927; recommended for small samples by Newcombe
+def wilson(successes: float, episodes: float) -> tuple[float, float]:
+    """Wilson's score interval (95 %) of a proportion (Wilson 1927; recommended for small samples by Newcombe
     1998).
     """
     from statsmodels.stats.proportion import proportion_confint
 
-    low, high = proportion_confint(successes, episodes, alpha=1 - level, method="wilson")
+    low, high = proportion_confint(successes, episodes, alpha=1 - LEVEL, method="wilson")
     return max(0.0, float(low)), min(1.0, float(high))
 
 
@@ -62,9 +65,9 @@ def mean_rate(
     of survey statistics (Korn and Graubard 1998; with Wilson's interval: Franco, Little, Louis and Slud
     2019). One success and one failure, spread over the tasks, are added where the variance is estimated, so
     that a task that never (or always) succeeds does not pass for certain. One task in one variant gives
-    Wilson's interval itself. Simulated at SIMPLER's sizes, with rates from 0.001 to 0.97, 95 % intervals
-    cover 91-98 % for single variants, as Wilson's own do, and 94 % or more for several; stratified Wilson
-    (Yan and Su 2010) went down to 73 %, a cluster bootstrap to 65 %.
+    Wilson's interval itself. How often 95 % intervals cover was simulated at SIMPLER's sizes, with rates from
+    0.001 to 0.97: 91-98 % for single variants, as Wilson's own, and 94 % or more for several. Stratified
+    Wilson (Yan and Su 2010) went down to 73 %, a cluster bootstrap to 65 %.
 
     Args:
         values: one array a task, float (starts,), from `statistics.start_values`.
@@ -83,31 +86,28 @@ def mean_rate(
 
 
 def paired_bootstrap(
-    differences: Sequence[Array],
-    level: float = 0.95,
-    draws: int = 10_000,
-    seed: int = 0,
-    weights: Sequence[float] | None = None,
+    differences: Sequence[Array], weights: Sequence[float] | None = None
 ) -> tuple[float, float]:
-    """Percentile interval of the weighted mean over tasks of the mean paired difference; starts are drawn
-    within their task.
+    """Percentile interval (95 %) of the weighted mean over tasks of the mean paired difference.
+
+    Starts are drawn within their task.
 
     Args:
         differences: one array a task, float (starts,): a minus b on the same start, in [-1, 1].
         weights: of the tasks; equal by default.
     """
-    generator, weight = np.random.default_rng(seed), _normalised(weights, len(differences))
+    generator, weight = np.random.default_rng(0), _normalised(weights, len(differences))
     rows = []
     for values in differences:
         distinct, counts = np.unique(values, return_counts=True)
-        rows.append(generator.multinomial(len(values), counts / len(values), draws) @ distinct / len(values))
+        rows.append(generator.multinomial(len(values), counts / len(values), DRAWS) @ distinct / len(values))
     means = np.stack(rows)  # tasks x draws
-    low, high = np.quantile(weight @ means, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(weight @ means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
 def paired_adjusted(
-    differences: Sequence[Array], weights: Sequence[float] | None = None, level: float = 0.95
+    differences: Sequence[Array], weights: Sequence[float] | None = None
 ) -> tuple[float, float]:
     """Interval of the same mean that is not empty where nothing differs: one start that only a wins and one
     that only b wins are added, spread over the tasks. For one task in one variant it is the interval of
@@ -118,7 +118,7 @@ def paired_adjusted(
     means = np.array([values.sum() for values in differences]) / sizes
     variances = np.array([(values**2).sum() + 2 * share for values in differences]) / sizes - means**2
     middle = float(weight @ means)
-    half = float(stats.norm.ppf((1 + level) / 2) * np.sqrt(weight**2 @ (variances / sizes)))
+    half = float(TWO_SIDED * np.sqrt(weight**2 @ (variances / sizes)))
     return max(-1.0, middle - half), min(1.0, middle + half)
 
 
@@ -148,15 +148,15 @@ def sign_flip(differences: Iterable[int]) -> float:
     return min(1.0, float(chances[np.abs(sums) >= abs(sum(differences))].sum()))
 
 
-def episodes_needed_unpaired(a: float, b: float, power: float = 0.8, level: float = 0.95) -> int:
+def episodes_needed_unpaired(a: float, b: float, power: float = 0.8) -> int:
     """Episodes *each* of two policies with success rates a and b needs, on independent episodes, for a
     two-sided z-test to find the difference.
     """
-    return ceil(_unpaired_size(a, b, power, level))
+    return ceil(_unpaired_size(a, b, power))
 
 
 def resolvable_gain(
-    base: float, episodes: int, discordant: float | None = None, power: float = 0.8, level: float = 0.95
+    base: float, episodes: int, discordant: float | None = None, power: float = 0.8
 ) -> float | None:
     """The smallest gain over a policy with success rate `base` that `episodes` find with this power; None
     where they can find none.
@@ -170,29 +170,29 @@ def resolvable_gain(
 
     def missing(gain: float) -> float:
         if discordant is None:
-            return _unpaired_size(base + gain, base, power, level) - episodes
-        return paired_size(discordant, gain, power, level) - episodes
+            return _unpaired_size(base + gain, base, power) - episodes
+        return paired_size(discordant, gain, power) - episodes
 
     if most <= 1e-6 or missing(most) > 0:
         return None
     return float(optimize.brentq(missing, 1e-6, most))
 
 
-def paired_size(square: float, difference: float, power: float = 0.8, level: float = 0.95) -> float:
+def paired_size(square: float, difference: float, power: float = 0.8) -> float:
     """Pairs for which a mean difference with this mean square is found (Connor 1987, Biometrics 43, 207-211).
 
     For outcomes the square is the share of pairs that differ. Policies that fail independently differ on
     a (1 - b) + b (1 - a); policies that fail on the same episodes on less, and they need fewer episodes.
     """
-    found_by_chance = stats.norm.ppf((1 + level) / 2) * np.sqrt(square)
+    found_by_chance = TWO_SIDED * np.sqrt(square)
     missed_by_chance = stats.norm.ppf(power) * np.sqrt(max(0.0, square - difference**2))
     return float(((found_by_chance + missed_by_chance) / difference) ** 2)
 
 
-def _unpaired_size(a: float, b: float, power: float, level: float) -> float:
+def _unpaired_size(a: float, b: float, power: float) -> float:
     from statsmodels.stats.proportion import samplesize_proportions_2indep_onetail
 
-    return float(samplesize_proportions_2indep_onetail(a - b, b, power, alpha=1 - level))
+    return float(samplesize_proportions_2indep_onetail(a - b, b, power, alpha=1 - LEVEL))
 
 
 def _normalised(weights: Sequence[float] | None, size: int) -> Array:

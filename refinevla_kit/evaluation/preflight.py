@@ -1,11 +1,10 @@
 """Before an evaluation: do the policy's conventions fit, and how well can anyone do through its action
 encoding? It reports; `evaluate` refuses.
 
-The scripted demonstrator plays each start four times: freely; its recorded actions replayed as they are (does
-the simulator repeat itself?); the same after the policy's own encoding and decoding; and in closed loop with
-every action passing through them. The last is the ceiling the policy's tokens allow (a policy that sees
-corrects its errors, as the demonstrator does); the open-loop replay is what is left where nothing is
-corrected.
+The scripted demonstrator plays each start four times. First freely. Then its recorded actions are replayed as
+they are (does the simulator repeat itself?), and after the policy's own encoding and decoding: what is left
+where nothing is corrected. Last it acts in closed loop, every action passing through them. That is the
+ceiling the policy's tokens allow, as a policy that sees corrects its errors, too.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from refinevla_kit.rollouts.engine import Engine, PlannedEpisode, Scene, Take
 from refinevla_kit.rollouts.players import FunctionPlayer, plain_action
 from refinevla_kit.simulator.contract import Array, SceneState
 from refinevla_kit.simulator.demonstrator import RECIPES, Demonstrator
-from refinevla_kit.tasks import MANISKILL, VISUAL_MATCHING, Task, find_task
+from refinevla_kit.tasks import BASE, MANISKILL, VISUAL_MATCHING, Task, find_task
 
 DIMENSIONS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 UNITS = ("mm", "mm", "mm", "deg", "deg", "deg", "")
@@ -100,8 +99,6 @@ def preflight(
     n: int = 24,
     seed: int = 0,
     assets: str | Path | None = None,
-    setting: str = VISUAL_MATCHING,
-    variant: str = "base",
     progress: bool = False,
 ) -> Preflight:
     """Compare the conventions of `policy` with those of `task`, and replay demonstrations through its action
@@ -112,14 +109,14 @@ def preflight(
             checked.
         episodes: number of grid starts (the first ones), the ids themselves, or "dense" for `n` continuous
             starts drawn from `seed`.
-        assets, setting, variant: as in `simulator.make`; demonstrations exist on the ManiSkill backend.
+        assets: as in `simulator.make`; demonstrations exist on the ManiSkill backend.
         progress: show a bar.
 
     Raises:
         KitError: what `simulator.make` raises, or a `round_trip` that returns something else than float (N,
             7).
     """
-    task = task if isinstance(task, Task) else find_task(task)
+    task = find_task(task)
     report = Preflight(name_of(policy), task.name, 0, tuple(mismatches(policy, task)))
     lacking = "" if task.name in RECIPES else "this task has no scripted demonstrator"
     if not hasattr(policy, "round_trip"):
@@ -127,8 +124,10 @@ def preflight(
     if lacking:
         return replace(report, note=f"only the conventions were checked: {lacking}")
     # Small pictures: nobody looks.
-    scene = Scene(task.name, variant, setting, MANISKILL, str(assets or "embedded"), 48, 36, privileged=True)
-    kind, numbers = wanted_starts(task, setting, wanted_episodes(episodes), n)
+    scene = Scene(
+        task.name, BASE, VISUAL_MATCHING, MANISKILL, str(assets or "embedded"), 48, 36, privileged=True
+    )
+    kind, numbers = wanted_starts(task, VISUAL_MATCHING, wanted_episodes(episodes), n)
     starts = [PlannedEpisode(scene, kind, number, seed) for number in numbers]
     encoded(policy, np.zeros((2, 7), np.float32))  # fails before a simulator is made, if it does
     rates, actions, decoded = _replays(policy, task, starts, progress)

@@ -176,7 +176,6 @@ def published_scores(
     numbers: Iterable[Published],
     robot: str = "widowx",
     setting: str = VISUAL_MATCHING,
-    tables: Sequence[str] = TABLES,
 ) -> list[Score]:
     """Published success per model, row of the tables and average, with intervals from the episodes behind
     them, in the tables' order.
@@ -184,7 +183,7 @@ def published_scores(
     The rule is given as "last": SIMPLER's evaluator scores the last step, and no table says otherwise.
     """
     rates, cells = _rates(numbers), dict[tuple[str, ...], _Cell]()
-    for table in tables:
+    for table in TABLES:
         for key, cell in rates.items():
             if key[:3] == (table, robot, setting):
                 cells.setdefault(key[3:], cell)
@@ -266,8 +265,8 @@ def _rates(numbers: Iterable[Published]) -> dict[tuple[str, ...], _Cell]:
     """(table, robot, setting, model, task) -> every printed success.
 
     The episodes behind a percentage are the protocol's or, where those cannot give all of its row, the fewest
-    that can. An average is as sure as 1 / sum(weight^2 / episodes): most are printed without all of their
-    cells, so that all episodes have to be taken as equally hard, which makes its interval a little wide.
+    that can. An average is as sure as 1 / sum(weight^2 / episodes). Most are printed without all of their
+    cells, so all episodes are taken as equally hard, which makes its interval a little wide.
     """
     cells: dict[tuple[str, ...], _Cell] = {}
     for row in rows_of(numbers, ("success",)):

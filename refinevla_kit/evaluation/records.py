@@ -1,8 +1,8 @@
 """One row an episode: what ran, what came of it, and with which versions.
 
-While a run is going on, rows are appended to a journal of JSON lines, each on the disk before the next
-episode starts, so that a run killed at any point has lost nothing. At the end the journal becomes a parquet
-file. A line the kill cut in half is dropped when the journal is opened again.
+While a run is going on, rows are appended to a journal of JSON lines. Each is on the disk before the next
+episode starts: a run killed at any point has lost nothing. At the end the journal becomes a parquet file. A
+line the kill cut in half is dropped when the journal is opened again.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ class EpisodeRecord:
             evaluator scores the last).
         grasped: the source object was held after any step.
         steps: control steps taken.
-        reason: why it ended: "budget" (step budget used up), "terminated" (the policy said it had finished),
-            "physics" (the simulation broke; never a success at the last step) or "crash" (its simulator
-            process died twice; never a success).
+        reason: why it ended. "budget": the step budget is used up; "terminated": the policy said it had
+            finished; "physics": the simulation broke, never a success at the last step; "crash": its
+            simulator process died twice, never a success.
         wall_time: seconds from the end of the reset to the last step, waiting for other workers included.
         refinevla_kit ...
         numpy: versions of the packages that made the row ("" when not installed).

@@ -2,7 +2,7 @@
 record says.
 
 `evaluate` keeps no pictures. An episode is determined by its record's start, seed and scene and by the
-policy, and attention needs the policy again anyway, so playing it again costs seconds and no disk. What may
+policy. Attention needs the policy again anyway, so playing it again costs seconds and no disk. What may
 differ is rounding: a network's depends on the size of its batch and on the machine. A replay that ended
 otherwise says so.
 """

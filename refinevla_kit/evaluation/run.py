@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import operator
 import os
 import re
 import time
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from refinevla_kit.errors import KitError
+from refinevla_kit.errors import KitError, checked_integer
 from refinevla_kit.evaluation.intervals import wilson
 from refinevla_kit.evaluation.records import (
     KEY,
@@ -104,10 +103,10 @@ def evaluate(
         where: setting, variants, backend, assets, seed, width and height, as in `plan`.
 
     Raises:
-        KitError: unknown task, variant or episode; conventions that differ; a policy that fails, or returns
-            something else than 7 finite numbers in range (names policy, episode and step; what the policy
-            raised is the `__cause__`); an output or folder of videos that cannot be written, or that another
-            run writes to. Episodes finished before are kept.
+        KitError: unknown task, variant or episode; conventions that differ; an output or folder of videos
+            that cannot be written, or that another run writes to. A policy that fails, or returns something
+            else than 7 finite numbers in range, is named with episode and step; what it raised is the
+            `__cause__`. Episodes finished before are kept.
     """
     output = Path(output)
     if output.suffix != ".parquet" or output.is_dir():
@@ -222,22 +221,6 @@ def plan(
     if not asked:
         raise KitError("no episodes were asked for", "name at least one variant, or leave `variants` out")
     return asked
-
-
-def checked_integer(value: Any, name: str, least: int, most: int = 2**63 - 1) -> int:
-    """`value` as an int, also of NumPy.
-
-    Raises:
-        KitError: no whole number, a bool, or out of bounds.
-    """
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = least - 1
-    if isinstance(value, (bool, np.bool_)) or not least <= number <= most:
-        limits = f"from {least} to {most}" if most < 2**63 - 1 else f"of at least {least}"
-        raise KitError(f"{name} is {value!r}", f"give a whole number {limits}")
-    return number
 
 
 def wanted_episodes(episodes: Any) -> str | int | list[int] | None:

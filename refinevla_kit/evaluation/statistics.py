@@ -71,8 +71,8 @@ class Comparison:
     Attributes:
         task: task, row of the published tables, or average.
         both, only_a, only_b, neither: episodes that succeeded under both, one or none of the two.
-        difference, low, high: rate of a minus rate of b, with its paired bootstrap interval over starts;
-            where hardly a start speaks for one of the two, a bootstrap has nothing to draw from, and the
+        difference, low, high: rate of a minus rate of b, with its paired bootstrap interval over starts.
+            Where hardly a start speaks for one of the two, a bootstrap has nothing to draw from: there the
             interval is that of `paired_adjusted`.
         p_value: two-sided exact McNemar test (`sign_flip`).
         needed: paired episodes that would resolve this difference with 80 % power, None when there is no
@@ -131,18 +131,26 @@ def summarise_variants(records: Iterable[EpisodeRecord], rule: Rule = "last") ->
 def _scores(records: list[EpisodeRecord], rule: Rule) -> list[Score]:
     records = distinct(records)
     _check_one_kind(records)
-    cells: dict[tuple[str, str], dict[str, list[EpisodeRecord]]] = {}
+    played: dict[tuple[str, str], list[tuple[EpisodeRecord, bool]]] = defaultdict(list)
     for record in records:
-        cells.setdefault((record.policy, record.setting), {}).setdefault(record.task, []).append(record)
+        played[record.policy, record.setting].append((record, succeeded(record, rule)))
     scores = []
-    for (policy, setting), played in cells.items():
-        for name, weights in _means(played).items():
-            rows = [[(record, succeeded(record, rule)) for record in played[task]] for task in weights]
-            values = [start_values((start_of(one), one.variant, won) for one, won in row) for row in rows]
-            outcomes = [won for row in rows for _, won in row]
-            mean = mean_rate(values, list(weights.values()), sum(outcomes), len(outcomes))
-            scores.append(Score(policy, name, rule, mean, setting))
+    for (policy, setting), outcomes in played.items():
+        values = _values(outcomes)
+        for name, weights in _means(values).items():
+            counted = [won for record, won in outcomes if record.task in weights]
+            means = [values[task] for task in weights]
+            rate = mean_rate(means, list(weights.values()), sum(counted), len(counted))
+            scores.append(Score(policy, name, rule, rate, setting))
     return scores
+
+
+def _values(outcomes: Iterable[tuple[EpisodeRecord, float]]) -> dict[str, Array]:
+    """Task -> `start_values` of what came of its episodes."""
+    tasks: dict[str, list[tuple[Hashable, str, float]]] = defaultdict(list)
+    for record, outcome in outcomes:
+        tasks[record.task].append((start_of(record), record.variant, outcome))
+    return {task: start_values(episodes) for task, episodes in tasks.items()}
 
 
 def _means(played: Collection[str]) -> dict[str, dict[str, float]]:
@@ -189,11 +197,9 @@ def compare(
             together.
     """
     shared = _shared(records, a, b, rule, task, setting)
-    weights = task_weights((record.task for record, _, _ in shared), published=task == PUBLISHED_AVERAGE)
-    differences = []
-    for name in weights:
-        rows = [(record, won_a - won_b) for record, won_a, won_b in shared if record.task == name]
-        differences.append(start_values((start_of(record), record.variant, gain) for record, gain in rows))
+    values = _values((record, won_a - won_b) for record, won_a, won_b in shared)
+    weights = task_weights(values, published=task == PUBLISHED_AVERAGE)
+    differences = [values[name] for name in weights]
     by_start = Counter[Hashable]()
     for record, won_a, won_b in shared:
         by_start[start_of(record)] += won_a - won_b
@@ -261,16 +267,14 @@ def _shared(
     return shared
 
 
-def against_base(
-    records: Iterable[EpisodeRecord], policy: str, rule: Rule = "last", task: str = AVERAGE
-) -> list[Comparison]:
+def against_base(records: Iterable[EpisodeRecord], policy: str, rule: Rule = "last") -> list[Comparison]:
     """What each change of the scene costs one policy: its success in every variant minus that in "base", from
     the same starts.
     """
     played = [record for record in records if record.policy == policy]
     as_policies = [replace(record, policy=record.variant, variant=BASE) for record in played]
     variants = dict.fromkeys(record.policy for record in as_policies if record.policy != BASE)
-    return [compare(as_policies, variant, BASE, rule, task) for variant in variants]
+    return [compare(as_policies, variant, BASE, rule) for variant in variants]
 
 
 def succeeded(record: EpisodeRecord, rule: Rule) -> bool:

@@ -3,10 +3,9 @@ too. And success against one factor of training.
 
 An interval over episodes speaks for the two checkpoints that played them. A claim about a way of training
 needs several runs of it, and their spread. Here a run's seed is that of its training and of its starts
-(`EpisodeRecord.seed`), so that the runs of a policy name are independent of each other, while the two
-policies of one seed share data order and starts. Each seed gives one paired difference; Student's t over them
-is the interval, which holds whatever starts and training contribute. `Comparison` beside it takes the
-checkpoints as they are.
+(`EpisodeRecord.seed`). So the runs of a policy name are independent of each other, while the two policies of
+one seed share data order and starts. Each seed gives one paired difference; Student's t over them is the
+interval, which holds whatever starts and training contribute.
 """
 
 from __future__ import annotations
@@ -20,12 +19,11 @@ import numpy as np
 from scipy import stats
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.evaluation.intervals import Rate
+from refinevla_kit.evaluation.intervals import TWO_SIDED, Rate
 from refinevla_kit.evaluation.records import EpisodeRecord
 from refinevla_kit.evaluation.statistics import AVERAGE, PAIRED, Comparison, Rule, compare, summarise
 
 EQUAL = 1e-9  # a smaller range of rates is rounding
-Z = float(stats.norm.ppf(0.975))
 WEIGHT = "lambda_reasoning"
 REFERENCES = ("action_only", "with_reasoning")  # the arms from which the others are varied
 
@@ -47,33 +45,6 @@ class Estimate:
         return not isnan(self.low)
 
 
-@dataclass(frozen=True)
-class SeedComparison:
-    """Policy `a` against policy `b`, both trained several times.
-
-    Attributes:
-        setting: of the episodes; "variant_aggregation - visual_matching" for the change of the difference
-            between the two.
-        seeds, differences: the training seeds and what each gives: rate of a minus rate of b on the same
-            starts.
-        estimate: their mean, with Student's t over seeds.
-        between: standard deviation of the difference over training runs, without what the starts contribute
-            (moments, not below 0); NaN with one.
-        pooled: the same episodes with the checkpoints taken as they are; None for a change between settings.
-    """
-
-    a: str
-    b: str
-    task: str
-    rule: Rule
-    setting: str
-    seeds: tuple[int, ...]
-    differences: tuple[float, ...]
-    estimate: Estimate
-    between: float
-    pooled: Comparison | None
-
-
 def over_seeds(values: Sequence[float], floor: float = 0.0, limit: float = 1.0) -> Estimate:
     """Mean of one number a training seed, its 95 % interval and two-sided p-value by Student's t.
 
@@ -90,41 +61,16 @@ def over_seeds(values: Sequence[float], floor: float = 0.0, limit: float = 1.0) 
     return Estimate(mean, max(-limit, mean - half), min(limit, mean + half), p_value)
 
 
-def compare_seeds(
-    records: Iterable[EpisodeRecord],
-    a: str,
-    b: str,
-    rule: Rule = "last",
-    task: str = AVERAGE,
-    setting: str | None = None,
-) -> SeedComparison:
-    """Compare two ways of training on all seeds that both were trained with and that share episodes.
-    Arguments as of `statistics.compare`.
-
-    Raises:
-        KitError: no seed has episodes of both, or what `compare` raises.
+def difference_over_seeds(each: Mapping[int, Comparison]) -> Estimate:
+    """The mean of what each training seed gives, `by_seed`; where all give the same, its interval is that of
+    their starts.
     """
-    records = [record for record in records if record.policy in (a, b) and setting in (None, record.setting)]
-    each = by_seed(records, a, b, rule, task, setting)
-    if not each:
-        raise KitError(f"{a!r} and {b!r} share no episode of {task}", "run both with the same seeds")
-    shared = as_one_policy(record for record in records if record.seed in each)
-    values = [comparison.difference for comparison in each.values()]
-    errors = [(comparison.high - comparison.low) / (2 * Z) for comparison in each.values()]
-    within = float(np.mean(np.square(errors)))
-    between = nan if len(values) < 2 else sqrt(max(0.0, float(np.var(values, ddof=1)) - within))
-    return SeedComparison(
-        a,
-        b,
-        task,
-        rule,
-        setting or shared[0].setting,
-        seeds=tuple(each),
-        differences=tuple(values),
-        estimate=over_seeds(values, sqrt(within)),
-        between=between,
-        pooled=compare(shared, a, b, rule, task, setting),
-    )
+    return over_seeds([comparison.difference for comparison in each.values()], sqrt(within_seeds(each)))
+
+
+def within_seeds(each: Mapping[int, Comparison]) -> float:
+    """Variance that the starts contribute to one seed's difference."""
+    return float(np.mean([((one.high - one.low) / (2 * TWO_SIDED)) ** 2 for one in each.values()]))
 
 
 def by_seed(
@@ -190,23 +136,20 @@ def sweep(
     varied = {name: _varied(arms, name, factor) for name in REFERENCES if name in arms}
     if factor == WEIGHT:
         varied.pop(REFERENCES[0], None)
+    arms_shown = {name for names in varied.values() for name in names}
     played: dict[str, set[Any]] = {}
     for record in records:
-        if any(record.policy in names for names in varied.values()):
+        if record.policy in arms_shown:
             played.setdefault(record.policy, set()).add(_episode(record))
     common = set.intersection(*played.values()) if played else set()
-    if not common:
-        return {}
     kept = [record for record in records if record.policy in played and _episode(record) in common]
-    rates = {
-        score.policy: score.rate for score in summarise(as_one_policy(kept), rule) if score.task == AVERAGE
+    scores = summarise(as_one_policy(kept), rule)
+    rates = {score.policy: score.rate for score in scores if score.task == AVERAGE}
+    lines = {
+        name: sorted((float(arms[arm][factor]), rates[arm]) for arm in names if arm in rates)
+        for name, names in varied.items()
     }
-    lines = {}
-    for name, names in varied.items():
-        points = sorted((float(arms[arm][factor]), rates[arm]) for arm in names if arm in rates)
-        if points:
-            lines[name] = points
-    return lines
+    return {name: points for name, points in lines.items() if points}
 
 
 def _episode(record: EpisodeRecord) -> tuple[Any, ...]:

@@ -13,12 +13,12 @@ from matplotlib.figure import Figure
 from refinevla_kit.evaluation.intervals import rate
 from refinevla_kit.figures.style import (
     MUTED,
+    beside_each_other,
     canvas,
     colours,
     dot,
     name_lines,
     name_policies,
-    offsets,
     per_cent,
 )
 from refinevla_kit.teacher.audit import AUDITED, COUNTS
@@ -85,9 +85,9 @@ def teachers_compared(comparison: pd.DataFrame) -> Figure:
     measured = list(comparison["measure"].unique())
     left = [measure for measure in measured if measure in (*AUDITED, WHOLE)]
     right = [measure for measure in measured if measure not in left]
-    colour = colours(list(comparison["teacher"].unique()))
+    colour = colours(comparison["teacher"])
     room = max(2, len(colour))
-    places = dict(zip(colour, offsets(len(colour), 0.72 * len(colour) / room), strict=True))
+    places = beside_each_other(colour, 0.72 * len(colour) / room)
     with canvas(8.6, 1.2 + 0.16 * max(len(left), len(right)) * room, columns=2) as (figure, both):
         titles = ("statements that are true, of those checked", "how much was checked, what to look at")
         for axes, measures, title in zip(both, (left, right), titles, strict=True):
@@ -102,7 +102,7 @@ def teachers_compared(comparison: pd.DataFrame) -> Figure:
             name_lines(axes, [_label(measure) for measure in measures])
             axes.set_xlim(-0.02, 1.02)
             per_cent(axes.xaxis)
-            axes.set_title(title, fontsize=9)
+            axes.set_title(title)
         name_policies(figure, colour)
     return figure
 

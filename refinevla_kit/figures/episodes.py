@@ -28,6 +28,7 @@ from refinevla_kit.figures.style import (
     VERMILION,
     canvas,
     label,
+    note,
 )
 from refinevla_kit.simulator.contract import ACTION_NAMES, Array
 from refinevla_kit.teacher.answers import StoredRationale
@@ -64,13 +65,12 @@ def contact_sheet(
     rows = -(-len(images) // columns)
     tall = 2.0 * images.shape[1] / images.shape[2] + 0.3
     starts = [segment.start for segment in segments]
-    with canvas(2.0 * columns, rows * tall + 0.4, rows, columns) as (figure, axes):
+    with canvas(2.0 * columns, rows * tall + 0.4, rows, columns, title) as (figure, axes):
         for ax, image, frame in zip(axes, images, frames, strict=False):
             number = max(0, bisect_right(starts, frame) - 1)
             _framed(ax, image, COLOURS[number % len(COLOURS)], f"frame {frame}, segment {number}")
         for ax in axes[len(images) :]:
             ax.set_axis_off()
-        figure.suptitle(title, fontsize=10)
     return figure
 
 
@@ -85,9 +85,9 @@ def action_curves(
     """Actions over time with the segments as bands.
 
     Args:
-        actions: float (T, A). With `deltas` (of a dataset: `metric`) and A = 7: metres and radians a step and
-            the gripper command, drawn as cm, degrees and command; otherwise the `BUSIEST` dimensions with the
-            largest range are drawn as recorded. A missing number is a gap.
+        actions: float (T, A). With `deltas` (of a dataset: `metric`) and A = 7 these are metres and radians a
+            step and the gripper command, drawn as cm, degrees and command. Of others the `BUSIEST` dimensions
+            with the largest range are drawn as recorded. A missing number is a gap.
         segments: of the whole episode.
         names: of the A dimensions, () for numbers.
         fps: frames a second.
@@ -110,21 +110,20 @@ def action_curves(
     drawn = np.where(np.isfinite(actions), actions, np.nan)
     drawn = np.concatenate([drawn, drawn[-1:]])
     tall = 0.6 + (1.5 if len(panels) > 1 else 3.2) * len(panels)
-    with canvas(10, tall, len(panels), sharex=True) as (figure, axes):
+    with canvas(10, tall, len(panels), title=title, sharex=True) as (figure, axes):
         for ax, (heading, (dimensions, scale)) in zip(axes, panels.items(), strict=True):
             for number, segment in enumerate(segments):
                 colour = COLOURS[number % len(COLOURS)]
                 ax.axvspan(segment.start / fps, segment.end / fps, color=colour, alpha=0.15, linewidth=0)
             for place in dimensions:
                 ax.step(time, drawn[:, place] * scale, where="post", label=names[place], linewidth=1.2)
-            ax.set_title(heading, fontsize=8, fontweight="normal")
-            ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+            note(ax, heading)
+            ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
             ax.margins(x=0)
         for number, segment in enumerate(segments):
             middle, inside = (segment.start + segment.end) / 2 / fps, axes[0].get_xaxis_transform()
             axes[0].text(middle, 1.0, f"{number}", ha="center", va="top", fontsize=7, transform=inside)
         axes[-1].set_xlabel("time (s); the bands are the segments")
-        figure.suptitle(title, fontsize=10)
     return figure
 
 
@@ -169,7 +168,7 @@ def _framed(ax: Axes, image: Array, colour: str, title: str) -> None:
     ax.grid(visible=False)
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set(color=colour, linewidth=3, visible=True)
-    ax.set_title(title, fontsize=8, fontweight="normal")
+    note(ax, title)
 
 
 def _card_text(answer: StoredRationale) -> str:
@@ -183,7 +182,7 @@ def _card_text(answer: StoredRationale) -> str:
 
 
 def action_plots(rollout: Rollout) -> tuple[Plot, ...]:
-    """Curves over the T + 1 observations of a played episode: an action is drawn where it was decided (none
+    """Curves over the T + 1 observations of a played episode. An action is drawn where it was decided (none
     at the last), what came of a step where it is seen.
     """
     actions = np.concatenate([rollout.actions, np.full((1, rollout.actions.shape[1]), np.nan)])

@@ -22,6 +22,7 @@ from refinevla_kit.figures.style import (
     canvas,
     colours,
     label,
+    name_bars,
     name_policies,
     note,
     offsets,
@@ -51,9 +52,9 @@ def deletion_insertion(curves: Mapping[str, Sequence[Curves]], title: str = "") 
         curves: policy -> one `Curves` an episode.
         title: above the panels.
     """
-    colour = colours([*curves])
+    colour = colours(curves)
     headings = ("deletion: lower is better", "insertion: higher is better")
-    with canvas(8.0, 3.4, 1, 2, sharey=True) as (figure, both):
+    with canvas(8.0, 3.4, 1, 2, title, sharey=True) as (figure, both):
         for panel, kind, heading in zip(both, ("deletion", "insertion"), headings, strict=True):
             for policy, episodes in curves.items():
                 mapped = np.array([getattr(episode, kind) for episode in episodes])
@@ -67,12 +68,11 @@ def deletion_insertion(curves: Mapping[str, Sequence[Curves]], title: str = "") 
                     high = np.minimum(high, 0)
                     panel.fill_between(fractions, low, high, color=shade, alpha=0.15, linewidth=0)
             panel.plot([], [], color=MUTED, label="random order", **RANDOM)
-            panel.legend(title="better than random by", title_fontsize=7.5, fontsize=7.5, alignment="left")
+            panel.legend(title="better than random by", title_fontsize=8, alignment="left")
             per_cent(panel.xaxis)
             panel.set_title(heading)
             panel.set_xlabel("patches taken away" if kind == "deletion" else "patches put back")
         both[0].set_ylabel("log-probability of the own action (nats)")
-        figure.suptitle(title, x=0.01, ha="left", fontsize=9)
     return figure
 
 
@@ -84,13 +84,14 @@ def cover_bars(summary: pd.DataFrame, title: str = "") -> Figure:
         title: above the bars.
     """
     measure = next(name for name in MEASURE_LABELS if name in summary)
-    policies, things, fills = (list(dict.fromkeys(summary[name])) for name in ("policy", "covered", "fill"))
-    count, colour = len(policies) * len(fills), colours(policies)
-    places = offsets(count).reshape(len(policies), len(fills))
+    things, fills = (list(dict.fromkeys(summary[name])) for name in ("covered", "fill"))
+    colour = colours(summary["policy"])
+    count = len(colour) * len(fills)
+    places = dict(zip(colour, offsets(count).reshape(-1, len(fills)), strict=True))
     with canvas(8.0, 3.6) as (figure, (axes,)):
         for row in summary.itertuples():
             fill = fills.index(row.fill)
-            x = things.index(row.covered) + places[policies.index(row.policy), fill]
+            x = things.index(row.covered) + places[row.policy][fill]
             look = {"hatch": HATCHES[fill % 3], "edgecolor": "white"}
             bounded = (getattr(row, measure), row.low, row.high)
             bar(axes, x, bounded, 0.8 / count * 0.86, colour[row.policy], **look)
@@ -99,25 +100,24 @@ def cover_bars(summary: pd.DataFrame, title: str = "") -> Figure:
             axes.bar(0, 0, color=MUTED, hatch=HATCHES[number % 3], edgecolor="white", label=name)
         area = summary.groupby("covered")["area"].mean()
         names = [f"{COVER_LABELS.get(thing, thing)}\n{area[thing]:.1%} of the area" for thing in things]
-        axes.set_xticks(range(len(things)), names)
-        axes.grid(axis="x", visible=False)
+        name_bars(axes, names)
+        axes.tick_params(axis="x", pad=3)
         axes.set_ylim(0, None)
-        axes.set_ylabel(MEASURE_LABELS[measure], fontsize=8)
-        axes.legend(loc="upper left", fontsize=8)
+        axes.set_ylabel(MEASURE_LABELS[measure])
+        axes.legend(loc="upper left")
         note(axes, title)
         name_policies(figure, colour)
     return figure
 
 
-def sanity_lines(tables: Mapping[str, pd.DataFrame], title: str = "") -> Figure:
+def sanity_lines(tables: Mapping[str, pd.DataFrame]) -> Figure:
     """Rank correlation with the trained policy's map while weights are shuffled from the top down; 1 all
     along: the map does not show the policy.
 
     Args:
         tables: method (or policy) -> table of `faithfulness.sanity`.
-        title: above the lines.
     """
-    colour = colours([*tables])
+    colour = colours(tables)
     with canvas(6.4, 3.2) as (figure, (axes,)):
         for name, table in tables.items():
             means = table.groupby("shuffled", sort=False)["correlation"].mean()
@@ -128,8 +128,7 @@ def sanity_lines(tables: Mapping[str, pd.DataFrame], title: str = "") -> Figure:
         axes.set_ylim(-1.05, 1.05)
         axes.set_xlabel("weights shuffled, from the top down")
         axes.set_ylabel("rank correlation of patches (-1 to 1)")
-        note(axes, title)
-        axes.legend(fontsize=8)
+        axes.legend()
     return figure
 
 

@@ -30,17 +30,16 @@ ARROWS = (  # of Figure 2, inches: x and y, from and to
 )
 
 
-def annotated_segment(dataset: EpisodeDataset, answer: StoredRationale, keyframes: int = 3) -> Figure:
+def annotated_segment(dataset: EpisodeDataset, answer: StoredRationale) -> Figure:
     """Figure 2: from a piece of a trajectory through the teacher to a four-part rationale, and to what is
     trained on.
 
     Args:
         dataset: whose episode it is.
         answer: must hold a rationale.
-        keyframes: pictures of the piece.
     """
     assert answer.rationale is not None
-    rows = [answer.start + place for place in moments(answer.end - answer.start, keyframes)]
+    rows = [answer.start + place for place in moments(answer.end - answer.start, 3)]
     moved = dataset.actions(answer.episode)[answer.start : answer.end].sum(0)
     motion = ", ".join(
         f"{name} {value:+.3f}" for name, value in zip(dataset.action_names, moved[:6], strict=False)

@@ -1,9 +1,9 @@
 """Attention as pictures: heat over the camera image with the objects' outlines, policies side by side on one
 scale, shares by object, and how it went over an episode.
 
-Heat is drawn as the policy has it, one value a patch, in multiples of even attention (1 = what each patch
-would get if attention were spread evenly over the picture), so panels and policies compare. The picture under
-it is greyed, so that an object's own colour is not read as heat.
+Heat is drawn as the policy has it, one value a patch. Its unit is even attention: 1 is what each patch gets
+if attention is spread evenly over the picture. So panels and policies compare. The picture under it is
+greyed, so that an object's own colour is not read as heat.
 
 `View` holds the numbers of one moment. `comparison` draws them for paper; the explorer hands the same numbers
 to the browser, so that both show one thing.
@@ -23,7 +23,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 
 from refinevla_kit.attention.captured import Frame, upper_middle
 from refinevla_kit.attention.grounding import REST, THINGS, areas, shares, to_patches, to_pixels
@@ -38,13 +38,14 @@ from refinevla_kit.figures.style import (
     PINK,
     SKY,
     bar,
+    beside_each_other,
     canvas,
     colours,
     label,
+    name_bars,
     name_lines,
     name_policies,
     note,
-    offsets,
     page,
     per_cent,
 )
@@ -236,6 +237,7 @@ def greyed(image: Array) -> Array:
 def show_picture(axes: Axes, image: Array, **look: Any) -> None:
     """Draw a picture (H, W) or (H, W, 3) into `axes`: a pixel is a unit, the first corner (0, 0)."""
     axes.imshow(image, extent=(0, image.shape[1], image.shape[0], 0), **look)
+    axes.autoscale(False)  # what is drawn over it moves nothing
     axes.set_axis_off()
 
 
@@ -317,13 +319,13 @@ def token_grid(
     """
     columns, shape = len(dimensions) + 1, image.shape[0] / image.shape[1]
     height = (1.45 * shape + 0.1) * len(maps) + 0.75
-    with canvas(1.45 * columns + 0.6, height, len(maps), columns) as (figure, axes):
+    with canvas(1.45 * columns + 0.6, height, len(maps), columns, title) as (figure, axes):
         for panel in axes[::columns]:
             show_picture(panel, image)
         for panel, name in zip(axes, ("picture", *dimensions), strict=False):
             panel.set_title(name, loc="center", fontweight="normal")
         top = scale_top([patch_map for row in maps.values() for patch_map in row])
-        _draw_rows(figure, axes, maps, [(image, masks)] * len(dimensions), top, title)
+        _draw_rows(figure, axes, maps, [(image, masks)] * len(dimensions), top)
     return figure
 
 
@@ -341,19 +343,19 @@ def attention_over_time(
     columns, rows = len(frames), len(maps) + 1
     height, width = frames[0].image.shape[:2]
     tall = (2.1 * height / width + 0.08) * rows + 0.75
-    with canvas(2.1 * columns + 0.9, tall, rows, columns) as (figure, axes):
+    with canvas(2.1 * columns + 0.9, tall, rows, columns, title) as (figure, axes):
         for panel, frame in zip(axes, frames, strict=False):
             show_picture(panel, frame.image)
             name = f"step {frame.step}: {frame.phase}"
             panel.set_title(name, loc="center", fontweight="normal", fontsize=8.5)
         pictures = [(frame.image, frame.masks) for frame in frames]
-        _draw_rows(figure, axes[columns:], maps, pictures, LARGEST, title)
+        _draw_rows(figure, axes[columns:], maps, pictures, LARGEST)
     return figure
 
 
-def fused_maps(policy: Any, frames: Sequence[Frame], k: int = 3) -> list[Array]:
-    """What `attention_over_time` draws of a policy: for each frame its k strongest maps of the upper layers
-    as one.
+def fused_maps(policy: Any, frames: Sequence[Frame]) -> list[Array]:
+    """What `attention_over_time` draws of a policy: of each frame its three strongest maps of the upper
+    layers as one.
     """
     from refinevla_kit.attention import capture
     from refinevla_kit.attention.flows import fuse_top
@@ -361,7 +363,7 @@ def fused_maps(policy: Any, frames: Sequence[Frame], k: int = 3) -> list[Array]:
     maps = []
     for frame in frames:
         seen = capture(policy, frame.image, frame.instruction, proprioception=frame.proprioception)
-        maps.append(fuse_top(seen.patches, k, upper_middle(seen.layers)).reshape(seen.grid))
+        maps.append(fuse_top(seen.patches, first_layer=upper_middle(seen.layers)).reshape(seen.grid))
     return maps
 
 
@@ -371,25 +373,30 @@ def _draw_rows(
     maps: Mapping[str, Array | Sequence[Array]],
     pictures: Sequence[tuple[Array, Mapping[str, Array]]],
     top: float,
-    title: str,
 ) -> None:
-    """A row of overlays a policy in the last columns of `axes`, with the scale, the outlines' names and the
-    title.
-    """
-    columns, colour, norm = len(axes) // len(maps), colours([*maps]), Normalize(0, top)
+    """A row of overlays a policy in the last columns of `axes`, with the scale and the outlines' names."""
+    columns, colour, norm = len(axes) // len(maps), colours(maps), Normalize(0, top)
     for number, (policy, row) in enumerate(maps.items()):
         panels = axes[number * columns : (number + 1) * columns]
         for panel, patch_map, (image, masks) in zip(panels[-len(row) :], row, pictures, strict=True):
             draw_overlay(panel, image, times_even(patch_map, image.shape), masks, norm)
-        look: dict[str, Any] = {"rotation": 90, "ha": "right", "va": "center", "fontweight": "bold"}
-        name, inside = textwrap.fill(label(policy), 15), panels[0].transAxes
-        panels[0].text(-0.05, 0.5, name, transform=inside, color=colour[policy], **look)
+        panels[0].text(
+            -0.05,
+            0.5,
+            textwrap.fill(label(policy), 15),
+            transform=panels[0].transAxes,
+            color=colour[policy],
+            rotation=90,
+            ha="right",
+            va="center",
+            fontweight="bold",
+        )
     _heat_scale(figure, axes[-1], figure.axes, EVEN)
-    for thing, shade in OUTLINES.items():
-        if any(thing in masks for _, masks in pictures):
-            axes[-1].plot([], [], color=shade, linewidth=2, label=THING_LABELS[thing])
-    figure.legend(loc="outside lower left", ncols=len(OUTLINES), fontsize=8, handlelength=1.2)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=9)
+    named = [thing for thing in OUTLINES if any(thing in masks for _, masks in pictures)]
+    for thing in named:
+        axes[-1].plot([], [], color=OUTLINES[thing], linewidth=2, label=THING_LABELS[thing])
+    if named:
+        figure.legend(loc="outside lower left", ncols=len(named), handlelength=1.2)
 
 
 def _heat_scale(figure: Any, panel: Axes, beside: Sequence[Axes], unit: str) -> None:
@@ -408,19 +415,17 @@ def share_bars(summary: pd.DataFrame, title: str = "") -> Figure:
         title: above the bars.
     """
     rest, summary = summary[summary["thing"] == REST], summary[summary["thing"] != REST]
-    policies = list(dict.fromkeys(summary["policy"]))
     things = [thing for thing in THINGS if thing in set(summary["thing"])]
-    colour, places, thick = colours(policies), offsets(len(policies)), 0.8 / len(policies) * 0.86
+    colour = colours(summary["policy"])
+    places, thick = beside_each_other(colour), 0.8 / len(colour) * 0.86
     with canvas(7.2, 3.4) as (figure, (axes,)):
         for row in summary.itertuples():
-            x = things.index(row.thing) + places[policies.index(row.policy)]
+            x = things.index(row.thing) + places[row.policy]
             bar(axes, x, (row.share, row.low, row.high), thick, colour[row.policy])
             axes.hlines(row.area, x - thick / 2, x + thick / 2, color=INK, linewidth=1.6, linestyle=DOTTED)
             text = f"x{row.ratio:.2f}" if np.isfinite(row.ratio) else "hidden"
             axes.text(x, -0.025, text, transform=axes.get_xaxis_transform(), ha="center", va="top", **SMALL)
-        axes.set_xticks(range(len(things)), [THING_LABELS.get(thing, thing) for thing in things])
-        axes.tick_params(axis="x", pad=14)
-        axes.grid(axis="x", visible=False)
+        name_bars(axes, [THING_LABELS.get(thing, thing) for thing in things])
         axes.set_ylim(0, 1.08 * float(np.nanmax(summary[["share", "high", "area"]])))
         per_cent(axes.yaxis)
         axes.set_ylabel("share of image attention")
@@ -443,7 +448,9 @@ def comparison(view: View) -> Figure:
     tall = 3.4 * view.image.shape[0] / view.image.shape[1] + 0.75
     rows = -(-len(view.plots) // ACROSS)
     width = max(3.5 * count + (3.6 if bars else 0.2), 10.0 if view.plots else 0.0)
-    with page(width, tall + 1.45 * rows) as figure:
+    detail = textwrap.fill(view.detail, int(16 * width))
+    title = f"{view.title}\n{detail}" if detail else view.title or " "
+    with page(width, tall + 1.45 * rows, title) as figure:
         upper: Any = figure
         if view.plots:
             upper, lower = figure.subfigures(2, 1, height_ratios=[tall, 1.45 * rows], squeeze=False)[:, 0]
@@ -455,7 +462,7 @@ def comparison(view: View) -> Figure:
         wide = 0.62 * (width - 3.5 * count) / 3.6  # of the bars: what the pictures leave
         grid = upper.add_gridspec(1, count + bars, width_ratios=[1.0] * count + [wide] * bars)
         panels = [upper.add_subplot(grid[place]) for place in range(count)]
-        norm, colour = Normalize(0, view.top), colours([*view.maps])
+        norm, colour = Normalize(0, view.top), colours(view.maps)
         for panel, (policy, patch_map) in zip(panels, view.maps.items(), strict=False):
             heat, masks = times_even(patch_map, view.image.shape), view.masks if view.outlines else {}
             draw_overlay(panel, view.image, heat, masks, norm, view.opacity)
@@ -467,9 +474,6 @@ def comparison(view: View) -> Figure:
         else:
             show_picture(panels[0], view.image)
             panels[0].set_anchor("W")
-        detail = textwrap.fill(view.detail, int(16 * width))
-        title = f"{view.title}\n{detail}" if detail else view.title or " "
-        figure.suptitle(title, x=0.01, ha="left", fontsize=9)
     return figure
 
 
@@ -492,29 +496,29 @@ def _draw_plot(axes: Axes, plot: Plot, steps: Array, now: int) -> None:
     axes.margins(x=0.02)
     axes.set_xlabel("step", fontsize=7)
     if plot.share:
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        per_cent(axes.yaxis)
     elif len(plot.lines) > 1:
-        axes.legend(fontsize=6.5, loc="upper left", bbox_to_anchor=(1.0, 1.05), handlelength=1.0)
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.05), handlelength=1.0)
 
 
 def _mark_peak(panel: Axes, view: View, patch_map: Array) -> None:
     brightest = peak(patch_map, view.masks)
     height, width = np.divide(view.image.shape[:2], patch_map.shape)
     corner = (brightest.column * width, brightest.row * height)
-    look: dict[str, Any] = {"fill": False, "edgecolor": "white", "linestyle": (0, (2, 2)), "linewidth": 1}
-    panel.add_patch(Rectangle(corner, width, height, **look))
+    dashed = (0, (2, 2))
+    panel.add_patch(Rectangle(corner, width, height, fill=False, edgecolor="white", linestyle=dashed))
     panel.text(0, -0.02, str(brightest), transform=panel.transAxes, va="top", **SMALL)
 
 
 def _share_panel(side: Axes, view: View, colour: Mapping[str, str]) -> None:
     """A bar a policy and object, its number, and a dotted mark at the object's share of the area."""
     area, by_policy = found_shares(view)
-    places, thick = offsets(len(colour)), 0.8 / len(colour) * 0.86
+    places, thick = beside_each_other(colour), 0.8 / len(colour) * 0.86
     end = scale_end([sizes.get(thing, 0) for sizes in (area, *by_policy.values()) for thing in SHOWN])
     for row, thing in enumerate(SHOWN):
         size = area.get(thing, 0.0)
-        for place, (policy, found) in zip(places, by_policy.items(), strict=True):
-            share = found.get(thing, 0.0)
+        for policy, found in by_policy.items():
+            share, place = found.get(thing, 0.0), places[policy]
             side.barh(row + place, share, thick, color=colour[policy], alpha=0.85)
             text = f"{share:.1%}" if size else "not visible" if view.masks else "no mask"
             side.text(max(share, size) + 0.03 * end, row + place, text, va="center", fontsize=7.5)
@@ -523,7 +527,7 @@ def _share_panel(side: Axes, view: View, colour: Mapping[str, str]) -> None:
     for tick, thing in zip(side.get_yticklabels(), SHOWN, strict=True):
         tick.set(color=OUTLINES[thing], fontweight="bold")
     side.set_xlim(0, 1.25 * end)
-    side.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    per_cent(side.xaxis)
     side.locator_params(axis="x", nbins=4)
     rest = " | ".join(f"{found[REST]:.0%}" for found in by_policy.values() if REST in found)
     text = f"share of {view.measure} (dotted: area)" + (f"\neverything else: {rest}" if rest else "")

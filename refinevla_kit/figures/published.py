@@ -23,7 +23,7 @@ from refinevla_kit.evaluation.published import (
 )
 from refinevla_kit.evaluation.records import EpisodeRecord
 from refinevla_kit.evaluation.statistics import AVERAGE, PUBLISHED_AVERAGE, Score, shown_tasks, summarise
-from refinevla_kit.evaluation.training_seeds import as_one_policy, compare_seeds
+from refinevla_kit.evaluation.training_seeds import as_one_policy, by_seed, difference_over_seeds
 from refinevla_kit.figures.style import (
     BLUE,
     DASHED,
@@ -49,6 +49,7 @@ from refinevla_kit.figures.style import (
 from refinevla_kit.tasks import SETTINGS, VISUAL_MATCHING, WIDOWX_TASKS
 
 MARK, SECONDARY, OWN = "mark", "secondary", "this kit"
+CLAIMED_GAIN = 0.05  # of ReFineVLA on the WidowX
 FIGURE_8 = "ReFineVLA Figure 8"
 PEAKS = {"lambda": "lambda_reasoning", "frozen": "freeze_layers"}  # in its task's name -> what was varied
 GOOGLE = ("pick_coke_can", "move_near", "open_close_drawer", AVERAGE)
@@ -66,13 +67,11 @@ def published_results(published: Sequence[Score], own: Sequence[Score] = ()) -> 
         own: from `statistics.summarise`, one rule and setting; shown below a rule, because base models, data
             and assets differ. Their average is the one with the published weights.
     """
-    theirs, ours = _best_first(published), list(dict.fromkeys(score.policy for score in own))
-    tasks, rates = (
-        shown_tasks(published),
-        {(each.policy, _column(each)): each.rate for each in [*published, *own]},
-    )
+    theirs, ours = _best_first(published), colours(score.policy for score in own)
+    tasks = shown_tasks(published)
+    rates = {(score.policy, _column(score)): score.rate for score in [*published, *own]}
     names = [*theirs, *(f"{label(model)}, this kit" for model in ours)]
-    colour = {model: VERMILION if model == "ReFineVLA" else GREY for model in theirs} | colours(ours)
+    colour = {model: VERMILION if model == "ReFineVLA" else GREY for model in theirs} | ours
     with canvas(11.0, 1.0 + 0.27 * len(names), columns=len(tasks), sharey=True) as (figure, panels):
         for axes, task in zip(panels, tasks, strict=True):
             for y, (model, shade) in enumerate(colour.items()):
@@ -122,39 +121,35 @@ def claim_intervals(claims: Sequence[Claim]) -> Figure:
 
     Coloured where the first excludes zero, filled where both do.
     """
-    with canvas(9.6, 1.5 + 0.28 * len(claims)) as (figure, (axes,)):
+    text = (
+        "Thick: 95 % interval if all episodes are independent; thin: if only starts count. "
+        "Coloured where the thick one excludes zero,\n"
+        "filled where both do. Needs: independent episodes a side that would find such a gain "
+        "four times in five."
+    )
+    with canvas(9.6, 1.5 + 0.28 * len(claims), title=text) as (figure, (axes,)):
         for y, claim in enumerate(claims):
             colour = GREY if claim.low <= 0 <= claim.high else VERMILION if claim.supported else BLUE
             full = colour != GREY and not claim.widest[0] <= 0 <= claim.widest[1]
-            thick: dict[str, Any] = {"linewidth": 4.0, "alpha": 0.45, "solid_capstyle": "butt"}
             axes.plot(claim.widest, [y, y], color=colour, linewidth=1.0)
-            axes.plot([claim.low, claim.high], [y, y], color=colour, **thick)
+            axes.hlines(y, claim.low, claim.high, color=colour, linewidth=4.0, alpha=0.45)
             middle = colour if full else "white"
             axes.plot(claim.difference, y, "o", color=colour, markerfacecolor=middle, markersize=7)
             beside(axes, y, points_text(claim.difference), f"{claim.needed:,}")
         beside(axes, -0.9, "gain", "needs", color=MUTED)
         name_lines(axes, [claim.name + (" (v1)" if claim.version == "v1" else "") for claim in claims])
         points(axes)
-        text = (
-            "Thick: 95 % interval if all episodes are independent; thin: if only starts count. "
-            "Coloured where the thick one excludes zero,\n"
-            "filled where both do. Needs: independent episodes a side that would find such a gain "
-            "four times in five."
-        )
-        figure.suptitle(text, x=0.01, ha="left", fontsize=8.5, color=MUTED)
     return figure
 
 
-def resolvable_gains(base: float = 0.45, gain: float = 0.05) -> Figure:
+def resolvable_gains(base: float = 0.45) -> Figure:
     """The smallest gain over a success rate of `base` that so many episodes find four times in five, for
     independent and for shared episodes.
 
     A line begins where there are enough episodes to find any gain at all. Policies that fail independently
     gain nothing from sharing episodes.
 
-    Args:
-        base: success rate.
-        gain: a gain to read off, drawn across; the published one by default.
+    The published gain is drawn across, to read off how many episodes it needs.
     """
     sizes = np.unique(np.geomspace(12, 5000, 200).astype(int))
     ways = (
@@ -168,9 +163,9 @@ def resolvable_gains(base: float = 0.45, gain: float = 0.05) -> Figure:
             known = [(size, found) for size, found in zip(sizes, gains, strict=True) if found is not None]
             axes.plot(*zip(*known), color=colour, label=name)
             axes.plot(*known[0], "o", color=colour, markersize=5)
-        published = f"ReFineVLA on the WidowX, {points_text(gain)}"
-        axes.axhline(gain, color=VERMILION, linewidth=1.0, linestyle=DASHED, label=published)
-        axes.legend(fontsize=8.5, labelcolor="linecolor")
+        published = f"ReFineVLA on the WidowX, {points_text(CLAIMED_GAIN)}"
+        axes.axhline(CLAIMED_GAIN, color=VERMILION, linewidth=1.0, linestyle=DASHED, label=published)
+        axes.legend(labelcolor="linecolor")
         for size, name in ((24, "24: one task"), (96, "96: four tasks")):
             axes.axvline(size, color=MUTED, linewidth=0.8)
             axes.text(size * 1.05, 0.011, name, fontsize=9, color=MUTED)
@@ -310,12 +305,9 @@ def table_3(published: Sequence[Published], own: Sequence[EpisodeRecord]) -> pd.
             (each.setting, AVERAGE): rate_text(each.rate, counts=False, decimals=1) for each in scores
         }
         for setting in SETTINGS:
-            seeds, others = (
-                {record.seed for record in own if (record.policy, record.setting) == (name, setting)}
-                for name in (policy, control)
-            )
-            if policy != control and seeds & others:
-                found = compare_seeds(own, policy, control, setting=setting).estimate
+            each = by_seed(own, policy, control, setting=setting) if policy != control else {}
+            if each:
+                found = difference_over_seeds(each)
                 interval = f" ({interval_text(found.low, found.high)})" if found.known else ""
                 cells[setting, MINUS] = f"{points_text(found.mean)}{interval}"
         runs = len({record.seed for record in played})

@@ -20,7 +20,7 @@ from refinevla_kit.episodes import EpisodeDataset
 from refinevla_kit.episodes.columns import filled
 from refinevla_kit.figures.episodes import HEADINGS, busiest_of
 from refinevla_kit.figures.overlays import show_picture
-from refinevla_kit.figures.style import BLUE, GREEN, INK, MUTED, ORANGE, VERMILION, page
+from refinevla_kit.figures.style import BLUE, GREEN, INK, MUTED, ORANGE, VERMILION, note, page
 from refinevla_kit.simulator.geometry import project
 from refinevla_kit.tasks import TASKS
 from refinevla_kit.teacher.answers import StoredRationale
@@ -71,34 +71,41 @@ def review_card(
     columns = [_lines(_rationale(answer, found, decision)), _lines(_findings(found))]
     count, height, width = request.keyframes.shape[:3]
     top, bottom = 0.4 + 12 / (count + 1) * min(1.0, height / width), 0.1 + max(map(len, columns)) * LINE / 72
-    with page(12, 0.4 + top + bottom) as figure:
+    state = VERDICTS[decision.verdict] if decision else "not reviewed"
+    if decision and decision.reviewer:
+        state += f" by {decision.reviewer}"
+    frames = f"episode {request.episode}, frames {request.start} to {request.end - 1}"
+    title = f"{frames}: {request.instruction}   ({answer.teacher}, {state})"
+    with page(12, 0.4 + top + bottom, title) as figure:
         upper, lower = figure.subfigures(2, 1, height_ratios=[top, bottom], squeeze=False)[:, 0]
         *pictures, panel = upper.subplots(1, count + 1)
         for number, (ax, frame) in enumerate(zip(pictures, request.keyframe_indices, strict=True)):
             show_picture(ax, request.keyframes[number])
-            ax.set_title(f"frame {frame}", fontsize=8, fontweight="normal")
+            note(ax, f"frame {frame}")
             if number < len(paths):
                 _path(ax, paths[number])
         _actions(panel, request)
         for ax, lines in zip(lower.subplots(1, 2), columns, strict=True):
             ax.set_axis_off()
             for number, (text, colour, weight) in enumerate(lines):
-                look: dict[str, Any] = {"color": colour, "fontweight": weight, "fontsize": 9, "va": "top"}
-                place = {"xytext": (0, -number * LINE), "textcoords": "offset points"}
-                ax.annotate(text, (0, 1), xycoords="axes fraction", parse_math=False, **place, **look)
-        state = VERDICTS[decision.verdict] if decision else "not reviewed"
-        if decision and decision.reviewer:
-            state += f" by {decision.reviewer}"
-        frames = f"episode {request.episode}, frames {request.start} to {request.end - 1}"
-        title = f"{frames}: {request.instruction}   ({answer.teacher}, {state})"
-        figure.suptitle(title, fontsize=10, parse_math=False)
+                ax.annotate(
+                    text,
+                    (0, 1),
+                    (0, -number * LINE),
+                    "axes fraction",
+                    "offset points",
+                    color=colour,
+                    fontweight=weight,
+                    fontsize=9,
+                    va="top",
+                    parse_math=False,
+                )
     return figure
 
 
 def _path(ax: Axes, path: Array) -> None:
     """A line from where the tool is to where it is sent, with an arrow's head."""
     look: dict[str, Any] = {"color": ORANGE, "path_effects": [withStroke(linewidth=4, foreground="white")]}
-    ax.autoscale(False)
     ax.plot(*path.T, linewidth=2, **look)
     ax.plot(*path[0], "o", markersize=5, **look)
     across, down = path[-1] - path[0]
@@ -130,7 +137,7 @@ def _actions(ax: Axes, request: Request) -> None:
     reach = 2 * max(np.abs(values).max(initial=0), 1e-6)  # with room for the labels
     ax.set(xlim=(-reach, reach), ylim=(len(values) - 0.3, -0.7))
     ax.set_axis_off()
-    ax.set_title(title, fontsize=8, fontweight="normal")
+    note(ax, title)
 
 
 def _gripper(is_open: Array, start: int) -> str:

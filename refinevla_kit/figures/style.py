@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import zip_longest
+from itertools import cycle, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,8 @@ LABELS = {
 }
 SETTINGS: dict[Any, Any] = {
     "font.size": 9,
+    "figure.titlesize": 9,
+    "legend.fontsize": 8,
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
@@ -89,25 +91,27 @@ AS_TEXT: dict[Any, Any] = {"svg.fonttype": "none", "pdf.fonttype": 42, "svg.hash
 
 
 @contextmanager
-def page(width: float, height: float) -> Iterator[Figure]:
+def page(width: float, height: float, title: str = "") -> Iterator[Figure]:
     """An empty figure (inches) in the kit's style; no pyplot, so nothing global is touched."""
     with rc_context(SETTINGS):
-        yield Figure(figsize=(width, height), layout="constrained")
+        figure = Figure(figsize=(width, height), layout="constrained")
+        figure.suptitle(title, x=0.01, ha="left", parse_math=False)
+        yield figure
 
 
 @contextmanager
 def canvas(
-    width: float, height: float, rows: int = 1, columns: int = 1, **arguments: Any
+    width: float, height: float, rows: int = 1, columns: int = 1, title: str = "", **arguments: Any
 ) -> Iterator[tuple[Figure, list[Axes]]]:
     """A figure (inches) and its axes, row by row."""
-    with page(width, height) as figure:
+    with page(width, height, title) as figure:
         yield figure, list(figure.subplots(rows, columns, squeeze=False, **arguments).flat)
 
 
-def colours(names: Sequence[str]) -> dict[str, str]:
-    """A colour a name: the fixed one where the name is known, else the next free one of the palette."""
-    spare = iter(OTHERS * (1 + len(names) // len(OTHERS)))
-    return {name: KNOWN[name] if name in KNOWN else next(spare) for name in names}
+def colours(names: Iterable[str]) -> dict[str, str]:
+    """Each name once, in order, with its colour: its own where it is known, else the next of the palette."""
+    spare = cycle(OTHERS)
+    return {name: KNOWN[name] if name in KNOWN else next(spare) for name in dict.fromkeys(names)}
 
 
 def name_policies(figure: Figure, colour: dict[str, str]) -> None:
@@ -134,6 +138,12 @@ def note(axes: Axes, text: str) -> None:
     axes.set_title(text, fontweight="normal", fontsize=8, color=MUTED)
 
 
+def beside_each_other(names: Iterable[str], width: float = 0.8) -> dict[str, float]:
+    """Where the bars or dots of each name stand at one place, about 0."""
+    listed = list(names)
+    return dict(zip(listed, offsets(len(listed), width), strict=True))
+
+
 def offsets(count: int, width: float = 0.8) -> Any:
     """float (count,): where bars or dots of one place stand beside each other, about 0."""
     return (np.arange(count) - (count - 1) / 2) * width / count
@@ -153,6 +163,13 @@ def dot(axes: Axes, y: float, bounded: Bounded, colour: str) -> None:
     value, low, high = bounded
     axes.plot([low, high], [y, y], color=colour, linewidth=2.2, alpha=0.45, solid_capstyle="round")
     axes.plot(value, y, "o", color=colour, markersize=5)
+
+
+def name_bars(axes: Axes, names: Sequence[str]) -> None:
+    """The panel has bars at x = 0, 1, ..., one place a name; what is said of a bar is below it."""
+    axes.set_xticks(range(len(names)), names)
+    axes.tick_params(axis="x", pad=14)
+    axes.grid(axis="x", visible=False)
 
 
 def name_lines(axes: Axes, names: Sequence[str]) -> None:

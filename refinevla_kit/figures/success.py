@@ -16,15 +16,16 @@ from refinevla_kit.figures.style import (
     MUTED,
     bar,
     beside,
+    beside_each_other,
     canvas,
     colours,
     dot,
     interval_text,
     label,
+    name_bars,
     name_lines,
     name_policies,
     note,
-    offsets,
     p_text,
     per_cent,
     points,
@@ -44,11 +45,10 @@ def success_bars(scores: Sequence[Score]) -> Figure:
     Args:
         scores: of both rules and one setting, from `statistics.summarise`.
     """
-    policies, tasks = list(dict.fromkeys(score.policy for score in scores)), shown_tasks(scores)
+    colour, tasks = colours(score.policy for score in scores), shown_tasks(scores)
     tasks = tasks if len(tasks) > 2 else tasks[:1]
-    colour, thick = colours(policies), 0.84 / len(policies) * 0.86
-    places = dict(zip(policies, offsets(len(policies), 0.84), strict=True))
-    with canvas(max(6.0, 1.1 + max(1.15, 0.48 * len(policies)) * len(tasks)), 3.6) as (figure, (axes,)):
+    places, thick = beside_each_other(colour, 0.84), 0.84 / len(colour) * 0.86
+    with canvas(max(6.0, 1.1 + max(1.15, 0.48 * len(colour)) * len(tasks)), 3.6) as (figure, (axes,)):
         for score in (score for score in scores if score.task in tasks):
             rate, shade = score.rate, colour[score.policy]
             x = tasks.index(score.task) + places[score.policy]
@@ -59,9 +59,7 @@ def success_bars(scores: Sequence[Score]) -> Figure:
             average = score.task in AVERAGES
             text = f"{rate.rate:.0%}" if average else f"{rate.successes}/{rate.episodes}"
             axes.text(x, -0.025, text, ha="center", va="top", fontsize=7, color=MUTED)
-        axes.set_xticks(range(len(tasks)), [fill(label(task), 18, break_long_words=False) for task in tasks])
-        axes.tick_params(axis="x", pad=14)
-        axes.grid(axis="x", visible=False)
+        name_bars(axes, [fill(label(task), 18, break_long_words=False) for task in tasks])
         axes.set(xlim=(-0.55, len(tasks) - 0.45), ylim=(0, 1.02))
         per_cent(axes.yaxis)
         note(axes, "filled: success at the last step, with its 95 % interval; outline: at any step")
@@ -75,7 +73,8 @@ def paired_differences(comparisons: Sequence[Comparison]) -> Figure:
     """
     first = comparisons[0]
     a, b = label(first.a), label(first.b)
-    with canvas(7.2, 1.2 + 0.34 * len(comparisons)) as (figure, (axes,)):
+    title = f"{a} minus {b}, same episodes, {first.rule} step"
+    with canvas(7.2, 1.2 + 0.34 * len(comparisons), title=title) as (figure, (axes,)):
         for y, comparison in enumerate(comparisons):
             dot(axes, y, comparison.bounded, colours([first.a])[first.a])
             won = f"{comparison.only_a} : {comparison.only_b}"
@@ -85,8 +84,6 @@ def paired_differences(comparisons: Sequence[Comparison]) -> Figure:
         points(axes, [end for comparison in comparisons for end in comparison.bounded])
         explained = f"* episodes that only {a} solved : only {b}"
         figure.supxlabel(explained, fontsize=7.5, color=MUTED, x=0.98, ha="right")
-        title = f"{a} minus {b}, same episodes, {first.rule} step"
-        figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
     return figure
 
 
@@ -100,8 +97,8 @@ def variant_rates(scores: Sequence[Score], changes: Mapping[str, Sequence[Compar
     """
     scores = [score for score in scores if score.task == AVERAGE]
     variants = list(dict.fromkeys(score.variant for score in scores))
-    colour = colours(list(dict.fromkeys(score.policy for score in scores)))
-    places = dict(zip(colour, offsets(len(colour), 0.62), strict=True))
+    colour = colours(score.policy for score in scores)
+    places = beside_each_other(colour, 0.62)
     height = 1.3 + 0.16 * len(variants) * (1 + len(colour))
     layout = {"wspace": 0.1, "width_ratios": [1.1, 1]}
     with canvas(8.6, height, columns=2, sharey=True, gridspec_kw=layout) as (figure, (left, right)):

@@ -65,7 +65,7 @@ def training_curves(histories: Mapping[str, pd.DataFrame], panels: Mapping[str, 
         for column, title in PANELS.items()
         if any(column in frame and frame[column].notna().any() for frame in histories.values())
     }
-    colour = colours(list(histories))
+    colour = colours(histories)
     with canvas(max(5.0, 2.9 * len(panels)), 3.0, columns=len(panels)) as (figure, all_axes):
         for axes, (column, title) in zip(all_axes, panels.items(), strict=True):
             for policy, frame in histories.items():

@@ -31,6 +31,7 @@ from refinevla_kit.simulator.contract import Array as Array
 ACTIONS = ("actions", "action", "processed")  # names of the numbers in a map, the first one found
 # SimplerEnv's: a rotation vector; roll, pitch and yaw about the fixed axes
 TURNS = ("rot_axangle", "rotation_delta")
+LONGEST_MESSAGE = 512  # characters of what a policy raises
 EXTRAS = ("normalised", "tokens", "log_probability", "rationale", "terminate")  # of an `Action`
 SHAPE = "an action is 7 numbers (see Simulator.step), a chunk of T actions has the shape (T, 7)"
 
@@ -318,11 +319,11 @@ def _split(found: Any, count: int) -> list[Any]:
         elif all(getattr(each, "shape", ()) == (2, 7) for each in found):
             _of_pair(*found)  # two chunks, or raw and processed actions
     columns: dict[Any, list[Any] | None] = {}
-    answers = None if isinstance(found, Mapping) else _listed(found)
     if isinstance(found, Mapping):
         columns = {name: _listed(value) for name, value in found.items()}
-        names = (name for name in (*ACTIONS, "world_vector") if columns.get(name) is not None)
-        answers = columns.get(next(names, None))
+        answers = next(filter(None, map(columns.get, (*ACTIONS, "world_vector"))), None)
+    else:
+        answers = _listed(found)
     if answers is None or len(answers) != count:
         said = reprlib.repr(found) if answers is None else f"{len(answers)} answers"
         raise KitError(f"returned {said} for {count} images", "act_batch returns one answer an image")
@@ -330,16 +331,6 @@ def _split(found: Any, count: int) -> list[Any]:
         return answers
     whole = {name: column for name, column in columns.items() if column and len(column) == count}
     return [{name: column[row] for name, column in whole.items()} for row in range(count)]
-
-
-def _line(error: Exception) -> str:
-    """What an error says, in a line that every terminal shows."""
-    try:
-        said = str(error)
-    except Exception as other:  # even that is anyone's code
-        said = f"its message cannot be read ({type(other).__name__})"
-    shown = "".join(letter if letter.isprintable() else " " for letter in said)
-    return " ".join(shown.split())[:500]
 
 
 @contextmanager
@@ -354,6 +345,8 @@ def _blamed() -> Iterator[None]:
     except Exception as error:  # it may raise anything
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(place.filename).name}, line {place.lineno}"
-        what = f"failed: {type(error).__name__}: {_line(error)} ({where})"
+        said = "".join(traceback.format_exception_only(error))
+        shown = "".join(letter if letter.isprintable() else " " for letter in said)
+        what = f"failed: {' '.join(shown.split())[:LONGEST_MESSAGE]} ({where})"
         remedy = "finished episodes are kept; the error's __cause__ has the traceback"
         raise KitError(what, f"mend the policy and run again: {remedy}") from error

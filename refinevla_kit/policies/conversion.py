@@ -62,7 +62,7 @@ def mismatches(policy: Any, task: str | Task) -> list[Mismatch]:
     """Where `policy.conventions` and those of the task's robot differ; what the policy does not declare is no
     mismatch.
     """
-    task = task if isinstance(task, Task) else find_task(task)
+    task = find_task(task)
     ours, robots = _declared(policy), ROBOT_CONVENTIONS[task.robot]
     found = []
     for name in (field.name for field in fields(Conventions) if field.name not in PRIVATE):
@@ -84,7 +84,7 @@ def check_conventions(policy: Any, task: str | Task) -> None:
     Raises:
         KitError: one line with every mismatch and its remedy.
     """
-    task = task if isinstance(task, Task) else find_task(task)
+    task = find_task(task)
     name, ours = name_of(policy), _declared(policy)
     names = [field.name for field in fields(ours) if field.name not in ("resize", *PRIVATE)]
     silent = [field for field in names if getattr(ours, field) is None]
@@ -107,7 +107,7 @@ def converted(policy: Any, to: str | Task) -> Converted:
         KitError: something that cannot be converted from an action alone (frame, control rate, statistics,
             ...).
     """
-    task = to if isinstance(to, Task) else find_task(to)
+    task = find_task(to)
     ours, robots = _declared(policy), ROBOT_CONVENTIONS[task.robot]
     lost = [each for each in mismatches(policy, task) if not _convertible(each.field, ours, robots)]
     if lost:

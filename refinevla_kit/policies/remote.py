@@ -51,7 +51,7 @@ from websockets.sync.server import ServerConnection
 from websockets.sync.server import serve as listen
 
 from refinevla_kit.conventions import Conventions
-from refinevla_kit.errors import KitError
+from refinevla_kit.errors import KitError, checked_integer
 from refinevla_kit.policies.contract import (
     Action,
     Array,
@@ -132,9 +132,9 @@ class RemotePolicy:
             makes the policy stateful, and is another policy in records.
 
     Raises:
-        KitError: no server there, something else that answers, no name, a policy that serves another client;
-            from `reset`, `act` and `act_batch`: the server died, was silent for `timeout`, failed, or
-            answered with something else than actions of 7 finite numbers. All name the server.
+        KitError: no server there, something else that answers, no name, a policy that serves another client.
+            `reset`, `act` and `act_batch` raise it where the server died, was silent for `timeout`, failed,
+            or answered with something else than actions of 7 finite numbers. All name the server.
     """
 
     act_batch: Callable[..., list[Action]]
@@ -149,9 +149,7 @@ class RemotePolicy:
         observation: Callable[[Array, str], Mapping[str, Any]] = _observation,
         execute: int = 1,
     ) -> None:
-        if isinstance(execute, bool) or not isinstance(execute, int) or execute < 1:
-            remedy = "give the number of actions to execute of each answer, 1 or more"
-            raise KitError(f"RemotePolicy's execute is {execute!r}", remedy)
+        execute = checked_integer(execute, "RemotePolicy's execute", 1)
         self.url, self.timeout, self._observation, self._execute = url, timeout, observation, execute
         self._instruction, self._chunk = "", deque[Action]()
         self._opened = ExitStack()
@@ -229,14 +227,8 @@ class RemotePolicy:
                 close_timeout=1,
             )
             self._socket = self._opened.enter_context(opened)
-        except TimeoutError as error:
-            raise KitError(f"no answer from {self.url} within {self.timeout:g} s", START) from error
-        except (OSError, InvalidURI) as error:
-            raise KitError(f"no policy server at {self.url} ({error})", START) from error
-        except InvalidHandshake as error:
-            raise KitError(
-                f"{self.url} is no policy server: it does not answer as a websocket ({error})", START
-            ) from error
+        except (OSError, InvalidURI, InvalidHandshake) as error:
+            raise KitError(f"no policy server answers at {self.url} ({error})", START) from error
         limit = struct.pack("ll", ceil(self.timeout), 0)
         with suppress(OSError):  # gone again already: `_receive` tells why
             # Without a limit, sending to a process that hangs would never return.

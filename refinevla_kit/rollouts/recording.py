@@ -109,7 +109,7 @@ def record(
     """
     from tqdm.auto import tqdm
 
-    chosen = [task if isinstance(task, Task) else find_task(task) for task in tasks]
+    chosen = list(map(find_task, tasks))
     _check(chosen, episodes_per_task, start, workers)
     folder = str(resolve_assets(assets))
     how = Manner(**manner)

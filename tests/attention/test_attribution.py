@@ -277,7 +277,7 @@ def test_what_cannot_be_done_is_said(reader: VLAPolicy, seen: Observation) -> No
             attribute(reader, *arguments)
     with pytest.raises(KitError, match="occlusion has no option 'layer'"):
         attribute(reader, seen, "x", "occlusion", layer=1)
-    with pytest.raises(KitError, match="no layer 3"):
+    with pytest.raises(KitError, match="layer is 3"):
         attribute(reader, seen, "x", "raw", layer=3)
     with pytest.raises(KitError, match="the 0 strongest of 4 attention maps -> choose 1 to 4"):
         attribute(reader, seen, "x", "top_k", k=0)

@@ -5,8 +5,9 @@ interval that were fixed before.
 import pytest
 
 from experiments.analysis import change_between_settings, verdict
-from refinevla_kit.evaluation.training_seeds import Estimate, compare_seeds
-from tests.evaluation.test_training_seeds import TASKS, played
+from experiments.seeds import compare_seeds
+from refinevla_kit.evaluation.training_seeds import Estimate
+from tests.experiments.test_seeds import TASKS, played
 
 
 def test_the_change_between_settings_is_taken_seed_by_seed() -> None:

@@ -14,15 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from experiments.analysis import PRIMARY, contrasts, load_results, panels, rates
+from experiments.analysis import PRIMARY, contrasts, load_results, rates, varied
 from experiments.design import PROFILES, plan
 from experiments.reasoning_loss import CHECKPOINTS, main
 from experiments.report import SHIPPED, arm_label, insert, write_report
 from experiments.runner import Study, carry_out, possible, start_from
+from experiments.seeds import compare_seeds
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation import load_records
 from refinevla_kit.evaluation.statistics import compare, summarise
-from refinevla_kit.evaluation.training_seeds import as_one_policy, compare_seeds
+from refinevla_kit.evaluation.training_seeds import WEIGHT, as_one_policy
 from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.tasks import VARIANT_AGGREGATION, VISUAL_MATCHING
 
@@ -215,8 +216,8 @@ def test_the_report_says_what_statistics_say_about_the_same_records(study: Study
     for name in ("experiment_main", "experiment_sensitivity"):
         made = json.loads((tmp_path / f"{name}.json").read_text())
         assert (tmp_path / f"{name}.png").is_file() and set(made["sha256"]) == {"study", "records"}
-    weights = next(panel for panel in panels(results) if panel.mark == 0.3)
-    assert [x for x, _ in weights.lines["with_reasoning"]] == [0, 0.3, 1.0]
+    weights = varied(results)[WEIGHT]
+    assert [x for x, _ in weights["with_reasoning"]] == [0, 0.3, 1.0]
 
 
 def test_a_block_that_lacks_its_base_is_left_out_with_the_reason(

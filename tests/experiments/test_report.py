@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from experiments.report import seed_differences
-from refinevla_kit.evaluation.training_seeds import compare_seeds
+from experiments.seeds import compare_seeds
 from refinevla_kit.tasks import VISUAL_MATCHING
 from tests.figures.test_experiment_figures import RECORDS
 

@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments.seeds import compare_seeds
 from refinevla_kit.attention.captured import choose_frames
 from refinevla_kit.episodes import open_dataset
 from refinevla_kit.evaluation.published import load_published
 from refinevla_kit.evaluation.records import EpisodeRecord
-from refinevla_kit.evaluation.training_seeds import WEIGHT, compare_seeds
+from refinevla_kit.evaluation.training_seeds import WEIGHT
 from refinevla_kit.figures.illustrations import annotated_segment, moments, overview
 from refinevla_kit.figures.overlays import attention_over_time
 from refinevla_kit.figures.published import peaks, table_1, table_2, table_3
-from refinevla_kit.figures.sensitivity import sensitivity, sweep_panels
+from refinevla_kit.figures.sensitivity import sensitivity, sweeps
 from refinevla_kit.figures.style import save_table
 from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.tasks import VARIANT_AGGREGATION, VISUAL_MATCHING, WIDOWX_TASKS
@@ -60,8 +61,9 @@ def test_a_sweep_is_drawn_at_its_values_with_the_paper_beside_it() -> None:
     }
     arms["lambda_1"] = arms["with_reasoning"] | {WEIGHT: 1.0}
     records = [one for one in RECORDS if one.setting == VISUAL_MATCHING] + played("lambda_1", 7)
-    (panel,) = sweep_panels(records, arms, peaks(PUBLISHED))
-    figure = sensitivity([panel])
+    varied = sweeps(records, arms)
+    assert list(varied) == [WEIGHT]
+    figure = sensitivity(varied, peaks(PUBLISHED))
     drawn = {
         tuple(np.asarray(line.get_ydata()))
         for line in figure.axes[0].lines
@@ -71,9 +73,9 @@ def test_a_sweep_is_drawn_at_its_values_with_the_paper_beside_it() -> None:
     assert any(
         "+9.7 points" in text.get_text() and "secondary" in text.get_text() for text in figure.axes[0].texts
     )
-    assert (
-        sweep_panels(records[:64], {name: arms[name] for name in ("action_only", "with_reasoning")}) == []
-    ), "nothing was varied"
+    assert sweeps(records[:64], {name: arms[name] for name in ("action_only", "with_reasoning")}) == {}, (
+        "nothing was varied"
+    )
 
 
 def test_table_1_has_grasps_beside_successes_as_the_paper_has_them() -> None:

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from experiments.seeds import compare_seeds
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.records import EpisodeRecord
 from refinevla_kit.evaluation.statistics import compare
-from refinevla_kit.evaluation.training_seeds import as_one_policy, compare_seeds, over_seeds
+from refinevla_kit.evaluation.training_seeds import as_one_policy, over_seeds
 from tests.evaluation.rows import row
 
 TASKS = ("widowx_carrot_on_plate", "widowx_stack_cube")
