@@ -145,7 +145,7 @@ GOOGLE_ROBOT = replace(
     camera="overhead_camera",
 )
 ROBOT_CONVENTIONS: dict[str, Conventions] = {"widowx": WIDOWX, "google_robot": GOOGLE_ROBOT}
-_DATA_OF: dict[str, Robot] = {  # words of names of datasets
+_DATA_OF: dict[str, str] = {  # words of names of datasets
     "bridge": "widowx",
     "widowx": "widowx",
     "fractal": "google_robot",
@@ -155,7 +155,7 @@ _DATA_OF: dict[str, Robot] = {  # words of names of datasets
 }
 
 
-def robot_of(dataset: str) -> Robot | None:
+def robot_of(dataset: str) -> str | None:
     """Whose actions a dataset of this name holds; None where its name does not tell, or names both."""
     robots = {robot for word, robot in _DATA_OF.items() if word in dataset.lower()}
     return robots.pop() if len(robots) == 1 else None
