@@ -163,7 +163,8 @@ def compare_pictures(path: Path, assets: str | Path, output: Path | None = None)
 
 def _restore(simulator: Any, episode: Any, step: int) -> None:
     """Put robot, things and drawers where the original had them at `step`."""
-    simulator.set_state(episode["qpos"][step], episode["objects"][step], episode["drawers"][step])
+    drawers = episode["drawers"][step] if "drawers" in episode else np.zeros(0)
+    simulator.set_state(episode["qpos"][step], episode["objects"][step], drawers)
 
 
 def _state(simulator: Any) -> tuple[Array, Array, Array, Array]:
