@@ -596,7 +596,8 @@ def _add_collision(builder: Any, path: str, pose: Pose) -> None:
     """
     import trimesh
 
-    pieces = trimesh.load(path, force="mesh").split(only_watertight=False)
+    stage: Any = trimesh.load(path, force="mesh")
+    pieces = stage.split(only_watertight=False)
     sizes = [np.ptp(piece.bounds, axis=0) for piece in pieces]
     if not all(np.isclose(piece.volume, size.prod(), rtol=1e-3) for piece, size in zip(pieces, sizes)):
         builder.add_nonconvex_collision_from_file(path, pose)
