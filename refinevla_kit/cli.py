@@ -97,9 +97,7 @@ def record(
     from refinevla_kit.tasks import WIDOWX_TASKS, find_task
 
     tasks = task or [each.name for each in WIDOWX_TASKS]
-    variants = variant or [
-        each.name for each in find_task(tasks[0]).protocol(setting).variants if each.scored
-    ]
+    scored = [each.name for each in find_task(tasks[0]).protocol(setting).variants if each.scored]
     result = record_episodes(
         output,
         tasks,
@@ -110,7 +108,7 @@ def record(
         workers=workers,
         random_moves=random_moves,
         setting=setting,
-        variants=variants,
+        variants=variant or scored,
         disturb=disturb,
         noise=noise,
         settle=settle,
@@ -176,10 +174,9 @@ def annotate(
         dataset, deltas, camera=camera, episodes=episodes, columns=columns, gripper=gripper, strict=strict
     )
     print(data, file=sys.stderr, flush=True)
-    options = dict(parse_parameter(text) for text in option or [])
-    if model:
-        options["model"] = model
+    options = dict(parse_parameter(text) for text in option or []) | ({"model": model} if model else {})
     teaching = teachers.make_teacher(teacher, seed, **options)
+    paid = teachers.parse_prices(prices) if prices else None
     limits = teachers.Limits(
         concurrency,
         requests_per_minute,
@@ -187,7 +184,7 @@ def annotate(
         budget_calls,
         budget_tokens,
         budget_money,
-        teachers.parse_prices(prices) if prices else None,
+        paid,
         max_attempts,
         seed,
     )
@@ -210,11 +207,17 @@ def annotate(
             confirm=confirmed,
         )
     except teachers.RunFailed as error:
-        path = error.path or Path()
-        failure = str(error)
+        path, failure = error.path or Path(), str(error)
+    _report_annotation(path, failure)
+
+
+def _report_annotation(path: Path, failure: str) -> None:
+    """Print what an annotation run left at `path`; a run that failed ends with exit status 1."""
+    from refinevla_kit.teacher import summarise
+
     result = {"rationales": str(path), "answers": 0, "refusals": {}, "money": 0.0, "stopped": failure}
     if path.is_file():
-        summary = teachers.summarise(path)
+        summary = summarise(path)
         print(summary)
         result |= {"answers": summary.rationales, "refusals": summary.refusals, "money": summary.money}
         result["stopped"] = failure or summary.stopped

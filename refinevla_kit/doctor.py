@@ -1,8 +1,8 @@
 """What the kit needs and whether it is here: one finding a requirement, each with the fix.
 
-Every check looks for real: the Vulkan line draws a frame with SAPIEN in a process of its own (a missing
-driver can take the process down), the assets line resolves the packs. `scripts/vulkan_driver.py` uses the
-same probe, so set-up and doctor cannot disagree. Nothing heavy is imported at the top.
+Every check looks for real. The Vulkan line draws a frame with SAPIEN, in a process of its own, because a
+missing driver can take the process down. The assets line resolves the packs. `scripts/vulkan_driver.py` uses
+the same probe, so set-up and doctor cannot disagree. Nothing heavy is imported at the top.
 """
 
 from __future__ import annotations
@@ -73,19 +73,17 @@ def render_probe(python: str = sys.executable, timeout: float = 180.0) -> tuple[
     Returns:
         Whether it worked, and the device's name or the reason in one line.
     """
+    command = [python, "-c", RENDER_PROBE]
     try:
-        run = subprocess.run(
-            [python, "-c", RENDER_PROBE], capture_output=True, text=True, timeout=timeout, check=False
-        )
+        run = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
     except subprocess.TimeoutExpired:
         return False, f"SAPIEN drew nothing within {timeout:.0f} s"
     except OSError as error:
         return False, f"{python} cannot be run: {error}"
-    lines = run.stdout.strip().splitlines()
-    if run.returncode == 0 and lines and lines[-1].startswith("{"):
-        return True, str(json.loads(lines[-1])["device"])
-    reason = run.stderr.strip().splitlines()[-1:] or [f"the process ended with status {run.returncode}"]
-    return False, reason[0]
+    if run.returncode == 0:
+        return True, str(json.loads(run.stdout.strip().splitlines()[-1])["device"])
+    reason = run.stderr.strip().splitlines() or [f"the process ended with status {run.returncode}"]
+    return False, reason[-1]
 
 
 def examine(names: Iterable[str] = ()) -> list[Finding]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import operator
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
@@ -46,6 +47,24 @@ class KitError(Exception):
         return [f"{type(self).__name__}: {self}"]
 
 
+def check_choice(what: str, value: object, known: Collection[Any]) -> None:
+    """Raise a `KitError` unless `value` is one of `known`, with the one that it comes near to.
+
+    Args:
+        what: its kind, such as "teacher" or "layer".
+        value: what is to be checked.
+        known: what may be chosen; of a `range` only the ends are told.
+    """
+    if value in known:
+        return
+    choices = [*map(str, known)]
+    if isinstance(known, range) and choices:
+        raise KitError(f"unknown {what} {value!r}", f"choose {choices[0]} to {choices[-1]}")
+    close = difflib.get_close_matches(str(value), choices, n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    raise KitError(f"unknown {what} {value!r}{hint}", f"choose one of {', '.join(choices) or 'none'}")
+
+
 @contextmanager
 def as_kit_error(what: str, remedy: str, kinds: tuple[type[Exception], ...] = (Exception,)) -> Iterator[None]:
     """What is raised inside becomes a `KitError` that quotes it in brackets.
@@ -60,7 +79,7 @@ def as_kit_error(what: str, remedy: str, kinds: tuple[type[Exception], ...] = (E
     except KitError:
         raise
     except kinds as error:
-        raise KitError(f"{what} ({error})", remedy) from error
+        raise KitError(f"{what} ({getattr(error, 'strerror', None) or error})", remedy) from error
 
 
 def checked_integer(value: Any, name: str, least: int, most: int = LARGEST) -> int:

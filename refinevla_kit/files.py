@@ -33,16 +33,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
             was paid for (see `paid_files`).
     """
     target = Path(path)
+    temporary = target.with_name(f".{target.name}.part-{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(target.parent, os.W_OK):
-            raise PermissionError(errno.EACCES, "no permission")
+            raise PermissionError(errno.EACCES, "no permission", str(target.parent))
         _clear(target)
-    except OSError as error:
-        raise _not_written(target, error) from error
-    temporary = target.with_name(f".{target.name}.part-{os.getpid()}")
-    _keep_paid(target)
-    try:
+        _keep_paid(target)
         yield temporary
         if target.is_dir() and temporary.is_dir():
             _keep_paid(target)  # what came meanwhile
@@ -54,18 +51,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
             temporary.replace(target)
     except BaseException as error:
         _remove(temporary)
-        number = getattr(error, "errno", None)
-        if number == errno.ENOSPC or "os error 28" in str(error):  # the latter is how safetensors says it
+        if getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error):  # safetensors' words
             what = f"no space left on the disk while writing {target}"
             raise KitError(what, "free space or choose another output folder") from error
-        if number in (errno.EACCES, errno.EPERM, errno.EROFS) and str(temporary) in str(error):
-            raise _not_written(target, error) from error
+        if isinstance(error, OSError) and str(temporary).startswith(str(error.filename)):
+            what = f"{target.parent} cannot be made or written ({error.strerror})"
+            raise KitError(what, "choose another output folder") from error
         raise
-
-
-def _not_written(target: Path, error: BaseException) -> KitError:
-    reason = getattr(error, "strerror", error)
-    return KitError(f"{target.parent} cannot be made or written ({reason})", "choose another output folder")
 
 
 def paid_files(folder: str | Path) -> list[Path]:
@@ -117,8 +109,7 @@ def _clear(target: Path) -> None:
             continue
         if kind == "old" and not target.exists():
             left.rename(target)  # killed between the two renames: what was there before comes back
-        with suppress(OSError):  # another user's
-            _remove(left)
+        _remove(left)
 
 
 def abandoned(part: Path) -> bool:
@@ -138,10 +129,11 @@ def _alive(process: int) -> bool:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+    with suppress(OSError):  # another user's
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def write_json(path: str | Path, value: Any) -> Path:

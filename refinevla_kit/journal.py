@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import fcntl
 import json
+import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from refinevla_kit.errors import KitError
+from refinevla_kit.errors import KitError, as_kit_error
 
 J = TypeVar("J", bound="Journal")
 
@@ -28,31 +29,32 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
+        remedy = "give an output, on a command line --output, in a folder of this machine that can be written"
+        with as_kit_error(f"cannot write {path}", remedy, (OSError,)):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            remedy = "give an output, on a command line --output, in a folder that can be written"
-            raise KitError(f"cannot write {path} ({error.strerror})", remedy) from error
+            try:
+                self._lock()
+            except BaseException:
+                os.close(self._file)
+                raise
+
+    def _lock(self) -> None:
+        """Take the file for this process, and cut a half-written last line off."""
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # it is another file where the run that had it ended between the two lines above
-            if not path.exists() or not os.path.samestat(os.fstat(self._file), path.stat()):
+            # it is another file where the run that had it ended meanwhile
+            if not self.path.exists() or not os.path.samestat(os.fstat(self._file), self.path.stat()):
                 raise BlockingIOError
-            self.end = os.fstat(self._file).st_size
-            while self.end and os.pread(self._file, 1, self.end - 1) != b"\n":
-                chunk = os.pread(self._file, min(self.end, 2**16), max(0, self.end - 2**16))
-                self.end = max(0, self.end - 2**16) + chunk.rfind(b"\n") + 1
-            os.ftruncate(self._file, self.end)
-            sync(path.parent)
         except BlockingIOError:
-            os.close(self._file)
             remedy = "wait for it to end, or give another output"
-            raise KitError(f"another run is writing to {path}", remedy) from None
-        except OSError as error:
-            os.close(self._file)
-            what = f"{path} cannot be opened and locked ({error.strerror})"
-            raise KitError(what, "give an output on a disk of this machine") from error
+            raise KitError(f"another run is writing to {self.path}", remedy) from None
+        self.end = os.fstat(self._file).st_size
+        if self.end:
+            with mmap.mmap(self._file, 0, access=mmap.ACCESS_READ) as content:
+                self.end = content.rfind(b"\n") + 1
+        os.ftruncate(self._file, self.end)
+        sync(self.path.parent)
 
     def append(self, value: dict[str, Any]) -> int:
         """Hand one line to the kernel, which keeps it whatever happens to this process; returns its offset.
@@ -116,12 +118,10 @@ def whole_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         for number, line in enumerate(lines, 1):
             if not line.endswith(b"\n"):
                 return
-            try:
-                yield start, json.loads(line)
-            except ValueError as error:
-                raise KitError(
-                    f"{path}, line {number} is damaged", "remove that line: the others are kept"
-                ) from error
+            remedy = "remove that line: the others are kept"
+            with as_kit_error(f"{path}, line {number} is damaged", remedy, (ValueError,)):
+                value = json.loads(line)
+            yield start, value
             start += len(line)
 
 

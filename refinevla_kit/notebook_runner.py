@@ -8,7 +8,6 @@ are saved as they go, so a failed one can be opened where it stopped.
 from __future__ import annotations
 
 import ast
-import errno
 import json
 import os
 import sys
@@ -17,9 +16,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from refinevla_kit.errors import KitError
+from refinevla_kit.errors import KitError, as_kit_error, check_choice
 from refinevla_kit.files import write_json
-from refinevla_kit.settings import NOTEBOOKS, REPOSITORY, is_text, read_settings, unknown_parameter
+from refinevla_kit.settings import NOTEBOOKS, REPOSITORY, check_parameter, is_text, read_settings
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -50,7 +49,7 @@ def select_notebooks(only: Sequence[str] = ()) -> list[str]:
         stem = Path(word).stem
         matches = [name for name in NOTEBOOKS if stem == name or stem.zfill(2) == name[:2]]
         if not matches:
-            raise KitError(f"unknown notebook {word!r}", f"choose from {', '.join(NOTEBOOKS)}")
+            check_choice("notebook", word, NOTEBOOKS)
         chosen.update(matches)
     return [name for name in NOTEBOOKS if name in chosen or not chosen]
 
@@ -76,8 +75,7 @@ def plan_parameters(
     for name in parameters:
         if name in ("profile", "output"):
             raise KitError(f"{name!r} is shared by all notebooks, not a parameter of one", f"use --{name}")
-        if not any(name in NOTEBOOKS[notebook].model_fields for notebook in notebooks):
-            raise unknown_parameter(name, notebooks)
+        check_parameter(name, notebooks)
     planned = {}
     for notebook in notebooks:
         taken = {
@@ -143,7 +141,7 @@ def run_notebooks(
         "notebooks": {},
         "failed": None,
     }
-    try:
+    with as_kit_error(f"cannot write to {folder}", "free space or choose another --output", (OSError,)):
         (folder / "executed").mkdir(parents=True, exist_ok=True)
         result["notebooks"] = _earlier(folder)
         kernel = this_python(threads or os.cpu_count() or 1)
@@ -157,12 +155,6 @@ def run_notebooks(
             if failed:
                 break
         write_json(folder / "summary.json", result)
-    except OSError as error:
-        remedy = "choose another --output"
-        if error.errno == errno.ENOSPC:
-            what = f"no space left on the disk while writing to {folder}"
-            raise KitError(what, f"free space or {remedy}") from error
-        raise KitError(f"cannot write to {folder}: {error.strerror or error}", remedy) from error
     return result
 
 

@@ -6,17 +6,17 @@ overrides it. An unknown name is an error: a misspelt parameter would silently r
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from refinevla_kit.errors import KitError
+from refinevla_kit.errors import KitError, as_kit_error, check_choice
 from refinevla_kit.files import write_json
 from refinevla_kit.tasks import BACKENDS, CAMERA_SIZES, SETTINGS, find_tasks
 
@@ -89,10 +89,8 @@ class Settings(BaseModel):
     @field_validator("*")
     @classmethod
     def _check_choice(cls, value: Any, field: Any) -> Any:
-        choices = CHOICES.get(field.field_name)
-        if choices is not None and value not in choices:
-            what = f"unknown {field.field_name} {value!r}{suggest(value, choices)}"
-            raise KitError(what, f"choose one of {', '.join(choices)}")
+        if field.field_name in CHOICES:
+            check_choice(field.field_name, value, CHOICES[field.field_name])
         return value
 
     @field_validator("tasks", check_fields=False)
@@ -141,7 +139,8 @@ class Settings(BaseModel):
             made_from: all that it depends on, as JSON can hold it.
         """
         wanted = json.loads(json.dumps(dict(made_from), default=str, sort_keys=True))
-        known, latest = _read_places(self.folder)
+        places = _read_places(self.folder)
+        known = places["made_from"]
         number, chosen = 1, name
         while known.get(chosen) != wanted and (chosen in known or (self.folder / chosen).exists()):
             number += 1
@@ -149,7 +148,9 @@ class Settings(BaseModel):
         if chosen != name:
             old = self.folder / name
             print(f"{old} was made from something else and stays as it is; this run's is {chosen}")
-        _write_places(self.folder, known | {chosen: wanted}, latest | {name: chosen})
+        known[chosen] = wanted
+        places["latest"][name] = chosen
+        write_json(self.folder / PLACES, places)
         return self.folder / chosen
 
     def remember(self, name: str, value: T) -> T:
@@ -161,18 +162,19 @@ class Settings(BaseModel):
             name: what it is, such as "base of the policies".
             value: an existing path, or what JSON can hold.
         """
-        known, latest = _read_places(self.folder)
         kept: Any = value
         if isinstance(value, Path):
             inside = value.is_relative_to(self.output)
             kept = os.path.relpath(value, self.folder) if inside else str(value)
-        _write_places(self.folder, known, latest | {self._from_output(name): kept})
+        places = _read_places(self.folder)
+        places["latest"][self._from_output(name)] = kept
+        write_json(self.folder / PLACES, places)
         return value
 
     def recall(self, run_path: str) -> Any:
         """What an earlier notebook remembered as `notebook/name`; None where it remembered nothing."""
         earlier, _, name = run_path.partition("/")
-        return _read_places(self.output / earlier)[1].get(self._from_output(name))
+        return _read_places(self.output / earlier)["latest"].get(self._from_output(name))
 
     def left(self, run_path: str) -> Path | None:
         """What an earlier notebook left as `notebook/name`; None where it left nothing.
@@ -390,10 +392,7 @@ def profile_names() -> list[str]:
 
 def load_profile(profile: str) -> dict[str, dict[str, Any]]:
     """The values of a profile, by notebook. Raises `KitError` naming the profiles that exist."""
-    names = profile_names()
-    if profile not in names:
-        what = f"unknown profile {profile!r}{suggest(profile, names)}"
-        raise KitError(what, f"choose one of {', '.join(names)}")
+    check_choice("profile", profile, profile_names())
     text = (REPOSITORY / "notebooks" / "profiles" / f"{profile}.yaml").read_text(encoding="utf-8")
     return {notebook: section or {} for notebook, section in yaml.safe_load(text).items()}
 
@@ -414,11 +413,8 @@ def read_settings(
         KitError: the profile or a parameter is unknown, or a value is of the wrong kind.
     """
     sections = load_profile(profile)
-    usual = sections.get(notebook)
-    if usual is None:
-        raise KitError(
-            f"profile {profile!r} has no section {notebook!r}", f"name one of {', '.join(sections)}"
-        )
+    check_choice("notebook", notebook, sections)
+    usual = sections[notebook]
     if output == "":
         raise KitError("output is an empty text", "give a folder, or None for runs/<profile>")
     folder = REPOSITORY / "runs" / profile
@@ -448,7 +444,7 @@ def _refusal(notebook: str, error: ValidationError, usual: Mapping[str, Any]) ->
     first = error.errors()[0]
     name, kind, value = str(first["loc"][0]), first["type"], first["input"]
     if kind == "extra_forbidden":
-        return unknown_parameter(name, [notebook])
+        check_parameter(name, [notebook])
     if kind == "list_type" and isinstance(value, str):
         remedy = f"with papermill write -y '{name}: [...]', with refinevla -p '{name}=[\"...\"]'"
         return KitError(f"{name} is a list, not the text {value!r}", remedy)
@@ -466,31 +462,17 @@ def is_text(parameter: str) -> bool:
     return bool(kinds) and all(kind in (str, Text, Text | None) for kind in kinds)
 
 
-def unknown_parameter(name: str, notebooks: Sequence[str]) -> KitError:
-    """What to say of a parameter that none of these notebooks has."""
-    known = list(dict.fromkeys(name for notebook in notebooks for name in NOTEBOOKS[notebook].model_fields))
-    what = f"unknown parameter {name!r} of {', '.join(notebooks)}{suggest(name, known)}"
-    return KitError(what, f"choose from {', '.join(known)}")
+def check_parameter(name: str, notebooks: Sequence[str]) -> None:
+    """Raise `KitError` for a parameter that none of these notebooks has."""
+    known = chain(*(NOTEBOOKS[notebook].model_fields for notebook in notebooks))
+    check_choice("parameter", name, dict.fromkeys(known))
 
 
-def suggest(name: Any, known: Sequence[str]) -> str:
-    """The known name that a wrong one comes near to, as a question in brackets; else nothing."""
-    close = difflib.get_close_matches(str(name), known, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def _write_places(folder: Path, made_from: Mapping[str, Any], latest: Mapping[str, Any]) -> None:
-    write_json(folder / PLACES, {"made_from": made_from, "latest": latest})
-
-
-def _read_places(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _read_places(folder: Path) -> dict[str, dict[str, Any]]:
     """What each path in a notebook's folder was made from, and what was used last under each name."""
     path = folder / PLACES
     if not path.is_file():
-        return {}, {}
-    try:
+        return {"made_from": {}, "latest": {}}
+    with as_kit_error(f"{path} is damaged", "move the folder away, or give another output"):
         places = json.loads(path.read_text(encoding="utf-8"))
-        return dict(places["made_from"]), dict(places["latest"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        remedy = "move the folder away, or give another output"
-        raise KitError(f"{path} is damaged ({error})", remedy) from error
+        return {name: dict(places[name]) for name in ("made_from", "latest")}

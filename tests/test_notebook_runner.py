@@ -120,7 +120,7 @@ def test_unknown_parameter_and_profile_stop_before_anything_runs(
 ) -> None:
     write_notebook("01_teacher_annotation", "raise SystemExit")
     requests = (
-        ({"workerz": 3}, "smoke", r"unknown parameter 'workerz'.*did you mean 'workers'.*choose from"),
+        ({"workerz": 3}, "smoke", r"unknown parameter 'workerz'.*did you mean 'workers'.*choose one of"),
         ({"workers": "many"}, "smoke", "workers is a whole number"),
         ({"settle": 2, "start": "gird"}, "smoke", "did you mean 'grid'"),
         ({"profile": "paper"}, "smoke", "use --profile"),
@@ -202,5 +202,5 @@ def test_unwritable_output_is_one_line(write_notebook: WriteNotebook, tmp_path: 
 
 def test_full_disk_is_one_line(write_notebook: WriteNotebook, small_disk: Path) -> None:
     write_notebook("01_teacher_annotation", "print('x' * 100_000)")
-    with pytest.raises(KitError, match="no space left on the disk"):
+    with pytest.raises(KitError, match="No space left on device"):
         run_notebooks(["1"], "smoke", small_disk / "run", progress=False)

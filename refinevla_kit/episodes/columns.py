@@ -17,7 +17,7 @@ import numpy as np
 
 from refinevla_kit.episodes.contract import ACTION_NAMES
 from refinevla_kit.episodes.meta import as_number
-from refinevla_kit.errors import KitError
+from refinevla_kit.errors import KitError, check_choice
 from refinevla_kit.simulator.contract import Array
 
 ROLES = ("action", "state", "instruction")
@@ -72,13 +72,10 @@ def find_columns(features: Any, given: Mapping[str, str] | None, camera: str | N
     dtypes = {name: str(feature.get("dtype")) for name, feature in features.items()}
     given = dict(given or {})
     for role, name in given.items():
-        if role not in ROLES:
-            raise KitError(f"columns={{{role!r}: ...}} is unknown", f"name columns for {', '.join(ROLES)}")
+        check_choice("role of a column", role, ROLES)
         if name == "" and role == "state":
             continue
-        if name not in features:
-            what = f"{where} has no feature {name!r} for columns={{{role!r}: ...}}"
-            raise KitError(what, f"choose one of {', '.join(sorted(features))}")
+        check_choice("feature", name, features)
         if not _may_be(role, dtypes[name]):
             what = f"the feature {name!r} of {where} is {dtypes[name]}, which is no {role}"
             raise KitError(what, f"name another for columns={{{role!r}: ...}}")

@@ -26,7 +26,7 @@ from refinevla_kit.episodes import meta, video
 from refinevla_kit.episodes.contract import EpisodeInfo, sidecar_path
 from refinevla_kit.episodes.meta import AGAIN
 from refinevla_kit.episodes.segments import Segment, split_segments
-from refinevla_kit.errors import KitError, as_kit_error
+from refinevla_kit.errors import KitError, as_kit_error, check_choice
 from refinevla_kit.simulator.contract import Array, SceneState
 
 CHECK_UP_TO = 100  # episodes; larger datasets are not opened file by file in advance
@@ -164,16 +164,13 @@ class EpisodeDataset:
         length = self.info(episode).length
         wanted = list(range(length) if frames is None else frames)
         for frame in wanted:
-            if not 0 <= frame < length:
-                what = f"episode {episode} of {self.name} has no frame {frame}"
-                raise KitError(what, f"choose frames from 0 to {length - 1}")
+            check_choice("frame", frame, range(length))
         name = camera or self.camera
         if not name:
             what = f"depth maps only ({', '.join(self.cameras)})" if self.cameras else "no pictures"
             remedy = "choose a dataset with a camera, or one of these with camera=..."
             raise KitError(f"{self.name} has {what}", remedy)
-        if name not in self.cameras:
-            raise KitError(f"{self.name} has no camera {name!r}", f"choose one of {', '.join(self.cameras)}")
+        check_choice("camera", name, self.cameras)
         if name in self.columns.kept:
             return self._stills(episode, name, wanted)
         path, offset = self._video_file(episode, name)

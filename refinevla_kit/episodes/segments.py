@@ -1,8 +1,8 @@
 """Cuts a trajectory into segments a teacher can explain: at gripper events, and where the motion changes.
 
-Motion changes are found by least squares: the velocity is described as constant over each segment, and a cut
-is made where it explains at least `GAIN` of the trajectory's whole variation in velocity (exact, by dynamic
-programming). The threshold is relative, so one value serves a gripper's displacements at 5 Hz and a
+Motion changes are found by least squares, exactly, by dynamic programming. The velocity is described as
+constant over each segment. A cut is made where it explains at least `GAIN` of the trajectory's whole
+variation in velocity. The threshold is relative, so one value serves a gripper's displacements at 5 Hz and a
 humanoid's joint angles at 30 Hz.
 """
 

@@ -1,8 +1,8 @@
 """Frames to and from mp4. Encoding gives the same bytes for the same frames; decoding finds a frame by its
 number, exactly.
 
-Colours: swscale's fast path rounds down (one grey level darker on average, each way), which a policy trained
-on video would see and a simulator would not show. The accurate path is used both ways: what remains at crf 14
+Colours: swscale's fast path rounds down, one grey level on average, each way. A policy trained on video would
+see that, and a simulator would not show it. The accurate path is used both ways: what remains at crf 14
 is the chroma subsampling of yuv420p, about 1 level on average.
 """
 

@@ -1,14 +1,14 @@
 """Writes episodes as a LeRobot v3.0 dataset: tables and mp4 files that hold many episodes, complete meta, the
 simulator's knowledge beside it.
 
-Layout and columns are LeRobot's own (huggingface/lerobot v0.4.4, `lerobot/datasets`); what only this kit
-knows goes under "refinevla" in info.json and in `refinevla/...` columns of meta/episodes, where other readers
-leave it alone. Everything is written in a temporary folder, which takes the dataset's name when it is
+Layout and columns are LeRobot's own (huggingface/lerobot v0.4.4, `lerobot/datasets`). What only this kit
+knows goes where other readers leave it alone: under "refinevla" in info.json and in `refinevla/...` columns
+of meta/episodes. Everything is written in a temporary folder, which takes the dataset's name when it is
 complete: there is no half-written dataset. The same episodes give the same bytes.
 
 What the simulator knew about each frame lies beside it: `simulator/episode_000000.npz`, one an episode, and
 `simulator/simulator.json`, which tells what is in them. An npz has `state.<field>` (T, ...) for each field of
-`SceneState`, and `mask_labels` uint8 (T, H, W), 0 for nothing and i for the i-th of `mask_names`. Other
+`SceneState`. Its `mask_labels`, uint8 (T, H, W), are 0 for nothing and i for the i-th of `mask_names`. Other
 LeRobot readers do not look there.
 """
 

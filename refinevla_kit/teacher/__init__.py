@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from refinevla_kit.errors import KitError, install
+from refinevla_kit.errors import KitError, check_choice, install
 from refinevla_kit.teacher.annotation import (
     Estimate,
     annotate_dataset,
@@ -82,8 +82,7 @@ def make_teacher(name: str, seed: int = 0, **options: Any) -> Teacher:
     Raises:
         KitError: an unknown name or option, naming the known ones; a package that is not installed.
     """
-    if name not in TEACHERS:
-        raise KitError(f"unknown teacher {name!r}", f"choose one of {', '.join(TEACHERS)}")
+    check_choice("teacher", name, TEACHERS)
     module, kind = TEACHERS[name].split(".")
     try:
         make: Any = getattr(import_module(f"{__name__}.{module}"), kind)
@@ -91,9 +90,8 @@ def make_teacher(name: str, seed: int = 0, **options: Any) -> Teacher:
         what = f"the teacher {name} needs a package that is not here ({error})"
         raise KitError(what, install("gemini")) from error
     known = inspect.signature(make).parameters
-    if unknown := sorted(options.keys() - known.keys()):
-        what = f"the teacher {name} has no option {unknown[0]!r}"
-        raise KitError(what, f"choose from {', '.join(known) or 'none'}")
+    for option in options:
+        check_choice(f"{name} option", option, known)
     seeds = {"seed": seed} if "seed" in known else {}
     return make(**seeds | options)
 

@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.teacher.answers import Span
 from refinevla_kit.teacher.limits import NANO, Budget, Limits, Prices, Spent
-from refinevla_kit.teacher.requests import count_requests, requests, sampled
+from refinevla_kit.teacher.requests import count_requests, digest, episode_spans, requests, sampled
 from refinevla_kit.teacher.scheduler import Run, blamed, connect
 from refinevla_kit.teacher.schema import Request, RunFailed, Teacher, Usage
 from refinevla_kit.teacher.store import Store
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 OUTPUT_TOKENS = 300  # of a rationale in the four parts, as long as nothing is measured
 MEASURED = 20  # calls made before their average replaces the assumption
 SAMPLE = 16  # episodes whose requests are made for an estimate
+LATENCY = 5.0  # s a call, assumed for an estimate
 
 
 def annotate_dataset(
@@ -68,9 +68,9 @@ def annotate_dataset(
         `summarise` says what it holds.
 
     Raises:
-        RunFailed: a run that costs something ended without a rationale; the server is not reached; 20
-            requests in a row got no answer; too many were refused (20 in a row, 10 where no rationale was had
-            before, or in the long run more than four in five). The next run asks about them again. Answers
+        RunFailed: a run that costs something ended without a rationale, or the server is not reached. Or 20
+            requests in a row got no answer. Or too many were refused: 20 in a row, 10 before the first
+            rationale, or in the long run more than four in five. The next run asks about them again. Answers
             had by then are kept.
         KitError: not confirmed; the key or the model is refused; the teacher fails; the output belongs to
             another run (see `Store`); no disk space.
@@ -124,8 +124,7 @@ class Estimate:
         typical: one call each, the input at its bound and the output as measured so far or, before that,
             `OUTPUT_TOKENS` long.
         worst: every reply as long as it may be and followed up once.
-        hours: of the typical case, with calls of `latency` seconds and the limits given.
-        latency: seconds a call.
+        hours: of the typical case, with calls of `LATENCY` and the limits given.
         limits: of the run.
     """
 
@@ -135,7 +134,6 @@ class Estimate:
     typical: Spent
     worst: Spent
     hours: float
-    latency: float
     limits: Limits
 
     @property
@@ -162,7 +160,7 @@ class Estimate:
             f"tokens    {typical.input_tokens:,} in, {typical.output_tokens:,} out; "
             f"up to {worst.input_tokens:,} in, {worst.output_tokens:,} out",
             f"money     {money}",
-            f"time      {time}, {self.limits.concurrency} calls at a time of {self.latency:g} s each, "
+            f"time      {time}, {self.limits.concurrency} calls at a time of {LATENCY:g} s each, "
             "within the limits",
         ]
         budgets = {name: getattr(self.limits, f"budget_{name}") for name in ("calls", "tokens", "money")}
@@ -179,16 +177,13 @@ def estimate(
     keyframes: int = 3,
     output: str | Path | None = None,
     limits: Limits = Limits(),
-    latency: float = 5.0,
 ) -> Estimate:
-    """What `annotate_dataset` with the same arguments is still going to take, by calls of `latency` seconds;
-    no call is made.
-    """
+    """What `annotate_dataset` with the same arguments is still going to take; no call is made."""
     opened, target, identity = _place(dataset, teacher, granularity, keyframes, output)
     if not target.parent.exists():
-        return _estimate(opened, teacher, granularity, keyframes, limits, None, latency)
+        return _estimate(opened, teacher, granularity, keyframes, limits, None)
     with Store(target, identity) as store:
-        return _estimate(opened, teacher, granularity, keyframes, limits, store, latency)
+        return _estimate(opened, teacher, granularity, keyframes, limits, store)
 
 
 def _estimate(
@@ -198,7 +193,6 @@ def _estimate(
     keyframes: int,
     limits: Limits,
     store: Store | None,
-    latency: float = 5.0,
 ) -> Estimate:
     """See `estimate`; `store` holds what an earlier run has answered."""
     total, chosen = count_requests(dataset, granularity), sampled(dataset, SAMPLE)
@@ -216,14 +210,12 @@ def _estimate(
             mean_in = min(most_in, store.spent.input_tokens / store.done)
             mean_out = min(most_out, store.spent.output_tokens / store.done)
     budget = Budget(limits)
-    typical = budget.of_many(left, round(left * mean_in), round(left * mean_out))
-    worst = budget.of_many(2 * left, round(2 * left * most_in), round(2 * left * most_out))
-    hours = left * latency / limits.concurrency / 3600
-    if limits.requests_per_minute:
-        hours = max(hours, left / limits.requests_per_minute / 60)
-    if limits.tokens_per_minute:
-        hours = max(hours, typical.tokens / limits.tokens_per_minute / 60)
-    return Estimate(left, total, len(chosen), typical, worst, hours, latency, limits)
+    typical = budget.of(Usage(round(left * mean_in), round(left * mean_out)), left)
+    worst = budget.of(Usage(round(2 * left * most_in), round(2 * left * most_out)), 2 * left)
+    minutes = [left * LATENCY / limits.concurrency / 60]
+    minutes += [left / limits.requests_per_minute] if limits.requests_per_minute else []
+    minutes += [typical.tokens / limits.tokens_per_minute] if limits.tokens_per_minute else []
+    return Estimate(left, total, len(chosen), typical, worst, max(minutes) / 60, limits)
 
 
 def _confirm(expected: Estimate, confirmed: bool | None) -> None:
@@ -276,15 +268,10 @@ def written_by(
 
     A dataset that was moved, or has got more episodes, keeps its table.
     """
-    digests: list[str] = []
-
-    def note(_: int, digest: str, __: list[Span]) -> list[Span]:
-        digests.append(digest)
-        return []
-
-    list(requests(dataset, granularity, keyframes, list(dataset.episodes[:1]), note))
+    first = dataset.episodes[0].index
+    about = digest(dataset, first, episode_spans(dataset, first, granularity))
     _, _, identity = _place(dataset, teacher, granularity, keyframes, None)
-    return identity | {"dataset": dataset.name, "first_episode": digests}
+    return identity | {"dataset": dataset.name, "first_episode": [about]}
 
 
 def _place(

@@ -1,5 +1,5 @@
-"""The answers: a model's raw text as a rationale or a typed refusal, an answer as a row of the table that a
-run leaves, and what that table holds and cost.
+"""The answers: a model's raw text as a rationale or a typed refusal, and an answer as a row of a table. The
+table is what a run leaves; here is what it holds and cost.
 
 A refusal of a kind in `schema.REPAIRABLE` comes with a reason that the follow-up request quotes, so reasons
 are written for the model too.
@@ -11,7 +11,8 @@ import json
 import re
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
@@ -21,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, PlainValidator, StringConstraints, ValidationError
 
-from refinevla_kit.errors import KitError
+from refinevla_kit.errors import KitError, as_kit_error
 from refinevla_kit.teacher.limits import NANO, Prices, Spent
 from refinevla_kit.teacher.schema import (
     PARTS,
@@ -105,17 +106,23 @@ class StoredRationale:
         return self.episode, self.start, self.end
 
 
+@contextmanager
+def _reading(path: str | Path) -> Iterator[None]:
+    """What is raised while a table is read becomes one line."""
+    remedy = "give the parquet file that notebook 01 wrote, or annotate the dataset"
+    with as_kit_error(f"no rationales can be read from {path}", remedy):
+        yield
+
+
 def load_rationales(path: str | Path) -> list[StoredRationale]:
     """Stored answers, sorted by episode and start. Raises `KitError` for a file that is missing, of another
     kind, or of a later format.
     """
     written = run_of(Path(path)).get("format", 1)
-    if written != 1 and written != FORMAT:
+    if written not in (1, FORMAT):
         raise KitError(f"{path} has format {written}, this kit reads up to {FORMAT}", "install a later kit")
-    try:
+    with _reading(path):
         return [_stored(row) for row in sorted(pq.read_table(path).to_pylist(), key=span_of)]
-    except (OSError, pa.ArrowException, KeyError) as error:
-        raise unreadable(path, error) from error
 
 
 def lookup(rationales: Sequence[StoredRationale], episode: int, frame: int) -> StoredRationale | None:
@@ -160,24 +167,21 @@ class Summary:
 def summarise(path: str | Path) -> Summary:
     """Count what `path` holds. Raises `KitError` for a file that is missing or of another kind."""
     names = ["refusal_kind", "instruction_matches", "currency", "prices_as_of"]
-    try:
+    with _reading(path):
         table = pq.read_table(path, columns=names)
         kinds, matches, currencies, dates = (table[name].to_pylist() for name in names)
-    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-        raise unreadable(path, error) from error
     as_of, currency = max(zip(dates, currencies, strict=True), default=("", ""))
     about = run_of(Path(path))
     spent = Spent(*about.get("spent", ()))
-    refusals = dict(Counter(kind for kind in kinds if kind is not None).most_common())
     return Summary(
-        kinds.count(None),
-        matches.count(False),
-        refusals,
-        spent,
-        spent.money / NANO,
-        currency,
-        as_of,
-        about.get("stopped", ""),
+        rationales=kinds.count(None),
+        mismatches=matches.count(False),
+        refusals=dict(Counter(kind for kind in kinds if kind is not None).most_common()),
+        spent=spent,
+        money=spent.money / NANO,
+        currency=currency,
+        prices_as_of=as_of,
+        stopped=about.get("stopped", ""),
     )
 
 
@@ -191,18 +195,9 @@ def run_of(path: Path) -> dict[str, Any]:
     """
     if not path.exists():
         return {}
-    try:
+    with _reading(path):
         about = json.loads((pq.read_schema(path).metadata or {}).get(b"refinevla", b"{}"))
-    except (OSError, pa.ArrowException, ValueError) as error:
-        raise unreadable(path, error) from error
     return about if isinstance(about, dict) else {}
-
-
-def unreadable(path: str | Path, error: Exception) -> KitError:
-    return KitError(
-        f"no rationales can be read from {path} ({error})",
-        "give the parquet file that notebook 01 wrote, or annotate the dataset",
-    )
 
 
 def span_of(row: Row) -> Span:
@@ -217,23 +212,19 @@ def reply_row(
     of both.
     """
     result, before = reply.result, first or {}
-    texts: dict[str, str | None] = dict.fromkeys((*PARTS, "mismatch", "refusal_kind", "refusal_reason"))
-    texts["raw"] = reply.raw
-    facts = None
+    row: Row = dict(zip(("episode", "start", "end"), span, strict=True))
+    texts = (*PARTS, "mismatch", "refusal_kind", "refusal_reason", "raw")
+    row |= dict.fromkeys((*texts, "facts", "instruction_matches")) | {"raw": reply.raw}
     if isinstance(result, Refusal):
-        texts |= {"refusal_kind": result.kind, "refusal_reason": result.reason}
+        row |= {"refusal_kind": result.kind, "refusal_reason": result.reason}
     else:
-        texts |= {name: getattr(result, name) for name in (*PARTS, "mismatch")}
         facts = read_facts(result.facts)
-    # lone surrogates fit no file
-    row: Row = {
-        name: text and text.encode(errors="backslashreplace").decode() for name, text in texts.items()
-    }
-    row |= dict(zip(("episode", "start", "end"), span, strict=True))
+        row |= vars(result) | {"facts": facts and asdict(facts)}
+    for name in texts:
+        if row[name]:
+            row[name] = row[name].encode(errors="backslashreplace").decode()  # lone surrogates fit no file
     return row | {
-        "facts": facts and asdict(facts),
         "attempts": attempts,
-        "instruction_matches": None if isinstance(result, Refusal) else result.instruction_matches,
         "first_kind": before.get("refusal_kind"),
         "first_raw": before.get("raw"),
         "cost": used.money / NANO + before.get("cost", 0.0),
@@ -264,16 +255,12 @@ def _stored(row: Row) -> StoredRationale:
     if row["refusal_kind"] is not None:
         refusal = Refusal(row["refusal_kind"], row["refusal_reason"])
     else:
-        matches = row.get("instruction_matches") is not False
         texts = {part: row[part] for part in PARTS} | {"mismatch": row.get("mismatch") or ""}
-        facts = read_facts(row.get("facts"))
-        rationale = Rationale(**texts, instruction_matches=matches, facts=facts)
-    given = {
-        field.name: row.get(field.name) or ADDED[field.name] if field.name in ADDED else row[field.name]
-        for field in fields(StoredRationale)
-        if field.name not in ("rationale", "refusal")
-    }
-    return StoredRationale(rationale=rationale, refusal=refusal, **given)
+        matches = row.get("instruction_matches") is not False
+        rationale = Rationale(**texts, instruction_matches=matches, facts=read_facts(row.get("facts")))
+    given = ADDED | {name: value for name, value in row.items() if value or name not in ADDED}
+    names = [field.name for field in fields(StoredRationale) if field.name not in ("rationale", "refusal")]
+    return StoredRationale(rationale=rationale, refusal=refusal, **{name: given[name] for name in names})
 
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
@@ -333,29 +320,27 @@ def parse(text: str, request: Request, cut: bool = False) -> Rationale | Refusal
     "boilerplate", "other_language".
     """
     text = text.strip()
+    if not text and cut:
+        return Refusal("truncated", "all tokens allowed were spent before the answer began")
     if not text:
-        return (
-            Refusal("truncated", "all tokens allowed were spent before the answer began")
-            if cut
-            else Refusal("empty", "the answer has no text")
-        )
+        return Refusal("empty", "the answer has no text")
     found = _json(text)
     if isinstance(found, Exception):
-        if cut or (
-            isinstance(found, json.JSONDecodeError)
-            and (found.msg.startswith("Unterminated") or found.pos >= len(text.rstrip("`")))
-        ):
+        unfinished = isinstance(found, json.JSONDecodeError) and (
+            found.msg.startswith("Unterminated") or found.pos >= len(text.rstrip("`"))
+        )
+        if cut or unfinished:
             return Refusal("truncated", "the answer stops before its JSON ends")
         page = re.match(r"<(!doctype|html)", text, re.IGNORECASE)
         return Refusal("not_json", f"the answer is not JSON ({'an HTML page' if page else _line(found)})")
     try:
         answer = Answer.model_validate(found)
     except ValidationError as error:
-        wrong = "; ".join(
+        wrong = [
             f"{'.'.join(map(str, item['loc'])) or 'the answer'}: {item['msg']}"
             for item in error.errors(include_url=False)[:3]
-        )
-        return Refusal("wrong_shape", f"the JSON has another shape than asked for: {_line(wrong)}")
+        ]
+        return Refusal("wrong_shape", f"the JSON has another shape than asked for: {_line('; '.join(wrong))}")
     if not answer.instruction_matches and not answer.mismatch:
         return Refusal("wrong_shape", "instruction_matches is false but mismatch does not say why")
     rationale = Rationale(**vars(answer))

@@ -2,14 +2,15 @@
 
 A `Scene` is what is known of one request. With the simulator's state and masks it gives the `Facts` that
 hold, from which the oracle writes its sentences. The audit checks a rationale's facts field by field, and of
-its prose what `prose` can read safely: things named, held or not, left and right of each other, the current
-sub-task. Places, distances, heights, the gripper's opening, the plan's order, motion and success are checked
-in the facts alone, never in the prose.
+its prose what `prose` can read safely. That is things named, held or not, left and right of each other, and
+the current sub-task. Places, distances, heights, the gripper's opening, the plan's order, motion and success
+are checked in the facts alone, never in the prose.
 
 Each statement is true, false or undecided. Each check has a value from which the statement is true and one
-from which it is false; what lies between, or cannot be known, is undecided. Without a simulator the actions,
+from which it is false. What lies between, or cannot be known, is undecided. Without a simulator the actions,
 the robot's readings and the instruction remain. Picture words are held against mask centroids, distances
-against world positions, and motion against the first actions in the robot's frame (x forward, y left, z up).
+against world positions. Motion is held against the first actions, in the robot's frame: x forward, y left, z
+up.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from refinevla_kit.episodes.columns import filled, is_open
+from refinevla_kit.episodes.columns import filled, gripper_dimension
 from refinevla_kit.simulator.contract import MASK_NAMES, PHASES
 from refinevla_kit.teacher.prose import name_in_scene, objects_named, read_prose
 from refinevla_kit.teacher.requests import without_pictures
@@ -209,16 +210,12 @@ class Scene:
         self.source, self.target = (*self.names, "", "")[:2]
         metres = request.deltas and request.metric and request.actions.shape[1] >= 3
         self.moved = filled(request.actions[:, :3], True) if metres else None
-        # the simulator's own command is the seventh, where names do not tell
-        place = _gripper(request.action_names) if request.action_names else 6 if self.known else None
-        self.opens = None
-        if place is not None and place < request.actions.shape[1] and request.gripper is not None:
-            self.opens = is_open(request.actions[:, place], request.gripper)
-        finger = _gripper(request.proprioception_names) if (request.gripper or 0) > 0 else None
+        self.opens = request.open
+        finger = gripper_dimension(request.proprioception_names, 0, False)
         self.opening: float | None = None
         if self.state is not None:
             self.opening = float(self.state.opening)
-        elif request.proprioception is not None and finger is not None:
+        elif request.proprioception is not None and finger is not None and (request.gripper or 0) > 0:
             self.opening = float(request.proprioception[0, finger])
 
     def facts(self) -> Facts:
@@ -251,22 +248,19 @@ class Scene:
         checks: dict[str, Callable[[Any], Answer]] = {
             "source": partial(self._role, self.source),
             "target": partial(self._role, self.target),
-            "source_zone": partial(self._in_zone, self.source),
-            "target_zone": partial(self._in_zone, self.target),
-            "gripper_zone": partial(self._in_zone, "gripper"),
             "gripper": self._opening,
             "held": self._held,
-            "reach_cm": partial(self._distance, "reach"),
-            "reach_height_cm": partial(self._height, "reach"),
-            "reach_side": partial(self._beside, "gripper", self.source),
-            "goal_cm": partial(self._distance, "goal"),
-            "goal_height_cm": partial(self._height, "goal"),
-            "goal_side": partial(self._beside, self.source, self.target),
             "sub_task": self._sub_task,
             "next_sub_task": partial(self._order, facts.sub_task),
             "motion": self._motion,
             "done": self._done,
         }
+        for role, thing in {"source": self.source, "target": self.target, "gripper": "gripper"}.items():
+            checks[f"{role}_zone"] = partial(self._in_zone, thing)
+        for way, ends in {"reach": ("gripper", self.source), "goal": (self.source, self.target)}.items():
+            checks[f"{way}_cm"] = partial(self._length, way, False)
+            checks[f"{way}_height_cm"] = partial(self._length, way, True)
+            checks[f"{way}_side"] = partial(self._beside, *ends)
         findings = []
         for name, value in vars(facts).items():
             if value is not None:
@@ -328,40 +322,34 @@ class Scene:
         shifts = product((-VAGUE_PLACE, 0.0, VAGUE_PLACE), repeat=2)
         near = {_zone((centre[0] + across, centre[1] + down)) for across, down in shifts}
         vague = words in near or set(words.split()) < set(exact.split())  # "left" of what is top left
-        where = f"{centre[0]:.0%} of the picture from the left and {centre[1]:.0%} from the top"
-        return True if words == exact else None if vague else False, f"the {thing} is {where}"
+        return True if words == exact else None if vague else False, f"the {thing} is at the {exact}"
 
     def _beside(self, thing: str, other: str, word: str) -> Answer:
-        one, two = self.centres.get(thing), self.centres.get(other)
-        if one is None or two is None:
+        centre, seen_from = self.centres.get(thing), self.centres.get(other)
+        if centre is None or seen_from is None:
             return UNKNOWN
-        right, down = one[0] - two[0], one[1] - two[1]
-        offset = {"left": -right, "right": right, "higher": -down, "lower": down}[word]
-        where = f"{abs(right):.0%} of the picture to the {'right' if right > 0 else 'left'}"
-        where += f" and {abs(down):.0%} {'lower' if down > 0 else 'higher'}"
-        return _grade(offset, -SIDE_SHARE / 2, SIDE_SHARE / 2), f"the {thing} is {where} than the {other}"
+        right, lower = centre[0] - seen_from[0], centre[1] - seen_from[1]
+        offset = {"left": -right, "right": right, "higher": -lower, "lower": lower}[word]
+        reason = f"seen from the {other}, the {thing} is {offset:+.0%} of the picture {word}"
+        return _grade(offset, -SIDE_SHARE / 2, SIDE_SHARE / 2), reason
 
-    def _distance(self, name: str, value: float) -> Answer:
-        return self._length(value, float(np.hypot(*self._offset(name)[:2]))) if self.known else UNKNOWN
-
-    def _height(self, name: str, value: float) -> Answer:
-        return self._length(value, float(self._offset(name)[2])) if self.known else UNKNOWN
-
-    @staticmethod
-    def _length(value: float, metres: float) -> Answer:
-        measured = 100 * metres
+    def _length(self, way: str, upwards: bool, value: float) -> Answer:
+        """A length in cm, of the way to the source ("reach") or on to the target ("goal")."""
+        if not self.known:
+            return UNKNOWN
+        offset = self._offset(way)
+        measured = 100 * float(offset[2] if upwards else np.hypot(*offset[:2]))
         holds = _grade(abs(value - measured), max(3.0, 0.4 * abs(measured)), max(1.5, 0.25 * abs(measured)))
         if value * measured < 0 and min(abs(value), abs(measured)) > 100 * LEVEL_M:
             holds = False  # above instead of below
         return holds, f"it is {measured:.0f} cm"
 
-    def _offset(self, name: str) -> Array:
+    def _offset(self, way: str) -> Array:
         """From the source to the gripper ("reach"), from the target to the source ("goal"); metres, world."""
-        assert self.state is not None
-        ends = (
-            (self.state.source, self.state.tcp) if name == "reach" else (self.state.target, self.state.source)
-        )
-        return np.asarray(ends[1][:3], np.float64) - ends[0][:3]
+        state = self.state
+        assert state is not None
+        start, end = {"reach": (state.source, state.tcp), "goal": (state.target, state.source)}[way]
+        return np.asarray(end[:3], np.float64) - start[:3]
 
     def _opening(self, word: str) -> Answer:
         if self.opening is None or not 0 <= self.opening <= 1:
@@ -456,12 +444,6 @@ def _grade(value: float, no: float, yes: float) -> bool | None:
     return True if value >= yes else False if value <= no else None
 
 
-def _gripper(names: Sequence[str]) -> int | None:
-    """Which dimension is the gripper's, None where none (or more than one) is called so."""
-    places = [index for index, name in enumerate(names) if "gripper" in name.lower()]
-    return places[0] if len(places) == 1 else None
-
-
 def _centroid(mask: Array) -> tuple[float, float] | None:
     """Centre of a mask as fractions (x from the left, y from the top) of the picture; None when too little of
     it is visible.
@@ -505,8 +487,9 @@ def _grip(opening: float) -> str | None:
 
 
 def _round_cm(metres: float) -> int | None:
-    """Whole centimetres up to 10, multiples of 5 beyond (so that "about 15 cm" is a class a small model can
-    learn); None from one metre on.
+    """Whole centimetres up to 10, multiples of 5 beyond; None from one metre on.
+
+    "About 15 cm" is then a class that a small model can learn.
     """
     cm = abs(metres) * 100
     if not np.isfinite(cm) or cm >= 100:

@@ -1,9 +1,9 @@
 """What all teachers behind an HTTP server share: options, keys, what a response or an error means.
 
 One call a question, because the run counts and pays for every call. Whatever comes back ends as a
-rationale, a typed refusal or `CallFailed`. A key comes from the environment, travels in a header (never in
-an address) and is not kept in the teacher; what clients, servers and models say is searched for it before it
-is stored or raised.
+rationale, a typed refusal or `CallFailed`. A key comes from the environment and travels in a header, never
+in an address. It is not kept in the teacher. What clients, servers and models say is searched for it before
+it is stored or raised.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 from urllib.parse import quote
-
-from PIL.Image import Image
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.teacher.prompt import QUOTED, Part, load_prompt, render
@@ -127,7 +125,6 @@ class ServedTeacher:
     Args:
         model: as the server names it; there is no default, because models are withdrawn within about a year.
         prompt: a file of prompts/, or the path of your own.
-        contact_sheet: see `prompt.render`.
         state: see `prompt.render`.
         max_output_tokens: of one answer, the model's thinking included.
         timeout: seconds without a byte from the server.
@@ -140,7 +137,6 @@ class ServedTeacher:
 
     model: str = ""
     prompt: str = "rationale_v2"
-    contact_sheet: bool = False
     state: bool = False
     max_output_tokens: int = 4096
     timeout: float = 120.0
@@ -148,6 +144,7 @@ class ServedTeacher:
 
     name = ""
     example = ""  # of a model, for whoever gives none
+    picture_tokens = 0  # the most that a picture of `prompt.LONGEST_SIDE` is counted as
 
     def __post_init__(self) -> None:
         if not self.model:
@@ -160,15 +157,16 @@ class ServedTeacher:
         self._client: Any = None
         self._prompt = load_prompt(self.prompt)
         self.prompt_hash = self._prompt.hash
-        extras = [word.replace("_", " ") for word in ("contact_sheet", "state") if getattr(self, word)]
-        self.version = ", ".join([self.model, *extras])
+        self.version = f"{self.model}, state" if self.state else self.model
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the client, which holds the key: another process makes its own."""
         return self.__dict__ | {"_client": None}
 
     def prepare(self) -> None:
-        """Make the client, in the main thread, before the first call. Raises `KitError` where none can be."""
+        """Make the client before the first call, whichever thread it is in. Raises `KitError` where none can
+        be.
+        """
         with CONNECTING:
             if self._client is None:
                 self._client = self._connect()
@@ -180,7 +178,7 @@ class ServedTeacher:
     def annotate(self, request: Request, previous: Reply | None = None) -> Reply:
         """See `Teacher.annotate`. A reply without token counts (a proxy's page) counts at its worst case."""
         self.prepare()
-        parts = render(self._prompt, request, previous, contact_sheet=self.contact_sheet, state=self.state)
+        parts = render(self._prompt, request, previous, self.state)
         try:
             outcome = self._ask(parts)
         except Exception as error:  # each client has its own, and each of its HTTP libraries
@@ -195,16 +193,15 @@ class ServedTeacher:
     def worst_case(self, request: Request) -> Usage:
         """See `Teacher.worst_case`.
 
-        Input: a token is at least one byte of UTF-8, so text counts with its bytes, the follow-up's included;
-        a picture with the most that `_picture_tokens` knows of; 256 for turns and markers.
+        Input: a token is at least one byte of UTF-8, so text counts with its bytes, the follow-up's included.
+        A picture counts with `picture_tokens`; turns and markers with 256.
         Output: `max_output_tokens`, at which servers cut off thinking and answer together.
         """
-        parts = render(self._prompt, request, contact_sheet=self.contact_sheet, state=self.state)
+        parts = render(self._prompt, request, state=self.state)
         texts = [part for part in parts if isinstance(part, str)]
         text = "".join([*texts, self._prompt.repair, json.dumps(self._prompt.schema)])
-        pictures = sum(self._picture_tokens(part) for part in parts if isinstance(part, Image))
-        size = len(text.encode("utf-8", "replace"))
-        return Usage(size + QUOTED + 400 + pictures + 256, self.max_output_tokens)
+        size = len(text.encode("utf-8", "replace")) + self.picture_tokens * (len(parts) - len(texts))
+        return Usage(size + QUOTED + 400 + 256, self.max_output_tokens)
 
     def _connect(self) -> Any:
         """The client. Raises `KitError`."""
@@ -216,10 +213,6 @@ class ServedTeacher:
 
     def _read(self, received: Received, request: Request) -> Answer | CallFailed:
         """What a response amounts to. A failure is returned: a traceback through here would show the body."""
-        raise NotImplementedError
-
-    def _picture_tokens(self, picture: Image) -> int:
-        """The most tokens that a picture is counted as."""
         raise NotImplementedError
 
 

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, ClassVar, NoReturn
 
-from PIL.Image import Image
-
 from refinevla_kit.errors import KitError, install
 from refinevla_kit.teacher.annotation import attended
 from refinevla_kit.teacher.answers import parse
@@ -49,16 +47,16 @@ STOPPED = (
 
 
 def api_key() -> str:
-    """The key in GEMINI_API_KEY or GOOGLE_API_KEY; in a terminal or JupyterLab, asked for in a box that does
-    not show it and kept in this process's environment, so that workers started later have it. Raises
-    `KitError` when there is none.
+    """The key in GEMINI_API_KEY or GOOGLE_API_KEY; else a person is asked for it.
+
+    That is in a terminal or JupyterLab, in a box that does not show it. It is kept in this process's
+    environment, so that workers started later have it. Raises `KitError` when there is none.
     """
     name = GEMINI_KEYS[0]
     if not key_in(GEMINI_KEYS) and attended():
         with suppress(EOFError, NotImplementedError):  # a notebook run without a person before it
             os.environ[name] = getpass.getpass("Gemini API key (not shown, not stored): ").strip()
-    key = key_in(GEMINI_KEYS)
-    if not key:
+    if not (key := key_in(GEMINI_KEYS)):
         remedy = f"set the environment variable {name}, or run this in JupyterLab or a terminal and be asked"
         raise KitError("there is no Gemini API key", remedy)
     return key
@@ -71,6 +69,8 @@ class _Gemini(ServedTeacher):
 
     example = "one that Google lists and your key may use (gemini-3.8-flash)"
     packages: ClassVar[tuple[str, ...]] = ()
+    # Google documents 258 for each tile of 256 pixels, or 2,240 at the highest media resolution.
+    picture_tokens = 258 * (1 + 3 * 3)
 
     def check(self) -> None:
         """See `ServedTeacher.check`."""
@@ -137,12 +137,6 @@ class _Gemini(ServedTeacher):
         if finish == "LANGUAGE":
             return Refusal("other_language", "the answer was stopped for its language"), text, used
         return parse(text, request, cut=finish in ("MAX_TOKENS", "CONTINUATION")), text, used
-
-    def _picture_tokens(self, picture: Image) -> int:
-        """Google documents 258 for each tile, of 256 pixels at the least, or 2,240 at the highest media
-        resolution.
-        """
-        return max(2240, 258 * (1 + -(-picture.width // 256) * -(-picture.height // 256)))
 
 
 @dataclass

@@ -135,29 +135,22 @@ class Budget:
     def __init__(self, limits: Limits, spent: Spent = Spent()) -> None:
         self.limits, self.total = limits, spent
 
-    def of(self, usage: Usage) -> Spent:
-        """One call of `usage`."""
-        return self.of_many(1, usage.input_tokens, usage.output_tokens)
-
-    def of_many(self, calls: int, input_tokens: int, output_tokens: int) -> Spent:
-        """Calls of so many tokens in all, at the user's prices."""
-        prices = self.limits.prices
-        return Spent(
-            calls, input_tokens, output_tokens, prices.money(input_tokens, output_tokens) if prices else 0
-        )
+    def of(self, usage: Usage, calls: int = 1) -> Spent:
+        """Calls that use so much in all, at the user's prices."""
+        prices, asked, answered = self.limits.prices, usage.input_tokens, usage.output_tokens
+        return Spent(calls, asked, answered, prices.money(asked, answered) if prices else 0)
 
     def reserve(self, worst: Spent) -> str | None:
         """Set `worst` aside; where it does not fit nothing changes and the limit that it would exceed is
         named.
         """
         total, limits = self.total.plus(worst), self.limits
-        most_money = None if limits.budget_money is None else math.floor(limits.budget_money * NANO)
-        for name, amount, most in (
-            ("budget_calls", total.calls, limits.budget_calls),
-            ("budget_tokens", total.tokens, limits.budget_tokens),
-            ("budget_money", total.money, most_money),
+        for name, amount, most, unit in (
+            ("budget_calls", total.calls, limits.budget_calls, 1),
+            ("budget_tokens", total.tokens, limits.budget_tokens, 1),
+            ("budget_money", total.money, limits.budget_money, NANO),
         ):
-            if most is not None and amount > most:
+            if most is not None and amount > most * unit:
                 return name
         self.total = total
         return None

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
-from PIL.Image import Image
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.teacher.answers import parse
@@ -54,25 +53,21 @@ class OpenAITeacher(ServedTeacher):
     Args:
         timeout: seconds without a byte from the server; it sends none before the whole answer is written.
         base_url: such as http://localhost:8000/v1; without a path, /v1 is added. None takes OPENAI_BASE_URL.
-        json_schema: "auto" asks for the answer's JSON schema until the server says that it takes none;
-            True makes that an error; False never asks.
 
     Raises:
         KitError: without a model or a server's address, or where an option makes no sense.
     """
 
     timeout: float = 300.0
-    json_schema: bool | str = "auto"
 
     name = "openai"
     example = "as the server names it (GET /v1/models lists them)"
+    # Above what common open models take of 640 pixels; services that multiply (gpt-4o-mini) may exceed it.
+    picture_tokens = 4096
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.json_schema not in ("auto", True, False):
-            raise KitError(f"json_schema is {self.json_schema!r}", 'give "auto", True or False')
         self.base_url = _checked_url(self.base_url or os.environ.get(SERVER, "").strip())
-        self.version += "" if self.json_schema else ", no json schema"
         self._refused: set[str] = set()  # fields that the server does not take
 
     def _connect(self) -> httpx.Client:
@@ -104,9 +99,11 @@ class OpenAITeacher(ServedTeacher):
 
     def _body(self, parts: list[Part]) -> dict[str, Any]:
         form = {"name": "rationale", "strict": True, "schema": json_schema(self._prompt.schema)}
-        fields: dict[str, Any] = {"max_tokens": self.max_output_tokens, "temperature": 0}
-        if self.json_schema:
-            fields["response_format"] = {"type": "json_schema", "json_schema": form}
+        fields: dict[str, Any] = {
+            "max_tokens": self.max_output_tokens,
+            "temperature": 0,
+            "response_format": {"type": "json_schema", "json_schema": form},
+        }
         kept = {name: value for name, value in fields.items() if name not in self._refused}
         if "max_tokens" not in kept:
             # OpenAI's newer name, which some servers ignore
@@ -116,14 +113,9 @@ class OpenAITeacher(ServedTeacher):
 
     def _dispensable(self, received: Received, body: dict[str, Any]) -> str:
         """The field for which the server refused the request, if the next can do without it; else ""."""
-        if received.status not in (400, 422):
-            return ""
-        said = f"{received.reason} {at(received.error, 'param') or ''}"
-        for field, complaint in DISPENSABLE.items():
-            wanted = field == "response_format" and self.json_schema is True
-            if field in body and not wanted and complaint.search(said):
-                return field
-        return ""
+        complaint = f"{received.reason} {at(received.error, 'param') or ''}"
+        fields = [name for name, words in DISPENSABLE.items() if name in body and words.search(complaint)]
+        return fields[0] if fields and received.status in (400, 422) else ""
 
     def _read(self, received: Received, request: Request) -> Answer | CallFailed:
         document = received.document
@@ -146,14 +138,6 @@ class OpenAITeacher(ServedTeacher):
         if isinstance(refusal, str) and refusal.strip() and not text.strip():
             return Refusal("safety", f"the model refused: {one_line(scrub(refusal))}"), "", used
         return parse(text, request, cut=finish in CUT), text, used
-
-    def _picture_tokens(self, picture: Image) -> int:
-        """4,096, or one for each patch of 14 pixels where that is more.
-
-        That is above what common open models take of a picture of 640 pixels. Services that count pictures at
-        a multiple (gpt-4o-mini) may exceed it.
-        """
-        return max(4096, -(-picture.width // 14) * -(-picture.height // 14))
 
 
 def json_schema(shape: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The oracle teacher: writes the four parts of a rationale from simulator state, offline and for nothing.
-Sentences come from a small seeded grammar: several wordings a slot, a small vocabulary, 45 to 75 words in
-all, because a policy with a few million parameters learns to write them. What is said is decided in
+Sentences come from a small seeded grammar: several wordings a slot, 45 to 75 words in all. The vocabulary is
+small, because a policy with a few million parameters learns to write it. What is said is decided in
 `audit.Scene.facts`, and given beside the prose; how it is said is decided here. For data without simulator
 state it refuses.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
+from typing import Any
 
 import numpy as np
 
@@ -110,27 +111,21 @@ class OracleTeacher:
         """
         state, masks = request.state, request.masks
         if state is None or not masks:
-            return _refuse(
-                "no_state",
-                "the frame has no simulator state and masks: this teacher only describes what the "
-                "simulator knows",
+            reason = (
+                "the frame has no simulator state and masks: this teacher describes what a simulator knows"
             )
+            return Reply(Refusal("no_state", reason), "")
         names = roles(request.instruction, masks)
         if len(names) != 2:
-            return _refuse(
-                "unknown_objects",
-                f"the instruction {request.instruction!r} names {len(names)} of the masked objects, "
-                "two are needed",
-            )
-        if (
-            not all(np.isfinite(values).all() for values in state.to_arrays().values())
-            or not np.isfinite(request.actions).all()
-        ):
-            return _refuse("invalid_state", "state or actions hold values that are not finite")
+            reason = f"the instruction {request.instruction!r} names {len(names)} masked objects, not two"
+            return Reply(Refusal("unknown_objects", reason), "")
+        numbers = (*state.to_arrays().values(), request.actions)
+        if not all(np.isfinite(values).all() for values in numbers):
+            reason = "state or actions hold values that are not finite"
+            return Reply(Refusal("invalid_state", reason), "")
         facts = Scene(request).facts()
-        rng = np.random.default_rng(
-            [self.seed, zlib.crc32(request.dataset.encode()), request.episode, request.start]
-        )
+        dataset = zlib.crc32(request.dataset.encode())
+        rng = np.random.default_rng([self.seed, dataset, request.episode, request.start])
         rationale = _write(facts, "in" if " into " in request.instruction else "on", rng)
         return Reply(rationale, rationale.text())
 
@@ -140,103 +135,84 @@ def word_count(rationale: Rationale) -> int:
     return sum(len(getattr(rationale, part).split()) for part in PARTS)
 
 
-def _refuse(kind: str, reason: str) -> Reply:
-    return Reply(Refusal(kind, reason), "")
-
-
 def _write(facts: Facts, on: str, rng: np.random.Generator) -> Rationale:
     """Draw wordings until the whole is within the budget; long names and full facts may need the brief
     form.
     """
+    wording = _Wording(facts, on, rng)
     for attempt in range(100):
         brief = attempt >= 5
-        rationale = Rationale(
-            _observation(facts, rng),
-            _situation(facts, rng),
-            _spatial(facts, rng, brief),
-            _plan(facts, on, rng, brief),
-            facts=facts,
-        )
+        parts = [wording.observation(), wording.situation(), wording.spatial(brief), wording.plan(brief)]
+        seen, situation, space, plan = (text[:1].upper() + text[1:] for text in parts)
+        rationale = Rationale(seen, situation, space, plan, facts=facts)
         if WORD_BUDGET[0] <= word_count(rationale) <= WORD_BUDGET[1]:
             break
     return rationale
 
 
-def _pick(rng: np.random.Generator, slot: str, **words: str) -> str:
-    choices = GRAMMAR[slot]
-    return choices[int(rng.integers(len(choices)))].format(**words)
+class _Wording:
+    """The four parts of a rationale in words that are drawn; every call draws anew."""
 
+    def __init__(self, facts: Facts, on: str, rng: np.random.Generator) -> None:
+        self.facts, self.rng = facts, rng
+        self.held = facts.held == facts.source
+        self.words = {"source": str(facts.source), "target": str(facts.target), "onto": f"{on}to"}
 
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    def pick(self, slot: str, **words: Any) -> str:
+        """One wording of a slot."""
+        choices = GRAMMAR[slot]
+        return choices[int(self.rng.integers(len(choices)))].format(**self.words | words)
 
+    def observation(self) -> str:
+        facts, words = self.facts, self.words
+        gripper = f"{facts.gripper} gripper" if facts.gripper else "gripper"
+        if self.held:
+            gripper = f"gripper with the {facts.source}"
+        source = self.pick(
+            "seen" if facts.source_zone else "hidden", name=words["source"], zone=facts.source_zone
+        )
+        target = self.pick(
+            "seen" if facts.target_zone else "hidden", name=words["target"], zone=facts.target_zone
+        )
+        hand = self.pick("gripper" if facts.gripper_zone else "hidden", name=gripper, zone=facts.gripper_zone)
+        return self.pick("observation", source=source, target=target, gripper=hand)
 
-def _observation(facts: Facts, rng: np.random.Generator) -> str:
-    def place(slot: str, name: str, zone: str | None) -> str:
-        return _pick(rng, slot, name=name, zone=zone) if zone else _pick(rng, "hidden", name=name)
+    def situation(self) -> str:
+        held = self.pick("held" if self.held else "not held")
+        done = self.pick("done" if self.facts.done else "not done")
+        return self.pick("situation", held=held, done=done, phase=self.facts.sub_task)
 
-    gripper = f"{facts.gripper} gripper" if facts.gripper else "gripper"
-    if _holds(facts):
-        gripper = f"gripper with the {facts.source}"
-    source = place("seen", str(facts.source), facts.source_zone)
-    target = place("seen", str(facts.target), facts.target_zone)
-    hand = place("gripper", gripper, facts.gripper_zone)
-    return _sentence(_pick(rng, "observation", source=source, target=target, gripper=hand))
+    def spatial(self, brief: bool) -> str:
+        """Source to target; before that, while the source is not held, gripper to source.
 
+        The height of the source over the target is then left out.
+        """
+        facts, height = self.facts, self.facts.goal_height_cm
+        if not self.held and facts.goal_cm and height is not None:
+            height = 0
+        side = None if brief and not self.held else facts.goal_side
+        goal = self.way(self.words["source"], self.words["target"], facts.goal_cm, height, side)
+        if self.held:
+            return f"{goal}."
+        reach = facts.reach_cm, facts.reach_height_cm, facts.reach_side
+        return f"{self.way('gripper', self.words['source'], *reach)}; {goal}."
 
-def _situation(facts: Facts, rng: np.random.Generator) -> str:
-    held = _pick(rng, "held" if _holds(facts) else "not held", source=str(facts.source))
-    done = _pick(rng, "done" if facts.done else "not done")
-    return _sentence(_pick(rng, "situation", held=held, done=done, phase=str(facts.sub_task)))
+    def way(self, thing: str, name: str, beside: float | None, height: float | None, side: str | None) -> str:
+        """Where a thing is, relative to `name`: horizontal distance and height in cm, None for a metre."""
+        if beside is None or height is None:
+            relation = self.pick("far", name=name)
+        else:
+            vertical = "above" if height > 0 else "below" if height < 0 else ""
+            slot = f"{'beside' if beside else ''} {vertical}".strip() or "at"
+            relation = self.pick(slot, name=name, about=f"about {beside} cm", height=abs(height))
+        seen = ""
+        if side is not None and (beside, height) != (0, 0):
+            seen = f", {side} of it" if side in ("left", "right") else f", {side} in view"
+        return self.pick("spatial", a=thing, relation=relation, side=seen)
 
-
-def _holds(facts: Facts) -> bool:
-    return facts.held == facts.source
-
-
-def _relation(rng: np.random.Generator, beside: float | None, height: float | None, name: str | None) -> str:
-    """Where something is, relative to `name`: horizontal distance and height in cm, None for a metre and
-    more.
-    """
-    if beside is None or height is None:
-        return _pick(rng, "far", name=str(name))
-    vertical = "above" if height > 0 else "below" if height < 0 else ""
-    slot = f"{'beside' if beside else ''} {vertical}".strip() or "at"
-    return _pick(rng, slot, name=str(name), about=f"about {beside} cm", height=str(abs(height)))
-
-
-def _spatial(facts: Facts, rng: np.random.Generator, brief: bool) -> str:
-    """Source to target; before that, while the source is not held, gripper to source (then the height of the
-    source over the target is left out).
-    """
-    held, height = _holds(facts), facts.goal_height_cm
-    if not held and facts.goal_cm and height is not None:
-        height = 0
-    relation = _relation(rng, facts.goal_cm, height, facts.target)
-    unsaid = (brief and not held) or (facts.goal_cm, height) == (0, 0)
-    goal = _pick(
-        rng, "spatial", a=str(facts.source), relation=relation, side="" if unsaid else _side(facts.goal_side)
-    )
-    if held:
-        return _sentence(f"{goal}.")
-    relation = _relation(rng, facts.reach_cm, facts.reach_height_cm, facts.source)
-    unsaid = (facts.reach_cm, facts.reach_height_cm) == (0, 0)
-    reach = _pick(
-        rng, "spatial", a="gripper", relation=relation, side="" if unsaid else _side(facts.reach_side)
-    )
-    return _sentence(f"{reach}; {goal}.")
-
-
-def _side(word: str | None) -> str:
-    if word is None:
-        return ""
-    return f", {word} of it" if word in ("left", "right") else f", {word} in view"
-
-
-def _plan(facts: Facts, on: str, rng: np.random.Generator, brief: bool) -> str:
-    words = {"source": str(facts.source), "target": str(facts.target), "onto": f"{on}to"}
-    do = _pick(rng, f"do {facts.sub_task}", **words)
-    following = (*PHASES, "end")[PHASES.index(str(facts.sub_task)) + 1 :]
-    later = [_pick(rng, f"then {phase}", **words) for phase in following[: 1 if brief else NEXT_STEPS]]
-    motion = f", moving {facts.motion}" if facts.motion else ""
-    return _sentence(_pick(rng, "plan", do=do, motion=motion, next=" and ".join(later)))
+    def plan(self, brief: bool) -> str:
+        do = self.pick(f"do {self.facts.sub_task}")
+        following = (*PHASES, "end")[PHASES.index(str(self.facts.sub_task)) + 1 :]
+        later = [self.pick(f"then {phase}") for phase in following[: 1 if brief else NEXT_STEPS]]
+        motion = f", moving {self.facts.motion}" if self.facts.motion else ""
+        return self.pick("plan", do=do, motion=motion, next=" and ".join(later))

@@ -1,8 +1,8 @@
 """Turns a request into what a vision-language model is shown: text, and pictures labelled with their frame
 numbers.
 
-The words are in prompts/, in plain files with a version in their name: the question (rationale_v2.txt), the
-follow-up to an answer that could not be used (repair_v2.txt) and the answer's shape (schema_v2.json). Their
+The words are in prompts/, in plain files with a version in their name. rationale_v2.txt is the question,
+repair_v2.txt the follow-up to an answer that could not be used, schema_v2.json the answer's shape. Their
 hash is stored with each rationale: never edit a file that was used, add one. Version 1 asks for no facts.
 """
 
@@ -18,11 +18,11 @@ from string import Template
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from refinevla_kit.episodes.columns import filled
 from refinevla_kit.episodes.contract import ACTION_NAMES
-from refinevla_kit.errors import KitError
+from refinevla_kit.errors import KitError, as_kit_error
 from refinevla_kit.teacher.schema import Array, Refusal, Reply, Request
 
 FOLDER = Path(__file__).parent / "prompts"
@@ -36,8 +36,13 @@ Part = str | Image.Image
 
 @dataclass(frozen=True)
 class Prompt:
-    """A versioned prompt: `question` and `repair` are templates, `schema` is the answer's shape in the form
-    that Gemini's API takes, `hash` the first 16 hex digits of the SHA-256 of the three files.
+    """A versioned prompt.
+
+    Attributes:
+        name: of the question's file.
+        question, repair: templates.
+        schema: the answer's shape in the form that Gemini's API takes.
+        hash: the first 16 hex digits of the SHA-256 of the three files.
     """
 
     name: str
@@ -50,28 +55,22 @@ class Prompt:
 def load_prompt(name: str = "rationale_v2") -> Prompt:
     """The prompt `name` of prompts/, or your own question in a .txt file.
 
-    The follow-up and the answer's shape are of the version that the name ends with; of version 1 where the
-    name of your file says none. Raises `KitError` when there is none.
+    The follow-up and the answer's shape are of the version that the name ends with. A file of yours whose
+    name says none has those of version 1. Raises `KitError` when there is none.
     """
     question = Path(name) if name.endswith(".txt") else FOLDER / f"{name}.txt"
     version = question.stem.rpartition("_")[2]
     if question.parent != FOLDER and not (FOLDER / f"schema_{version}.json").is_file():
         version = "v1"
-    try:
-        files = (question, FOLDER / f"repair_{version}.txt", FOLDER / f"schema_{version}.json")
+    files = (question, FOLDER / f"repair_{version}.txt", FOLDER / f"schema_{version}.json")
+    known = ", ".join(sorted(file.stem for file in FOLDER.glob("rationale_*.txt")))
+    remedy = f"choose one of {known}, or give the path of a .txt file in UTF-8"
+    with as_kit_error(f"no prompt {name!r}", remedy, (OSError, ValueError)):
         contents = [file.read_bytes() for file in files]
         asked, repair, schema = (content.decode() for content in contents)
-    except (OSError, ValueError) as error:
-        known = ", ".join(sorted(file.stem for file in FOLDER.glob("rationale_*.txt")))
-        raise KitError(
-            f"no prompt {name!r} ({error})",
-            f"choose one of {known}, or give the path of a .txt file in UTF-8",
-        ) from error
     if "$frames" not in asked:
-        raise KitError(
-            f"the prompt {question} has no $frames",
-            "put $frames where the pictures belong ($instruction, $actions and $state likewise)",
-        )
+        remedy = "put $frames where the pictures belong ($instruction, $actions and $state likewise)"
+        raise KitError(f"the prompt {question} has no $frames", remedy)
     digest = hashlib.sha256(b"\0".join(contents)).hexdigest()[:16]
     return Prompt(question.stem, asked, repair, json.loads(schema), digest)
 
@@ -80,15 +79,12 @@ def render(
     prompt: Prompt,
     request: Request,
     previous: Reply | None = None,
-    *,
-    contact_sheet: bool = False,
     state: bool = False,
 ) -> list[Part]:
     """What to show the model, in order; the same request gives the same parts.
 
     Args:
         previous: an unusable reply to the same request; makes this the follow-up.
-        contact_sheet: all keyframes as numbered panels of one picture, instead of one picture each.
         state: tell it the robot's own readings and, of simulated data, where the objects are.
     """
     words = {
@@ -102,7 +98,11 @@ def render(
     }
     before, after = prompt.question.split("$frames", 1)
     parts: list[Part] = [Template(before).safe_substitute(words).strip()]
-    parts += [*_frames(request, contact_sheet), Template(after).safe_substitute(words).strip()]
+    for number, (frame, image) in enumerate(zip(request.keyframe_indices, request.keyframes, strict=True), 1):
+        picture = Image.fromarray(np.asarray(image, np.uint8))
+        picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+        parts += [f"Frame {frame} (picture {number} of {len(request.keyframes)}):", picture]
+    parts.append(Template(after).safe_substitute(words).strip())
     if previous is not None and isinstance(previous.result, Refusal):
         quoted = previous.raw.encode("utf-8", "replace")[:QUOTED].decode("utf-8", "ignore")
         repair = Template(prompt.repair).safe_substitute(problem=previous.result.reason, previous=quoted)
@@ -215,30 +215,3 @@ def _number(value: float) -> str:
     if not math.isfinite(value):
         return "missing"
     return f"{round(float(value), 3) + 0.0:g}"  # + 0.0: no minus before a zero
-
-
-def _frames(request: Request, contact_sheet: bool) -> list[Part]:
-    images = [Image.fromarray(np.asarray(image, np.uint8)) for image in request.keyframes]
-    for image in images:
-        image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
-    numbers = list(request.keyframe_indices)
-    if contact_sheet:
-        names = ", ".join(f"panel {i} is frame {number}" for i, number in enumerate(numbers, 1))
-        return [f"One picture with numbered panels in reading order: {names}.", _sheet(images, numbers)]
-    parts: list[Part] = []
-    for i, (image, number) in enumerate(zip(images, numbers, strict=True), 1):
-        parts += [f"Frame {number} (picture {i} of {len(images)}):", image]
-    return parts
-
-
-def _sheet(images: list[Image.Image], numbers: list[int]) -> Image.Image:
-    """Panels in reading order, each with its number and its frame's in a strip above it."""
-    across, strip, gap = math.ceil(math.sqrt(len(images))), 16, 4
-    width, height = images[0].width + gap, images[0].height + strip + gap
-    sheet = Image.new("RGB", (across * width, math.ceil(len(images) / across) * height), "white")
-    draw = ImageDraw.Draw(sheet)
-    for i, image in enumerate(images):
-        left, top = i % across * width, i // across * height
-        draw.text((left + 2, top + 1), f"{i + 1}: frame {numbers[i]}", fill="black")
-        sheet.paste(image, (left, top + strip))
-    return sheet

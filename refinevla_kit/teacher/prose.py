@@ -1,10 +1,10 @@
 """Reads the few statements of free English that can be read safely; all else is left unread, never guessed.
 
-Read are: things named; that something is held or nothing is; that one thing is left or right of another; and
-the sub-task that the text says is current, or that a plan begins with. Not read are places in the picture,
-distances, heights, the gripper's opening, directions of motion, the order of a plan and whether the task is
-done: those are for `schema.Facts`. A clause under a condition, an intention or a wish ("until", "should",
-"about to") says nothing about the frame and is passed over.
+Read are things named; that something is held or nothing is; and that one thing is left or right of another.
+So is the sub-task that the text says is current, or that a plan begins with. Not read are places in the
+picture, distances, heights, the gripper's opening, directions of motion, the order of a plan and whether the
+task is done: those are for `schema.Facts`. A clause under a condition, an intention or a wish ("until",
+"should", "about to") says nothing about the frame and is passed over.
 """
 
 from __future__ import annotations

@@ -8,11 +8,11 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby, islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from refinevla_kit.errors import KitError
+from refinevla_kit.errors import KitError, check_choice
 from refinevla_kit.settings import GRANULARITIES
 from refinevla_kit.teacher.answers import Span
 from refinevla_kit.teacher.schema import Request
@@ -20,24 +20,7 @@ from refinevla_kit.teacher.schema import Request
 if TYPE_CHECKING:
     from refinevla_kit.episodes import EpisodeDataset, EpisodeInfo
 
-GRIPPER = 6  # dimension of the gripper in this kit's own displacement actions
 FRAMES = 64  # decoded at a time
-
-
-def ranges(actions: Any, deltas: bool | None, granularity: str) -> list[tuple[int, int]]:
-    """Frame ranges [start, end) of one episode with `actions` (T, A) that a teacher is asked about. Raises
-    `KitError` for an unknown granularity.
-    """
-    from refinevla_kit.episodes.segments import split_segments
-
-    if granularity not in GRANULARITIES:
-        raise KitError(f"unknown granularity {granularity!r}", f"choose one of {', '.join(GRANULARITIES)}")
-    if granularity == "step":
-        return [(frame, frame + 1) for frame in range(len(actions))]
-    if granularity == "trajectory":
-        return [(0, len(actions))]
-    segments = split_segments(actions, deltas, GRIPPER if deltas else None)
-    return [(segment.start, segment.end) for segment in segments]
 
 
 def keyframe_indices(start: int, end: int, keyframes: int) -> list[int]:
@@ -50,15 +33,16 @@ def keyframe_indices(start: int, end: int, keyframes: int) -> list[int]:
 
 def episode_spans(dataset: EpisodeDataset, episode: int, granularity: str) -> list[Span]:
     """The frames of `dataset` that a teacher is asked about together; where the instruction changes, another
-    question begins.
+    question begins. Raises `KitError` for an unknown granularity.
     """
     from refinevla_kit.episodes.segments import same
 
+    check_choice("granularity", granularity, GRANULARITIES)
     if granularity == "segment":
         return [(episode, segment.start, segment.end) for segment in dataset.segments(episode)]
     if granularity == "trajectory":
         return [(episode, *stretch) for stretch in same(dataset.instructions(episode))]
-    return [(episode, *span) for span in ranges(dataset.actions(episode), dataset.deltas, granularity)]
+    return [(episode, frame, frame + 1) for frame in range(dataset.info(episode).length)]
 
 
 def sampled(dataset: EpisodeDataset, count: int) -> list[EpisodeInfo]:
@@ -97,13 +81,9 @@ def requests(
     for info in dataset.episodes if episodes is None else episodes:
         try:
             spans = episode_spans(dataset, info.index, granularity)
-            known = digest(dataset, info, dataset.actions(info.index), spans) if wanted else ""
-        except KitError as error:
-            dataset.leave_out(info.index, error)
-            continue
-        asked = wanted(info.index, known, spans) if wanted else spans
-        try:
-            yield from _with_pictures(dataset, info.index, asked, granularity, keyframes)
+            if wanted:
+                spans = wanted(info.index, digest(dataset, info.index, spans), spans)
+            yield from _with_pictures(dataset, info.index, spans, granularity, keyframes)
         except KitError as error:
             dataset.leave_out(info.index, error)
     dataset.warn()
@@ -153,19 +133,22 @@ def without_pictures(dataset: EpisodeDataset, episode: int, spans: Sequence[Span
         )
 
 
-def digest(dataset: EpisodeDataset, info: EpisodeInfo, actions: Any, spans: list[Span]) -> str:
-    """16 hex digits of what answers about an episode depend on: instructions, actions, where it is cut, the
-    simulator's state, and what was said of the numbers' meaning and the camera.
+def digest(dataset: EpisodeDataset, episode: int, spans: list[Span]) -> str:
+    """16 hex digits of what answers about an episode depend on.
+
+    That is instructions, actions, where it is cut, the simulator's state, and what a person said of the
+    numbers' meaning and the camera.
     """
     from refinevla_kit.episodes.contract import sidecar_path
 
-    beside = sidecar_path(dataset.path, info.index)
-    sentences = [sentence for sentence, _ in groupby(dataset.instructions(info.index))]
+    beside = sidecar_path(dataset.path, episode)
+    sentences = [sentence for sentence, _ in groupby(dataset.instructions(episode))]
     parts = [
         "\n".join(sentences).encode("utf-8", "replace"),
-        actions.tobytes(),
+        dataset.actions(episode).tobytes(),
         repr(spans).encode(),
         beside.read_bytes() if beside.is_file() else b"",
     ]
-    parts += [repr(sorted(dataset.overrides.items())).encode()] if dataset.overrides else []
+    if dataset.overrides:
+        parts.append(repr(sorted(dataset.overrides.items())).encode())
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:16]

@@ -1,8 +1,8 @@
 """What a person decided about rationales: accept, edit or reject, one JSON line each, in
 `<table>.reviews.jsonl` beside the rationale table.
 
-The table, the teacher's text, is never written. A decision names the text that it is about by a hash: it does
-not carry over to what a teacher writes later about the same frames. Lines are only added, each under the
+The table, the teacher's text, is never written. A decision names its text by a hash: it does not
+carry over to what a teacher writes later about the same frames. Lines are only added, each under the
 journal's lock and fsynced; of several about one text the last counts.
 """
 
@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from refinevla_kit.errors import KitError
+from refinevla_kit.errors import KitError, as_kit_error
 from refinevla_kit.journal import Journal
 from refinevla_kit.teacher.answers import Span, StoredRationale
 from refinevla_kit.teacher.schema import PARTS, Rationale
@@ -81,14 +81,10 @@ def load_decisions(path: str | Path) -> dict[tuple[Span, str], Decision]:
     content = Path(path).read_bytes() if Path(path).exists() else b""
     decisions = {}
     for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), 1):
-        try:
+        with as_kit_error(f"{path}, line {number} is no decision", "remove that line: the others are kept"):
             decision = Decision(**json.loads(line))
             if decision.verdict not in VERDICTS or not decision.edits.keys() <= EDITABLE:
                 raise ValueError(f"verdict {decision.verdict}, edits of {', '.join(decision.edits)}")
-        except (ValueError, TypeError, AttributeError) as error:
-            raise KitError(
-                f"{path}, line {number} is no decision ({error})", "remove that line: the others are kept"
-            ) from error
         decisions[(decision.episode, decision.start, decision.end), decision.about] = decision
     return decisions
 
@@ -115,29 +111,25 @@ def decide(
     while another program writes the file.
     """
     before: dict[str, Any] = asdict(answer.rationale) if answer.rationale else {}
-    new = dict(edits or {})
-    for name, value in list(new.items()):
-        new[name] = " ".join(value.split()) if isinstance(value, str) else value  # a part is one line
-        if new[name] == before.get(name):
-            del new[name]
+    new = {
+        name: " ".join(value.split()) if isinstance(value, str) else value  # a part is one line
+        for name, value in (edits or {}).items()
+    }
+    new = {name: value for name, value in new.items() if value != before.get(name)}
     if verdict not in VERDICTS or not new.keys() <= EDITABLE or (new and verdict != "edit"):
-        raise KitError(
-            f"{verdict!r} with edits of {', '.join(new) or 'nothing'} is no decision",
-            f"choose from {', '.join(VERDICTS)}; edit parts",
-        )
+        what = f"{verdict!r} with edits of {', '.join(new) or 'nothing'} is no decision"
+        raise KitError(what, f"choose from {', '.join(VERDICTS)}; edit parts")
     if verdict == "reject" and not reason.strip():
         raise KitError("a rejection needs a reason", "say in a few words what is wrong")
-    if verdict != "reject" and (empty := [part for part in PARTS if not (before | new).get(part)]):
+    empty = [part for part in PARTS if not (before | new).get(part)]
+    if verdict != "reject" and empty:
         raise KitError(f"{empty[0]} is empty", "write it, or reject")
     verdict = "accept" if verdict == "edit" and not new else verdict
     now = datetime.now(UTC).isoformat(timespec="seconds")
     decision = Decision(*answer.span, text_hash(answer), verdict, new, reason.strip(), reviewer, now)
-    journal = Journal(Path(path))
-    try:
+    with Journal(Path(path)) as journal:
         journal.append(asdict(decision))
         journal.sync()
-    finally:
-        journal.close()
     return decision
 
 

@@ -14,7 +14,7 @@ import random
 import shutil
 import signal
 import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -35,15 +35,10 @@ FORGIVEN = (
 WRONG = 3  # requests that the server calls wrong before it has answered any: one may have an odd picture
 LONGEST_WAIT = 900.0  # s; a server that asks to wait longer ends the run
 ROOM = 16 * 2**20  # bytes that must be free on the disk before a call: what is paid for can be written
-REMEDY = "look at what came back (raw in the table), change the model, its options or the prompt,"
-REMEDIES = {
-    "truncated": "raise max_output_tokens or lower thinking, "
-    "on a command line -o max_output_tokens=8192 or -o thinking=low,",
-    "empty": "raise max_output_tokens or take another model",
-    "blocked": "look at the pictures and the instruction, or take another model,",
-    "safety": "look at the pictures and the instruction, or take another model,",
-    "not_json": "look at what came back (raw in the table): a page of a proxy means a wrong base_url,",
-}
+REMEDY = (
+    "look at what came back (raw in the table), raise max_output_tokens, lower thinking, or change the "
+    "model, base_url, the pictures or the prompt, and run again: they are asked again"
+)
 
 Ask = Callable[[Request, Reply | None], Awaitable[Reply]]
 """Makes one call to a teacher (see `Teacher.annotate`); for the event loop's thread."""
@@ -73,15 +68,13 @@ class Refusals:
         if self.weight <= 0:
             self.rows, self.weight, self._answers = [], 0, 0
 
-    def reason(self) -> tuple[str, str]:
-        """What is wrong, for a person, and what to do about it."""
+    def reason(self) -> str:
+        """Why they end a run, for a person."""
         kinds = Counter(row["refusal_kind"] for row in self.rows).most_common()
         counts = ", ".join(f"{count} {kind}" for kind, count in kinds)
-        count = len(self.rows)
+        count, last = len(self.rows), self.rows[-1]["refusal_reason"]
         share = "in a row" if count == self._answers else f"among {self._answers} in a row"
-        last = self.rows[-1]["refusal_reason"]
-        remedy = f"{REMEDIES.get(kinds[0][0], REMEDY)} and run again: they are asked again"
-        return f"after {count} refused requests {share} ({counts}; the last: {last})", remedy
+        return f"after {count} refused requests {share} ({counts}; the last: {last})"
 
 
 class Run:
@@ -119,7 +112,7 @@ class Run:
         self.paying = False
         self.again = set(store.again)
         self._random = random.Random(limits.seed)
-        self._reason = ("", "")  # why it stopped, and the remedy
+        self._reason = ("", "give a dataset with episodes")  # why it stopped, and the remedy
         self._money = store.spent.money
         self._refused = Refusals()
         self._shown = 0  # refusals on the bar
@@ -166,12 +159,10 @@ class Run:
     @property
     def failure(self) -> RunFailed:
         """Why there is no rationale, for a run that has none to show."""
-        stop, remedy = self._reason
-        if not stop and self._refused.rows:
-            stop, remedy = self._refused.reason()
-        elif not stop:
-            stop, remedy = "without a question", "give a dataset with episodes"
-        return RunFailed(f"no rationale was written: the run ended {stop}", remedy)
+        why, remedy = self._reason
+        if self._refused.rows and not why:
+            why, remedy = self._refused.reason(), REMEDY
+        return RunFailed(f"no rationale was written: the run ended {why or 'without a question'}", remedy)
 
     def _run_loop(self, source: Iterator[Request]) -> None:
         with asyncio.Runner(loop_factory=self.new_loop) as runner:
@@ -181,24 +172,21 @@ class Run:
         self._loop, self._main = asyncio.get_running_loop(), asyncio.current_task()
         with ThreadPoolExecutor(1, "requests") as thread:
             make = partial(self._loop.run_in_executor, thread, self._next, source)
-            coming = deque(
-                make() for _ in range(self.limits.concurrency)
-            )  # so that decoding holds no call up
+            coming = make()  # one ahead, so that decoding holds no call up
             async with asyncio.TaskGroup() as self._tasks:
                 while await self._slots.acquire() and not self.stopped:
-                    coming.append(make())
                     try:
-                        question = await coming.popleft()
+                        question = await coming
                     except Exception as error:  # of the dataset or the teacher: calls in flight still end
                         self._fail(error)
                         break
                     if question is None:
                         break
+                    coming = make()
                     task = self._tasks.create_task(self._see_through(*question))
                     if not self._proven:  # a wrong key costs one call, and a server that is down few
                         await task
-            thread.shutdown(cancel_futures=True)
-            await asyncio.gather(*coming, return_exceptions=True)
+            await asyncio.gather(coming, return_exceptions=True)
 
     def _next(self, source: Iterator[Request]) -> tuple[Request, Spent] | None:
         """The next request, and the most that a call about it can use. In a thread: frames are decoded."""
@@ -292,36 +280,35 @@ class Run:
         return row
 
     def _settle(self, row: Row, paid: bool) -> None:
-        """Count an answer once it is on the disk. Too many that were refused end the run, unless refusing
-        costs nothing.
+        """Count an answer once it is on the disk.
+
+        Too many that were refused end the run, unless refusing costs nothing.
         """
         span, refused = span_of(row), row["refusal_kind"] is not None
         self._unsynced.append(refused)
         self._tasks.create_task(self._sync())
-        believed = (
-            span in self.store.again and self.store.fruitful
-        )  # refused again, while others are answered
+        # refused again, while others are answered
+        believed = span in self.store.again and self.store.fruitful
         self.again.discard(span)
         self._proven |= not (refused and paid)
         if not refused or (paid and not believed):
             self._refused.count(row)
         if self._refused.weight >= (SILENT if self.store.fruitful else FIRST):
-            self._stop(*self._refused.reason(), failed=True)
+            self._stop(self._refused.reason(), REMEDY, failed=True)
 
     def _heed(self, failure: CallFailed) -> None:
         """Stop, or make all calls wait, where a failure is not about its request alone."""
-        reason, wait = failure.reason, failure.retry_after or 0.0
-        wrong = failure.kind == "bad_request" and not self._heard and self._silent + 1 >= WRONG
-        if failure.kind in ("unauthorised", "not_found") or wrong:
-            what = f"the teacher's server refuses to answer ({failure.kind}: {reason})"
+        kind, reason, wait = failure.kind, failure.reason, failure.retry_after or 0.0
+        wrong = kind == "bad_request" and not self._heard and self._silent + 1 >= WRONG
+        if kind in ("unauthorised", "not_found") or wrong:
+            what = f"the teacher's server refuses to answer ({kind}: {reason})"
             self._fail(KitError(what, "mend the key, the model's name, base_url or the request"))
-        elif failure.kind == "daily_quota":
-            remedy = "run again when it is renewed, or have it raised"
-            self._stop(f"because the daily quota is used up ({reason})", remedy)
+        elif kind == "daily_quota":
+            why = f"because the daily quota is used up ({reason})"
+            self._stop(why, "run again when it is renewed, or have it raised")
         elif failure.retryable and wait > LONGEST_WAIT:
-            why = f"because the server asks to wait {wait / 3600:.1f} h ({reason})"
-            self._stop(why, "run again then")
-        elif failure.kind == "quota":
+            self._stop(f"because the server asks to wait {wait / 3600:.1f} h ({reason})", "run again then")
+        elif kind == "quota":
             self.rate.paused_until = max(self.rate.paused_until, self._now() + wait)
 
     def _give_up(self, request: Request, failure: CallFailed, attempts: int, followed_up: bool) -> None:

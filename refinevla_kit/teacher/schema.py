@@ -77,8 +77,8 @@ class Facts:
 def read_facts(value: Any) -> Facts | None:
     """Facts from JSON, a table or a teacher of somebody else's.
 
-    A field that is missing or holds what it cannot (another type, an unknown word, NaN) counts as not said:
-    an answer is never lost for its facts. Without any field there are none.
+    A field that is missing counts as not said, and so does one that holds what it cannot: another type, an
+    unknown word, NaN. An answer is never lost for its facts. Without any field there are none.
     """
     given = asdict(value) if isinstance(value, Facts) else value
     if not isinstance(given, dict):
@@ -203,10 +203,12 @@ class Refusal:
     """A reply that is no rationale.
 
     Attributes:
-        kind: counted in reports. One of `REPAIRABLE`; "empty"; "blocked" (the prompt), "safety" (the answer),
-            "no_state" (the oracle has no simulator state); or how calls failed for good: "bad_request" (400),
-            "unauthorised" (401, 403), "not_found" (404), "quota" and "daily_quota" (429), "server" (5xx),
-            "timeout", "connection" (it broke off), "unreachable" (there was none), "gave_up".
+        kind: counted in reports. Of answers: one of `REPAIRABLE`, "empty", "blocked" (the prompt) or "safety"
+        (the
+            answer). Of the oracle: "no_state", without simulator state. How calls failed for good:
+            "bad_request" (400), "unauthorised" (401, 403), "not_found" (404), "quota" and "daily_quota"
+            (429), "server" (5xx), "timeout", "connection" (it broke off), "unreachable" (there was none).
+            "gave_up" is of earlier kits.
         reason: for a person, one line, without any key.
     """
 
@@ -216,9 +218,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back from one call that was answered (and is paid for): a rationale or a typed refusal, with
-    the raw text and token counts.
-    """
+    """What came back from one call that was answered, and is paid for: a rationale or a typed refusal."""
 
     result: Rationale | Refusal
     raw: str

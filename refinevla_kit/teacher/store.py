@@ -3,8 +3,8 @@
 The journal `<output>.part` holds JSON lines: whose answers these are, then each call before it is made, each
 answer when it has arrived, each failure. An answer's line is written at once; the run fsyncs before it
 counts. A SIGKILL therefore loses no answer that was journaled and repeats none. Asked again are only calls in
-flight at that moment (at most `concurrency`), and as they may have been paid for, the budget keeps them at
-their worst case. A power cut can also take the answers that were not yet fsynced.
+flight at that moment, at most `concurrency`. They may have been paid for, so the budget keeps them at their
+worst case. A power cut can also take the answers that were not yet fsynced.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from refinevla_kit.attention.captured import (
     Frame,
     upper_middle,
 )
-from refinevla_kit.errors import KitError
+from refinevla_kit.errors import KitError, check_choice
 from refinevla_kit.figures.overlays import View, comparison
 from refinevla_kit.figures.style import save_figure
 from refinevla_kit.files import file_name
@@ -64,15 +64,13 @@ def attribution_methods(
     # Needs torch; looking at saved captures does not
     from refinevla_kit.attention.attribution import METHODS, attribute
 
-    if unknown := [name for name in names if name not in METHODS]:
-        raise KitError(f"unknown attribution method {unknown[0]!r}", f"choose from {', '.join(METHODS)}")
+    for name in names:
+        check_choice("attribution method", name, METHODS)
 
     def compute(method: str, policy: str, index: int, group: QueryGroup) -> Array:
         if policy not in policies:
-            raise KitError(
-                f"{policy} is not here to compute {method}",
-                "give it to attribution_methods, or choose the method 'attention'",
-            )
+            remedy = "give it to attribution_methods, or choose the method 'attention'"
+            raise KitError(f"{policy} is not here to compute {method}", remedy)
         capture = captures[policy][index]
         maps = []
         for row in group.rows:
@@ -89,8 +87,10 @@ def attribution_methods(
 def capture_words(
     policies: Mapping[str, VLAPolicy], frames: Sequence[Frame], writer: str
 ) -> dict[str, list[Capture]]:
-    """Captures from the action, the instruction and a rationale of each frame: the one that `writer` writes,
-    fed to every policy, so that they are asked about the same words. A frame for which it writes no word is
+    """Captures from the action, the instruction and a rationale of each frame.
+
+    The rationale is the one that `writer` writes. It is fed to every policy, so that they are asked about the
+    same words. A frame for which it writes no word is
     captured without.
 
     Args:
@@ -99,10 +99,7 @@ def capture_words(
     """
     from refinevla_kit.attention.forward import capture, check_policy  # needs torch
 
-    if writer not in policies:
-        raise KitError(
-            f"there is no policy {writer!r} to write rationales", f"choose one of {', '.join(policies)}"
-        )
+    check_choice("policy", writer, policies)
     check_policy(policies[writer])
     captures: dict[str, list[Capture]] = {name: [] for name in policies}
     for frame in frames:
@@ -149,8 +146,8 @@ class AttentionExplorer(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget
         self._folder = Path(folder)
         layers = self.exploration.layers
         shown = upper_middle(layers) + 1 if layer is None else layer
-        if captures and not 1 <= shown <= layers:
-            raise KitError(f"there is no layer {shown}", f"choose 1 to {layers}")
+        if captures:
+            check_choice("layer", shown, range(1, layers + 1))
         kept = range(len(frames))
         size = head_bytes(self.exploration, kept)
         held = MEAN if size <= EASY_PAGE else NOTHING
@@ -182,28 +179,20 @@ class AttentionExplorer(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget
         Raises:
             KitError: what cannot be chosen; then nothing changes.
         """
+        for name in values:
+            check_choice("control", name, self.choice)
         choice = {**self.choice, **values}
-        if unknown := [name for name in values if name not in self.choice]:
-            raise KitError(f"there is no control {unknown[0]!r}", f"choose from {', '.join(self.choice)}")
-        episodes = self.exploration.episodes
-        if choice["episode"] not in episodes:
-            raise KitError(
-                f"there is no episode {choice['episode']} here",
-                f"choose one of {', '.join(map(str, episodes))}",
-            )
-        last = len(episodes[choice["episode"]]) - 1
+        check_choice("episode", choice["episode"], self.exploration.episodes)
+        steps = range(len(self.exploration.episodes[choice["episode"]]))
         if "step" not in values:
-            choice["step"] = min(choice["step"], last)
-        if not 0 <= choice["step"] <= last:
-            raise KitError(f"there is no frame {choice['step']}", f"choose 0 to {last}")
+            choice["step"] = min(choice["step"], steps[-1])
+        check_choice("frame", choice["step"], steps)
         offered = [*self.exploration.queries(self._index(choice))]
         kind = str(choice["query"]).split(":")[0]
         alike = [key for key in offered if key.split(":")[0] == kind] or offered
-        if choice["query"] not in alike:
-            if "query" in values:
-                raise KitError(
-                    f"there is no query {choice['query']!r} here", f"choose one of {', '.join(alike)}"
-                )
+        if "query" in values:
+            check_choice("query", choice["query"], alike)
+        elif choice["query"] not in alike:
             choice["query"] = alike[0] if alike else ""
         self._view(choice)
         self.choice = choice

@@ -1,10 +1,10 @@
 """What an explorer can show: frames with captured attention, the groups of queries to look from, and the
 `View` of any choice among them. No widget, no policy.
 
-A group of queries has a key that means the same in every frame and for every policy: "action" (the mean over
-action dimensions), "action:x", "sentence:2" and "word:carrot:1" (the first "carrot") of a rationale,
-"instruction:put:1". Policies may have written different rationales. A word that only one of them wrote is an
-error that says so, not a comparison of two words.
+A group of queries has a key that means the same in every frame and for every policy. "action" is the mean
+over action dimensions, "action:x" one of them. "sentence:2" and "word:carrot:1", the first "carrot", are of a
+rationale, "instruction:put:1" of the instruction. Policies may have written different rationales. A word that
+only one of them wrote is an error that says so, not a comparison of two words.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from refinevla_kit.attention.captured import (
     image_hash,
 )
 from refinevla_kit.attention.grounding import areas, shares
-from refinevla_kit.errors import KitError
+from refinevla_kit.errors import KitError, check_choice
 from refinevla_kit.figures.overlays import OUTLINES, SHOWN, THING_LABELS, Line, Plot, View, scale_end
 from refinevla_kit.figures.style import INK, colours, label
 from refinevla_kit.simulator.contract import Array
@@ -197,10 +197,8 @@ class Exploration:
         Raises:
             KitError: a frame, query, layer, head or method that a policy has not.
         """
-        if not 0 <= index < len(self.frames):
-            raise KitError(f"there is no frame {index}", f"choose 0 to {len(self.frames) - 1}")
-        if method not in self.methods:
-            raise KitError(f"there is no method {method!r} here", f"choose one of {', '.join(self.methods)}")
+        check_choice("frame", index, range(len(self.frames)))
+        check_choice("method", method, self.methods)
         return {name: self._map(name, index, key, layer, head, method) for name in self.captures}
 
     def view(
@@ -294,9 +292,9 @@ class Exploration:
             if choice not in self._computed:
                 self._computed[choice] = np.asarray(self._methods[method](name, index, group))
             return self._computed[choice]
-        for what, value, size in (("layer", layer, capture.layers), ("head", head, capture.heads)):
-            if value is not None and not 0 <= value < size:
-                raise KitError(f"{label(name)} has no {what} {value + 1}", f"choose 1 to {size}")
+        check_choice("layer", layer + 1, range(1, capture.layers + 1))
+        if head is not None:
+            check_choice("head", head + 1, range(1, capture.heads + 1))
         heads = capture.patches[layer][:, group.rows].mean(1)  # heads, patches
         return np.asarray(heads.mean(0) if head is None else heads[head]).reshape(capture.grid)
 
@@ -304,22 +302,17 @@ class Exploration:
 def _check(frames: Sequence[Frame], captures: Mapping[str, Sequence[Capture]], needed: bool) -> None:
     """Raise `KitError` unless captures belong to these frames and to each other."""
     if not isinstance(captures, Mapping):
-        raise KitError(
-            f"captures are given as {type(captures).__name__}",
-            "give a mapping: the policy's name to its captures, one a frame",
-        )
+        remedy = "give a mapping: the policy's name to its captures, one a frame"
+        raise KitError(f"captures are given as {type(captures).__name__}", remedy)
     if not frames or (needed and not captures):
-        raise KitError(
-            "there is nothing to explore", "give at least one frame and one policy's captures of it"
-        )
+        remedy = "give at least one frame and one policy's captures of it"
+        raise KitError("there is nothing to explore", remedy)
     pictures = [image_hash(frame.image) for frame in frames] if captures else []
-    sizes = {}
+    sizes = set()
     for name, policy_captures in captures.items():
         if len(policy_captures) != len(frames):
-            raise KitError(
-                f"{len(policy_captures)} captures of {name} for {len(frames)} frames",
-                "capture each policy on each of these frames",
-            )
+            what = f"{len(policy_captures)} captures of {name} for {len(frames)} frames"
+            raise KitError(what, "capture each policy on each of these frames")
         hashes = {capture.checkpoint_hash for capture in policy_captures}
         if len(hashes) > 1:
             what = f"the captures of {name} are of {len(hashes)} checkpoints ({', '.join(sorted(hashes))})"
@@ -327,16 +320,12 @@ def _check(frames: Sequence[Frame], captures: Mapping[str, Sequence[Capture]], n
         for index, (capture, frame) in enumerate(zip(policy_captures, frames, strict=True)):
             if capture.image_hash and capture.image_hash != pictures[index]:
                 moment = f"episode {frame.episode}, step {frame.step}"
-                raise KitError(
-                    f"the capture {index} of {name} is of another picture than the frame ({moment})",
-                    "give captures and frames in one order, or capture again",
-                )
-            sizes[capture.layers, capture.heads, capture.grid] = name
+                what = f"the capture {index} of {name} is of another picture than the frame ({moment})"
+                raise KitError(what, "give captures and frames in one order, or capture again")
+            sizes.add((capture.layers, capture.heads, capture.grid))
         if len(sizes) > 1:
-            raise KitError(
-                f"{name} has another number of layers, heads or patches",
-                "explore policies of one size together",
-            )
+            what = f"{name} has another number of layers, heads or patches"
+            raise KitError(what, "explore policies of one size together")
 
 
 def _spans(text: str, words: Sequence[str]) -> list[tuple[int, int]]:

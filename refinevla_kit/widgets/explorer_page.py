@@ -1,8 +1,8 @@
 """The explorer as a page: everything that it shows as JSON values, and one HTML file around them.
 
 `page_state` and explorer.js are the notebook's widget and the saved page alike; the page needs no kernel, no
-server and no network. Attention is kept as 16-bit integers under each row's largest value, so a value read
-from the page is off by 1/131,000 of that row's largest at most.
+server and no network. Attention is kept as 16-bit integers under each row's largest value. A value read
+from the page is off by 1/131,000 of that largest at most.
 """
 
 from __future__ import annotations
@@ -74,21 +74,17 @@ def write_page(
     size = head_bytes(exploration, kept)
     if heads is None:
         heads = exploration.heads * size <= EASY_PAGE
-    if heads:
-        size *= exploration.heads
+    size *= exploration.heads if heads else 1
     if size > LARGEST_PAGE:
-        raise KitError(
-            f"the page would hold {size / 1e6:.0f} MB of attention, at most {LARGEST_PAGE / 1e6:.0f} MB is "
-            "written",
-            "give heads=False, a larger every=, fewer frames or fewer kinds of queries",
-        )
-    held = EACH_HEAD if heads else MEAN
+        what = f"the page would hold {size / 1e6:.0f} MB of attention, at most {LARGEST_PAGE / 1e6:.0f} MB is"
+        remedy = "give heads=False, a larger every=, fewer frames or fewer kinds of queries"
+        raise KitError(f"{what} written", remedy)
     shown = {**choice, "method": ATTENTION}  # a page can compute no other
     if not heads:
         shown["head"] = MEAN
     if every > 1:
         shown["step"] = 0
-    page = page_html(page_state(exploration, held, kept), shown)
+    page = page_html(page_state(exploration, EACH_HEAD if heads else MEAN, kept), shown)
     with replacing(Path(path)) as part:
         part.write_text(page, encoding="utf-8")
     return Path(path)
@@ -233,8 +229,9 @@ def data_uri(image: Array, largest: int = 320 * 240) -> str:
 
 
 def edge_path(mask: Array) -> str:
-    """The borders between a mask, bool (H, W), and what is not in it (the picture's own border apart) as an
-    SVG path of straight runs.
+    """The borders of a mask, bool (H, W), as an SVG path of straight runs.
+
+    The picture's own border is left out.
     """
     mask = np.asarray(mask, bool)
     parts = []

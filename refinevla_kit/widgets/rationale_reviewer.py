@@ -1,8 +1,8 @@
 """Review rationales: read each beside its pictures, actions and audit, then accept, edit or reject it, by
 mouse or keyboard.
 
-A thin shell over `figures.reviews.review_card` and `teacher.reviews`: every decision is on the disk before
-the next answer is shown, the teacher's text is never written, and `rationales="reviewed"` trains on the
+A thin shell over `figures.reviews.review_card` and `teacher.reviews`. Every decision is on the disk before
+the next answer is shown, and the teacher's text is never written. `rationales="reviewed"` trains on the
 result. `figure` gives the same picture without a browser. ipywidgets passes no key events on, so a small
 anywidget listens for them in the browser.
 """

@@ -1,8 +1,8 @@
-"""The rollout viewer: evaluation records as a table with filters; an episode chosen from it is played again
+"""The rollout viewer: evaluation records as a table with filters. An episode chosen from it is played again
 and can be gone through step by step.
 
-What was played is shown in an attention explorer of its own: pictures, commands as curves, the rationale
-where the policy writes one and, where attention can be read, where the policy looks.
+What was played is shown in an attention explorer of its own: pictures, commands as curves, and the rationale
+where the policy writes one. Where attention can be read, it shows where the policy looks.
 """
 
 from __future__ import annotations

@@ -72,9 +72,9 @@ def test_a_column_that_no_name_tells_is_asked_for_and_can_be_said(tmp_path):
     assert "damaged" not in str(error.value)
     dataset = open_dataset(root, columns={"action": "command", "state": "sensed"})
     assert dataset.actions(0).shape == dataset.proprioception(0).shape == (6, 7)
-    with pytest.raises(KitError, match="no feature 'nothing'"):
+    with pytest.raises(KitError, match="unknown feature 'nothing'"):
         open_dataset(root, columns={"action": "nothing"})
-    with pytest.raises(KitError, match=r"'motion'.* is unknown"):
+    with pytest.raises(KitError, match="unknown role of a column 'motion'"):
         open_dataset(root, columns={"motion": "command"})
 
 

@@ -15,12 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refinevla_kit.episodes import DatasetWriter, Episode, open_dataset
+from refinevla_kit.episodes.segments import split_segments
 from refinevla_kit.evaluation.intervals import wilson
 from refinevla_kit.figures.audit import compare_teachers, teachers_table
 from refinevla_kit.teacher.answers import StoredRationale, load_rationales
 from refinevla_kit.teacher.audit import Audit, audit, audit_dataset
 from refinevla_kit.teacher.oracle import OracleTeacher
-from refinevla_kit.teacher.requests import ranges, requests
+from refinevla_kit.teacher.requests import requests
 from refinevla_kit.teacher.schema import PARTS, Facts, Rationale, Refusal, Request
 
 from .corruption import Frame, facts_lies, facts_of, free_texts, oracle_lies, told, told_lies, write
@@ -84,7 +85,8 @@ def recorded(frames) -> list[Frame]:
     demo = open_dataset(DEMO)
     for info in demo.episodes:
         actions, states, masks = demo.actions(info.index), demo.states(info.index), demo.masks(info.index)
-        for start, end in ranges(actions, True, "segment"):
+        for segment in split_segments(actions, True, 6):
+            start, end = segment.start, segment.end
             found.append((info.index, start, end, info.instruction, actions, states, masks))
     for one in frames:
         found += [

@@ -165,14 +165,12 @@ def test_other_robots_are_told_by_what_changes_most() -> None:
 @given(
     hnp.arrays(np.float32, st.tuples(st.integers(1, 40), st.integers(1, 30)), elements=st.floats(width=32)),
     st.booleans(),
-    st.booleans(),
 )
-def test_any_actions_can_be_told(actions: np.ndarray, deltas: bool, sheet: bool) -> None:
+def test_any_actions_can_be_told(actions: np.ndarray, deltas: bool) -> None:
     with np.errstate(all="ignore"):
         parts = render(
             load_prompt(),
             request(actions, deltas=deltas, proprioception=actions),
-            contact_sheet=sheet,
             state=True,
         )
     rows = re.findall(r"^(\d+):", texts(parts), re.MULTILINE)
@@ -227,7 +225,7 @@ def test_a_real_humanoid_is_told_by_its_joints(real_dataset: Path) -> None:
     assert len(shown) < 8000
 
 
-def test_pictures_come_one_by_one_or_as_numbered_panels() -> None:
+def test_pictures_come_one_by_one_after_their_numbers() -> None:
     keyframes = np.stack([np.full((480, 960, 3), shade, np.uint8) for shade in (20, 120, 220)])
     asked = request(moves(*[(0,) * 7] * 5), keyframes=keyframes, keyframe_indices=[10, 12, 14])
     parts = render(load_prompt(), asked)
@@ -238,15 +236,9 @@ def test_pictures_come_one_by_one_or_as_numbered_panels() -> None:
         "Frame 14 (picture 3 of 3):",
     ]
     assert [part.size for part in parts if isinstance(part, Image.Image)] == [(640, 320)] * 3
-    label, sheet = render(load_prompt(), asked, contact_sheet=True)[1:3]
-    assert "panel 1 is frame 10, panel 2 is frame 12, panel 3 is frame 14" in label
-    pixels = np.asarray(sheet)
-    height, width = pixels.shape[0] // 2, pixels.shape[1] // 2
-    for i, shade in enumerate((20, 120, 220)):
-        panel = pixels[i // 2 * height : (i // 2 + 1) * height, i % 2 * width : (i % 2 + 1) * width]
-        assert (panel == shade).all(axis=-1).sum() >= 640 * 320  # whole, not written over
-        assert (panel < 100).any() if shade > 100 else True  # with its number above
-    assert np.abs(np.asarray(Image.open(io.BytesIO(jpeg(sheet)))).astype(int) - pixels).mean() < 1
+    picture = next(part for part in parts if isinstance(part, Image.Image))
+    sent = np.asarray(Image.open(io.BytesIO(jpeg(picture)))).astype(int)
+    assert np.abs(sent - np.asarray(picture)).mean() < 1
 
 
 def test_a_follow_up_adds_to_the_question() -> None:

@@ -161,13 +161,13 @@ def test_a_frame_that_cannot_be_shown_says_so_and_the_others_are() -> None:
 @pytest.mark.parametrize(
     ("choice", "says"),
     [
-        ({"step": 3}, "there is no frame 3 -> choose 0 to 2"),
-        ({"layer": 4}, "no layer 4"),
-        ({"head": 3}, "no head 3"),
-        ({"episode": 7}, "no episode 7 here"),
+        ({"step": 3}, "unknown frame 3 -> choose 0 to 2"),
+        ({"layer": 4}, "unknown layer 4"),
+        ({"head": 3}, "unknown head 3"),
+        ({"episode": 7}, "unknown episode 7"),
         ({"query": "word:spoon:1"}, "choose one of word:The:1"),
         ({"method": "grad_cam"}, "choose one of attention"),
-        ({"tone": 1}, "there is no control 'tone' -> choose from episode"),
+        ({"tone": 1}, "unknown control 'tone'.* -> choose one of episode"),
     ],
 )
 def test_what_cannot_be_chosen_is_said(
@@ -212,7 +212,7 @@ def test_what_is_too_large_for_the_page_is_asked_of_the_kernel(
     kept = CAPTURES["with_reasoning"][1].patches[2]
     assert answer[1]["with_reasoning"] == attention_explorer.packed(kept)
     ask(explorer, ask="map", choice={**explorer.choice, "method": "lime"})
-    assert "there is no method 'lime' here" in sent[1]["error"]
+    assert "unknown method 'lime'" in sent[1]["error"]
 
 
 def test_policies_are_asked_about_the_words_that_one_of_them_writes() -> None:
@@ -225,9 +225,9 @@ def test_policies_are_asked_about_the_words_that_one_of_them_writes() -> None:
     ]  # their actions are their own
     assert words[0] == words[1] and {query.kind for query in found["a"][1].queries} == {*KINDS}
     assert AttentionExplorer(FRAMES[:2], found).view().maps.keys() == {"a", "b"}
-    with pytest.raises(KitError, match="there is no policy 'c' to write rationales -> choose one of a, b"):
+    with pytest.raises(KitError, match="unknown policy 'c' -> choose one of a, b"):
         capture_words(policies, FRAMES[:2], writer="c")
-    with pytest.raises(KitError, match="unknown attribution method 'lime' -> choose from raw"):
+    with pytest.raises(KitError, match=r"unknown attribution method 'lime'.* -> choose one of raw"):
         attribution_methods(policies, FRAMES[:2], found, names=("lime",))
 
 

@@ -110,10 +110,10 @@ def test_further_methods_are_asked_once_for_what_is_shown() -> None:
 @pytest.mark.parametrize(
     ("choice", "says"),
     [
-        ((9, "action", 0), "there is no frame 9"),
+        ((9, "action", 0), "unknown frame 9"),
         ((0, "word:plate:1", 0), "there is no word plate 1 to look from in episode 0"),
-        ((0, "action", 3), "no layer 4"),
-        ((0, "action", 0, 2), "no head 3"),
+        ((0, "action", 3), "unknown layer 4"),
+        ((0, "action", 0, 2), "unknown head 3"),
         ((0, "action", 0, 0, "grad_cam"), "choose one of attention"),
     ],
 )
