@@ -3,10 +3,10 @@
     python scripts/gpu_check.py [--model spatialvla] [--model openvla] [--batch 4]
     python scripts/gpu_check.py --small --device cpu        # the same way in little, without a GPU
 
-Weights are random and made on the device in bfloat16, so nothing is downloaded, and what is measured does
-not depend on what they hold. Each model looks, runs a whole training sequence, decodes answers, and is
-trained for three steps by the kit's own loop: low-rank adapters of every layer, then the two highest layers
-and the head.
+Weights are random and made on the device in bfloat16 (in float32 where a CPU would only emulate it), so
+nothing is downloaded, and what is measured does not depend on what they hold. Each model looks, runs a
+whole training sequence, decodes answers, and is trained for three steps by the kit's own loop: low-rank
+adapters of every layer, then the two highest layers and the head.
 
 Prints what it does and, as its last line, one JSON object. Seconds are medians, of a step the last one's.
 Memory is the most allocated in that part; on a CPU it is the most that the process ever had.
@@ -32,6 +32,7 @@ import transformers
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.policies.vla_policy import VLAPolicy
+from refinevla_kit.training.config import native_precision
 from refinevla_kit.training.examples import Examples
 from refinevla_kit.training.loop import TrainingConfig, fine_tune
 from refinevla_kit.training.objective import WholeModel, make_batch
@@ -53,6 +54,7 @@ RATIONALE = (
     "the carrot lies left of the plate and the gripper is open above it so move down and close it " * 3
 )
 REPEATS = 5
+PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def some_examples(frames: int) -> Examples:
@@ -73,7 +75,8 @@ def check(model: str, small: bool, device: str, batch: int, examples: Examples) 
     config = small_config() if small else real_config
     texts = (examples.instructions[0], RATIONALE)
     began = time.perf_counter()
-    vla: VLA = make(config, texts, examples.actions, dtype=torch.bfloat16, device=device)
+    dtype = PRECISIONS[native_precision()]
+    vla: VLA = make(config, texts, examples.actions, dtype=dtype, device=device)
     found: dict[str, Any] = {
         "model": model,
         "parameters": sum(parameter.numel() for parameter in vla.model.parameters()),
@@ -95,7 +98,7 @@ def check(model: str, small: bool, device: str, batch: int, examples: Examples) 
 def acting(vla: VLA, batch: int, examples: Examples) -> dict[str, Any]:
     """Seconds of a look, of a whole sequence, and of answers decoded alone and in a batch."""
     device, policy, numbers = vla.device, VLAPolicy(vla, "check"), dict[str, Any]()
-    config = TrainingConfig(1, batch_size=1, precision="bf16", freeze_layers=0)
+    config = TrainingConfig(1, batch_size=1, freeze_layers=0)
     one = make_batch(vla, examples, np.zeros(1, np.int64), config)
     whole = WholeModel(vla)
     numbers["look_s"] = median(lambda: vla.see(vla.pixel_values(examples.images[:1]), None), device)
@@ -115,7 +118,7 @@ def acting(vla: VLA, batch: int, examples: Examples) -> dict[str, Any]:
 def training(vla: VLA, batch: int, examples: Examples, **settings: Any) -> dict[str, Any]:
     """Three steps of the kit's loop; seconds of the last, and the most memory."""
     memory(vla.device, reset=True)
-    fixed = {"precision": "bf16", "cache": "off", "validate_every": 0, "save_every": 0}
+    fixed = {"cache": "off", "validate_every": 0, "save_every": 0}
     config = TrainingConfig(3, batch_size=batch, learning_rate=1e-3, **fixed, **settings)
     with tempfile.TemporaryDirectory() as folder:
         history = fine_tune(vla, examples, config, folder, "check", progress=False)
@@ -183,6 +186,7 @@ def main() -> None:
         "check": "gpu",
         "device": torch.cuda.get_device_name(given.device) if cuda else platform.processor() or "cpu",
         "small": given.small,
+        "precision": native_precision(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
