@@ -10,7 +10,7 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -146,7 +146,7 @@ def _tasks_of(tasks: str | Iterable[str | Task]) -> list[Task]:
     return [task for each in named for task in ([each] if isinstance(each, Task) else find_tasks(each))]
 
 
-def line_up(policies: Iterable[Any], tasks: str | Iterable[str | Task]) -> list[tuple[Any, list[Task]]]:
+def line_up(policies: Sequence[Any], tasks: str | Iterable[str | Task]) -> list[tuple[Any, list[Task]]]:
     """Who plays what, robot by robot: a policy of the kit with that robot's action statistics, one that needs
     the simulator's state what it has a script for.
 

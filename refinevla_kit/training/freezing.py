@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -113,7 +114,7 @@ def adapters(vla: VLA, preset: AdapterPreset, seed: int, keep: Path | None = Non
         wrapped: Any = get_peft_model(vla.model, settings)  # changes `vla.model` in place
     try:
         yield
-        if keep is not None:
+        if keep is not None and PartialState().is_main_process:
             wrapped.save_pretrained(keep, save_embedding_layers=False)
     finally:
         wrapped.merge_and_unload()

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -98,11 +98,11 @@ def fine_tune(
             tqdm.write(f"{name} will not read the robot's own state: {why}")
     counts = freeze_lower(vla, config.depth, config.tower_frozen)
     identity = identity_of(vla, examples, config, counts)
-    folder, main = Path(output), PartialState().is_main_process
+    folder = Path(output)
     watchers = [watch] if watch else []
     with ExitStack() as stack:
         if config.mode == "lora":
-            keep = folder / ADAPTER if config.adapter_form == "peft" and main else None
+            keep = folder / ADAPTER if config.adapter_form == "peft" else None
             stack.enter_context(adapters(vla, preset_of(vla, config), config.seed, keep))
         if config.frozen_weights == "bf16":
             lighten(vla)

@@ -4,6 +4,7 @@ done twice.
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,12 @@ def open_base(base: str | Path, examples: Examples, config: TrainingConfig) -> V
     if config.action_words == "base":
         return vla
     return vla.fitted(examples.actions, config.action_words == "adapted", config.robot)
+
+
+def _reference(folder: Path) -> str:
+    """What adapters call their base: a model of the hub by its name, wherever its files are kept."""
+    kept = re.search(r"/models--([^/]+?)--([^/]+)/snapshots/[^/]+$", str(folder))
+    return "/".join(kept.groups()) if kept else str(folder)
 
 
 def train_policy(
@@ -77,7 +84,7 @@ def train_policy(
         what = f"{base} is adapters already, and adapters on adapters are not read"
         raise KitError(what, 'set adapter_form to "merged"')
     vla = open_base(folder, examples, config)
-    vla.model.name_or_path = str(folder if Path(base).exists() else base)  # what adapters call their base
+    vla.model.name_or_path = _reference(folder)
     history = fine_tune(
         vla, examples, config, work / name, name, progress, cache_folder or work / "activations", watch
     )

@@ -25,7 +25,7 @@ from refinevla_kit.training.examples import Examples
 from refinevla_kit.training.freezing import UpperLayers, adapters, freeze_lower, preset_of, recomputing
 from refinevla_kit.training.loop import fine_tune
 from refinevla_kit.training.objective import Batch, WholeModel, forward, make_batch
-from refinevla_kit.training.policy_run import train_policy
+from refinevla_kit.training.policy_run import _reference, train_policy
 from refinevla_kit.vlas import load_vla
 from refinevla_kit.vlas.action_tokens import UniformBins
 from refinevla_kit.vlas.compact import CompactConfig, build
@@ -281,6 +281,12 @@ def test_adapters_that_do_not_fit_are_one_line(change: str, examples: Examples, 
     with pytest.raises(KitError, match=says) as caught:
         load_vla(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_adapters_call_a_model_of_the_hub_by_its_name(tmp_path: Path) -> None:
+    kept = tmp_path / "models--openvla--openvla-7b" / "snapshots" / "0a1b"
+    assert _reference(kept) == "openvla/openvla-7b"
+    assert _reference(tmp_path / "mine") == str(tmp_path / "mine")
 
 
 def test_settings_of_adapters_are_refused_where_they_say_nothing() -> None:
