@@ -204,6 +204,13 @@ def test_dense_starts_are_drawn_alike_and_played(can: GoogleRobotSimulator) -> N
     assert room.robot_xy is not None and 0.65 <= room.robot_xy[0] <= 0.85  # type: ignore[union-attr]
 
 
+def test_an_unknown_way_of_drawing_names_the_known_ones() -> None:
+    with pytest.raises(KitError, match="choose one of default, rt"):
+        make(CAN, shader="ray tracing")
+    with pytest.raises(KitError, match="leave shader out"):
+        make("widowx_carrot_on_plate", shader="rt")
+
+
 def test_a_missing_file_of_the_assets_is_named(tmp_path: Path) -> None:
     with pytest.raises(KitError, match=r"lacks the Google Robot's tasks.*ManiSkill2_real2sim"):
         google_robot_assets(tmp_path)
