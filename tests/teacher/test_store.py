@@ -79,7 +79,7 @@ def test_a_long_half_written_line_is_cut_off(tmp_path: Path) -> None:
 def test_damage_in_the_middle_is_said_and_nothing_removed(tmp_path: Path) -> None:
     content = b'{"a": 1}\n{"b"\n{"c": 3}\n'
     (tmp_path / "journal").write_bytes(content)
-    with pytest.raises(KitError, match="line 2 is damaged -> remove that line"):
+    with pytest.raises(KitError, match=r"line 2 is damaged .* -> remove that line"):
         list(Journal(tmp_path / "journal"))
     assert (tmp_path / "journal").read_bytes() == content
 
