@@ -19,7 +19,7 @@ from refinevla_kit.settings import (
     profile_names,
     read_settings,
 )
-from refinevla_kit.tasks import TASKS
+from refinevla_kit.tasks import CAMERA_SIZES, TASKS
 
 NOTEBOOK = "02_fine_tuning"
 COMMON = tuple(Settings.model_fields)
@@ -239,4 +239,4 @@ def test_profiles_differ_in_values_only() -> None:
         used = set(sections["01_teacher_annotation"]["tasks"]) | set(
             sections["03_simpler_evaluation"]["tasks"]
         )
-        assert used <= set(TASKS)
+        assert used <= {*TASKS, *CAMERA_SIZES}, "tasks, or all of a robot"
