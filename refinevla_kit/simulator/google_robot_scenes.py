@@ -28,7 +28,8 @@ from refinevla_kit.tasks import BASE, GOOGLE_TASKS, VISUAL_MATCHING, Start, find
 
 SIMULATION_HZ, CONTROL_HZ = 513, 3
 ITERATIONS = (25, 1)  # of the solver, on positions and velocities: the original's own
-SETTLING_ITERATIONS = (50, 0)  # while things fall into place: with the original's an orange may roll away
+# While things fall into place. With the original's an orange may roll away before it comes to rest.
+SETTLING_ITERATIONS, SETTLING_SLEEP = (50, 0), 0.1  # the second is of the speed squared, m2/s2
 SEED = 40194941  # of SIMPLER's own evaluator: where distractors stand is drawn from it
 BASE_HEIGHT, TABLE_HEIGHT, FALL = 0.07905, 0.87, 0.5
 AWAY = Pose([-10, 0, 0])  # where the robot waits while things fall
@@ -192,10 +193,16 @@ class GoogleRobotScene(BaseEnv):
         """Bring everything but the robot to where the episode starts."""
 
     def _settle(self, seconds: float) -> None:
+        bodies = [_body(entity) for entity in self.objects.values()]
+        usual = [body.sleep_threshold for body in bodies]
         self._solve_with(*SETTLING_ITERATIONS)
+        for body in bodies:
+            body.sleep_threshold = SETTLING_SLEEP
         for _ in range(int(SIMULATION_HZ * seconds)):
             self.scene.step()
         self._solve_with(*ITERATIONS)
+        for body, threshold in zip(bodies, usual, strict=True):
+            body.sleep_threshold = threshold
 
     def _solve_with(self, positions: int, velocities: int) -> None:
         """Everything at once: PhysX takes the most of a batch for all of it."""

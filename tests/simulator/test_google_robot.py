@@ -48,7 +48,8 @@ def test_free_motion_is_the_originals(path: Path, official_assets: Path) -> None
     found = replayed(path, official_assets)
     assert found.tool_mm.max() < 1 and found.tool_degrees.max() < 0.2
     assert found.targets.max() < 2e-3
-    assert found.settled_mm.max(initial=0) < 1 and found.settled_degrees.max(initial=0) < 1
+    things = slice(0, 1) if "distractors" in path.stem else slice(None)  # these fall onto each other
+    assert found.settled_mm[things].max(initial=0) < 1 and found.settled_degrees[things].max(initial=0) < 1
 
 
 @pytest.mark.assets
