@@ -18,7 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.files import write_json
-from refinevla_kit.tasks import BACKENDS, SETTINGS, find_tasks
+from refinevla_kit.tasks import BACKENDS, CAMERA_SIZES, SETTINGS, find_tasks
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PLACES = "places.json"  # in a notebook's folder: what each path there was made from, and which was used last
@@ -32,7 +32,8 @@ CHOICES = {
     "granularity": GRANULARITIES,
     "order": ORDERS,
     "start": ("random", "grid"),
-    "starts": ("grid", "dense"),
+    "starts": ("grid", "spread", "dense"),
+    "robot": tuple(CAMERA_SIZES),
     "setting": SETTINGS,
     "backend": ("auto", *BACKENDS),
 }
@@ -255,6 +256,8 @@ class TeacherAnnotation(Settings):
 
     notebook = "01_teacher_annotation"
 
+    robot: str  # whose tasks, where `tasks` is not given
+    google_robot: dict[str, Any]  # over the profile's values where that is the robot
     dataset: Text | None  # folder of a LeRobot dataset; None records the scripted demonstrator
     tasks: Names  # what is recorded: tasks, rows of the published tables or a robot
     episodes_per_task: Count
@@ -303,8 +306,10 @@ class SimplerEvaluation(Settings):
 
     action_only: Text | None  # checkpoint
     with_reasoning: Text | None  # checkpoint
+    robot: str  # whose tasks, where `tasks` is not given
+    google_robot: dict[str, Any]  # over the profile's values where that is the robot
     tasks: Names  # tasks, rows of the published tables or a robot
-    starts: str  # the task's own grid, or dense: continuous poses drawn from the seed
+    starts: str  # the grid's first, spread over it, or dense: continuous poses drawn from the seed
     episodes: Whole  # a task and variant
     setting: str
     variants: Names | None  # names; None is those that are scored
@@ -394,6 +399,8 @@ def read_settings(
     if output is not None:
         folder = Path(str(output)).expanduser().resolve()
     given = {name: value for name, value in parameters.items() if value is not None}
+    if given.get("robot") == "google_robot":
+        usual = usual | usual.get("google_robot", {})
     values = usual | given | {"profile": profile, "output": folder, "seed": seed}
     try:
         return NOTEBOOKS[notebook](**values)

@@ -94,7 +94,7 @@ def evaluate(
         episodes: number of grid episodes a task and variant (the first ones), the ids themselves (NumPy's and
             pandas' too), None for those SIMPLER scores, or "dense" for `n` continuous starts drawn from
             `seed` (`simulator.geometry.start_pose`): the same for every policy, as many as a small gain
-            needs.
+            needs. "spread" for `n` scored grid episodes from all over the grid (`Protocol.spread`).
         setting: "visual_matching" or "variant_aggregation".
         variants: names of the task's variants in this setting; None for those that are scored.
         backend, assets: as in `simulator.make`.
@@ -249,10 +249,12 @@ def wanted_starts(
     """(kind of start, ids) that were asked for."""
     protocol = task.protocol(setting)
     if isinstance(episodes, str):
-        if episodes != "dense" or n is None:
+        if episodes not in ("dense", "spread") or n is None:
             what = f"episodes={episodes!r} with n={n}"
-            raise KitError(what, 'give a number, ids, None, or episodes="dense" with n=200 or so')
-        return "dense", list(range(checked_integer(n, "n", 1)))
+            remedy = 'give a number, ids, None, episodes="spread" or episodes="dense" with n=200 or so'
+            raise KitError(what, remedy)
+        n = checked_integer(n, "n", 1)
+        return ("grid", protocol.spread(n)) if episodes == "spread" else ("dense", list(range(n)))
     if episodes is None:
         episodes = protocol.scored
     ids = list(range(episodes)) if isinstance(episodes, int) else episodes

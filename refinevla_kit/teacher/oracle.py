@@ -14,7 +14,7 @@ import zlib
 import numpy as np
 
 from refinevla_kit.simulator.contract import PHASES
-from refinevla_kit.teacher.audit import Scene, roles
+from refinevla_kit.teacher.audit import Scene, named_masks, roles
 from refinevla_kit.teacher.schema import PARTS, Facts, Rationale, Refusal, Reply, Request, Usage
 
 GRAMMAR: dict[str, tuple[str, ...]] = {
@@ -76,6 +76,21 @@ distance, "above" and "below" are heights; motion is in the robot's frame. `do <
 their phase, so that a reader can tell the sub-task from the words.
 """
 
+DRAWERS: dict[str, tuple[str, ...]] = {
+    "alone": ("{source}, {gripper}.", "{gripper}, {source}."),
+    "do approach": ("approach the {source}", "move up to the {source}"),
+    "do hook": ("hook the {source}", "hook the edge of the {source}"),
+    "do pull": ("pull the {source}", "pull at the {source}"),
+    "do push": ("push the {source}", "push against the {source}"),
+    "then hook": ("hook its edge", "hook it"),
+    "then pull": ("pull it", "pull at it"),
+    "then push": ("push it", "push against it"),
+}
+"""Likewise, of drawers and of tasks about one thing. Older rationales know nothing of it: it is not in their
+`prompt_hash`.
+"""
+START = "start"  # what a thing that goes nowhere is said to be away from: where it was
+
 WORD_BUDGET = (45, 75)
 NEXT_STEPS = 2
 
@@ -115,23 +130,29 @@ class OracleTeacher:
                 "the frame has no simulator state and masks: this teacher only describes what the "
                 "simulator knows",
             )
-        names = roles(request.instruction, masks)
-        if len(names) != 2:
+        names = roles(request.instruction, named_masks(request.instruction, masks))
+        if len(names) not in (1, 2):
             return _refuse(
                 "unknown_objects",
                 f"the instruction {request.instruction!r} names {len(names)} of the masked objects, "
-                "two are needed",
+                "one or two are needed",
             )
+        scene = Scene(request)
+        if PHASES[int(state.phase)] not in scene.order:
+            what = f"{request.instruction!r} does not go with the sub-task of the state"
+            return _refuse("unknown_objects", what)
         if (
             not all(np.isfinite(values).all() for values in state.to_arrays().values())
             or not np.isfinite(request.actions).all()
         ):
             return _refuse("invalid_state", "state or actions hold values that are not finite")
-        facts = Scene(request).facts()
+        facts = scene.facts()
         rng = np.random.default_rng(
             [self.seed, zlib.crc32(request.dataset.encode()), request.episode, request.start]
         )
-        rationale = _write(facts, "in" if " into " in request.instruction else "on", rng)
+        words = request.instruction.split()
+        onto = next((word for word in ("into", "near") if word in words), "onto")
+        rationale = _write(facts, scene.order, onto, rng)
         return Reply(rationale, rationale.text())
 
 
@@ -144,7 +165,7 @@ def _refuse(kind: str, reason: str) -> Reply:
     return Reply(Refusal(kind, reason), "")
 
 
-def _write(facts: Facts, on: str, rng: np.random.Generator) -> Rationale:
+def _write(facts: Facts, order: tuple[str, ...], onto: str, rng: np.random.Generator) -> Rationale:
     """Draw wordings until the whole is within the budget; long names and full facts may need the brief
     form.
     """
@@ -154,7 +175,7 @@ def _write(facts: Facts, on: str, rng: np.random.Generator) -> Rationale:
             _observation(facts, rng),
             _situation(facts, rng),
             _spatial(facts, rng, brief),
-            _plan(facts, on, rng, brief),
+            _plan(facts, order, onto, rng, brief),
             facts=facts,
         )
         if WORD_BUDGET[0] <= word_count(rationale) <= WORD_BUDGET[1]:
@@ -163,7 +184,7 @@ def _write(facts: Facts, on: str, rng: np.random.Generator) -> Rationale:
 
 
 def _pick(rng: np.random.Generator, slot: str, **words: str) -> str:
-    choices = GRAMMAR[slot]
+    choices = GRAMMAR.get(slot) or DRAWERS[slot]
     return choices[int(rng.integers(len(choices)))].format(**words)
 
 
@@ -179,6 +200,9 @@ def _observation(facts: Facts, rng: np.random.Generator) -> str:
     if _holds(facts):
         gripper = f"gripper with the {facts.source}"
     source = place("seen", str(facts.source), facts.source_zone)
+    if facts.target is None:
+        hand = place("gripper", gripper, facts.gripper_zone)
+        return _sentence(_pick(rng, "alone", source=source, gripper=hand))
     target = place("seen", str(facts.target), facts.target_zone)
     hand = place("gripper", gripper, facts.gripper_zone)
     return _sentence(_pick(rng, "observation", source=source, target=target, gripper=hand))
@@ -212,7 +236,7 @@ def _spatial(facts: Facts, rng: np.random.Generator, brief: bool) -> str:
     held, height = _holds(facts), facts.goal_height_cm
     if not held and facts.goal_cm and height is not None:
         height = 0
-    relation = _relation(rng, facts.goal_cm, height, facts.target)
+    relation = _relation(rng, facts.goal_cm, height, facts.target or START)
     unsaid = (brief and not held) or (facts.goal_cm, height) == (0, 0)
     goal = _pick(
         rng, "spatial", a=str(facts.source), relation=relation, side="" if unsaid else _side(facts.goal_side)
@@ -233,10 +257,10 @@ def _side(word: str | None) -> str:
     return f", {word} of it" if word in ("left", "right") else f", {word} in view"
 
 
-def _plan(facts: Facts, on: str, rng: np.random.Generator, brief: bool) -> str:
-    words = {"source": str(facts.source), "target": str(facts.target), "onto": f"{on}to"}
+def _plan(facts: Facts, order: tuple[str, ...], onto: str, rng: np.random.Generator, brief: bool) -> str:
+    words = {"source": str(facts.source), "target": facts.target or str(facts.source), "onto": onto}
     do = _pick(rng, f"do {facts.sub_task}", **words)
-    following = (*PHASES, "end")[PHASES.index(str(facts.sub_task)) + 1 :]
+    following = (*order, "end")[order.index(str(facts.sub_task)) + 1 :]
     later = [_pick(rng, f"then {phase}", **words) for phase in following[: 1 if brief else NEXT_STEPS]]
     motion = f", moving {facts.motion}" if facts.motion else ""
     return _sentence(_pick(rng, "plan", do=do, motion=motion, next=" and ".join(later)))
