@@ -321,6 +321,11 @@ class SimplerEvaluation(Settings):
     include_demonstrator: bool  # play the scripted demonstrator too
     threads: Whole | None  # of the policy; None is all cores
 
+    @property
+    def records_name(self) -> str:
+        """Each robot's records have a file of their own, and notebook 5 shows both."""
+        return "records.parquet" if self.robot == "widowx" else f"{self.robot}.parquet"
+
 
 class AttentionMaps(Settings):
     """Settings of notebook 4."""
@@ -344,6 +349,7 @@ class PaperFigures(Settings):
     notebook = "05_paper_figures"
 
     records: Text | None  # records.parquet of notebook 3
+    google_robot: Text | None  # google_robot.parquet of notebook 3
     history: Text | None  # folder or file of training histories
     attention: Text | None  # scores.parquet of notebook 4
     experiment: Text | None  # records folder of a controlled experiment

@@ -13,7 +13,7 @@ from refinevla_kit.simulator.contract import ORDERS, PHASES, Array, SceneState
 from refinevla_kit.tasks import Task
 
 REACH, DESCEND, GRASP, LIFT, CARRY, LOWER, RELEASE, RETREAT, APPROACH, HOOK, PULL, PUSH = range(len(PHASES))
-SPEED, TURN = 0.08, 0.3  # m and rad a step
+SPEED, GENTLE, TURN = 0.08, 0.05, 0.3  # m and rad a step; with closed fingers
 OPEN, CLOSED, FINGERS = 0.0, 1.3, 1.31  # rad of the fingers; what a command of 1 moves them by
 # Of the robot before table and cabinet (m); the tool leans outwards from it, the more the farther it reaches
 # (m, rad): else the wrist, which starts 0.2 rad from its limit, runs into that.
@@ -30,7 +30,7 @@ PULLED, PUSHED = 0.20, 0.01  # m that a drawer is left open
 def act(task: Task, state: SceneState) -> Array:
     """float32 (7,), as `Simulator.step` takes it."""
     place, frame, fingers = (_drawer_goal if _at_drawer(task, state) else _pick_goal)(task, state)
-    move = _clipped(place - state.tcp[:3], SPEED)
+    move = _clipped(place - state.tcp[:3], SPEED if fingers < CLOSED else GENTLE)
     error = _clipped((Rotation.from_matrix(frame) * _tool(state).inv()).as_rotvec(), TURN)
     # the robot's base is turned by 180 degrees about z
     turn = Rotation.from_rotvec(error * [-1, -1, 1]).as_euler("xyz")
@@ -116,7 +116,7 @@ def _grasp_phase(state: SceneState, task: Task) -> int:
     low = height < 0.05
     if off > (0.025 if low else 0.015) or turn > (0.3 if low else 0.15):
         return REACH
-    return DESCEND if height > 0.012 else GRASP
+    return DESCEND if height > 0.02 else GRASP  # far away the leaning fingers touch the table
 
 
 def _to_grip(task: Task, state: SceneState) -> tuple[float, float, float]:
@@ -211,7 +211,7 @@ def _drawer_phase(task: Task, state: SceneState) -> int:
         return PUSH if before else APPROACH
     if opening > PULLED or (opening > PULLED - 0.03 and state.opening > 0.4):
         return RETREAT
-    if abs(off[0]) > 0.02 or abs(off[1]) > 0.04 or not -0.05 < off[2] < 0.012:
+    if not -0.02 < off[0] < 0.04 or abs(off[1]) > 0.04 or not -0.06 < off[2] < 0.012:
         return APPROACH
     return PULL if state.opening < 0.315 else HOOK
 
@@ -230,7 +230,8 @@ def _drawer_goal(task: Task, state: SceneState) -> tuple[Array, Array, float]:
     if phase == HOOK:
         return hold, frame, CLOSED
     if phase == PULL:  # the top one slips out upwards unless pressed down
-        return np.add(hold, [0.04, 0.0, -0.03] if top else [0.06, 0.0, 0.0]), frame, CLOSED
+        step, down = (0.04, 0.03) if top else (0.06, 0.0)
+        return np.array([tool[0] + step, hold[1], hold[2] - down]), frame, CLOSED
     if phase == PUSH:
         return np.array([tool[0] - 0.06, *hold[1:]]), frame, CLOSED
-    return tool - 0.05 * approach, frame, OPEN if _opens(task) else CLOSED
+    return hold - 0.15 * approach, frame, OPEN if _opens(task) else CLOSED
