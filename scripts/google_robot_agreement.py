@@ -18,12 +18,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.ndimage import binary_dilation
 from scipy.spatial.transform import Rotation
 
 from refinevla_kit.simulator import make
 from refinevla_kit.tasks import SETTINGS
 
 Array = NDArray[Any]
+STAND_INS = ("bottle", "redbull")  # which the recorded pictures show as plain shapes
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,8 @@ class Likeness:
     Attributes:
         name: of the picture's file.
         overlap: intersection over union of robot, things and cabinet.
-        colour: mean absolute difference of all pixels, of 255.
+        colour: mean absolute difference of all pixels, of 255 (but those of things that were recorded as
+            plain shapes, and around them).
         foreground: the same of what is robot, thing or cabinet in both.
     """
 
@@ -146,13 +149,17 @@ def compare_pictures(path: Path, assets: str | Path, output: Path | None = None)
         _restore(simulator, episode, step)
         ours, theirs = simulator.observe().image, np.asarray(Image.open(file).convert("RGB"))
         names = json.loads(file.with_suffix(".segmentation.json").read_text())
+        bodies = np.asarray(Image.open(file.with_suffix(".segmentation.png")))
         kept = [int(number) for number, name in names.items() if name != "arena"]
-        shown = np.isin(np.asarray(Image.open(file.with_suffix(".segmentation.png"))), kept)
-        drawn = ~simulator.masks()["background"]
+        plain = [int(number) for number, name in names.items() if any(word in name for word in STAND_INS)]
         apart = np.abs(ours.astype(int) - theirs)
+        compared = (
+            ~binary_dilation(np.isin(bodies, plain), iterations=12) if plain else np.ones_like(bodies, bool)
+        )
+        shown, drawn = np.isin(bodies, kept) & compared, ~simulator.masks()["background"] & compared
         overlap = float((shown & drawn).sum() / (shown | drawn).sum())
         likenesses.append(
-            Likeness(file.stem, overlap, float(apart.mean()), float(apart[shown & drawn].mean()))
+            Likeness(file.stem, overlap, float(apart[compared].mean()), float(apart[shown & drawn].mean()))
         )
         if output is not None:
             both = np.concatenate([theirs, ours, np.clip(8 * apart, 0, 255).astype(np.uint8)], axis=1)
@@ -163,7 +170,8 @@ def compare_pictures(path: Path, assets: str | Path, output: Path | None = None)
 
 def _restore(simulator: Any, episode: Any, step: int) -> None:
     """Put robot, things and drawers where the original had them at `step`."""
-    simulator.set_state(episode["qpos"][step], episode["objects"][step], episode["drawers"][step])
+    drawers = episode["drawers"][step] if "drawers" in episode else np.zeros(0)
+    simulator.set_state(episode["qpos"][step], episode["objects"][step], drawers)
 
 
 def _state(simulator: Any) -> tuple[Array, Array, Array, Array]:

@@ -231,7 +231,9 @@ class GoogleRobotSimulator(ManiSkillSimulator):
         colour, bodies = (texture[0].numpy() for texture in sensor.camera.get_picture(TEXTURES))
         self._segmentation = bodies[..., 1]
         image = (colour[..., :3].clip(0, 1) * 255).astype(np.uint8)
-        if self._photograph is not None:
+        if self._photograph is None:
+            image[self._segmentation == 0] = 0  # nothing there: SAPIEN 2 leaves it black
+        else:
             hidden = ~np.isin(self._segmentation, self._kept)
             image[hidden] = self._photograph[hidden]
         return image

@@ -7,6 +7,7 @@ kilograms; poses are position and quaternion (w, x, y, z).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ from refinevla_kit.simulator.google_robot_assets import google_robot_assets
 from refinevla_kit.tasks import BASE, GOOGLE_TASKS, VISUAL_MATCHING, Start, find_task
 
 SIMULATION_HZ, CONTROL_HZ = 513, 3
-# PhysX 5 lets go of a can with the original's 25 and 1 (docs/google_robot.md).
-POSITION_ITERATIONS, VELOCITY_ITERATIONS = 50, 0
+ITERATIONS = (25, 1)  # of the solver, on positions and velocities: the original's own
+SETTLING_ITERATIONS = (50, 0)  # while things fall into place: with the original's an orange may roll away
 SEED = 40194941  # of SIMPLER's own evaluator: where distractors stand is drawn from it
 BASE_HEIGHT, TABLE_HEIGHT, FALL = 0.07905, 0.87, 0.5
 AWAY = Pose([-10, 0, 0])  # where the robot waits while things fall
@@ -41,7 +42,7 @@ LIGHTS = {  # (direction, brightness) on the table's scenes, above an ambient li
     "slightly_darker_lighting": (((1, 1, -1), 0.8), ((0, 0, -1), 0.8)),
 }
 STAGE_ORIGIN = np.array([1.6616, 3.0337, 0.0])
-UP = Pose(q=[0.707, 0.707, 0, 0])  # stages are modelled with y up
+UP = Pose(q=[0.5**0.5, 0.5**0.5, 0, 0])  # stages are modelled with y up
 STAGE_TURNS = {
     "modern_bedroom": Pose([0.178, -2.235, 1.669], [0.007, 0, 0, -1]),
     "modern_office": Pose([-0.192, -1.728, 1.48], [0.709, 0, 0, -0.705]),
@@ -61,7 +62,7 @@ class GoogleRobotScene(BaseEnv):
 
     SUPPORTED_REWARD_MODES = ("none",)
     contact_offset = 0.02  # m
-    table_lights = True
+    on_table = True  # things stand on the stage, which for a cabinet's scenes is only looked at
 
     def __init__(
         self,
@@ -84,8 +85,8 @@ class GoogleRobotScene(BaseEnv):
     def _default_sim_config(self) -> Any:
         scene = SceneConfig(
             contact_offset=self.contact_offset,
-            solver_position_iterations=POSITION_ITERATIONS,
-            solver_velocity_iterations=VELOCITY_ITERATIONS,
+            solver_position_iterations=ITERATIONS[0],
+            solver_velocity_iterations=ITERATIONS[1],
             enable_pcm=False,
         )
         return SimConfig(
@@ -137,8 +138,8 @@ class GoogleRobotScene(BaseEnv):
         path = str(self.files.stage(name))
         builder = self.scene.create_actor_builder()
         turn = next((turn for room, turn in STAGE_TURNS.items() if room in name), Pose()) * UP
-        if self.table_lights:  # a scene to put things on, not only to look at
-            builder.add_nonconvex_collision_from_file(path, turn)
+        if self.on_table:
+            _add_collision(builder, path, turn)
         builder.add_visual_from_file(path, turn)
         builder.initial_pose = Pose(STAGE_ORIGIN)
         builder.build_static("arena")
@@ -161,6 +162,11 @@ class GoogleRobotScene(BaseEnv):
         entity = builder.build(model)._objs[0]
         body = _body(entity)
         body.linear_damping = body.angular_damping = 0.1
+        for material in _materials(entity):
+            if (
+                material.emission_texture is not None
+            ):  # light baked into the texture: SAPIEN 2 shows it in full
+                material.emission = [1.0, 1.0, 1.0, 1.0]
         self.objects[model] = entity
         return entity
 
@@ -186,8 +192,17 @@ class GoogleRobotScene(BaseEnv):
         """Bring everything but the robot to where the episode starts."""
 
     def _settle(self, seconds: float) -> None:
+        self._solve_with(*SETTLING_ITERATIONS)
         for _ in range(int(SIMULATION_HZ * seconds)):
             self.scene.step()
+        self._solve_with(*ITERATIONS)
+
+    def _solve_with(self, positions: int, velocities: int) -> None:
+        """Everything at once: PhysX takes the most of a batch for all of it."""
+        articulations = [each._objs[0] for each in self.scene.articulations.values()]
+        for each in (*map(_body, self.objects.values()), *articulations):
+            each.set_solver_position_iterations(positions)
+            each.set_solver_velocity_iterations(velocities)
 
     def _drop(self, places: dict[str, tuple[Array, Array]]) -> None:
         """Let objects fall onto what is below them, upright first, then freely, until they rest.
@@ -389,7 +404,7 @@ class Drawer(GoogleRobotScene):
         drawer: which drawer the task is about, 0 the top one.
     """
 
-    table_lights = False
+    on_table = False
 
     @property
     def drawer(self) -> int:
@@ -573,6 +588,24 @@ def _apart(one: Array, other: Array) -> float:
     return float(np.linalg.norm(one[:2] - other[:2]))
 
 
+def _add_collision(builder: Any, path: str, pose: Pose) -> None:
+    """The stage's own triangles, as in the original; a stage of boxes collides as boxes.
+
+    Triangles are hollow and SAPIEN finds other contacts with them: an orange that stays where it fell on a
+    box rolls away.
+    """
+    import trimesh
+
+    stage: Any = trimesh.load(path, force="mesh")
+    pieces = stage.split(only_watertight=False)
+    sizes = [np.ptp(piece.bounds, axis=0) for piece in pieces]
+    if not all(np.isclose(piece.volume, size.prod(), rtol=1e-3) for piece, size in zip(pieces, sizes)):
+        builder.add_nonconvex_collision_from_file(path, pose)
+        return
+    for piece, size in zip(pieces, sizes):
+        builder.add_box_collision(pose * Pose(piece.bounds.mean(axis=0)), half_size=size / 2)
+
+
 def _body(entity: Any) -> Any:
     """The physical component of an entity."""
     return entity.find_component_by_type(sapien.physx.PhysxRigidDynamicComponent)
@@ -595,13 +628,18 @@ def _moving(bodies: list[Any]) -> bool:
     return bool(speed > 1e-3 or sum(np.linalg.norm(body.angular_velocity) for body in bodies) > 1e-2)
 
 
-def _polish(entity: Any, **properties: float) -> None:
-    """Set properties of every material of an entity."""
+def _materials(entity: Any) -> Iterator[Any]:
     body = entity.find_component_by_type(sapien.render.RenderBodyComponent)
     for shape in body.render_shapes if body else ():
         for part in getattr(shape, "parts", [shape]):
-            for name, number in properties.items():
-                setattr(part.material, name, number)
+            yield part.material
+
+
+def _polish(entity: Any, **properties: float) -> None:
+    """Set properties of every material of an entity."""
+    for material in _materials(entity):
+        for name, number in properties.items():
+            setattr(material, name, number)
 
 
 _CLASSES = {"pick_coke_can": PickCan, "move_near": MoveNear, "open_close_drawer": Drawer}

@@ -1,4 +1,5 @@
 """The default backend: ManiSkill 3's own WidowX digital twins, unchanged, on the CPU.
+`google_robot.py` has the Google Robot's tasks.
 
 ManiSkill's classes stay as they are; what is set from outside is where they look for assets, the camera, and
 the class-level containers that two environments in one process would otherwise share (the second one would
