@@ -1,5 +1,5 @@
-"""The two pictures behind robot and objects, painted by casting the task camera's rays at boxes and colouring
-what they meet.
+"""The pictures behind robot and objects, painted by casting the task camera's rays at boxes and colouring
+what they meet; the WidowX's two scenes.
 
 ManiSkill shows its own rendering only where robot and objects are; all else is a fixed picture of a table or
 a sink. The sink's picture is cast at the very boxes that the eggplant collides with, so that what is seen and
@@ -8,7 +8,8 @@ what is felt agree. World frame, metres, z up.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,19 +38,51 @@ class Solid:
 
 
 @dataclass(frozen=True)
-class Scene:
-    """What is painted: where it is seen from, the boxes, the light."""
+class View:
+    """A camera in the world: centre (3,), rotation (3, 3; SAPIEN's axes: x forward, y left, z up), focal
+    length, principal point and size of the picture (pixels).
+    """
 
-    seen: CameraSetting
+    centre: NDArray[np.float64]
+    rotation: NDArray[np.float64]
+    focal: float
+    middle: tuple[float, float]
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is painted: where it is seen from, the boxes, the light.
+
+    Attributes:
+        lamp: towards the brightest part of the ceiling.
+        glow: linear light that the first box mirrors at world points x, y.
+        paints: textures beside those of the simulator's variants.
+    """
+
+    view: View
     solids: tuple[Solid, ...]
-    lamp: tuple[float, float, float]  # towards the brightest part of the ceiling
-    glow: tuple[float, float] | None = None  # centre (x, y) of the lamp's reflection on the table
+    lamp: tuple[float, float, float]
+    glow: Callable[[Floats, Floats], Floats] | None = None
+    paints: dict[str, Callable[[Floats, Floats, Floats], Floats]] = field(default_factory=dict)
+
+
+def _view(setting: CameraSetting) -> View:
+    base_turn = np.diag([-1.0, -1.0, 1.0])  # the base is turned half a circle about z
+    centre = np.array(setting.base_position) + base_turn @ np.array(setting.camera_position)
+    rotation = base_turn @ quat2mat(setting.camera_quaternion)
+    return View(centre, rotation, FOCAL, (CENTRE_X, CENTRE_Y), WIDTH, HEIGHT)
+
+
+def _table_glow(x: Floats, y: Floats) -> Floats:
+    return 0.10 * np.exp(-((np.hypot(x + 0.10, (y - 0.20) / 1.4) / 0.11) ** 2))
 
 
 TABLE = Scene(
-    camera.TABLE,
+    _view(camera.TABLE),
     lamp=(0.35, 0.45, 1.0),
-    glow=(-0.10, 0.20),
+    glow=_table_glow,
     solids=(
         Solid((-0.345, -0.30, 0.83), (0.028, 1.2, 0.87), (172, 108, 70), "wood"),
         Solid((-1.0, -1.5, 0.0), (-0.385, 2.0, 2.0), (142, 146, 154), "fabric"),
@@ -69,7 +102,7 @@ def _in_sink(
 
 
 SINK_SCENE = Scene(
-    camera.SINK,
+    _view(camera.SINK),
     lamp=(0.5, -0.35, 1.0),
     solids=(
         *(_in_sink(b.low, b.high, b.colour, {BASIN: "basin", BASKET: "basket"}[b.colour]) for b in SINK),
@@ -93,56 +126,56 @@ SINK_SCENE = Scene(
 
 
 def paint(scene: Scene) -> NDArray[np.uint8]:
-    """The scene as the task camera sees it: uint8 (480, 640, 3) RGB."""
-    origin, rays = _camera(scene)
-    depth, which, axis = _nearest(origin, rays, scene.solids)
+    """The scene as its camera sees it: uint8 (height, width, 3) RGB."""
+    view, paints = scene.view, PAINTS | scene.paints
+    origin, rays = _camera(view)
+    depth, which, axis = _nearest(view, origin, rays, scene.solids)
     points = origin[:, None] + rays * depth
     colours = np.zeros_like(points)
     for number, solid in enumerate(scene.solids):
         mine = which == number
-        colours[:, mine] = (np.array(solid.colour, np.float32) / 255)[:, None] ** 2.2 * PAINTS[solid.texture](
+        colours[:, mine] = (np.array(solid.colour, np.float32) / 255)[:, None] ** 2.2 * paints[solid.texture](
             *points[:, mine]
         )
     colours *= _light(scene, points, which, axis, -np.sign(np.take_along_axis(rays, axis[None], 0)[0]))
     if scene.glow is not None:
-        distance = np.hypot(points[0] - scene.glow[0], (points[1] - scene.glow[1]) / 1.4)
-        colours += 0.10 * np.exp(-((distance / 0.11) ** 2)) * (which == 0)
-    pixels = colours.reshape(3, HEIGHT, SAMPLES, WIDTH, SAMPLES).mean(axis=(2, 4)).transpose(1, 2, 0)
+        colours += scene.glow(points[0], points[1]) * (which == 0)
+    pixels = (
+        colours.reshape(3, view.height, SAMPLES, view.width, SAMPLES).mean(axis=(2, 4)).transpose(1, 2, 0)
+    )
     return (255 * pixels.clip(0, 1) ** (1 / 2.2) + 0.5).astype(np.uint8)
 
 
-def _camera(scene: Scene) -> tuple[Floats, Floats]:
+def _camera(view: View) -> tuple[Floats, Floats]:
     """Camera centre (3,) and ray directions (3, n) in the world, `SAMPLES` squared a pixel, row by row."""
-    u = (np.arange(WIDTH * SAMPLES) + 0.5) / SAMPLES - 0.5
-    v = (np.arange(HEIGHT * SAMPLES) + 0.5) / SAMPLES - 0.5
-    right, down = np.meshgrid((u - CENTRE_X) / FOCAL, (v - CENTRE_Y) / FOCAL)
-    local = np.stack([np.ones(right.size), -right.ravel(), -down.ravel()])  # SAPIEN: x forward, y left, z up
-    base_turn = np.diag([-1.0, -1.0, 1.0])  # the base is turned half a circle about z
-    origin = np.array(scene.seen.base_position) + base_turn @ np.array(scene.seen.camera_position)
-    return origin.astype(np.float32), (base_turn @ quat2mat(scene.seen.camera_quaternion) @ local).astype(
-        np.float32
-    )
+    u = (np.arange(view.width * SAMPLES) + 0.5) / SAMPLES - 0.5
+    v = (np.arange(view.height * SAMPLES) + 0.5) / SAMPLES - 0.5
+    right, down = np.meshgrid((u - view.middle[0]) / view.focal, (v - view.middle[1]) / view.focal)
+    local = np.stack([np.ones(right.size), -right.ravel(), -down.ravel()])  # 3 x n
+    return view.centre.astype(np.float32), (view.rotation @ local).astype(np.float32)
 
 
-def _slabs(origins: Floats, rays: Floats, solid: Solid) -> tuple[Floats, Floats, Floats]:
-    """Where rays (3, n) or (3, 1) enter the three slabs of a box (3, n), enter the box (n,) and leave it
-    (n,), in ray lengths.
+def _slabs(origins: Floats, rays: Floats, solid: Solid) -> tuple[list[Floats], Floats, Floats]:
+    """Where rays (3, n) or (3, 1) enter the three slabs of a box (3 times (n,)), enter the box (n,) and leave
+    it (n,), in ray lengths.
     """
-    inverse = 1 / np.where(rays == 0, np.float32(1e-9), rays)
-    first = [(np.float32(solid.low[axis]) - origins[axis]) * inverse[axis] for axis in range(3)]
-    second = [(np.float32(solid.high[axis]) - origins[axis]) * inverse[axis] for axis in range(3)]
-    enter, leave = (
-        [np.minimum(a, b) for a, b in zip(first, second, strict=True)],
-        [np.maximum(a, b) for a, b in zip(first, second, strict=True)],
-    )
+    enter, leave = [], []
+    for axis in range(3):
+        inverse = 1 / np.where(rays[axis] == 0, np.float32(1e-9), rays[axis])
+        first = (np.float32(solid.low[axis]) - origins[axis]) * inverse
+        second = (np.float32(solid.high[axis]) - origins[axis]) * inverse
+        enter.append(np.minimum(first, second))
+        leave.append(np.maximum(first, second))
     return (
-        np.stack(enter),
+        enter,
         np.maximum(np.maximum(enter[0], enter[1]), enter[2]),
         np.minimum(np.minimum(leave[0], leave[1]), leave[2]),
     )
 
 
-def _nearest(origin: Floats, rays: Floats, solids: tuple[Solid, ...]) -> tuple[Floats, Whole, Whole]:
+def _nearest(
+    view: View, origin: Floats, rays: Floats, solids: tuple[Solid, ...]
+) -> tuple[Floats, Whole, Whole]:
     """Distance, number of the box and axis of its face that each ray meets first, each (n,)."""
     depth, which, face = (
         np.full(rays.shape[1], 10, np.float32),
@@ -150,17 +183,37 @@ def _nearest(origin: Floats, rays: Floats, solids: tuple[Solid, ...]) -> tuple[F
         np.zeros(rays.shape[1], np.intp),
     )
     for number, solid in enumerate(solids):
-        enter, near, far = _slabs(origin[:, None], rays, solid)
-        closer = np.flatnonzero((near < far) & (near > 0) & (near < depth))
-        depth[closer], which[closer], face[closer] = near[closer], number, enter[:, closer].argmax(axis=0)
+        near_it = _rays_towards(view, solid)
+        enter, near, far = _slabs(origin[:, None], rays[:, near_it], solid)
+        hit = np.flatnonzero((near < far) & (near > 0) & (near < depth[near_it]))
+        closer = near_it[hit]
+        depth[closer], which[closer] = near[hit], number
+        face[closer] = np.stack([each[hit] for each in enter]).argmax(axis=0)
     return depth, which, face
+
+
+def _rays_towards(view: View, solid: Solid) -> Whole:
+    """Numbers of the rays in the rectangle that the box spans in the picture; of all, where it reaches behind
+    the camera.
+    """
+    rows, columns = view.height * SAMPLES, view.width * SAMPLES
+    ends = zip(solid.low, solid.high, strict=True)
+    corners = np.stack(np.meshgrid(*ends), axis=-1).reshape(-1, 3)
+    forward, left, up = ((corners - view.centre) @ view.rotation).T
+    if forward.min() < 0.05:
+        return np.arange(rows * columns)
+    across = (view.middle[0] - view.focal * left / forward) * SAMPLES
+    down = (view.middle[1] - view.focal * up / forward) * SAMPLES
+    u = np.arange(max(int(across.min()) - SAMPLES, 0), min(int(across.max()) + 2 * SAMPLES, columns))
+    v = np.arange(max(int(down.min()) - SAMPLES, 0), min(int(down.max()) + 2 * SAMPLES, rows))
+    return (v[:, None] * columns + u).ravel()
 
 
 def _light(scene: Scene, points: Floats, which: Whole, axis: Whole, sign: Floats) -> Floats:
     """Light that reaches each point (n,): cast on a coarser grid, then smoothed within each face of each box,
     which makes the shadows soft.
     """
-    shape, step = (HEIGHT * SAMPLES, WIDTH * SAMPLES), 2 * SAMPLES
+    shape, step = (scene.view.height * SAMPLES, scene.view.width * SAMPLES), 2 * SAMPLES
     faces = (which * 3 + axis).reshape(shape)
     pick = np.arange(len(which)).reshape(shape)[step // 2 :: step, step // 2 :: step]
     cast = _irradiance(scene, points[:, pick.ravel()], axis[pick.ravel()], sign[pick.ravel()]).reshape(

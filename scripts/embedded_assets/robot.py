@@ -9,34 +9,14 @@ along the arm, z up when the arm is stretched out; fingers open along y.
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
-from dataclasses import dataclass
 from math import pi
 
 import numpy as np
 import trimesh
 
+from scripts.embedded_assets import urdf as tables
 from scripts.embedded_assets.shapes import Part, bevelled_box, box, flat, hull, placed, tapered_box, tube
-
-Vector = tuple[float, float, float]
-
-
-@dataclass(frozen=True)
-class Joint:
-    """One joint: origin of the child in the parent (m; no joint of this arm is turned), axis, limits (rad or
-    m), effort (N m or N).
-    """
-
-    name: str
-    kind: str
-    parent: str
-    child: str
-    origin: Vector
-    axis: Vector = (1, 0, 0)
-    lower: float = 0.0
-    upper: float = 0.0
-    effort: float = 0.0
-    velocity: float = pi
-
+from scripts.embedded_assets.urdf import Inertial, Joint, Look
 
 TURN = pi - 1e-5  # half a turn, as the manufacturer limits it
 JOINTS = (
@@ -117,73 +97,71 @@ JOINTS = (
     Joint("ee_gripper", "fixed", "fingers_link", "ee_gripper_link", (0.027575, 0, 0)),
 )
 
-# Link -> mass (kg); centre of mass (m) and its frame's roll, pitch, yaw (rad); ixx, iyy, izz, ixy, ixz, iyz
-# (kg m2) in that frame.
-FRAME_ONLY = (0.001, (0, 0, 0), (0, 0, 0), (0.001, 0.001, 0.001, 0, 0, 0))
-INERTIALS: dict[str, tuple[float, Vector, Vector, tuple[float, ...]]] = {
-    "base_link": (
+FRAME_ONLY = Inertial(0.001, (0, 0, 0), (0, 0, 0), (0.001, 0.001, 0.001, 0, 0, 0))
+INERTIALS: dict[str, Inertial] = {
+    "base_link": Inertial(
         0.538736,
         (-0.0380446, 0.000613892, 0.0193354),
         (0, 0, pi / 2),
         (0.002115, 0.0006921, 0.002524, -1.63503e-5, 6.998e-7, 4.642e-5),
     ),
-    "shoulder_link": (
+    "shoulder_link": Inertial(
         0.480879,
         (2.23482e-5, 4.14609e-5, 0.0066287),
         (0, 0, pi / 2),
         (0.000379, 0.0005557, 0.0005889, 2.2e-9, -3.561e-7, 1.2245e-6),
     ),
-    "upper_arm_link": (
+    "upper_arm_link": Inertial(
         0.430811,
         (0.0171605, 2.725e-7, 0.191323),
         (0, 0, pi / 2),
         (0.003463, 0.003587, 0.0004566, -1e-10, -2e-10, 0.0004272),
     ),
-    "upper_forearm_link": (
+    "upper_forearm_link": Inertial(
         0.234589,
         (0.107963, 0.000115876, 0),
         (0, 0, 0),
         (3.971e-5, 0.0008878, 0.000888, 2.3528e-6, 0, 0),
     ),
-    "lower_forearm_link": (
+    "lower_forearm_link": Inertial(
         0.220991,
         (0.0374395, 0.00522252, 0),
         (pi, 0, 0),
         (6.369e-5, 0.0001677, 0.0001834, -2.292e-5, 0, 0),
     ),
-    "wrist_link": (
+    "wrist_link": Inertial(
         0.084957,
         (0.04236, -1.0663e-5, 0.010577),
         (0, 0, pi / 2),
         (3.082e-5, 2.822e-5, 3.152e-5, 1.91e-8, 2.3e-9, 2.5481e-6),
     ),
-    "gripper_link": (
+    "gripper_link": Inertial(
         0.072885,
         (0.021631, 2.516e-7, 0.01141),
         (0, 0, pi / 2),
         (2.537e-5, 1.836e-5, 1.674e-5, 0, 0, 4.34e-7),
     ),
     "ee_arm_link": FRAME_ONLY,
-    "gripper_prop_link": (
+    "gripper_prop_link": Inertial(
         0.00434,
         (0.000846, -1.6817e-6, 4.2e-5),
         (0, 0, pi / 2),
         (5.923e-7, 1.1156e-6, 5.743e-7, 0, 3.195e-7, -4e-10),
     ),
-    "gripper_bar_link": (
+    "gripper_bar_link": Inertial(
         0.034199,
         (0.009687, 8.177e-7, 0.004962),
         (0, 0, pi / 2),
         (7.4125e-6, 2.843e-5, 2.86e-5, -8e-10, -6e-10, -1.3889e-6),
     ),
     "fingers_link": FRAME_ONLY,
-    "left_finger_link": (
+    "left_finger_link": Inertial(
         0.016246,
         (0.013816, 0, 0),
         (pi, pi, pi / 2),
         (4.731e-6, 1.5506e-6, 3.7467e-6, -4.56e-7, 0, 0),
     ),
-    "right_finger_link": (
+    "right_finger_link": Inertial(
         0.016246,
         (0.013816, 0, 0),
         (0, pi, pi / 2),
@@ -279,49 +257,15 @@ def bodies() -> dict[str, tuple[list[Part], list[trimesh.Trimesh]]]:
     }
 
 
-def _text(values: Vector | tuple[float, ...]) -> str:
-    return " ".join(f"{value:.12g}" for value in values)
-
-
-def urdf(collision_pieces: dict[str, int], meshes: str = "meshes") -> str:
-    """The URDF; `collision_pieces` is link -> number of files `<meshes>/<link>_<n>.stl`, a link with a body
-    has `<meshes>/<link>.glb`.
+def urdf(collision_pieces: dict[str, int]) -> str:
+    """The URDF; `collision_pieces` is link -> number of files `meshes/<link>_<n>.stl`, a link with a body
+    has `meshes/<link>.glb`.
     """
-    robot = ElementTree.Element("robot", name="wx250s")
-    for link, (mass, centre, turn, (ixx, iyy, izz, ixy, ixz, iyz)) in INERTIALS.items():
-        element = ElementTree.SubElement(robot, "link", name=link)
-        if link in collision_pieces:
-            files = [("visual", f"{meshes}/{link}.glb")] + [
-                ("collision", f"{meshes}/{link}_{n}.stl") for n in range(collision_pieces[link])
-            ]
-            for tag, file in files:
-                geometry = ElementTree.SubElement(ElementTree.SubElement(element, tag), "geometry")
-                ElementTree.SubElement(geometry, "mesh", filename=file)
-        inertial = ElementTree.SubElement(element, "inertial")
-        ElementTree.SubElement(inertial, "origin", xyz=_text(centre), rpy=_text(turn))
-        ElementTree.SubElement(inertial, "mass", value=f"{mass:.12g}")
-        moments = {"ixx": ixx, "ixy": ixy, "ixz": ixz, "iyy": iyy, "iyz": iyz, "izz": izz}
-        ElementTree.SubElement(
-            inertial, "inertia", {name: f"{value:.12g}" for name, value in moments.items()}
-        )
-    for joint in JOINTS:
-        element = ElementTree.SubElement(robot, "joint", name=joint.name, type=joint.kind)
-        ElementTree.SubElement(element, "origin", xyz=_text(joint.origin), rpy="0 0 0")
-        ElementTree.SubElement(element, "parent", link=joint.parent)
-        ElementTree.SubElement(element, "child", link=joint.child)
-        ElementTree.SubElement(element, "axis", xyz=_text(joint.axis))
-        if joint.kind != "fixed":
-            limits = {
-                "lower": joint.lower,
-                "upper": joint.upper,
-                "effort": joint.effort,
-                "velocity": joint.velocity,
-            }
-            ElementTree.SubElement(
-                element, "limit", {name: f"{value:.16g}" for name, value in limits.items()}
-            )
-    ElementTree.indent(robot)
-    return ElementTree.tostring(robot, encoding="unicode") + "\n"
+    looks = {
+        link: Look(((f"meshes/{link}.glb", None),), tuple(f"meshes/{link}_{n}.stl" for n in range(count)))
+        for link, count in collision_pieces.items()
+    }
+    return tables.urdf("wx250s", JOINTS, INERTIALS, looks)
 
 
 def srdf() -> str:

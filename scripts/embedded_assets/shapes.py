@@ -38,9 +38,10 @@ def box(low: ArrayLike, high: ArrayLike) -> trimesh.Trimesh:
 
 def lathe(profile: Sequence[tuple[float, float]], axis: str = "x", sections: int = 28) -> trimesh.Trimesh:
     """Solid of revolution of (position along `axis`, radius) pairs, in increasing position for an outward
-    surface. `axis` is "x" or "z".
+    surface. `axis` is "x", "y" or "z".
     """
-    turn = trimesh.transformations.rotation_matrix(np.pi / 2, [0, 1, 0]) if axis == "x" else None
+    turns = {"x": (np.pi / 2, [0, 1, 0]), "y": (-np.pi / 2, [1, 0, 0])}
+    turn = trimesh.transformations.rotation_matrix(*turns[axis]) if axis in turns else None
     mesh = trimesh.creation.revolve(
         [(radius, along) for along, radius in profile], sections=sections, transform=turn
     )
@@ -51,6 +52,23 @@ def lathe(profile: Sequence[tuple[float, float]], axis: str = "x", sections: int
 def tube(start: float, end: float, radius: float, axis: str = "x", sections: int = 24) -> trimesh.Trimesh:
     """Cylinder along `axis` with crisp rims."""
     return flat(lathe([(start, 0.0), (start, radius), (end, radius), (end, 0.0)], axis, sections))
+
+
+def rod(
+    start: float, end: float, radius: float, axis: str = "z", bevel: float = 0.006, end_radius: float = 0.0
+) -> trimesh.Trimesh:
+    """Cylinder, or cone to `end_radius`, along `axis` with bevelled rims, shaded smooth."""
+    last = end_radius or radius
+    profile = [(start, 0.0), (start, radius - bevel), (start + bevel, radius), (start + 1.5 * bevel, radius)]
+    profile += [(end - 1.5 * bevel, last), (end - bevel, last), (end, last - bevel), (end, 0.0)]
+    return lathe(profile, axis)
+
+
+def cushion(low: ArrayLike, high: ArrayLike, radius: float) -> trimesh.Trimesh:
+    """Box whose edges are rounded with `radius`, shaded smooth."""
+    low, high = np.asarray(low, dtype=float) + radius, np.asarray(high, dtype=float) - radius
+    corners = [(x, y, z) for x in (low[0], high[0]) for y in (low[1], high[1]) for z in (low[2], high[2])]
+    return hull(np.concatenate([ellipsoid_points(corner, [radius] * 3) for corner in corners]))
 
 
 def hull(points: ArrayLike) -> trimesh.Trimesh:
