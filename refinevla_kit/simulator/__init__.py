@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from refinevla_kit.simulator.contract import Simulator
 
 __all__ = ["find_backend", "make"]
+SHADERS = ("default", "rt", "rt-med", "rt-fast")
 
 
 def make(
@@ -66,11 +67,15 @@ def make(
     full_width, full_height = CAMERA_SIZES[chosen.robot]
     size = (width or full_width // 4, height or full_height // 4)
     name = find_backend(protocol, backend)
+    google = chosen.robot == "google_robot" and name == MANISKILL
+    if shader not in SHADERS or (shader != SHADERS[0] and not google):
+        what = f"{chosen.name} on {name} is not drawn with shader {shader!r}"
+        raise KitError(what, f"choose one of {', '.join(SHADERS)}" if google else "leave shader out")
     if name == SIMPLER_ENV:
         from refinevla_kit.simulator.simpler_env import SimplerEnvSimulator
 
         return SimplerEnvSimulator(chosen, assets or "official", *size, privileged, protocol, change)
-    if chosen.robot == "google_robot":
+    if google:
         from refinevla_kit.simulator.google_robot import GoogleRobotSimulator
 
         where = assets or "embedded"

@@ -2,8 +2,7 @@
 
 Numbers are those of ManiSkill2_real2sim (`agents/configs/google_robot`). Every control step is planned by
 Ruckig, as there, and sent to the drives one waypoint a physics step. What SAPIEN 3 does otherwise than
-SAPIEN 2 is made good here: drive targets are clamped to the joints' limits, and fingers that meet are not
-pressed into each other (docs/google_robot.md).
+SAPIEN 2 is made good here (docs/google_robot.md).
 """
 
 from __future__ import annotations
@@ -66,7 +65,6 @@ SMALLEST_IMPULSE = 1e-6  # N s, of what counts as contact
 LEAD = 0.03  # rad that a finger's target is ahead where it is held up
 IK_ITERATIONS = 99  # with 100, one of 2,367 recorded actions is solved that the original had no answer to
 FINGER_ARMATURE = 0.03  # kg m2; without it PhysX 5 pushes hand and arm away from what the fingers press on
-MEETING, MET = 1.02, 1.0732  # rad: where fingers touch each other, and where empty ones come to rest
 
 
 def _link(material: str, radius: float) -> dict[str, Any]:
@@ -214,13 +212,8 @@ class PlannedController(BaseController):
         self._substep += 1
         for drive, target in zip(self._drives, targets, strict=True):
             drive.set_drive_target(target)
-        fingers = [self._drives[index] for index in HAND]
-        meeting = self._body.get_qpos()[self._order[HAND]].min() > MEETING
-        for finger, index, velocity in zip(fingers, HAND, velocities, strict=True):
-            pressed = meeting and targets[index] > MET
-            if pressed:
-                finger.set_drive_target(MET)
-            finger.set_drive_velocity_target(0.0 if pressed else velocity)
+        for index, velocity in zip(HAND, velocities, strict=True):
+            self._drives[index].set_drive_velocity_target(velocity)
 
     @property
     def _squeezes(self) -> Array:
