@@ -39,11 +39,11 @@ CHOICES = {
     "weights": PRECISIONS,
     "adapter_preset": ("kit", "authors"),
     "adapter_form": ("merged", "peft"),
-    "robot": tuple(CAMERA_SIZES),
     "granularity": GRANULARITIES,
     "order": ORDERS,
     "start": ("random", "grid"),
-    "starts": ("grid", "dense"),
+    "starts": ("grid", "spread", "dense"),
+    "robot": tuple(CAMERA_SIZES),
     "setting": SETTINGS,
     "backend": ("auto", *BACKENDS),
 }
@@ -236,7 +236,8 @@ class Settings(BaseModel):
         raise KitError(f"neither {self.output / run_path} nor data/{shipped_name} exists", remedy)
 
     def find_policies(self, names: Sequence[str]) -> dict[str, Path]:
-        """The checkpoint of each policy: given as the parameter of its name, else notebook 2's, else shipped.
+        """The checkpoint of each policy: given as the parameter of its name, else notebook 2's, else shipped
+        (which are the WidowX's).
         A `base` that is given comes behind them.
 
         Raises:
@@ -252,6 +253,11 @@ class Settings(BaseModel):
                 f"notebook 02_fine_tuning left {', '.join(left)} in {self.output}, but not {missing}",
                 f"run notebook 2 to its end, or give {missing} as a parameter",
             )
+        robot = getattr(self, "robot", "widowx")
+        if robot != "widowx" and not left:
+            given = {name: path for name, path in given.items() if path is not None}
+            if len(given) < len(names):
+                print(f"the shipped policies are the WidowX's: none of them plays the tasks of {robot}")
         found = {
             name: self.find(path, f"02_fine_tuning/{name}", f"checkpoints/{name}", checkpoint=True)
             for name, path in given.items()
@@ -271,6 +277,8 @@ class TeacherAnnotation(Settings):
 
     notebook = "01_teacher_annotation"
 
+    robot: str  # whose tasks, where `tasks` is not given
+    google_robot: dict[str, Any]  # over the profile's values where that is the robot
     dataset: Text | None  # folder of a LeRobot dataset; None records the scripted demonstrator
     tasks: Names  # what is recorded: tasks, rows of the published tables or a robot
     episodes_per_task: Count
@@ -334,8 +342,10 @@ class SimplerEvaluation(Settings):
     with_reasoning: Text | None  # checkpoint
     base: Text | None  # a third checkpoint that plays, such as what both started from
     weights: str  # in what precision released models are kept in memory
+    robot: str  # whose tasks, where `tasks` is not given
+    google_robot: dict[str, Any]  # over the profile's values where that is the robot
     tasks: Names  # tasks, rows of the published tables or a robot
-    starts: str  # the task's own grid, or dense: continuous poses drawn from the seed
+    starts: str  # the grid's first, spread over it, or dense: continuous poses drawn from the seed
     episodes: Whole  # a task and variant
     setting: str
     variants: Names | None  # names; None is those that are scored
@@ -346,6 +356,11 @@ class SimplerEvaluation(Settings):
     preflight_starts: Whole  # demonstrations replayed a task before the run
     include_demonstrator: bool  # play the scripted demonstrator too
     threads: Whole | None  # of the policy; None is all cores
+
+    @property
+    def records_name(self) -> str:
+        """Each robot's records have a file of their own, and notebook 5 shows both."""
+        return "records.parquet" if self.robot == "widowx" else f"{self.robot}.parquet"
 
 
 class AttentionMaps(Settings):
@@ -372,6 +387,7 @@ class PaperFigures(Settings):
     notebook = "05_paper_figures"
 
     records: Text | None  # records.parquet of notebook 3
+    google_robot: Text | None  # google_robot.parquet of notebook 3
     history: Text | None  # folder or file of training histories
     attention: Text | None  # scores.parquet of notebook 4
     experiment: Text | None  # records folder of a controlled experiment
@@ -421,6 +437,8 @@ def read_settings(
     if output is not None:
         folder = Path(str(output)).expanduser().resolve()
     given = {name: value for name, value in parameters.items() if value is not None}
+    if given.get("robot") == "google_robot":
+        usual = usual | usual.get("google_robot", {})
     values = usual | given | {"profile": profile, "output": folder, "seed": seed}
     try:
         return NOTEBOOKS[notebook](**values)

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import product
+from math import gcd
 from typing import Any
 
 from refinevla_kit.errors import KitError
@@ -101,6 +102,14 @@ class Protocol:
             f"unknown variant {name!r} in {self.setting}",
             f"choose one of {', '.join(v.name for v in self.variants)}",
         )
+
+    def spread(self, count: int) -> list[int]:
+        """`count` of the scored starts, all if there are fewer: every next one lies the grid's golden section
+        further on, so that any few are spread over its places.
+        """
+        apart = [step for step in range(1, self.scored + 1) if gcd(step, self.scored) == 1]
+        step = min(apart, key=lambda step: abs(step - 0.618 * self.scored))
+        return [index * step % self.scored for index in range(min(count, self.scored))]
 
     def episodes(self) -> list[tuple[str, int]]:
         """What is scored: (variant name, episode id), variant by variant."""

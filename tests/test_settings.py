@@ -54,6 +54,17 @@ def test_false_and_zero_are_values_too() -> None:
     )
 
 
+def test_a_robot_brings_its_tasks_unless_others_are_named() -> None:
+    notebook = "03_simpler_evaluation"
+    settings = read_settings(notebook, "laptop", robot="google_robot")
+    assert (settings.tasks, settings.starts) == (["google_robot"], "spread")
+    assert settings.records_name == "google_robot.parquet"
+    assert read_settings(notebook, "laptop", robot="google_robot", tasks=["move_near"]).tasks == ["move_near"]
+    assert read_settings(notebook, "laptop").starts == "grid"
+    with pytest.raises(KitError, match="unknown robot 'widowy'"):
+        read_settings(notebook, "laptop", robot="widowy")
+
+
 def test_misspelt_parameter_is_an_error_with_the_right_name() -> None:
     with pytest.raises(KitError, match=r"unknown parameter 'stepps' \(did you mean 'steps'\?\)"):
         read_settings(NOTEBOOK, profile="smoke", stepps=3)

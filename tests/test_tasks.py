@@ -343,3 +343,12 @@ def run(*command: str, program: str) -> None:
         [*command, "-c", program], env=ENVIRONMENT, capture_output=True, text=True, cwd=ROOT, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("name", ["google_robot_pick_vertical_coke_can", "google_robot_move_near"])
+def test_a_few_starts_are_spread_over_the_grid(name: str) -> None:
+    protocol = TASKS[name].protocol()
+    five, every = protocol.spread(5), protocol.spread(10**6)
+    rows = protocol.scored // 5
+    assert {number // rows for number in five} == set(range(5)), "one in each fifth"
+    assert every[:5] == five and sorted(every) == list(range(protocol.scored))

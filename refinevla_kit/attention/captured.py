@@ -43,9 +43,13 @@ STAGES = {
     "lower": "place",
     "release": "place",
     "retreat": "place",
+    "approach": "approach",
+    "hook": "grasp",
+    "pull": "carry",
+    "push": "carry",
 }
 """The demonstrator's sub-tasks in four: before the object is touched, while the gripper closes on it, while
-it is held, and putting it down.
+it is held or moved, and putting it down.
 """
 
 

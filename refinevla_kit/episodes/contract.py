@@ -25,7 +25,7 @@ class Episode:
         images: uint8 (T, H, W, 3) RGB; H and W even.
         actions: float32 (T, A), the action taken on seeing the frame.
         proprioception: float32 (T, P), the robot's own state in the frame.
-        instruction: the sentence the robot was given.
+        instruction: the sentence the robot was given, or one a frame where it changes.
         task: the kit's name of the task; "" when the episode comes from elsewhere.
         success: the task's condition held at the last frame's end.
         seed: what the start was drawn with.
@@ -37,7 +37,7 @@ class Episode:
     images: Array
     actions: Array
     proprioception: Array
-    instruction: str
+    instruction: str | Sequence[str]
     task: str = ""
     success: bool = False
     seed: int = 0

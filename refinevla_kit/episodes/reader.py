@@ -318,6 +318,8 @@ class EpisodeDataset:
             self.gripper, sense = meaning.told_open(command, gripper), "as told"
         elif by_kit:
             self.gripper, sense = 1.0, "this kit's own: 1 open, -1 closed"
+            if self.robot_type == "google_robot":  # relative: `conventions.GOOGLE_ROBOT`
+                self.gripper, sense = -1.0, "this kit's own: 1 closes, -1 opens"
         elif len(command):
             self.gripper, sense = meaning.opens_at(command, self.robot_type)
         self._why = {"deltas": why, "gripper": sense}

@@ -115,7 +115,9 @@ class DatasetWriter:
         """Append one episode; its frames go straight into the video."""
         self._check(episode)
         index, length = len(self._rows), len(episode.images)
-        task = self._tasks.setdefault(episode.instruction, len(self._tasks))
+        spoken = episode.instruction
+        sentences = [spoken] * length if isinstance(spoken, str) else list(spoken)
+        tasks = [self._tasks.setdefault(sentence, len(self._tasks)) for sentence in sentences]
         frames = np.arange(length)
         table = {
             "observation.state": episode.proprioception,
@@ -124,14 +126,14 @@ class DatasetWriter:
             "frame_index": frames,
             "episode_index": np.full(length, index),
             "index": self._frames + frames,
-            "task_index": np.full(length, task),
+            "task_index": np.array(tasks),
         }
         levels = pixel_levels(episode.images)
         stats = {name: statistics_of(values) for name, values in table.items()}
         stats[self.camera] = pixel_statistics(levels, length)
         row: dict[str, Any] = {
             "episode_index": index,
-            "tasks": [episode.instruction],
+            "tasks": list(dict.fromkeys(sentences)),
             "length": length,
             "data/chunk_index": 0,
             "data/file_index": 0,
@@ -203,6 +205,9 @@ class DatasetWriter:
         if episode.states is not None and len(episode.states) != length:
             what = f"{which}: {len(episode.states)} states for {length} frames"
             raise KitError(what, "give one state a frame")
+        if not isinstance(episode.instruction, str) and len(episode.instruction) != length:
+            what = f"{which}: {len(episode.instruction)} instructions for {length} frames"
+            raise KitError(what, "give one instruction, or one a frame")
         self._size = (height, width)
 
     def _write_video(self, images: Array) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from refinevla_kit.policies.conversion import Mismatch, mismatches
 from refinevla_kit.rollouts.engine import Engine, PlannedEpisode, Scene, Take
 from refinevla_kit.rollouts.players import FunctionPlayer, plain_action
 from refinevla_kit.simulator.contract import Array, SceneState
-from refinevla_kit.simulator.demonstrator import RECIPES, Demonstrator
+from refinevla_kit.simulator.demonstrator import Demonstrator
 from refinevla_kit.tasks import BASE, MANISKILL, VISUAL_MATCHING, Task, find_task
 
 DIMENSIONS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
@@ -118,11 +118,9 @@ def preflight(
     """
     task = find_task(task)
     report = Preflight(name_of(policy), task.name, 0, tuple(mismatches(policy, task)))
-    lacking = "" if task.name in RECIPES else "this task has no scripted demonstrator"
     if not hasattr(policy, "round_trip"):
-        lacking = "the policy has no round_trip(actions)"
-    if lacking:
-        return replace(report, note=f"only the conventions were checked: {lacking}")
+        note = "only the conventions were checked: the policy has no round_trip(actions)"
+        return replace(report, note=note)
     # Small pictures: nobody looks.
     scene = Scene(
         task.name, BASE, VISUAL_MATCHING, MANISKILL, str(assets or "embedded"), 48, 36, privileged=True

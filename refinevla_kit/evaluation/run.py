@@ -38,7 +38,6 @@ from refinevla_kit.rollouts.engine import Engine, Masks, PlannedEpisode, Scene
 from refinevla_kit.rollouts.players import PolicyPlayer, PolicyTake, batches
 from refinevla_kit.simulator import find_backend
 from refinevla_kit.simulator.contract import Array, Observation, StepResult
-from refinevla_kit.simulator.demonstrator import RECIPES
 from refinevla_kit.tasks import (
     CAMERA_SIZES,
     MANISKILL,
@@ -88,7 +87,7 @@ def evaluate(
         episodes: number of grid episodes a task and variant (the first ones), the ids themselves (NumPy's and
             pandas' too), None for those SIMPLER scores, or "dense" for `n` continuous starts drawn from
             `seed` (`simulator.geometry.start_pose`): the same for every policy, as many as a small gain
-            needs.
+            needs. "spread" for `n` scored grid episodes from all over the grid (`Protocol.spread`).
         workers: simulator processes; None for one a core; 0 plays in this process. With processes, a script
             must guard its entry with `if __name__ == "__main__"`.
         batch: episodes played at the same time, over all workers; a batched policy gets half that many images
@@ -147,8 +146,8 @@ def _tasks_of(tasks: str | Iterable[str | Task]) -> list[Task]:
 
 
 def line_up(policies: Sequence[Any], tasks: str | Iterable[str | Task]) -> list[tuple[Any, list[Task]]]:
-    """Who plays what, robot by robot: a policy of the kit with that robot's action statistics, one that needs
-    the simulator's state what it has a script for.
+    """Who plays what, robot by robot: a policy of the kit with that robot's action statistics, the
+    demonstrator with its script for that robot.
 
     Raises:
         KitError: an unknown task, or a policy without statistics of a robot.
@@ -158,10 +157,7 @@ def line_up(policies: Sequence[Any], tasks: str | Iterable[str | Task]) -> list[
     for robot in dict.fromkeys(task.robot for task in chosen):
         own = [task for task in chosen if task.robot == robot]
         for policy in policies:
-            scripted = [task for task in own if task.name in RECIPES]
-            playable = scripted if getattr(policy, "needs_state", False) else own
-            if playable:
-                found.append((policy.on(robot) if has(policy, "on") else policy, playable))
+            found.append((policy.on(robot) if has(policy, "on") else policy, own))
     return found
 
 
@@ -242,10 +238,12 @@ def wanted_starts(
     """(kind of start, ids) that were asked for."""
     protocol = task.protocol(setting)
     if isinstance(episodes, str):
-        if episodes != "dense" or n is None:
+        if episodes not in ("dense", "spread") or n is None:
             what = f"episodes={episodes!r} with n={n}"
-            raise KitError(what, 'give a number, ids, None, or episodes="dense" with n=200 or so')
-        return "dense", list(range(checked_integer(n, "n", 1)))
+            remedy = 'give a number, ids, None, episodes="spread" or episodes="dense" with n=200 or so'
+            raise KitError(what, remedy)
+        n = checked_integer(n, "n", 1)
+        return ("grid", protocol.spread(n)) if episodes == "spread" else ("dense", list(range(n)))
     if episodes is None:
         episodes = protocol.scored
     ids, most = list(range(episodes)) if isinstance(episodes, int) else episodes, len(protocol.starts) - 1

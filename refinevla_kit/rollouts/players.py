@@ -9,12 +9,12 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from refinevla_kit.conventions import WIDOWX
+from refinevla_kit.conventions import ROBOT_CONVENTIONS
 from refinevla_kit.errors import KitError
 from refinevla_kit.files import sha256
 from refinevla_kit.policies.contract import Action, ask, begin, has, name_of, naming, read_answer
 from refinevla_kit.rollouts.engine import PlannedEpisode, T, Take
-from refinevla_kit.simulator import demonstrator
+from refinevla_kit.simulator import demonstrator, google_demonstrator
 from refinevla_kit.simulator.contract import Array, SceneState
 from refinevla_kit.tasks import find_task
 
@@ -137,19 +137,30 @@ class DemonstratorPolicy:
 
     `evaluate` hands it `SceneState`s because of `needs_state`. Its `checkpoint_hash` is that of the
     demonstrator's own code: it has no weights, and a changed script is another policy.
+
+    Args:
+        robot: whose tasks it is to play.
     """
 
     needs_state = True
     name = "demonstrator"
-    conventions = replace(WIDOWX, image_size=None)  # it looks at no image
 
-    def __init__(self) -> None:
-        self.checkpoint_hash = sha256(demonstrator.__file__)[:12]
+    def __init__(self, robot: str = "widowx") -> None:
+        script = google_demonstrator if robot == "google_robot" else demonstrator
+        self.checkpoint_hash = sha256(str(script.__file__))[:12]
+        self.conventions = replace(ROBOT_CONVENTIONS[robot], image_size=None)  # it looks at no image
+
+    def on(self, robot: str) -> DemonstratorPolicy:
+        """The demonstrator of that robot's tasks."""
+        return DemonstratorPolicy(robot)
 
     def act_states(self, states: Sequence[SceneState], tasks: Sequence[str]) -> list[Action]:
         """One action a state, for the task of that name."""
         experts = [demonstrator.Demonstrator(find_task(task)) for task in tasks]
-        return [plain_action(expert.act(state)) for expert, state in zip(experts, states, strict=True)]
+        return [
+            plain_action(expert.act(state), expert.finished(state))
+            for expert, state in zip(experts, states, strict=True)
+        ]
 
 
 def plain_action(processed: Array, terminate: bool = False) -> Action:

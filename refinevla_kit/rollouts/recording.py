@@ -26,7 +26,7 @@ from refinevla_kit.rollouts.players import FunctionPlayer, plain_action
 from refinevla_kit.simulator.contract import Array, Observation, StepResult
 from refinevla_kit.simulator.demonstrator import Demonstrator
 from refinevla_kit.simulator.maniskill import resolve_assets
-from refinevla_kit.tasks import BASE, VISUAL_MATCHING, Task, find_task
+from refinevla_kit.tasks import BASE, CAMERA_SIZES, VISUAL_MATCHING, Task, find_task
 
 ATTEMPTS = 20  # draws of one episode; the demonstrator succeeds in more than nine of ten
 Drive = Callable[[Observation, Task], Array]
@@ -75,7 +75,7 @@ def record(
     *,
     workers: int = 1,
     width: int = 160,
-    height: int = 120,
+    height: int | None = None,
     progress: bool = True,
     overwrite: bool = False,
     setting: str = VISUAL_MATCHING,
@@ -92,7 +92,7 @@ def record(
         start: "random" (continuous poses around the grid; a failed episode is drawn again) or "grid" (a
             failed one is left out).
         workers: simulator processes; with 1 there is none but this one.
-        width, height: pixels, even numbers.
+        width, height: pixels, even numbers; None keeps the camera's aspect.
         progress: show a bar.
         overwrite: replace what is at `path`, unless it holds what was paid for or reviewed
             (`files.paid_files`).
@@ -111,8 +111,11 @@ def record(
 
     chosen = list(map(find_task, tasks))
     _check(chosen, episodes_per_task, start, workers)
-    folder = str(resolve_assets(assets))
     how = Manner(**manner)
+    robot = chosen[0].robot
+    folder = str(resolve_assets(assets) if robot == "widowx" else assets)
+    full_width, full_height = CAMERA_SIZES[robot]
+    height = height or 2 * round(width * full_height / full_width / 2)
     planned = []
     for task in chosen:
         for place, name in enumerate(variants):
@@ -124,7 +127,7 @@ def record(
     began = time.perf_counter()
     made: dict[str, Any] = {"path": str(path), "episodes": 0, "frames": 0, "successes": 0, "failures": 0}
     with (
-        DatasetWriter(path, chosen[0].control_hz, chosen[0].robot, overwrite=overwrite) as writer,
+        DatasetWriter(path, chosen[0].control_hz, robot, overwrite=overwrite) as writer,
         tqdm(total=len(planned), desc="recording", unit="episode", disable=not progress) as bar,
     ):
         for episode, failed in demonstrations(planned, how, workers):
@@ -221,7 +224,7 @@ class _DemonstratedTake(Take):
         """What is carried out next, which need not be what is recorded."""
         manner, rng, observation = self._manner, self._rng, self.observation
         if self.steps < manner.random_moves:
-            return plain_action(_random_move(rng))
+            return plain_action(self._random_move())
         if self.steps == manner.random_moves and manner.noise:
             share = np.array([NOISE, NOISE, NOISE, 0.0, 0.0, NOISE_TURN, 0.0])
             self._deviation = manner.noise * rng.uniform() * share
@@ -235,12 +238,19 @@ class _DemonstratedTake(Take):
             executed = (executed + self._deviation * rng.standard_normal(7)).astype(np.float32)
         if not self._disturbed and rng.random() < manner.disturb:
             self._disturbed = int(rng.integers(1, 5))
-            self._move = _random_move(rng)
+            self._move = self._random_move()
             self._move[6] = rng.choice([-1, 1])
         if self._disturbed:
             self._disturbed -= 1
             executed = self._move
-        return plain_action(executed)
+        return plain_action(executed, self._expert.finished(observation.state))
+
+    def _random_move(self) -> Array:
+        """float32 (7,): somewhere near, fingers open."""
+        move = self._rng.uniform(-MOVE, MOVE, 3)
+        turn = self._rng.uniform(-TURN, TURN)
+        opens = -1.0 if self._task.robot == "google_robot" else 1.0
+        return np.array([*move, 0.0, 0.0, turn, opens], np.float32)
 
     def note(self, result: StepResult, masks: Masks) -> None:
         """See `Take.note`. Nothing that happens during the random moves ends the episode."""
@@ -253,12 +263,12 @@ class _DemonstratedTake(Take):
 
     def recorded(self) -> Episode:
         """The episode, once it is over; it may have failed: see `success`."""
-        planned = self.episode
+        planned, sentences = self.episode, [frame.instruction for frame in self._seen]
         return Episode(
             images=np.stack([frame.image for frame in self._seen]),
             actions=np.stack(self._actions).astype(np.float32),
             proprioception=np.stack([frame.proprioception for frame in self._seen]).astype(np.float32),
-            instruction=self._seen[-1].instruction,
+            instruction=sentences if len(set(sentences)) > 1 else sentences[0],
             task=self._task.name,
             success=self.success,
             seed=planned.seed,
@@ -266,13 +276,6 @@ class _DemonstratedTake(Take):
             states=[frame.state for frame in self._seen if frame.state is not None],
             masks={name: np.stack([masks[name] for masks in self._masks]) for name in self._masks[0]},
         )
-
-
-def _random_move(rng: np.random.Generator) -> Array:
-    """float32 (7,): somewhere near, fingers open."""
-    move = rng.uniform(-MOVE, MOVE, 3)
-    turn = rng.uniform(-TURN, TURN)
-    return np.array([*move, 0.0, 0.0, turn, 1.0], np.float32)
 
 
 def _check(tasks: Sequence[Task], episodes: int, start: str, workers: int) -> None:

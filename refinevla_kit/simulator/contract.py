@@ -34,8 +34,18 @@ MASK_NAMES = (
     "background",
 )  # masks() has these beside the task's source, its target and other things by name
 
-PHASES = ("reach", "descend", "grasp", "lift", "carry", "lower", "release", "retreat")
-"""Sub-tasks of a pick-and-place episode, in order; `SceneState.phase` is an index into this."""
+PHASES = (
+    *("reach", "descend", "grasp", "lift", "carry", "lower", "release", "retreat"),
+    *("approach", "hook", "pull", "push"),
+)
+"""Sub-tasks of pick and place, then those of drawers; `SceneState.phase` is an index into this."""
+ORDERS: dict[str, tuple[str, ...]] = {
+    "place": PHASES[:8],
+    "pick": PHASES[:4],
+    "open": ("approach", "hook", "pull", "retreat"),
+    "close": ("approach", "push", "retreat"),
+}
+"""What a task does -> its sub-tasks, in the order in which they are due."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +67,9 @@ class SceneState:
 
     Attributes:
         source, target: float32 (7,) position and quaternion of the object to move and of where it goes. Of a
-            drawer the source is the drawer itself, which slides along x; where nothing is to go anywhere
-            (can, drawers) the target is where the source started.
+            drawer the source is the drawer itself, which slides along x; before the apple is placed, the
+            drawer is the source, and then the target. Where nothing is to go anywhere (can, drawers) the
+            target is where the source started.
         tcp: float32 (7,) measured pose of the point between the fingertips (link ee_gripper_link;
             link_gripper_tcp of the Google Robot).
         tcp_target: float32 (7,) the pose the controller is steering to (actions are added to this one).

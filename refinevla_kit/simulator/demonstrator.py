@@ -1,4 +1,5 @@
-"""The scripted demonstrator: solves the four WidowX tasks from privileged state.
+"""The scripted demonstrator: solves the four WidowX tasks from privileged state, and, by
+`google_demonstrator`, those of the Google Robot.
 
 The sub-task ("phase") follows from the state alone, so any state can be labelled with the action the
 demonstrator would take there: also states a policy has driven into. Commands steer the controller's *target*
@@ -12,10 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 from transforms3d.quaternions import rotate_vector
 
-from refinevla_kit.simulator.contract import PHASES, Array, SceneState
+from refinevla_kit.simulator import google_demonstrator
+from refinevla_kit.simulator.contract import ORDERS, Array, SceneState
 from refinevla_kit.tasks import Task
 
-REACH, DESCEND, GRASP, LIFT, CARRY, LOWER, RELEASE, RETREAT = range(len(PHASES))
+REACH, DESCEND, GRASP, LIFT, CARRY, LOWER, RELEASE, RETREAT = range(8)
 HOVER = 0.08  # m above the object before descending
 LEAN = (
     0.016,
@@ -64,6 +66,8 @@ class Demonstrator:
 
     def act(self, state: SceneState) -> Array:
         """float32 (7,), as `Simulator.step` takes it."""
+        if self.task.robot == "google_robot":
+            return google_demonstrator.act(self.task, state)
         goal, yaw_error, gripper = _goal(self.task, state)
         move = np.clip(goal - state.tcp_target[:3], -SPEED, SPEED)
         action = [
@@ -77,9 +81,22 @@ class Demonstrator:
         ]  # base frame: turned 180 degrees about z
         return np.asarray(action, np.float32)
 
+    def finished(self, state: SceneState) -> bool:
+        """A sub-task is done and another one follows: `Simulator.advance` (drawer opened for the apple)."""
+        return self.task.robot == "google_robot" and google_demonstrator.finished(self.task, state)
+
+
+def phases_of(task: Task) -> tuple[str, ...]:
+    """The sub-tasks of `task`, names from `PHASES`, in the order in which they are due."""
+    if task.robot == "google_robot":
+        return google_demonstrator.phases_of(task)
+    return ORDERS["place"]
+
 
 def phase_of(task: Task, state: SceneState) -> int:
     """Index into `PHASES` of the sub-task that `state` calls for."""
+    if task.robot == "google_robot":
+        return google_demonstrator.phase_of(task, state)
     recipe = RECIPES[task.name]
     source, target, tool = state.source[:3], state.target[:3], state.tcp[:3]
     off_target = float(np.linalg.norm(source[:2] - target[:2]))

@@ -15,6 +15,7 @@ from scipy.spatial.transform import Rotation
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.simulator.contract import Array, Observation, Pose, SceneState, StepResult, checked_action
+from refinevla_kit.simulator.demonstrator import phase_of
 from refinevla_kit.simulator.maniskill import (
     FARTHEST,
     ManiSkillSimulator,
@@ -175,9 +176,16 @@ class GoogleRobotSimulator(ManiSkillSimulator):
 
     @property
     def _source(self) -> Array:
-        """Pose of the thing to move: an object, else the drawer."""
-        source = self._env.source
-        return _vector(source.pose if source is not None else self._env.drawer_pose)
+        """Pose of the thing to move: an object, else the drawer. Before the apple, the drawer is opened."""
+        opening = self._env.source is None or getattr(self._env, "subtask", 1) == 0
+        return _vector(self._env.drawer_pose if opening else self._env.source.pose)
+
+    @property
+    def _target(self) -> Array:
+        """Pose of where it goes: an object, a drawer, or where it started."""
+        if self._env.target is not None:
+            return _vector(self._env.target.pose)
+        return _vector(self._env.drawer_pose) if getattr(self._env, "subtask", 0) else self._rest
 
     def set_state(self, joints: Array, objects: Array, drawers: Array) -> None:
         """Put everything where it was at some moment, at rest, to look at it.
@@ -203,10 +211,9 @@ class GoogleRobotSimulator(ManiSkillSimulator):
         observation = Observation(image, proprioception, self.instruction)
         if not self.privileged:
             return observation
-        target = self._env.target
         state = SceneState(
             source=self._source,
-            target=self._rest if target is None else _vector(target.pose),
+            target=self._target,
             tcp=self.tool,
             tcp_target=_vector(base * controller.target_pose),
             opening=np.array(max(opening, 0.0), np.float32),
@@ -214,7 +221,7 @@ class GoogleRobotSimulator(ManiSkillSimulator):
             placed=np.array(placed),
             phase=np.array(0, np.int8),
         )
-        return replace(observation, state=state)
+        return replace(observation, state=replace(state, phase=np.array(phase_of(self.task, state), np.int8)))
 
     def _take_picture(self) -> Array:
         """uint8 (H, W, 3): robot, things and cabinet before the photograph, else the whole room."""

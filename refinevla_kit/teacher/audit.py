@@ -15,6 +15,7 @@ up.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refinevla_kit.episodes.columns import filled, gripper_dimension
-from refinevla_kit.simulator.contract import MASK_NAMES, PHASES
+from refinevla_kit.simulator.contract import MASK_NAMES, ORDERS, PHASES
 from refinevla_kit.teacher.prose import name_in_scene, objects_named, read_prose
 from refinevla_kit.teacher.requests import without_pictures
 from refinevla_kit.teacher.schema import MOTIONS, PARTS, Facts, Rationale, Request
@@ -58,6 +59,9 @@ MOVING_M = 0.015  # displacement along an axis, in one step, from which it is sa
 ACROSS = ("left", "right", "forward", "backward")
 # dominant motions of a sub-task, by its place in `PHASES`
 LOOKS = {0: ACROSS, 1: ("down",), 3: ("up",), 4: ACROSS, 5: ("down",), 7: ("up", *ACROSS)}
+LOOKS |= {8: ("down", *ACROSS), 10: ("backward",), 11: ("forward",)}
+CLOSING = (2, 9)  # sub-tasks in which the gripper closes
+FRONT = np.array([0.305, 0.0, 0.0])  # m, from a drawer's origin to its front
 
 
 @dataclass(frozen=True)
@@ -186,11 +190,20 @@ def roles(instruction: str, names: Iterable[str]) -> list[str]:
     return sorted((name for name in names if name in instruction), key=instruction.index)
 
 
+def named_masks(instruction: str, masks: dict[str, Array] | None) -> dict[str, Array]:
+    """Masks by the words of the instruction: move near's things change with the episode."""
+    near = re.fullmatch("move (.+) near (.+)", instruction)
+    words = dict(zip(("source object", "target object"), near.groups())) if near else {}
+    return {words.get(name, name): mask for name, mask in (masks or {}).items()}
+
+
 class Scene:
     """What is known of one request.
 
     Attributes:
         names: the scene's objects, source and target first; without a simulator those of the instruction.
+        target: "" where nothing is to go anywhere; `goal` is then measured from where the source started.
+        order: the sub-tasks, in order.
         centres: name -> centre of its mask, fractions from the picture's left and top; None: not in view.
         moved: float (T, 3), displacements in metres, None where actions are something else.
         opens: bool (T,), the gripper is told to be open, None where that is not known.
@@ -199,15 +212,19 @@ class Scene:
 
     def __init__(self, request: Request) -> None:
         self.request, self.state = request, request.state
-        masks = request.masks or {}
+        masks = named_masks(request.instruction, request.masks)
         self.centres = {name: _centroid(mask) for name, mask in masks.items()}
         objects = [name for name in masks if name not in MASK_NAMES]
         self.known = self.state is not None and bool(objects)
         named = roles(request.instruction, objects)
         self.names = objects_named(request.instruction)
         if self.known:
-            self.names = tuple(dict.fromkeys((named if len(named) == 2 else []) + objects))
+            self.names = tuple(dict.fromkeys((named if len(named) in (1, 2) else []) + objects))
         self.source, self.target = (*self.names, "", "")[:2]
+        self.order = ORDERS["place"]
+        if self.known and len(named) == 1:
+            verb = request.instruction.split()[0]
+            self.target, self.order = "", ORDERS.get(verb, ORDERS["pick"])
         metres = request.deltas and request.metric and request.actions.shape[1] >= 3
         self.moved = filled(request.actions[:, :3], True) if metres else None
         self.opens = request.open
@@ -225,7 +242,7 @@ class Scene:
         now = int(self.state.phase)
         return Facts(
             source=self.source,
-            target=self.target,
+            target=self.target or None,
             source_zone=_zone(self.centres.get(self.source)),
             target_zone=_zone(self.centres.get(self.target)),
             gripper_zone=_zone(self.centres.get("gripper")),
@@ -238,7 +255,7 @@ class Scene:
             goal_height_cm=_height_cm(goal[2]),
             goal_side=_side(self.centres.get(self.source), self.centres.get(self.target)),
             sub_task=PHASES[now],
-            next_sub_task=(*PHASES, "end")[now + 1],
+            next_sub_task=self._after(PHASES[now]),
             motion=motion_word(self.request.actions[0]),
             done=bool(self.state.placed),
         )
@@ -349,7 +366,8 @@ class Scene:
         state = self.state
         assert state is not None
         start, end = {"reach": (state.source, state.tcp), "goal": (state.target, state.source)}[way]
-        return np.asarray(end[:3], np.float64) - start[:3]
+        offset = np.asarray(end[:3], np.float64) - start[:3]
+        return offset - FRONT if way == "reach" and self.source.endswith("drawer") else offset
 
     def _opening(self, word: str) -> Answer:
         if self.opening is None or not 0 <= self.opening <= 1:
@@ -388,27 +406,39 @@ class Scene:
         reason = f"the sub-task of this frame is to {PHASES[now]}"
         if now in stated:
             return True, reason
-        begun = now + 1 in stated and self._looks_like(now + 1, len(self.request.actions))
-        return None if begun or (now - 1 in stated and self._looks_like(now - 1, 1)) else False, reason
+        if PHASES[now] in self.order:
+            place, numbers = self.order.index(PHASES[now]), [PHASES.index(name) for name in self.order]
+            ahead, before = numbers[place + 1 : place + 2], numbers[max(place - 1, 0) : place]
+            begun = any(
+                each in stated and self._looks_like(each, len(self.request.actions)) for each in ahead
+            )
+            if begun or any(each in stated and self._looks_like(each, 1) for each in before):
+                return None, reason
+        return False, reason
 
     def _looks_like(self, phase: int, steps: int) -> bool:
         """The first `steps` actions belong to `phase` as well: a segment may go on to the next sub-task, a
         frame may end the one before.
         """
-        if phase in (2, 6):
+        if phase in (*CLOSING, 6):
             return self.opens is not None and bool((self.opens[:steps] == (phase == 6)).any())
         if self.moved is None or phase not in LOOKS:
             return False
         words = [motion_word(row) for row in (*self.moved[:steps], self.moved[:steps].sum(0))]
         return any(word in LOOKS[phase] for word in words)
 
+    def _after(self, phase: str) -> str | None:
+        """What follows a sub-task; None after one that is not of this task."""
+        return dict(zip(self.order, (*self.order[1:], "end"))).get(phase)
+
     def _order(self, stated: str | None, following: str) -> Answer:
         """What follows a sub-task is so in any scene: out of order is false, in order is no evidence."""
         current = stated if stated or self.state is None else PHASES[int(self.state.phase)]
-        reason = "the order of a pick and place is " + ", ".join(PHASES)
+        task = "pick and place" if self.order == ORDERS["place"] else "task like this"
+        reason = f"the order of a {task} is " + ", ".join(self.order)
         if current is None:
             return None, reason
-        return None if (*PHASES, "end")[PHASES.index(current) + 1] == following else False, reason
+        return None if self._after(current) == following else False, reason
 
     def _motion(self, word: str) -> Answer:
         if self.moved is None:

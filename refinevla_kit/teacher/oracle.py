@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from refinevla_kit.simulator.contract import PHASES
-from refinevla_kit.teacher.audit import Scene, roles
+from refinevla_kit.teacher.audit import Scene, named_masks, roles
 from refinevla_kit.teacher.schema import PARTS, Facts, Rationale, Refusal, Reply, Request, Usage
 
 GRAMMAR: dict[str, tuple[str, ...]] = {
@@ -77,6 +77,21 @@ distance, "above" and "below" are heights; motion is in the robot's frame. `do <
 their phase, so that a reader can tell the sub-task from the words.
 """
 
+DRAWERS: dict[str, tuple[str, ...]] = {
+    "alone": ("{source}, {gripper}.", "{gripper}, {source}."),
+    "do approach": ("approach the {source}", "move up to the {source}"),
+    "do hook": ("hook the {source}", "hook the edge of the {source}"),
+    "do pull": ("pull the {source}", "pull at the {source}"),
+    "do push": ("push the {source}", "push against the {source}"),
+    "then hook": ("hook its edge", "hook it"),
+    "then pull": ("pull it", "pull at it"),
+    "then push": ("push it", "push against it"),
+}
+"""Likewise, of drawers and of tasks about one thing. Older rationales know nothing of it: it is not in their
+`prompt_hash`.
+"""
+START = "start"  # what a thing that goes nowhere is said to be away from: where it was
+
 WORD_BUDGET = (45, 75)
 NEXT_STEPS = 2
 
@@ -115,18 +130,25 @@ class OracleTeacher:
                 "the frame has no simulator state and masks: this teacher describes what a simulator knows"
             )
             return Reply(Refusal("no_state", reason), "")
-        names = roles(request.instruction, masks)
-        if len(names) != 2:
-            reason = f"the instruction {request.instruction!r} names {len(names)} masked objects, not two"
+        names = roles(request.instruction, named_masks(request.instruction, masks))
+        if len(names) not in (1, 2):
+            reason = (
+                f"the instruction {request.instruction!r} names {len(names)} masked objects, not one or two"
+            )
+            return Reply(Refusal("unknown_objects", reason), "")
+        scene = Scene(request)
+        if PHASES[int(state.phase)] not in scene.order:
+            reason = f"{request.instruction!r} does not go with the sub-task of the state"
             return Reply(Refusal("unknown_objects", reason), "")
         numbers = (*state.to_arrays().values(), request.actions)
         if not all(np.isfinite(values).all() for values in numbers):
             reason = "state or actions hold values that are not finite"
             return Reply(Refusal("invalid_state", reason), "")
-        facts = Scene(request).facts()
         dataset = zlib.crc32(request.dataset.encode())
         rng = np.random.default_rng([self.seed, dataset, request.episode, request.start])
-        rationale = _write(facts, "in" if " into " in request.instruction else "on", rng)
+        words = request.instruction.split()
+        onto = next((word for word in ("into", "near") if word in words), "onto")
+        rationale = _write(scene.facts(), scene.order, onto, rng)
         return Reply(rationale, rationale.text())
 
 
@@ -135,11 +157,11 @@ def word_count(rationale: Rationale) -> int:
     return sum(len(getattr(rationale, part).split()) for part in PARTS)
 
 
-def _write(facts: Facts, on: str, rng: np.random.Generator) -> Rationale:
+def _write(facts: Facts, order: tuple[str, ...], onto: str, rng: np.random.Generator) -> Rationale:
     """Draw wordings until the whole is within the budget; long names and full facts may need the brief
     form.
     """
-    wording = _Wording(facts, on, rng)
+    wording = _Wording(facts, order, onto, rng)
     for attempt in range(100):
         brief = attempt >= 5
         parts = [wording.observation(), wording.situation(), wording.spatial(brief), wording.plan(brief)]
@@ -153,14 +175,15 @@ def _write(facts: Facts, on: str, rng: np.random.Generator) -> Rationale:
 class _Wording:
     """The four parts of a rationale in words that are drawn; every call draws anew."""
 
-    def __init__(self, facts: Facts, on: str, rng: np.random.Generator) -> None:
-        self.facts, self.rng = facts, rng
+    def __init__(self, facts: Facts, order: tuple[str, ...], onto: str, rng: np.random.Generator) -> None:
+        self.facts, self.order, self.rng = facts, order, rng
         self.held = facts.held == facts.source
-        self.words = {"source": str(facts.source), "target": str(facts.target), "onto": f"{on}to"}
+        self.target = facts.target or START
+        self.words = {"source": str(facts.source), "target": facts.target or str(facts.source), "onto": onto}
 
     def pick(self, slot: str, **words: Any) -> str:
         """One wording of a slot."""
-        choices = GRAMMAR[slot]
+        choices = GRAMMAR.get(slot) or DRAWERS[slot]
         return choices[int(self.rng.integers(len(choices)))].format(**self.words | words)
 
     def observation(self) -> str:
@@ -171,11 +194,18 @@ class _Wording:
         source = self.pick(
             "seen" if facts.source_zone else "hidden", name=words["source"], zone=facts.source_zone
         )
+        if facts.target is None:
+            hand = self.hand(gripper)
+            return self.pick("alone", source=source, gripper=hand)
         target = self.pick(
             "seen" if facts.target_zone else "hidden", name=words["target"], zone=facts.target_zone
         )
-        hand = self.pick("gripper" if facts.gripper_zone else "hidden", name=gripper, zone=facts.gripper_zone)
+        hand = self.hand(gripper)
         return self.pick("observation", source=source, target=target, gripper=hand)
+
+    def hand(self, gripper: str) -> str:
+        zone = self.facts.gripper_zone
+        return self.pick("gripper" if zone else "hidden", name=gripper, zone=zone)
 
     def situation(self) -> str:
         held = self.pick("held" if self.held else "not held")
@@ -191,7 +221,7 @@ class _Wording:
         if not self.held and facts.goal_cm and height is not None:
             height = 0
         side = None if brief and not self.held else facts.goal_side
-        goal = self.way(self.words["source"], self.words["target"], facts.goal_cm, height, side)
+        goal = self.way(self.words["source"], self.target, facts.goal_cm, height, side)
         if self.held:
             return f"{goal}."
         reach = facts.reach_cm, facts.reach_height_cm, facts.reach_side
@@ -212,7 +242,7 @@ class _Wording:
 
     def plan(self, brief: bool) -> str:
         do = self.pick(f"do {self.facts.sub_task}")
-        following = (*PHASES, "end")[PHASES.index(str(self.facts.sub_task)) + 1 :]
+        following = (*self.order, "end")[self.order.index(str(self.facts.sub_task)) + 1 :]
         later = [self.pick(f"then {phase}") for phase in following[: 1 if brief else NEXT_STEPS]]
         motion = f", moving {self.facts.motion}" if self.facts.motion else ""
         return self.pick("plan", do=do, motion=motion, next=" and ".join(later))

@@ -60,8 +60,9 @@ SIDE = (
         r"(?:is|lies|stands|sits) (?:the |an? )?E(?P<one>\d+)"
     ),
 )
-VERBS = {  # verb -> the numbers in PHASES that it may stand for; "move", "go" and "bring" have too many
-    r"reach|approach": "01",
+# Verb -> the places in PHASES, hexadecimal, that it may stand for; "move", "go" and "bring" have too many.
+VERBS = {
+    r"reach|approach": "018",
     r"descend": "15",
     r"lower": "15",
     r"grasp|grab(?:b(?=ing))?|clos(?=(?:e|ing) (?:the |its |my )?E1)": "2",
@@ -69,6 +70,9 @@ VERBS = {  # verb -> the numbers in PHASES that it may stand for; "move", "go" a
     r"carry|transport": "4",
     r"releas|let(?:t(?=ing))?(?=(?:ing)? (?:the |it |E\d+ )*go)|open(?=(?:ing)? (?:the |its |my )?E1)": "6",
     r"retreat|withdraw|retract": "7",
+    r"hook": "9",
+    r"pull": "a",
+    r"push": "b",
 }
 VERB = "|".join(f"(?P<v{place}>{stem})" for place, stem in enumerate(VERBS))
 NOW = re.compile(
@@ -207,6 +211,6 @@ def _sub_task(
         return
     numbers = next(numbers for place, numbers in enumerate(VERBS.values()) if match[f"v{place}"])
     led = re.match(r"(?: (?:for|over|to|towards?|onto|on|above|the|an?))* E(\d+)", match["tail"])
-    if numbers == "01" and led and things[int(led[1])] in names[1:2]:
+    if numbers == "018" and led and things[int(led[1])] in names[1:2]:
         numbers = "4"  # reaching the target is carrying something there
-    yield "sub-task", "", " or ".join(PHASES[int(number)] for number in numbers)
+    yield "sub-task", "", " or ".join(PHASES[int(number, 16)] for number in numbers)

@@ -34,6 +34,16 @@ def write(path: Path, episodes: list[Episode], **options) -> Path:
     return path
 
 
+def test_a_sentence_may_change_within_an_episode(tmp_path, episodes):
+    first, length = episodes[0], len(episodes[0].images)
+    sentences = ["open top drawer"] * 2 + ["place apple into top drawer"] * (length - 2)
+    changing = dataclasses.replace(first, instruction=sentences)
+    dataset = open_dataset(write(tmp_path / "changing", [changing, first]))
+    assert dataset.instructions(0) == sentences and dataset.instructions(1) == [first.instruction] * length
+    with pytest.raises(KitError, match=f"1 instructions for {length} frames"):
+        write(tmp_path / "short", [dataclasses.replace(first, instruction=sentences[:1])])
+
+
 def test_everything_comes_back(tmp_path, episodes):
     dataset = open_dataset(write(tmp_path / "three", episodes))
     assert (dataset.name, dataset.version, dataset.fps, dataset.robot_type) == ("three", "v3.0", 5, "widowx")

@@ -22,7 +22,7 @@ from refinevla_kit.figures.published import peaks, table_1, table_2, table_3
 from refinevla_kit.figures.sensitivity import sensitivity, sweeps
 from refinevla_kit.figures.style import save_table
 from refinevla_kit.settings import REPOSITORY
-from refinevla_kit.tasks import VARIANT_AGGREGATION, VISUAL_MATCHING, WIDOWX_TASKS
+from refinevla_kit.tasks import GOOGLE_TASKS, VARIANT_AGGREGATION, VISUAL_MATCHING, WIDOWX_TASKS
 from refinevla_kit.teacher import load_rationales
 from refinevla_kit.training.examples import find_rationales
 from tests.evaluation.rows import row
@@ -97,6 +97,20 @@ def test_table_2_is_as_printed_in_both_settings() -> None:
         table.loc["ReFineVLA", ("visual matching", "average")] == "76.6"
         and table.loc["ReFineVLA", ("variant aggregation", "average")] == "68.8"
     )
+
+
+def test_table_2_takes_the_kits_own_google_robot_alone_with_the_published_weights() -> None:
+    own = [
+        row("demonstrator", number, "pick" not in task.name or number < 2, task=task.name)
+        for task in GOOGLE_TASKS
+        for number in range(4)
+    ]
+    table = table_2(PUBLISHED, [*own, *played("action_only", 2)])
+    assert "actions only" not in table.index
+    cells = table.loc["demonstrator", "visual matching"]
+    assert cells["pick coke can"].startswith("50.0 %") and cells["move near"].startswith("100.0 %")
+    assert cells["average"].startswith("75.0 %"), "3 : 1 : 2"
+    assert table.loc["demonstrator", ("mark", "")] == f"this kit, {len(own)} episodes"
 
 
 def test_table_3_gives_our_difference_its_interval_over_training_runs() -> None:

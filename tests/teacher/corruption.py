@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from refinevla_kit.simulator.contract import PHASES, SceneState
+from refinevla_kit.simulator.contract import ORDERS, SceneState
 from refinevla_kit.teacher.schema import PARTS, Facts, Rationale, Request
 
+PHASES = ORDERS["place"]  # of pick and place
 HERE = Path(__file__).parent
 OPPOSITE = {
     "left": "right",

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refinevla_kit.simulator.contract import PHASES, SceneState
+from refinevla_kit.simulator.contract import SceneState
 from refinevla_kit.tasks import WIDOWX_TASKS
 from refinevla_kit.teacher.oracle import OracleTeacher, word_count
 from refinevla_kit.teacher.schema import PARTS, Rationale, Refusal, Request
@@ -121,7 +121,7 @@ def scenes(draw: st.DrawFn) -> Request:
         np.float32(draw(st.floats(0, 1))),
         np.bool_(draw(st.booleans())),
         np.bool_(draw(st.booleans())),
-        np.int8(draw(st.integers(0, len(PHASES) - 1))),
+        np.int8(draw(st.integers(0, 7))),
     )
     rows = draw(
         st.lists(st.lists(st.floats(-1, 1, width=32), min_size=7, max_size=7), min_size=1, max_size=4)

@@ -20,6 +20,7 @@ from PIL import Image
 
 from refinevla_kit.episodes import open_dataset
 from refinevla_kit.errors import KitError
+from refinevla_kit.simulator.contract import PHASES
 from refinevla_kit.teacher import prompt as prompt_module
 from refinevla_kit.teacher.annotation import requests
 from refinevla_kit.teacher.answers import Answer
@@ -36,6 +37,7 @@ from refinevla_kit.teacher.prompt import (
 from refinevla_kit.teacher.schema import PARTS, WORDS, Facts, Refusal, Reply, Request
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+NEWER = PHASES[8:]  # sub-tasks of drawers, which this prompt does not know
 
 
 def request(actions: np.ndarray, **changes) -> Request:
@@ -98,13 +100,13 @@ def test_the_shape_asked_for_is_the_shape_read() -> None:
     for field in fields(Facts):
         shape = facts["properties"][field.name]
         assert field.type == f"{kinds[shape['type']]} | None"
-        assert shape.get("enum", [])[:-1] == list(WORDS.get(field.name, ()))
+        assert shape.get("enum", [])[:-1] == [word for word in WORDS.get(field.name, ()) if word not in NEWER]
         assert shape.get("nullable", False) == (shape["type"] != "STRING")
     question = load_prompt().question
     example = json.loads(re.search(r"^\{.*\}$", question, re.MULTILINE)[0])
     assert list(example) == asked["required"] and list(example["facts"]) == facts["required"]
     for words in WORDS.values():
-        assert all(re.search(rf"\b{word}\b", question) for word in words)
+        assert all(re.search(rf"\b{word}\b", question) for word in words if word not in NEWER)
 
 
 def test_a_prompt_of_version_1_stays_as_it_was(tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ import re
 
 import numpy as np
 
-from refinevla_kit.simulator.contract import PHASES, SceneState
+from refinevla_kit.simulator.contract import ORDERS, SceneState
 from refinevla_kit.teacher.schema import Rationale
 
+PHASES = ORDERS["place"]  # of pick and place
 SUB_TASKS = {
     "reach": r"(move|reach) over the",
     "descend": r"(descend|go down) to the",
