@@ -170,13 +170,15 @@ class CompactVLA(VLA):
         return torch.from_numpy(features).to(self.device)
 
     def look(self, pixels: Tensor) -> Tensor:
-        return self._paligemma.vision_tower(pixel_values=pixels).last_hidden_state
+        tower = self._paligemma.vision_tower
+        return tower(pixel_values=pixels.to(tower.dtype)).last_hidden_state
 
     def image_words(self, tokens: Tensor, states: Tensor | None) -> Tensor:
         if states is not None:
             own = self._paligemma.vision_tower.state_token(states)
             tokens = torch.cat([tokens, own], dim=1)  # B, image_tokens, d
-        return self._paligemma.multi_modal_projector(tokens)
+        projector = self._paligemma.multi_modal_projector
+        return projector(tokens.to(projector.linear.weight.dtype))
 
     def pixel_values(self, images: Array | Sequence[Array]) -> Tensor:
         """uint8 (B, H, W, 3) -> float32 (B, 3, height, width) in [-1, 1], area-resampled when the size

@@ -138,7 +138,8 @@ class ConvTower(PreTrainedModel):
         """float (B, state_size) in their own units -> the token of the robot's own state (B, 1,
         hidden_size).
         """
-        token: Tensor = self.state((states - self.state_mean) / self.state_scale)
+        features = (states - self.state_mean) / self.state_scale
+        token: Tensor = self.state(features.to(self.position.dtype))
         return token[:, None]
 
 
