@@ -119,9 +119,9 @@ class GoogleRobotSimulator(ManiSkillSimulator):
         self._env.step(np.concatenate([action[:3], turn, action[6:]]).astype(np.float32))
         self._steps += 1
         success, grasped = self._env.flags["success"], self._env.grasped
-        positions = np.array([entity.pose.p for entity in self._env.objects.values()]).reshape(-1, 3)
-        thrown = bool(np.abs(positions[:, :2]).max(initial=0.0) > FARTHEST)
-        broken = thrown or not (np.isfinite(positions).all() and np.isfinite(self.joints).all())
+        moved = self._source[:3]
+        thrown = bool(self._env.objects) and float(np.abs(moved[:2]).max()) > FARTHEST
+        broken = thrown or not (np.isfinite(moved).all() and np.isfinite(self.joints).all())
         reason = "physics" if broken else "budget" if self._steps >= self.task.max_steps else ""
         success = success and not broken
         seen, unsolved = self._observe(success, grasped), self.unsolved > before
