@@ -187,7 +187,8 @@ def _tool_frame(task: Task, state: SceneState) -> Array:
     lean, outward = np.interp(distance, *LEANS), away / distance
     approach = np.array([*(outward * np.sin(lean)), -np.cos(lean)])
     axis = _long_axis(state)
-    across = outward if _upright(state) else axis
+    # over the drawer, fingers that open along x touch its front
+    across = outward if _upright(state) or task.target == "top drawer" else axis
     return _frame(approach, np.array([-across[1], across[0], 0.0]))
 
 
@@ -197,8 +198,11 @@ def _tool_frame(task: Task, state: SceneState) -> Array:
 def _hold(task: Task, state: SceneState) -> Array:
     """Where the tool takes the drawer's front: over its upper edge to open, before it to close."""
     name = next(word for word in EDGES if f"{word}_drawer" in task.name)
-    offset = (-0.0045, 0.0, -0.012) if _opens(task) else (HALF + 0.035, 0.0, -0.045)
-    return np.add([state.source[0] + FRONT, 0.0, EDGES[name]], offset)
+    edge = np.array([state.source[0] + FRONT, 0.0, EDGES[name]])
+    if _opens(task):
+        return edge + np.array([-0.0045, 0.0, -0.012])
+    beside = float(np.clip(state.tcp[1], -0.15, 0.15))  # anywhere along it, the nearer the better
+    return edge + np.array([HALF + 0.035, beside, -0.045])
 
 
 def _drawer_phase(task: Task, state: SceneState) -> int:
@@ -219,13 +223,16 @@ def _drawer_phase(task: Task, state: SceneState) -> int:
 def _drawer_goal(task: Task, state: SceneState) -> tuple[Array, Array, float]:
     """Tool position (3,) and orientation (3, 3), and the fingers' angle (rad)."""
     phase, hold, top = _drawer_phase(task, state), _hold(task, state), "top" in task.name
-    slope = np.deg2rad(40.0 if top else 50.0)
+    # an open drawer is near the robot, whose arm is in its own way further out
+    slope, farthest = np.deg2rad(40.0 if top else 50.0), 0.25
+    if not _opens(task):
+        slope, farthest = np.deg2rad(60.0), 0.12
     approach = np.array([-np.cos(slope), 0.0, -np.sin(slope)])
     frame, tool = _frame(approach, np.array([1.0, 0.0, 0.0])), state.tcp[:3].astype(np.float64)
     if phase == APPROACH:
         off = tool - hold
         beside = float(np.linalg.norm(off - (off @ approach) * approach))
-        back = np.clip(4 * (beside - 0.01), 0, 0.25)  # comes from outside
+        back = np.clip(4 * (beside - 0.01), 0, farthest)  # comes from outside
         return hold - back * approach, frame, CLOSED if not _opens(task) else 0.85 if top else 0.65
     if phase == HOOK:
         return hold, frame, CLOSED

@@ -194,9 +194,9 @@ class PlannedController(BaseController):
         if speed is None:  # the first step
             start, speed = measured[ARM], np.clip(speeds[ARM], -ARM_LIMITS[0], ARM_LIMITS[0])
         arm, arm_speed = self._route(start, speed, self.target[ARM], ARM_LIMITS)
-        speed = np.where(
-            self._squeezes, HAND_LIMITS[0], np.clip(speeds[HAND], -HAND_LIMITS[0], HAND_LIMITS[0])
-        )
+        speed = np.clip(speeds[HAND], -HAND_LIMITS[0], HAND_LIMITS[0])
+        # not of fingers that are to open: each step's plan would turn round no earlier than it ends
+        speed[self._squeezes & (self.target[HAND] > measured[HAND])] = HAND_LIMITS[0]
         hand, hand_speed = self._route(measured[HAND], speed, self.target[HAND], HAND_LIMITS)
         path = np.empty((len(arm), len(JOINTS)))
         path[:, ARM], path[:, HAND] = arm, hand
