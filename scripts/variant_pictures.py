@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -39,7 +40,7 @@ def variant_sheet(images: Mapping[str, Mapping[str, Any]]) -> Figure:
     height, width, _ = next(iter(next(iter(images.values())).values())).shape
     # a pixel of the figure for each of the pictures
     across = (width / DPI + 0.04) * len(tasks) + 1.0
-    down = (height / DPI + 0.04) * len(images) + 0.25
+    down = (height / DPI + 0.04) * len(images) + 0.35
     with canvas(across, down, len(images), len(tasks)) as (figure, axes):
         figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
         for number, (variant, row) in enumerate(images.items()):
@@ -50,7 +51,7 @@ def variant_sheet(images: Mapping[str, Mapping[str, Any]]) -> Figure:
                 ax.set(xticks=[], yticks=[])
                 ax.spines[:].set_visible(False)
                 if number == 0:
-                    ax.set_title(label(task), fontsize=6.5)
+                    ax.set_title(fill(label(task), 20), fontsize=6.5)
                 if column == 0:
                     name = variant.replace("_", " ")
                     ax.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=7)
