@@ -149,16 +149,16 @@ def test_two_processes_train_released_models_as_one_does(model: str, way: str, t
     """Every part that trains gets a gradient in each process, or they would wait for each other for ever."""
     config = replace(CONFIG, cache="off", steps=2, batch_size=3, action_words="refitted", **WAYS[way])
     train_policy(FOLDER / model, noise(), config, tmp_path / "alone", "policy", progress=False)
-    done = launch(2, FOLDER / model, tmp_path / "two", json.dumps(asdict(config)))
+    done = launch(2, FOLDER / model, tmp_path / "two", config)
     assert done.returncode == 0, done.stderr[-2000:]
+    folders = (tmp_path / "alone", tmp_path / "two" / config.cache)
     states = [
-        load_file(tmp_path / name / "training" / "policy" / "resume" / "state.safetensors")
-        for name in ("alone", "two")
+        load_file(folder / "training" / "policy" / "resume" / "state.safetensors") for folder in folders
     ]
     assert states[0].keys() == states[1].keys()
     for name, tensor in states[0].items():
         torch.testing.assert_close(
             states[1][name], tensor, rtol=1e-3, atol=2e-4, msg=lambda text, name=name: f"{name}: {text}"
         )
-    saved = [load_vla(tmp_path / name / "policy").model.state_dict() for name in ("alone", "two")]
+    saved = [load_vla(folder / "policy").model.state_dict() for folder in folders]
     assert all(torch.allclose(value, saved[1][name], atol=1e-2) for name, value in saved[0].items())
