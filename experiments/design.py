@@ -150,13 +150,26 @@ def plan(profile: Profile, only: Sequence[str] = ()) -> list[Stage]:
     ]
 
 
+LATER = (
+    "action_words",
+    "gradient_checkpointing",
+    "frozen_weights",
+    "adapter_preset",
+    "adapter_form",
+    "robot",
+)
+"""Settings of training that came after the first runs were published: in a key only where an arm changes them."""
+
+
 def run_key(arm: Arm, config: TrainingConfig, base: str, data: str) -> str:
     """12 hex digits that change with whatever a run's outcome depends on: base and data (their hashes), the
     arm whatever its name, the training. Not with the precision, which is the machine's own: what was played
     in bfloat16 may be gone on with in float32.
     """
     training = asdict(config) | {"precision": "bf16"}
-    del training["action_words"]  # the base's in every arm, and not known when the first runs were published
+    for name in LATER:
+        if training[name] == getattr(TrainingConfig, name):
+            del training[name]
     content = {
         **asdict(arm),
         "name": "",

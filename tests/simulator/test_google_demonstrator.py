@@ -39,9 +39,10 @@ def played(task: Task, start: int, assets: Path) -> tuple[bool, list[str]]:
     seen, phases, success = simulator.reset(start), [], False
     for _ in range(task.max_steps):
         assert seen.state is not None
-        phases.append(PHASES[seen.state.phase])
         if demonstrator.finished(seen.state):
             assert simulator.advance()
+        else:
+            phases.append(PHASES[seen.state.phase])
         result = simulator.step(demonstrator.act(seen.state))
         seen, success = result.observation, success or result.success
         if success:
