@@ -158,7 +158,7 @@ LATER = (
     "adapter_form",
     "robot",
 )
-"""Settings of training that came after the first runs were published: in a key only where an arm changes them."""
+"""Settings that came after the first runs were published: in a key only where an arm changes them."""
 
 
 def run_key(arm: Arm, config: TrainingConfig, base: str, data: str) -> str:
