@@ -210,6 +210,8 @@ def _sub_task(
     if NOT.search(match.string[: match.start("verb")]):
         return
     numbers = next(numbers for place, numbers in enumerate(VERBS.values()) if match[f"v{place}"])
+    if numbers in ("9", "a", "b") and not any(name.endswith("drawer") for name in names):
+        return  # other things are pulled back and pushed away in passing
     led = re.match(r"(?: (?:for|over|to|towards?|onto|on|above|the|an?))* E(\d+)", match["tail"])
     if numbers == "018" and led and things[int(led[1])] in names[1:2]:
         numbers = "4"  # reaching the target is carrying something there

@@ -157,9 +157,9 @@ def test_files_that_differ_about_the_size_of_the_picture_are_refused(
 def test_each_robots_tasks_are_played_with_that_robots_statistics(model: str) -> None:
     policy = load_policy(FOLDER / model)
     entries = line_up([policy, DemonstratorPolicy()], [CARROT, "pick_coke_can", "widowx_stack_cube"])
-    widowx, scripted, google = entries
+    widowx, scripted, google, google_scripted = entries
     assert [task.name for task in widowx[1]] == [CARROT, "widowx_stack_cube"] and widowx[0] is policy
-    assert isinstance(scripted[0], DemonstratorPolicy)
+    assert isinstance(scripted[0], DemonstratorPolicy) and isinstance(google_scripted[0], DemonstratorPolicy)
     assert {task.robot for task in google[1]} == {"google_robot"}
     assert google[0].vla.model is policy.vla.model, "one copy of the weights"
     assert google[0].checkpoint_hash != policy.checkpoint_hash
