@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from refinevla_kit.errors import KitError
 from refinevla_kit.tasks import VARIANT_AGGREGATION, VISUAL_MATCHING, WIDOWX_TASKS
 from refinevla_kit.training.config import TrainingConfig
+from refinevla_kit.training.resume import ADDED, without_unchanged
 
 CLAIMED_GAIN = 0.05
 """ReFineVLA on the WidowX, average of four tasks: +5.0 points (both versions of the paper; primary)."""
@@ -150,14 +151,7 @@ def plan(profile: Profile, only: Sequence[str] = ()) -> list[Stage]:
     ]
 
 
-LATER = (
-    "action_words",
-    "gradient_checkpointing",
-    "frozen_weights",
-    "adapter_preset",
-    "adapter_form",
-    "robot",
-)
+LATER = (*ADDED, "action_words", "gradient_checkpointing")
 """Settings that came after the first runs were published: in a key only where an arm changes them."""
 
 
@@ -166,10 +160,7 @@ def run_key(arm: Arm, config: TrainingConfig, base: str, data: str) -> str:
     arm whatever its name, the training. Not with the precision, which is the machine's own: what was played
     in bfloat16 may be gone on with in float32.
     """
-    training = asdict(config) | {"precision": "bf16"}
-    for name in LATER:
-        if training[name] == getattr(TrainingConfig, name):
-            del training[name]
+    training = without_unchanged(config, LATER) | {"precision": "bf16"}
     content = {
         **asdict(arm),
         "name": "",

@@ -46,7 +46,7 @@ __all__ = ["TrainingConfig", "fine_tune", "validate"]
 
 Kept = ActivationCache | Tensor | None  # see `make_batch`
 Watch = Callable[[dict[str, Any]], None]
-BOARD, ADAPTER = "tensorboard", "adapter"  # folders in a run's
+BOARD, ADAPTER_FOLDER = "tensorboard", "adapter"  # folders in a run's
 ACTION_NUMBERS = ("loss_action", "action_accuracy", "action_l1")
 # Of a collapse: held-out frames that are looked at; it takes at least so many, of so many episodes, to judge.
 LOOKED_AT, FEWEST, EPISODES = 16, 8, 2
@@ -102,7 +102,7 @@ def fine_tune(
     watchers = [watch] if watch else []
     with ExitStack() as stack:
         if config.mode == "lora":
-            keep = folder / ADAPTER if config.adapter_form == "peft" else None
+            keep = folder / ADAPTER_FOLDER if config.adapter_form == "peft" else None
             stack.enter_context(adapters(vla, preset_of(vla, config), config.seed, keep))
         if config.frozen_weights == "bf16":
             lighten(vla)

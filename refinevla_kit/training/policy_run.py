@@ -15,12 +15,11 @@ from accelerate import PartialState
 from refinevla_kit.errors import KitError
 from refinevla_kit.files import sha256
 from refinevla_kit.training.examples import Examples
-from refinevla_kit.training.loop import ADAPTER, TrainingConfig, Watch, fine_tune
+from refinevla_kit.training.loop import ADAPTER_FOLDER, TrainingConfig, Watch, fine_tune
 from refinevla_kit.training.resume import effective
 from refinevla_kit.vlas import load_vla
 from refinevla_kit.vlas.action_tokens import STATISTICS
-from refinevla_kit.vlas.checkpoint import ADAPTER as ADAPTER_CONFIG
-from refinevla_kit.vlas.checkpoint import checkpoint_hash, files_hash, locate
+from refinevla_kit.vlas.checkpoint import ADAPTER, checkpoint_hash, files_hash, locate
 from refinevla_kit.vlas.contract import VLA
 
 WORK = "training"  # folder of histories and states, beside the policies
@@ -80,7 +79,7 @@ def train_policy(
     if target.resolve() == Path(base).resolve():
         raise KitError(f"{target} is the base itself and would be replaced", "give another name or output")
     folder = locate(base).resolve()
-    if config.adapter_form == "peft" and (folder / ADAPTER_CONFIG).exists():
+    if config.adapter_form == "peft" and (folder / ADAPTER).exists():
         what = f"{base} is adapters already, and adapters on adapters are not read"
         raise KitError(what, 'set adapter_form to "merged"')
     vla = open_base(folder, examples, config)
@@ -106,7 +105,7 @@ def train_policy(
         validation=next((row for row in reversed(history) if row["split"] == "validation"), None),
         reads_state=vla.reads_state,
     )
-    adapter = work / name / ADAPTER if config.adapter_form == "peft" else None
+    adapter = work / name / ADAPTER_FOLDER if config.adapter_form == "peft" else None
     vla.save(target, torch.bfloat16, adapter)  # as the base is; half the size
     state.wait_for_everyone()
     return history

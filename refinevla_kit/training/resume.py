@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, fields
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,15 @@ ADDED = ("frozen_weights", "adapter_preset", "adapter_form", "robot")
 
 def effective(config: TrainingConfig) -> dict[str, Any]:
     """The settings that the trained weights depend on."""
-    usual = {field.name: field.default for field in fields(config) if field.name in ADDED}
+    settings = without_unchanged(config, ADDED)
+    return {name: value for name, value in settings.items() if name not in WITHOUT_EFFECT}
+
+
+def without_unchanged(config: TrainingConfig, names: Sequence[str]) -> dict[str, Any]:
+    """All settings, but for those of `names` that have their usual values."""
+    usual = {name: getattr(TrainingConfig, name) for name in names}
     return {
-        name: value
-        for name, value in asdict(config).items()
-        if name not in WITHOUT_EFFECT and (name not in usual or value != usual[name])
+        name: value for name, value in asdict(config).items() if name not in usual or value != usual[name]
     }
 
 

@@ -255,10 +255,8 @@ class OpenVLA(ReleasedVLA):
 
     @property
     def constant(self) -> tuple[nn.Module, ...]:
-        return (
-            self._model.vision_backbone.featurizer.unused
-            + self._model.vision_backbone.fused_featurizer.unused
-        )
+        towers: Any = self._model.vision_backbone.children()  # one or two
+        return tuple(module for tower in towers for module in tower.unused)
 
     @property
     def adapter_preset(self) -> AdapterPreset:

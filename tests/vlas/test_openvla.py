@@ -136,6 +136,7 @@ def test_a_model_with_one_tower_has_three_channels_and_two_layers_behind_them(tm
     assert torch.equal(pixels, GOLDEN["s0/pixel_values"][:, :3])
     tokens = vla.look(pixels)
     assert difference(tokens, GOLDEN["s0/dino_features"]) < 1e-5
+    assert vla.constant and set(vla.constant) <= set(vla.tower[0].modules())
     first, second = vla.projector[0].children()
     assert torch.equal(vla.image_words(tokens, None), second(functional.gelu(first(tokens))))
     ids = prompt(vla, "s0")
