@@ -24,6 +24,12 @@ PROTOCOL_VERSION = 2
 two versions do not mix.
 """
 
+SIMPLER_SEED = 40194941
+"""Episode seed of SIMPLER's own evaluator: the first draw of its environments' main generator,
+`RandomState(2022).randint(2**32)`, the same for every episode because it makes a new environment for each.
+Distractors' places are drawn from it, so `reset(seed=0)` has to mean this one.
+"""
+
 VISUAL_MATCHING, VARIANT_AGGREGATION = "visual_matching", "variant_aggregation"
 SETTINGS = (VISUAL_MATCHING, VARIANT_AGGREGATION)
 MANISKILL, SIMPLER_ENV = "maniskill", "simpler_env"

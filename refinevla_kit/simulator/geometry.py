@@ -16,7 +16,7 @@ from transforms3d.quaternions import axangle2quat, qmult, quat2mat
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.simulator.contract import Array, Pose
-from refinevla_kit.tasks import VISUAL_MATCHING, Start, Task, Variant
+from refinevla_kit.tasks import CAMERA_SIZES, VISUAL_MATCHING, Start, Task, Variant
 
 SINK_TASK = "widowx_put_eggplant_in_basket"
 UPRIGHT = np.array([1.0, 0.0, 0.0, 0.0])
@@ -136,6 +136,19 @@ SINK = CameraSetting(
 )
 BASE_QUATERNION = (0.0, 0.0, 0.0, 1.0)  # turned 180 degrees about z
 FOCAL, CENTRE_X, CENTRE_Y, WIDTH, HEIGHT = 623.588, 319.501, 239.545, 640, 480
+CAMERAS = {"widowx": "3rd_view_camera", "google_robot": "overhead_camera"}  # the ones SIMPLER's policies see
+INTRINSICS = {
+    "widowx": (FOCAL, CENTRE_X, CENTRE_Y),
+    "google_robot": (425.0, 320.0, 256.0),
+}  # focal length and centre (pixels) at `CAMERA_SIZES`
+
+
+def intrinsic(robot: str, width: int, height: int) -> Array:
+    """The camera's matrix for a picture of this size, float64 (3, 3), pixels; no simulator scales it."""
+    focal, centre_x, centre_y = INTRINSICS[robot]
+    full_width, full_height = CAMERA_SIZES[robot]
+    scale = np.array([[width / full_width], [height / full_height], [1]])
+    return np.array([[focal, 0, centre_x], [0, focal, centre_y], [0, 0, 1]]) * scale
 
 
 def camera_setting(task: Task, variant: Variant | None = None) -> CameraSetting:

@@ -16,16 +16,15 @@ from scipy.spatial.transform import Rotation
 from refinevla_kit.errors import KitError
 from refinevla_kit.simulator.contract import Array, Observation, Pose, SceneState, StepResult, checked_action
 from refinevla_kit.simulator.demonstrator import phase_of
+from refinevla_kit.simulator.geometry import CAMERAS, intrinsic
 from refinevla_kit.simulator.maniskill import (
     FARTHEST,
     ManiSkillSimulator,
     build_environment,
     import_maniskill,
 )
-from refinevla_kit.tasks import CAMERA_SIZES, Protocol, Start, Task, Variant
+from refinevla_kit.tasks import SIMPLER_SEED, Protocol, Start, Task, Variant
 
-FOCAL, CENTRE_X, CENTRE_Y = 425.0, 320.0, 256.0  # pixels, at `CAMERA_SIZES`
-CAMERA = "overhead_camera"  # the one SIMPLER's policies see
 TEXTURES = ["Color", "Segmentation"]
 FARTHEST_MOVE, WIDEST_TURN = 1.0, np.pi / 2  # m, rad: the controller's own range
 
@@ -51,10 +50,12 @@ class GoogleRobotSimulator(ManiSkillSimulator):
     ) -> None:
         self.task, self.variant, self.privileged = task, variant, privileged
         self.protocol = protocol
-        full_width, full_height = CAMERA_SIZES[task.robot]
-        scale = np.array([[width / full_width], [height / full_height], [1]])
-        intrinsic = np.array([[FOCAL, 0, CENTRE_X], [0, FOCAL, CENTRE_Y], [0, 0, 1]]) * scale
-        camera = {"width": width, "height": height, "intrinsic": intrinsic, "shader_pack": shader}
+        camera = {
+            "width": width,
+            "height": height,
+            "intrinsic": intrinsic(task.robot, width, height),
+            "shader_pack": shader,
+        }
         import_maniskill("refinevla_kit.simulator.google_robot_scenes")
         self._env = build_environment(
             task.env_id,
@@ -93,9 +94,7 @@ class GoogleRobotSimulator(ManiSkillSimulator):
 
     def _start(self, start: Start, seed: int) -> Observation:
         environment = self._env
-        from refinevla_kit.simulator.google_robot_scenes import SEED
-
-        environment.start, environment.seed = start, (SEED + seed) % 2**32
+        environment.start, environment.seed = start, (SIMPLER_SEED + seed) % 2**32
         environment.reset(seed=seed, options={"reconfigure": True})
         self._photograph = self._background(start)
         self._steps = 0
@@ -205,9 +204,9 @@ class GoogleRobotSimulator(ManiSkillSimulator):
         controller, base = self._env.controller, self._env.agent.robot._objs[0].root_pose
         self.instruction = self._env.instruction
         image = self._take_picture()
-        opening = 1 - max(float(controller.positions[7:9].mean()) / 1.3, 0.0)
+        opening = float(np.clip(1 - controller.positions[7:9].mean() / 1.3, 0, 1))
         in_base, steered = _vector(controller.tool_pose), _vector(controller.target_pose)
-        proprioception = np.concatenate([in_base, [max(opening, 0.0)], steered]).astype(np.float32)
+        proprioception = np.concatenate([in_base, [opening], steered]).astype(np.float32)
         observation = Observation(image, proprioception, self.instruction)
         if not self.privileged:
             return observation
@@ -216,7 +215,7 @@ class GoogleRobotSimulator(ManiSkillSimulator):
             target=self._target,
             tcp=self.tool,
             tcp_target=_vector(base * controller.target_pose),
-            opening=np.array(max(opening, 0.0), np.float32),
+            opening=np.array(opening, np.float32),
             grasped=np.array(grasped),
             placed=np.array(placed),
             phase=np.array(0, np.int8),
@@ -225,7 +224,7 @@ class GoogleRobotSimulator(ManiSkillSimulator):
 
     def _take_picture(self) -> Array:
         """uint8 (H, W, 3): robot, things and cabinet before the photograph, else the whole room."""
-        sensor = self._env._sensors[CAMERA]
+        sensor = self._env._sensors[CAMERAS[self.task.robot]]
         self._env.scene.update_render(update_sensors=True, update_human_render_cameras=False)
         sensor.capture()
         colour, bodies = (texture[0].numpy() for texture in sensor.camera.get_picture(TEXTURES))

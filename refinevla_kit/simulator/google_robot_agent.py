@@ -19,11 +19,12 @@ from mani_skill.sensors.camera import CameraConfig
 from ruckig import InputParameter, Ruckig, Trajectory
 from sapien import Pose
 from sapien.physx import PhysxRigidDynamicComponent
+from scipy.spatial.transform import Rotation
 
 from refinevla_kit.simulator.contract import Array
+from refinevla_kit.simulator.geometry import CAMERAS, intrinsic
 
 UID = "refinevla_google_robot"
-CAMERA = "overhead_camera"
 TOOL = "link_gripper_tcp"
 FINGERS = ("joint_finger_right", "joint_finger_left")
 DRIVES = {  # stiffness, damping, force limit
@@ -67,6 +68,11 @@ IK_ITERATIONS = 99  # with 100, one of 2,367 recorded actions is solved that the
 FINGER_ARMATURE = 0.03  # kg m2; without it PhysX 5 pushes hand and arm away from what the fingers press on
 
 
+def impulse_of(contact: Any) -> Any:
+    """Of all points of a contact, on the first of its bodies, (3,), N s."""
+    return sum(point.impulse for point in contact.points)
+
+
 def _link(material: str, radius: float) -> dict[str, Any]:
     return {"material": material, "patch_radius": radius, "min_patch_radius": radius}
 
@@ -97,11 +103,11 @@ class GoogleRobot(BaseAgent):
     def _sensor_configs(self) -> list[Any]:
         return [
             CameraConfig(
-                uid=CAMERA,
+                uid=CAMERAS["google_robot"],
                 pose=Pose(q=[0.5, 0.5, -0.5, 0.5]),
                 width=640,
                 height=512,
-                intrinsic=np.array([[425.0, 0, 320], [0, 425, 256], [0, 0, 1]]),
+                intrinsic=intrinsic("google_robot", 640, 512),
                 near=0.1,  # of the original's own pictures, measured; its settings say 0.01
                 far=10,
                 entity_uid="link_camera",
@@ -227,7 +233,7 @@ class PlannedController(BaseController):
             contact.bodies
             for contact in self.scene.px.get_contacts()
             if any(isinstance(body, PhysxRigidDynamicComponent) for body in contact.bodies)
-            and np.linalg.norm(sum(point.impulse for point in contact.points)) > SMALLEST_IMPULSE
+            and np.linalg.norm(impulse_of(contact)) > SMALLEST_IMPULSE
         ]
         touching = [any(pad in bodies for bodies in touched for pad in pads) for pads in self._pads]
         lead = self.waypoint[HAND] - self.positions[HAND]
@@ -235,8 +241,6 @@ class PlannedController(BaseController):
 
     def _solve(self, command: Array, measured: Array) -> Array:
         """Where the arm's joints (9,) bring the tool to where `command` moves it from here."""
-        from scipy.spatial.transform import Rotation
-
         now = self.tool_pose
         turn = Pose(q=Rotation.from_rotvec(command[3:]).as_quat()[[3, 0, 1, 2]])
         self.target_pose = Pose(now.p + command[:3], (turn * now).q)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from refinevla_kit.errors import KitError
+from refinevla_kit.simulator.maniskill import EMBEDDED, RESTORE
 
-EMBEDDED = Path(__file__).resolve().parents[2] / "data" / "assets"  # scripts/embedded_assets makes it
 URDF = "google_robot_meta_sim_fix_wheel_fix_fingertip"
 CLONE = "clone github.com/simpler-env/ManiSkill2_real2sim and set REFINEVLA_OFFICIAL_ASSETS to its folder"
 TASKS, ROBOTS = Path("data/tasks/google_robot_real2sim"), Path("data/robots/googlerobot")
@@ -84,7 +84,7 @@ def google_robot_assets(assets: str | Path) -> GoogleRobotAssets:
         KitError: a folder in none of these layouts.
     """
     embedded = str(assets) == "embedded"
-    remedy = "bring data/assets of the checkout back: git checkout data/assets" if embedded else CLONE
+    remedy = RESTORE if embedded else CLONE
     names = ("REFINEVLA_OFFICIAL_ASSETS", "MS_ASSET_DIR")
     official = next(filter(None, map(os.environ.get, names)), "~/.maniskill")
     known = {"embedded": EMBEDDED, "official": Path(official)}

@@ -23,19 +23,19 @@ from transforms3d.quaternions import quat2mat
 
 from refinevla_kit.simulator import google_robot_agent as agent
 from refinevla_kit.simulator.contract import Array
+from refinevla_kit.simulator.google_robot_agent import SMALLEST_IMPULSE, impulse_of
 from refinevla_kit.simulator.google_robot_assets import google_robot_assets
-from refinevla_kit.tasks import BASE, GOOGLE_TASKS, VISUAL_MATCHING, Start, find_task
+from refinevla_kit.tasks import BASE, GOOGLE_TASKS, SIMPLER_SEED, VISUAL_MATCHING, Start, find_task
 
 SIMULATION_HZ, CONTROL_HZ = 513, 3
 ITERATIONS = (25, 1)  # of the solver, on positions and velocities: the original's own
 SETTLING_SLEEP = 0.1  # m2/s2, for 0.005 while things fall: an orange would roll away before it comes to rest
-SEED = 40194941  # of SIMPLER's own evaluator: where distractors stand is drawn from it
 BASE_HEIGHT, TABLE_HEIGHT, FALL = 0.07905, 0.87, 0.5
 AWAY = Pose([-10, 0, 0])  # where the robot waits while things fall
 TILTS = {"AltGoogleCamera2": 0.6651361, "AltGoogleCamera": 0.9351361}  # of the head, camera variants
 DENSITIES = {"can": 50.0, "bottle": 50.0, "apple": 800.0, "orange": 800.0, "sponge": 150.0, "spoon": 1200.0}
 LIGHT_DENSITY = 200.0  # of move near's apple and orange: toys
-SMALLEST_IMPULSE, WIDEST_ANGLE = 1e-6, np.deg2rad(80)  # N s; of what counts as contact, as grasp
+WIDEST_ANGLE = np.deg2rad(80)  # of what counts as grasp
 LIGHTS = {  # (direction, brightness) on the table's scenes, above an ambient light of 0.3
     "": (((0, 0, -1), 2.2), ((-1, -0.5, -1), 0.7), ((1, 1, -1), 0.7)),
     "slightly_brighter_lighting": (((0, 0, -1), 3.6), ((-1, -0.5, -1), 1.3), ((1, 1, -1), 1.3)),
@@ -78,7 +78,7 @@ class GoogleRobotScene(BaseEnv):
         self.environment, self.build = self.task.original(protocol.variant(variant))
         self.files = google_robot_assets(assets)
         self.start: Start = protocol.starts[0]
-        self.seed = SEED
+        self.seed = SIMPLER_SEED
         self.flags: dict[str, bool] = {}
         super().__init__(robot_uids=agent.UID, reward_mode="none", **arguments)
 
@@ -257,7 +257,7 @@ class GoogleRobotScene(BaseEnv):
             touching = thing in contact.bodies and other in contact.bodies
             if touching and (shape is None or shape in contact.shapes):
                 sign = 1 if contact.bodies[0] == thing else -1
-                total += sign * sum(point.impulse for point in contact.points)
+                total += sign * impulse_of(contact)
         return total
 
     @property
@@ -273,7 +273,8 @@ class GoogleRobotScene(BaseEnv):
             size = float(np.linalg.norm(impulse))
             opening = quat2mat(link.entity_pose.q)[:, 1]
             sizes.append(size)
-            angles.append(np.arccos(np.clip(impulse @ opening / size, -1, 1)) if size >= 1e-6 else np.pi / 2)
+            pressed = size >= SMALLEST_IMPULSE
+            angles.append(np.arccos(np.clip(impulse @ opening / size, -1, 1)) if pressed else np.pi / 2)
         return max(sizes) >= SMALLEST_IMPULSE and min(angles) <= WIDEST_ANGLE
 
 
@@ -316,12 +317,12 @@ class PickCan(GoogleRobotScene):
     def _judge(self) -> dict[str, Any]:
         grasped = self.grasped
         self._grasps = self._grasps + 1 if grasped else 0
-        body = _body(self.source)
+        body, robot = _body(self.source), self.links.values()
         height = self.source.pose.p[2] - self._height
         free = all(
-            np.linalg.norm(sum(point.impulse for point in contact.points)) <= SMALLEST_IMPULSE
+            np.linalg.norm(impulse_of(contact)) <= SMALLEST_IMPULSE
             for contact in self.scene.px.get_contacts()
-            if body in contact.bodies and not any(other in self._robot for other in contact.bodies)
+            if body in contact.bodies and not any(other in robot for other in contact.bodies)
         )
         self._lifted = (self._lifted and grasped) or (free and height > 0.01)
         significantly = self._lifted and height > 0.02
@@ -333,10 +334,6 @@ class PickCan(GoogleRobotScene):
             "lifted_object_significantly": significantly,
             "success": self._lifted or self._lifts >= 5,
         }
-
-    @property
-    def _robot(self) -> list[Any]:
-        return list(self.links.values())
 
 
 class MoveNear(GoogleRobotScene):
@@ -533,10 +530,11 @@ class PlaceApple(Drawer):
 
 DRAWERS = ("top", "middle", "bottom")
 LAST_STEP_OF_OPENING = 100
+UPRIGHT_CAN = euler2quat(np.pi / 2, 0, 0)
 CAN_TURNS = {
     "lr_switch": euler2quat(0, 0, np.pi),
     "laid_vertically": euler2quat(0, 0, np.pi / 2),
-    "upright": euler2quat(np.pi / 2, 0, 0),
+    "upright": UPRIGHT_CAN,
 }
 DISTRACTORS = ("opened_pepsi_can", "apple", "sponge", "orange")
 MORE_DISTRACTORS = (
@@ -556,7 +554,6 @@ NEAR_TRIPLETS = (
 )
 NEAR_PAIRS = ((0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1))  # source, target
 NEAR_PLACES = (((-0.33, 0.04), (-0.33, 0.34), (-0.13, 0.19)), ((-0.13, 0.04), (-0.33, 0.19), (-0.13, 0.34)))
-UPRIGHT_CAN = euler2quat(np.pi / 2, 0, 0)
 NEAR_TURNS = {
     "blue_plastic_bottle": euler2quat(np.pi / 2, 0, np.pi / 2),
     "orange": euler2quat(0, 0, np.pi / 2),

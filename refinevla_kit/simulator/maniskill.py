@@ -26,14 +26,7 @@ from scipy.spatial.transform import Rotation
 from refinevla_kit.errors import KitError, listed
 from refinevla_kit.simulator.contract import Array, Observation, Pose, SceneState, StepResult, checked_action
 from refinevla_kit.simulator.demonstrator import phase_of
-from refinevla_kit.simulator.geometry import (
-    CENTRE_X,
-    CENTRE_Y,
-    FOCAL,
-    HEIGHT,
-    WIDTH,
-    camera_setting,
-)
+from refinevla_kit.simulator.geometry import CAMERAS, camera_setting, intrinsic
 from refinevla_kit.simulator.variants import basket_outline, dress
 from refinevla_kit.tasks import VARIANT_AGGREGATION, Protocol, Start, Task, Variant
 
@@ -48,11 +41,12 @@ REQUIRED = (
     Path("data/robots/widowx/wx250s.urdf"),
 )
 EMBEDDED = Path(__file__).resolve().parents[2] / "data" / "assets"  # scripts/embedded_assets makes it
+RESTORE = "bring data/assets of the checkout back: git checkout data/assets"
 DOWNLOAD = (
     f"{sys.executable} -m mani_skill.utils.download_asset bridge_v2_real2sim, then the same with widowx250s"
 )
 
-CAMERA = "3rd_view_camera"  # the one SIMPLER's policies see
+CAMERA = CAMERAS["widowx"]
 CLOSED, OPEN = 0.015, 0.037  # finger joint positions (m)
 GRIPPER_LINKS = (
     "gripper_link",
@@ -235,14 +229,10 @@ def _make_environment(task: Task, variant: Variant, assets: Path, width: int, he
     overlays: dict[str, Any] = {}
     BaseDigitalTwinEnv._rgb_overlay_images = overlays
     BaseDigitalTwinEnv._objects_to_remove_from_greenscreen = []
-    # ManiSkill does not scale it with the picture.
-    intrinsic = np.array([[FOCAL, 0, CENTRE_X], [0, FOCAL, CENTRE_Y], [0, 0, 1]])
-    intrinsic[0] *= width / WIDTH
-    intrinsic[1] *= height / HEIGHT
     camera = camera_setting(task, variant)
     pose = sapien.Pose(camera.camera_position, camera.camera_quaternion)
     size = {"width": width, "height": height}
-    sensors = {**size, "intrinsic": intrinsic, CAMERA: {"pose": pose}}
+    sensors = {**size, "intrinsic": intrinsic(task.robot, width, height), CAMERA: {"pose": pose}}
     environment = build_environment(task.env_id, obs_mode="rgb+segmentation", sensor_configs=sensors)
     environment._rgb_overlay_images = overlays
     return environment
@@ -343,7 +333,7 @@ def resolve_assets(assets: str | Path) -> Path:
     """
     official = Path(os.environ.get("MS_ASSET_DIR", "~/.maniskill"))
     known = {
-        "embedded": (EMBEDDED, "bring data/assets of the checkout back: git checkout data/assets"),
+        "embedded": (EMBEDDED, RESTORE),
         "official": (official, f"run: {DOWNLOAD}"),
     }
     other = (

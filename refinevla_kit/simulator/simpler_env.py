@@ -27,15 +27,10 @@ import numpy as np
 from refinevla_kit.errors import KitError
 from refinevla_kit.simulator.contract import Array, Observation, Pose, SceneState, StepResult, checked_action
 from refinevla_kit.simulator.demonstrator import phase_of
-from refinevla_kit.simulator.geometry import CENTRE_X, CENTRE_Y, FOCAL
+from refinevla_kit.simulator.geometry import CAMERAS, intrinsic
 from refinevla_kit.simulator.variants import basket_outline
-from refinevla_kit.tasks import CAMERA_SIZES, Protocol, Start, Task, Variant
+from refinevla_kit.tasks import SIMPLER_SEED, Protocol, Start, Task, Variant
 
-CAMERAS = {"widowx": "3rd_view_camera", "google_robot": "overhead_camera"}  # the ones SIMPLER's policies see
-INTRINSICS = {
-    "widowx": (FOCAL, CENTRE_X, CENTRE_Y),
-    "google_robot": (425.0, 320.0, 256.0),
-}  # focal length and centre (pixels) at `CAMERA_SIZES`
 SCENERY = (
     "",
     "arena",
@@ -44,11 +39,6 @@ SCENERY = (
 )  # actors that are no things of the scene, as the environments themselves have it
 WHOLE = "complete the asset folder: a whole copy of data/ of github.com/simpler-env/ManiSkill2_real2sim"
 FARTHEST = 2.0  # m from the origin, in the plane: an object beyond it was thrown there by broken physics
-SIMPLER_SEED = 40194941
-"""Episode seed of SIMPLER's own evaluator: the first draw of its environments' main generator,
-`RandomState(2022).randint(2**32)`, the same for every episode because it makes a new environment for each.
-Distractors' places are drawn from it, so `reset(seed=0)` has to mean this one.
-"""
 
 _assets_in_use: str | None = None  # ManiSkill2_real2sim reads its asset directory once, when it is imported
 
@@ -250,12 +240,12 @@ def build_arguments(
     """
     name, build = task.original(variant)
     overlay = build.pop("overlay", None)  # a start's own photograph comes with `reset`
-    full_width, full_height = CAMERA_SIZES[task.robot]
-    focal, centre_x, centre_y = INTRINSICS[task.robot]
-    scale = np.array([[width / full_width], [height / full_height], [1]])
-    intrinsic = np.array([[focal, 0, centre_x], [0, focal, centre_y], [0, 0, 1]]) * scale
     size = {"width": width, "height": height}
-    camera = {**size, "intrinsic": intrinsic, "texture_names": ("Color", "Segmentation")}
+    camera = {
+        **size,
+        "intrinsic": intrinsic(task.robot, width, height),
+        "texture_names": ("Color", "Segmentation"),
+    }
     # A second camera that nobody looks at, and that would be rendered at every step.
     unseen: dict[str, Any] = {"width": 1, "height": 1, "texture_names": ()}
     return name, {

@@ -26,10 +26,8 @@ from refinevla_kit.errors import KitError
 from refinevla_kit.simulator import make
 from refinevla_kit.simulator.contract import Observation, Simulator, StepResult
 from refinevla_kit.simulator.demonstrator import Demonstrator
-from refinevla_kit.simulator.geometry import start_pose
+from refinevla_kit.simulator.geometry import CAMERAS, INTRINSICS, start_pose
 from refinevla_kit.simulator.simpler_env import (
-    CAMERAS,
-    INTRINSICS,
     build_arguments,
     reset_options,
     to_axis_angle,
