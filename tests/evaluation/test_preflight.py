@@ -9,16 +9,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from refinevla_kit.conventions import WIDOWX
+from refinevla_kit.conventions import GOOGLE_ROBOT, WIDOWX
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.preflight import preflight
 from refinevla_kit.policies.contract import Array
 from refinevla_kit.policies.conversion import check_conventions
-from refinevla_kit.tasks import TASKS, Task, find_task
+from refinevla_kit.tasks import find_task
 from refinevla_kit.vlas.action_tokens import ActionTokens, UniformBins
 from refinevla_kit.vlas.spherical_grid import SphericalGrid
 
-CARROT = "widowx_carrot_on_plate"
+CARROT, CAN = "widowx_carrot_on_plate", "google_robot_pick_horizontal_coke_can"
 FINE = (0.04, 0.04, 0.04, 0.01, 0.01, 0.3, 1.0)  # m, rad, gripper a step: the demonstrator's own limits
 
 
@@ -77,6 +77,16 @@ def test_a_spherical_grid_loses_millimetres_that_a_closed_loop_wins_back() -> No
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_the_other_robot_is_replayed_too() -> None:
+    policy = Tokens(0.2, 0.2, 0.2, 0.5, 0.5, 0.5, 1.0)
+    policy.conventions = GOOGLE_ROBOT
+    report = preflight(policy, CAN, episodes=1)
+    assert not report.mismatches and report.clipped is not None and not report.clipped.any()
+    for rate in (report.demonstrator, report.replay, report.ceiling):
+        assert rate is not None and (rate.successes, rate.episodes) == (1, 1)
+
+
 def test_dense_starts_are_replayed_too() -> None:
     report = preflight(Tokens(*FINE), CARROT, episodes="dense", n=1, seed=3)
     assert (
@@ -86,16 +96,15 @@ def test_dense_starts_are_replayed_too() -> None:
     )
 
 
-def test_without_an_encoding_or_a_demonstrator_only_conventions_are_checked_which_is_said() -> None:
+def test_without_an_encoding_for_this_robot_only_conventions_are_checked_which_is_said() -> None:
     class Plain:
         conventions = replace(WIDOWX, rotation="axis_angle")
 
-    google = next(task for task in TASKS.values() if task.robot == "google_robot")
     for policy, task, said in [
         (Plain(), CARROT, "rotation is axis_angle, here euler_xyz_extrinsic -> wrap the policy"),
         (
             Tokens(*FINE),
-            google,
+            CAN,
             "robot is widowx, here google_robot -> robot: evaluate it on tasks of its own robot",
         ),
     ]:
@@ -107,7 +116,7 @@ def test_without_an_encoding_or_a_demonstrator_only_conventions_are_checked_whic
         )
         assert "evaluate() refuses this policy" in str(report)
         with pytest.raises(KitError, match="does not fit"):  # as the report says
-            check_conventions(policy, task if isinstance(task, Task) else find_task(task))
+            check_conventions(policy, find_task(task))
 
 
 def test_an_encoding_that_returns_something_else_says_so() -> None:
