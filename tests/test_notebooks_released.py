@@ -12,14 +12,16 @@ import pytest
 
 from refinevla_kit.evaluation import load_records
 from refinevla_kit.notebook_runner import run_notebooks
+from refinevla_kit.rollouts.recording import record
 from refinevla_kit.settings import load_profile
+from refinevla_kit.teacher import annotate_dataset
+from refinevla_kit.teacher.oracle import OracleTeacher
 from refinevla_kit.vlas import load_vla
 from tests.vlas.reference import FOLDER
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 SMALLER: dict[str, Any] = {
-    "dataset": "data/demo",
     "steps": 2,
     "batch_size": 2,
     "accumulate": 2,
@@ -37,13 +39,22 @@ SMALLER: dict[str, Any] = {
 }
 
 
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Two demonstrations with rationales: every frame passes SpatialVLA's estimate of depth, half a second."""
+    folder = tmp_path_factory.mktemp("recorded") / "dataset"
+    record(folder, SMALLER["tasks"], 2, start="grid", progress=False)
+    annotate_dataset(folder, OracleTeacher(), progress=False)
+    return str(folder)
+
+
 @pytest.fixture(scope="module", params=["spatialvla", "openvla"])
 def run(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, dataset: str, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, dict[str, Any]]:
     base = str(FOLDER / request.param)
     output = tmp_path_factory.mktemp(request.param)
-    changed = SMALLER | {"base": base}
+    changed = SMALLER | {"base": base, "dataset": dataset}
     return base, run_notebooks(["2", "3", "4"], "paper", output, changed, progress=False)
 
 
