@@ -450,7 +450,7 @@ def comparison(view: View) -> Figure:
     width = max(3.5 * count + (3.6 if bars else 0.2), 10.0 if view.plots else 0.0)
     detail = textwrap.fill(view.detail, int(16 * width))
     title = f"{view.title}\n{detail}" if detail else view.title or " "
-    with page(width, tall + 1.45 * rows, title) as figure:
+    with page(width, tall + 1.45 * rows) as figure:
         upper: Any = figure
         if view.plots:
             upper, lower = figure.subfigures(2, 1, height_ratios=[tall, 1.45 * rows], squeeze=False)[:, 0]
@@ -459,6 +459,7 @@ def comparison(view: View) -> Figure:
                 _draw_plot(axes, plot, view.steps, view.now)
             for axes in cells[len(view.plots) :]:
                 axes.set_axis_off()
+        upper.suptitle(title, x=0.01, ha="left", parse_math=False)  # a whole figure's lies over its parts
         wide = 0.62 * (width - 3.5 * count) / 3.6  # of the bars: what the pictures leave
         grid = upper.add_gridspec(1, count + bars, width_ratios=[1.0] * count + [wide] * bars)
         panels = [upper.add_subplot(grid[place]) for place in range(count)]
