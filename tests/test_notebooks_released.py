@@ -41,7 +41,7 @@ SMALLER: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Two demonstrations with rationales: every frame passes SpatialVLA's estimate of depth, half a second."""
+    """Two demonstrations with rationales: SpatialVLA takes half a second a frame for its depth."""
     folder = tmp_path_factory.mktemp("recorded") / "dataset"
     record(folder, SMALLER["tasks"], 2, start="grid", progress=False)
     annotate_dataset(folder, OracleTeacher(), progress=False)
