@@ -23,12 +23,11 @@ from transforms3d.quaternions import quat2mat
 
 from refinevla_kit.simulator import google_robot_agent as agent
 from refinevla_kit.simulator.contract import Array
-from refinevla_kit.simulator.google_robot_agent import SMALLEST_IMPULSE, impulse_of
+from refinevla_kit.simulator.google_robot_agent import ITERATIONS, SMALLEST_IMPULSE, impulse_of
 from refinevla_kit.simulator.google_robot_assets import google_robot_assets
 from refinevla_kit.tasks import BASE, GOOGLE_TASKS, SIMPLER_SEED, VISUAL_MATCHING, Start, find_task
 
 SIMULATION_HZ, CONTROL_HZ = 513, 3
-ITERATIONS = (25, 1)  # of the solver, on positions and velocities: the original's own
 SETTLING_SLEEP = 0.1  # m2/s2, for 0.005 while things fall: an orange would roll away before it comes to rest
 BASE_HEIGHT, TABLE_HEIGHT, FALL = 0.07905, 0.87, 0.5
 AWAY = Pose([-10, 0, 0])  # where the robot waits while things fall
