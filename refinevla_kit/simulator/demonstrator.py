@@ -1,5 +1,5 @@
-"""The scripted demonstrator: solves the four WidowX tasks from privileged state, and, by
-`google_demonstrator`, those of the Google Robot.
+"""The scripted demonstrator: solves the WidowX tasks, SIMPLER's four and those of the language suite, from
+privileged state, and, by `google_demonstrator`, those of the Google Robot.
 
 The sub-task ("phase") follows from the state alone, so any state can be labelled with the action the
 demonstrator would take there: also states a policy has driven into. Commands steer the controller's *target*
@@ -30,7 +30,7 @@ START_YAW = -np.pi / 2  # the tool's y axis, along which the fingers open, point
 
 @dataclass(frozen=True)
 class Recipe:
-    """What differs between the tasks; metres and radians, heights relative to the object's origin unless said
+    """What differs between sources and targets; metres and radians, heights relative to the object's origin unless said
     otherwise.
 
     Attributes:
@@ -54,6 +54,30 @@ RECIPES = {
     "widowx_stack_cube": Recipe(lift=0.98, release=0.034, tolerance=0.010, symmetry=np.pi / 2),
     "widowx_put_eggplant_in_basket": Recipe(lift=1.05, release=0.060, grasp_height=0.010),
 }
+# Of the language tasks: how far what is let go lies over the place it was let go at, in two parts: from the
+# source's origin down, from the target's origin up; what differs from `Recipe`'s own values.
+LANGUAGE_LIFT = 1.0
+BELOW = {"carrot": 0.019, "spoon": 0.013, "green block": 0.017, "eggplant": 0.021}
+ABOVE = {"plate": 0.011, "towel": 0.009, "yellow block": 0.017}
+TOLERANCES = {"yellow block": 0.010}
+SYMMETRIES = {"green block": np.pi / 2}
+
+
+def recipe_of(task: Task, state: SceneState) -> Recipe:
+    """Of what `state` asks for."""
+    if not task.goals:
+        return RECIPES[task.name]
+    source, target = task.goals[_goal_of(state)]
+    return Recipe(
+        LANGUAGE_LIFT,
+        BELOW[source] + ABOVE[target],
+        TOLERANCES.get(target, Recipe.tolerance),
+        symmetry=SYMMETRIES.get(source, Recipe.symmetry),
+    )
+
+
+def _goal_of(state: SceneState) -> int:
+    return 0 if state.goal is None else int(state.goal)
 
 
 class Demonstrator:
@@ -82,8 +106,14 @@ class Demonstrator:
         return np.asarray(action, np.float32)
 
     def finished(self, state: SceneState) -> bool:
-        """A sub-task is done and another one follows: `Simulator.advance` (drawer opened for the apple)."""
-        return self.task.robot == "google_robot" and google_demonstrator.finished(self.task, state)
+        """A sub-task is done and another one follows: `Simulator.advance` (drawer opened for the apple, the
+        first of two things put down).
+        """
+        if self.task.robot == "google_robot":
+            return google_demonstrator.finished(self.task, state)
+        more = _goal_of(state) + 1 < len(self.task.goals)
+        away = float(state.tcp[2] - state.source[2]) > HOVER / 2
+        return more and away and bool(state.placed) and phase_of(self.task, state) == RETREAT
 
 
 def phases_of(task: Task) -> tuple[str, ...]:
@@ -97,7 +127,7 @@ def phase_of(task: Task, state: SceneState) -> int:
     """Index into `PHASES` of the sub-task that `state` calls for."""
     if task.robot == "google_robot":
         return google_demonstrator.phase_of(task, state)
-    recipe = RECIPES[task.name]
+    recipe = recipe_of(task, state)
     source, target, tool = state.source[:3], state.target[:3], state.tcp[:3]
     off_target = float(np.linalg.norm(source[:2] - target[:2]))
     above = float(source[2] - target[2])
@@ -127,7 +157,7 @@ def _goal(task: Task, state: SceneState) -> tuple[Array, float, float]:
     """(tool position in the world float64 (3,), yaw still to turn in rad, gripper command) for the phase of
     `state`.
     """
-    recipe, phase = RECIPES[task.name], phase_of(task, state)
+    recipe, phase = recipe_of(task, state), phase_of(task, state)
     source, target, tool = (pose[:3].astype(np.float64) for pose in (state.source, state.target, state.tcp))
     held_offset = tool - source  # keeps the object, not the tool, on its way
     turn = _yaw_error(recipe, state.source, state.tcp_target)
