@@ -19,6 +19,7 @@ from refinevla_kit.simulator.demonstrator import phase_of
 from refinevla_kit.simulator.geometry import CAMERAS, intrinsic
 from refinevla_kit.simulator.maniskill import (
     FARTHEST,
+    FIRSTS,
     ManiSkillSimulator,
     build_environment,
     import_maniskill,
@@ -124,7 +125,8 @@ class GoogleRobotSimulator(ManiSkillSimulator):
         reason = "physics" if broken else "budget" if self._steps >= self.task.max_steps else ""
         success = success and not broken
         seen, unsolved = self._observe(success, grasped), self.unsolved > before
-        return StepResult(seen, success, grasped, bool(reason), reason, unsolved)
+        noted = [self._word(getattr(self._env, name)) for name in FIRSTS]
+        return StepResult(seen, success, grasped, bool(reason), reason, unsolved, *noted)
 
     def advance(self) -> bool:
         """See `Simulator.advance`. Placing the apple goes on by itself after 100 steps."""
@@ -256,15 +258,8 @@ class GoogleRobotSimulator(ManiSkillSimulator):
         """
         ids: dict[str, list[int]] = {name: [] for name in (self.task.source, self.task.target) if name}
         environment = self._env
-        from refinevla_kit.simulator.google_robot_scenes import spoken
-
         for name, entity in environment.objects.items():
-            word = spoken(name)
-            if entity == environment.source:
-                word = self.task.source
-            elif entity == environment.target:
-                word = self.task.target
-            ids.setdefault(word, []).append(entity.per_scene_id)
+            ids.setdefault(self._word(name), []).append(entity.per_scene_id)
         for name, part in getattr(environment, "parts", {}).items():
             word = "cabinet" if name == "body" else name.replace("_", " ")
             ids.setdefault(word, []).append(part.entity.per_scene_id)
@@ -272,6 +267,15 @@ class GoogleRobotSimulator(ManiSkillSimulator):
             word = "gripper" if "gripper" in name or "finger" in name else "arm"
             ids.setdefault(word, []).append(link.entity.per_scene_id)
         return {word: np.array(numbers) for word, numbers in ids.items()}
+
+    def _word(self, model: str) -> str:
+        """What masks and records call an object; "" for none."""
+        from refinevla_kit.simulator.google_robot_scenes import spoken
+
+        entity = self._env.objects.get(model)
+        if entity is not None and entity == self._env.source:
+            return self.task.source
+        return self.task.target if entity is not None and entity == self._env.target else spoken(model)
 
 
 def _vector(pose: Any) -> Array:
