@@ -178,8 +178,8 @@ class EpisodeDataset:
 
     def states(self, episode: int) -> list[SceneState] | None:
         """The simulator's privileged state of each frame; None for a real robot's dataset."""
-        names = [f"state.{field.name}" for field in fields(SceneState)]
-        arrays = self._beside(episode, "state.", names[: len(STATE)], names[len(STATE) :])
+        known = [f"state.{field.name}" for field in fields(SceneState)]
+        arrays = self._beside(episode, "state.", known[: len(STATE)], known[len(STATE) :])
         if not arrays:
             return None
         names = {name.removeprefix("state."): values for name, values in arrays.items()}

@@ -32,7 +32,7 @@ from refinevla_kit.evaluation.intervals import (
 )
 from refinevla_kit.evaluation.records import KEY, EpisodeRecord, distinct
 from refinevla_kit.simulator.contract import Array
-from refinevla_kit.tasks import BASE, GROUPS, PUBLISHED_WEIGHTS, TASKS, VISUAL_MATCHING
+from refinevla_kit.tasks import ALL_TASKS, BASE, GROUPS, PUBLISHED_WEIGHTS, TASKS, VISUAL_MATCHING
 
 Rule = Literal["last", "any"]
 RULES: tuple[Rule, Rule] = ("last", "any")
@@ -337,7 +337,7 @@ def task_weights(tasks: Iterable[str], published: bool = False) -> dict[str, flo
 
 def _is_scored(record: EpisodeRecord) -> bool:
     """Whether averages contain the episode's variant: SIMPLER plays camera variants, but leaves them out."""
-    protocols = TASKS[record.task].protocols if record.task in TASKS else ()
+    protocols = ALL_TASKS[record.task].protocols if record.task in ALL_TASKS else ()
     variants = [
         one for protocol in protocols if protocol.setting == record.setting for one in protocol.variants
     ]

@@ -9,7 +9,7 @@ WidowX camera looks at the table from above and behind the robot's shoulder.
 from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, fields
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +69,9 @@ class Arrangement:
     """
 
     things: dict[str, Array]
+
+
+AnyStart: TypeAlias = int | Pose | Start | Arrangement  # a number is that of a grid
 
 
 @dataclass(frozen=True)
@@ -181,7 +184,7 @@ class Simulator(Protocol):
     task: Task
     instruction: str  # of the current episode, now
 
-    def reset(self, episode: int | Pose | Start | Arrangement, seed: int = 0) -> Observation:
+    def reset(self, episode: AnyStart, seed: int = 0) -> Observation:
         """Start from grid configuration `episode` (0 .. task.grid - 1) or from anywhere else: a continuous
         `Pose` of the WidowX's things, an `Arrangement` of a language task's, a `Start` of the Google Robot
         and its.

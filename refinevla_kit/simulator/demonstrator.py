@@ -30,8 +30,8 @@ START_YAW = -np.pi / 2  # the tool's y axis, along which the fingers open, point
 
 @dataclass(frozen=True)
 class Recipe:
-    """What differs between sources and targets; metres and radians, heights relative to the object's origin unless said
-    otherwise.
+    """What differs between sources and targets; metres and radians, heights relative to the object's origin
+    unless said otherwise.
 
     Attributes:
         lift: height of the tool in the world (m) while carrying.

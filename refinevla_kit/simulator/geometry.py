@@ -15,7 +15,7 @@ from scipy.spatial import ConvexHull
 from transforms3d.quaternions import axangle2quat, qmult, quat2mat
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.simulator.contract import Arrangement, Array, Pose
+from refinevla_kit.simulator.contract import AnyStart, Arrangement, Array, Pose
 from refinevla_kit.tasks import CAMERA_SIZES, SOURCES, TARGETS, VISUAL_MATCHING, Start, Task, Variant
 
 SINK_TASK = "widowx_put_eggplant_in_basket"
@@ -56,9 +56,7 @@ SHIFT = 0.02  # m that move near's things are moved by, at most
 EGGPLANT_LYING = np.array([0.559342, 0.817133, -0.138906, -0.0116353])
 
 
-def start_pose(
-    task: Task, start: str, number: int, seed: int, setting: str = VISUAL_MATCHING
-) -> int | Pose | Start | Arrangement:
+def start_pose(task: Task, start: str, number: int, seed: int, setting: str = VISUAL_MATCHING) -> AnyStart:
     """What `Simulator.reset` starts an episode from.
 
     Args:

@@ -14,7 +14,14 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.simulator.contract import Array, Observation, Pose, SceneState, StepResult, checked_action
+from refinevla_kit.simulator.contract import (
+    AnyStart,
+    Array,
+    Observation,
+    SceneState,
+    StepResult,
+    checked_action,
+)
 from refinevla_kit.simulator.demonstrator import phase_of
 from refinevla_kit.simulator.geometry import CAMERAS, intrinsic
 from refinevla_kit.simulator.maniskill import (
@@ -74,17 +81,17 @@ class GoogleRobotSimulator(ManiSkillSimulator):
         self._steps = 0
         self._segmentation: Array = np.zeros((height, width), np.int16)
 
-    def reset(self, episode: int | Pose | Start, seed: int = 0) -> Observation:
+    def reset(self, episode: AnyStart, seed: int = 0) -> Observation:
         """See `Simulator.reset`. Seed 0 is SIMPLER's own; only distractors depend on it.
 
         Raises:
-            KitError: an episode outside the grid of the task in this setting; a `Pose`.
+            KitError: an episode outside the grid of the task in this setting; a start of the WidowX.
         """
         starts = self.protocol.starts
         if isinstance(episode, Start):
             return self._start(episode, seed)
-        if isinstance(episode, Pose):
-            what = f"{self.task.name} does not start from a Pose"
+        if not isinstance(episode, int | np.integer):
+            what = f"{self.task.name} does not start from a {type(episode).__name__}"
             raise KitError(what, "give the number of an episode, or a `tasks.Start`")
         if not 0 <= episode < len(starts):
             raise KitError(

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.simulator.contract import Arrangement, Array, Observation, Pose, StepResult
+from refinevla_kit.simulator.contract import AnyStart, Arrangement, Array, Pose, StepResult
 from refinevla_kit.simulator.geometry import grid_arrangement
 from refinevla_kit.simulator.maniskill import ManiSkillSimulator
-from refinevla_kit.tasks import THINGS, Start, put
+from refinevla_kit.tasks import THINGS, put
 
 
 class LanguageSimulator(ManiSkillSimulator):
@@ -37,7 +37,7 @@ class LanguageSimulator(ManiSkillSimulator):
         self._bind()
         return True
 
-    def _arrange(self, episode: int | Pose | Start | Arrangement) -> int:
+    def _arrange(self, episode: AnyStart) -> int:
         if isinstance(episode, Pose):
             raise KitError(f"{self.task.name} does not start from a Pose", "give a number or an Arrangement")
         if not isinstance(episode, Arrangement):

@@ -1,5 +1,5 @@
-"""The WidowX's language tasks as ManiSkill environments, registered under the kit's names: two sources and two
-targets on SIMPLER's table, and only the sentence says which goes where.
+"""The WidowX's language tasks as ManiSkill environments, registered under the kit's names: two sources and
+two targets on SIMPLER's table, and only the sentence says which goes where.
 
 What counts as "on" is ManiSkill's own rule for the digital twins, with contact for all things.
 """
@@ -20,7 +20,7 @@ from refinevla_kit.simulator.geometry import grid_arrangement
 from refinevla_kit.simulator.variants import MODELS
 from refinevla_kit.tasks import LANGUAGE_TASKS, find_task
 
-BAKED = "info_bridge_custom_baked_tex_v0.json"  # where the blocks' sizes are; the others' are in the usual file
+BAKED = "info_bridge_custom_baked_tex_v0.json"  # the blocks' sizes; the usual file has the others'
 TOUCH = 0.05  # N, ManiSkill's own
 RISEN = 0.02  # m
 
@@ -47,7 +47,8 @@ class LanguageScene(base_env.BaseBridgeEnv):
 
     def _load_scene(self, options: dict[str, Any]) -> None:
         self.ask_for(0)
-        self.objs, self.obj_names = {}, [MODELS[name] for name in self.arrangement.things]
+        self.objs.clear()
+        self.obj_names = [MODELS[name] for name in self.arrangement.things]
         self.objects_excluded_from_greenscreening = self.obj_names
         self.model_db |= io_utils.load_json(base_env.BRIDGE_DATASET_ASSET_PATH / "custom" / BAKED)
         poses = np.stack(list(self.arrangement.things.values()))[None]

@@ -25,6 +25,7 @@ from scipy.spatial.transform import Rotation
 
 from refinevla_kit.errors import KitError, listed
 from refinevla_kit.simulator.contract import (
+    AnyStart,
     Arrangement,
     Array,
     Observation,
@@ -100,7 +101,7 @@ class ManiSkillSimulator:
         self._steps = 0
         self._segmentation: Array = np.zeros((height, width), np.int16)
 
-    def reset(self, episode: int | Pose | Start | Arrangement, seed: int = 0) -> Observation:
+    def reset(self, episode: AnyStart, seed: int = 0) -> Observation:
         """See `Simulator.reset`. Raises `KitError` for an episode outside the task's grid, or a start of
         other tasks.
         """
@@ -128,7 +129,7 @@ class ManiSkillSimulator:
         self._steps = 0
         return self._observe(bool(info.get("success", False)), grasped=False)
 
-    def _arrange(self, episode: int | Pose | Start | Arrangement) -> int:
+    def _arrange(self, episode: AnyStart) -> int:
         """Tell the environment where things start; returns the number of its configuration."""
         import torch
 
