@@ -91,7 +91,7 @@ class GoogleRobotSimulator(ManiSkillSimulator):
         if isinstance(episode, Start):
             return self._start(episode, seed)
         if not isinstance(episode, int | np.integer):
-            what = f"{self.task.name} does not start from a {type(episode).__name__}"
+            what = f"{self.task.name} does not start from this {type(episode).__name__}"
             raise KitError(what, "give the number of an episode, or a `tasks.Start`")
         if not 0 <= episode < len(starts):
             raise KitError(

@@ -39,7 +39,9 @@ class LanguageSimulator(ManiSkillSimulator):
 
     def _arrange(self, episode: AnyStart) -> int:
         if isinstance(episode, Pose):
-            raise KitError(f"{self.task.name} does not start from a Pose", "give a number or an Arrangement")
+            raise KitError(
+                f"{self.task.name} does not start from this Pose", "give a number or an Arrangement"
+            )
         if not isinstance(episode, Arrangement):
             episode = grid_arrangement(self.task, super()._arrange(episode))
         asked = {name for pair in self.task.goals for name in pair}

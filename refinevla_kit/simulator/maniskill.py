@@ -138,7 +138,7 @@ class ManiSkillSimulator:
             self._env.xyz_configs, self._env.quat_configs = poses[None, :, :3], poses[None, :, 3:]
             return 0
         if isinstance(episode, Start | Arrangement):
-            what = f"{self.task.name} does not start from a {type(episode).__name__}"
+            what = f"{self.task.name} does not start from this {type(episode).__name__}"
             raise KitError(what, "give a number or a Pose")
         if not 0 <= episode < self.task.grid:
             raise KitError(
