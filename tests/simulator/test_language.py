@@ -171,7 +171,7 @@ def test_the_demonstrator_solves_every_pair_and_the_step_says_what_it_moved(
 
 @pytest.mark.slow
 @pytest.mark.assets
-@pytest.mark.parametrize("task", [SPOON, find_task("widowx_language_green_block_on_plate")], ids=str)
+@pytest.mark.parametrize("task", [SPOON, find_task("widowx_language_green_block_on_plate")])
 def test_it_does_so_with_the_official_assets(task: Task, simulators: Make, official_assets: Path) -> None:
     assert play(simulators(task, official_assets), 3).success
 
