@@ -10,7 +10,7 @@ from refinevla_kit.errors import KitError
 from refinevla_kit.simulator.contract import AnyStart, Arrangement, Array, Pose, StepResult
 from refinevla_kit.simulator.geometry import grid_arrangement
 from refinevla_kit.simulator.maniskill import ManiSkillSimulator
-from refinevla_kit.tasks import THINGS, put
+from refinevla_kit.tasks import THINGS, Start, put
 
 
 class LanguageSimulator(ManiSkillSimulator):
@@ -38,10 +38,9 @@ class LanguageSimulator(ManiSkillSimulator):
         return True
 
     def _arrange(self, episode: AnyStart) -> int:
-        if isinstance(episode, Pose):
-            raise KitError(
-                f"{self.task.name} does not start from this Pose", "give a number or an Arrangement"
-            )
+        if isinstance(episode, Pose | Start):
+            what = f"{self.task.name} does not start from this {type(episode).__name__}"
+            raise KitError(what, "give a number or an Arrangement")
         if not isinstance(episode, Arrangement):
             episode = grid_arrangement(self.task, super()._arrange(episode))
         asked = {name for pair in self.task.goals for name in pair}

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from mani_skill.utils.structs.pose import Pose as Place
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.simulator import make
@@ -154,6 +156,15 @@ def test_a_start_that_does_not_fit_is_refused_in_one_line(simulators: Make) -> N
         simulator.reset(Arrangement({**things, "fork": things["plate"]}))
     with pytest.raises(KitError, match="does not start from this Arrangement"):
         simulators(find_task("widowx_carrot_on_plate")).reset(dense(CARROT, 0))
+
+
+def test_broken_physics_of_any_thing_ends_the_episode(simulators: Make) -> None:
+    simulator = simulators(CARROT)
+    simulator.reset(0)
+    other = next(name for name in simulator._env.things if name not in CARROT.goals[0])
+    simulator._env.things[other].set_pose(Place.create_from_pq(torch.tensor([[0.0, 9.0, 1.0]])))
+    result = simulator.step(np.array([0, 0, 0, 0, 0, 0, 1], np.float32))
+    assert result.done and result.reason == "physics" and not result.success
 
 
 # What is done
