@@ -254,16 +254,9 @@ class GoogleRobotScene(BaseEnv):
     def _note(self) -> None:
         """What is touched first, and lifted first."""
         fingers = [link for name, link in self.links.items() if "finger" in name]
-        touching = [
-            contact.bodies
-            for contact in self.scene.px.get_contacts()
-            if np.linalg.norm(impulse_of(contact)) > SMALLEST_IMPULSE
-        ]
         for model, entity in self.objects.items():
-            body = _body(entity)
-            if not self.touched_first and any(
-                body in pair and any(finger in pair for finger in fingers) for pair in touching
-            ):
+            pressed = (np.linalg.norm(self.impulse(_body(entity), finger)) for finger in fingers)
+            if not self.touched_first and any(impulse > SMALLEST_IMPULSE for impulse in pressed):
                 self.touched_first = model
             if not self.lifted_first and entity.pose.p[2] - self._level[model] > RISEN:
                 self.lifted_first = model

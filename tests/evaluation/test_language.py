@@ -10,7 +10,7 @@ import pytest
 from refinevla_kit.evaluation.language import following
 from refinevla_kit.evaluation.records import COLUMNS, EpisodeRecord, load_records, parse_record
 from refinevla_kit.evaluation.run import evaluate
-from refinevla_kit.evaluation.statistics import summarise
+from refinevla_kit.evaluation.statistics import compare, summarise
 from refinevla_kit.rollouts.players import DemonstratorPolicy
 
 from .rows import row
@@ -63,6 +63,19 @@ def test_rates_are_by_robot_and_by_what_was_held_out() -> None:
     assert picked.right_target is None and picked.success.episodes == 1
     assert near.right_object.rate == 1.0 and near.right_target and near.right_target.rate == 0.0
     assert {score.task for score in summarise(records[:8])} == {CARROT, HELD_OUT, "average"}
+
+
+def test_simplers_average_does_not_count_the_language_suite() -> None:
+    simplers = [row(policy, number, policy == "ours") for policy in ("ours", "other") for number in range(4)]
+    listened = [
+        replace(ended(CARROT, number, "", ""), policy=each.policy) for number, each in enumerate(simplers)
+    ]
+    average = {
+        score.policy: score.rate.rate for score in summarise(simplers + listened) if score.task == "average"
+    }
+    assert average == {"ours": 1.0, "other": 0.0}
+    compared = compare(simplers + listened, "ours", "other")
+    assert (compared.difference, compared.episodes) == (1.0, 4)
 
 
 def test_records_of_earlier_versions_stay_readable() -> None:
