@@ -35,7 +35,7 @@ def sheet(pictures: Sequence[Picture]) -> Figure:
             ax.set_axis_off()
         for ax, (title, image) in zip(axes, pictures, strict=False):
             ax.imshow(image, interpolation="nearest")
-            ax.set_title(fill(title, 30), fontsize=5.5, fontweight="normal")
+            ax.set_title(fill(title, 26), fontsize=5.5, fontweight="normal")
     return figure
 
 
