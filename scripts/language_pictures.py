@@ -28,7 +28,7 @@ def sheet(pictures: Sequence[Picture]) -> Figure:
     """All of one size, row by row."""
     height, width, _ = pictures[0][1].shape
     rows = -(-len(pictures) // COLUMNS)
-    across, down = (width / DPI + 0.06) * COLUMNS, (height / DPI + 0.34) * rows
+    across, down = (width / DPI + 0.06) * COLUMNS, (height / DPI + 0.42) * rows
     with canvas(across, down, rows, COLUMNS) as (figure, axes):
         figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
         for ax in axes:
