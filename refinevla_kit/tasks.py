@@ -1,5 +1,5 @@
-"""The benchmark as data: SIMPLER's tasks, settings, variants, start grids, step budgets and averages. Nothing
-here imports a simulator.
+"""The benchmark as data: SIMPLER's tasks, settings, variants, start grids, step budgets and averages, and the
+kit's own language suite. Nothing here imports a simulator.
 
 Numbers are those of SIMPLER's own evaluation scripts (simpler-env/SimplerEnv, `scripts/rt1_*.sh`,
 `scripts/rt1x_bridge.sh` and, for what is scored and averaged, `tools/calc_metrics_evaluation_videos.py`) and
@@ -11,7 +11,7 @@ things lie); a protocol says which of them SIMPLER scores.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import product
 from math import gcd
@@ -35,6 +35,7 @@ SETTINGS = (VISUAL_MATCHING, VARIANT_AGGREGATION)
 MANISKILL, SIMPLER_ENV = "maniskill", "simpler_env"
 BACKENDS = (MANISKILL, SIMPLER_ENV)
 BASE = "base"  # the variant that changes nothing
+SIMPLER, LANGUAGE = "simpler", "language"  # suites
 # Width, height (pixels) of the camera that SIMPLER's policies see.
 CAMERA_SIZES = {"widowx": (640, 480), "google_robot": (640, 512)}
 
@@ -145,6 +146,10 @@ class Task:
             `Variant.build`).
         group, part: the published table's row this task is averaged into, and the cell within it (a key of
             `GROUPS`, and one of its parts).
+        suite: "simpler", or "language": several things lie in one scene, and only the sentence says which
+            one is meant.
+        held_out: of the language suite, not to be trained on.
+        goals: of the WidowX's language tasks, what is to be put on what, in this order.
     """
 
     name: str
@@ -160,6 +165,9 @@ class Task:
     original_build: tuple[tuple[str, Any], ...] = ()
     group: str = ""
     part: str = ""
+    suite: str = SIMPLER
+    held_out: bool = False
+    goals: tuple[tuple[str, str], ...] = ()
 
     def protocol(self, setting: str = VISUAL_MATCHING) -> Protocol:
         """The protocol of a setting; raises `KitError` for one that this task does not have."""
@@ -521,6 +529,105 @@ GOOGLE_TASKS: tuple[Task, ...] = (
 TASKS: dict[str, Task] = {task.name: task for task in (*WIDOWX_TASKS, *GOOGLE_TASKS)}
 
 
+# The language suite: the kit's own, in ManiSkill alone.
+SOURCES = ("carrot", "spoon", "green block", "eggplant")
+TARGETS = ("plate", "towel", "yellow block")
+THINGS = (*SOURCES, *TARGETS)
+# Every source and every target is also in trained pairs, and SIMPLER's own pairs are trained.
+HELD_OUT_PAIRS = (
+    ("carrot", "towel"),
+    ("spoon", "plate"),
+    ("green block", "towel"),
+    ("eggplant", "yellow block"),
+)
+# Pairs one after the other, and whether the two are held out; each of the pairs is trained by itself.
+LONG_TASKS = (
+    ((("carrot", "plate"), ("spoon", "towel")), False),
+    ((("eggplant", "towel"), ("green block", "yellow block")), True),
+)
+# What move near shows, and in which of its five scenes.
+PICKED_THINGS = {
+    "blue plastic bottle": (0, 3),
+    "pepsi can": (0, 4),
+    "orange": (0, 4),
+    "7up can": (1, 3),
+    "apple": (1, 2),
+    "sponge": (1, 3),
+    "coke can": (2,),
+    "redbull can": (2, 4),
+}
+HELD_OUT_THINGS = ("orange", "7up can")
+
+
+def put(source: str, target: str) -> str:
+    """The sentence that asks for it."""
+    return f"put the {source} on the {target}"
+
+
+def _language(goals: tuple[tuple[str, str], ...], held_out: bool) -> Task:
+    carrot, (source, target) = TASKS["widowx_carrot_on_plate"], goals[0]
+    name = "_then_".join("_on_".join(pair) for pair in goals).replace(" ", "_")
+    return replace(
+        carrot,
+        name=f"widowx_language_{name}",
+        instruction=", then ".join(put(*pair) for pair in goals),
+        source=source,
+        target=target,
+        max_steps=carrot.max_steps * len(goals),
+        protocols=tuple(replace(protocol, backends=(MANISKILL,)) for protocol in carrot.protocols),
+        env_id=f"widowx_language_{name}",
+        original_id="",
+        group="widowx_language",
+        part="",
+        suite=LANGUAGE,
+        held_out=held_out,
+        goals=goals,
+    )
+
+
+def _pick(thing: str) -> Task:
+    near, name = TASKS["google_robot_move_near"], f"google_robot_language_pick_{thing.replace(' ', '_')}"
+    starts = tuple(
+        start
+        for index, start in enumerate(near.protocol().starts)  # twelve a scene
+        if index // 12 in PICKED_THINGS[thing]
+    )
+    protocols = tuple(
+        replace(
+            protocol,
+            variants=tuple(each for each in protocol.variants if each.axis != "distractor"),
+            starts=starts,
+            scored=len(starts),
+            backends=(MANISKILL,),
+        )
+        for protocol in near.protocols
+    )
+    return replace(
+        near,
+        name=name,
+        instruction=f"pick the {thing}",
+        source=thing,
+        target="",
+        protocols=protocols,
+        env_id=name,
+        group="google_robot_language",
+        part="",
+        suite=LANGUAGE,
+        held_out=thing in HELD_OUT_THINGS,
+    )
+
+
+LANGUAGE_TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        *(_language((pair,), pair in HELD_OUT_PAIRS) for pair in product(SOURCES, TARGETS)),
+        *(_language(goals, held_out) for goals, held_out in LONG_TASKS),
+        *map(_pick, PICKED_THINGS),
+    )
+}
+ALL_TASKS = {**TASKS, **LANGUAGE_TASKS}
+
+
 @dataclass(frozen=True)
 class Group:
     """One row of the published tables.
@@ -574,25 +681,40 @@ def find_task(name: str | Task) -> Task:
     """The task called `name`, or itself; raises `KitError` naming the known ones."""
     if isinstance(name, Task):
         return name
-    if name not in TASKS:
-        raise KitError(f"unknown task {name!r}{_nearest(name, TASKS)}", f"choose one of {', '.join(TASKS)}")
-    return TASKS[name]
+    if name not in ALL_TASKS:
+        what = f"unknown task {name!r}{_nearest(name, ALL_TASKS)}"
+        raise KitError(what, f"choose one of {', '.join(ALL_TASKS)}")
+    return ALL_TASKS[name]
 
 
 def find_tasks(name: str) -> tuple[Task, ...]:
     """The tasks that `name` stands for: a task, a row of the published tables or a part of one
-    ("pick_coke_can", "open_drawer"), or a robot.
+    ("pick_coke_can", "open_drawer"), or a robot (SIMPLER's tasks).
+
+    The language suite: "language", by robot "widowx_language" and "google_robot_language", and any of these
+    with "_trained" or "_held_out" behind it. Move near, in which the sentence decides as well, counts to
+    "language" and "google_robot_language".
 
     Raises `KitError` for an unknown name, with the nearest known one.
     """
-    found = tuple(task for task in TASKS.values() if name in (task.name, task.robot, task.group, task.part))
+    found = tuple(task for task in ALL_TASKS.values() if name in _names_of(task))
     if not found:
-        names = list(dict.fromkeys([*CAMERA_SIZES, *GROUPS, *(task.part for task in TASKS.values()), *TASKS]))
+        names = [*CAMERA_SIZES, *GROUPS, *(name for task in ALL_TASKS.values() for name in _names_of(task))]
+        names = list(dict.fromkeys(filter(None, names)))
         raise KitError(
             f"unknown task, group or robot {name!r}{_nearest(name, names)}",
             f"choose one of {', '.join(names)}",
         )
     return found
+
+
+def _names_of(task: Task) -> tuple[str, ...]:
+    """Everything that `find_tasks` finds a task by."""
+    if task.suite == SIMPLER:
+        decides = (LANGUAGE, f"{task.robot}_{LANGUAGE}") if task.group == "move_near" else ()
+        return task.name, task.robot, task.group, task.part, *decides
+    kind = "held_out" if task.held_out else "trained"
+    return task.name, LANGUAGE, task.group, f"{LANGUAGE}_{kind}", f"{task.group}_{kind}"
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

@@ -20,11 +20,19 @@ from refinevla_kit.errors import KitError
 from refinevla_kit.tasks import (
     BASE,
     GROUPS,
+    HELD_OUT_PAIRS,
+    HELD_OUT_THINGS,
+    LANGUAGE,
+    LANGUAGE_TASKS,
     MANISKILL,
+    PICKED_THINGS,
     PROTOCOL_VERSION,
     PUBLISHED_WEIGHTS,
     SETTINGS,
+    SIMPLER,
     SIMPLER_ENV,
+    SOURCES,
+    TARGETS,
     TASKS,
     Protocol,
     Task,
@@ -352,3 +360,60 @@ def test_a_few_starts_are_spread_over_the_grid(name: str) -> None:
     rows = protocol.scored // 5
     assert {number // rows for number in five} == set(range(5)), "one in each fifth"
     assert every[:5] == five and sorted(every) == list(range(protocol.scored))
+
+
+# The language suite
+
+
+def test_the_language_suite_is_found_by_its_names_and_is_none_of_simplers_tasks() -> None:
+    counts = {
+        "language": 12 + 2 + 8 + 1,
+        "widowx_language": 14,
+        "google_robot_language": 8 + 1,  # with move near, which is SIMPLER's own
+        "language_trained": 8 + 1 + 6,
+        "language_held_out": 4 + 1 + 2,
+        "widowx_language_held_out": 5,
+        "google_robot_language_trained": 6,
+    }
+    assert {name: len(find_tasks(name)) for name in counts} == counts
+    assert not set(LANGUAGE_TASKS) & set(TASKS) and {task.suite for task in TASKS.values()} == {SIMPLER}
+    assert all(task.suite == LANGUAGE for task in LANGUAGE_TASKS.values())
+    assert not {task.group for task in LANGUAGE_TASKS.values()} & set(GROUPS)
+    with pytest.raises(KitError, match="did you mean 'widowx_language_held_out'"):
+        find_tasks("widowx_language_heldout")
+
+
+def test_what_is_held_out_occurs_in_trained_pairs_and_simplers_own_pairs_are_trained() -> None:
+    pairs = [task for task in find_tasks("widowx_language") if len(task.goals) == 1]
+    trained = {task.goals[0] for task in pairs if not task.held_out}
+    assert {task.goals[0] for task in pairs} - trained == set(HELD_OUT_PAIRS)
+    assert {source for source, _ in trained} == set(SOURCES)
+    assert {target for _, target in trained} == set(TARGETS)
+    simplers = {(task.source, task.target) for task in find_tasks("widowx")}
+    assert len(simplers & trained) == 3
+    for task in find_tasks("widowx_language"):
+        assert (task.source, task.target) == task.goals[0]
+        assert len(task.goals) == 1 or set(task.goals) <= trained
+        assert task.max_steps == 60 * len(task.goals)
+
+
+def test_the_kit_alone_plays_the_language_suite_in_the_widowxs_settings() -> None:
+    carrot = find_task("widowx_carrot_on_plate")
+    for task in LANGUAGE_TASKS.values():
+        assert [protocol.setting for protocol in task.protocols] == list(SETTINGS)
+        assert all(protocol.backends == (MANISKILL,) for protocol in task.protocols)
+        if task.goals:
+            assert task.protocol(AGGREGATION).variants == carrot.protocol(AGGREGATION).variants
+            assert task.grid == task.scored == 24
+
+
+def test_each_thing_to_pick_is_asked_for_in_the_scenes_that_show_it() -> None:
+    from refinevla_kit.simulator.google_robot_scenes import NEAR_TRIPLETS, spoken
+
+    scenes = [{spoken(model) for model in triplet} for triplet in NEAR_TRIPLETS]
+    for thing, places in PICKED_THINGS.items():
+        assert tuple(place for place, things in enumerate(scenes) if thing in things) == places
+        task = find_task(f"google_robot_language_pick_{thing.replace(' ', '_')}")
+        assert {int(start.object_episode or 0) // 12 for start in task.protocol().starts} == set(places)
+        assert task.scored == 12 * len(places) and task.held_out == (thing in HELD_OUT_THINGS)
+    assert set(PICKED_THINGS) == set.union(*scenes)

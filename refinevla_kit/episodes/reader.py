@@ -27,7 +27,7 @@ from refinevla_kit.episodes.contract import EpisodeInfo, sidecar_path
 from refinevla_kit.episodes.meta import AGAIN
 from refinevla_kit.episodes.segments import Segment, split_segments
 from refinevla_kit.errors import KitError, as_kit_error, check_choice
-from refinevla_kit.simulator.contract import Array, SceneState
+from refinevla_kit.simulator.contract import STATE, Array, SceneState
 
 CHECK_UP_TO = 100  # episodes; larger datasets are not opened file by file in advance
 
@@ -178,7 +178,8 @@ class EpisodeDataset:
 
     def states(self, episode: int) -> list[SceneState] | None:
         """The simulator's privileged state of each frame; None for a real robot's dataset."""
-        arrays = self._beside(episode, "state.", [f"state.{field.name}" for field in fields(SceneState)])
+        known = [f"state.{field.name}" for field in fields(SceneState)]
+        arrays = self._beside(episode, "state.", known[: len(STATE)], known[len(STATE) :])
         if not arrays:
             return None
         names = {name.removeprefix("state."): values for name, values in arrays.items()}
@@ -381,9 +382,11 @@ class EpisodeDataset:
             present = [name for name in numbers if name in table.column_names]
             return table, {name: table[name].to_numpy().astype(np.float64) for name in present}
 
-    def _beside(self, episode: int, prefix: str, needed: Sequence[str]) -> dict[str, Array]:
-        """What the simulator knew, as `DatasetWriter` keeps it: arrays of this prefix; {} where there are
-        none.
+    def _beside(
+        self, episode: int, prefix: str, needed: Sequence[str], wanted: Sequence[str] = ()
+    ) -> dict[str, Array]:
+        """What the simulator knew, as `DatasetWriter` keeps it: arrays of this prefix, those `wanted` where
+        they are there; {} where there are none.
         """
         path, length = sidecar_path(self.path, episode), self.info(episode).length
         if not path.is_file():
@@ -392,7 +395,8 @@ class EpisodeDataset:
         with meta.reading(path, remedy), np.load(path, allow_pickle=False) as archive:
             if not any(name.startswith(prefix) for name in archive.files):
                 return {}
-            arrays = {name: archive[name] for name in needed}
+            present = [name for name in wanted if name in archive.files]
+            arrays = {name: archive[name] for name in [*needed, *present]}
             for name, array in arrays.items():
                 if name != "mask_names" and len(array) != length:
                     raise ValueError(f"{len(array)} of {name} for the {length} frames of episode {episode}")

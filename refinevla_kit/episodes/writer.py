@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,7 +29,7 @@ from refinevla_kit.episodes.contract import ACTION_NAMES, CAMERA, SIDECAR, STATE
 from refinevla_kit.episodes.video import PIXELS, VideoWriter
 from refinevla_kit.errors import KitError
 from refinevla_kit.files import replacing, write_json
-from refinevla_kit.simulator.contract import PHASES, Array, SceneState
+from refinevla_kit.simulator.contract import PHASES, STATE, Array, SceneState
 
 CHUNK = 1000  # files a folder; these three are LeRobot's defaults
 DATA_MEGABYTES, VIDEO_MEGABYTES = 100, 200  # a file
@@ -54,7 +53,7 @@ ABOUT_SIDECAR = {  # for a reader without the kit
     "format": 1,
     "files": "episode_{episode_index:06d}.npz",
     "frame": "world, metres, quaternions (w, x, y, z), z up",
-    "state": [field.name for field in fields(SceneState)],
+    "state": STATE,
     "phases": list(PHASES),
     "masks": "mask_labels (T, H, W): 0 nothing, i the i-th of mask_names; visible pixels",
 }

@@ -8,7 +8,7 @@ line the kill cut in half is dropped when the journal is opened again.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +18,7 @@ from refinevla_kit import __version__
 from refinevla_kit.errors import KitError
 from refinevla_kit.files import replacing
 from refinevla_kit.journal import Journal, whole_lines
-from refinevla_kit.tasks import PROTOCOL_VERSION
+from refinevla_kit.tasks import PROTOCOL_VERSION, find_task
 
 VERSIONED = ("mani_skill", "mani_skill2_real2sim", "sapien", "torch", "transformers", "numpy")
 # What makes two rows the same episode; the first columns of a record.
@@ -59,6 +59,9 @@ class EpisodeRecord:
         numpy: versions of the packages that made the row ("" when not installed).
         unsolved: actions that inverse kinematics found no answer to, so that the arm kept its pose (Google
             Robot); records of earlier versions do not say, and have 0.
+        touched_first, lifted_first, ended_on: what the fingers touched first, what rose by 2 cm first, and
+            what that lay on after the last step (`StepResult`); "" for nothing, where it was not looked at,
+            and in records of earlier versions.
     """
 
     policy: str
@@ -88,6 +91,19 @@ class EpisodeRecord:
     transformers: str
     numpy: str
     unsolved: int = 0
+    touched_first: str = ""
+    lifted_first: str = ""
+    ended_on: str = ""
+
+    @property
+    def right_object(self) -> bool:
+        """What was lifted first is what was asked for; of two goals, in the first."""
+        return self.lifted_first == find_task(self.task).source
+
+    @property
+    def right_target(self) -> bool:
+        """What was lifted first ended where the sentence says, whatever it was; never where it says none."""
+        return bool(self.ended_on) and self.ended_on == find_task(self.task).target
 
     @property
     def key(self) -> Key:
@@ -98,6 +114,9 @@ class EpisodeRecord:
 COLUMNS = {
     field.name: {"str": str, "int": int, "bool": bool, "float": float}[str(field.type)]
     for field in fields(EpisodeRecord)
+}
+LATER: dict[str, Any] = {  # columns that earlier versions lack
+    field.name: field.default for field in fields(EpisodeRecord) if field.default is not MISSING
 }
 
 
@@ -124,7 +143,7 @@ def parse_record(row: Any, where: str) -> EpisodeRecord:
             "evaluate again into a new file: episodes of two versions are not the same episodes",
         )
     if isinstance(row, dict):
-        row = {"unsolved": 0, **row}
+        row = {**LATER, **row}
     kinds = {name: type(value) for name, value in row.items()} if isinstance(row, dict) else {}
     wrong = [name for name in kinds | COLUMNS if kinds.get(name) is not COLUMNS.get(name)]
     if wrong:

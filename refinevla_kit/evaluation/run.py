@@ -312,6 +312,9 @@ def _record(key: Key, take: PolicyTake) -> EpisodeRecord:
         reason=take.reason,
         wall_time=round(time.perf_counter() - take.began, 3),
         unsolved=take.unsolved,
+        touched_first=take.touched_first,
+        lifted_first=take.lifted_first,
+        ended_on=take.ended_on,
     )
 
 

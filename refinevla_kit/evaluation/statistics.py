@@ -32,7 +32,15 @@ from refinevla_kit.evaluation.intervals import (
 )
 from refinevla_kit.evaluation.records import KEY, EpisodeRecord, distinct
 from refinevla_kit.simulator.contract import Array
-from refinevla_kit.tasks import BASE, GROUPS, PUBLISHED_WEIGHTS, TASKS, VISUAL_MATCHING
+from refinevla_kit.tasks import (
+    ALL_TASKS,
+    BASE,
+    GROUPS,
+    LANGUAGE_TASKS,
+    PUBLISHED_WEIGHTS,
+    TASKS,
+    VISUAL_MATCHING,
+)
 
 Rule = Literal["last", "any"]
 RULES: tuple[Rule, Rule] = ("last", "any")
@@ -158,8 +166,9 @@ def _means(played: Collection[str]) -> dict[str, dict[str, float]]:
     complete = [name for name, group in GROUPS.items() if set(group.tasks) <= set(played)]
     means = {task: {task: 1.0} for task in played}
     means |= {row: task_weights(GROUPS[row].tasks) for row in complete}
-    means[AVERAGE] = task_weights(played)
-    published = task_weights(played, published=True)
+    counted = averaged(played)
+    means[AVERAGE] = task_weights(counted)
+    published = task_weights(counted, published=True)
     whole_average = any(set(rows) <= set(complete) for rows in PUBLISHED_WEIGHTS.values())
     if whole_average and published != means[AVERAGE]:
         means[PUBLISHED_AVERAGE] = published
@@ -235,14 +244,17 @@ def _shared(
     records: Iterable[EpisodeRecord], a: str, b: str, rule: Rule, task: str, setting: str | None
 ) -> list[tuple[EpisodeRecord, bool, bool]]:
     """Each episode that both policies have played: (record of a, success of a, success of b)."""
-    tasks = GROUPS[task].tasks if task in GROUPS else (task,)
+    records = list(records)
+    tasks: Collection[str] = GROUPS[task].tasks if task in GROUPS else (task,)
+    if task in AVERAGES:
+        tasks = averaged(record.task for record in records)
     chosen = distinct(
         record
         for record in records
         if record.policy in (a, b)
         and setting in (None, record.setting)
         and _is_scored(record)
-        and (task in AVERAGES or record.task in tasks)
+        and record.task in tasks
     )
     _check_one_kind(chosen)
     settings = list(dict.fromkeys(record.setting for record in chosen))
@@ -312,6 +324,12 @@ def row_of(task: str) -> str:
     return TASKS[task].group if task in TASKS else task
 
 
+def averaged(tasks: Iterable[str]) -> list[str]:
+    """What averages count of these: SIMPLER's tasks; the language suite's only where there are no others."""
+    tasks = list(tasks)
+    return [task for task in tasks if task not in LANGUAGE_TASKS] or tasks
+
+
 def task_weights(tasks: Iterable[str], published: bool = False) -> dict[str, float]:
     """What each task weighs in the average of `tasks`: a mean over rows of the published table, of means over
     their parts, of means over their tasks.
@@ -337,7 +355,7 @@ def task_weights(tasks: Iterable[str], published: bool = False) -> dict[str, flo
 
 def _is_scored(record: EpisodeRecord) -> bool:
     """Whether averages contain the episode's variant: SIMPLER plays camera variants, but leaves them out."""
-    protocols = TASKS[record.task].protocols if record.task in TASKS else ()
+    protocols = ALL_TASKS[record.task].protocols if record.task in ALL_TASKS else ()
     variants = [
         one for protocol in protocols if protocol.setting == record.setting for one in protocol.variants
     ]

@@ -22,7 +22,7 @@ from refinevla_kit.figures.episodes import HEADINGS, busiest_of
 from refinevla_kit.figures.overlays import show_picture
 from refinevla_kit.figures.style import BLUE, GREEN, INK, MUTED, ORANGE, VERMILION, note, page
 from refinevla_kit.simulator.geometry import project
-from refinevla_kit.tasks import TASKS
+from refinevla_kit.tasks import ALL_TASKS
 from refinevla_kit.teacher.answers import StoredRationale
 from refinevla_kit.teacher.audit import Audit
 from refinevla_kit.teacher.prompt import AXES
@@ -40,7 +40,7 @@ def action_paths(dataset: EpisodeDataset, request: Request) -> list[Array]:
 
     Empty without simulator state, or where the camera is not that of the WidowX scenes.
     """
-    task, states = TASKS.get(dataset.info(request.episode).task), dataset.states(request.episode)
+    task, states = ALL_TASKS.get(dataset.info(request.episode).task), dataset.states(request.episode)
     if task is None or task.robot != "widowx" or states is None or not request.tool:
         return []
     paths = []

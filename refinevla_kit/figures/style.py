@@ -24,7 +24,7 @@ from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.intervals import Rate
 from refinevla_kit.files import replacing, sha256, write_json
 from refinevla_kit.settings import REPOSITORY
-from refinevla_kit.tasks import TASKS
+from refinevla_kit.tasks import ALL_TASKS
 
 INK, MUTED, GRID = "#222222", "#6b6b6b", "#e3e3e3"
 BLUE, VERMILION, GREEN, ORANGE = "#0072b2", "#d55e00", "#009e73", "#e69f00"
@@ -260,7 +260,7 @@ def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def label(name: str) -> str:
     """What a policy, a task, a row of the published tables or a setting is called in pictures and tables."""
-    plain = name.removeprefix("google_robot_").replace("_", " ") if name in TASKS else name
+    plain = name.removeprefix("google_robot_").replace("_", " ") if name in ALL_TASKS else name
     return LABELS.get(name, plain)
 
 

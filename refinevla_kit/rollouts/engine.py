@@ -24,7 +24,7 @@ from typing import Any, Protocol, TypeVar
 from refinevla_kit.errors import KitError
 from refinevla_kit.policies.contract import Action
 from refinevla_kit.simulator import make
-from refinevla_kit.simulator.contract import Array, Observation, Pose, Simulator, StepResult
+from refinevla_kit.simulator.contract import AnyStart, Array, Observation, Simulator, StepResult
 from refinevla_kit.simulator.geometry import start_pose
 from refinevla_kit.tasks import find_task
 
@@ -90,6 +90,7 @@ class Take:
         steps: actions executed.
         success, success_any, grasped: after the last step, after any step, held after any step.
         unsolved: actions that inverse kinematics found no answer to.
+        touched_first, lifted_first, ended_on: as the last `StepResult` has them.
         over, reason: whether and why it has ended: "budget", "terminated", "physics" or "crash".
         began: when the reset was done, seconds.
     """
@@ -101,6 +102,7 @@ class Take:
         self.steps = 0
         self.success = self.success_any = self.grasped = self.over = False
         self.unsolved = 0
+        self.touched_first = self.lifted_first = self.ended_on = ""
         self.reason = ""
         self.began = 0.0
 
@@ -115,6 +117,8 @@ class Take:
         self.success_any |= result.success
         self.grasped |= result.grasped
         self.unsolved += result.unsolved
+        self.touched_first, self.lifted_first = result.touched_first, result.lifted_first
+        self.ended_on = result.ended_on
         self.over, self.reason = result.done, result.reason
 
     def drop(self) -> None:
@@ -328,7 +332,7 @@ class LocalStation:
         while self._simulators:
             self._simulators.popitem()[1][1].close()
 
-    def _reset(self, lane: int, scene: Scene, start: int | Pose, seed: int) -> StepResult:
+    def _reset(self, lane: int, scene: Scene, start: AnyStart, seed: int) -> StepResult:
         if lane in self._simulators and self._simulators[lane][0] != scene:
             self._simulators.pop(lane)[1].close()
         if lane not in self._simulators:

@@ -80,6 +80,10 @@ def make(
 
         where = assets or "embedded"
         return GoogleRobotSimulator(chosen, where, *size, privileged, protocol, change, shader)
+    if chosen.goals:
+        from refinevla_kit.simulator.language import LanguageSimulator
+
+        return LanguageSimulator(chosen, assets or "embedded", *size, privileged, protocol, change)
     from refinevla_kit.simulator.maniskill import ManiSkillSimulator
 
     return ManiSkillSimulator(chosen, assets or "embedded", *size, privileged, protocol, change)

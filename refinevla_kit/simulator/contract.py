@@ -8,8 +8,8 @@ WidowX camera looks at the table from above and behind the robot's shoulder.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +61,20 @@ class Pose:
 
 
 @dataclass(frozen=True)
+class Arrangement:
+    """A start of the WidowX's language tasks: which things lie on the table, and where.
+
+    Attributes:
+        things: name (`tasks.THINGS`) -> float64 (7,), world position (m) and quaternion (w, x, y, z).
+    """
+
+    things: dict[str, Array]
+
+
+AnyStart: TypeAlias = int | Pose | Start | Arrangement  # a number is that of a grid
+
+
+@dataclass(frozen=True)
 class SceneState:
     """Privileged simulator state of one frame; arrays, so that a trajectory of them is a table. World frame,
     metres.
@@ -77,6 +91,10 @@ class SceneState:
         grasped: bool (), the source is held between the fingers.
         placed: bool (), the task's own success condition holds in this frame.
         phase: int8 (), index into `PHASES`: the sub-task the demonstrator would carry out from this state.
+        goal: int8 (), which of `Task.goals` is to be reached now; source, target and placed are this one's.
+            None where a task has no list of them.
+        held: int8 (), index into `tasks.THINGS` of what is held, whatever was asked for; -1 for nothing. None
+            where only the source is looked at.
     """
 
     source: Array
@@ -87,10 +105,16 @@ class SceneState:
     grasped: Array
     placed: Array
     phase: Array
+    goal: Array | None = None
+    held: Array | None = None
 
     def to_arrays(self) -> dict[str, Array]:
-        """Field name -> array, for storing."""
-        return {field.name: np.asarray(getattr(self, field.name)) for field in fields(self)}
+        """Field name -> array, for storing; what is None is left out."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: np.asarray(value) for name, value in values.items() if value is not None}
+
+
+STATE = [field.name for field in fields(SceneState) if field.default is MISSING]  # what every state has
 
 
 @dataclass(frozen=True)
@@ -128,6 +152,10 @@ class StepResult:
         reason: "" while running; "budget" or "physics" when done.
         unsolved: inverse kinematics found no answer to this action, and the arm was told to stay where it is
             (Google Robot).
+        touched_first, lifted_first: what the fingers have touched first in this episode, and what has first
+            risen by 2 cm, as `masks` names it; "" for nothing, and where it is not looked at (SIMPLER's
+            WidowX tasks, drawers).
+        ended_on: what `lifted_first` lies on now (move near: what it is near); "" for none of the things.
     """
 
     observation: Observation
@@ -136,6 +164,9 @@ class StepResult:
     done: bool
     reason: str = ""
     unsolved: bool = False
+    touched_first: str = ""
+    lifted_first: str = ""
+    ended_on: str = ""
 
 
 def checked_action(action: Any) -> Array:
@@ -153,9 +184,10 @@ class Simulator(Protocol):
     task: Task
     instruction: str  # of the current episode, now
 
-    def reset(self, episode: int | Pose | Start, seed: int = 0) -> Observation:
+    def reset(self, episode: AnyStart, seed: int = 0) -> Observation:
         """Start from grid configuration `episode` (0 .. task.grid - 1) or from anywhere else: a continuous
-        `Pose` of the WidowX's things, a `Start` of the Google Robot and its.
+        `Pose` of the WidowX's things, an `Arrangement` of a language task's, a `Start` of the Google Robot
+        and its.
         """
         ...
 

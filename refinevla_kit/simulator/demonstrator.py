@@ -1,5 +1,5 @@
-"""The scripted demonstrator: solves the four WidowX tasks from privileged state, and, by
-`google_demonstrator`, those of the Google Robot.
+"""The scripted demonstrator: solves the WidowX tasks, SIMPLER's four and those of the language suite, from
+privileged state, and, by `google_demonstrator`, those of the Google Robot.
 
 The sub-task ("phase") follows from the state alone, so any state can be labelled with the action the
 demonstrator would take there: also states a policy has driven into. Commands steer the controller's *target*
@@ -30,8 +30,8 @@ START_YAW = -np.pi / 2  # the tool's y axis, along which the fingers open, point
 
 @dataclass(frozen=True)
 class Recipe:
-    """What differs between the tasks; metres and radians, heights relative to the object's origin unless said
-    otherwise.
+    """What differs between sources and targets; metres and radians, heights relative to the object's origin
+    unless said otherwise.
 
     Attributes:
         lift: height of the tool in the world (m) while carrying.
@@ -39,6 +39,7 @@ class Recipe:
         tolerance: distance in the table plane at which the source counts as above the target.
         grasp_height: tool height relative to the source's origin when the fingers close.
         symmetry: angle after which the object looks the same to the fingers.
+        balance: how far along the object's long axis its weight is off its origin.
     """
 
     lift: float
@@ -46,6 +47,7 @@ class Recipe:
     tolerance: float = 0.02
     grasp_height: float = 0.0
     symmetry: float = np.pi
+    balance: float = 0.0
 
 
 RECIPES = {
@@ -54,6 +56,39 @@ RECIPES = {
     "widowx_stack_cube": Recipe(lift=0.98, release=0.034, tolerance=0.010, symmetry=np.pi / 2),
     "widowx_put_eggplant_in_basket": Recipe(lift=1.05, release=0.060, grasp_height=0.010),
 }
+# Of the language tasks: how far what is let go lies over the place it was let go at, in two parts: from the
+# source's origin down, from the target's origin up; what differs from `Recipe`'s own values.
+LANGUAGE_LIFT = 1.0
+BELOW = {"carrot": 0.019, "spoon": 0.013, "green block": 0.017, "eggplant": 0.021}
+ABOVE = {"plate": 0.011, "towel": 0.009, "yellow block": 0.017}
+TOLERANCES = {"yellow block": 0.006}  # what lies on it aslant falls off
+SYMMETRIES = {"green block": np.pi / 2}
+BALANCES = {"carrot": 0.006, "spoon": -0.003}
+
+
+def recipe_of(task: Task, state: SceneState) -> Recipe:
+    """Of what `state` asks for."""
+    if not task.goals:
+        return RECIPES[task.name]
+    source, target = task.goals[_goal_of(state)]
+    return Recipe(
+        LANGUAGE_LIFT,
+        BELOW[source] + ABOVE[target],
+        TOLERANCES.get(target, Recipe.tolerance),
+        symmetry=SYMMETRIES.get(source, Recipe.symmetry),
+        balance=BALANCES.get(source, 0.0),
+    )
+
+
+def _carried(recipe: Recipe, source: Array) -> Array:
+    """The point of the source that is to come over the target, (3,)."""
+    if not recipe.balance:
+        return source[:3]
+    return np.asarray(source[:3] + rotate_vector([recipe.balance, 0.0, 0.0], source[3:]))
+
+
+def _goal_of(state: SceneState) -> int:
+    return 0 if state.goal is None else int(state.goal)
 
 
 class Demonstrator:
@@ -82,8 +117,14 @@ class Demonstrator:
         return np.asarray(action, np.float32)
 
     def finished(self, state: SceneState) -> bool:
-        """A sub-task is done and another one follows: `Simulator.advance` (drawer opened for the apple)."""
-        return self.task.robot == "google_robot" and google_demonstrator.finished(self.task, state)
+        """A sub-task is done and another one follows: `Simulator.advance` (drawer opened for the apple, the
+        first of two things put down).
+        """
+        if self.task.robot == "google_robot":
+            return google_demonstrator.finished(self.task, state)
+        more = _goal_of(state) + 1 < len(self.task.goals)
+        away = float(state.tcp[2] - state.source[2]) > HOVER / 2
+        return more and away and bool(state.placed) and phase_of(self.task, state) == RETREAT
 
 
 def phases_of(task: Task) -> tuple[str, ...]:
@@ -97,9 +138,9 @@ def phase_of(task: Task, state: SceneState) -> int:
     """Index into `PHASES` of the sub-task that `state` calls for."""
     if task.robot == "google_robot":
         return google_demonstrator.phase_of(task, state)
-    recipe = RECIPES[task.name]
+    recipe = recipe_of(task, state)
     source, target, tool = state.source[:3], state.target[:3], state.tcp[:3]
-    off_target = float(np.linalg.norm(source[:2] - target[:2]))
+    off_target = float(np.linalg.norm(_carried(recipe, state.source)[:2] - target[:2]))
     above = float(source[2] - target[2])
     if (
         state.grasped and state.opening > 0.03
@@ -127,9 +168,9 @@ def _goal(task: Task, state: SceneState) -> tuple[Array, float, float]:
     """(tool position in the world float64 (3,), yaw still to turn in rad, gripper command) for the phase of
     `state`.
     """
-    recipe, phase = RECIPES[task.name], phase_of(task, state)
+    recipe, phase = recipe_of(task, state), phase_of(task, state)
     source, target, tool = (pose[:3].astype(np.float64) for pose in (state.source, state.target, state.tcp))
-    held_offset = tool - source  # keeps the object, not the tool, on its way
+    held_offset = tool - _carried(recipe, state.source)  # keeps the object, not the tool, on its way
     turn = _yaw_error(recipe, state.source, state.tcp_target)
     if phase == REACH:
         return (

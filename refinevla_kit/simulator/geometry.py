@@ -15,8 +15,8 @@ from scipy.spatial import ConvexHull
 from transforms3d.quaternions import axangle2quat, qmult, quat2mat
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.simulator.contract import Array, Pose
-from refinevla_kit.tasks import CAMERA_SIZES, VISUAL_MATCHING, Start, Task, Variant
+from refinevla_kit.simulator.contract import AnyStart, Arrangement, Array, Pose
+from refinevla_kit.tasks import CAMERA_SIZES, SOURCES, TARGETS, VISUAL_MATCHING, Start, Task, Variant
 
 SINK_TASK = "widowx_put_eggplant_in_basket"
 UPRIGHT = np.array([1.0, 0.0, 0.0, 0.0])
@@ -42,14 +42,21 @@ HEIGHTS = {  # of source and target (m, world), put_on_in_scene.py
 SINK_CENTRE, SINK_HEIGHT = np.array([-0.105, 0.206]), 0.933
 SINK_REACH = {"random": np.array([0.02, 0.025]), "dense": np.array([0.01, 0.015])}  # m; dense: the grid's own
 SINK_TARGET = np.array([-0.125, 0.025, 1.0, 1.0, 0.0, 0.0, 0.0])
+RADII = {"carrot": 0.06, "green block": 0.022, "eggplant": 0.05, "spoon": 0.07}  # m, bounding circles
+RADII |= {"yellow block": 0.022, "plate": 0.056, "towel": 0.071}
+# Of the language tasks' scenes. Where things are drawn: centre and half the sides of the rectangle (m);
+# the least radius that is kept free, so that the open gripper comes between; what is left between two.
+SPREAD_CENTRE, SPREAD = np.array([-0.16, 0.02]), np.array([0.11, 0.13])
+LEAST_ROOM, GAP, DRAWS = 0.048, 0.008, 4096
+# m, world: where they are let go, just above the table
+LAID_AT = {"carrot": 0.8875, "spoon": 0.88, "green block": 0.8875, "eggplant": 0.892}
+LAID_AT |= {"plate": 0.8695, "towel": 0.875, "yellow block": 0.8875}
 SHIFT = 0.02  # m that move near's things are moved by, at most
 # One of the eight resting rotations of put_on_in_scene.py.
 EGGPLANT_LYING = np.array([0.559342, 0.817133, -0.138906, -0.0116353])
 
 
-def start_pose(
-    task: Task, start: str, number: int, seed: int, setting: str = VISUAL_MATCHING
-) -> int | Pose | Start:
+def start_pose(task: Task, start: str, number: int, seed: int, setting: str = VISUAL_MATCHING) -> AnyStart:
     """What `Simulator.reset` starts an episode from.
 
     Args:
@@ -66,12 +73,16 @@ def start_pose(
     three things moved together by up to 2 cm; the robot anywhere between the grid's places before the
     cabinet, but where photographs were taken in visual matching.
 
+    Language tasks: `arrangement`.
+
     Raises:
         KitError: dense starts of a drawer in visual matching, which has nine photographs.
     """
     if start == "grid":
         return number
     dense = start == "dense"
+    if task.goals:
+        return arrangement(task, [seed, number] if dense else [seed])
     rng = np.random.default_rng([seed, number, zlib.crc32(task.name.encode())] if dense else seed)
     if task.robot == "google_robot":
         return _google_robot_start(task, setting, dense, rng)
@@ -88,6 +99,58 @@ def start_pose(
     heights = HEIGHTS[task.name]
     turned = _about_z(rng.uniform(*yaw))
     return Pose(np.concatenate([source, heights[:1], turned]), np.concatenate([target, heights[1:], UPRIGHT]))
+
+
+def grid_arrangement(task: Task, number: int) -> Arrangement:
+    """Start `number` of a language task's grid: each of the six pairs of other things four times."""
+    if len(task.goals) > 1:
+        return arrangement(task, [number])
+    return arrangement(task, [number // 6], number % 6)
+
+
+def arrangement(task: Task, seeds: list[int], others: int | None = None) -> Arrangement:
+    """Which things lie on the table, and where.
+
+    Shown are a language task's own things; beside a pair's, another source and another target. Places and
+    turns are drawn for the things alone: the same ones get the same places, whichever of them is asked for.
+
+    Args:
+        seeds: what the draw depends on, beside the task and the things.
+        others: which of the six pairs of other things; None: drawn.
+    """
+    names = {name for pair in task.goals for name in pair}
+    if len(task.goals) == 1:
+        rng = np.random.default_rng([*seeds, zlib.crc32(task.name.encode())])
+        left = [[name for name in kind if name not in names] for kind in (SOURCES, TARGETS)]
+        source, target = divmod(int(rng.integers(6)) if others is None else others, 2)
+        names |= {left[0][source], left[1][target]}
+    shown = sorted(names)
+    rng = np.random.default_rng([*seeds, zlib.crc32(" ".join(shown).encode())])
+    places = _free_places(task, np.array([RADII[name] for name in shown]), rng)
+    things = {}
+    for name, place in zip(shown, places, strict=True):
+        turn = _about_z(rng.uniform(-np.pi, np.pi))
+        lying = qmult(turn, EGGPLANT_LYING) if name == "eggplant" else turn
+        things[name] = np.array([*place, LAID_AT[name], *lying])
+    return Arrangement(things)
+
+
+def _free_places(task: Task, radii: Array, rng: np.random.Generator) -> Array:
+    """Uniform places of circles in the rectangle, all at once, until none overlap and all are in the picture:
+    float64 (n, 2).
+    """
+    room = np.maximum(radii, LEAST_ROOM)
+    apart = room[:, None] + room + GAP
+    np.fill_diagonal(apart, 0)
+    around = np.array([(1, 0), (-1, 0), (0, 1), (0, -1)])
+    while True:
+        draws = SPREAD_CENTRE + rng.uniform(-1, 1, (DRAWS, len(radii), 2)) * SPREAD
+        distances = np.linalg.norm(draws[:, :, None] - draws[:, None], axis=3)
+        for places in draws[(distances >= apart).all(axis=(1, 2))]:
+            rims = (places[:, None] + radii[:, None, None] * around).reshape(-1, 2)
+            seen = project(task, np.column_stack([rims, np.full(len(rims), 0.87)]), 1, 1)
+            if (np.abs(seen - 0.5) < 0.49).all():
+                return np.asarray(places)
 
 
 def _google_robot_start(task: Task, setting: str, dense: bool, rng: np.random.Generator) -> Start:

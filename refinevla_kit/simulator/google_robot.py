@@ -14,11 +14,19 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.simulator.contract import Array, Observation, Pose, SceneState, StepResult, checked_action
+from refinevla_kit.simulator.contract import (
+    AnyStart,
+    Array,
+    Observation,
+    SceneState,
+    StepResult,
+    checked_action,
+)
 from refinevla_kit.simulator.demonstrator import phase_of
 from refinevla_kit.simulator.geometry import CAMERAS, intrinsic
 from refinevla_kit.simulator.maniskill import (
     FARTHEST,
+    FIRSTS,
     ManiSkillSimulator,
     build_environment,
     import_maniskill,
@@ -73,17 +81,17 @@ class GoogleRobotSimulator(ManiSkillSimulator):
         self._steps = 0
         self._segmentation: Array = np.zeros((height, width), np.int16)
 
-    def reset(self, episode: int | Pose | Start, seed: int = 0) -> Observation:
+    def reset(self, episode: AnyStart, seed: int = 0) -> Observation:
         """See `Simulator.reset`. Seed 0 is SIMPLER's own; only distractors depend on it.
 
         Raises:
-            KitError: an episode outside the grid of the task in this setting; a `Pose`.
+            KitError: an episode outside the grid of the task in this setting; a start of the WidowX.
         """
         starts = self.protocol.starts
         if isinstance(episode, Start):
             return self._start(episode, seed)
-        if isinstance(episode, Pose):
-            what = f"{self.task.name} does not start from a Pose"
+        if not isinstance(episode, int | np.integer):
+            what = f"{self.task.name} does not start from this {type(episode).__name__}"
             raise KitError(what, "give the number of an episode, or a `tasks.Start`")
         if not 0 <= episode < len(starts):
             raise KitError(
@@ -124,7 +132,8 @@ class GoogleRobotSimulator(ManiSkillSimulator):
         reason = "physics" if broken else "budget" if self._steps >= self.task.max_steps else ""
         success = success and not broken
         seen, unsolved = self._observe(success, grasped), self.unsolved > before
-        return StepResult(seen, success, grasped, bool(reason), reason, unsolved)
+        noted = [self._word(getattr(self._env, name)) for name in FIRSTS]
+        return StepResult(seen, success, grasped, bool(reason), reason, unsolved, *noted)
 
     def advance(self) -> bool:
         """See `Simulator.advance`. Placing the apple goes on by itself after 100 steps."""
@@ -256,15 +265,8 @@ class GoogleRobotSimulator(ManiSkillSimulator):
         """
         ids: dict[str, list[int]] = {name: [] for name in (self.task.source, self.task.target) if name}
         environment = self._env
-        from refinevla_kit.simulator.google_robot_scenes import spoken
-
         for name, entity in environment.objects.items():
-            word = spoken(name)
-            if entity == environment.source:
-                word = self.task.source
-            elif entity == environment.target:
-                word = self.task.target
-            ids.setdefault(word, []).append(entity.per_scene_id)
+            ids.setdefault(self._word(name), []).append(entity.per_scene_id)
         for name, part in getattr(environment, "parts", {}).items():
             word = "cabinet" if name == "body" else name.replace("_", " ")
             ids.setdefault(word, []).append(part.entity.per_scene_id)
@@ -272,6 +274,15 @@ class GoogleRobotSimulator(ManiSkillSimulator):
             word = "gripper" if "gripper" in name or "finger" in name else "arm"
             ids.setdefault(word, []).append(link.entity.per_scene_id)
         return {word: np.array(numbers) for word, numbers in ids.items()}
+
+    def _word(self, model: str) -> str:
+        """What masks and records call an object; "" for none."""
+        from refinevla_kit.simulator.google_robot_scenes import spoken
+
+        entity = self._env.objects.get(model)
+        if entity is not None and entity == self._env.source:
+            return self.task.source
+        return self.task.target if entity is not None and entity == self._env.target else spoken(model)
 
 
 def _vector(pose: Any) -> Array:

@@ -25,7 +25,7 @@ from refinevla_kit.simulator import google_robot_agent as agent
 from refinevla_kit.simulator.contract import Array
 from refinevla_kit.simulator.google_robot_agent import ITERATIONS, SMALLEST_IMPULSE, impulse_of
 from refinevla_kit.simulator.google_robot_assets import google_robot_assets
-from refinevla_kit.tasks import BASE, GOOGLE_TASKS, SIMPLER_SEED, VISUAL_MATCHING, Start, find_task
+from refinevla_kit.tasks import ALL_TASKS, BASE, SIMPLER_SEED, VISUAL_MATCHING, Start, find_task
 
 SIMULATION_HZ, CONTROL_HZ = 513, 3
 SETTLING_SLEEP = 0.1  # m2/s2, for 0.005 while things fall: an orange would roll away before it comes to rest
@@ -34,6 +34,7 @@ AWAY = Pose([-10, 0, 0])  # where the robot waits while things fall
 TILTS = {"AltGoogleCamera2": 0.6651361, "AltGoogleCamera": 0.9351361}  # of the head, camera variants
 DENSITIES = {"can": 50.0, "bottle": 50.0, "apple": 800.0, "orange": 800.0, "sponge": 150.0, "spoon": 1200.0}
 LIGHT_DENSITY = 200.0  # of move near's apple and orange: toys
+RISEN = 0.02  # m from which a thing counts as lifted
 WIDEST_ANGLE = np.deg2rad(80)  # of what counts as grasp
 LIGHTS = {  # (direction, brightness) on the table's scenes, above an ambient light of 0.3
     "": (((0, 0, -1), 2.2), ((-1, -0.5, -1), 0.7), ((1, 1, -1), 0.7)),
@@ -56,6 +57,7 @@ class GoogleRobotScene(BaseEnv):
         seed: of the draw of distractors' places.
         flags: what the last step's evaluation found, by the original's names.
         objects: dynamic things by model name, in the original's order.
+        touched_first, lifted_first: model names; see `StepResult`.
         stage: entity of the room or table, for masks.
     """
 
@@ -187,6 +189,8 @@ class GoogleRobotScene(BaseEnv):
         robot.set_root_pose(Pose([x, y, BASE_HEIGHT], [-np.sin(half), 0, 0, np.cos(half)]))
         self._steps = 0
         self.flags = {"success": False}
+        self.touched_first = self.lifted_first = ""
+        self._level = {model: entity.pose.p[2] for model, entity in self.objects.items()}
 
     def _place_things(self) -> None:
         """Bring everything but the robot to where the episode starts."""
@@ -239,11 +243,27 @@ class GoogleRobotScene(BaseEnv):
         if self._elapsed_steps[0] > self._steps:
             self._steps += 1
             self.flags = {name: bool(flag) for name, flag in self._judge().items()}
+            self._note()
         return {name: torch.tensor([flag]) for name, flag in self.flags.items()}
 
     def _judge(self) -> dict[str, Any]:
         """The original's flags, "success" among them."""
         raise NotImplementedError
+
+    def _note(self) -> None:
+        """What is touched first, and lifted first."""
+        fingers = [link for name, link in self.links.items() if "finger" in name]
+        for model, entity in self.objects.items():
+            pressed = (np.linalg.norm(self.impulse(_body(entity), finger)) for finger in fingers)
+            if not self.touched_first and any(impulse > SMALLEST_IMPULSE for impulse in pressed):
+                self.touched_first = model
+            if not self.lifted_first and entity.pose.p[2] - self._level[model] > RISEN:
+                self.lifted_first = model
+
+    @property
+    def ended_on(self) -> str:
+        """What `lifted_first` was brought to, a model's name; "" for nothing."""
+        return ""
 
     def impulse(self, thing: Any, other: Any, shape: Any = None) -> Array:
         """Of the last physics step, from `other` on `thing`, (3,), N s. Both are components.
@@ -291,9 +311,13 @@ class PickCan(GoogleRobotScene):
         turn = next(turn for keyword, turn in CAN_TURNS.items() if self.build.get(keyword))
         place = np.array(self.start.object_xy)
         self._drop({"opened_coke_can": (place, turn)})
+        self._begin()
+        self._place_distractors(place, turn)
+
+    def _begin(self) -> None:
+        """Nothing is lifted yet."""
         self._height = self.source.pose.p[2]
         self._grasps, self._lifted, self._lifts = 0, False, 0
-        self._place_distractors(place, turn)
 
     def _place_distractors(self, place: Array, turn: Array) -> None:
         """One after the other, around the can; they keep the can's turn."""
@@ -368,13 +392,28 @@ class MoveNear(GoogleRobotScene):
             self._add(models[index], LIGHT_DENSITY if light else None)
             turn = NEAR_TURNS.get(triplet[index], UPRIGHT_CAN)
             shift = self.start.object_xy or (0.0, 0.0)
-            self._starts[models[index]] = np.add(places[index], shift), turn
+            place = places[self._order(number)[index]]
+            self._starts[models[index]] = np.add(place, shift), turn
+
+    def _order(self, number: int) -> tuple[int, ...]:
+        """Of each thing, on which of the three places it stands."""
+        return 0, 1, 2
 
     def _place_things(self) -> None:
         self._drop(self._starts)
         self._settled = {model: entity.pose.p for model, entity in self.objects.items()}
         turned = [quat2mat(self.objects[model].pose.q) @ _extents(model) for model in self._pair]
         self._reach = sum(np.linalg.norm(extent[:2]) / 2 for extent in turned)
+
+    @property
+    def ended_on(self) -> str:
+        if not self.lifted_first:
+            return ""
+        moved = _centre(self.objects[self.lifted_first])
+        others = [model for model in self.objects if model != self.lifted_first]
+        nearest = min(others, key=lambda model: _apart(moved, _centre(self.objects[model])))
+        near = _apart(moved, _centre(self.objects[nearest])) < self._reach + 0.10
+        return nearest if near else ""
 
     def _judge(self) -> dict[str, Any]:
         centres = {model: _centre(entity) for model, entity in self.objects.items()}
@@ -398,6 +437,38 @@ class MoveNear(GoogleRobotScene):
             "is_closest_to_tgt": closest,
             "success": keep and correct and near and closest,
         }
+
+
+class PickNamed(MoveNear, PickCan):
+    """Grasp the one of move near's three things that the sentence names, and lift it. Each stands on each of
+    the places in turn, so that the place does not tell.
+    """
+
+    _judge = PickCan._judge
+
+    @property
+    def instruction(self) -> str:
+        return self.task.instruction
+
+    @property
+    def source(self) -> Any:
+        return next(entity for model, entity in self.objects.items() if spoken(model) == self.task.source)
+
+    @property
+    def target(self) -> Any:
+        return None
+
+    @property
+    def ended_on(self) -> str:
+        return ""
+
+    def _order(self, number: int) -> tuple[int, ...]:
+        first, second = NEAR_PAIRS[number % 6]
+        return first, second, 3 - first - second
+
+    def _place_things(self) -> None:
+        super()._place_things()
+        self._begin()
 
 
 class Drawer(GoogleRobotScene):
@@ -647,6 +718,8 @@ def _polish(entity: Any, **properties: float) -> None:
 
 
 _CLASSES = {"pick_coke_can": PickCan, "move_near": MoveNear, "open_close_drawer": Drawer}
-for _task in GOOGLE_TASKS:
-    _scene = _CLASSES.get(_task.group, PlaceApple)
-    register_env(_task.name, max_episode_steps=_task.max_steps, task=_task.name)(_scene)
+_CLASSES["google_robot_language"] = PickNamed
+for _task in ALL_TASKS.values():
+    if _task.robot == "google_robot":
+        _scene = _CLASSES.get(_task.group, PlaceApple)
+        register_env(_task.name, max_episode_steps=_task.max_steps, task=_task.name)(_scene)

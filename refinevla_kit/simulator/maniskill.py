@@ -24,7 +24,16 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from refinevla_kit.errors import KitError, listed
-from refinevla_kit.simulator.contract import Array, Observation, Pose, SceneState, StepResult, checked_action
+from refinevla_kit.simulator.contract import (
+    AnyStart,
+    Arrangement,
+    Array,
+    Observation,
+    Pose,
+    SceneState,
+    StepResult,
+    checked_action,
+)
 from refinevla_kit.simulator.demonstrator import phase_of
 from refinevla_kit.simulator.geometry import CAMERAS, camera_setting, intrinsic
 from refinevla_kit.simulator.variants import basket_outline, dress
@@ -55,6 +64,7 @@ GRIPPER_LINKS = (
     "left_finger_link",
     "right_finger_link",
 )
+FIRSTS = ("touched_first", "lifted_first", "ended_on")  # what a step may say beside success
 FARTHEST = 2.0  # m from the robot: an object beyond it was thrown there by broken physics
 # Set by the kit's simulator processes: in anyone else's the garbage collector is left as it is.
 own_process = False
@@ -62,6 +72,8 @@ own_process = False
 
 class ManiSkillSimulator:
     """`Simulator` over one ManiSkill 3 environment (physx on the CPU, one scene)."""
+
+    scenes = "mani_skill.envs"  # the module that registers the environments
 
     def __init__(
         self,
@@ -76,6 +88,7 @@ class ManiSkillSimulator:
         self.task, self.variant, self.privileged = task, variant, privileged
         self.instruction = task.instruction
         self._assets = resolve_assets(assets)
+        import_maniskill(self.scenes)
         self._env = _make_environment(task, variant, self._assets, width, height)
         self._env._obs_mode = "none"
         self._grid = (self._env.xyz_configs, self._env.quat_configs)  # as converted by the first reset
@@ -88,32 +101,20 @@ class ManiSkillSimulator:
         self._steps = 0
         self._segmentation: Array = np.zeros((height, width), np.int16)
 
-    def reset(self, episode: int | Pose | Start, seed: int = 0) -> Observation:
-        """See `Simulator.reset`. Raises `KitError` for an episode outside the task's grid, or a `Start`."""
+    def reset(self, episode: AnyStart, seed: int = 0) -> Observation:
+        """See `Simulator.reset`. Raises `KitError` for an episode outside the task's grid, or a start of
+        other tasks.
+        """
         import torch
 
-        if isinstance(episode, Start):
-            raise KitError(f"{self.task.name} does not start from a Start", "give a number or a Pose")
-        if isinstance(episode, Pose):
-            poses = torch.as_tensor(np.stack([episode.source, episode.target]), dtype=torch.float32)  # 2 x 7
-            self._env.xyz_configs, self._env.quat_configs = poses[None, :, :3], poses[None, :, 3:]
-            index = 0
-        else:
-            if not 0 <= episode < self.task.grid:
-                raise KitError(
-                    f"episode {episode} is outside the grid of {self.task.name}",
-                    f"choose 0 to {self.task.grid - 1}",
-                )
-            self._env.xyz_configs, self._env.quat_configs = self._grid
-            index = int(episode)
+        index = self._arrange(episode)
         # The scene is built anew: what PhysX remembers of an episode (contacts, their order, when a thing may
         # come to rest) cannot be cleared, and ManiSkill leaves the motors on the last command. So an episode
         # does not depend on which one was played before it.
         _read_from(self._assets)
         options = {"episode_id": torch.tensor([index]), "reconfigure": True}
         _, info = self._env.reset(seed=seed, options=options)
-        self._source = self._env.objs[self._env.source_obj_name]
-        self._target = self._env.objs[self._env.target_obj_name]
+        self._bind()
         self._robot = self._env.agent.robot
         self._links = self._robot.links_map
         self._ids = self._segmentation_ids()
@@ -121,11 +122,45 @@ class ManiSkillSimulator:
         if self._dressed:
             place, turn = divmod(index, len(self._env.quat_configs))
             both = (self._env.xyz_configs[place], self._env.quat_configs[turn])
-            starts = torch.cat(both, dim=1).numpy()  # 2 x 7
+            starts = torch.cat(both, dim=1).numpy()  # n x 7
             models = self._assets / BRIDGE / "custom/models"
-            self._ids |= dress(self._env, self.task, self.variant, models, starts[0], starts[1])
+            things = dict(zip(self._things(), starts, strict=True))
+            self._ids |= dress(self._env, self.task, self.variant, models, things)
         self._steps = 0
         return self._observe(bool(info.get("success", False)), grasped=False)
+
+    def _arrange(self, episode: AnyStart) -> int:
+        """Tell the environment where things start; returns the number of its configuration."""
+        import torch
+
+        if isinstance(episode, Pose):
+            poses = torch.as_tensor(np.stack([episode.source, episode.target]), dtype=torch.float32)  # 2 x 7
+            self._env.xyz_configs, self._env.quat_configs = poses[None, :, :3], poses[None, :, 3:]
+            return 0
+        if isinstance(episode, Start | Arrangement):
+            what = f"{self.task.name} does not start from this {type(episode).__name__}"
+            raise KitError(what, "give a number or a Pose")
+        if not 0 <= episode < self.task.grid:
+            raise KitError(
+                f"episode {episode} is outside the grid of {self.task.name}",
+                f"choose 0 to {self.task.grid - 1}",
+            )
+        self._env.xyz_configs, self._env.quat_configs = self._grid
+        return int(episode)
+
+    def _bind(self) -> None:
+        """Take hold of what is asked for now, and of what must not be thrown off by broken physics."""
+        self._source = self._env.objs[self._env.source_obj_name]
+        self._watched = [self._source]
+        self._target = self._env.objs[self._env.target_obj_name]
+
+    def _things(self) -> dict[str, Any]:
+        """Actor of each thing, by name, in the environment's order."""
+        return {self.task.source: self._source, self.task.target: self._target}
+
+    def _asked(self) -> dict[str, Array]:
+        """Of the state, what only some tasks have."""
+        return {}
 
     def step(self, action: Array) -> StepResult:
         """See `Simulator.step`."""
@@ -138,11 +173,12 @@ class ManiSkillSimulator:
         self._steps += 1
         success = bool(info["success"])
         grasped = bool(self._env.consecutive_grasp[0] > 0)  # counted anew by each step's own evaluation
-        position = self._source.pose.p[0].numpy()
-        broken = not np.isfinite(position).all() or float(np.abs(position).max()) > FARTHEST
+        positions = np.stack([thing.pose.p[0].numpy() for thing in self._watched])
+        broken = not np.isfinite(positions).all() or float(np.abs(positions).max()) > FARTHEST
         reason = "physics" if broken else "budget" if self._steps >= self.task.max_steps else ""
-        observation = self._observe(success, grasped)
-        return StepResult(observation, success and not broken, grasped, bool(reason), reason)
+        observation = self._observe(bool(info.get("placed", success)), grasped)
+        result = StepResult(observation, success and not broken, grasped, bool(reason), reason)
+        return replace(result, **{name: info[name] for name in FIRSTS if name in info})
 
     def masks(self) -> dict[str, Array]:
         """See `Simulator.masks`. The photograph of visual matching is background, but for the yellow basket:
@@ -179,6 +215,7 @@ class ManiSkillSimulator:
             grasped=np.array(grasped),
             placed=np.array(placed),
             phase=np.array(0, np.int8),
+            **self._asked(),
         )
         state = replace(state, phase=np.array(phase_of(self.task, state), np.int8))
         return replace(observation, state=state)
@@ -206,12 +243,8 @@ class ManiSkillSimulator:
 
         arm = [link for name, link in self._links.items() if name not in GRIPPER_LINKS]
         gripper = [self._links[name] for name in GRIPPER_LINKS]
-        return {
-            self.task.source: ids(self._source),
-            self.task.target: ids(self._target),
-            "gripper": ids(*gripper),
-            "arm": ids(*arm),
-        }
+        things = {name: ids(actor) for name, actor in self._things().items()}
+        return {**things, "gripper": ids(*gripper), "arm": ids(*arm)}
 
 
 def _vector(pose: Any) -> Array:
@@ -221,7 +254,6 @@ def _vector(pose: Any) -> Array:
 
 def _make_environment(task: Task, variant: Variant, assets: Path, width: int, height: int) -> Any:
     """ManiSkill's twin of a WidowX task, reading its files from `assets`."""
-    import_maniskill("mani_skill.envs")
     import sapien
     from mani_skill.envs.tasks.digital_twins.base_env import BaseDigitalTwinEnv
 

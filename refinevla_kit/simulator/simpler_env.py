@@ -25,7 +25,16 @@ from typing import Any
 import numpy as np
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.simulator.contract import Array, Observation, Pose, SceneState, StepResult, checked_action
+from refinevla_kit.simulator.contract import (
+    AnyStart,
+    Arrangement,
+    Array,
+    Observation,
+    Pose,
+    SceneState,
+    StepResult,
+    checked_action,
+)
 from refinevla_kit.simulator.demonstrator import phase_of
 from refinevla_kit.simulator.geometry import CAMERAS, intrinsic
 from refinevla_kit.simulator.variants import basket_outline
@@ -81,7 +90,7 @@ class SimplerEnvSimulator:
         self._things: dict[int, str] = {}  # segmentation id -> name
         self._segmentation: Array = np.zeros((height, width), np.uint32)
 
-    def reset(self, episode: int | Pose | Start, seed: int = 0) -> Observation:
+    def reset(self, episode: AnyStart, seed: int = 0) -> Observation:
         """See `Simulator.reset`. Objects fall onto the table from above, so the height in a `Pose` is not
         used. Seed 0 is SIMPLER's own.
 
@@ -93,7 +102,8 @@ class SimplerEnvSimulator:
         grid = (self._env._xy_configs, self._env._quat_configs) if self.task.robot == "widowx" else None
         # The eggplant has 24 places here, 64 in ManiSkill 3.
         count = len(grid[0]) * len(grid[1]) if grid else len(starts)
-        if isinstance(episode, Start) and episode.object_episode is not None:
+        moved = isinstance(episode, Start) and episode.object_episode is not None
+        if moved or isinstance(episode, Arrangement):
             raise KitError(
                 f"{self.task.name} starts from its grid only in the original SimplerEnv",
                 "give the number of an episode, or backend='maniskill'",

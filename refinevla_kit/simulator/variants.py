@@ -24,7 +24,7 @@ from scipy.ndimage import map_coordinates
 from transforms3d.quaternions import axangle2quat, qmult
 
 from refinevla_kit.simulator.contract import Array
-from refinevla_kit.simulator.geometry import EGGPLANT_LYING, SINK_TASK, UPRIGHT, box_outline, project
+from refinevla_kit.simulator.geometry import EGGPLANT_LYING, RADII, SINK_TASK, UPRIGHT, box_outline, project
 from refinevla_kit.tasks import Task, Variant
 
 Floats = NDArray[np.float32]
@@ -53,17 +53,16 @@ AMBIENT = 0.3
 SHADOW = {"shadow_scale": 0.6, "shadow_near": -1.0, "shadow_far": 1.0, "shadow_map_size": 1024}
 PITCH = {"table": 0.001, "basket": 0.001, "wall": 0.003}  # m, size of a texture's pixel
 
-MODELS = {  # what may stand about, by the word for it; those that the task itself is about stay away
+MODELS = {  # by the word for it; what may stand about is what the scene itself does not show, the first first
     "carrot": "bridge_carrot_generated_modified",
     "green block": "baked_green_cube_3cm",
     "eggplant": "eggplant",
     "spoon": "bridge_spoon_generated_modified",
     "yellow block": "baked_yellow_cube_3cm",
     "plate": "bridge_plate_objaverse_larger",
+    "towel": "table_cloth_generated_shorter",
 }
-RADII = {"carrot": 0.06, "green block": 0.022, "eggplant": 0.05, "spoon": 0.07}  # m
-RADII |= {"yellow block": 0.022, "plate": 0.056, "towel": 0.071}
-HAND = 0.085  # m around the source and the target that the open gripper needs
+HAND = 0.085  # m around what the scene shows that the open gripper needs
 MARGIN = 0.1  # of the picture's width and height: no distractor's centre is nearer its rim
 
 
@@ -132,16 +131,16 @@ def basket_outline(task: Task, width: int, height: int) -> Array | None:
 
 
 def dress(
-    environment: Any, task: Task, variant: Variant, models: Path, source: Array, target: Array
+    environment: Any, task: Task, variant: Variant, models: Path, things: dict[str, Array]
 ) -> dict[str, Array]:
     """Replace photograph, stage and lights of a freshly made ManiSkill twin by the room of `variant`.
 
-    Distractors stand away from source and target and from each other. Where is drawn from the variant's name
+    Distractors stand away from the scene's things and from each other. Where is drawn from the variant's name
     and the start alone, so that every policy meets the same.
 
     Args:
         models: the asset pack's folder of objects.
-        source, target: where these start: position and quaternion, (7,).
+        things: where each thing starts: position and quaternion, (7,).
 
     Returns:
         The segmentation ids of what masks name: the basket, each distractor.
@@ -166,14 +165,11 @@ def dress(
     for number, (direction, brightness) in enumerate(LIGHTS[build.get("lights", "normal")]):
         shadow = {"shadow": True, "position": [-0.16, 0.06, 0.9], **SHADOW} if number == 0 else {}
         environment.scene.add_directional_light(direction, [brightness * room.light] * 3, **shadow)
-    start = np.round(np.concatenate([source, target]), 4).astype(np.float32)
+    start = np.round(np.concatenate(list(things.values())), 4).astype(np.float32)
     named = zlib.crc32(f"{task.name} {variant.name}".encode())
     rng = np.random.default_rng([named, zlib.crc32(start.tobytes())])
-    taken = [
-        (source[:2], max(HAND, RADII[task.source])),
-        (target[:2], max(HAND, RADII.get(task.target, HAND))),
-    ]
-    others = [name for name in MODELS if name not in (task.source, task.target)]
+    taken = [(pose[:2], max(HAND, RADII.get(name, HAND))) for name, pose in things.items()]
+    others = [name for name in MODELS if name not in things]
     for name in others[: build.get("distractors", 0)]:
         body = sapien.render.RenderBodyComponent()
         body.attach(sapien.render.RenderShapeTriangleMesh(str(_visual_file(models / MODELS[name]))))

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from refinevla_kit.episodes.columns import filled, gripper_dimension
 from refinevla_kit.simulator.contract import MASK_NAMES, ORDERS, PHASES
+from refinevla_kit.tasks import THINGS
 from refinevla_kit.teacher.prose import name_in_scene, objects_named, read_prose
 from refinevla_kit.teacher.requests import without_pictures
 from refinevla_kit.teacher.schema import MOTIONS, PARTS, Facts, Rationale, Request
@@ -208,6 +209,7 @@ class Scene:
         moved: float (T, 3), displacements in metres, None where actions are something else.
         opens: bool (T,), the gripper is told to be open, None where that is not known.
         opening: of the fingers, 0 closed to 1 open, None where it is not recorded.
+        held: what the gripper holds, or "nothing", of a known state.
     """
 
     def __init__(self, request: Request) -> None:
@@ -225,6 +227,11 @@ class Scene:
         if self.known and len(named) == 1:
             verb = request.instruction.split()[0]
             self.target, self.order = "", ORDERS.get(verb, ORDERS["pick"])
+        self.held = "nothing"
+        if self.state is not None and self.state.grasped:
+            self.held = self.source
+        elif self.state is not None and self.state.held is not None and self.state.held >= 0:
+            self.held = THINGS[int(self.state.held)]
         metres = request.deltas and request.metric and request.actions.shape[1] >= 3
         self.moved = filled(request.actions[:, :3], True) if metres else None
         self.opens = request.open
@@ -247,7 +254,7 @@ class Scene:
             target_zone=_zone(self.centres.get(self.target)),
             gripper_zone=_zone(self.centres.get("gripper")),
             gripper=_grip(self.opening),
-            held=self.source if self.state.grasped else "nothing",
+            held=self.held,
             reach_cm=_round_cm(float(np.hypot(*reach[:2]))),
             reach_height_cm=_height_cm(reach[2]),
             reach_side=_side(self.centres.get("gripper"), self.centres.get(self.source)),
@@ -382,10 +389,9 @@ class Scene:
         """`name` is held; "" stands for anything."""
         if self.state is None:
             return UNKNOWN
-        held = self.source if self.state.grasped else "nothing"
         named = name_in_scene("nothing" if name == "none" else name, self.names)
-        holds = named == held or (not name and held != "nothing")
-        return holds, f"the gripper holds {'nothing' if held == 'nothing' else f'the {held}'}"
+        holds = named == self.held or (not name and self.held != "nothing")
+        return holds, f"the gripper holds {'nothing' if self.held == 'nothing' else f'the {self.held}'}"
 
     def _done(self, done: bool) -> Answer:
         if self.state is None:

@@ -1,0 +1,57 @@
+"""Whether a policy does what the sentence says: rates of the language suite, from records.
+
+A policy that ignores its instruction lifts the right one of two objects half the time, and brings it to the
+right one of two targets half the time again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from refinevla_kit.evaluation.intervals import Rate, rate
+from refinevla_kit.evaluation.records import EpisodeRecord, distinct
+from refinevla_kit.evaluation.statistics import RULES, Rule, succeeded
+from refinevla_kit.tasks import find_task, find_tasks
+
+KINDS = ("trained", "held out", "move near")
+
+
+@dataclass(frozen=True)
+class Following:
+    """What came of a policy's episodes of one kind, in one setting.
+
+    Attributes:
+        robot: whose tasks they are.
+        kind: one of `KINDS`.
+        success, right_object, right_target: of all these episodes, with Wilson's 95 % interval
+            (`EpisodeRecord`); the last is None where the tasks have no target.
+    """
+
+    policy: str
+    setting: str
+    robot: str
+    kind: str
+    success: Rate
+    right_object: Rate
+    right_target: Rate | None
+
+
+def following(records: Iterable[EpisodeRecord], rule: Rule = RULES[0]) -> list[Following]:
+    """Rates of each policy's episodes of the language suite, in the order in which they first appear; other
+    records are passed over.
+    """
+    suite = {task.name for task in find_tasks("language")}
+    groups: dict[tuple[str, str, str, str], list[EpisodeRecord]] = {}
+    for record in distinct(record for record in records if record.task in suite):
+        task = find_task(record.task)
+        kind = KINDS[task.held_out] if task.group.endswith("language") else KINDS[2]
+        groups.setdefault((record.policy, record.setting, task.robot, kind), []).append(record)
+    rows = []
+    for place, played in groups.items():
+        aimed = [record.right_target for record in played if find_task(record.task).target]
+        success = rate(sum(succeeded(record, rule) for record in played), len(played))
+        right_object = rate(sum(record.right_object for record in played), len(played))
+        right_target = rate(sum(aimed), len(aimed)) if aimed else None
+        rows.append(Following(*place, success, right_object, right_target))
+    return rows
