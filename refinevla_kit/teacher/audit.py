@@ -250,9 +250,9 @@ class Scene:
         return Facts(
             source=self.source,
             target=self.target or None,
-            source_zone=_zone(self.centres.get(self.source)),
-            target_zone=_zone(self.centres.get(self.target)),
-            gripper_zone=_zone(self.centres.get("gripper")),
+            source_zone=zone(self.centres.get(self.source)),
+            target_zone=zone(self.centres.get(self.target)),
+            gripper_zone=zone(self.centres.get("gripper")),
             gripper=_grip(self.opening),
             held=self.held,
             reach_cm=_round_cm(float(np.hypot(*reach[:2]))),
@@ -340,11 +340,11 @@ class Scene:
 
     def _in_zone(self, thing: str, words: str) -> Answer:
         centre = self.centres.get(thing)
-        exact = _zone(centre)
+        exact = zone(centre)
         if centre is None or exact is None:
             return (False, f"the {thing} is not in view") if thing in self.centres else UNKNOWN
         shifts = product((-VAGUE_PLACE, 0.0, VAGUE_PLACE), repeat=2)
-        near = {_zone((centre[0] + across, centre[1] + down)) for across, down in shifts}
+        near = {zone((centre[0] + across, centre[1] + down)) for across, down in shifts}
         vague = words in near or set(words.split()) < set(exact.split())  # "left" of what is top left
         return True if words == exact else None if vague else False, f"the {thing} is at the {exact}"
 
@@ -490,7 +490,7 @@ def _centroid(mask: Array) -> tuple[float, float] | None:
     return (float(columns.mean()) + 0.5) / mask.shape[1], (float(rows.mean()) + 0.5) / mask.shape[0]
 
 
-def _zone(centre: tuple[float, float] | None) -> str | None:
+def zone(centre: tuple[float, float] | None) -> str | None:
     """One of `schema.ZONES`, None when not in view."""
     if centre is None:
         return None

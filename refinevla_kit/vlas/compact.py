@@ -58,8 +58,9 @@ class CompactConfig:
     Attributes:
         layers, hidden, heads, feedforward: of the language model.
         channels: of the tower's first stage.
-        height, width: of the picture in pixels, multiples of 20.
+        height, width: of the picture in pixels, multiples of the patch.
         proprioception: one more token, for the robot's own state.
+        patch: pixels a side that a token stands for, 10 or 20.
     """
 
     layers: int = 4
@@ -70,6 +71,12 @@ class CompactConfig:
     height: int = 120
     width: int = 160
     proprioception: bool = False
+    patch: int = 20
+
+    def __post_init__(self) -> None:
+        if self.patch not in (10, 20) or self.height % self.patch or self.width % self.patch:
+            what = f"patches of {self.patch} pixels on a picture of {self.width} x {self.height}"
+            raise KitError(what, "give 10 or 20, and a picture whose sides are multiples of it")
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,7 @@ class CompactVLA(VLA):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Patch (r, c) covers 20 x 20 pixels of the resized picture."""
+        """Patch (r, c) covers 20 x 20 pixels of the resized picture, or 10 x 10."""
         rows, columns = self._vision.grid
         return rows, columns
 
@@ -257,6 +264,7 @@ def build(
         config.hidden,
         config.hidden,
         FEATURES if config.proprioception else 0,
+        config.patch,
     )
     full = PaliGemmaConfig(
         vision_config=vision,

@@ -2,9 +2,10 @@
 network can use, and its words.
 
 The tower is a small convolutional stem that gives one token a 20 x 20 pixel patch, 6 x 8 of a 120 x 160
-picture. It stands where SigLIP stands in PaliGemma (registered with transformers' AutoModel). At this size
-convolutions place objects to a fraction of a pixel after a minute of training where plain patches need many.
-Each token carries its absolute position, because the language model's rotary positions are relative.
+picture; with patches of 10 pixels, 12 x 16. It stands where SigLIP stands in PaliGemma (registered with
+transformers' AutoModel). At this size convolutions place objects to a fraction of a pixel after a minute of
+training where plain patches need many. Each token carries its absolute position, because the language model's
+rotary positions are relative.
 
 The words are a byte-level BPE trained on the texts at hand, plus PaliGemma's `<loc>` tokens and one token an
 action word. No download: any other text still tokenizes (bytes), only into more pieces.
@@ -46,11 +47,12 @@ class ConvTowerConfig(PreTrainedConfig):
     """Size of the tower.
 
     Args:
-        height, width: picture size in pixels, multiples of 20.
+        height, width: picture size in pixels, multiples of the patch.
         channels: of the first stage.
         hidden_size: token width.
         projection_dim: width of the decoder, for PaliGemma's projector.
         state_size: numbers of the robot's own state, which become one more token; 0: none.
+        patch_size: pixels, 10 or 20.
     """
 
     model_type = "refinevla_conv_tower"
@@ -63,12 +65,13 @@ class ConvTowerConfig(PreTrainedConfig):
         hidden_size: int = 192,
         projection_dim: int = 192,
         state_size: int = 0,
+        patch_size: int = 20,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.height, self.width, self.channels = height, width, channels
         self.hidden_size, self.projection_dim = hidden_size, projection_dim
-        self.patch_size, self.image_size, self.state_size = 20, width, state_size
+        self.patch_size, self.image_size, self.state_size = patch_size, width, state_size
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -102,7 +105,10 @@ class ConvTower(PreTrainedModel):
         super().__init__(config)
         c, d = config.channels, config.hidden_size
         self.stages = nn.Sequential(
-            _Stage(3, c, 7, 5), _Stage(c, 2 * c, 3, 2), _Stage(2 * c, 2 * c, 3, 1), _Stage(2 * c, d, 3, 2)
+            _Stage(3, c, 7, 5),
+            _Stage(c, 2 * c, 3, 2),
+            _Stage(2 * c, 2 * c, 3, 1),
+            _Stage(2 * c, d, 3, config.patch_size // 10),
         )
         # one residual block between neighbouring patches
         self.mix = nn.Sequential(_Stage(d, d, 3, 1), nn.Conv2d(d, d, 3, padding=1))

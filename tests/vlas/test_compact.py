@@ -175,6 +175,17 @@ def test_another_picture_size_is_resampled(vla: CompactVLA) -> None:
     assert torch.allclose(vla.pixel_values(large), vla.pixel_values(IMAGES[:1]), atol=1e-5)
 
 
+def test_patches_of_ten_pixels_make_a_grid_four_times_as_fine(vla: CompactVLA, tmp_path: Path) -> None:
+    fine = build(replace(SMALL, patch=10), vla.tokenizer, vla.bins, seed=0)
+    assert fine.grid == (2 * vla.grid[0], 2 * vla.grid[1])
+    pictures = torch.rand(2, 3, *reversed(fine.image_size)) * 2 - 1
+    assert fine.look(pictures).shape[1] == 4 * vla.look(pictures).shape[1] == fine.patches
+    fine.save(tmp_path / "fine")
+    assert torch.equal(load(tmp_path / "fine").look(pictures), fine.look(pictures))
+    with pytest.raises(KitError, match="patches of 7 pixels on a picture of 160 x 120"):
+        replace(SMALL, patch=7)
+
+
 def test_a_folder_that_is_no_checkpoint_says_so(tmp_path: Path) -> None:
     with pytest.raises(KitError, match="no checkpoint of the compact VLA"):
         load(tmp_path)

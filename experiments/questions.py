@@ -1,0 +1,202 @@
+"""Questions about a frame, answered from what the simulator knows: how a base learns to read and to write.
+
+A question stands where the instruction stands, its answer where the rationale stands, and no action goes with
+it. Facts are those of the oracle teacher (`audit.Scene.facts`); what is borderline is not asked. Places are
+places in the picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from refinevla_kit.episodes import open_dataset
+from refinevla_kit.evaluation.intervals import Rate, rate
+from refinevla_kit.policies.contract import Array
+from refinevla_kit.policies.vla_policy import VLAPolicy
+from refinevla_kit.simulator.contract import MASK_NAMES
+from refinevla_kit.teacher.audit import Scene, zone
+from refinevla_kit.teacher.requests import episode_spans, without_pictures
+from refinevla_kit.teacher.schema import Facts
+from refinevla_kit.training.examples import Examples
+from refinevla_kit.vlas.compact_parts import LOCATIONS
+
+WORDINGS: dict[str, tuple[str, ...]] = {
+    "seen": ("what is in the picture?", "name the things from left to right", "what lies here?"),
+    "where": ("where is the {a}?", "where in the picture is the {a}?", "find the {a}"),
+    "point": ("point to the {a}",),
+    "side": ("is the {a} left or right of the {b}?", "on which side of the {b} is the {a}?"),
+    "height": ("is the {a} higher or lower than the {b}?", "how is the {a} to the {b}, higher or lower?"),
+    "nearest": ("what is nearest to the gripper?", "which thing is closest to the gripper?"),
+    "distance": ("how far is the gripper from the {a}?", "how many cm to the {a}?"),
+    "held": ("what does the gripper hold?", "what is held?", "what is in the gripper?"),
+    "gripper": ("is the gripper open or closed?", "how are the fingers?"),
+    "next": ("{task}: what is to be done now?", "{task}: which sub-task is it?"),
+    "moves": ("{task}: what should move?", "{task}: what is to be picked?"),
+    "goes": ("{task}: where should it go?", "{task}: what is the target?"),
+    "done": ("{task}: is it done?", "{task}: is anything left to do?"),
+}
+"""Kind -> wordings; {a} and {b} are things of the scene, {task} is the instruction."""
+APART = (
+    0.06  # shares of the picture between two things, from which one of them is left of, or above, the other
+)
+NEARER = 0.7  # of the distance to the next one, for the nearest thing to be called so
+POINTED = 0.06  # shares of the picture that a place may be off
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question about one frame.
+
+    Attributes:
+        row: of the frame, in the order of the dataset's frames.
+        kind: a key of `WORDINGS`.
+        text, answer: what is asked, and what is right.
+    """
+
+    row: int
+    kind: str
+    text: str
+    answer: str
+
+
+def ask(dataset: str | Path, share: float, seed: int) -> list[Question]:
+    """Draw a question about each of a share of the frames; the kinds that a frame allows are equally likely.
+
+    Args:
+        dataset: with the simulator's sidecar.
+        share: of the frames, 0 to 1, or more than 1 for several questions a frame.
+    """
+    source, rng = open_dataset(dataset), np.random.default_rng(seed)
+    questions, row = [], 0
+    for info in source.episodes:
+        spans = episode_spans(source, info.index, "step")
+        for request in without_pictures(source, info.index, spans):
+            known = askable(Scene(request)) if request.state is not None else {}
+            count = int(share) + int(rng.random() < share % 1)
+            for kind in rng.permutation(sorted(known))[:count] if known else ():
+                slots, answer = known[kind][int(rng.integers(len(known[kind])))]
+                wordings = WORDINGS[kind]
+                text = wordings[int(rng.integers(len(wordings)))].format(task=request.instruction, **slots)
+                questions.append(Question(row, str(kind), text, answer))
+            row += 1
+    return questions
+
+
+def askable(scene: Scene) -> dict[str, list[tuple[dict[str, str], str]]]:
+    """Kind -> (words of the question, answer) of everything that can be asked about a frame."""
+    facts = scene.facts()
+    things = {name: at for name, at in scene.centres.items() if at and name not in MASK_NAMES}
+    found: dict[str, list[tuple[dict[str, str], str]]] = {
+        "seen": [({}, f"{listed_words(sorted(things, key=lambda name: things[name][0]))}.")],
+        "where": [({"a": name}, f"at the {zone(at)}.") for name, at in _with_gripper(scene, things).items()],
+        "point": [({"a": name}, location(*at)) for name, at in _with_gripper(scene, things).items()],
+        "side": list(_compared(things, 0, ("left", "right"))),
+        "height": list(_compared(things, 1, ("higher", "lower"))),
+        "nearest": list(_nearest(scene.centres.get("gripper"), things)),
+        "held": [({}, f"{facts.held}.")] if facts.held else [],
+        "gripper": [({}, f"{facts.gripper}.")] if facts.gripper else [],
+        **_of_the_task(facts),
+    }
+    return {kind: asked for kind, asked in found.items() if asked}
+
+
+def _with_gripper(scene: Scene, things: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+    hand = scene.centres.get("gripper")
+    return things | ({"gripper": hand} if hand else {})
+
+
+def _of_the_task(facts: Facts) -> dict[str, list[tuple[dict[str, str], str]]]:
+    reach = facts.reach_cm
+    return {
+        "distance": [({"a": str(facts.source)}, f"about {reach} cm.")] if reach is not None else [],
+        "next": [({}, f"{facts.sub_task}.")] if facts.sub_task else [],
+        "moves": [({}, f"the {facts.source}.")] if facts.source else [],
+        "goes": [({}, f"the {facts.target}.")] if facts.target else [],
+        "done": [({}, "yes." if facts.done else "no.")] if facts.done is not None else [],
+    }
+
+
+def _compared(
+    things: dict[str, tuple[float, float]], axis: int, words: tuple[str, str]
+) -> Iterator[tuple[dict[str, str], str]]:
+    """Every two things that are well apart along an axis of the picture."""
+    for a, first in things.items():
+        for b, second in things.items():
+            apart = first[axis] - second[axis]
+            if a != b and abs(apart) > APART:
+                yield {"a": a, "b": b}, f"{words[int(apart > 0)]}."
+
+
+def _nearest(
+    hand: tuple[float, float] | None, things: dict[str, tuple[float, float]]
+) -> Iterator[tuple[dict[str, str], str]]:
+    if hand is None or len(things) < 2:
+        return
+    away = {name: float(np.hypot(at[0] - hand[0], at[1] - hand[1])) for name, at in things.items()}
+    first, second, *_ = sorted(away, key=lambda name: away[name])
+    if away[first] < NEARER * away[second]:
+        yield {}, f"the {first}."
+
+
+def listed_words(names: Sequence[str]) -> str:
+    """ "carrot, plate and towel"; "nothing" of none."""
+    if len(names) < 2:
+        return names[0] if names else "nothing"
+    return f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def location(across: float, down: float) -> str:
+    """A place as PaliGemma writes it: `<locY><locX>`, the picture divided into 1024."""
+    column, row = (min(int(share * LOCATIONS), LOCATIONS - 1) for share in (across, down))
+    return f"<loc{row:04d}><loc{column:04d}>"
+
+
+def place(answer: str) -> Array | None:
+    """The place (across, down) that an answer of `location` means, None for another text."""
+    parts = answer.strip().split("<loc")[1:]
+    if len(parts) != 2 or not all(part[:4].isdigit() for part in parts):
+        return None
+    row, column = ((int(part[:4]) + 0.5) / LOCATIONS for part in parts)
+    return np.array([column, row])
+
+
+def as_examples(examples: Examples, questions: Sequence[Question]) -> Examples:
+    """Frames that are only spoken about, in the order of the questions."""
+    rows = np.array([question.row for question in questions], np.int64)
+    return replace(
+        examples,
+        images=examples.images[rows],
+        actions=np.full((len(rows), 7), np.nan, np.float32),
+        episodes=examples.episodes[rows],
+        instructions=tuple(question.text for question in questions),
+        rationales=tuple(question.answer for question in questions),
+        proprioception=None if examples.proprioception is None else examples.proprioception[rows],
+    )
+
+
+def right(question: Question, answer: str) -> bool:
+    """Whether a policy's answer is the right one, word for word; a place within `POINTED`."""
+    if question.kind != "point":
+        return answer.strip() == question.answer
+    given, wanted = place(answer), place(question.answer)
+    return given is not None and wanted is not None and bool(np.linalg.norm(given - wanted) <= POINTED)
+
+
+def accuracy(policy: VLAPolicy, examples: Examples, questions: Sequence[Question]) -> dict[str, Rate]:
+    """How often a policy that writes first answers rightly, by kind of question.
+
+    Args:
+        policy: its order is "rationale_first".
+        examples: the frames, in the order that `Question.row` counts them.
+    """
+    answers: dict[str, list[bool]] = {}
+    for question in questions:
+        own = examples.proprioception
+        state = None if own is None or own.shape[1] == 0 else own[question.row]
+        answer = policy.explain(examples.images[question.row], question.text, state)
+        answers.setdefault(question.kind, []).append(right(question, answer))
+    return {kind: rate(sum(given), len(given)) for kind, given in sorted(answers.items())}

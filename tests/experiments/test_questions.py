@@ -1,0 +1,103 @@
+"""Questions about the shipped demonstrations: every kind is asked, every answer follows from the frame."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from experiments.questions import (
+    WORDINGS,
+    Question,
+    accuracy,
+    as_examples,
+    ask,
+    listed_words,
+    location,
+    place,
+    right,
+)
+from refinevla_kit.episodes import open_dataset
+from refinevla_kit.policies.vla_policy import VLAPolicy
+from refinevla_kit.settings import REPOSITORY
+from refinevla_kit.training.examples import load_examples
+from tests.attention.conftest import small_policy
+
+DEMO = REPOSITORY / "data" / "demo"
+
+
+@pytest.fixture(scope="module")
+def questions() -> list[Question]:
+    return ask(DEMO, 1.0, seed=0)
+
+
+def kind_of(questions: list[Question], kind: str) -> list[Question]:
+    return [question for question in questions if question.kind == kind]
+
+
+def test_every_kind_is_asked_in_all_its_wordings(questions: list[Question]) -> None:
+    counts = Counter(question.kind for question in questions)
+    assert set(counts) == set(WORDINGS)
+    assert min(counts.values()) > 10
+    for kind in ("seen", "held", "next"):
+        asked = {question.text.split(": ")[-1] for question in kind_of(questions, kind)}
+        assert asked == {wording.split(": ")[-1] for wording in WORDINGS[kind]}
+
+
+def test_there_is_one_question_a_frame_and_the_seed_decides_which(questions: list[Question]) -> None:
+    frames = sum(info.length for info in open_dataset(DEMO).episodes)
+    assert [question.row for question in questions] == list(range(frames))
+    assert ask(DEMO, 1.0, seed=0) == questions
+    assert ask(DEMO, 1.0, seed=1) != questions
+    assert 0.1 * frames < len(ask(DEMO, 0.2, seed=0)) < 0.3 * frames
+
+
+def test_answers_are_of_the_frame(questions: list[Question]) -> None:
+    source = open_dataset(DEMO)
+    states = [state for info in source.episodes for state in source.states(info.index) or []]
+    for question in kind_of(questions, "done"):
+        assert (question.answer == "yes.") == bool(states[question.row].placed)
+    for question in kind_of(questions, "held"):
+        assert (question.answer != "nothing.") == bool(states[question.row].grasped)
+    for question in kind_of(questions, "distance"):
+        state = states[question.row]
+        away = 100 * float(np.linalg.norm((state.tcp - state.source)[:2]))
+        assert abs(float(question.answer.split()[1]) - away) <= 2.6
+
+
+def test_a_question_becomes_an_example_without_an_action(questions: list[Question]) -> None:
+    examples = load_examples(DEMO)
+    spoken = as_examples(examples, questions[:7])
+    assert len(spoken) == 7 and np.isnan(spoken.actions).all()
+    assert spoken.instructions[3] == questions[3].text and spoken.rationales[3] == questions[3].answer
+    np.testing.assert_array_equal(spoken.images[3], examples.images[questions[3].row])
+
+
+@pytest.mark.parametrize("at", [(0.0, 0.0), (0.25, 0.75), (1.0, 1.0)])
+def test_a_place_is_read_as_it_was_written(at: tuple[float, float]) -> None:
+    read = place(location(*at))
+    assert read is not None and np.abs(read - at).max() < 1e-3
+
+
+def test_an_answer_is_right_word_for_word_and_a_place_nearly() -> None:
+    held, point = Question(0, "held", "", "the carrot."), Question(0, "point", "", location(0.5, 0.5))
+    assert right(held, " the carrot. ") and not right(held, "the plate.") and not right(held, "")
+    assert right(point, location(0.53, 0.48)) and not right(point, location(0.6, 0.5))
+    assert not right(point, "the carrot.") and not right(point, "<locabcd><loc0001>")
+
+
+def test_names_are_listed_as_a_person_would() -> None:
+    assert listed_words([]) == "nothing"
+    assert listed_words(["plate"]) == "plate"
+    assert listed_words(["carrot", "plate", "towel"]) == "carrot, plate and towel"
+
+
+def test_accuracy_is_counted_by_kind(questions: list[Question], monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = load_examples(DEMO)
+    asked = [*kind_of(questions, "done")[:4], *kind_of(questions, "next")[:3]]
+    monkeypatch.setattr(VLAPolicy, "explain", lambda *_: "no.")
+    found = accuracy(small_policy(), frames, asked)
+    expected = sum(question.answer == "no." for question in asked if question.kind == "done")
+    assert (found["done"].successes, found["done"].episodes) == (expected, 4)
+    assert found["next"].successes == 0
