@@ -3,13 +3,14 @@ make it again.
 
 1. The vision tower learns where things are (grounding.py), from the simulator's own state, in pictures of
   every look: both asset packs, all variants.
-2. Tower frozen, the language model learns the demonstrator's actions and to point at a named thing with
-  PaliGemma's `<loc>` tokens.
+2. Tower frozen, the language model learns the demonstrator's actions, to point at a named thing with
+  PaliGemma's `<loc>` tokens, and, where that is asked for, to answer questions (questions.py) and to write
+  rationales.
 3. The policy drives, the demonstrator says what it would have done (driving.py), and the language model goes
   on with both.
 
-Rationales take no part, except that their words are in the vocabulary: a base that had read them already
-would spoil the comparison it is made for.
+Without `--questions` and `--rationales` no sentence is learned, except that the rationales' words are in the
+vocabulary: such bases, of the first experiment, had read nothing before the comparison they were made for.
 
     python -m experiments.pretraining OUTPUT --dataset DEMONSTRATIONS [--scenery DATASET ...]      stages 1
                                                                                                    and 2
@@ -32,7 +33,8 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
-from experiments.grounding import THINGS, Places, ground_tower, load_places
+from experiments.grounding import THINGS, Places, ground_tower, load_places, things_of
+from experiments.questions import WORDINGS, Question, as_examples, ask
 from refinevla_kit.episodes import open_dataset
 from refinevla_kit.errors import KitError
 from refinevla_kit.files import replacing, sha256
@@ -54,6 +56,8 @@ class PretrainingConfig:
         grounding_steps: of 64 frames, tower alone; 0 leaves the tower as it was initialised (a control).
         steps, batch_size, learning_rate: of the language model.
         pointing: frames that are also asked for a thing's place, as a share of all.
+        questions: frames that are also asked a question of any kind, likewise; more than 1 for several each.
+        rationales: episodes whose rationales are learned with the actions, as a share of those that have any.
         train_tower: the tower learns on with the language model, instead of staying as grounding left it.
         seed: of everything.
     """
@@ -63,15 +67,16 @@ class PretrainingConfig:
     batch_size: int = 64
     learning_rate: float = 1e-3
     pointing: float = 0.25
+    questions: float = 0.0
+    rationales: float = 0.0
     train_tower: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.pointing <= 1:
-            raise KitError(
-                f"pointing is {self.pointing:g}",
-                "give the share of the frames that are also asked for a place, 0 to 1",
-            )
+        for name, most in (("pointing", 1), ("questions", len(WORDINGS)), ("rationales", 1)):
+            if not 0 <= getattr(self, name) <= most:
+                what = f"{name} is {getattr(self, name):g}"
+                raise KitError(what, f"give a share of the frames or episodes, 0 to {most}")
 
 
 def pretrain(
@@ -90,15 +95,18 @@ def pretrain(
         scenery: further datasets, that only the tower sees.
     """
     model = model or CompactConfig(layers=5, proprioception=True)
+    things = things_of([*demonstrations, *scenery]) if config.questions else THINGS
     first = load_examples(demonstrations[0], find_rationales(demonstrations[0]))
-    wordless = replace(first, rationales=("",) * len(first), about="")
-    examples, places = join([wordless, *map(load_examples, demonstrations[1:])]), _places(demonstrations)
+    examples, places = join(_spoken(demonstrations, config)), _places(demonstrations, things)
+    asked = _asked(demonstrations, config)
     tokenizer = train_vocabulary(
         [
             *examples.instructions,
             *first.rationales,
+            *examples.rationales,
             *(task.instruction for task in WIDOWX_TASKS),
-            *map(question, THINGS),
+            *map(question, things),
+            *(text for one in asked for text in (one.text, one.answer)),
         ]
     )
     model = model if examples.stateful else replace(model, proprioception=False)
@@ -109,7 +117,7 @@ def pretrain(
         tower.state_scale.copy_(torch.from_numpy(np.maximum(features.std(0), STILL)))
     grounding: list[dict[str, float]] = []
     if config.grounding_steps:
-        seen = [(load_examples(path).images, load_places(path)) for path in scenery]
+        seen = [(load_examples(path).images, load_places(path, things)) for path in scenery]
         images = np.concatenate([examples.images, *(images for images, _ in seen)])
         grounding = ground_tower(
             vla,
@@ -118,7 +126,9 @@ def pretrain(
             config.grounding_steps,
             seed=config.seed,
         )
-    history = _act_and_point(vla, examples, places, config, work)
+    history = _act_and_answer(
+        vla, examples, pointing_at(examples, places, things, config), asked, config, work
+    )
     vla.provenance.update(
         made_by="experiments.pretraining",
         model=asdict(model),
@@ -143,7 +153,10 @@ def improve(
     demonstrator.
     """
     vla, paths = load(base), [*demonstrations, *driven]
-    history = _act_and_point(vla, join([load_examples(path) for path in paths]), _places(paths), config, work)
+    things = things_of(paths) if config.questions else THINGS
+    examples = join(_spoken(paths, config))
+    points = pointing_at(examples, _places(paths, things), things, config)
+    history = _act_and_answer(vla, examples, points, _asked(paths, config), config, work)
     stage = {**asdict(config), "demonstrations": _about(demonstrations), "driven": _about(driven)}
     vla.provenance.update(improved=[*vla.provenance.get("improved", []), stage], validation=history[-1])
     return vla
@@ -154,7 +167,9 @@ def question(thing: str) -> str:
     return f"point to the {thing}"
 
 
-def pointing(examples: Examples, places: Places, share: float, seed: int) -> Examples:
+def pointing(
+    examples: Examples, places: Places, share: float, seed: int, things: Sequence[str] = THINGS
+) -> Examples:
     """Frames that ask for the place of one thing in view, answered as PaliGemma does: `<locY><locX>`, the
     picture divided into 1024.
     """
@@ -167,39 +182,74 @@ def pointing(examples: Examples, places: Places, share: float, seed: int) -> Exa
         images=examples.images[rows],
         actions=np.full((len(rows), 7), np.nan, np.float32),
         episodes=examples.episodes[rows],
-        instructions=tuple(question(THINGS[thing]) for thing in chosen),
+        instructions=tuple(question(things[thing]) for thing in chosen),
         rationales=tuple(f"<loc{y:04d}><loc{x:04d}>" for x, y in where),
         proprioception=None if examples.proprioception is None else examples.proprioception[rows],
     )
 
 
-def _act_and_point(
-    vla: CompactVLA, examples: Examples, places: Places, config: PretrainingConfig, work: str | Path
-) -> list[dict[str, Any]]:
-    """Train the language model on both, an episode's frames on one side of the split to held-out ones."""
-    both = examples
-    if config.pointing:
-        points = pointing(examples, places, config.pointing, config.seed)
-        both = replace(
-            join([examples, points]), episodes=np.concatenate([examples.episodes, points.episodes])
+def pointing_at(
+    examples: Examples, places: Places, things: Sequence[str], config: PretrainingConfig
+) -> list[Examples]:
+    """What `pointing` makes, as a list of at most one."""
+    return [pointing(examples, places, config.pointing, config.seed, things)] if config.pointing else []
+
+
+def _spoken(paths: Sequence[str | Path], config: PretrainingConfig) -> list[Examples]:
+    """The frames of each dataset, with the rationales of the episodes that are drawn for it."""
+    found, rng = [], np.random.default_rng(config.seed)
+    for path in paths:
+        table = find_rationales(path) if config.rationales else None
+        examples = load_examples(path, table) if table else load_examples(path)
+        kept = rng.random(int(examples.episodes.max()) + 1) < config.rationales
+        texts = zip(examples.rationales, kept[examples.episodes], strict=True)
+        found.append(
+            replace(examples, rationales=tuple(text if keep else "" for text, keep in texts), about="")
         )
-        del examples, points  # gigabytes, twice
+    return found
+
+
+def _asked(paths: Sequence[str | Path], config: PretrainingConfig) -> list[Question]:
+    """Questions about the frames of all datasets, counted through."""
+    asked: list[Question] = []
+    frames = 0
+    for number, path in enumerate(paths if config.questions else ()):
+        asked += [
+            replace(one, row=one.row + frames) for one in ask(path, config.questions, config.seed + number)
+        ]
+        frames += sum(item.length for item in open_dataset(path).episodes)
+    return asked
+
+
+def _act_and_answer(
+    vla: CompactVLA,
+    examples: Examples,
+    points: Sequence[Examples],
+    asked: Sequence[Question],
+    config: PretrainingConfig,
+    work: str | Path,
+) -> list[dict[str, Any]]:
+    """Train the language model on all, an episode's frames on one side of the split to held-out ones."""
+    parts = [examples, *points, *([as_examples(examples, asked)] if asked else [])]
+    episodes = np.concatenate([part.episodes for part in parts])
+    together = replace(join(parts), episodes=episodes)
+    del examples, points, parts  # gigabytes, twice
     training = TrainingConfig(
         steps=config.steps,
         batch_size=config.batch_size,
         learning_rate=config.learning_rate,
-        lambda_reasoning=1.0 if config.pointing else 0.0,
+        lambda_reasoning=1.0 if any(together.rationales) else 0.0,
         freeze_layers=0,
         freeze_tower=not config.train_tower,
         validate_every=100,
         save_every=500,
         seed=config.seed,
     )
-    return fine_tune(vla, both, training, work, "compact_base")
+    return fine_tune(vla, together, training, work, "compact_base")
 
 
-def _places(paths: Sequence[str | Path]) -> Places:
-    return _joined([load_places(path) for path in paths])
+def _places(paths: Sequence[str | Path], things: Sequence[str]) -> Places:
+    return _joined([load_places(path, things) for path in paths])
 
 
 def _joined(places: Sequence[Places]) -> Places:
@@ -298,6 +348,14 @@ def main(arguments: list[str] | None = None) -> None:
         default=usual.pointing,
         help="share of the frames also asked for a thing's place",
     )
+    add("--questions", type=float, default=usual.questions, help="questions a frame")
+    add(
+        "--rationales",
+        type=float,
+        default=usual.rationales,
+        help="share of the episodes that are reasoned about",
+    )
+    add("--patch", type=int, default=20, help="pixels a side of what a picture token stands for, 10 or 20")
     add("--train-tower", action="store_true", help="the vision tower learns on with the language model")
     add("--seed", type=int, default=usual.seed)
     add("--threads", type=int, help="compute threads; default all cores")
@@ -311,13 +369,16 @@ def main(arguments: list[str] | None = None) -> None:
             given.batch_size,
             given.learning_rate,
             given.pointing,
+            given.questions,
+            given.rationales,
             given.train_tower,
             given.seed,
         )
         if given.base:
             vla = improve(given.base, given.dataset, given.driven, given.work, config)
         else:
-            vla = pretrain(given.dataset, given.work, config, given.scenery)
+            model = CompactConfig(layers=5, proprioception=True, patch=given.patch)
+            vla = pretrain(given.dataset, given.work, config, given.scenery, model)
         if PartialState().is_main_process:
             made = {"checkpoint": str(save_base(vla, given.output)), **vla.provenance}
             print(json.dumps(made, ensure_ascii=False, default=str))

@@ -22,8 +22,9 @@ from experiments.pretraining import (
     save_base,
     write_card,
 )
+from experiments.questions import accuracy, ask
 from refinevla_kit.episodes import open_dataset
-from refinevla_kit.policies.vla_policy import load_policy
+from refinevla_kit.policies.vla_policy import VLAPolicy, load_policy
 from refinevla_kit.rollouts.recording import record
 from refinevla_kit.tasks import VARIANT_AGGREGATION
 from refinevla_kit.teacher import OracleTeacher, annotate_dataset
@@ -101,6 +102,25 @@ def test_a_base_is_made_drives_and_goes_on_with_what_it_drove(dataset: Path, tmp
         and "- scenery: scenery, 1 episodes" in card
         and "- round 1, driven by the policy" in card
     )
+
+
+@pytest.mark.slow
+def test_a_base_that_reads_learns_questions_and_rationales_beside_actions(
+    dataset: Path, tmp_path: Path
+) -> None:
+    torch.set_num_threads(1)
+    config = replace(CONFIG, grounding_steps=0, questions=1.0, rationales=1.0)
+    vla = pretrain([dataset], tmp_path / "work", config, model=replace(SMALL, patch=10))
+    assert vla.grid == (12, 16)
+    history = (tmp_path / "work" / "history.jsonl").read_text().splitlines()
+    assert json.loads(history[-1])["loss_reasoning"] > 0
+    for one in ask(dataset, 1.0, seed=0)[:20]:
+        pieces = vla.tokenizer.encode(one.answer, add_special_tokens=False)
+        assert len(pieces) <= 2 * len(one.answer.split()) + 1, "its words are in the vocabulary"
+    policy = VLAPolicy(vla, "base", order="rationale_first")
+    frames = load_examples(dataset)
+    found = accuracy(policy, frames, ask(dataset, 0.2, seed=1))
+    assert sum(rate.episodes for rate in found.values()) == len(ask(dataset, 0.2, seed=1))
 
 
 def test_the_command_goes_on_with_a_base_and_says_what_is_wrong(
