@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from refinevla_kit.evaluation import evaluate, load_records
+from refinevla_kit.rollouts.players import DemonstratorPolicy
 from refinevla_kit.settings import REPOSITORY
 from tests.reference.shipped_policies import POLICIES, differences, kept_outcomes, outcomes, play
 
@@ -31,3 +33,25 @@ def test_a_shipped_policy_does_what_it_did(policy: str, tmp_path: Path) -> None:
         "One alone may be a processor that rounds otherwise: see whether an older commit does the same "
         "here. More than one is a change of the policy, the simulator or the assets."
     )
+
+
+@pytest.mark.slow
+def test_the_google_robots_demonstrator_does_what_it_did(tmp_path: Path) -> None:
+    kept = {record.key: record for record in load_records(REPOSITORY / "data/records/google_robot.parquet")}
+    policy, tasks = DemonstratorPolicy("google_robot"), ["pick_standing_coke_can", "close_top_drawer"]
+    path = evaluate(
+        policy,
+        [f"google_robot_{task}" for task in tasks],
+        "spread",
+        n=1,
+        variants=["base"],
+        workers=0,
+        width=160,
+        output=tmp_path / "records.parquet",
+        progress=False,
+    )
+    played = load_records(path)
+    assert len(played) == 2
+    for record in played:
+        before = kept[record.key]
+        assert (record.success_any, record.success_last) == (before.success_any, before.success_last)
