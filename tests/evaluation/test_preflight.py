@@ -95,27 +95,25 @@ def test_dense_starts_are_replayed_too() -> None:
     )
 
 
-def test_without_an_encoding_for_this_robot_only_conventions_are_checked_which_is_said() -> None:
+def test_without_an_encoding_only_conventions_are_checked_which_is_said() -> None:
     class Plain:
         conventions = replace(WIDOWX, rotation="axis_angle")
 
-    for policy, task, said in [
-        (Plain(), CARROT, "rotation is axis_angle, here euler_xyz_extrinsic -> wrap the policy"),
-        (
-            Tokens(*FINE),
-            CAN,
-            "robot is widowx, here google_robot -> robot: evaluate it on tasks of its own robot",
-        ),
-    ]:
-        report = preflight(policy, task)
-        assert (
-            report.ceiling is None
-            and "only the conventions were checked" in report.note
-            and said in str(report)
-        )
-        assert "evaluate() refuses this policy" in str(report)
-        with pytest.raises(KitError, match="does not fit"):  # as the report says
-            check_conventions(policy, find_task(task))
+    report = preflight(Plain(), CARROT)
+    assert report.ceiling is None and "only the conventions were checked" in report.note
+    assert "rotation is axis_angle, here euler_xyz_extrinsic -> wrap the policy" in str(report)
+    assert "evaluate() refuses this policy" in str(report)
+    with pytest.raises(KitError, match="does not fit"):  # as the report says
+        check_conventions(Plain(), find_task(CARROT))
+
+
+@pytest.mark.slow
+def test_another_robots_policy_is_told_so_and_replayed_all_the_same() -> None:
+    report = preflight(Tokens(*FINE), CAN, episodes=[12])
+    assert "robot is widowx, here google_robot -> robot: evaluate it on tasks of its own robot" in str(report)
+    assert report.clipped is not None and report.clipped.any()
+    with pytest.raises(KitError, match="does not fit"):
+        check_conventions(Tokens(*FINE), find_task(CAN))
 
 
 def test_an_encoding_that_returns_something_else_says_so() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from refinevla_kit.attention.attribution import attribute
@@ -46,6 +47,11 @@ def replies(explorer: AttentionExplorer, monkeypatch: pytest.MonkeyPatch) -> lis
 def ask(explorer: AttentionExplorer, **question: Any) -> None:
     """As the page asks."""
     explorer._handle_custom_msg({"id": "7", **question}, [])
+
+
+def title_of(figure: Figure) -> str:
+    """The title over the whole, which stands in the part of the figure below it."""
+    return "".join(part.get_suptitle() for part in (figure, *figure.subfigs))
 
 
 def page_numbers(explorer: AttentionExplorer) -> str:
@@ -123,7 +129,7 @@ def test_a_frame_with_another_rationale_offers_its_words() -> None:
 def test_the_static_figure_is_of_the_same_view(explorer: AttentionExplorer) -> None:
     explorer.choose(query="action:z")
     figure = explorer.figure()
-    assert figure.get_suptitle().splitlines() == [explorer.view().title, explorer.view().detail]
+    assert title_of(figure).splitlines() == [explorer.view().title, explorer.view().detail]
     bars = next(axes for axes in figure.axes if len(axes.patches) == 8)
     value = shown(explorer.view())["shares"]["things"][1]["values"][1]
     assert bars.patches[3].get_width() == pytest.approx(value, rel=1e-4)
@@ -155,7 +161,7 @@ def test_a_frame_that_cannot_be_shown_says_so_and_the_others_are() -> None:
     with pytest.raises(KitError, match="object masks overlap"):
         explorer.choose(step=1)
     explorer.choose(episode=4)
-    assert "episode 4" in explorer.figure().get_suptitle()
+    assert "episode 4" in title_of(explorer.figure())
 
 
 @pytest.mark.parametrize(
