@@ -111,3 +111,13 @@ def test_run_again_it_goes_on_and_other_settings_get_places_of_their_own(run: di
     )
     everything = load_records(folder / "03_simpler_evaluation" / "episodes.parquet")
     assert len(everything) == len(records) + 6 and len({record.checkpoint_hash for record in everything}) == 5
+
+
+def test_the_google_robot_is_recorded_and_played_by_the_demonstrator_alone(tmp_path: Path) -> None:
+    """No shipped policy plays it: there is nothing to compare, and the notebook goes on."""
+    run = run_notebooks(["1", "3"], "smoke", tmp_path, {"robot": "google_robot"}, progress=False)
+    assert run["failed"] is None
+    records = load_records(tmp_path / "03_simpler_evaluation" / "google_robot.parquet")
+    assert {(record.policy, record.success_last) for record in records} == {("demonstrator", True)}
+    summary = json.loads((tmp_path / "03_simpler_evaluation" / "summary.json").read_text())
+    assert summary["with_reasoning_minus_action_only"] == {}

@@ -44,6 +44,7 @@ from refinevla_kit.figures.style import (
     points,
     points_text,
     rate_text,
+    rows_by,
     text_table,
 )
 from refinevla_kit.tasks import SETTINGS, VISUAL_MATCHING, WIDOWX_TASKS, find_task
@@ -197,7 +198,7 @@ def claims_table(claims: Sequence[Claim]) -> pd.DataFrame:
         }
         for claim in claims
     ]
-    return pd.DataFrame(rows).set_index("gain")
+    return rows_by("gain", rows)
 
 
 def inconsistency_table(found: Sequence[Inconsistency]) -> pd.DataFrame:
@@ -215,7 +216,7 @@ def inconsistency_table(found: Sequence[Inconsistency]) -> pd.DataFrame:
         }
         for one in found
     ]
-    return pd.DataFrame(rows).set_index("table")
+    return rows_by("table", rows)
 
 
 def resolution_table(

@@ -290,6 +290,11 @@ def save_figure(
     return path
 
 
+def rows_by(key: str, rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """A table of these rows, named by their value of `key`; an empty one of none."""
+    return pd.DataFrame(rows, columns=None if rows else [key]).set_index(key)
+
+
 def save_table(frame: pd.DataFrame, path: str | Path, made_from: Mapping[str, Any]) -> Path:
     """Write a table as Markdown and, beside it, a JSON with its cells and what made it.
 

@@ -31,6 +31,7 @@ from refinevla_kit.figures.style import (
     points,
     points_text,
     rate_text,
+    rows_by,
     text_table,
 )
 from refinevla_kit.tasks import BASE
@@ -153,4 +154,4 @@ def comparison_table(comparisons: Sequence[Comparison]) -> pd.DataFrame:
         }
         for comparison in comparisons
     ]
-    return pd.DataFrame(rows).set_index("task")
+    return rows_by("task", rows)

@@ -5,6 +5,7 @@ carry what made them.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,6 +61,11 @@ def test_bars_reach_the_rates_of_both_rules() -> None:
     (axes,) = success_bars(SCORES).axes
     heights = sorted(patch.get_height() for patch in axes.patches if isinstance(patch, Rectangle))
     assert heights == pytest.approx(sorted([3 / 8, 4 / 8, 6 / 8, 7 / 8] * 3))
+
+
+@pytest.mark.parametrize("table", [comparison_table, claims_table, inconsistency_table])
+def test_a_table_of_nothing_is_an_empty_one(table: Callable[[list[object]], pd.DataFrame]) -> None:
+    assert len(table([])) == 0
 
 
 def test_the_difference_is_drawn_where_it_is() -> None:
