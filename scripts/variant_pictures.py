@@ -51,7 +51,7 @@ def variant_sheet(images: Mapping[str, Mapping[str, Any]]) -> Figure:
                 ax.set(xticks=[], yticks=[])
                 ax.spines[:].set_visible(False)
                 if number == 0:
-                    ax.set_title(fill(label(task), 20), fontsize=6.5)
+                    ax.set_title(fill(label(task), 15), fontsize=6.5)
                 if column == 0:
                     name = variant.replace("_", " ")
                     ax.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=7)
