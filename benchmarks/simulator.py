@@ -75,14 +75,15 @@ def step_parts(
 
 
 def against_known(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What was measured, the dearest task of each robot and camera, over what is in `KNOWN`."""
+    """What was measured in visual matching, the dearest task of each robot and camera, over `KNOWN`."""
     rows = []
     for (robot, camera, part), known in KNOWN.items():
         parts = ("physics", "picture") if part == "step" else (part,)
         least = [
             sum(row[each]["least"] for each in parts)
             for row in found
-            if find_task(row["task"]).robot == robot and row["camera"] == camera
+            if (find_task(row["task"]).robot, row["camera"], row["setting"])
+            == (robot, camera, VISUAL_MATCHING)
         ]
         if least:
             ratio = [max(least) / bound for bound in known]
