@@ -34,7 +34,7 @@ import torch
 from accelerate import PartialState
 
 from experiments.grounding import THINGS, Places, ground_tower, load_places, things_of
-from experiments.questions import WORDINGS, Question, as_examples, ask
+from experiments.questions import WORDINGS, Question, as_examples, ask, location
 from refinevla_kit.episodes import open_dataset
 from refinevla_kit.errors import KitError
 from refinevla_kit.files import replacing, sha256
@@ -43,7 +43,7 @@ from refinevla_kit.training.examples import Examples, find_rationales, join, loa
 from refinevla_kit.training.loop import TrainingConfig, fine_tune
 from refinevla_kit.vlas.action_tokens import UniformBins
 from refinevla_kit.vlas.compact import CompactConfig, CompactVLA, build, load
-from refinevla_kit.vlas.compact_parts import LOCATIONS, state_features, train_vocabulary
+from refinevla_kit.vlas.compact_parts import state_features, train_vocabulary
 
 STILL = 1e-3  # least scale of a state feature: roll and pitch hardly move, and noise must not be blown up
 
@@ -97,7 +97,8 @@ def pretrain(
     model = model or CompactConfig(layers=5, proprioception=True)
     things = things_of([*demonstrations, *scenery]) if config.questions else THINGS
     first = load_examples(demonstrations[0], find_rationales(demonstrations[0]))
-    examples, places = join(_spoken(demonstrations, config)), _places(demonstrations, things)
+    read = [first, *(_read(path, config) for path in demonstrations[1:])]
+    examples, places = join(_spoken(read, config)), _places(demonstrations, things)
     asked = _asked(demonstrations, config)
     tokenizer = train_vocabulary(
         [
@@ -154,7 +155,7 @@ def improve(
     """
     vla, paths = load(base), [*demonstrations, *driven]
     things = things_of(paths) if config.questions else THINGS
-    examples = join(_spoken(paths, config))
+    examples = join(_spoken([_read(path, config) for path in paths], config))
     points = pointing_at(examples, _places(paths, things), things, config)
     history = _act_and_answer(vla, examples, points, _asked(paths, config), config, work)
     stage = {**asdict(config), "demonstrations": _about(demonstrations), "driven": _about(driven)}
@@ -176,14 +177,13 @@ def pointing(
     rng = np.random.default_rng(seed)
     rows = np.sort(rng.permutation(np.flatnonzero(places.present.any(1)))[: round(share * len(examples))])
     chosen = [int(rng.choice(np.flatnonzero(places.present[row]))) for row in rows]
-    where = (places.pixels[rows, chosen] * LOCATIONS).astype(int).clip(0, LOCATIONS - 1)  # n, 2: column, row
     return replace(
         examples,
         images=examples.images[rows],
         actions=np.full((len(rows), 7), np.nan, np.float32),
         episodes=examples.episodes[rows],
         instructions=tuple(question(things[thing]) for thing in chosen),
-        rationales=tuple(f"<loc{y:04d}><loc{x:04d}>" for x, y in where),
+        rationales=tuple(location(*place) for place in places.pixels[rows, chosen]),
         proprioception=None if examples.proprioception is None else examples.proprioception[rows],
     )
 
@@ -195,17 +195,19 @@ def pointing_at(
     return [pointing(examples, places, config.pointing, config.seed, things)] if config.pointing else []
 
 
-def _spoken(paths: Sequence[str | Path], config: PretrainingConfig) -> list[Examples]:
-    """The frames of each dataset, with the rationales of the episodes that are drawn for it."""
+def _read(path: str | Path, config: PretrainingConfig) -> Examples:
+    """The frames of a dataset, with its rationales where they are learned."""
+    return load_examples(path, find_rationales(path) if config.rationales else None)
+
+
+def _spoken(read: Sequence[Examples], config: PretrainingConfig) -> list[Examples]:
+    """The same frames, with the rationales of the episodes that are drawn for it."""
     found, rng = [], np.random.default_rng(config.seed)
-    for path in paths:
-        table = find_rationales(path) if config.rationales else None
-        examples = load_examples(path, table) if table else load_examples(path)
+    for examples in read:
         kept = rng.random(int(examples.episodes.max()) + 1) < config.rationales
         texts = zip(examples.rationales, kept[examples.episodes], strict=True)
-        found.append(
-            replace(examples, rationales=tuple(text if keep else "" for text, keep in texts), about="")
-        )
+        spoken = tuple(text if keep else "" for text, keep in texts)
+        found.append(replace(examples, rationales=spoken, about=""))
     return found
 
 

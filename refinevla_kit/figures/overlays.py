@@ -41,6 +41,7 @@ from refinevla_kit.figures.style import (
     beside_each_other,
     canvas,
     colours,
+    headline,
     label,
     name_bars,
     name_lines,
@@ -459,7 +460,7 @@ def comparison(view: View) -> Figure:
                 _draw_plot(axes, plot, view.steps, view.now)
             for axes in cells[len(view.plots) :]:
                 axes.set_axis_off()
-        upper.suptitle(title, x=0.01, ha="left", parse_math=False)  # a whole figure's lies over its parts
+        headline(upper, title)  # a whole figure's lies over its parts
         wide = 0.62 * (width - 3.5 * count) / 3.6  # of the bars: what the pictures leave
         grid = upper.add_gridspec(1, count + bars, width_ratios=[1.0] * count + [wide] * bars)
         panels = [upper.add_subplot(grid[place]) for place in range(count)]

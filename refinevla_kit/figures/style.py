@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
@@ -95,8 +95,13 @@ def page(width: float, height: float, title: str = "") -> Iterator[Figure]:
     """An empty figure (inches) in the kit's style; no pyplot, so nothing global is touched."""
     with rc_context(SETTINGS):
         figure = Figure(figsize=(width, height), layout="constrained")
-        figure.suptitle(title, x=0.01, ha="left", parse_math=False)
+        headline(figure, title)
         yield figure
+
+
+def headline(figure: FigureBase, title: str) -> None:
+    """The title of a figure or of a part of one."""
+    figure.suptitle(title, x=0.01, ha="left", parse_math=False)
 
 
 @contextmanager

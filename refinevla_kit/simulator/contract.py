@@ -169,6 +169,9 @@ class StepResult:
     ended_on: str = ""
 
 
+RISEN = 0.02  # m from which a thing counts as lifted, for `StepResult.lifted_first`
+
+
 def checked_action(action: Any) -> Array:
     """float32 (7,); raises `KitError` for what is no action."""
     action = np.asarray(action, np.float32)

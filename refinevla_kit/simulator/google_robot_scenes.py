@@ -22,7 +22,7 @@ from transforms3d.euler import euler2quat
 from transforms3d.quaternions import quat2mat
 
 from refinevla_kit.simulator import google_robot_agent as agent
-from refinevla_kit.simulator.contract import Array
+from refinevla_kit.simulator.contract import RISEN, Array
 from refinevla_kit.simulator.google_robot_agent import ITERATIONS, SMALLEST_IMPULSE, impulse_of
 from refinevla_kit.simulator.google_robot_assets import google_robot_assets
 from refinevla_kit.tasks import ALL_TASKS, BASE, SIMPLER_SEED, VISUAL_MATCHING, Start, find_task
@@ -34,7 +34,6 @@ AWAY = Pose([-10, 0, 0])  # where the robot waits while things fall
 TILTS = {"AltGoogleCamera2": 0.6651361, "AltGoogleCamera": 0.9351361}  # of the head, camera variants
 DENSITIES = {"can": 50.0, "bottle": 50.0, "apple": 800.0, "orange": 800.0, "sponge": 150.0, "spoon": 1200.0}
 LIGHT_DENSITY = 200.0  # of move near's apple and orange: toys
-RISEN = 0.02  # m from which a thing counts as lifted
 WIDEST_ANGLE = np.deg2rad(80)  # of what counts as grasp
 LIGHTS = {  # (direction, brightness) on the table's scenes, above an ambient light of 0.3
     "": (((0, 0, -1), 2.2), ((-1, -0.5, -1), 0.7), ((1, 1, -1), 0.7)),

@@ -15,14 +15,13 @@ from mani_skill.utils import io_utils
 from mani_skill.utils.registration import register_env
 from transforms3d.quaternions import quat2mat
 
-from refinevla_kit.simulator.contract import Arrangement, Array
+from refinevla_kit.simulator.contract import RISEN, Arrangement, Array
 from refinevla_kit.simulator.geometry import grid_arrangement
 from refinevla_kit.simulator.variants import MODELS
 from refinevla_kit.tasks import LANGUAGE_TASKS, find_task
 
 BAKED = "info_bridge_custom_baked_tex_v0.json"  # the blocks' sizes; the usual file has the others'
 TOUCH = 0.05  # N, ManiSkill's own
-RISEN = 0.02  # m
 
 
 class LanguageScene(base_env.BaseBridgeEnv):
