@@ -32,13 +32,14 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
+from torch import nn
 
 from experiments.grounding import THINGS, Places, ground_tower, load_places, things_of
 from experiments.questions import WORDINGS, Question, as_examples, ask, location
 from refinevla_kit.episodes import open_dataset
 from refinevla_kit.errors import KitError
 from refinevla_kit.files import replacing, sha256
-from refinevla_kit.tasks import WIDOWX_TASKS
+from refinevla_kit.tasks import WIDOWX_TASKS, find_task
 from refinevla_kit.training.examples import Examples, find_rationales, join, load_examples
 from refinevla_kit.training.loop import TrainingConfig, fine_tune
 from refinevla_kit.vlas.action_tokens import UniformBins
@@ -60,6 +61,8 @@ class PretrainingConfig:
         rationales: episodes whose rationales are learned with the actions, as a share of those that have any.
         train_tower: the tower learns on with the language model, instead of staying as grounding left it.
         seed: of everything.
+        grounding_rate: the tower's learning rate in grounding, lower for one that sees already.
+        order, accumulate: see `TrainingConfig`.
     """
 
     grounding_steps: int = 3000
@@ -71,6 +74,9 @@ class PretrainingConfig:
     rationales: float = 0.0
     train_tower: bool = False
     seed: int = 0
+    grounding_rate: float = 1e-3
+    order: str = "action_first"
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
         for name, most in (("pointing", 1), ("questions", len(WORDINGS)), ("rationales", 1)):
@@ -85,6 +91,7 @@ def pretrain(
     config: PretrainingConfig,
     scenery: Sequence[str | Path] = (),
     model: CompactConfig | None = None,
+    start: str | Path | None = None,
 ) -> CompactVLA:
     """Make a base (stages 1 and 2) from demonstrations with a simulator sidecar.
 
@@ -93,6 +100,8 @@ def pretrain(
             nothing else.
         work: folder of the resumable state of the second stage.
         scenery: further datasets, that only the tower sees.
+        model: its size.
+        start: a checkpoint of the same widths to begin with instead of random weights, see `carry_over`.
     """
     model = model or CompactConfig(layers=5, proprioception=True)
     things = things_of([*demonstrations, *scenery]) if config.questions else THINGS
@@ -112,7 +121,10 @@ def pretrain(
     )
     model = model if examples.stateful else replace(model, proprioception=False)
     vla = build(model, tokenizer, UniformBins.fit(examples.actions), config.seed)
-    if vla.reads_state and examples.proprioception is not None:
+    if start:
+        carry_over(load(start), vla)
+    robot = find_task(open_dataset(demonstrations[0]).episodes[0].task).robot
+    if vla.reads_state and examples.proprioception is not None and (not start or robot != "widowx"):
         features, tower = state_features(examples.proprioception), vla.model.model.vision_tower
         tower.state_mean.copy_(torch.from_numpy(features.mean(0)))
         tower.state_scale.copy_(torch.from_numpy(np.maximum(features.std(0), STILL)))
@@ -125,6 +137,7 @@ def pretrain(
             images,
             _joined([places, *(place for _, place in seen)]),
             config.grounding_steps,
+            learning_rate=config.grounding_rate,
             seed=config.seed,
         )
     history = _act_and_answer(
@@ -132,6 +145,8 @@ def pretrain(
     )
     vla.provenance.update(
         made_by="experiments.pretraining",
+        robot=robot,
+        start=sha256(Path(start) / "model.safetensors") if start else None,
         model=asdict(model),
         pretraining=asdict(config),
         torch=torch.__version__,
@@ -161,6 +176,27 @@ def improve(
     stage = {**asdict(config), "demonstrations": _about(demonstrations), "driven": _about(driven)}
     vla.provenance.update(improved=[*vla.provenance.get("improved", []), stage], validation=history[-1])
     return vla
+
+
+@torch.no_grad()
+def carry_over(start: CompactVLA, vla: CompactVLA) -> None:
+    """Give `vla` the weights of another compact VLA of its widths; words keep theirs by what they spell, and
+    a finer or coarser grid takes the places between. What `start` does not have stays random.
+    """
+    known, words = start.tokenizer.get_vocab(), vla.tokenizer.get_vocab()
+    shared = sorted(known.keys() & words.keys())
+    of_start, of_vla = ([table[word] for word in shared] for table in (known, words))
+    given = start.model.state_dict()
+    for name, tensor in vla.model.state_dict().items():
+        if name not in given:
+            continue
+        if name.endswith(("embed_tokens.weight", "lm_head.weight")):
+            tensor[of_vla] = given[name][of_start]
+        elif name.endswith("tower.position"):
+            old = given[name].T.unflatten(1, start.grid)[None]  # 1, d, rows, columns
+            tensor.copy_(nn.functional.interpolate(old, vla.grid, mode="bilinear")[0].flatten(1).T)
+        else:
+            tensor.copy_(given[name])
 
 
 def question(thing: str) -> str:
@@ -241,6 +277,8 @@ def _act_and_answer(
         batch_size=config.batch_size,
         learning_rate=config.learning_rate,
         lambda_reasoning=1.0 if any(together.rationales) else 0.0,
+        order=config.order,
+        accumulate=config.accumulate,
         freeze_layers=0,
         freeze_tower=not config.train_tower,
         validate_every=100,

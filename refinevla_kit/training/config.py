@@ -14,7 +14,11 @@ from refinevla_kit import settings
 from refinevla_kit.errors import KitError
 from refinevla_kit.settings import PRECISIONS
 
-CHOICES = settings.CHOICES | {"precision": PRECISIONS, "cache_precision": ("same", *PRECISIONS)}
+CHOICES = settings.CHOICES | {
+    "precision": PRECISIONS,
+    "cache_precision": ("same", *PRECISIONS),
+    "order": (*settings.ORDERS, "both"),
+}
 ONE_OR_MORE = ("steps", "batch_size", "lora_rank", "accumulate")  # other numbers may be 0
 LEAST_GRACE = 100  # steps; before them nothing is learned that could have collapsed
 
@@ -33,7 +37,8 @@ class TrainingConfig:
         lambda_reasoning: weight of the rationale loss; 0 leaves the rationales out of the sequence.
         freeze_layers: lower language layers frozen, with projector and embeddings when there are any.
         freeze_tower: the vision tower is frozen; its tokens are then computed once and kept.
-        order: "action_first" or "rationale_first".
+        order: "action_first", "rationale_first", or "both": every other frame is answered the other way
+            round, and the policy acts first unless it is asked to write first.
         precision: "bf16" (autocast) or "fp32". "auto" becomes "bf16" where this machine computes in it, else
             "fp32".
         validate_every: steps between evaluations on held-out episodes; there is one after the last step too.
@@ -50,7 +55,8 @@ class TrainingConfig:
             never change and as many frames are drawn as there are, so that it pays; "on" always; "off" never.
         cache_precision: how they are stored: "bf16", "fp32", or "same" as `precision`.
         cache_limit_gb: a larger one is refused, unwritten.
-        accumulate: parts that a step's frames are computed in; less memory, the same step.
+        accumulate: parts that a step's frames are computed in, like lengths together; less memory and less
+            padding, the same step.
         early_stop: evaluations without a better held-out action loss after which training ends; 0 never does.
             The last weights are kept.
         collapse_grace: steps before a policy that says the same everywhere, or no action at all, is stopped;
@@ -145,6 +151,11 @@ class TrainingConfig:
     def constant_below(self) -> bool:
         """What reaches the first trained layer never changes."""
         return self.depth >= 1 and self.tower_frozen
+
+    @property
+    def orders(self) -> tuple[str, ...]:
+        """Of the answers, frame by frame; the first is the policy's own."""
+        return settings.ORDERS if self.order == "both" else (self.order,)
 
     @property
     def stored_precision(self) -> str:

@@ -220,7 +220,7 @@ class _Run:
         rows = np.sort(np.array_split(rows, accelerator.num_processes)[accelerator.process_index])
         batches = [
             make_batch(self.vla, self.examples, part, config, kept)
-            for part in np.array_split(rows, min(config.accumulate, len(rows)))
+            for part in _parts(rows, self.examples, config)
         ]
         losses = self._backward(model, batches)
         if config.clip:
@@ -358,7 +358,7 @@ def check_collapse(
     if not (should_differ and _all_alike(starts[:, first + low : first + high].argmax(-1))):
         return
     own = None if examples.proprioception is None else examples.proprioception[rows]
-    policy = VLAPolicy(vla, name, order=config.order)
+    policy = VLAPolicy(vla, name, order=config.orders[0])
     actions = policy.decide(pictures, [examples.instructions[row] for row in rows], own)
     if _all_alike(np.stack([action.tokens for action in actions])):
         what = (
@@ -378,6 +378,14 @@ def _rows(training: Array, config: TrainingConfig, step: int) -> Array:
     epoch, place = divmod(step, max(1, len(training) // config.batch_size))
     order = np.random.default_rng([config.seed, epoch]).permutation(len(training))
     return training[order[place * config.batch_size : (place + 1) * config.batch_size]]
+
+
+def _parts(rows: Array, examples: Examples, config: TrainingConfig) -> list[Array]:
+    """The frames of a step in `accumulate` parts, those with texts of like lengths together."""
+    if config.accumulate == 1:
+        return [rows]
+    by_length = rows[np.argsort([len(examples.rationales[row]) for row in rows], kind="stable")]
+    return [np.sort(part) for part in np.array_split(by_length, min(config.accumulate, len(rows)))]
 
 
 def _schedule(step: int, config: TrainingConfig) -> float:

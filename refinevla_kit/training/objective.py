@@ -81,8 +81,9 @@ def lay_out(vla: VLA, examples: Examples, rows: Array, config: TrainingConfig) -
     for row, action in zip(rows, words, strict=True):
         acted = np.isfinite(examples.actions[row]).all()  # a frame that is only spoken about has no action
         text = examples.rationales[row] if config.lambda_reasoning > 0 else ""
+        order = config.orders[int(row) % len(config.orders)]
         prefixes.append(vla.prefix_ids(examples.instructions[row]))
-        answers.append(answer_ids(vla, action.tolist() if acted else [], text, config.order))
+        answers.append(answer_ids(vla, action.tolist() if acted else [], text, order))
     return pad_batch(prefixes, answers, vla.marks.pad)
 
 

@@ -93,11 +93,13 @@ def train_policy(
         state.wait_for_everyone()
         return history
     statistics = folder / STATISTICS
+    robot = vla.conventions.robot
     vla.provenance.clear()
     vla.provenance.update(
         made_by="refinevla_kit.training.policy_run",
         name=name,
-        order=config.order,
+        robot=robot,
+        order=config.orders[0],
         training=asdict(config),
         frames=len(examples),
         base=checkpoint_hash(folder),

@@ -25,7 +25,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from refinevla_kit.conventions import WIDOWX, Conventions
+from refinevla_kit.conventions import ROBOT_CONVENTIONS, Conventions
 from refinevla_kit.errors import KitError
 from refinevla_kit.files import replacing, write_json
 from refinevla_kit.simulator.contract import Array
@@ -142,10 +142,11 @@ class CompactVLA(VLA):
 
     @property
     def conventions(self) -> Conventions:
-        """Those of the demonstrations it learned from: the kit's own contract for the WidowX, at the picture
-        size of its tower.
+        """The kit's own contract for the robot of the demonstrations it learned from, at the picture size of
+        its tower.
         """
-        return replace(WIDOWX, image_size=self.image_size, normalisation="own")
+        robot = ROBOT_CONVENTIONS[str(self.provenance.get("robot", "widowx"))]
+        return replace(robot, image_size=self.image_size, normalisation="own")
 
     @property
     def _paligemma(self) -> Any:

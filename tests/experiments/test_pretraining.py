@@ -14,6 +14,7 @@ from experiments.driving import PolicyDrive
 from experiments.grounding import THINGS, load_places
 from experiments.pretraining import (
     PretrainingConfig,
+    carry_over,
     improve,
     main,
     pointing,
@@ -29,7 +30,9 @@ from refinevla_kit.rollouts.recording import record
 from refinevla_kit.tasks import VARIANT_AGGREGATION
 from refinevla_kit.teacher import OracleTeacher, annotate_dataset
 from refinevla_kit.training.examples import load_examples
-from refinevla_kit.vlas.compact import CompactConfig, load
+from refinevla_kit.vlas.action_tokens import UniformBins
+from refinevla_kit.vlas.compact import CompactConfig, build, load
+from refinevla_kit.vlas.compact_parts import train_vocabulary
 
 CARROT = "widowx_carrot_on_plate"
 SMALL = CompactConfig(layers=2, hidden=64, heads=2, feedforward=64, channels=16, proprioception=True)
@@ -121,6 +124,26 @@ def test_a_base_that_reads_learns_questions_and_rationales_beside_actions(
     frames = load_examples(dataset)
     found = accuracy(policy, frames, ask(dataset, 0.2, seed=1))
     assert sum(rate.episodes for rate in found.values()) == len(ask(dataset, 0.2, seed=1))
+
+
+def test_weights_carry_over_to_another_vocabulary_and_a_finer_grid() -> None:
+    bins = UniformBins((0.04,) * 7)
+    start = build(SMALL, train_vocabulary(["the plate is left"]), bins, seed=1)
+    finer = replace(SMALL, patch=10)
+    vla, other = (build(finer, train_vocabulary(["the spoon is left", "far"]), bins, 2) for _ in range(2))
+    carry_over(start, vla)
+    given, new = start.model.state_dict(), vla.model.state_dict()
+    for name in ("model.language_model.layers.1.mlp.up_proj.weight", "model.vision_tower.stages.3.0.weight"):
+        assert torch.equal(new[name], given[name]), name
+    ids = [one.tokenizer.get_vocab() for one in (start, vla)]
+    for name in ("model.language_model.embed_tokens.weight", "lm_head.weight"):
+        for word in ("<action>", "<loc0007>", "\u0120left"):
+            assert torch.equal(new[name][ids[1][word]], given[name][ids[0][word]]), word
+        unknown = ids[1]["\u0120spoon"]
+        assert torch.equal(new[name][unknown], other.model.state_dict()[name][unknown])
+    place = "model.vision_tower.position"
+    middle = new[place].unflatten(0, (12, 16))[1:3, 1:3].mean((0, 1))  # of four fine ones, between four old
+    torch.testing.assert_close(middle, given[place].unflatten(0, (6, 8))[:2, :2].mean((0, 1)))
 
 
 def test_the_command_goes_on_with_a_base_and_says_what_is_wrong(

@@ -19,7 +19,7 @@ from refinevla_kit.training.config import native_precision
 from refinevla_kit.training.examples import Examples
 from refinevla_kit.training.freezing import adapters, preset_of
 from refinevla_kit.training.loop import check_collapse, fine_tune, validate
-from refinevla_kit.training.objective import WholeModel, forward, make_batch
+from refinevla_kit.training.objective import WholeModel, forward, lay_out, make_batch
 from refinevla_kit.training.resume import RESUME
 from refinevla_kit.vlas.compact import CompactVLA, load
 from refinevla_kit.vlas.compact_parts import first_action_id
@@ -146,6 +146,28 @@ def test_frames_in_parts_are_the_same_step(tmp_path: Path) -> None:
     for one, other in zip(ends[0][1], ends[1][1], strict=True):
         assert one | {"seconds": 0} == pytest.approx(other | {"seconds": 0}, abs=2e-4)
     assert all(torch.allclose(value, ends[1][0][name], atol=1e-3) for name, value in ends[0][0].items())
+
+
+def test_frames_with_texts_of_like_lengths_are_computed_together() -> None:
+    examples = replace(some(), rationales=tuple("far" * (row % 3) for row in range(24)))
+    parts = loop._parts(np.arange(24), examples, replace(CONFIG, accumulate=3))
+    assert [{len(examples.rationales[row]) for row in part} for part in parts] == [{0}, {3}, {6}]
+    (whole,) = loop._parts(np.arange(24), examples, CONFIG)
+    assert sorted(np.concatenate(parts)) == whole.tolist()
+
+
+def test_every_other_frame_is_answered_the_other_way_round() -> None:
+    examples, both = some(), replace(CONFIG, order="both", lambda_reasoning=1.0)
+    rows = np.flatnonzero([bool(text) for text in examples.rationales])[:6]
+    vla = made(examples)
+    mixed = lay_out(vla, examples, rows, both)
+    for place, row in enumerate(rows):
+        one = replace(both, order=("action_first", "rationale_first")[row % 2])
+        alone = lay_out(vla, examples, rows[place : place + 1], one)
+        size = alone.input_ids.shape[1]
+        assert torch.equal(mixed.input_ids[place, :size], alone.input_ids[0])
+        assert torch.equal(mixed.kinds[place, :size], alone.kinds[0])
+    assert both.orders[0] == "action_first" and CONFIG.orders == ("action_first",)
 
 
 def test_a_run_without_progress_ends_early_and_stays_ended(tmp_path: Path) -> None:

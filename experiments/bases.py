@@ -1,0 +1,185 @@
+"""How the two shipped bases are made, one for each robot: what is recorded, and how it is learned from. Every
+stage has a seed, and one that is finished is not done again.
+
+    python -m experiments.bases widowx WORK --official FOLDER
+    python -m experiments.bases google_robot WORK
+
+Starts are drawn at random around those that SIMPLER scores; only the drawers of visual matching have none but
+the nine places of their photographs. Pairs and things that the language suite holds out are not recorded.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from experiments.pretraining import PretrainingConfig, pretrain, save_base
+from experiments.questions import WORDINGS, accuracy, ask
+from refinevla_kit.errors import KitError
+from refinevla_kit.policies import load_policy
+from refinevla_kit.rollouts.recording import record
+from refinevla_kit.settings import REPOSITORY
+from refinevla_kit.tasks import VARIANT_AGGREGATION, VISUAL_MATCHING, Task, find_tasks
+from refinevla_kit.teacher import annotate_dataset
+from refinevla_kit.teacher.oracle import OracleTeacher
+from refinevla_kit.training.examples import load_examples
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Demonstrations of one kind.
+
+    Attributes:
+        name: of the dataset.
+        tasks: as `find_tasks` takes them; several are joined by a blank.
+        episodes: a task and variant.
+        setting: its variants are all shown, or those of `variants`.
+        variants: names; empty for all that are scored.
+        official: on SimplerEnv's own assets.
+        noise, disturb: see `recording.Manner`.
+    """
+
+    name: str
+    tasks: str
+    episodes: int
+    setting: str = VISUAL_MATCHING
+    variants: tuple[str, ...] = ()
+    official: bool = False
+    noise: float = 0.0
+    disturb: float = 0.0
+
+
+RECORDINGS: dict[str, tuple[Recording, ...]] = {
+    "widowx": (
+        Recording("four", "widowx", 100, noise=1),
+        Recording("pairs", "widowx_language_trained", 40, noise=1),
+        Recording("four_official", "widowx", 50, official=True, noise=1),
+        Recording("pairs_official", "widowx_language_trained", 16, official=True, noise=1),
+        Recording("four_looks", "widowx", 4, VARIANT_AGGREGATION, noise=1),
+        Recording("pairs_looks", "widowx_language_trained", 2, VARIANT_AGGREGATION, noise=1),
+        Recording("mended", "widowx widowx_language_trained", 12, disturb=0.1, noise=0.3),
+        Recording("mended_official", "widowx", 15, official=True, disturb=0.1, noise=0.3),
+    ),
+    "google_robot": (
+        Recording("cans", "pick_coke_can", 12, noise=1),
+        Recording("near", "move_near", 30, noise=1),
+        Recording("drawers", "open_close_drawer", 3, noise=1),
+        Recording("things", "google_robot_language_trained", 3, noise=1),
+        Recording("apple", "place_apple_in_closed_top_drawer", 4, noise=1),
+        Recording("cans_looks", "pick_coke_can", 2, VARIANT_AGGREGATION, noise=1),
+        Recording("near_looks", "move_near", 5, VARIANT_AGGREGATION, noise=1),
+        Recording("drawers_looks", "open_close_drawer", 1, VARIANT_AGGREGATION, noise=1),
+        Recording("mended", "pick_coke_can move_near", 4, disturb=0.1, noise=0.3),
+    ),
+}
+
+START = REPOSITORY / "data" / "checkpoints" / "compact_base"
+STAGES = ("record", "learn", "question")
+LEARNING = PretrainingConfig(
+    grounding_steps=1200,
+    steps=2200,
+    learning_rate=7e-4,
+    pointing=0,
+    questions=0.8,
+    rationales=0.3,
+    grounding_rate=5e-4,
+    order="both",
+    accumulate=3,
+)
+
+
+def tasks_of(names: str) -> tuple[Task, ...]:
+    """The tasks that several names, joined by blanks, stand for."""
+    return tuple(task for name in names.split() for task in find_tasks(name))
+
+
+def record_all(robot: str, folder: Path, official: Path | None, seed: int = 0) -> list[Path]:
+    """Record what is not recorded yet; without `official`, what needs SimplerEnv's own assets is left out.
+
+    Returns the datasets, in the order of `RECORDINGS`.
+    """
+    found = []
+    for number, one in enumerate(RECORDINGS[robot]):
+        if one.official and official is None:
+            continue
+        tasks = tasks_of(one.tasks)
+        scored = [each.name for each in tasks[0].protocol(one.setting).variants if each.scored]
+        path = folder / one.name
+        if not path.exists():
+            manner: dict[str, Any] = {"noise": one.noise, "disturb": one.disturb, "settle": 6}
+            record(
+                path,
+                tasks,
+                one.episodes,
+                assets=official if one.official and official else "embedded",
+                setting=one.setting,
+                variants=one.variants or scored,
+                seed=1000 * seed + number,
+                **manner,
+            )
+        annotate_dataset(path, OracleTeacher(), "step", keyframes=1)
+        found.append(path)
+    return found
+
+
+def answers(base: Path, datasets: Sequence[Path], most: int, seed: int = 99) -> str:
+    """How often a base answers rightly about frames of episodes that were held out, as a table.
+
+    Args:
+        most: questions of a kind and dataset.
+    """
+    policy = load_policy(base, order="rationale_first")
+    rows, episodes = [], 0
+    for dataset in datasets:
+        examples = load_examples(dataset)
+        held_out = (examples.episodes + episodes) % 10 == 9  # as `Examples.split` counts, over all datasets
+        episodes += int(examples.episodes.max()) + 1
+        asked = [one for one in ask(dataset, 1.0, seed) if held_out[one.row]]
+        kinds = {kind: [one for one in asked if one.kind == kind][:most] for kind in WORDINGS}
+        found = accuracy(policy, examples, [one for few in kinds.values() for one in few])
+        rows += [{"dataset": dataset.name, "kind": kind, **asdict(rate)} for kind, rate in found.items()]
+    table = pd.DataFrame(rows)
+    totals = table.groupby("kind")[["successes", "episodes"]].sum()
+    totals["share"] = totals.successes / totals.episodes
+    return f"{table.to_string()}\n{totals.to_string()}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point; see the module's docstring."""
+    usual = LEARNING
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.bases",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    parser.add_argument("robot", choices=sorted(RECORDINGS))
+    parser.add_argument("work", type=Path, help="folder of everything that is made on the way")
+    parser.add_argument("--official", type=Path, help="SimplerEnv's own assets; without, those are left out")
+    parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="the last stage")
+    parser.add_argument("--questions", type=int, default=60, help="held-out questions of a kind")
+    parser.add_argument("--steps", type=int, default=usual.steps)
+    parser.add_argument("--threads", type=int, default=1, help="compute threads")
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(given.threads)
+    try:
+        folder = given.work / given.robot
+        datasets = record_all(given.robot, folder, given.official)
+        if given.until != "record":
+            base = folder / "base"
+            if not base.exists():
+                config = replace(usual, steps=given.steps)
+                save_base(pretrain(datasets, folder / "learning", config, start=START), base)
+            if given.until == "question":
+                print(answers(base, datasets, given.questions))
+    except KitError as error:
+        raise SystemExit(f"bases: {error}") from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""What a policy writes is held against the frames it wrote about."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from refinevla_kit.episodes import open_dataset
+from refinevla_kit.evaluation.written import LEAST, by_kind, draw_frames, judged, truth, write_about
+from refinevla_kit.policies import load_policy
+from refinevla_kit.settings import REPOSITORY
+from refinevla_kit.teacher import OracleTeacher
+
+DEMO = REPOSITORY / "data" / "demo"
+SHIPPED = REPOSITORY / "data" / "checkpoints" / "with_reasoning"
+
+
+def test_the_truth_of_what_is_written_is_counted() -> None:
+    policy, dataset = load_policy(SHIPPED), open_dataset(DEMO)
+    frames = draw_frames(dataset, 2, seed=0)
+    assert frames == draw_frames(dataset, 2, seed=0) and len(set(frames)) == 2
+    written = write_about(policy, dataset, frames)
+    assert [(one.request.episode, one.request.start) for one in written] == frames
+    for one in written:
+        (image,) = dataset.images(one.request.episode, [one.request.start])
+        assert one.text == policy.explain(image, one.request.instruction, one.request.proprioception[0])
+    taught = [
+        judged(one.request, OracleTeacher().annotate(one.request).result.text(), policy) for one in written
+    ]
+    assert truth(taught).rate == 1 and truth(taught).episodes > 2 * LEAST
+    assert all(one.ended for one in taught) and {"held", "sub_task"} <= set(by_kind(taught))
+    moved = written[0].request
+    otherwise = replace(moved.state, grasped=np.bool_(not moved.state.grasped))
+    lies = judged(replace(moved, state=otherwise), taught[0].text, policy)
+    assert by_kind([lies])["held"].rate == 0 and truth([lies]).rate < 1
+    silent = judged(moved, "The gripper is at the carrot at the carrot.", policy)
+    assert truth([silent]).successes == 0 and truth([silent]).episodes == LEAST
+    assert not judged(moved, "so it goes " * 100, policy).ended
