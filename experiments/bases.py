@@ -11,6 +11,7 @@ the nine places of their photographs. Pairs and things that the language suite h
 from __future__ import annotations
 
 import argparse
+import gc
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from accelerate import PartialState
 
 from experiments.pretraining import PretrainingConfig, pretrain, save_base
 from experiments.questions import WORDINGS, accuracy, ask
@@ -61,10 +63,6 @@ RECORDINGS: dict[str, tuple[Recording, ...]] = {
         Recording("pairs", "widowx_language_trained", 40, noise=1),
         Recording("four_official", "widowx", 50, official=True, noise=1),
         Recording("pairs_official", "widowx_language_trained", 16, official=True, noise=1),
-        Recording("four_looks", "widowx", 4, VARIANT_AGGREGATION, noise=1),
-        Recording("pairs_looks", "widowx_language_trained", 2, VARIANT_AGGREGATION, noise=1),
-        Recording("mended", "widowx widowx_language_trained", 12, disturb=0.1, noise=0.3),
-        Recording("mended_official", "widowx", 15, official=True, disturb=0.1, noise=0.3),
     ),
     "google_robot": (
         Recording("cans", "pick_coke_can", 12, noise=1),
@@ -82,13 +80,13 @@ RECORDINGS: dict[str, tuple[Recording, ...]] = {
 START = REPOSITORY / "data" / "checkpoints" / "compact_base"
 STAGES = ("record", "learn", "question")
 LEARNING = PretrainingConfig(
-    grounding_steps=1200,
-    steps=2200,
+    grounding_steps=300,
+    steps=1600,
     learning_rate=7e-4,
     pointing=0,
     questions=0.8,
-    rationales=0.3,
-    grounding_rate=5e-4,
+    rationales=0.5,
+    grounding_rate=4e-4,
     order="both",
     accumulate=3,
 )
@@ -167,14 +165,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1, help="compute threads")
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
+    gc.freeze()  # each reset of a simulator looks through all there is for garbage
     try:
         folder = given.work / given.robot
-        datasets = record_all(given.robot, folder, given.official)
+        state = PartialState(cpu=not torch.cuda.is_available())
+        with state.main_process_first():  # what one has recorded the others only look up
+            datasets = record_all(given.robot, folder, given.official)
         if given.until != "record":
             base = folder / "base"
             if not base.exists():
                 config = replace(usual, steps=given.steps)
-                save_base(pretrain(datasets, folder / "learning", config, start=START), base)
+                vla = pretrain(datasets, folder / "learning", config, start=START)
+                if state.is_main_process:
+                    save_base(vla, base)
             if given.until == "question":
                 print(answers(base, datasets, given.questions))
     except KitError as error:

@@ -68,7 +68,8 @@ def first_episodes(examples: Examples, share: float) -> Examples:
     own = examples.proprioception
     return replace(
         examples,
-        images=examples.images[rows],
+        images=examples.shown(rows),
+        picture=None,
         actions=examples.actions[rows],
         episodes=examples.episodes[rows],
         instructions=tuple(examples.instructions[row] for row in rows),

@@ -23,6 +23,7 @@ thread are faster than two threads.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -32,6 +33,8 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from experiments.grounding import THINGS, Places, ground_tower, load_places, things_of
@@ -106,40 +109,25 @@ def pretrain(
     model = model or CompactConfig(layers=5, proprioception=True)
     things = things_of([*demonstrations, *scenery]) if config.questions else THINGS
     first = load_examples(demonstrations[0], find_rationales(demonstrations[0]))
+    words = {*first.rationales, *(task.instruction for task in WIDOWX_TASKS), *map(question, things)}
     read = [first, *(_read(path, config) for path in demonstrations[1:])]
     examples, places = join(_spoken(read, config)), _places(demonstrations, things)
+    del first, read  # gigabytes, twice
     asked = _asked(demonstrations, config)
-    tokenizer = train_vocabulary(
-        [
-            *examples.instructions,
-            *first.rationales,
-            *examples.rationales,
-            *(task.instruction for task in WIDOWX_TASKS),
-            *map(question, things),
-            *(text for one in asked for text in (one.text, one.answer)),
-        ]
-    )
+    words |= {*examples.instructions, *examples.rationales}
+    tokenizer = train_vocabulary([*words, *(text for one in asked for text in (one.text, one.answer))])
     model = model if examples.stateful else replace(model, proprioception=False)
-    vla = build(model, tokenizer, UniformBins.fit(examples.actions), config.seed)
-    if start:
-        carry_over(load(start), vla)
-    robot = find_task(open_dataset(demonstrations[0]).episodes[0].task).robot
-    if vla.reads_state and examples.proprioception is not None and (not start or robot != "widowx"):
+    robot, given = robot_in(demonstrations[0]), load(start) if start else None
+    goes_on = given is not None and given.conventions.robot == robot
+    bins = given.bins if given is not None and goes_on else UniformBins.fit(examples.actions)
+    vla = build(model, tokenizer, bins, config.seed)
+    if given is not None:
+        carry_over(given, vla)
+    if vla.reads_state and examples.proprioception is not None and not goes_on:
         features, tower = state_features(examples.proprioception), vla.model.model.vision_tower
         tower.state_mean.copy_(torch.from_numpy(features.mean(0)))
         tower.state_scale.copy_(torch.from_numpy(np.maximum(features.std(0), STILL)))
-    grounding: list[dict[str, float]] = []
-    if config.grounding_steps:
-        seen = [(load_examples(path).images, load_places(path, things)) for path in scenery]
-        images = np.concatenate([examples.images, *(images for images, _ in seen)])
-        grounding = ground_tower(
-            vla,
-            images,
-            _joined([places, *(place for _, place in seen)]),
-            config.grounding_steps,
-            learning_rate=config.grounding_rate,
-            seed=config.seed,
-        )
+    grounding = _grounded(vla, examples, places, demonstrations, scenery, things, work, config)
     history = _act_and_answer(
         vla, examples, pointing_at(examples, places, things, config), asked, config, work
     )
@@ -152,10 +140,54 @@ def pretrain(
         torch=torch.__version__,
         demonstrations=_about(demonstrations),
         scenery=_about(scenery),
-        grounding=grounding[-1] if grounding else None,
+        grounding=grounding,
         validation=history[-1],
     )
     return vla
+
+
+def robot_in(dataset: str | Path) -> str:
+    """Whose demonstrations a dataset of the kit holds."""
+    return find_task(open_dataset(dataset).episodes[0].task).robot
+
+
+def _grounded(
+    vla: CompactVLA,
+    examples: Examples,
+    places: Places,
+    demonstrations: Sequence[str | Path],
+    scenery: Sequence[str | Path],
+    things: Sequence[str],
+    work: str | Path,
+    config: PretrainingConfig,
+) -> dict[str, float] | None:
+    """Ground the tower, or read it from `work` where that was done; returns the last row of the history."""
+    if not config.grounding_steps:
+        return None
+    file, tower = Path(work) / "tower.safetensors", vla.model.model.vision_tower
+    settings = {name: value for name, value in asdict(config).items() if name.startswith("grounding")}
+    about = [settings, config.seed, _about(demonstrations), _about(scenery), things, list(vla.grid)]
+    made = hashlib.sha256(json.dumps(about).encode()).hexdigest()
+    if file.is_file():
+        with safe_open(file, "pt") as held:
+            said = held.metadata()
+        if said["made"] == made:
+            tower.load_state_dict(load_file(file))
+            return dict(json.loads(said["last"]))
+    seen = [(load_examples(path).images, load_places(path, things)) for path in scenery]
+    images = [examples.images, *(images for images, _ in seen)]
+    history = ground_tower(
+        vla,
+        np.concatenate(images) if seen else examples.images,
+        _joined([places, *(place for _, place in seen)]),
+        config.grounding_steps,
+        learning_rate=config.grounding_rate,
+        seed=config.seed,
+    )
+    if PartialState(cpu=not torch.cuda.is_available()).is_main_process:
+        with replacing(file) as part:
+            save_file(tower.state_dict(), part, {"made": made, "last": json.dumps(history[-1])})
+    return history[-1]
 
 
 def improve(
@@ -215,7 +247,7 @@ def pointing(
     chosen = [int(rng.choice(np.flatnonzero(places.present[row]))) for row in rows]
     return replace(
         examples,
-        images=examples.images[rows],
+        picture=examples.pictures(rows),
         actions=np.full((len(rows), 7), np.nan, np.float32),
         episodes=examples.episodes[rows],
         instructions=tuple(question(things[thing]) for thing in chosen),

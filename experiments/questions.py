@@ -169,7 +169,7 @@ def as_examples(examples: Examples, questions: Sequence[Question]) -> Examples:
     rows = np.array([question.row for question in questions], np.int64)
     return replace(
         examples,
-        images=examples.images[rows],
+        picture=examples.pictures(rows),
         actions=np.full((len(rows), 7), np.nan, np.float32),
         episodes=examples.episodes[rows],
         instructions=tuple(question.text for question in questions),

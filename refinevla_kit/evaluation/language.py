@@ -24,8 +24,9 @@ class Following:
     Attributes:
         robot: whose tasks they are.
         kind: one of `KINDS`.
-        success, right_object, right_target: of all these episodes, with Wilson's 95 % interval
-            (`EpisodeRecord`); the last is None where the tasks have no target.
+        success, right_object, right_target, both: of all these episodes, with Wilson's 95 % interval
+            (`EpisodeRecord`); the last two, of which `both` is right object and right target, are None where
+            the tasks have no target.
     """
 
     policy: str
@@ -35,6 +36,7 @@ class Following:
     success: Rate
     right_object: Rate
     right_target: Rate | None
+    both: Rate | None
 
 
 def following(records: Iterable[EpisodeRecord], rule: Rule = RULES[0]) -> list[Following]:
@@ -49,9 +51,12 @@ def following(records: Iterable[EpisodeRecord], rule: Rule = RULES[0]) -> list[F
         groups.setdefault((record.policy, record.setting, task.robot, kind), []).append(record)
     rows = []
     for place, played in groups.items():
-        aimed = [record.right_target for record in played if find_task(record.task).target]
+        aimed = [record for record in played if find_task(record.task).target]
         success = rate(sum(succeeded(record, rule) for record in played), len(played))
         right_object = rate(sum(record.right_object for record in played), len(played))
-        right_target = rate(sum(aimed), len(aimed)) if aimed else None
-        rows.append(Following(*place, success, right_object, right_target))
+        right_target = both = None
+        if aimed:
+            right_target = rate(sum(record.right_target for record in aimed), len(aimed))
+            both = rate(sum(record.right_object and record.right_target for record in aimed), len(aimed))
+        rows.append(Following(*place, success, right_object, right_target, both))
     return rows

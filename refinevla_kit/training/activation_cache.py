@@ -138,7 +138,8 @@ def cache_key(vla: VLA, examples: Examples, config: TrainingConfig) -> dict[str,
     return {
         "format": FORMAT,
         "frozen weights": _frozen_weights(vla, config.depth),
-        "pictures": _hash(np.ascontiguousarray(examples.images)),
+        "pictures": _hash(np.ascontiguousarray(examples.images))
+        + ("" if examples.picture is None else _hash(examples.picture)),
         "proprioception": None if own is None else _hash(np.ascontiguousarray(own)),
         "frames": len(examples),
         "instructions": _hash(json.dumps(examples.instructions).encode()),
@@ -238,7 +239,7 @@ def _states(
     """The states (B, N, d) of the frames `rows` in the number format they are stored in."""
     device = vla.device
     own = None if examples.proprioception is None else examples.proprioception[rows]
-    tokens = tower_tokens(vla, examples.images[rows]).to(device).float()
+    tokens = tower_tokens(vla, examples.shown(rows)).to(device).float()
     batch = Batch(sequences.to(device), tokens=tokens, states=vla.states(own))
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
         states = boundary_states(vla, batch, config.depth)

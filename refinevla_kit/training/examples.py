@@ -34,7 +34,7 @@ class Examples:
     """N frames in memory.
 
     Attributes:
-        images: uint8 (N, H, W, 3).
+        images: uint8 (P, H, W, 3), a picture a frame unless `picture` says otherwise.
         actions: float32 (N, 7), as recorded (units of `Simulator.step`); NaN where a frame is only spoken
             about. episodes: int64 (N,).
         instructions, rationales: one text a frame; a rationale is "" where none was written, or none that is
@@ -42,6 +42,7 @@ class Examples:
         proprioception: float32 (N, 15), the kit's own state (`Observation.proprioception`); (N, 0) or None
             where the data have none or another.
         about: which rationales these are and how many were left out, one line.
+        picture: int64 (N,), which of the pictures each frame shows, where several show the same one.
     """
 
     images: Array
@@ -51,6 +52,7 @@ class Examples:
     rationales: tuple[str, ...]
     about: str = ""
     proprioception: Array | None = None
+    picture: Array | None = None
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -60,10 +62,20 @@ class Examples:
         none.
         """
         found = hashlib.sha256(json.dumps([self.instructions, self.rationales]).encode())
-        for array in (self.images, self.actions, self.episodes, self.proprioception if state else None):
+        own = self.proprioception if state else None
+        for array in (self.images, self.actions, self.episodes, own, self.picture):
             if array is not None:
                 found.update(np.ascontiguousarray(array).tobytes())
         return found.hexdigest()
+
+    def pictures(self, rows: Array) -> Array:
+        """Which of `images` these frames show, int64 (B,)."""
+        return rows if self.picture is None else self.picture[rows]
+
+    def shown(self, rows: Array) -> Array:
+        """The pictures of these frames, uint8 (B, H, W, 3)."""
+        images: Array = self.images[self.pictures(rows)]
+        return images
 
     def plans(self, rows: Array | Sequence[int], steps: int) -> Array:
         """Actions of these frames and those after them, float32 (B, steps, 7); the last of an episode is
@@ -106,21 +118,26 @@ def join(parts: Sequence[Examples]) -> Examples:
 
 
 def _stacked(parts: Sequence[Examples]) -> Examples:
-    """All frames of several, as they are."""
+    """All frames of several, as they are; an array of pictures that several have is there once."""
     sizes = {part.images.shape[1:3] for part in parts}
     if len(sizes) > 1:
         listed = " and ".join(f"{width} x {height}" for height, width in sorted(sizes))
         what = f"the episodes have pictures of {len(sizes)} sizes ({listed})"
         raise KitError(what, "train on episodes of one camera and size")
+    arrays = {id(part.images): part.images for part in parts}
+    starts = dict(zip(arrays, np.cumsum([0, *map(len, arrays.values())])))
+    pictures = [part.pictures(np.arange(len(part))) + starts[id(part.images)] for part in parts]
+    shared = any(part.picture is not None for part in parts) or len(arrays) < len(parts)
     states = [part.proprioception for part in parts if part.proprioception is not None]
     return Examples(
-        np.concatenate([part.images for part in parts]),
+        np.concatenate(list(arrays.values())) if len(arrays) > 1 else parts[0].images,
         np.concatenate([part.actions for part in parts]),
         np.concatenate([part.episodes for part in parts]),
         tuple(text for part in parts for text in part.instructions),
         tuple(text for part in parts for text in part.rationales),
         "; ".join(part.about for part in parts if part.about),
         np.concatenate(states) if len(states) == len(parts) else None,
+        np.concatenate(pictures) if shared else None,
     )
 
 

@@ -349,7 +349,7 @@ def check_collapse(
         raise KitError(what, f"{kept_where}, {remedy}")
     low, high = vla.bins.ranges[0]
     starts = logits[torch.arange(len(logits), device=logits.device), places.int().argmax(1)]  # B, V
-    pictures, episodes = examples.images[rows], len(np.unique(examples.episodes[rows]))
+    pictures, episodes = examples.shown(rows), len(np.unique(examples.episodes[rows]))
     should_differ = (
         episodes >= EPISODES
         and not _all_alike(pictures)

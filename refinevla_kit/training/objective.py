@@ -97,7 +97,8 @@ def make_batch(
     """Lay out the frames `rows` (int (B,)) as sequences on the model's device.
 
     Args:
-        kept: what is frozen, of all examples: the tower's tokens, or a cache of the states at the boundary.
+        kept: what is frozen: the tower's tokens of all pictures, or a cache of the states at the boundary of
+            all examples.
     """
     device = vla.device
     if kept is not None and not isinstance(kept, Tensor):
@@ -106,8 +107,10 @@ def make_batch(
     sequences = lay_out(vla, examples, rows, config).to(device)
     states = vla.states(None if examples.proprioception is None else examples.proprioception[rows])
     if kept is None:
-        return Batch(sequences, pixel_values=vla.pixel_values(examples.images[rows]), states=states)
-    return Batch(sequences, tokens=kept[torch.from_numpy(rows)].to(device).float(), states=states)
+        return Batch(sequences, pixel_values=vla.pixel_values(examples.shown(rows)), states=states)
+    return Batch(
+        sequences, tokens=kept[torch.from_numpy(examples.pictures(rows))].to(device).float(), states=states
+    )
 
 
 class WholeModel(nn.Module):

@@ -58,9 +58,11 @@ def test_rates_are_by_robot_and_by_what_was_held_out() -> None:
     trained, held_out, picked, near = rows.values()
     assert (trained.success.rate, trained.right_object.rate) == (0.75, 0.75)
     assert trained.right_target is not None and trained.right_target.rate == 1.0
+    assert trained.both is not None and trained.both.rate == 0.75
     assert trained.right_object.low < 0.75 < trained.right_object.high
     assert held_out.right_object.rate == 1.0 and held_out.right_target and held_out.right_target.rate == 0.0
-    assert picked.right_target is None and picked.success.episodes == 1
+    assert held_out.both is not None and held_out.both.rate == 0.0
+    assert picked.right_target is None and picked.both is None and picked.success.episodes == 1
     assert near.right_object.rate == 1.0 and near.right_target and near.right_target.rate == 0.0
     assert {score.task for score in summarise(records[:8])} == {CARROT, HELD_OUT, "average"}
 

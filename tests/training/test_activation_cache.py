@@ -11,7 +11,7 @@ import torch
 from refinevla_kit.errors import KitError
 from refinevla_kit.training import activation_cache
 from refinevla_kit.training.activation_cache import STATES, cache_bytes, cache_path, open_or_write
-from refinevla_kit.training.examples import Examples
+from refinevla_kit.training.examples import Examples, join
 from refinevla_kit.training.freezing import UpperLayers, freeze_lower
 from refinevla_kit.training.loop import TrainingConfig, fine_tune, validate
 from refinevla_kit.training.objective import Losses, WholeModel, forward, make_batch, tower_tokens
@@ -107,6 +107,27 @@ def test_a_run_from_the_cache_ends_where_the_plain_run_ends(mode: str, tmp_path:
         assert torch.allclose(ends["on"][0][name], value, atol=1e-3), name
     for one, other in zip(ends["on"][1], ends["off"][1], strict=True):
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-3)
+
+
+@pytest.mark.parametrize(("cache", "freeze_tower"), [("on", True), ("off", True), ("off", False)])
+def test_frames_that_share_a_picture_train_as_if_each_had_its_own(
+    cache: str, freeze_tower: bool, tmp_path: Path
+) -> None:
+    own = some()
+    spoken = replace(own, instructions=("where is the carrot?",) * 24, rationales=("at the left.",) * 24)
+    shared = join([own, replace(spoken, picture=np.arange(24)[::-1])])
+    apart = join([own, replace(spoken, images=own.images[::-1].copy())])
+    assert shared.images is own.images and len(apart.images) == 48 and apart.picture is None
+    assert np.array_equal(shared.shown(np.arange(48)), apart.shown(np.arange(48)))
+    ends = []
+    for examples in (shared, apart):
+        vla = made(examples)
+        config = replace(CONFIG, cache=cache, freeze_tower=freeze_tower)
+        fine_tune(vla, examples, config, tmp_path / str(len(examples.images)), "p", progress=False)
+        ends.append(vla.model.state_dict())
+    for name, value in ends[0].items():
+        assert torch.allclose(ends[1][name], value, atol=1e-4), name
+    assert own.digest() != shared.digest() != apart.digest()
 
 
 def test_held_out_frames_are_judged_alike(tmp_path: Path) -> None:
