@@ -17,13 +17,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from accelerate import PartialState
 
-from experiments.pretraining import PretrainingConfig, pretrain, save_base
+from experiments.pretraining import PretrainingConfig, improve, pretrain, save_base
 from experiments.questions import WORDINGS, accuracy, ask
+from refinevla_kit.episodes import open_dataset
 from refinevla_kit.errors import KitError
+from refinevla_kit.evaluation.written import by_kind, truth, write_about
 from refinevla_kit.policies import load_policy
 from refinevla_kit.rollouts.recording import record
 from refinevla_kit.settings import REPOSITORY
@@ -78,7 +81,7 @@ RECORDINGS: dict[str, tuple[Recording, ...]] = {
 }
 
 START = REPOSITORY / "data" / "checkpoints" / "compact_base"
-STAGES = ("record", "learn", "question")
+STAGES = ("record", "learn", "judge")
 LEARNING = PretrainingConfig(
     grounding_steps=300,
     steps=1600,
@@ -90,6 +93,8 @@ LEARNING = PretrainingConfig(
     order="both",
     accumulate=3,
 )
+# Rationales have fifteen times as many words as answers and outweigh them; then answers have their turn.
+ROUNDS = (replace(LEARNING, steps=800, learning_rate=5e-4, questions=1.5, rationales=0.1),)
 
 
 def tasks_of(names: str) -> tuple[Task, ...]:
@@ -126,14 +131,32 @@ def record_all(robot: str, folder: Path, official: Path | None, seed: int = 0) -
     return found
 
 
-def answers(base: Path, datasets: Sequence[Path], most: int, seed: int = 99) -> str:
-    """How often a base answers rightly about frames of episodes that were held out, as a table.
+def learn(datasets: Sequence[Path], folder: Path, state: PartialState) -> Path:
+    """All rounds of learning that are not done yet; returns the last checkpoint."""
+    base = folder / "base_0"
+    for number, config in enumerate((LEARNING, *ROUNDS)):
+        target, work = folder / f"base_{number}", folder / f"learning_{number}"
+        if not target.exists():
+            if number:
+                vla = improve(base, datasets, (), work, config)
+            else:
+                vla = pretrain(datasets, work, config, start=START)
+            if state.is_main_process:
+                save_base(vla, target)
+            state.wait_for_everyone()
+        base = target
+    return base
+
+
+def judge(base: Path, datasets: Sequence[Path], most: int, seed: int = 99) -> str:
+    """How often a base answers rightly about frames of episodes that were held out, and how much of what it
+    writes of itself is true, as tables.
 
     Args:
-        most: questions of a kind and dataset.
+        most: questions of a kind, and frames written about, of each dataset.
     """
-    policy = load_policy(base, order="rationale_first")
-    rows, episodes = [], 0
+    policy, rng = load_policy(base, order="rationale_first"), np.random.default_rng(seed)
+    rows, episodes, written = [], 0, []
     for dataset in datasets:
         examples = load_examples(dataset)
         held_out = (examples.episodes + episodes) % 10 == 9  # as `Examples.split` counts, over all datasets
@@ -142,15 +165,21 @@ def answers(base: Path, datasets: Sequence[Path], most: int, seed: int = 99) -> 
         kinds = {kind: [one for one in asked if one.kind == kind][:most] for kind in WORDINGS}
         found = accuracy(policy, examples, [one for few in kinds.values() for one in few])
         rows += [{"dataset": dataset.name, "kind": kind, **asdict(rate)} for kind, rate in found.items()]
+        first = np.searchsorted(examples.episodes, examples.episodes)  # of its episode
+        chosen = rng.permutation(np.flatnonzero(held_out))[:most]
+        frames = [(int(examples.episodes[row]), int(row - first[row])) for row in np.sort(chosen)]
+        written += write_about(policy, open_dataset(dataset), frames)
     table = pd.DataFrame(rows)
     totals = table.groupby("kind")[["successes", "episodes"]].sum()
     totals["share"] = totals.successes / totals.episodes
-    return f"{table.to_string()}\n{totals.to_string()}"
+    true = pd.DataFrame(asdict(rate) for rate in [*by_kind(written).values(), truth(written)])
+    true.index = pd.Index([*by_kind(written), "all"])
+    ended = f"{sum(one.ended for one in written)} of {len(written)} texts end by themselves"
+    return "\n\n".join([table.to_string(), totals.to_string(), true.to_string(), ended])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point; see the module's docstring."""
-    usual = LEARNING
     parser = argparse.ArgumentParser(
         prog="python -m experiments.bases",
         description=__doc__,
@@ -160,8 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("work", type=Path, help="folder of everything that is made on the way")
     parser.add_argument("--official", type=Path, help="SimplerEnv's own assets; without, those are left out")
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="the last stage")
-    parser.add_argument("--questions", type=int, default=60, help="held-out questions of a kind")
-    parser.add_argument("--steps", type=int, default=usual.steps)
+    parser.add_argument("--questions", type=int, default=30, help="held-out questions of a kind, a dataset")
     parser.add_argument("--threads", type=int, default=1, help="compute threads")
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
@@ -172,14 +200,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with state.main_process_first():  # what one has recorded the others only look up
             datasets = record_all(given.robot, folder, given.official)
         if given.until != "record":
-            base = folder / "base"
-            if not base.exists():
-                config = replace(usual, steps=given.steps)
-                vla = pretrain(datasets, folder / "learning", config, start=START)
-                if state.is_main_process:
-                    save_base(vla, base)
-            if given.until == "question":
-                print(answers(base, datasets, given.questions))
+            base = learn(datasets, folder, state)
+            if given.until == "judge" and state.is_main_process:
+                print(judge(base, datasets, given.questions))
     except KitError as error:
         raise SystemExit(f"bases: {error}") from None
 

@@ -203,7 +203,7 @@ def improve(
     vla, paths = load(base), [*demonstrations, *driven]
     things = things_of(paths) if config.questions else THINGS
     examples = join(_spoken([_read(path, config) for path in paths], config))
-    points = pointing_at(examples, _places(paths, things), things, config)
+    points = pointing_at(examples, _places(paths, things), things, config) if config.pointing else []
     history = _act_and_answer(vla, examples, points, _asked(paths, config), config, work)
     stage = {**asdict(config), "demonstrations": _about(demonstrations), "driven": _about(driven)}
     vla.provenance.update(improved=[*vla.provenance.get("improved", []), stage], validation=history[-1])
@@ -364,11 +364,18 @@ def write_card(
         f"{r['any']}/{r['episodes']} |\n"
         for r in records
     )
+    stages = [provenance["pretraining"], *provenance.get("improved", [])]
+    read = any(stage.get("questions") or stage.get("rationales") for stage in stages)
+    language = (
+        "It has learned to answer questions and to write the oracle's rationales."
+        if read
+        else "It has never been trained on a rationale."
+    )
     with replacing(Path(path) / "README.md") as part:
         part.write_text(
             f"# Compact VLA, base\n\nMade by `{provenance['made_by']}`: "
             f"{provenance['pretraining']}.\n\n{data}\n{notes}\n\n"
-            "It has never been trained on a rationale. SimplerEnv's grid, its first episodes:\n\n"
+            f"{language} SimplerEnv's grid, its first episodes:\n\n"
             "| assets | setting | task | success at the last step | success at any step |\n| --- | "
             f"--- | --- | --- | --- |\n{rows}",
             encoding="utf-8",

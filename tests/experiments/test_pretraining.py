@@ -104,7 +104,10 @@ def test_a_base_is_made_drives_and_goes_on_with_what_it_drove(dataset: Path, tmp
         "| 0/24 | 1/24 |" in card
         and "- scenery: scenery, 1 episodes" in card
         and "- round 1, driven by the policy" in card
+        and "It has never been trained on a rationale." in card
     )
+    write_card(tmp_path, better.provenance | {"pretraining": {"questions": 1.0}}, [])
+    assert "learned to answer questions" in (tmp_path / "README.md").read_text()
 
 
 @pytest.mark.slow
