@@ -16,7 +16,7 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
@@ -35,6 +35,7 @@ FORGIVEN = (
 WRONG = 3  # requests that the server calls wrong before it has answered any: one may have an odd picture
 LONGEST_WAIT = 900.0  # s; a server that asks to wait longer ends the run
 ROOM = 16 * 2**20  # bytes that must be free on the disk before a call: what is paid for can be written
+ALERT = 0.05  # s, after which an interrupt is seen at the latest
 REMEDY = (
     "look at what came back (raw in the table), raise max_output_tokens, lower thinking, or change the "
     "model, base_url, the pictures or the prompt, and run again: they are asked again"
@@ -137,6 +138,8 @@ class Run:
         with ThreadPoolExecutor(1, "annotation") as thread, _first_interrupt(self.interrupt):
             ended = thread.submit(self._run_loop, source)
             try:
+                while not wait([ended], ALERT).done:
+                    pass  # an interrupt that another thread received is only seen between two waits
                 ended.result()
             except KeyboardInterrupt:  # the second one: the calls in flight are given up
                 self._tell(lambda: self._main and self._main.cancel())
