@@ -37,3 +37,11 @@ def test_the_truth_of_what_is_written_is_counted() -> None:
     silent = judged(moved, "The gripper is at the carrot at the carrot.", policy)
     assert truth([silent]).successes == 0 and truth([silent]).episodes == LEAST
     assert not judged(moved, "so it goes " * 100, policy).ended
+
+
+def test_a_base_that_has_learned_to_write_writes_what_is_true() -> None:
+    policy = load_policy(SHIPPED.parent / "language_base")
+    dataset = open_dataset(DEMO)
+    written = write_about(policy, dataset, draw_frames(dataset, 6, seed=1))
+    assert all(one.ended for one in written)
+    assert truth(written).rate > 0.8 and truth(written).episodes > 6 * LEAST
