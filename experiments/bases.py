@@ -169,6 +169,8 @@ def judge(base: Path, datasets: Sequence[Path], most: int, seed: int = 99) -> st
         chosen = rng.permutation(np.flatnonzero(held_out))[:most]
         frames = [(int(examples.episodes[row]), int(row - first[row])) for row in np.sort(chosen)]
         written += write_about(policy, open_dataset(dataset), frames)
+    if not rows:
+        raise KitError(f"{episodes} episodes: none is held out to be asked about", "record at least ten")
     table = pd.DataFrame(rows)
     totals = table.groupby("kind")[["successes", "episodes"]].sum()
     totals["share"] = totals.successes / totals.episodes

@@ -86,21 +86,26 @@ def review_card(
                 _path(ax, paths[number])
         _actions(panel, request)
         for ax, lines in zip(lower.subplots(1, 2), columns, strict=True):
-            ax.set_axis_off()
-            for number, (text, colour, weight) in enumerate(lines):
-                ax.annotate(
-                    text,
-                    (0, 1),
-                    (0, -number * LINE),
-                    "axes fraction",
-                    "offset points",
-                    color=colour,
-                    fontweight=weight,
-                    fontsize=9,
-                    va="top",
-                    parse_math=False,
-                )
+            write_lines(ax, lines)
     return figure
+
+
+def write_lines(ax: Axes, lines: Sequence[Paragraph], size: float = 9) -> None:
+    """Lines of text in their colours, one under the other from the top of an empty panel."""
+    ax.set_axis_off()
+    for number, (text, colour, weight) in enumerate(lines):
+        ax.annotate(
+            text,
+            (0, 1),
+            (0, -number * LINE),
+            "axes fraction",
+            "offset points",
+            color=colour,
+            fontweight=weight,
+            fontsize=size,
+            va="top",
+            parse_math=False,
+        )
 
 
 def _path(ax: Axes, path: Array) -> None:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from refinevla_kit.evaluation.written import Written, by_kind, truth
 from refinevla_kit.figures.overlays import show_picture
+from refinevla_kit.figures.reviews import LINE, Paragraph, write_lines
 from refinevla_kit.figures.style import (
     GREEN,
     INK,
@@ -30,8 +31,7 @@ from refinevla_kit.figures.style import (
 from refinevla_kit.simulator.contract import Array
 
 MARKS = {"true": ("✓", GREEN), "false": ("✗", VERMILION), "undecided": ("?", MUTED)}
-WIDTH, LINE = 52, 12.5  # characters of a line; points from one line to the next
-Line = tuple[str, str, str]  # text, colour, font weight
+WIDTH = 52  # characters of a line
 
 
 def texts_beside(image: Array, written: Mapping[str, Written], title: str = "") -> Figure:
@@ -50,24 +50,11 @@ def texts_beside(image: Array, written: Mapping[str, Written], title: str = "") 
         show_picture(picture, image)
         picture.set_anchor("N")
         for ax, lines in zip(axes, columns, strict=True):
-            ax.set_axis_off()
-            for number, (text, colour, weight) in enumerate(lines):
-                ax.annotate(
-                    text,
-                    (0, 1),
-                    (0, -number * LINE),
-                    "axes fraction",
-                    "offset points",
-                    color=colour,
-                    fontweight=weight,
-                    fontsize=8.5,
-                    va="top",
-                    parse_math=False,
-                )
+            write_lines(ax, lines, 8.5)
     return figure
 
 
-def _column(name: str, one: Written) -> list[Line]:
+def _column(name: str, one: Written) -> list[Paragraph]:
     count = truth([one])
     lines = [(f"{label(name)}: {count.successes} of {count.episodes} true", INK, "bold")]
     text = one.text or "(nothing)"

@@ -1,0 +1,42 @@
+"""The recipe of the shipped bases, on one episode: what is finished is not done again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments import bases
+from experiments.bases import LEARNING, RECORDINGS, Recording, main, tasks_of
+from refinevla_kit.files import sha256
+from refinevla_kit.policies import load_policy
+
+
+@pytest.mark.slow
+def test_a_base_is_recorded_learned_from_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = replace(LEARNING, grounding_steps=1, steps=2, batch_size=4)
+    monkeypatch.setattr(bases, "RECORDINGS", {"widowx": (Recording("few", "widowx_carrot_on_plate", 1),)})
+    monkeypatch.setattr(bases, "LEARNING", few)
+    monkeypatch.setattr(bases, "ROUNDS", (replace(few, steps=1),))
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    main(["widowx", str(tmp_path), "--until", "learn"])
+    last = tmp_path / "widowx" / "base_1"
+    policy, digest = load_policy(last), sha256(last)
+    assert policy.order == "action_first" and policy.conventions.robot == "widowx"
+    assert policy.vla.provenance["improved"][0]["steps"] == 1
+    main(["widowx", str(tmp_path), "--until", "learn"])
+    assert sha256(last) == digest
+    with pytest.raises(SystemExit, match="1 episodes: none is held out to be asked about -> record"):
+        main(["widowx", str(tmp_path)])
+
+
+def test_what_is_held_out_is_never_recorded() -> None:
+    for robot, recordings in RECORDINGS.items():
+        tasks = [task for one in recordings for task in tasks_of(one.tasks)]
+        assert {task.robot for task in tasks} == {robot}
+        assert not any(task.held_out for task in tasks)
+        assert len({one.name for one in recordings}) == len(recordings)
