@@ -314,6 +314,9 @@ def load(source: str | Path | Folder) -> CompactVLA:
         raise KitError(
             f"the checkpoint {directory} is damaged ({type(error).__name__}: {error})", COPY
         ) from error
+    if (robot := provenance.get("robot", "widowx")) not in list(ROBOT_CONVENTIONS):
+        what = f"the checkpoint {directory} says that it is of the robot {robot!r}"
+        raise KitError(what, f"give one of {' or '.join(ROBOT_CONVENTIONS)}")
     words = model.get_input_embeddings().num_embeddings
     if words != len(tokenizer):
         what = f"the model in {directory} has {words} words, its tokenizer {len(tokenizer)}"

@@ -15,6 +15,7 @@ from huggingface_hub.utils import are_progress_bars_disabled
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
+from refinevla_kit.conventions import GOOGLE_ROBOT
 from refinevla_kit.errors import KitError
 from refinevla_kit.policies.vla_policy import DECODINGS, VLAPolicy, load_policy
 from refinevla_kit.settings import REPOSITORY
@@ -226,6 +227,18 @@ def test_a_checkpoint_of_a_later_format_says_so(vla: CompactVLA, tmp_path: Path)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": "refinevla-compact-9"}))
     with pytest.raises(KitError, match="refinevla-compact-9"):
         load(tmp_path / "one")
+
+
+def test_a_checkpoint_knows_whose_robot_it_learned(vla: CompactVLA, tmp_path: Path) -> None:
+    of_google = replace(vla, provenance={"robot": "google_robot"}).save(tmp_path / "one")
+    found = load(of_google).conventions
+    assert found == replace(GOOGLE_ROBOT, image_size=vla.image_size, normalisation="own")
+    assert vla.conventions.robot == "widowx"
+    other = replace(vla, provenance={"robot": ["franka"]}).save(tmp_path / "two")
+    with pytest.raises(
+        KitError, match=r"of the robot \['franka'\] -> give one of widowx"
+    ):
+        load(other)
 
 
 def test_a_pointer_of_git_lfs_in_the_place_of_weights_is_called_one(vla: CompactVLA, tmp_path: Path) -> None:
