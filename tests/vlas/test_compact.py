@@ -235,9 +235,7 @@ def test_a_checkpoint_knows_whose_robot_it_learned(vla: CompactVLA, tmp_path: Pa
     assert found == replace(GOOGLE_ROBOT, image_size=vla.image_size, normalisation="own")
     assert vla.conventions.robot == "widowx"
     other = replace(vla, provenance={"robot": ["franka"]}).save(tmp_path / "two")
-    with pytest.raises(
-        KitError, match=r"of the robot \['franka'\] -> give one of widowx"
-    ):
+    with pytest.raises(KitError, match=r"of the robot \['franka'\] -> give one of widowx"):
         load(other)
 
 
