@@ -15,7 +15,6 @@ import gc
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,7 +32,7 @@ from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.tasks import VARIANT_AGGREGATION, VISUAL_MATCHING, Task, find_tasks
 from refinevla_kit.teacher import annotate_dataset
 from refinevla_kit.teacher.oracle import OracleTeacher
-from refinevla_kit.training.examples import load_examples
+from refinevla_kit.training.examples import held_out, load_examples
 
 
 @dataclass(frozen=True)
@@ -44,8 +43,7 @@ class Recording:
         name: of the dataset.
         tasks: as `find_tasks` takes them; several are joined by a blank.
         episodes: a task and variant.
-        setting: its variants are all shown, or those of `variants`.
-        variants: names; empty for all that are scored.
+        setting: its scored variants are shown.
         official: on SimplerEnv's own assets.
         noise, disturb: see `recording.Manner`.
     """
@@ -54,7 +52,6 @@ class Recording:
     tasks: str
     episodes: int
     setting: str = VISUAL_MATCHING
-    variants: tuple[str, ...] = ()
     official: bool = False
     noise: float = 0.0
     disturb: float = 0.0
@@ -102,7 +99,7 @@ def tasks_of(names: str) -> tuple[Task, ...]:
     return tuple(task for name in names.split() for task in find_tasks(name))
 
 
-def record_all(robot: str, folder: Path, official: Path | None, seed: int = 0) -> list[Path]:
+def record_all(robot: str, folder: Path, official: Path | None) -> list[Path]:
     """Record what is not recorded yet; without `official`, what needs SimplerEnv's own assets is left out.
 
     Returns the datasets, in the order of `RECORDINGS`.
@@ -112,19 +109,19 @@ def record_all(robot: str, folder: Path, official: Path | None, seed: int = 0) -
         if one.official and official is None:
             continue
         tasks = tasks_of(one.tasks)
-        scored = [each.name for each in tasks[0].protocol(one.setting).variants if each.scored]
         path = folder / one.name
         if not path.exists():
-            manner: dict[str, Any] = {"noise": one.noise, "disturb": one.disturb, "settle": 6}
             record(
                 path,
                 tasks,
                 one.episodes,
                 assets=official if one.official and official else "embedded",
                 setting=one.setting,
-                variants=one.variants or scored,
-                seed=1000 * seed + number,
-                **manner,
+                variants=tasks[0].protocol(one.setting).scored_variants,
+                seed=number,
+                noise=one.noise,
+                disturb=one.disturb,
+                settle=6,
             )
         annotate_dataset(path, OracleTeacher(), "step", keyframes=1)
         found.append(path)
@@ -159,14 +156,14 @@ def judge(base: Path, datasets: Sequence[Path], most: int, seed: int = 99) -> st
     rows, episodes, written = [], 0, []
     for dataset in datasets:
         examples = load_examples(dataset)
-        held_out = (examples.episodes + episodes) % 10 == 9  # as `Examples.split` counts, over all datasets
+        kept_back = held_out(examples.episodes + episodes)  # training counts over all datasets
         episodes += int(examples.episodes.max()) + 1
-        asked = [one for one in ask(dataset, 1.0, seed) if held_out[one.row]]
+        asked = [one for one in ask(dataset, 1.0, seed) if kept_back[one.row]]
         kinds = {kind: [one for one in asked if one.kind == kind][:most] for kind in WORDINGS}
         found = accuracy(policy, examples, [one for few in kinds.values() for one in few])
         rows += [{"dataset": dataset.name, "kind": kind, **asdict(rate)} for kind, rate in found.items()]
         first = np.searchsorted(examples.episodes, examples.episodes)  # of its episode
-        chosen = rng.permutation(np.flatnonzero(held_out))[:most]
+        chosen = rng.permutation(np.flatnonzero(kept_back))[:most]
         frames = [(int(examples.episodes[row]), int(row - first[row])) for row in np.sort(chosen)]
         written += write_about(policy, open_dataset(dataset), frames)
     if not rows:
@@ -174,8 +171,8 @@ def judge(base: Path, datasets: Sequence[Path], most: int, seed: int = 99) -> st
     table = pd.DataFrame(rows)
     totals = table.groupby("kind")[["successes", "episodes"]].sum()
     totals["share"] = totals.successes / totals.episodes
-    true = pd.DataFrame(asdict(rate) for rate in [*by_kind(written).values(), truth(written)])
-    true.index = pd.Index([*by_kind(written), "all"])
+    rates = {**by_kind(written), "all": truth(written)}
+    true = pd.DataFrame([asdict(rate) for rate in rates.values()], list(rates))
     ended = f"{sum(one.ended for one in written)} of {len(written)} texts end by themselves"
     return "\n\n".join([table.to_string(), totals.to_string(), true.to_string(), ended])
 

@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> None:
         if given["settle"] < 1 or not (0 <= given["disturb"] <= 1 and 0 <= given["noise"] <= 1):
             what = f"settle {given['settle']}, disturb {given['disturb']:g}, noise {given['noise']:g}"
             raise KitError(what, "settle is 1 or more, the others are shares of 0 to 1")
-        scored = [one.name for one in find_task(tasks[0]).protocol(given["setting"]).variants if one.scored]
+        scored = find_task(tasks[0]).protocol(given["setting"]).scored_variants
         _policy(drive.checkpoint)  # before a simulator starts: a folder that holds none is said at once
         made = record(path, tasks, episodes, variants=named or scored, drive=drive, **given)
     except KitError as error:

@@ -119,7 +119,4 @@ def _variants(profile: Profile, stage: Stage, task: str) -> int:
     """Scenes of one task."""
     if stage.block.setting != VARIANT_AGGREGATION:
         return 1
-    return len(
-        profile.variants
-        or [one for one in find_task(task).protocol(stage.block.setting).variants if one.scored]
-    )
+    return len(profile.variants or find_task(task).protocol(stage.block.setting).scored_variants)

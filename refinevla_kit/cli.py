@@ -97,7 +97,7 @@ def record(
     from refinevla_kit.tasks import WIDOWX_TASKS, find_task
 
     tasks = task or [each.name for each in WIDOWX_TASKS]
-    scored = [each.name for each in find_task(tasks[0]).protocol(setting).variants if each.scored]
+    scored = find_task(tasks[0]).protocol(setting).scored_variants
     result = record_episodes(
         output,
         tasks,

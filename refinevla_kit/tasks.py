@@ -118,10 +118,14 @@ class Protocol:
         step = min(apart, key=lambda step: abs(step - 0.618 * self.scored))
         return [index * step % self.scored for index in range(min(count, self.scored))]
 
+    @property
+    def scored_variants(self) -> list[str]:
+        """Names of the variants that are scored."""
+        return [variant.name for variant in self.variants if variant.scored]
+
     def episodes(self) -> list[tuple[str, int]]:
         """What is scored: (variant name, episode id), variant by variant."""
-        variants = [variant.name for variant in self.variants if variant.scored]
-        return [(name, index) for name in variants for index in range(self.scored)]
+        return [(name, index) for name in self.scored_variants for index in range(self.scored)]
 
 
 @dataclass(frozen=True)

@@ -207,8 +207,7 @@ def plan(
         found = find_backend(protocol, backend)
         size = _camera_size(policy, task, width, height)
         place = str(assets or ("embedded" if found == MANISKILL else "official"))
-        scored = [variant.name for variant in protocol.variants if variant.scored]
-        for name in scored if variants is None else variants:
+        for name in protocol.scored_variants if variants is None else variants:
             variant = protocol.variant(name).name
             scene = Scene(task.name, variant, setting, found, place, *size, privileged)
             for number in ids:

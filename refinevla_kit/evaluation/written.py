@@ -18,6 +18,7 @@ from refinevla_kit.teacher.audit import Finding, Scene
 from refinevla_kit.teacher.requests import without_pictures
 from refinevla_kit.teacher.schema import Request
 from refinevla_kit.teacher.wording import read_wording
+from refinevla_kit.training.examples import held_out
 
 LEAST = 8  # statements that a whole rationale makes, at least
 
@@ -82,7 +83,8 @@ def by_kind(written: Sequence[Written]) -> dict[str, Rate]:
 
 def draw_frames(dataset: EpisodeDataset, count: int, seed: int) -> list[tuple[int, int]]:
     """Frames drawn from the episodes that training holds out (`Examples.split`), without repetition."""
-    held_out = [info for info in dataset.episodes if info.index % 10 == 9] or list(dataset.episodes)
-    frames = [(info.index, frame) for info in held_out for frame in range(info.length)]
+    every = list(dataset.episodes)
+    kept_back = [info for info in every if held_out(np.array(info.index))]
+    frames = [(info.index, frame) for info in kept_back or every for frame in range(info.length)]
     chosen = np.random.default_rng(seed).permutation(len(frames))[:count]
     return [frames[number] for number in sorted(chosen)]

@@ -13,7 +13,7 @@ from typing import Any
 
 from refinevla_kit.simulator.contract import PHASES
 from refinevla_kit.teacher.oracle import DRAWERS, GRAMMAR, START
-from refinevla_kit.teacher.schema import LABELS, PARTS, Facts, Rationale, read_facts
+from refinevla_kit.teacher.schema import LABELS, PARTS, Rationale, read_facts
 
 SLOTS = GRAMMAR | DRAWERS
 FIELDS = {
@@ -43,14 +43,7 @@ def read_wording(text: str) -> Rationale:
     source, target = found.get("source"), found.get("target")
     for role, name in (("source", source), ("target", target)):
         found[f"{role}_zone"] = found.pop(f"at {name}", None)
-    if found.get("held") == "":
-        found["held"] = "nothing"
     return Rationale(**parts, facts=read_facts(found))
-
-
-def said(facts: Facts) -> int:
-    """How many fields say something."""
-    return sum(value is not None for value in vars(facts).values())
 
 
 def _places(sentence: str) -> Iterator[tuple[str, Any]]:
@@ -77,7 +70,7 @@ def _situation(sentence: str) -> Iterator[tuple[str, Any]]:
     yield "sub_task", match["phase"]
     held, free = (_match((slot,), match["held"]) for slot in ("held", "not held"))
     if held or free:
-        yield "held", "" if free else held["source"] if held else None
+        yield "held", held["source"] if held else "nothing"
     if match["done"] in (*SLOTS["done"], *SLOTS["not done"]):
         yield "done", match["done"] in SLOTS["done"]
 

@@ -98,10 +98,16 @@ class Examples:
         Every `every`-th episode is held out when there are that many; none where nothing would be left to
         train on.
         """
-        held_out = self.episodes % every == every - 1
-        if held_out.all():
-            held_out = np.zeros(len(self), bool)
-        return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+        kept_back = held_out(self.episodes, every)
+        if kept_back.all():
+            kept_back = np.zeros(len(self), bool)
+        return np.flatnonzero(~kept_back), np.flatnonzero(kept_back)
+
+
+def held_out(episodes: Array, every: int = 10) -> Array:
+    """Which of these episodes, by their numbers, are not trained on: bool (N,)."""
+    kept_back: Array = episodes % every == every - 1
+    return kept_back
 
 
 def join(parts: Sequence[Examples]) -> Examples:

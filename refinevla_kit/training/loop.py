@@ -382,8 +382,6 @@ def _rows(training: Array, config: TrainingConfig, step: int) -> Array:
 
 def _parts(rows: Array, examples: Examples, config: TrainingConfig) -> list[Array]:
     """The frames of a step in `accumulate` parts, those with texts of like lengths together."""
-    if config.accumulate == 1:
-        return [rows]
     by_length = rows[np.argsort([len(examples.rationales[row]) for row in rows], kind="stable")]
     return [np.sort(part) for part in np.array_split(by_length, min(config.accumulate, len(rows)))]
 

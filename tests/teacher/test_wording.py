@@ -7,7 +7,7 @@ from dataclasses import replace
 from refinevla_kit.teacher.audit import Scene
 from refinevla_kit.teacher.oracle import OracleTeacher
 from refinevla_kit.teacher.schema import Facts, Rationale
-from refinevla_kit.teacher.wording import read_wording, said
+from refinevla_kit.teacher.wording import read_wording
 
 from .test_oracle import ask
 
@@ -54,4 +54,5 @@ def test_other_words_are_not_read() -> None:
     assert read.facts is None and read.observation == "the arm waits." and read.spatial_reasoning == ""
     assert read_wording("").facts is None
     some = read_wording("Observation: Half open gripper at the top left.\nSpatial: the gripper is near.")
-    assert some.facts == Facts(gripper="half open", gripper_zone="top left") and said(some.facts) == 2
+    assert some.facts == Facts(gripper="half open", gripper_zone="top left")
+    assert sum(value is not None for value in vars(some.facts).values()) == 2
