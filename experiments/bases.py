@@ -23,6 +23,7 @@ from accelerate import PartialState
 
 from experiments.pretraining import PretrainingConfig, improve, pretrain, save_base
 from experiments.questions import WORDINGS, accuracy, ask
+from experiments.random_frames import read_hands, record_frames
 from refinevla_kit.episodes import open_dataset
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.written import by_kind, truth, write_about
@@ -46,6 +47,8 @@ class Recording:
         setting: its scored variants are shown.
         official: on SimplerEnv's own assets.
         noise, disturb: see `recording.Manner`.
+        frames: put together at random (`random_frames.py`), so many a scene, instead of demonstrated;
+            `episodes` is then the number of scenes.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Recording:
     official: bool = False
     noise: float = 0.0
     disturb: float = 0.0
+    frames: int = 0
 
 
 RECORDINGS: dict[str, tuple[Recording, ...]] = {
@@ -63,23 +67,43 @@ RECORDINGS: dict[str, tuple[Recording, ...]] = {
         Recording("pairs", "widowx_language_trained", 40, noise=1),
         Recording("four_official", "widowx", 50, official=True, noise=1),
         Recording("pairs_official", "widowx_language_trained", 16, official=True, noise=1),
+        Recording("pair_frames", "widowx_language_trained", 60, frames=16),
+        Recording("four_frames", "widowx", 60, frames=16),
+        Recording("pair_frames_official", "widowx_language_trained", 30, official=True, frames=16),
+        Recording("four_frames_official", "widowx", 30, official=True, frames=16),
+        Recording("four_frames_looks", "widowx", 3, VARIANT_AGGREGATION, frames=16),
     ),
     "google_robot": (
         Recording("cans", "pick_coke_can", 12, noise=1),
         Recording("near", "move_near", 30, noise=1),
-        Recording("drawers", "open_close_drawer", 3, noise=1),
+        Recording("drawers", "open_close_drawer", 3, noise=0.3),
         Recording("things", "google_robot_language_trained", 3, noise=1),
         Recording("apple", "place_apple_in_closed_top_drawer", 4, noise=1),
         Recording("cans_looks", "pick_coke_can", 2, VARIANT_AGGREGATION, noise=1),
         Recording("near_looks", "move_near", 5, VARIANT_AGGREGATION, noise=1),
-        Recording("drawers_looks", "open_close_drawer", 1, VARIANT_AGGREGATION, noise=1),
+        Recording("drawers_looks", "open_close_drawer", 1, VARIANT_AGGREGATION, noise=0.3),
         Recording("mended", "pick_coke_can move_near", 4, disturb=0.1, noise=0.3),
     ),
 }
 
 START = REPOSITORY / "data" / "checkpoints" / "compact_base"
 STAGES = ("record", "learn", "judge")
-LEARNING = PretrainingConfig(
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of learning; the next one goes on from it.
+
+    Attributes:
+        config: with `grounding_steps` the tower learns too, and the vocabulary takes in what is new.
+        recordings: how many of the robot's, in their order; None for all.
+    """
+
+    config: PretrainingConfig
+    recordings: int | None = None
+
+
+_FIRST = PretrainingConfig(
     grounding_steps=300,
     steps=1600,
     learning_rate=7e-4,
@@ -91,7 +115,12 @@ LEARNING = PretrainingConfig(
     accumulate=3,
 )
 # Rationales have fifteen times as many words as answers and outweigh them; then answers have their turn.
-ROUNDS = (replace(LEARNING, steps=800, learning_rate=5e-4, questions=1.5, rationales=0.1),)
+_ANSWERS = replace(_FIRST, grounding_steps=0, steps=800, learning_rate=5e-4, questions=1.5, rationales=0.1)
+_FRAMES = replace(_ANSWERS, grounding_steps=3000, grounding_rate=8e-4, steps=4000, questions=2.4, seed=2)
+ROUNDS = {
+    "widowx": (Round(_FIRST, 4), Round(_ANSWERS, 4), Round(_FRAMES)),
+    "google_robot": (Round(_FRAMES),),
+}
 
 
 def tasks_of(names: str) -> tuple[Task, ...]:
@@ -104,40 +133,54 @@ def record_all(robot: str, folder: Path, official: Path | None) -> list[Path]:
 
     Returns the datasets, in the order of `RECORDINGS`.
     """
-    found = []
+    found: list[Path] = []
     for number, one in enumerate(RECORDINGS[robot]):
         if one.official and official is None:
             continue
-        tasks = tasks_of(one.tasks)
         path = folder / one.name
         if not path.exists():
-            record(
-                path,
-                tasks,
-                one.episodes,
-                assets=official if one.official and official else "embedded",
-                setting=one.setting,
-                variants=tasks[0].protocol(one.setting).scored_variants,
-                seed=number,
-                noise=one.noise,
-                disturb=one.disturb,
-                settle=6,
-            )
+            _record(path, one, number, official if one.official and official else "embedded", found)
         annotate_dataset(path, OracleTeacher(), "step", keyframes=1)
         found.append(path)
     return found
 
 
-def learn(datasets: Sequence[Path], folder: Path, state: PartialState) -> Path:
+def _record(path: Path, one: Recording, seed: int, assets: Path | str, recorded: Sequence[Path]) -> None:
+    """Record one dataset; hands of random frames are those that were recorded before."""
+    tasks = tasks_of(one.tasks)
+    variants = tasks[0].protocol(one.setting).scored_variants
+    if one.frames:
+        of_one_goal = [task for task in tasks if len(task.goals) < 2]
+        hands = read_hands(recorded[:2])
+        record_frames(
+            path, of_one_goal, one.episodes, one.frames, hands, assets, one.setting, variants, seed=seed
+        )
+        return
+    record(
+        path,
+        tasks,
+        one.episodes,
+        assets=assets,
+        setting=one.setting,
+        variants=variants,
+        seed=seed,
+        noise=one.noise,
+        disturb=one.disturb,
+        settle=6,
+    )
+
+
+def learn(robot: str, datasets: Sequence[Path], folder: Path, state: PartialState) -> Path:
     """All rounds of learning that are not done yet; returns the last checkpoint."""
-    base = folder / "base_0"
-    for number, config in enumerate((LEARNING, *ROUNDS)):
+    base = START
+    for number, one in enumerate(ROUNDS[robot]):
         target, work = folder / f"base_{number}", folder / f"learning_{number}"
         if not target.exists():
-            if number:
-                vla = improve(base, datasets, (), work, config)
+            taken = datasets[: one.recordings]
+            if one.config.grounding_steps:
+                vla = pretrain(taken, work, one.config, start=base)
             else:
-                vla = pretrain(datasets, work, config, start=START)
+                vla = improve(base, taken, (), work, one.config)
             if state.is_main_process:
                 save_base(vla, target)
             state.wait_for_everyone()
@@ -199,7 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with state.main_process_first():  # what one has recorded the others only look up
             datasets = record_all(given.robot, folder, given.official)
         if given.until != "record":
-            base = learn(datasets, folder, state)
+            base = learn(given.robot, datasets, folder, state)
             if given.until == "judge" and state.is_main_process:
                 print(judge(base, datasets, given.questions))
     except KitError as error:

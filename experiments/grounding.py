@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
 from torch import Tensor, nn
 
 from refinevla_kit.episodes import open_dataset
@@ -134,8 +136,11 @@ def ground_tower(
     batch_size: int = 64,
     learning_rate: float = 1e-3,
     seed: int = 0,
+    rows: Array | None = None,
 ) -> list[dict[str, float]]:
-    """Train `vla`'s vision tower in place. images: uint8 (N, H, W, 3).
+    """Train `vla`'s vision tower in place, each process on its share of a batch.
+
+    images: uint8 (N, H, W, 3). rows: of them, those that are learned from; None for all.
 
     Returns:
         History: {"step", "loss", "pixel_error" (mean distance in pixels of a 160 x 120 picture; left out
@@ -143,7 +148,7 @@ def ground_tower(
     """
     from tqdm.auto import trange
 
-    tower, (rows, columns) = vla.model.model.vision_tower, vla.grid
+    tower, (down, across) = vla.model.model.vision_tower, vla.grid
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         things = places.present.shape[1]
@@ -152,11 +157,14 @@ def ground_tower(
         [*tower.parameters(), *head.parameters()], lr=learning_rate, weight_decay=0.01
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
-    rng, history = np.random.default_rng(seed), []
+    rows = np.arange(len(images)) if rows is None else rows
+    rng, history, state = np.random.default_rng(seed), [], PartialState(cpu=not torch.cuda.is_available())
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     native = native_precision() == "bf16"
     tower.train()
     for step in trange(steps, desc="grounding the vision tower", unit="step"):
-        chosen = np.sort(rng.integers(0, len(images), batch_size))
+        drawn = rows[rng.integers(0, len(rows), batch_size)]
+        chosen = np.sort(np.array_split(drawn, state.num_processes)[state.process_index])
         pixels, present, attributes, known = (
             torch.from_numpy(np.asarray(x[chosen]))
             for x in (places.pixels, places.present, places.attributes, places.known)
@@ -164,9 +172,9 @@ def ground_tower(
         with torch.autocast("cpu", torch.bfloat16, enabled=native):
             tokens = tower(pixel_values=vla.pixel_values(images[chosen])).last_hidden_state  # B, P, d
         said = head(tokens.float()).unflatten(-1, (things, 7))  # B, P, T, 7
-        scaled = pixels * torch.tensor([columns, rows])  # B, T, 2 in patches
+        scaled = pixels * torch.tensor([across, down])  # B, T, 2 in patches
         cell = scaled.floor().long()
-        index = cell[..., 1].clamp(0, rows - 1) * columns + cell[..., 0].clamp(0, columns - 1)  # B, T
+        index = cell[..., 1].clamp(0, down - 1) * across + cell[..., 0].clamp(0, across - 1)  # B, T
         scores = said[..., 0].transpose(1, 2)[present]  # M, P
         here = said.gather(1, index[:, None, :, None].expand(-1, 1, -1, 7))[:, 0][present]  # M, 7
         offset = (scaled - cell - 0.5)[present]  # M, 2
@@ -179,6 +187,9 @@ def ground_tower(
             loss = loss + nn.functional.smooth_l1_loss(here[told, 3:], right, beta=0.1)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        for parameter in trained if state.num_processes > 1 else ():
+            if parameter.grad is not None:
+                parameter.grad = reduce(parameter.grad, "mean")
         nn.utils.clip_grad_norm_(tower.parameters(), 1.0)
         optimizer.step()
         schedule.step()

@@ -38,17 +38,18 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from experiments.grounding import THINGS, Places, ground_tower, load_places, things_of
-from experiments.questions import WORDINGS, Question, as_examples, ask, location
+from experiments.questions import WORDINGS, Question, as_examples, ask, in_groups, location
 from refinevla_kit.episodes import open_dataset
 from refinevla_kit.errors import KitError
 from refinevla_kit.files import replacing, sha256
 from refinevla_kit.tasks import WIDOWX_TASKS, find_task
-from refinevla_kit.training.examples import Examples, find_rationales, join, load_examples
+from refinevla_kit.training.examples import Examples, find_rationales, held_out, join, load_examples
 from refinevla_kit.training.loop import TrainingConfig, fine_tune
 from refinevla_kit.vlas.action_tokens import UniformBins
 from refinevla_kit.vlas.compact import CompactConfig, CompactVLA, build, load
 from refinevla_kit.vlas.compact_parts import state_features, train_vocabulary
 
+TOGETHER = 3  # questions about a frame that are asked at once, at most
 STILL = 1e-3  # least scale of a state feature: roll and pitch hardly move, and noise must not be blown up
 
 
@@ -111,7 +112,7 @@ def pretrain(
     first = load_examples(demonstrations[0], find_rationales(demonstrations[0]))
     words = {*first.rationales, *(task.instruction for task in WIDOWX_TASKS), *map(question, things)}
     read = [first, *(_read(path, config) for path in demonstrations[1:])]
-    examples, places = join(_spoken(read, config)), _places(demonstrations, things)
+    examples = join(_spoken(read, config))
     del first, read  # gigabytes, twice
     asked = _asked(demonstrations, config)
     words |= {*examples.instructions, *examples.rationales}
@@ -127,10 +128,9 @@ def pretrain(
         features, tower = state_features(examples.proprioception), vla.model.model.vision_tower
         tower.state_mean.copy_(torch.from_numpy(features.mean(0)))
         tower.state_scale.copy_(torch.from_numpy(np.maximum(features.std(0), STILL)))
-    grounding = _grounded(vla, examples, places, demonstrations, scenery, things, work, config)
-    history = _act_and_answer(
-        vla, examples, pointing_at(examples, places, things, config), asked, config, work
-    )
+    grounding = _grounded(vla, examples, demonstrations, scenery, things, work, config)
+    points = pointing_at(examples, demonstrations, things, config)
+    history = _act_and_answer(vla, examples, points, asked, config, work)
     vla.provenance.update(
         made_by="experiments.pretraining",
         robot=robot,
@@ -154,14 +154,15 @@ def robot_in(dataset: str | Path) -> str:
 def _grounded(
     vla: CompactVLA,
     examples: Examples,
-    places: Places,
     demonstrations: Sequence[str | Path],
     scenery: Sequence[str | Path],
     things: Sequence[str],
     work: str | Path,
     config: PretrainingConfig,
 ) -> dict[str, float] | None:
-    """Ground the tower, or read it from `work` where that was done; returns the last row of the history."""
+    """Ground the tower on what is not held out, or read it from `work` where that was done; returns the last
+    row of the history.
+    """
     if not config.grounding_steps:
         return None
     file, tower = Path(work) / "tower.safetensors", vla.model.model.vision_tower
@@ -176,13 +177,15 @@ def _grounded(
             return dict(json.loads(said["last"]))
     seen = [(load_examples(path).images, load_places(path, things)) for path in scenery]
     images = [examples.images, *(images for images, _ in seen)]
+    scenery_frames = sum(len(images) for images, _ in seen)
     history = ground_tower(
         vla,
         np.concatenate(images) if seen else examples.images,
-        _joined([places, *(place for _, place in seen)]),
+        _joined([*(load_places(path, things) for path in demonstrations), *(place for _, place in seen)]),
         config.grounding_steps,
         learning_rate=config.grounding_rate,
         seed=config.seed,
+        rows=np.flatnonzero(np.append(~held_out(examples.episodes), np.ones(scenery_frames, bool))),
     )
     if PartialState(cpu=not torch.cuda.is_available()).is_main_process:
         with replacing(file) as part:
@@ -201,9 +204,8 @@ def improve(
     demonstrator.
     """
     vla, paths = load(base), [*demonstrations, *driven]
-    things = things_of(paths) if config.questions else THINGS
     examples = join(_spoken([_read(path, config) for path in paths], config))
-    points = pointing_at(examples, _places(paths, things), things, config) if config.pointing else []
+    points = pointing_at(examples, paths, None, config)
     history = _act_and_answer(vla, examples, points, _asked(paths, config), config, work)
     stage = {**asdict(config), "demonstrations": _about(demonstrations), "driven": _about(driven)}
     vla.provenance.update(improved=[*vla.provenance.get("improved", []), stage], validation=history[-1])
@@ -257,10 +259,16 @@ def pointing(
 
 
 def pointing_at(
-    examples: Examples, places: Places, things: Sequence[str], config: PretrainingConfig
+    examples: Examples, paths: Sequence[str | Path], things: Sequence[str] | None, config: PretrainingConfig
 ) -> list[Examples]:
-    """What `pointing` makes, as a list of at most one."""
-    return [pointing(examples, places, config.pointing, config.seed, things)] if config.pointing else []
+    """What `pointing` makes of these datasets' frames, as a list of at most one; without `things` of all that
+    they show, where other questions are asked too.
+    """
+    if not config.pointing:
+        return []
+    things = things or (things_of(paths) if config.questions else THINGS)
+    places = _joined([load_places(path, things) for path in paths])
+    return [pointing(examples, places, config.pointing, config.seed, things)]
 
 
 def _read(path: str | Path, config: PretrainingConfig) -> Examples:
@@ -280,7 +288,9 @@ def _spoken(read: Sequence[Examples], config: PretrainingConfig) -> list[Example
 
 
 def _asked(paths: Sequence[str | Path], config: PretrainingConfig) -> list[Question]:
-    """Questions about the frames of all datasets, counted through."""
+    """Questions about the frames of all datasets, counted through; with several a frame up to three at
+    once.
+    """
     asked: list[Question] = []
     frames = 0
     for number, path in enumerate(paths if config.questions else ()):
@@ -288,7 +298,7 @@ def _asked(paths: Sequence[str | Path], config: PretrainingConfig) -> list[Quest
             replace(one, row=one.row + frames) for one in ask(path, config.questions, config.seed + number)
         ]
         frames += sum(item.length for item in open_dataset(path).episodes)
-    return asked
+    return in_groups(asked, TOGETHER, config.seed)
 
 
 def _act_and_answer(
@@ -318,10 +328,6 @@ def _act_and_answer(
         seed=config.seed,
     )
     return fine_tune(vla, together, training, work, "compact_base")
-
-
-def _places(paths: Sequence[str | Path], things: Sequence[str]) -> Places:
-    return _joined([load_places(path, things) for path in paths])
 
 
 def _joined(places: Sequence[Places]) -> Places:

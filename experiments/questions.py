@@ -7,6 +7,7 @@ places in the picture.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ WORDINGS: dict[str, tuple[str, ...]] = {
     "seen": ("what is in the picture?", "name the things from left to right", "what lies here?"),
     "where": ("where is the {a}?", "where in the picture is the {a}?", "find the {a}"),
     "point": ("point to the {a}",),
+    "places": ("point to all things", "where is everything?"),
     "side": ("is the {a} left or right of the {b}?", "on which side of the {b} is the {a}?"),
     "height": ("is the {a} higher or lower than the {b}?", "how is the {a} to the {b}, higher or lower?"),
     "nearest": ("what is nearest to the gripper?", "which thing is closest to the gripper?"),
@@ -40,6 +42,14 @@ WORDINGS: dict[str, tuple[str, ...]] = {
     "done": ("{task}: is it done?", "{task}: is anything left to do?"),
 }
 """Kind -> wordings; {a} and {b} are things of the scene, {task} is the instruction."""
+WEIGHTS = {
+    **dict.fromkeys(("places",), 4.0),
+    **dict.fromkeys(("where", "point", "side", "height"), 3.0),
+    **dict.fromkeys(("seen", "nearest", "distance", "held", "next"), 1.5),
+    **dict.fromkeys(("gripper", "moves", "goes", "done"), 0.5),
+}
+"""How much likelier one kind is asked than another: grammar is learned from few, places take many."""
+STEPS = 32  # places an axis that an answer tells apart: 5 pixels of a picture 160 wide
 APART = (
     0.06  # shares of the picture between two things, from which one of them is left of, or above, the other
 )
@@ -64,7 +74,7 @@ class Question:
 
 
 def ask(dataset: str | Path, share: float, seed: int) -> list[Question]:
-    """Draw a question about each of a share of the frames; the kinds that a frame allows are equally likely.
+    """Draw a question about each of a share of the frames, of the kinds that it allows, by `WEIGHTS`.
 
     Args:
         dataset: with the simulator's sidecar.
@@ -77,23 +87,58 @@ def ask(dataset: str | Path, share: float, seed: int) -> list[Question]:
         for request in without_pictures(source, info.index, spans):
             known = askable(Scene(request)) if request.state is not None else {}
             count = int(share) + int(rng.random() < share % 1)
-            for kind in rng.permutation(sorted(known))[:count] if known else ():
+            for kind in _drawn(sorted(known), count, rng):
                 slots, answer = known[kind][int(rng.integers(len(known[kind])))]
                 wordings = WORDINGS[kind]
                 text = wordings[int(rng.integers(len(wordings)))].format(task=request.instruction, **slots)
-                questions.append(Question(row, str(kind), text, answer))
+                questions.append(Question(row, kind, text, answer))
             row += 1
     return questions
+
+
+def _drawn(kinds: Sequence[str], count: int, rng: np.random.Generator) -> list[str]:
+    if not kinds:
+        return []
+    weights = np.array([WEIGHTS[kind] for kind in kinds])
+    drawn = rng.choice(kinds, min(count, len(kinds)), replace=False, p=weights / weights.sum())
+    return [str(kind) for kind in drawn]
+
+
+def in_groups(questions: Sequence[Question], most: int, seed: int) -> list[Question]:
+    """Neighbouring questions about one frame made into one of up to `most`, answered in their order: the
+    picture is what a step costs most.
+    """
+    rng, groups = np.random.default_rng(seed), list[list[Question]]()
+    room = 0
+    for question in questions:
+        if not room or groups[-1][0].row != question.row:
+            groups.append([])
+            room = int(rng.integers(1, most + 1))
+        groups[-1].append(question)
+        room -= 1
+    return [
+        group[0]
+        if len(group) == 1
+        else Question(
+            group[0].row,
+            "several",
+            " ".join(one.text for one in group),
+            " ".join(one.answer for one in group),
+        )
+        for group in groups
+    ]
 
 
 def askable(scene: Scene) -> dict[str, list[tuple[dict[str, str], str]]]:
     """Kind -> (words of the question, answer) of everything that can be asked about a frame."""
     facts = scene.facts()
     things = {name: at for name, at in scene.centres.items() if at and name not in MASK_NAMES}
+    placed = _with_gripper(scene, things)
     found: dict[str, list[tuple[dict[str, str], str]]] = {
         "seen": [({}, f"{listed_words(sorted(things, key=lambda name: things[name][0]))}.")],
-        "where": [({"a": name}, f"at the {zone(at)}.") for name, at in _with_gripper(scene, things).items()],
-        "point": [({"a": name}, location(*at)) for name, at in _with_gripper(scene, things).items()],
+        "where": [({"a": name}, f"at the {zone(at)}.") for name, at in placed.items()],
+        "point": [({"a": name}, location(*at)) for name, at in placed.items()],
+        "places": [({}, "; ".join(f"{name} {location(*placed[name])}" for name in sorted(placed)))],
         "side": list(_compared(things, 0, ("left", "right"))),
         "height": list(_compared(things, 1, ("higher", "lower"))),
         "nearest": list(_nearest(scene.centres.get("gripper"), things)),
@@ -150,18 +195,20 @@ def listed_words(names: Sequence[str]) -> str:
 
 
 def location(across: float, down: float) -> str:
-    """A place as PaliGemma writes it: `<locY><locX>`, the picture divided into 1024."""
-    column, row = (min(int(share * LOCATIONS), LOCATIONS - 1) for share in (across, down))
+    """A place as PaliGemma writes it: `<locY><locX>`, the picture divided into 1024; only the middles of
+    `STEPS` parts are used.
+    """
+    part = LOCATIONS // STEPS
+    column, row = (min(int(share * STEPS), STEPS - 1) * part + part // 2 for share in (across, down))
     return f"<loc{row:04d}><loc{column:04d}>"
 
 
-def place(answer: str) -> Array | None:
-    """The place (across, down) that an answer of `location` means, None for another text."""
-    parts = answer.strip().split("<loc")[1:]
-    if len(parts) != 2 or not all(part[:4].isdigit() for part in parts):
-        return None
-    row, column = ((int(part[:4]) + 0.5) / LOCATIONS for part in parts)
-    return np.array([column, row])
+def located(answer: str) -> dict[str, Array]:
+    """The places (across, down) that an answer says, by what is named before each; "" where nothing is."""
+    found = {}
+    for name, row, column in re.findall(r"([^;<>]*)<loc(\d{4})>\s*<loc(\d{4})>", answer):
+        found[name.strip()] = (np.array([int(column), int(row)]) + 0.5) / LOCATIONS
+    return found
 
 
 def as_examples(examples: Examples, questions: Sequence[Question]) -> Examples:
@@ -179,11 +226,14 @@ def as_examples(examples: Examples, questions: Sequence[Question]) -> Examples:
 
 
 def right(question: Question, answer: str) -> bool:
-    """Whether a policy's answer is the right one, word for word; a place within `POINTED`."""
-    if question.kind != "point":
+    """Whether a policy's answer is the right one, word for word; places within `POINTED`."""
+    wanted = located(question.answer)
+    if not wanted:
         return answer.strip() == question.answer
-    given, wanted = place(answer), place(question.answer)
-    return given is not None and wanted is not None and bool(np.linalg.norm(given - wanted) <= POINTED)
+    given = located(answer)
+    if given.keys() != wanted.keys():
+        return False
+    return all(float(np.linalg.norm(given[name] - at)) <= POINTED for name, at in wanted.items())
 
 
 def accuracy(policy: VLAPolicy, examples: Examples, questions: Sequence[Question]) -> dict[str, Rate]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from experiments import bases
-from experiments.bases import LEARNING, RECORDINGS, Recording, main, tasks_of
+from experiments.bases import RECORDINGS, ROUNDS, Recording, Round, main, tasks_of
 from refinevla_kit.files import sha256
 from refinevla_kit.policies import load_policy
 
@@ -18,10 +18,10 @@ from refinevla_kit.policies import load_policy
 def test_a_base_is_recorded_learned_from_and_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    few = replace(LEARNING, grounding_steps=1, steps=2, batch_size=4)
+    few = replace(ROUNDS["widowx"][0].config, grounding_steps=1, steps=2, batch_size=4)
+    more = replace(few, grounding_steps=0, steps=1)
     monkeypatch.setattr(bases, "RECORDINGS", {"widowx": (Recording("few", "widowx_carrot_on_plate", 1),)})
-    monkeypatch.setattr(bases, "LEARNING", few)
-    monkeypatch.setattr(bases, "ROUNDS", (replace(few, steps=1),))
+    monkeypatch.setattr(bases, "ROUNDS", {"widowx": (Round(few), Round(more))})
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     main(["widowx", str(tmp_path), "--until", "learn"])
     last = tmp_path / "widowx" / "base_1"

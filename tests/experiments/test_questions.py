@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 
 from experiments.questions import (
+    STEPS,
     WORDINGS,
     Question,
     accuracy,
     as_examples,
     ask,
+    in_groups,
     listed_words,
+    located,
     location,
-    place,
     right,
 )
 from refinevla_kit.episodes import open_dataset
@@ -36,7 +38,8 @@ def kind_of(questions: list[Question], kind: str) -> list[Question]:
     return [question for question in questions if question.kind == kind]
 
 
-def test_every_kind_is_asked_in_all_its_wordings(questions: list[Question]) -> None:
+def test_every_kind_is_asked_in_all_its_wordings() -> None:
+    questions = ask(DEMO, 4.0, seed=0)
     counts = Counter(question.kind for question in questions)
     assert set(counts) == set(WORDINGS)
     assert min(counts.values()) > 10
@@ -76,8 +79,14 @@ def test_a_question_becomes_an_example_without_an_action(questions: list[Questio
 
 @pytest.mark.parametrize("at", [(0.0, 0.0), (0.25, 0.75), (1.0, 1.0)])
 def test_a_place_is_read_as_it_was_written(at: tuple[float, float]) -> None:
-    read = place(location(*at))
-    assert read is not None and np.abs(read - at).max() < 1e-3
+    (read,) = located(location(*at)).values()
+    assert np.abs(read - at).max() < 1 / STEPS
+
+
+def test_a_list_of_places_is_read_by_name() -> None:
+    read = located(f"carrot {location(0.2, 0.5)}; green block {location(0.9, 0.1)}")
+    assert list(read) == ["carrot", "green block"] and read["green block"][0] > 0.85
+    assert located("the carrot.") == {}
 
 
 def test_an_answer_is_right_word_for_word_and_a_place_nearly() -> None:
@@ -85,6 +94,16 @@ def test_an_answer_is_right_word_for_word_and_a_place_nearly() -> None:
     assert right(held, " the carrot. ") and not right(held, "the plate.") and not right(held, "")
     assert right(point, location(0.53, 0.48)) and not right(point, location(0.6, 0.5))
     assert not right(point, "the carrot.") and not right(point, "<locabcd><loc0001>")
+    assert not right(point, f"carrot {location(0.5, 0.5)}")
+
+
+def test_questions_about_one_frame_are_asked_together() -> None:
+    one, two = Question(3, "held", "what is held?", "nothing."), Question(3, "done", "is it done?", "no.")
+    other = Question(4, "held", "what is held?", "nothing.")
+    assert in_groups([one, two, other], 1, seed=0) == [one, two, other]
+    groups = [tuple(in_groups([one, two, other], 2, seed)) for seed in range(8)]
+    joined = Question(3, "several", "what is held? is it done?", "nothing. no.")
+    assert set(groups) == {(one, two, other), (joined, other)}
 
 
 def test_names_are_listed_as_a_person_would() -> None:
