@@ -21,9 +21,10 @@ import pandas as pd
 import torch
 from accelerate import PartialState
 
+from experiments.hands import read_hands
 from experiments.pretraining import PretrainingConfig, improve, pretrain, save_base
 from experiments.questions import WORDINGS, accuracy, ask
-from experiments.random_frames import read_hands, record_frames
+from experiments.random_frames import record_frames
 from refinevla_kit.episodes import open_dataset
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.written import by_kind, truth, write_about
@@ -79,10 +80,13 @@ RECORDINGS: dict[str, tuple[Recording, ...]] = {
         Recording("drawers", "open_close_drawer", 3, noise=0.3),
         Recording("things", "google_robot_language_trained", 3, noise=1),
         Recording("apple", "place_apple_in_closed_top_drawer", 4, noise=1),
-        Recording("cans_looks", "pick_coke_can", 2, VARIANT_AGGREGATION, noise=1),
-        Recording("near_looks", "move_near", 5, VARIANT_AGGREGATION, noise=1),
-        Recording("drawers_looks", "open_close_drawer", 1, VARIANT_AGGREGATION, noise=0.3),
-        Recording("mended", "pick_coke_can move_near", 4, disturb=0.1, noise=0.3),
+        Recording("can_frames", "pick_coke_can", 24, frames=12),
+        Recording("near_frames", "move_near", 80, frames=12),
+        Recording("drawer_frames", "open_close_drawer", 8, frames=12),
+        Recording("thing_frames", "google_robot_language_trained", 15, frames=12),
+        Recording("can_frames_looks", "pick_coke_can", 4, VARIANT_AGGREGATION, frames=12),
+        Recording("near_frames_looks", "move_near", 12, VARIANT_AGGREGATION, frames=12),
+        Recording("drawer_frames_looks", "open_close_drawer", 3, VARIANT_AGGREGATION, frames=12),
     ),
 }
 
@@ -116,7 +120,7 @@ _FIRST = PretrainingConfig(
 )
 # Rationales have fifteen times as many words as answers and outweigh them; then answers have their turn.
 _ANSWERS = replace(_FIRST, grounding_steps=0, steps=800, learning_rate=5e-4, questions=1.5, rationales=0.1)
-_FRAMES = replace(_ANSWERS, grounding_steps=3000, grounding_rate=8e-4, steps=4000, questions=2.4, seed=2)
+_FRAMES = replace(_ANSWERS, grounding_steps=3000, grounding_rate=8e-4, steps=3000, questions=2.4, seed=2)
 ROUNDS = {
     "widowx": (Round(_FIRST, 4), Round(_ANSWERS, 4), Round(_FRAMES)),
     "google_robot": (Round(_FRAMES),),
@@ -134,24 +138,27 @@ def record_all(robot: str, folder: Path, official: Path | None) -> list[Path]:
     Returns the datasets, in the order of `RECORDINGS`.
     """
     found: list[Path] = []
+    played: list[Path] = []  # what random frames take their hands from
     for number, one in enumerate(RECORDINGS[robot]):
         if one.official and official is None:
             continue
         path = folder / one.name
         if not path.exists():
-            _record(path, one, number, official if one.official and official else "embedded", found)
+            _record(path, one, number, official if one.official and official else "embedded", played)
         annotate_dataset(path, OracleTeacher(), "step", keyframes=1)
         found.append(path)
+        if not (one.frames or one.official or one.disturb):
+            played.append(path)
     return found
 
 
-def _record(path: Path, one: Recording, seed: int, assets: Path | str, recorded: Sequence[Path]) -> None:
-    """Record one dataset; hands of random frames are those that were recorded before."""
+def _record(path: Path, one: Recording, seed: int, assets: Path | str, played: Sequence[Path]) -> None:
+    """Record one dataset; random frames take their hands from those that were `played` before."""
     tasks = tasks_of(one.tasks)
     variants = tasks[0].protocol(one.setting).scored_variants
     if one.frames:
         of_one_goal = [task for task in tasks if len(task.goals) < 2]
-        hands = read_hands(recorded[:2])
+        hands = read_hands(played)
         record_frames(
             path, of_one_goal, one.episodes, one.frames, hands, assets, one.setting, variants, seed=seed
         )

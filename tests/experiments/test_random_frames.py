@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments.hands import Hand, Hands, read_hands
 from experiments.questions import ask
-from experiments.random_frames import Hand, Hands, read_hands, record_frames
+from experiments.random_frames import record_frames
 from refinevla_kit.episodes import open_dataset
 from refinevla_kit.errors import KitError
 from refinevla_kit.files import sha256
+from refinevla_kit.rollouts.recording import record
 from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.simulator.demonstrator import Demonstrator
 from refinevla_kit.tasks import find_task
@@ -71,6 +73,25 @@ def test_the_arm_is_where_the_state_says(recorded: Path) -> None:
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path, recorded: Path, hands: Hands) -> None:
     record_frames(tmp_path / "again", [CARROT, SINK, PAIR], 1, 12, hands)
     assert sha256(tmp_path / "again") == sha256(recorded)
+
+
+def test_the_google_robot_has_such_frames_too(tmp_path: Path) -> None:
+    can = find_task("google_robot_pick_horizontal_coke_can")
+    variants = can.protocol().scored_variants[:1]
+    record(tmp_path / "played", [can], 1, variants=variants, progress=False)
+    hands = read_hands([tmp_path / "played"])
+    record_frames(tmp_path / "frames", [can], 1, 10, hands, variants=variants)
+    source = open_dataset(tmp_path / "frames")
+    states = source.states(0)
+    assert states is not None and len(states) == 10
+    assert {bool(state.grasped) for state in states} == {True, False}
+    for state, action in zip(states, source.actions(0), strict=True):
+        np.testing.assert_allclose(action, Demonstrator(can).act(state), atol=1e-6)
+        if state.grasped:
+            assert np.linalg.norm(state.tcp[:3] - state.source[:3]) < 0.08
+    lying = np.stack([state.source[:2] for state in states if not state.grasped])
+    low, high = (np.array(corner) for corner in ((-0.35, -0.02), (-0.12, 0.42)))
+    assert np.ptp(lying, axis=0).max() > 0.03 and (low < lying).all() and (lying < high).all()
 
 
 def test_a_task_without_recorded_hands_is_refused(tmp_path: Path) -> None:
