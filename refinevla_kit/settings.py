@@ -330,6 +330,7 @@ class FineTuning(Settings):
     frozen_weights: str  # in what precision the frozen parts are kept
     gradient_checkpointing: bool  # less memory, more time
     accumulate: Count  # parts that a step's frames are computed in
+    texts: Count  # held-out frames that both policies write about
     threads: Whole | None  # of torch; None is all cores
 
 

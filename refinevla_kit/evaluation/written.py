@@ -6,14 +6,17 @@ statement is held against the state as the truth audit does it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import nan
+from pathlib import Path
 
 import numpy as np
 
 from refinevla_kit.episodes import EpisodeDataset
 from refinevla_kit.evaluation.intervals import Rate, rate
 from refinevla_kit.policies.vla_policy import LONGEST_RATIONALE, VLAPolicy
+from refinevla_kit.teacher.answers import load_rationales, lookup
 from refinevla_kit.teacher.audit import Finding, Scene
 from refinevla_kit.teacher.requests import without_pictures
 from refinevla_kit.teacher.schema import Request
@@ -54,9 +57,27 @@ def write_about(
     return found
 
 
+def read_again(
+    policy: VLAPolicy, dataset: EpisodeDataset, frames: Sequence[tuple[int, int]], table: str | Path
+) -> list[Written]:
+    """Likewise what a teacher has written about them; nothing where it has not.
+
+    Args:
+        policy: whose tokens the length is counted in.
+        table: of rationales.
+    """
+    rationales, found = load_rationales(table), []
+    for episode, frame in frames:
+        (request,) = without_pictures(dataset, episode, [(episode, frame, frame + 1)])
+        answer = lookup(rationales, episode, frame)
+        rationale = answer.rationale if answer else None
+        found.append(judged(request, rationale.text() if rationale else "", policy))
+    return found
+
+
 def judged(request: Request, text: str, policy: VLAPolicy) -> Written:
-    """A text about a frame with the verdict on each of its statements."""
-    facts = read_wording(text).facts
+    """A text about a frame with the verdict on each of its statements; none without the simulator's state."""
+    facts = read_wording(text).facts if request.state is not None else None
     findings = Scene(request).fact_findings(facts) if facts else []
     tokens = len(policy.vla.tokenizer.encode(text, add_special_tokens=False))
     return Written(request, text, tuple(findings), tokens < LONGEST_RATIONALE)
@@ -64,12 +85,25 @@ def judged(request: Request, text: str, policy: VLAPolicy) -> Written:
 
 def truth(written: Sequence[Written]) -> Rate:
     """The share of true statements among those that could be checked; a text that says fewer than `LEAST`
-    counts what it leaves out as false.
+    counts what it leaves out as false. Of no statement the share is no number.
     """
     true = sum(finding.verdict == "true" for one in written for finding in one.findings)
     false = sum(finding.verdict == "false" for one in written for finding in one.findings)
-    silent = sum(max(0, LEAST - len(one.findings)) for one in written)
-    return rate(true, true + false + silent)
+    known = [one for one in written if one.request.state is not None]
+    silent = sum(max(0, LEAST - len(one.findings)) for one in known)
+    checked = true + false + silent
+    return rate(true, checked) if checked else Rate(nan, 0.0, 1.0, 0, 0)
+
+
+def share_true(written: Mapping[str, Sequence[Written]]) -> str:
+    """A line a writer: how much of what it states is true, and how many of its texts end by themselves."""
+    lines = []
+    for name, texts in written.items():
+        found, ended = truth(texts), sum(one.ended for one in texts)
+        share = f"{found.rate:.1%} (95 % interval {found.low:.1%} to {found.high:.1%})"
+        true = f"{found.successes} of {found.episodes} statements true, {share}"
+        lines.append(f"{name:<15} {true}; {ended} of {len(texts)} texts end by themselves")
+    return "\n".join(lines)
 
 
 def by_kind(written: Sequence[Written]) -> dict[str, Rate]:

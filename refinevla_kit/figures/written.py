@@ -82,7 +82,7 @@ def truth_by_kind(written: Mapping[str, Sequence[Written]], title: str = "") -> 
         title: above the panel.
     """
     rates = {name: {**by_kind(each), "all": truth(each)} for name, each in written.items()}
-    kinds = list(dict.fromkeys(kind for each in rates.values() for kind in each))
+    kinds = [*sorted({kind for each in rates.values() for kind in each} - {"all"}), "all"]
     colour, places = colours(written), beside_each_other(written, 0.5)
     with canvas(6.4, 0.9 + 0.27 * len(kinds)) as (figure, (axes,)):
         for name, each in rates.items():

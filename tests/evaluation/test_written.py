@@ -7,10 +7,20 @@ from dataclasses import replace
 import numpy as np
 
 from refinevla_kit.episodes import open_dataset
-from refinevla_kit.evaluation.written import LEAST, by_kind, draw_frames, judged, truth, write_about
+from refinevla_kit.evaluation.written import (
+    LEAST,
+    by_kind,
+    draw_frames,
+    judged,
+    read_again,
+    share_true,
+    truth,
+    write_about,
+)
 from refinevla_kit.policies import load_policy
 from refinevla_kit.settings import REPOSITORY
-from refinevla_kit.teacher import OracleTeacher
+from refinevla_kit.teacher import OracleTeacher, load_rationales
+from refinevla_kit.training.examples import find_rationales
 
 DEMO = REPOSITORY / "data" / "demo"
 SHIPPED = REPOSITORY / "data" / "checkpoints" / "with_reasoning"
@@ -45,3 +55,21 @@ def test_a_base_that_has_learned_to_write_writes_what_is_true() -> None:
     written = write_about(policy, dataset, draw_frames(dataset, 6, seed=1))
     assert all(one.ended for one in written)
     assert truth(written).rate > 0.8 and truth(written).episodes > 6 * LEAST
+
+
+def test_what_the_teacher_wrote_is_read_where_it_holds() -> None:
+    policy, dataset = load_policy(SHIPPED), open_dataset(DEMO)
+    table = find_rationales(DEMO)
+    assert table is not None
+    first = load_rationales(table)[0]
+    taught = read_again(policy, dataset, [(first.episode, first.start)], table)
+    assert taught[0].text == first.rationale.text() and truth(taught).rate == 1
+    said = share_true({"teacher": taught})
+    assert said.startswith("teacher") and "100.0%" in said and said.endswith("1 of 1 texts end by themselves")
+
+
+def test_without_a_simulator_nothing_is_judged() -> None:
+    policy, dataset = load_policy(SHIPPED), open_dataset(DEMO)
+    (one,) = write_about(policy, dataset, [(0, 0)])
+    blind = judged(replace(one.request, state=None, masks=None), "The carrot is held.", policy)
+    assert blind.findings == () and truth([blind]).episodes == 0 and np.isnan(truth([blind]).rate)
