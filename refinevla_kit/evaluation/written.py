@@ -6,9 +6,8 @@ statement is held against the state as the truth audit does it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import nan
 from pathlib import Path
 
 import numpy as np
@@ -70,8 +69,8 @@ def read_again(
     for episode, frame in frames:
         (request,) = without_pictures(dataset, episode, [(episode, frame, frame + 1)])
         answer = lookup(rationales, episode, frame)
-        rationale = answer.rationale if answer else None
-        found.append(judged(request, rationale.text() if rationale else "", policy))
+        text = answer.rationale.text() if answer and answer.rationale else ""
+        found.append(judged(request, text, policy))
     return found
 
 
@@ -85,25 +84,13 @@ def judged(request: Request, text: str, policy: VLAPolicy) -> Written:
 
 def truth(written: Sequence[Written]) -> Rate:
     """The share of true statements among those that could be checked; a text that says fewer than `LEAST`
-    counts what it leaves out as false. Of no statement the share is no number.
+    counts what it leaves out as false. Of no statement nothing is known: 0 to 1.
     """
     true = sum(finding.verdict == "true" for one in written for finding in one.findings)
     false = sum(finding.verdict == "false" for one in written for finding in one.findings)
-    known = [one for one in written if one.request.state is not None]
-    silent = sum(max(0, LEAST - len(one.findings)) for one in known)
+    silent = sum(max(0, LEAST - len(one.findings)) for one in written if one.request.state)
     checked = true + false + silent
-    return rate(true, checked) if checked else Rate(nan, 0.0, 1.0, 0, 0)
-
-
-def share_true(written: Mapping[str, Sequence[Written]]) -> str:
-    """A line a writer: how much of what it states is true, and how many of its texts end by themselves."""
-    lines = []
-    for name, texts in written.items():
-        found, ended = truth(texts), sum(one.ended for one in texts)
-        share = f"{found.rate:.1%} (95 % interval {found.low:.1%} to {found.high:.1%})"
-        true = f"{found.successes} of {found.episodes} statements true, {share}"
-        lines.append(f"{name:<15} {true}; {ended} of {len(texts)} texts end by themselves")
-    return "\n".join(lines)
+    return rate(true, checked) if checked else Rate(0.0, 0.0, 1.0, 0, 0)
 
 
 def by_kind(written: Sequence[Written]) -> dict[str, Rate]:

@@ -13,7 +13,6 @@ from refinevla_kit.evaluation.written import (
     draw_frames,
     judged,
     read_again,
-    share_true,
     truth,
     write_about,
 )
@@ -64,12 +63,11 @@ def test_what_the_teacher_wrote_is_read_where_it_holds() -> None:
     first = load_rationales(table)[0]
     taught = read_again(policy, dataset, [(first.episode, first.start)], table)
     assert taught[0].text == first.rationale.text() and truth(taught).rate == 1
-    said = share_true({"teacher": taught})
-    assert said.startswith("teacher") and "100.0%" in said and said.endswith("1 of 1 texts end by themselves")
 
 
 def test_without_a_simulator_nothing_is_judged() -> None:
     policy, dataset = load_policy(SHIPPED), open_dataset(DEMO)
     (one,) = write_about(policy, dataset, [(0, 0)])
     blind = judged(replace(one.request, state=None, masks=None), "The carrot is held.", policy)
-    assert blind.findings == () and truth([blind]).episodes == 0 and np.isnan(truth([blind]).rate)
+    assert blind.findings == () and truth([blind]).episodes == 0
+    assert truth([blind]).bounded[1:] == (0, 1)
