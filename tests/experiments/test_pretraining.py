@@ -23,7 +23,7 @@ from experiments.pretraining import (
     save_base,
     write_card,
 )
-from experiments.questions import accuracy, ask
+from experiments.questions import STEPS, accuracy, ask
 from refinevla_kit.episodes import open_dataset
 from refinevla_kit.policies.vla_policy import VLAPolicy, load_policy
 from refinevla_kit.rollouts.recording import record
@@ -58,7 +58,7 @@ def test_a_frame_that_asks_for_a_place_is_answered_with_it(dataset: Path) -> Non
     for instruction, answer in zip(asked.instructions, asked.rationales, strict=True):
         if instruction == "point to the plate":  # which does not move
             row, column = (int(number[:4]) / 1024 for number in answer.split("<loc")[1:])
-            np.testing.assert_allclose([column, row], place, atol=2e-3)
+            np.testing.assert_allclose([column, row], place, atol=0.6 / STEPS)
 
 
 @pytest.mark.slow
@@ -122,7 +122,7 @@ def test_a_base_that_reads_learns_questions_and_rationales_beside_actions(
     assert json.loads(history[-1])["loss_reasoning"] > 0
     for one in ask(dataset, 1.0, seed=0)[:20]:
         pieces = vla.tokenizer.encode(one.answer, add_special_tokens=False)
-        assert len(pieces) <= 2 * len(one.answer.split()) + 1, "its words are in the vocabulary"
+        assert len(pieces) <= 3 * len(one.answer.split()) + 1, "its words are in the vocabulary"
     policy = VLAPolicy(vla, "base", order="rationale_first")
     frames = load_examples(dataset)
     found = accuracy(policy, frames, ask(dataset, 0.2, seed=1))
