@@ -57,15 +57,15 @@ def write_about(
 
 
 def read_again(
-    policy: VLAPolicy, dataset: EpisodeDataset, frames: Sequence[tuple[int, int]], table: str | Path
+    policy: VLAPolicy, dataset: EpisodeDataset, frames: Sequence[tuple[int, int]], table: str | Path | None
 ) -> list[Written]:
     """Likewise what a teacher has written about them; nothing where it has not.
 
     Args:
         policy: whose tokens the length is counted in.
-        table: of rationales.
+        table: of rationales; None where there are none.
     """
-    rationales, found = load_rationales(table), []
+    rationales, found = load_rationales(table) if table else [], []
     for episode, frame in frames:
         (request,) = without_pictures(dataset, episode, [(episode, frame, frame + 1)])
         answer = lookup(rationales, episode, frame)

@@ -63,6 +63,7 @@ def test_what_the_teacher_wrote_is_read_where_it_holds() -> None:
     first = load_rationales(table)[0]
     taught = read_again(policy, dataset, [(first.episode, first.start)], table)
     assert taught[0].text == first.rationale.text() and truth(taught).rate == 1
+    assert read_again(policy, dataset, [(0, 0)], None)[0].text == ""
 
 
 def test_without_a_simulator_nothing_is_judged() -> None:
