@@ -31,7 +31,7 @@ from refinevla_kit.evaluation.written import by_kind, truth, write_about
 from refinevla_kit.policies import load_policy
 from refinevla_kit.rollouts.recording import record
 from refinevla_kit.settings import REPOSITORY
-from refinevla_kit.tasks import VARIANT_AGGREGATION, VISUAL_MATCHING, Task, find_tasks
+from refinevla_kit.tasks import VARIANT_AGGREGATION, VISUAL_MATCHING, find_tasks
 from refinevla_kit.teacher import annotate_dataset
 from refinevla_kit.teacher.oracle import OracleTeacher
 from refinevla_kit.training.examples import held_out, load_examples
@@ -43,11 +43,11 @@ class Recording:
 
     Attributes:
         name: of the dataset.
-        tasks: as `find_tasks` takes them; several are joined by a blank.
+        tasks: as `find_tasks` takes them.
         episodes: a task and variant.
         setting: its scored variants are shown.
         official: on SimplerEnv's own assets.
-        noise, disturb: see `recording.Manner`.
+        noise: see `recording.Manner`.
         frames: put together at random (`random_frames.py`), so many a scene, instead of demonstrated;
             `episodes` is then the number of scenes.
     """
@@ -58,7 +58,6 @@ class Recording:
     setting: str = VISUAL_MATCHING
     official: bool = False
     noise: float = 0.0
-    disturb: float = 0.0
     frames: int = 0
 
 
@@ -127,11 +126,6 @@ ROUNDS = {
 }
 
 
-def tasks_of(names: str) -> tuple[Task, ...]:
-    """The tasks that several names, joined by blanks, stand for."""
-    return tuple(task for name in names.split() for task in find_tasks(name))
-
-
 def record_all(robot: str, folder: Path, official: Path | None) -> list[Path]:
     """Record what is not recorded yet; without `official`, what needs SimplerEnv's own assets is left out.
 
@@ -147,14 +141,14 @@ def record_all(robot: str, folder: Path, official: Path | None) -> list[Path]:
             _record(path, one, number, official if one.official and official else "embedded", played)
         annotate_dataset(path, OracleTeacher(), "step", keyframes=1)
         found.append(path)
-        if not (one.frames or one.official or one.disturb):
+        if not (one.frames or one.official):
             played.append(path)
     return found
 
 
 def _record(path: Path, one: Recording, seed: int, assets: Path | str, played: Sequence[Path]) -> None:
     """Record one dataset; random frames take their hands from those that were `played` before."""
-    tasks = tasks_of(one.tasks)
+    tasks = find_tasks(one.tasks)
     variants = tasks[0].protocol(one.setting).scored_variants
     if one.frames:
         of_one_goal = [task for task in tasks if len(task.goals) < 2]
@@ -172,7 +166,6 @@ def _record(path: Path, one: Recording, seed: int, assets: Path | str, played: S
         variants=variants,
         seed=seed,
         noise=one.noise,
-        disturb=one.disturb,
         settle=6,
     )
 

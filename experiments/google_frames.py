@@ -42,13 +42,17 @@ def attempts(
     rest, asked = simulator.objects, about(task, simulator.instruction)
     if not hands.get(asked):
         raise KitError(f"no recorded hand of {asked[1]}", "record more demonstrations first")
-    limits = _usual(simulator, hands[asked], rng)
+    limits, box = _usual(simulator, hands[asked], rng), _box(hands[asked])
     while True:
-        yield show(simulator, *draw(simulator, task, rest, hands[asked], rng), limits)
+        yield show(simulator, *draw(simulator, rest, hands[asked], box, rng), limits)
 
 
 def draw(
-    simulator: Any, task: Task, rest: dict[str, Array], pool: Sequence[Hand], rng: np.random.Generator
+    simulator: Any,
+    rest: dict[str, Array],
+    pool: Sequence[Hand],
+    box: tuple[Array, Array],
+    rng: np.random.Generator,
 ) -> tuple[dict[str, Array], Array, Hand]:
     """What may be shown: poses of things by model, drawers' openings, a hand.
 
@@ -56,22 +60,22 @@ def draw(
         simulator: after a reset.
         rest: poses of its things then.
         pool: recorded hands that were about the same thing.
+        box: least and greatest place of a tool that is anywhere, (3,) each.
     """
     hand = pool[int(rng.integers(len(pool)))]
     near, turn = rng.random() < NEAR, float(rng.normal(0, TURN))
     if not rest:
         return {}, *_before_the_cabinet(simulator, hand, near, turn, rng)
-    things, environment = _about(simulator, task, rest, rng), simulator._env
+    things, environment = _elsewhere(simulator, rest, rng), simulator._env
     source, target = (_model(environment, entity) for entity in (environment.source, environment.target))
     scatter = np.append(rng.normal(0, SHIFT, 2), 0.0)
-    anywhere = onto(hand.tool, rng.uniform(*_box(pool)), turn)
+    anywhere = onto(hand.tool, rng.uniform(*box), turn)
     if hand.placed and target:
         hand = moved(hand, onto(hand.target, things[target][:3], turn))
         return things | {source: hand.source}, np.zeros(0), hand
     if hand.grasped:
-        goal = things[target] if target else things[source]
-        way = anywhere if near or not target else onto(hand.target, goal[:3] + scatter, turn)
-        hand = moved(hand, way)
+        over = not near and target
+        hand = moved(hand, onto(hand.target, things[target][:3] + scatter, turn) if over else anywhere)
         return things | {source: hand.source}, np.zeros(0), hand
     way = onto(hand.source, things[source][:3] + scatter, turn) if near else anywhere
     return things, np.zeros(0), moved(hand, way)
@@ -127,16 +131,15 @@ def _usual(simulator: Any, pool: Sequence[Hand], rng: np.random.Generator) -> tu
 def _before_the_cabinet(
     simulator: Any, hand: Hand, near: bool, turn: float, rng: np.random.Generator
 ) -> tuple[Array, Hand]:
-    drawers, opening = np.array(simulator.drawers), float(hand.source[0]) - CLOSED_AT
+    drawers, opening = np.zeros_like(simulator.drawers), float(hand.source[0]) - CLOSED_AT
     slid = float(np.clip(opening + rng.normal(0, SLID), 0, FARTHEST))
-    drawers[:] = 0
     drawers[simulator._env.drawer] = slid
     along = np.array([slid - opening, 0.0, 0.0])
     place = hand.tool[:3] + along + rng.normal(0, SHIFT if near else FAR, 3)
     return drawers, moved(hand, onto(hand.tool, place, turn / 3 if near else turn))
 
 
-def _about(simulator: Any, task: Task, rest: dict[str, Array], rng: np.random.Generator) -> dict[str, Array]:
+def _elsewhere(simulator: Any, rest: dict[str, Array], rng: np.random.Generator) -> dict[str, Array]:
     """The things on other places: a can anywhere in its grid, several on each other's, all a little aside."""
     corners = np.array([start.object_xy for start in simulator.protocol.starts if start.object_xy])
     models, poses = list(rest), np.stack(list(rest.values())).astype(np.float64)

@@ -25,8 +25,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def pretrain(
         start: a checkpoint of the same widths to begin with instead of random weights, see `carry_over`.
     """
     model = model or CompactConfig(layers=5, proprioception=True)
-    things = things_of([*demonstrations, *scenery]) if config.questions else THINGS
+    things = _things([*demonstrations, *scenery], config)
     first = load_examples(demonstrations[0], find_rationales(demonstrations[0]))
     words = {*first.rationales, *(task.instruction for task in WIDOWX_TASKS), *map(question, things)}
     read = [first, *(_read(path, config) for path in demonstrations[1:])]
@@ -128,8 +129,9 @@ def pretrain(
         features, tower = state_features(examples.proprioception), vla.model.model.vision_tower
         tower.state_mean.copy_(torch.from_numpy(features.mean(0)))
         tower.state_scale.copy_(torch.from_numpy(np.maximum(features.std(0), STILL)))
-    grounding = _grounded(vla, examples, demonstrations, scenery, things, work, config)
-    points = pointing_at(examples, demonstrations, things, config)
+    places = cache(partial(_places, demonstrations, things))  # minutes, and not always needed
+    grounding = _grounded(vla, examples, places, demonstrations, scenery, things, work, config)
+    points = [pointing(examples, places(), config.pointing, config.seed, things)] if config.pointing else []
     history = _act_and_answer(vla, examples, points, asked, config, work)
     vla.provenance.update(
         made_by="experiments.pretraining",
@@ -154,6 +156,7 @@ def robot_in(dataset: str | Path) -> str:
 def _grounded(
     vla: CompactVLA,
     examples: Examples,
+    places: Callable[[], Places],
     demonstrations: Sequence[str | Path],
     scenery: Sequence[str | Path],
     things: Sequence[str],
@@ -181,7 +184,7 @@ def _grounded(
     history = ground_tower(
         vla,
         np.concatenate(images) if seen else examples.images,
-        _joined([*(load_places(path, things) for path in demonstrations), *(place for _, place in seen)]),
+        _joined([places(), *(place for _, place in seen)]),
         config.grounding_steps,
         learning_rate=config.grounding_rate,
         seed=config.seed,
@@ -205,7 +208,10 @@ def improve(
     """
     vla, paths = load(base), [*demonstrations, *driven]
     examples = join(_spoken([_read(path, config) for path in paths], config))
-    points = pointing_at(examples, paths, None, config)
+    points = []
+    if config.pointing:
+        things = _things(paths, config)
+        points = [pointing(examples, _places(paths, things), config.pointing, config.seed, things)]
     history = _act_and_answer(vla, examples, points, _asked(paths, config), config, work)
     stage = {**asdict(config), "demonstrations": _about(demonstrations), "driven": _about(driven)}
     vla.provenance.update(improved=[*vla.provenance.get("improved", []), stage], validation=history[-1])
@@ -258,17 +264,9 @@ def pointing(
     )
 
 
-def pointing_at(
-    examples: Examples, paths: Sequence[str | Path], things: Sequence[str] | None, config: PretrainingConfig
-) -> list[Examples]:
-    """What `pointing` makes of these datasets' frames, as a list of at most one; without `things` of all that
-    they show, where other questions are asked too.
-    """
-    if not config.pointing:
-        return []
-    things = things or (things_of(paths) if config.questions else THINGS)
-    places = _joined([load_places(path, things) for path in paths])
-    return [pointing(examples, places, config.pointing, config.seed, things)]
+def _things(paths: Sequence[str | Path], config: PretrainingConfig) -> Sequence[str]:
+    """What is pointed to and grounded: all that is shown, where it is asked about."""
+    return things_of(paths) if config.questions else THINGS
 
 
 def _read(path: str | Path, config: PretrainingConfig) -> Examples:
@@ -328,6 +326,10 @@ def _act_and_answer(
         seed=config.seed,
     )
     return fine_tune(vla, together, training, work, "compact_base")
+
+
+def _places(paths: Sequence[str | Path], things: Sequence[str]) -> Places:
+    return _joined([load_places(path, things) for path in paths])
 
 
 def _joined(places: Sequence[Places]) -> Places:

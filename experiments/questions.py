@@ -43,7 +43,7 @@ WORDINGS: dict[str, tuple[str, ...]] = {
 }
 """Kind -> wordings; {a} and {b} are things of the scene, {task} is the instruction."""
 WEIGHTS = {
-    **dict.fromkeys(("places",), 4.0),
+    "places": 4.0,
     **dict.fromkeys(("where", "point", "side", "height"), 3.0),
     **dict.fromkeys(("seen", "nearest", "distance", "held", "next"), 1.5),
     **dict.fromkeys(("gripper", "moves", "goes", "done"), 0.5),

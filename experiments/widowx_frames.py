@@ -45,8 +45,6 @@ def show(simulator: Any, things: dict[str, Array], hand: Hand, held: str) -> Obs
     Returns:
         None where the arm cannot come there.
     """
-    from mani_skill.utils.structs import Pose as Frame
-
     robot, arm = simulator._robot, simulator._env.agent.controller.controllers["arm"]
     base = robot.pose.inv()
     wanted = base * _frame(hand.tool)
@@ -60,7 +58,7 @@ def show(simulator: Any, things: dict[str, Array], hand: Hand, held: str) -> Obs
     reached = base * simulator._links["ee_gripper_link"].pose
     if float((reached.p - wanted.p).norm()) > REACHED:
         return None
-    arm._target_pose = Frame.create((base * _frame(hand.command)).raw_pose)
+    arm._target_pose = base * _frame(hand.command)
     for name, actor in simulator._things().items():
         actor.set_pose(_frame(things[name]))
     observation: Observation = simulator._observe(hand.placed, hand.grasped)

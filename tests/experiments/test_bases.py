@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from experiments import bases
-from experiments.bases import RECORDINGS, ROUNDS, Recording, Round, main, tasks_of
+from experiments.bases import RECORDINGS, ROUNDS, Recording, Round, main
 from refinevla_kit.files import sha256
 from refinevla_kit.policies import load_policy
+from refinevla_kit.tasks import find_tasks
 
 
 @pytest.mark.slow
@@ -36,7 +37,7 @@ def test_a_base_is_recorded_learned_from_and_kept(
 
 def test_what_is_held_out_is_never_recorded() -> None:
     for robot, recordings in RECORDINGS.items():
-        tasks = [task for one in recordings for task in tasks_of(one.tasks)]
+        tasks = [task for one in recordings for task in find_tasks(one.tasks)]
         assert {task.robot for task in tasks} == {robot}
         assert not any(task.held_out for task in tasks)
         assert len({one.name for one in recordings}) == len(recordings)
