@@ -21,6 +21,7 @@ import pandas as pd
 import torch
 from accelerate import PartialState
 
+from experiments.driving import PolicyDrive
 from experiments.hands import read_hands
 from experiments.pretraining import PretrainingConfig, improve, pretrain, save_base
 from experiments.questions import WORDINGS, accuracy, ask
@@ -39,7 +40,7 @@ from refinevla_kit.training.examples import held_out, load_examples
 
 @dataclass(frozen=True)
 class Recording:
-    """Demonstrations of one kind.
+    """Demonstrations of one kind, or episodes that a base drives and the demonstrator labels.
 
     Attributes:
         name: of the dataset.
@@ -99,11 +100,16 @@ class Round:
 
     Attributes:
         config: with `grounding_steps` the tower learns too, and the vocabulary takes in what is new.
-        recordings: how many of the robot's, in their order; None for all.
+        recordings: names of the robot's; none for all.
+        driven: recorded with the base that the round goes on from, where that goes wrong. They are learned
+            from in this round and in all later ones.
+        times: how often what was driven is counted, against once for what was demonstrated.
     """
 
     config: PretrainingConfig
-    recordings: int | None = None
+    recordings: tuple[str, ...] = ()
+    driven: tuple[Recording, ...] = ()
+    times: int = 1
 
 
 _FIRST = PretrainingConfig(
@@ -120,8 +126,35 @@ _FIRST = PretrainingConfig(
 # Rationales have fifteen times as many words as answers and outweigh them; then answers have their turn.
 _ANSWERS = replace(_FIRST, grounding_steps=0, steps=800, learning_rate=5e-4, questions=1.5, rationales=0.1)
 _FRAMES = replace(_ANSWERS, grounding_steps=3000, grounding_rate=8e-4, steps=3000, questions=2.4, seed=2)
+# Looking up a place by its name is learned at once from nothing else, and hardly beside all the rest.
+_POINT = replace(
+    _ANSWERS, steps=400, learning_rate=1e-3, questions=1, asked=("point",), acting=False, accumulate=1, seed=5
+)
+_DRIVEN = replace(
+    _ANSWERS, steps=1400, learning_rate=7e-4, questions=1, rationales=0.3, texts_alike=True, seed=3
+)
+_PLAYED = ("four", "pairs", "four_official", "pairs_official")
+_PUT_TOGETHER = (
+    "pair_frames",
+    "four_frames",
+    "pair_frames_official",
+    "four_frames_official",
+    "four_frames_looks",
+)
+_DRIVE = (
+    Recording("driven_pairs", "widowx_language_trained", 16),
+    Recording("driven_stack", "widowx_stack_cube", 40),
+    Recording("driven_pairs_official", "widowx_language_trained", 4, official=True),
+    Recording("driven_four_official", "widowx", 8, official=True),
+)
 ROUNDS = {
-    "widowx": (Round(_FIRST, 4), Round(_ANSWERS, 4), Round(_FRAMES)),
+    "widowx": (
+        Round(_FIRST, _PLAYED),
+        Round(_ANSWERS, _PLAYED),
+        Round(_FRAMES),
+        Round(_POINT, _PUT_TOGETHER, _DRIVE),
+        Round(_DRIVEN, _PLAYED, times=2),
+    ),
     "google_robot": (Round(_FRAMES),),
 }
 
@@ -138,7 +171,7 @@ def record_all(robot: str, folder: Path, official: Path | None) -> list[Path]:
             continue
         path = folder / one.name
         if not path.exists():
-            _record(path, one, number, official if one.official and official else "embedded", played)
+            _record(path, one, number, official, played)
         annotate_dataset(path, OracleTeacher(), "step", keyframes=1)
         found.append(path)
         if not (one.frames or one.official):
@@ -146,8 +179,36 @@ def record_all(robot: str, folder: Path, official: Path | None) -> list[Path]:
     return found
 
 
-def _record(path: Path, one: Recording, seed: int, assets: Path | str, played: Sequence[Path]) -> None:
+def drive(
+    base: Path, wanted: Sequence[Recording], folder: Path, official: Path | None, seed: int
+) -> list[Path]:
+    """Let a base act in what it is to learn from, where that is not recorded yet; each process has its share.
+
+    Returns all the datasets, in the order of `wanted`.
+    """
+    state = PartialState()
+    able = [one for one in wanted if official is not None or not one.official]
+    paths = [folder / one.name for one in able]
+    for number, (path, one) in enumerate(zip(paths, able, strict=True)):
+        if number % state.num_processes != state.process_index:
+            continue
+        if not path.exists():
+            _record(path, one, seed, official, (), PolicyDrive(base))
+        annotate_dataset(path, OracleTeacher(), "step", keyframes=1)
+    state.wait_for_everyone()
+    return paths
+
+
+def _record(
+    path: Path,
+    one: Recording,
+    seed: int,
+    official: Path | None,
+    played: Sequence[Path],
+    driver: PolicyDrive | None = None,
+) -> None:
     """Record one dataset; random frames take their hands from those that were `played` before."""
+    assets = official if one.official and official else "embedded"
     tasks = find_tasks(one.tasks)
     variants = tasks[0].protocol(one.setting).scored_variants
     if one.frames:
@@ -167,20 +228,24 @@ def _record(path: Path, one: Recording, seed: int, assets: Path | str, played: S
         seed=seed,
         noise=one.noise,
         settle=6,
+        drive=driver,
     )
 
 
-def learn(robot: str, datasets: Sequence[Path], folder: Path, state: PartialState) -> Path:
+def learn(
+    robot: str, datasets: Sequence[Path], folder: Path, official: Path | None, state: PartialState
+) -> Path:
     """All rounds of learning that are not done yet; returns the last checkpoint."""
-    base = START
+    base, driven = START, list[Path]()
     for number, one in enumerate(ROUNDS[robot]):
         target, work = folder / f"base_{number}", folder / f"learning_{number}"
+        driven += drive(base, one.driven, folder, official, 98 + number)
         if not target.exists():
-            taken = datasets[: one.recordings]
+            taken = [path for path in datasets if path.name in one.recordings or not one.recordings]
             if one.config.grounding_steps:
-                vla = pretrain(taken, work, one.config, start=base)
+                vla = pretrain([*taken, *driven * one.times], work, one.config, start=base)
             else:
-                vla = improve(base, taken, (), work, one.config)
+                vla = improve(base, taken, driven * one.times, work, one.config)
             if state.is_main_process:
                 save_base(vla, target)
             state.wait_for_everyone()
@@ -196,11 +261,10 @@ def judge(base: Path, datasets: Sequence[Path], most: int, seed: int = 99) -> st
         most: questions of a kind, and frames written about, of each dataset.
     """
     policy, rng = load_policy(base, order="rationale_first"), np.random.default_rng(seed)
-    rows, episodes, written = [], 0, []
+    rows, written = [], []
     for dataset in datasets:
         examples = load_examples(dataset)
-        kept_back = held_out(examples.episodes + episodes)  # training counts over all datasets
-        episodes += int(examples.episodes.max()) + 1
+        kept_back = held_out(examples.episodes)
         asked = [one for one in ask(dataset, 1.0, seed) if kept_back[one.row]]
         kinds = {kind: [one for one in asked if one.kind == kind][:most] for kind in WORDINGS}
         found = accuracy(policy, examples, [one for few in kinds.values() for one in few])
@@ -210,7 +274,8 @@ def judge(base: Path, datasets: Sequence[Path], most: int, seed: int = 99) -> st
         frames = [(int(examples.episodes[row]), int(row - first[row])) for row in np.sort(chosen)]
         written += write_about(policy, open_dataset(dataset), frames)
     if not rows:
-        raise KitError(f"{episodes} episodes: none is held out to be asked about", "record at least ten")
+        what = f"no episode of {', '.join(path.name for path in datasets)} is held out to be asked about"
+        raise KitError(what, "record at least ten")
     table = pd.DataFrame(rows)
     totals = table.groupby("kind")[["successes", "episodes"]].sum()
     totals["share"] = totals.successes / totals.episodes
@@ -242,7 +307,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with state.main_process_first():  # what one has recorded the others only look up
             datasets = record_all(given.robot, folder, given.official)
         if given.until != "record":
-            base = learn(given.robot, datasets, folder, state)
+            base = learn(given.robot, datasets, folder, given.official, state)
             if given.until == "judge" and state.is_main_process:
                 print(judge(base, datasets, given.questions))
     except KitError as error:

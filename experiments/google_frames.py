@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from sapien import Pose
 
-from experiments.hands import Hand, Hands, about, moved, onto
-from refinevla_kit.errors import KitError
+from experiments.hands import Hand, Hands, moved, onto, pool_of
 from refinevla_kit.simulator.contract import Array, Observation
 from refinevla_kit.simulator.geometry import start_pose
 from refinevla_kit.simulator.google_demonstrator import CLOSED, CLOSED_AT
@@ -39,12 +38,10 @@ def attempts(
         KitError: no recorded hand was about what the scene asks for.
     """
     simulator.reset(start_pose(task, "random", 0, seed, simulator.protocol.setting), seed)
-    rest, asked = simulator.objects, about(task, simulator.instruction)
-    if not hands.get(asked):
-        raise KitError(f"no recorded hand of {asked[1]}", "record more demonstrations first")
-    limits, box = _usual(simulator, hands[asked], rng), _box(hands[asked])
+    rest, pool = simulator.objects, pool_of(hands, task, simulator.instruction)
+    limits, box = _usual(simulator, pool, rng), _box(pool)
     while True:
-        yield show(simulator, *draw(simulator, rest, hands[asked], box, rng), limits)
+        yield show(simulator, *draw(simulator, rest, pool, box, rng), limits)
 
 
 def draw(

@@ -11,6 +11,7 @@ import numpy as np
 from scipy.spatial.transform import RigidTransform, Rotation
 
 from refinevla_kit.episodes import open_dataset
+from refinevla_kit.errors import KitError
 from refinevla_kit.simulator.contract import Array, SceneState
 from refinevla_kit.tasks import Task, find_task
 
@@ -55,6 +56,14 @@ def about(task: Task, instruction: str) -> tuple[str, str]:
     """What tells pools of hands apart: the task, of the language tasks "language", and the source."""
     near = re.fullmatch("move (.+) near .+", instruction)
     return "language" if task.goals else task.name, near[1] if near else task.source
+
+
+def pool_of(hands: Hands, task: Task, instruction: str) -> Sequence[Hand]:
+    """The hands that were about what is asked for. Raises `KitError` where there are none."""
+    asked = about(task, instruction)
+    if not hands.get(asked):
+        raise KitError(f"no recorded hand of {asked[1]}", "record more demonstrations first")
+    return hands[asked]
 
 
 def _hand(state: SceneState) -> Hand:

@@ -67,7 +67,9 @@ class PretrainingConfig:
         train_tower: the tower learns on with the language model, instead of staying as grounding left it.
         seed: of everything.
         grounding_rate: the tower's learning rate in grounding, lower for one that sees already.
-        order, accumulate: see `TrainingConfig`.
+        order, accumulate, texts_alike: see `TrainingConfig`.
+        asked: kinds of questions; none for all.
+        acting: actions are learned, too; without, the questions alone.
     """
 
     grounding_steps: int = 3000
@@ -82,6 +84,9 @@ class PretrainingConfig:
     grounding_rate: float = 1e-3
     order: str = "action_first"
     accumulate: int = 1
+    asked: tuple[str, ...] = ()
+    acting: bool = True
+    texts_alike: bool = False
 
     def __post_init__(self) -> None:
         for name, most in (("pointing", 1), ("questions", len(WORDINGS)), ("rationales", 1)):
@@ -293,7 +298,8 @@ def _asked(paths: Sequence[str | Path], config: PretrainingConfig) -> list[Quest
     frames = 0
     for number, path in enumerate(paths if config.questions else ()):
         asked += [
-            replace(one, row=one.row + frames) for one in ask(path, config.questions, config.seed + number)
+            replace(one, row=one.row + frames)
+            for one in ask(path, config.questions, config.seed + number, config.asked)
         ]
         frames += sum(item.length for item in open_dataset(path).episodes)
     return in_groups(asked, TOGETHER, config.seed)
@@ -308,7 +314,8 @@ def _act_and_answer(
     work: str | Path,
 ) -> list[dict[str, Any]]:
     """Train the language model on all, an episode's frames on one side of the split to held-out ones."""
-    parts = [examples, *points, *([as_examples(examples, asked)] if asked else [])]
+    acted = [examples] if config.acting else []
+    parts = [*acted, *points, *([as_examples(examples, asked)] if asked else [])]
     episodes = np.concatenate([part.episodes for part in parts])
     together = replace(join(parts), episodes=episodes)
     del examples, points, parts  # gigabytes, twice
@@ -319,6 +326,7 @@ def _act_and_answer(
         lambda_reasoning=1.0 if any(together.rationales) else 0.0,
         order=config.order,
         accumulate=config.accumulate,
+        texts_alike=config.texts_alike,
         freeze_layers=0,
         freeze_tower=not config.train_tower,
         validate_every=100,

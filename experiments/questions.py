@@ -73,12 +73,13 @@ class Question:
     answer: str
 
 
-def ask(dataset: str | Path, share: float, seed: int) -> list[Question]:
+def ask(dataset: str | Path, share: float, seed: int, kinds: Sequence[str] = ()) -> list[Question]:
     """Draw a question about each of a share of the frames, of the kinds that it allows, by `WEIGHTS`.
 
     Args:
         dataset: with the simulator's sidecar.
         share: of the frames, 0 to 1, or more than 1 for several questions a frame.
+        kinds: that are asked; none for all.
     """
     source, rng = open_dataset(dataset), np.random.default_rng(seed)
     questions, row = [], 0
@@ -87,7 +88,7 @@ def ask(dataset: str | Path, share: float, seed: int) -> list[Question]:
         for request in without_pictures(source, info.index, spans):
             known = askable(Scene(request)) if request.state is not None else {}
             count = int(share) + int(rng.random() < share % 1)
-            for kind in _drawn(sorted(known), count, rng):
+            for kind in _drawn(sorted(known.keys() & (kinds or known)), count, rng):
                 slots, answer = known[kind][int(rng.integers(len(known[kind])))]
                 wordings = WORDINGS[kind]
                 text = wordings[int(rng.integers(len(wordings)))].format(task=request.instruction, **slots)

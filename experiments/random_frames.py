@@ -22,11 +22,11 @@ from experiments.hands import Hands, about
 from refinevla_kit.episodes.contract import Episode
 from refinevla_kit.episodes.writer import DatasetWriter
 from refinevla_kit.errors import KitError
-from refinevla_kit.rollouts.engine import Scene
-from refinevla_kit.rollouts.recording import episode_seed
-from refinevla_kit.simulator.contract import Array, Observation
+from refinevla_kit.rollouts.engine import Masks, Scene
+from refinevla_kit.rollouts.recording import episode_of, episode_seed, even_height
+from refinevla_kit.simulator.contract import Observation
 from refinevla_kit.simulator.demonstrator import Demonstrator
-from refinevla_kit.tasks import BASE, CAMERA_SIZES, VISUAL_MATCHING, Task
+from refinevla_kit.tasks import BASE, VISUAL_MATCHING, Task
 
 TRIES = 30  # draws of one frame
 ROBOTS = {"widowx": widowx_frames.attempts, "google_robot": google_frames.attempts}
@@ -59,8 +59,7 @@ def record_frames(
     for task in tasks:
         if about(task, "")[0] not in known:
             raise KitError(f"no recorded hand of {task.name}", "record demonstrations of it first")
-    full_width, full_height = CAMERA_SIZES[tasks[0].robot]
-    height = 2 * round(width * full_height / full_width / 2)
+    height = even_height(tasks[0].robot, width)
     planned = [(task, name) for task in tasks for name in variants]
     with (
         DatasetWriter(path, tasks[0].control_hz, tasks[0].robot) as writer,
@@ -80,24 +79,15 @@ def record_frames(
 def _episode(simulator: Any, task: Task, frames: int, hands: Hands, seed: int) -> Episode:
     rng, expert = np.random.default_rng([seed, 1]), Demonstrator(task)
     tried = islice(ROBOTS[task.robot](simulator, task, hands, seed, rng), TRIES * frames)
-    seen: list[tuple[Observation, dict[str, Array], Array]] = []
+    seen: list[Observation] = []
+    masks: list[Masks] = []
     for shown in tried:
-        if shown is not None and shown.state is not None:
-            masks = {name: mask for name, mask in simulator.masks().items() if name != "background"}
-            seen.append((shown, masks, expert.act(shown.state)))
+        if shown is not None:
+            seen.append(shown)
+            masks.append(simulator.masks())
         if len(seen) == frames:
             break
     else:
         raise KitError(f"no arm reaches the hands of {task.name}", "look at the recorded ones")
-    observations, masks_of, actions = zip(*seen, strict=True)
-    return Episode(
-        images=np.stack([one.image for one in observations]),
-        actions=np.stack(actions).astype(np.float32),
-        proprioception=np.stack([one.proprioception for one in observations]).astype(np.float32),
-        instruction=simulator.instruction,
-        task=task.name,
-        success=False,
-        seed=seed,
-        states=[one.state for one in observations],
-        masks={name: np.stack([masks[name] for masks in masks_of]) for name in masks_of[0]},
-    )
+    actions = [expert.act(one.state) for one in seen if one.state is not None]  # the scene is privileged
+    return episode_of(seen, masks, actions, task, seed=seed)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from scipy.spatial.transform import RigidTransform
 
-from experiments.hands import Hand, Hands, about, moved, onto
+from experiments.hands import Hand, Hands, moved, onto, pool_of
 from refinevla_kit.simulator.contract import Arrangement, Array, Observation, Pose
 from refinevla_kit.simulator.geometry import SINK_TASK, SPREAD, SPREAD_CENTRE, arrangement, start_pose
 from refinevla_kit.simulator.maniskill import CLOSED, OPEN
@@ -91,7 +91,7 @@ def _draw(
         hand = held[int(rng.integers(len(held)))]
         hand = moved(hand, _anywhere(task, hand, rng))
         return things | {other: hand.source}, replace(hand, grasped=False, placed=False), other
-    pool = hands[about(task, task.instruction)]
+    pool = pool_of(hands, task, task.instruction)
     hand = pool[int(rng.integers(len(pool)))]
     near, anywhere = rng.random() < NEAR, _anywhere(task, hand, rng)
     if hand.placed:

@@ -114,8 +114,7 @@ def record(
     how = Manner(**manner)
     robot = chosen[0].robot
     folder = str(resolve_assets(assets) if robot == "widowx" else assets)
-    full_width, full_height = CAMERA_SIZES[robot]
-    height = height or 2 * round(width * full_height / full_width / 2)
+    height = height or even_height(robot, width)
     planned = []
     for task in chosen:
         for place, name in enumerate(variants):
@@ -141,6 +140,35 @@ def record(
             bar.update()
     size = sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())
     return made | {"seconds": round(time.perf_counter() - began, 1), "bytes": size}
+
+
+def even_height(robot: str, width: int) -> int:
+    """Of a recorded picture, pixels: the aspect of the robot's camera, and a number that videos can have."""
+    full_width, full_height = CAMERA_SIZES[robot]
+    return 2 * round(width * full_height / full_width / 2)
+
+
+def episode_of(
+    seen: Sequence[Observation], masks: Sequence[Masks], actions: Sequence[Array], task: Task, **about: Any
+) -> Episode:
+    """An episode of frames that show the simulator's state, each with its masks and its right action.
+
+    Args:
+        about: success, seed and start of `Episode`.
+    """
+    sentences = [frame.instruction for frame in seen]
+    # The background is what no mask names.
+    named = [name for name in masks[0] if name != "background"]
+    return Episode(
+        images=np.stack([frame.image for frame in seen]),
+        actions=np.stack(actions).astype(np.float32),
+        proprioception=np.stack([frame.proprioception for frame in seen]).astype(np.float32),
+        instruction=sentences if len(set(sentences)) > 1 else sentences[0],
+        task=task.name,
+        states=[frame.state for frame in seen if frame.state is not None],
+        masks={name: np.stack([shown[name] for shown in masks]) for name in named},
+        **about,
+    )
 
 
 def recording_code() -> str:
@@ -230,8 +258,7 @@ class _DemonstratedTake(Take):
             self._deviation = manner.noise * rng.uniform() * share
         assert observation is not None and observation.state is not None  # the scene is privileged
         self._seen.append(observation)
-        # The background is what no mask names.
-        self._masks.append({name: mask for name, mask in self.masks.items() if name != "background"})
+        self._masks.append(self.masks)
         self._actions.append(self._expert.act(observation.state))
         executed = self._actions[-1] if manner.drive is None else manner.drive(observation, self._task)
         if self._deviation is not None:
@@ -263,19 +290,10 @@ class _DemonstratedTake(Take):
 
     def recorded(self) -> Episode:
         """The episode, once it is over; it may have failed: see `success`."""
-        planned, sentences = self.episode, [frame.instruction for frame in self._seen]
-        return Episode(
-            images=np.stack([frame.image for frame in self._seen]),
-            actions=np.stack(self._actions).astype(np.float32),
-            proprioception=np.stack([frame.proprioception for frame in self._seen]).astype(np.float32),
-            instruction=sentences if len(set(sentences)) > 1 else sentences[0],
-            task=self._task.name,
-            success=self.success,
-            seed=planned.seed,
-            start=f"grid:{planned.number}" if planned.start == "grid" else "random",
-            states=[frame.state for frame in self._seen if frame.state is not None],
-            masks={name: np.stack([masks[name] for masks in self._masks]) for name in self._masks[0]},
-        )
+        planned = self.episode
+        start = f"grid:{planned.number}" if planned.start == "grid" else "random"
+        about: dict[str, Any] = {"success": self.success, "seed": planned.seed, "start": start}
+        return episode_of(self._seen, self._masks, self._actions, self._task, **about)
 
 
 def _check(tasks: Sequence[Task], episodes: int, start: str, workers: int) -> None:

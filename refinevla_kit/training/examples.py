@@ -26,6 +26,7 @@ from refinevla_kit.vlas.action_tokens import STATISTICS, check_actions
 REVIEWED = "reviewed"
 SHIPPED_BASE = REPOSITORY / "data" / "checkpoints" / "compact_base"
 PROPRIOCEPTION = len(STATE_NAMES)  # numbers of the kit's own state, as policies read it
+EVERY = 10  # so many episodes, one of them is held out
 LOOKED_AT = 200  # episodes whose actions are compared with a base before anything is paid
 
 
@@ -92,7 +93,7 @@ class Examples:
         """The robot's own state is there, in the form that policies read."""
         return self.proprioception is not None and self.proprioception.shape[1] == PROPRIOCEPTION
 
-    def split(self, every: int = 10) -> tuple[Array, Array]:
+    def split(self, every: int = EVERY) -> tuple[Array, Array]:
         """(training, validation) frame numbers, int64.
 
         Every `every`-th episode is held out when there are that many; none where nothing would be left to
@@ -104,22 +105,24 @@ class Examples:
         return np.flatnonzero(~kept_back), np.flatnonzero(kept_back)
 
 
-def held_out(episodes: Array, every: int = 10) -> Array:
+def held_out(episodes: Array, every: int = EVERY) -> Array:
     """Which of these episodes, by their numbers, are not trained on: bool (N,)."""
     kept_back: Array = episodes % every == every - 1
     return kept_back
 
 
 def join(parts: Sequence[Examples]) -> Examples:
-    """All frames of several, episodes numbered on; without the robot's own state where one of them has
-    none.
+    """All frames of several; without the robot's own state where one of them has none.
+
+    Episodes are numbered on from the next multiple of `EVERY`, so that those are held out that would be
+    without the others.
     """
     stateful = all(part.stateful for part in parts)
     numbered, start = [], 0
     for part in parts:
         own = part.proprioception if stateful else None
         numbered.append(replace(part, episodes=part.episodes + start, proprioception=own))
-        start += int(part.episodes.max()) + 1
+        start += (int(part.episodes.max()) // EVERY + 1) * EVERY
     return _stacked(numbered)
 
 

@@ -231,16 +231,16 @@ class _Run:
         self._note("train", losses | {"seconds": time.perf_counter() - began})
 
     def _backward(self, model: nn.Module, batches: list[Batch]) -> dict[str, float]:
-        """Gradients of one step, its frames in parts and over processes; each part counts by its tokens, so
-        that neither makes a difference.
+        """Gradients of one step, its frames in parts and over processes; each part counts by its tokens, or
+        by its texts, so that neither makes a difference.
 
         Returns the history's numbers, of the frames of all processes.
         """
         accelerator, config = self.accelerator, self.config
         processes, parts = accelerator.num_processes, len(batches)
         counts = [
-            [int((batch.sequences.kinds == kind).sum()) for batch in batches]
-            for kind in (ACTION_KIND, RATIONALE_KIND)
+            [_count(batch.sequences.kinds == ACTION_KIND) for batch in batches],
+            [_count(batch.sequences.kinds == RATIONALE_KIND, config.texts_alike) for batch in batches],
         ]
         own = torch.tensor([sum(numbers) for numbers in counts], device=accelerator.device)
         actions, rationales = accelerator.reduce(own, "sum").tolist()
@@ -263,6 +263,11 @@ class _Run:
                 row[key] += share * value if share else 0.0
         values = torch.tensor(list(row.values()), dtype=torch.float64, device=accelerator.device)
         return dict(zip(row, accelerator.reduce(values, "mean").tolist(), strict=True))
+
+
+def _count(tokens: Tensor, texts: bool = False) -> int:
+    """How many tokens (B, N), or texts that have any, there are."""
+    return int((tokens.any(1) if texts else tokens).sum())
 
 
 def _check(examples: Examples, config: TrainingConfig) -> None:

@@ -141,9 +141,10 @@ def forward(model: Any, vla: VLA, batch: Batch, config: TrainingConfig) -> Losse
             either.
         vla: whose model it is.
         batch: what it sees.
-        config: for the weight of the reasoning loss.
+        config: how the reasoning loss is weighed.
     """
-    return joint_loss(model(batch), batch.sequences, config.lambda_reasoning, vla.first_action, vla.bins)
+    weight, alike = config.lambda_reasoning, config.texts_alike
+    return joint_loss(model(batch), batch.sequences, weight, vla.first_action, vla.bins, alike)
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,12 @@ class Losses:
 
 
 def joint_loss(
-    logits: Tensor, sequences: Sequences, lambda_reasoning: float, first_action: int, bins: ActionTokens
+    logits: Tensor,
+    sequences: Sequences,
+    lambda_reasoning: float,
+    first_action: int,
+    bins: ActionTokens,
+    texts_alike: bool = False,
 ) -> Losses:
     """The objective on one batch.
 
@@ -190,6 +196,7 @@ def joint_loss(
         lambda_reasoning: weight of the rationale tokens' loss; 0 trains on actions alone.
         first_action: vocabulary id of action word 0.
         bins: the policy's action tokens.
+        texts_alike: see `TrainingConfig`.
     """
     keep = logits.shape[1]
     # Place t predicts token t + 1. Float, because bf16 sums of a thousand exponentials are too coarse.
@@ -200,12 +207,21 @@ def joint_loss(
     action_logits, action_target = predicted[is_action], target[is_action]  # A, V and A
     action = _mean_loss(action_logits, action_target)
     reasoning = _mean_loss(predicted[is_rationale], target[is_rationale])
+    if texts_alike and is_rationale.any():
+        each = nn.functional.cross_entropy(predicted[is_rationale], target[is_rationale], reduction="none")
+        reasoning = (each * shares_of_texts(is_rationale)[is_rationale]).sum()
     with torch.no_grad():
         accuracy = (action_logits.argmax(-1) == action_target).float().mean()
         spoken = (action_target >= first_action) & (action_target < first_action + bins.words)
         l1 = _distance(action_logits[spoken], action_target[spoken], first_action, bins)
     total = action + lambda_reasoning * reasoning
     return Losses(total, action, reasoning, accuracy, l1, len(action_target), int(is_rationale.sum()))
+
+
+def shares_of_texts(is_rationale: Tensor) -> Tensor:
+    """What each token (B, N) counts where every text counts alike; 1 in all."""
+    lengths = is_rationale.sum(1, keepdim=True)  # B, 1
+    return is_rationale / lengths.clamp(min=1) / (lengths > 0).sum()
 
 
 def _distance(logits: Tensor, target: Tensor, first_action: int, bins: ActionTokens) -> Tensor:

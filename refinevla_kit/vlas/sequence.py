@@ -72,7 +72,7 @@ def answer_ids(vla: VLA, action: Sequence[int], rationale: str, order: str) -> t
     if marks.closes:
         answer.append((marks.end, RATIONALE_KIND if ends_with_text else ACTION_KIND))
     elif text:  # the end of a fixed number of action tokens need not be predicted
-        answer.append((marks.end, RATIONALE_KIND if order == "action_first" else NOT_PREDICTED))
+        answer.append((marks.end, RATIONALE_KIND if ends_with_text else NOT_PREDICTED))
     return [token for token, _ in answer], [kind for _, kind in answer]
 
 

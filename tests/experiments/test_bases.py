@@ -21,22 +21,26 @@ def test_a_base_is_recorded_learned_from_and_kept(
 ) -> None:
     few = replace(ROUNDS["widowx"][0].config, grounding_steps=1, steps=2, batch_size=4)
     more = replace(few, grounding_steps=0, steps=1)
+    driven = Recording("driven", "widowx_carrot_on_plate", 1)
     monkeypatch.setattr(bases, "RECORDINGS", {"widowx": (Recording("few", "widowx_carrot_on_plate", 1),)})
-    monkeypatch.setattr(bases, "ROUNDS", {"widowx": (Round(few), Round(more))})
+    monkeypatch.setattr(bases, "ROUNDS", {"widowx": (Round(few), Round(more, (), (driven,), 2))})
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     main(["widowx", str(tmp_path), "--until", "learn"])
     last = tmp_path / "widowx" / "base_1"
     policy, digest = load_policy(last), sha256(last)
     assert policy.order == "action_first" and policy.conventions.robot == "widowx"
-    assert policy.vla.provenance["improved"][0]["steps"] == 1
+    improved = policy.vla.provenance["improved"][0]
+    assert improved["steps"] == 1
+    assert [one["name"] for one in improved["driven"]] == ["driven", "driven"]
     main(["widowx", str(tmp_path), "--until", "learn"])
     assert sha256(last) == digest
-    with pytest.raises(SystemExit, match="1 episodes: none is held out to be asked about -> record"):
+    with pytest.raises(SystemExit, match="no episode of few is held out to be asked about -> record"):
         main(["widowx", str(tmp_path)])
 
 
 def test_what_is_held_out_is_never_recorded() -> None:
-    for robot, recordings in RECORDINGS.items():
+    for robot, demonstrated in RECORDINGS.items():
+        recordings = [*demonstrated, *(one for each in ROUNDS[robot] for one in each.driven)]
         tasks = [task for one in recordings for task in find_tasks(one.tasks)]
         assert {task.robot for task in tasks} == {robot}
         assert not any(task.held_out for task in tasks)

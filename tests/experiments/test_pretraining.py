@@ -119,7 +119,7 @@ def test_a_base_that_reads_learns_questions_and_rationales_beside_actions(
     vla = pretrain([dataset], tmp_path / "work", config, model=replace(SMALL, patch=10))
     assert vla.grid == (12, 16)
     history = (tmp_path / "work" / "history.jsonl").read_text().splitlines()
-    assert json.loads(history[-1])["loss_reasoning"] > 0
+    assert json.loads(history[-1])["loss_reasoning"] > 0 and json.loads(history[-1])["loss_action"] > 0
     for one in ask(dataset, 1.0, seed=0)[:20]:
         pieces = vla.tokenizer.encode(one.answer, add_special_tokens=False)
         assert len(pieces) <= 2 * len(one.answer.replace(";", " ;").split()) + 1, (
@@ -129,6 +129,16 @@ def test_a_base_that_reads_learns_questions_and_rationales_beside_actions(
     frames = load_examples(dataset)
     found = accuracy(policy, frames, ask(dataset, 0.2, seed=1))
     assert sum(rate.episodes for rate in found.values()) == len(ask(dataset, 0.2, seed=1))
+
+
+@pytest.mark.slow
+def test_places_are_asked_for_with_nothing_beside(dataset: Path, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    alone = replace(CONFIG, grounding_steps=0, pointing=0, questions=1, asked=("point",), acting=False)
+    vla = pretrain([dataset], tmp_path / "work", alone, model=SMALL)
+    rows = [json.loads(row) for row in (tmp_path / "work" / "history.jsonl").read_text().splitlines()]
+    assert all(row["loss_reasoning"] > 0 and "loss_action" not in row for row in rows)
+    assert vla.provenance["pretraining"]["asked"] == ("point",)
 
 
 def test_weights_carry_over_to_another_vocabulary_and_a_finer_grid() -> None:

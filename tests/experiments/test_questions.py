@@ -56,6 +56,11 @@ def test_there_is_one_question_a_frame_and_the_seed_decides_which(questions: lis
     assert 0.1 * frames < len(ask(DEMO, 0.2, seed=0)) < 0.3 * frames
 
 
+def test_only_the_kinds_that_are_wanted_are_asked() -> None:
+    asked = ask(DEMO, 3.0, 0, ("point", "side"))
+    assert {question.kind for question in asked} == {"point", "side"}
+
+
 def test_answers_are_of_the_frame(questions: list[Question]) -> None:
     source = open_dataset(DEMO)
     states = [state for info in source.episodes for state in source.states(info.index) or []]

@@ -135,13 +135,12 @@ def test_unknown_settings_name_the_choices(setting: str, value: str, tmp_path: P
         fine_tune(made(some()), some(), replace(CONFIG, **{setting: value}), tmp_path, "p", progress=False)  # type: ignore[arg-type]
 
 
-def test_frames_in_parts_are_the_same_step(tmp_path: Path) -> None:
+@pytest.mark.parametrize("alike", [False, True])
+def test_frames_in_parts_are_the_same_step(alike: bool, tmp_path: Path) -> None:
     ends = []
     for parts in (1, 3):  # parts with unequal numbers of rationale tokens
-        vla = made(some())
-        history = fine_tune(
-            vla, some(), replace(CONFIG, accumulate=parts), tmp_path / str(parts), "p", progress=False
-        )
+        vla, config = made(some()), replace(CONFIG, accumulate=parts, texts_alike=alike)
+        history = fine_tune(vla, some(), config, tmp_path / str(parts), "p", progress=False)
         ends.append((vla.model.state_dict(), history))
     for one, other in zip(ends[0][1], ends[1][1], strict=True):
         assert one | {"seconds": 0} == pytest.approx(other | {"seconds": 0}, abs=2e-4)

@@ -83,6 +83,21 @@ def test_the_objective_is_the_mean_over_action_tokens_plus_lambda_times_that_ove
     )
 
 
+def test_short_texts_count_as_much_as_long_ones_where_that_is_asked_for(
+    vla: CompactVLA, examples: Examples
+) -> None:
+    texts = ("left.", "", "the carrot is 3 cm left of the plate, and the gripper is above it.")
+    mixed = replace(examples, rationales=texts * 8)
+    alike = replace(CONFIG, texts_alike=True)
+    batches = [
+        make_batch(vla, mixed, rows, alike) for rows in (np.array([0, 2]), np.array([0]), np.array([2]))
+    ]
+    both, short, long = (float(forward(WholeModel(vla), vla, one, alike).reasoning) for one in batches)
+    assert both == pytest.approx((short + long) / 2, rel=1e-4) and abs(short - long) > 1e-2
+    words = float(forward(WholeModel(vla), vla, batches[0], CONFIG).reasoning)
+    assert abs(words - long) < abs(words - short)
+
+
 def test_a_policy_that_is_always_right_has_no_action_error(vla: CompactVLA, examples: Examples) -> None:
     s = make_batch(vla, examples, np.arange(4), CONFIG).sequences
     certain = (
@@ -414,6 +429,14 @@ def test_a_state_that_is_no_number_is_named(vla: CompactVLA, examples: Examples,
     own[5, 3] = np.nan
     with pytest.raises(KitError, match="no number, first in episode 2"):
         fine_tune(vla, replace(examples, proprioception=own), CONFIG, tmp_path, "p", progress=False)
+
+
+def test_what_is_held_out_does_not_depend_on_what_it_is_joined_with(examples: Examples) -> None:
+    many = replace(examples, episodes=np.arange(len(examples)) % 13)
+    many = replace(many, episodes=np.sort(many.episodes))
+    _, alone = many.split()
+    _, joined = join([many, many]).split()
+    assert len(alone) and joined.tolist() == [*alone, *(alone + len(many))]
 
 
 def test_pictures_of_two_sizes_are_not_joined(examples: Examples) -> None:

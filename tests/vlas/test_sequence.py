@@ -46,6 +46,14 @@ def test_without_a_rationale_only_the_actions_remain() -> None:
         assert len(ids) == 8 and kinds == [NOT_PREDICTED, *[ACTION_KIND] * 7]
 
 
+def test_what_is_only_spoken_about_ends_with_a_predicted_end_in_either_order() -> None:
+    for order in ("action_first", "rationale_first"):
+        ids, kinds = answer_ids(VLA, [], "the plate", order)
+        tokens = TOKENIZER.convert_ids_to_tokens(ids)
+        assert tokens[0] == RATIONALE and tokens[-1] == EOS
+        assert kinds == [NOT_PREDICTED, *[RATIONALE_KIND] * (len(ids) - 1)]
+
+
 def test_an_unknown_order_names_the_known_ones() -> None:
     with pytest.raises(KitError, match="action_first"):
         answer_ids(VLA, ACTIONS, "", "sideways")
