@@ -110,28 +110,6 @@ def cover_bars(summary: pd.DataFrame, title: str = "") -> Figure:
     return figure
 
 
-def sanity_lines(tables: Mapping[str, pd.DataFrame]) -> Figure:
-    """Rank correlation with the trained policy's map while weights are shuffled from the top down; 1 all
-    along: the map does not show the policy.
-
-    Args:
-        tables: method (or policy) -> table of `faithfulness.sanity`.
-    """
-    colour = colours(tables)
-    with canvas(6.4, 3.2) as (figure, (axes,)):
-        for name, table in tables.items():
-            means = table.groupby("shuffled", sort=False)["correlation"].mean()
-            parts = [*means.index[:1], *(f"+ {part}" for part in means.index[1:])]
-            text = label(name).replace("_", " ")
-            axes.plot(parts, means.to_numpy(), "o-", color=colour[name], markersize=4, label=text)
-        axes.axhline(0, color=MUTED, linewidth=1)
-        axes.set_ylim(-1.05, 1.05)
-        axes.set_xlabel("weights shuffled, from the top down")
-        axes.set_ylabel("rank correlation of patches (-1 to 1)")
-        axes.legend()
-    return figure
-
-
 def differences_table(tests: pd.DataFrame) -> pd.DataFrame:
     """Differences between two policies as text with their p-values: a row a measure and stage, a column a
     thing.

@@ -42,7 +42,6 @@ class Manner:
         seed: same seed, same bytes, however many workers.
         random_moves: random actions before the recording starts, so that the arm's pose does not betray where
             the expert goes.
-        keep_failures: keep failed episodes too (success False) and draw nothing again.
         drive: what acts in the demonstrator's place: (observation, task) -> action. Each frame is still
             recorded with the demonstrator's action, the right one in a state that it would not have come to
             by itself. Such episodes are kept however they end.
@@ -59,7 +58,6 @@ class Manner:
 
     seed: int = 0
     random_moves: int = 0
-    keep_failures: bool = False
     drive: Drive | None = None
     disturb: float = 0.0
     noise: float = 0.0
@@ -75,7 +73,6 @@ def record(
     *,
     workers: int = 1,
     width: int = 160,
-    height: int | None = None,
     progress: bool = True,
     overwrite: bool = False,
     setting: str = VISUAL_MATCHING,
@@ -92,13 +89,13 @@ def record(
         start: "random" (continuous poses around the grid; a failed episode is drawn again) or "grid" (a
             failed one is left out).
         workers: simulator processes; with 1 there is none but this one.
-        width, height: pixels, even numbers; None keeps the camera's aspect.
+        width: of the pictures in pixels, even; their aspect is the camera's.
         progress: show a bar.
         overwrite: replace what is at `path`, unless it holds what was paid for or reviewed
             (`files.paid_files`).
         setting, variants: of each task's protocol; `episodes_per_task` are recorded in each variant, from
             starts of their own.
-        manner: fields of `Manner`: seed, random_moves, keep_failures, drive, disturb, noise, settle.
+        manner: fields of `Manner`: seed, random_moves, drive, disturb, noise, settle.
 
     Returns:
         {"path", "episodes", "frames", "successes", "failures" (attempts that failed), "seconds", "bytes"}.
@@ -114,7 +111,7 @@ def record(
     how = Manner(**manner)
     robot = chosen[0].robot
     folder = str(resolve_assets(assets) if robot == "widowx" else assets)
-    height = height or even_height(robot, width)
+    height = even_height(robot, width)
     planned = []
     for task in chosen:
         for place, name in enumerate(variants):
@@ -157,8 +154,6 @@ def episode_of(
         about: success, seed and start of `Episode`.
     """
     sentences = [frame.instruction for frame in seen]
-    # The background is what no mask names.
-    named = [name for name in masks[0] if name != "background"]
     return Episode(
         images=np.stack([frame.image for frame in seen]),
         actions=np.stack(actions).astype(np.float32),
@@ -166,7 +161,9 @@ def episode_of(
         instruction=sentences if len(set(sentences)) > 1 else sentences[0],
         task=task.name,
         states=[frame.state for frame in seen if frame.state is not None],
-        masks={name: np.stack([shown[name] for shown in masks]) for name in named},
+        masks={  # the background is what no mask names
+            name: np.stack([shown[name] for shown in masks]) for name in masks[0] if name != "background"
+        },
         **about,
     )
 
@@ -205,7 +202,7 @@ def demonstrations(
         KitError: whatever the simulator raises, a process that died twice of one episode, or 20 failures in a
             row.
     """
-    keep = manner.keep_failures or manner.drive is not None
+    keep = manner.drive is not None
     chance = manner.random_moves > 0 or manner.disturb > 0 or manner.noise > 0
     attempts = {episode: (place, 0) for place, episode in enumerate(planned)}
     finished: dict[int, tuple[Episode | None, int]] = {}
@@ -292,8 +289,8 @@ class _DemonstratedTake(Take):
         """The episode, once it is over; it may have failed: see `success`."""
         planned = self.episode
         start = f"grid:{planned.number}" if planned.start == "grid" else "random"
-        about: dict[str, Any] = {"success": self.success, "seed": planned.seed, "start": start}
-        return episode_of(self._seen, self._masks, self._actions, self._task, **about)
+        frames = self._seen, self._masks, self._actions
+        return episode_of(*frames, self._task, success=self.success, seed=planned.seed, start=start)
 
 
 def _check(tasks: Sequence[Task], episodes: int, start: str, workers: int) -> None:

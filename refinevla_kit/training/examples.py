@@ -93,21 +93,21 @@ class Examples:
         """The robot's own state is there, in the form that policies read."""
         return self.proprioception is not None and self.proprioception.shape[1] == PROPRIOCEPTION
 
-    def split(self, every: int = EVERY) -> tuple[Array, Array]:
+    def split(self) -> tuple[Array, Array]:
         """(training, validation) frame numbers, int64.
 
-        Every `every`-th episode is held out when there are that many; none where nothing would be left to
+        One episode of `EVERY` is held out when there are that many; none where nothing would be left to
         train on.
         """
-        kept_back = held_out(self.episodes, every)
+        kept_back = held_out(self.episodes)
         if kept_back.all():
             kept_back = np.zeros(len(self), bool)
         return np.flatnonzero(~kept_back), np.flatnonzero(kept_back)
 
 
-def held_out(episodes: Array, every: int = EVERY) -> Array:
+def held_out(episodes: Array) -> Array:
     """Which of these episodes, by their numbers, are not trained on: bool (N,)."""
-    kept_back: Array = episodes % every == every - 1
+    kept_back: Array = episodes % EVERY == EVERY - 1
     return kept_back
 
 

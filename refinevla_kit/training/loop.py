@@ -238,10 +238,11 @@ class _Run:
         """
         accelerator, config = self.accelerator, self.config
         processes, parts = accelerator.num_processes, len(batches)
-        counts = [
-            [_count(batch.sequences.kinds == ACTION_KIND) for batch in batches],
-            [_count(batch.sequences.kinds == RATIONALE_KIND, config.texts_alike) for batch in batches],
-        ]
+        kinds = [batch.sequences.kinds for batch in batches]
+        acts, thinks = ([each == kind for each in kinds] for kind in (ACTION_KIND, RATIONALE_KIND))
+        if config.texts_alike:
+            thinks = [tokens.any(1) for tokens in thinks]
+        counts = [[int(counted.sum()) for counted in each] for each in (acts, thinks)]
         own = torch.tensor([sum(numbers) for numbers in counts], device=accelerator.device)
         actions, rationales = accelerator.reduce(own, "sum").tolist()
         names = ["loss", *(ACTION_NUMBERS if actions else ()), *(("loss_reasoning",) if rationales else ())]
@@ -263,11 +264,6 @@ class _Run:
                 row[key] += share * value if share else 0.0
         values = torch.tensor(list(row.values()), dtype=torch.float64, device=accelerator.device)
         return dict(zip(row, accelerator.reduce(values, "mean").tolist(), strict=True))
-
-
-def _count(tokens: Tensor, texts: bool = False) -> int:
-    """How many tokens (B, N), or texts that have any, there are."""
-    return int((tokens.any(1) if texts else tokens).sum())
 
 
 def _check(examples: Examples, config: TrainingConfig) -> None:

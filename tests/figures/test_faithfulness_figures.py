@@ -12,7 +12,6 @@ from refinevla_kit.figures.faithfulness import (
     cover_bars,
     deletion_insertion,
     differences_table,
-    sanity_lines,
 )
 
 FRACTIONS = np.linspace(0, 1, 5)
@@ -69,16 +68,6 @@ def test_a_bar_a_policy_thing_and_fill(measure: str) -> None:
         FILL_LABELS["mean"],
         FILL_LABELS["blur"],
     ]  # type: ignore[union-attr]
-
-
-def test_shuffling_goes_from_the_top_down() -> None:
-    table = pd.DataFrame(
-        {"frame": [0, 0, 1, 1], "shuffled": ["layer 2", "layer 1"] * 2, "correlation": [1.0, 0.2, 0.8, -0.4]}
-    )
-    (axes,) = sanity_lines({"head_mean": table, "rollout": table}).axes
-    np.testing.assert_allclose(axes.lines[0].get_ydata(), [0.9, -0.1])
-    assert [text.get_text() for text in axes.get_xticklabels()] == ["layer 2", "+ layer 1"]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["head mean", "rollout"]  # type: ignore[union-attr]
 
 
 def test_differences_are_a_column_a_thing_with_their_p_value() -> None:

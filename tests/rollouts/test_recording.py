@@ -26,7 +26,7 @@ CALM = Manner()
 def recorded(tmp_path_factory):
     """(dataset, summary) of two carrot episodes from random starts on the embedded assets."""
     path = tmp_path_factory.mktemp("recorded") / "carrot"
-    summary = record(path, [CARROT], 2, seed=7, width=64, height=48, progress=False)
+    summary = record(path, [CARROT], 2, seed=7, width=64, progress=False)
     return open_dataset(path), summary
 
 
@@ -90,9 +90,7 @@ class Upwards:
 
 
 def test_what_is_driven_by_another_is_labelled_by_the_demonstrator(tmp_path):
-    summary = record(
-        tmp_path / "driven", [CARROT], 1, seed=7, width=64, height=48, progress=False, drive=Upwards()
-    )
+    summary = record(tmp_path / "driven", [CARROT], 1, seed=7, width=64, progress=False, drive=Upwards())
     dataset = open_dataset(tmp_path / "driven")
     (info,) = dataset.episodes
     assert (summary["episodes"], summary["successes"], info.success, info.length) == (1, 0, False, 60), (
@@ -105,7 +103,7 @@ def test_what_is_driven_by_another_is_labelled_by_the_demonstrator(tmp_path):
 
 
 def test_a_disturbed_demonstration_goes_astray_and_finds_its_way_back(tmp_path):
-    record(tmp_path / "disturbed", [CARROT], 1, seed=7, width=64, height=48, progress=False, disturb=0.2)
+    record(tmp_path / "disturbed", [CARROT], 1, seed=7, width=64, progress=False, disturb=0.2)
     dataset = open_dataset(tmp_path / "disturbed")
     (info,) = dataset.episodes
     commanded, actions = dataset.proprioception(0)[:, 8:11], dataset.actions(0)
