@@ -90,7 +90,8 @@ RECORDINGS: dict[str, tuple[Recording, ...]] = {
     ),
 }
 
-START = REPOSITORY / "data" / "checkpoints" / "compact_base"
+_SHIPPED = REPOSITORY / "data" / "checkpoints"
+STARTS = {"widowx": _SHIPPED / "compact_base", "google_robot": _SHIPPED / "language_base"}
 STAGES = ("record", "learn", "judge")
 
 
@@ -141,6 +142,7 @@ _PUT_TOGETHER = (
     "four_frames_official",
     "four_frames_looks",
 )
+_OF_THINGS = ("can_frames", "near_frames", "drawer_frames", "thing_frames", "near_frames_looks")
 _DRIVE = (
     Recording("driven_pairs", "widowx_language_trained", 16),
     Recording("driven_stack", "widowx_stack_cube", 40),
@@ -155,7 +157,11 @@ ROUNDS = {
         Round(_POINT, _PUT_TOGETHER, _DRIVE),
         Round(_DRIVEN, _PLAYED, times=2),
     ),
-    "google_robot": (Round(_FRAMES),),
+    "google_robot": (
+        Round(replace(_FRAMES, steps=100)),  # the tower and the words
+        Round(replace(_POINT, steps=600), _OF_THINGS),
+        Round(replace(_DRIVEN, steps=3000)),
+    ),
 }
 
 
@@ -236,7 +242,7 @@ def learn(
     robot: str, datasets: Sequence[Path], folder: Path, official: Path | None, state: PartialState
 ) -> Path:
     """All rounds of learning that are not done yet; returns the last checkpoint."""
-    base, driven = START, list[Path]()
+    base, driven = STARTS[robot], list[Path]()
     for number, one in enumerate(ROUNDS[robot]):
         target, work = folder / f"base_{number}", folder / f"learning_{number}"
         driven += drive(base, one.driven, folder, official, 98 + number)
