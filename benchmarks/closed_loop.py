@@ -76,7 +76,6 @@ def demonstrate(policy: VLAPolicy, folder: Path, episodes: int, settle: int) -> 
         settle=settle,
         progress=False,
         width=WIDTH,
-        height=HEIGHT,
     )
 
 

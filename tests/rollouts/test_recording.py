@@ -122,7 +122,6 @@ def test_noise_in_every_motion_is_mended_by_the_next_action(tmp_path):
             1,
             seed=7,
             width=64,
-            height=48,
             progress=False,
             noise=noise,
             settle=settle,
@@ -160,7 +159,6 @@ def test_same_seed_same_bytes_however_many_processes(tmp_path):
             seed=3,
             workers=workers,
             width=64,
-            height=48,
             progress=False,
             random_moves=2,
         )
