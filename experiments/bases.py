@@ -93,6 +93,7 @@ RECORDINGS: dict[str, tuple[Recording, ...]] = {
 _SHIPPED = REPOSITORY / "data" / "checkpoints"
 STARTS = {"widowx": _SHIPPED / "compact_base", "google_robot": _SHIPPED / "language_base"}
 STAGES = ("record", "learn", "judge")
+DRIVEN_SEED = 98  # and the round's number; demonstrations have those from 0 on
 
 
 @dataclass(frozen=True)
@@ -134,14 +135,8 @@ _POINT = replace(
 _DRIVEN = replace(
     _ANSWERS, steps=1400, learning_rate=7e-4, questions=1, rationales=0.3, texts_alike=True, seed=3
 )
-_PLAYED = ("four", "pairs", "four_official", "pairs_official")
-_PUT_TOGETHER = (
-    "pair_frames",
-    "four_frames",
-    "pair_frames_official",
-    "four_frames_official",
-    "four_frames_looks",
-)
+_PLAYED = tuple(one.name for one in RECORDINGS["widowx"] if not one.frames)
+_PUT_TOGETHER = tuple(one.name for one in RECORDINGS["widowx"] if one.frames)
 _OF_THINGS = ("can_frames", "near_frames", "drawer_frames", "thing_frames", "near_frames_looks")
 _DRIVE = (
     Recording("driven_pairs", "widowx_language_trained", 16),
@@ -176,9 +171,7 @@ def record_all(robot: str, folder: Path, official: Path | None) -> list[Path]:
         if one.official and official is None:
             continue
         path = folder / one.name
-        if not path.exists():
-            _record(path, one, number, official, played)
-        annotate_dataset(path, OracleTeacher(), "step", keyframes=1)
+        _record(path, one, number, official, played)
         found.append(path)
         if not (one.frames or one.official):
             played.append(path)
@@ -194,15 +187,10 @@ def drive(
     """
     state = PartialState()
     able = [one for one in wanted if official is not None or not one.official]
-    paths = [folder / one.name for one in able]
-    for number, (path, one) in enumerate(zip(paths, able, strict=True)):
-        if number % state.num_processes != state.process_index:
-            continue
-        if not path.exists():
-            _record(path, one, seed, official, (), PolicyDrive(base))
-        annotate_dataset(path, OracleTeacher(), "step", keyframes=1)
+    for one in able[state.process_index :: state.num_processes]:
+        _record(folder / one.name, one, seed, official, (), PolicyDrive(base))
     state.wait_for_everyone()
-    return paths
+    return [folder / one.name for one in able]
 
 
 def _record(
@@ -213,29 +201,30 @@ def _record(
     played: Sequence[Path],
     driver: PolicyDrive | None = None,
 ) -> None:
-    """Record one dataset; random frames take their hands from those that were `played` before."""
-    assets = official if one.official and official else "embedded"
-    tasks = find_tasks(one.tasks)
+    """Record one dataset and let the oracle write about it, where that is not done; random frames take their
+    hands from those that were `played` before.
+    """
+    assets, tasks = official if one.official and official else "embedded", find_tasks(one.tasks)
     variants = tasks[0].protocol(one.setting).scored_variants
-    if one.frames:
-        of_one_goal = [task for task in tasks if len(task.goals) < 2]
-        hands = read_hands(played)
+    if one.frames and not path.exists():
+        of_one_goal, hands = [task for task in tasks if len(task.goals) < 2], read_hands(played)
         record_frames(
             path, of_one_goal, one.episodes, one.frames, hands, assets, one.setting, variants, seed=seed
         )
-        return
-    record(
-        path,
-        tasks,
-        one.episodes,
-        assets=assets,
-        setting=one.setting,
-        variants=variants,
-        seed=seed,
-        noise=one.noise,
-        settle=6,
-        drive=driver,
-    )
+    elif not path.exists():
+        record(
+            path,
+            tasks,
+            one.episodes,
+            assets=assets,
+            setting=one.setting,
+            variants=variants,
+            seed=seed,
+            noise=one.noise,
+            settle=6,
+            drive=driver,
+        )
+    annotate_dataset(path, OracleTeacher(), "step", keyframes=1)
 
 
 def learn(
@@ -245,7 +234,7 @@ def learn(
     base, driven = STARTS[robot], list[Path]()
     for number, one in enumerate(ROUNDS[robot]):
         target, work = folder / f"base_{number}", folder / f"learning_{number}"
-        driven += drive(base, one.driven, folder, official, 98 + number)
+        driven += drive(base, one.driven, folder, official, DRIVEN_SEED + number)
         if not target.exists():
             taken = [path for path in datasets if path.name in one.recordings or not one.recordings]
             if one.config.grounding_steps:

@@ -212,7 +212,9 @@ def improve(
     demonstrator.
     """
     vla, paths = load(base), [*demonstrations, *driven]
-    examples = join(_spoken([_read(path, config) for path in paths], config))
+    read = {path: _read(path, config) for path in dict.fromkeys(paths)}  # one may count several times
+    examples = join(_spoken([read[path] for path in paths], config))
+    del read
     points = []
     if config.pointing:
         things = _things(paths, config)

@@ -206,10 +206,8 @@ def joint_loss(
     is_action, is_rationale = kind == ACTION_KIND, kind == RATIONALE_KIND
     action_logits, action_target = predicted[is_action], target[is_action]  # A, V and A
     action = _mean_loss(action_logits, action_target)
-    reasoning = _mean_loss(predicted[is_rationale], target[is_rationale])
-    if texts_alike and is_rationale.any():
-        each = nn.functional.cross_entropy(predicted[is_rationale], target[is_rationale], reduction="none")
-        reasoning = (each * shares_of_texts(is_rationale)[is_rationale]).sum()
+    shares = _shares_of_texts(is_rationale) if texts_alike else None
+    reasoning = _mean_loss(predicted[is_rationale], target[is_rationale], shares)
     with torch.no_grad():
         accuracy = (action_logits.argmax(-1) == action_target).float().mean()
         spoken = (action_target >= first_action) & (action_target < first_action + bins.words)
@@ -218,10 +216,10 @@ def joint_loss(
     return Losses(total, action, reasoning, accuracy, l1, len(action_target), int(is_rationale.sum()))
 
 
-def shares_of_texts(is_rationale: Tensor) -> Tensor:
-    """What each token (B, N) counts where every text counts alike; 1 in all."""
-    lengths = is_rationale.sum(1, keepdim=True)  # B, 1
-    return is_rationale / lengths.clamp(min=1) / (lengths > 0).sum()
+def _shares_of_texts(is_rationale: Tensor) -> Tensor:
+    """What each of the R tokens that are marked in (B, N) counts where every text counts alike; 1 in all."""
+    lengths, rows = is_rationale.sum(1), torch.where(is_rationale)[0]  # B and R
+    return 1 / lengths[rows] / (lengths > 0).sum()
 
 
 def _distance(logits: Tensor, target: Tensor, first_action: int, bins: ActionTokens) -> Tensor:
@@ -241,6 +239,10 @@ def _distance(logits: Tensor, target: Tensor, first_action: int, bins: ActionTok
     return torch.from_numpy(difference).to(logits.device).mean()
 
 
-def _mean_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Mean cross-entropy; 0 when there is no such token."""
-    return nn.functional.cross_entropy(logits, target) if len(target) else logits.sum() * 0.0
+def _mean_loss(logits: Tensor, target: Tensor, shares: Tensor | None = None) -> Tensor:
+    """Mean cross-entropy, where tokens have `shares` by these; 0 when there is no such token."""
+    if not len(target):
+        return logits.sum() * 0.0
+    if shares is None:
+        return nn.functional.cross_entropy(logits, target)
+    return nn.functional.cross_entropy(logits, target, reduction="none") @ shares

@@ -45,3 +45,8 @@ def test_what_is_held_out_is_never_recorded() -> None:
         assert {task.robot for task in tasks} == {robot}
         assert not any(task.held_out for task in tasks)
         assert len({one.name for one in recordings}) == len(recordings)
+
+
+def test_rounds_name_only_recordings_that_there_are() -> None:
+    for robot, rounds in ROUNDS.items():
+        assert {name for one in rounds for name in one.recordings} <= {one.name for one in RECORDINGS[robot]}
