@@ -132,9 +132,19 @@ _FRAMES = replace(_ANSWERS, grounding_steps=3000, grounding_rate=8e-4, steps=300
 _POINT = replace(
     _ANSWERS, steps=400, learning_rate=1e-3, questions=1, asked=("point",), acting=False, accumulate=1, seed=5
 )
+_SIDE = replace(_POINT, asked=("side",))
+_LOOKED_UP = replace(
+    _POINT,
+    steps=800,
+    learning_rate=7e-4,
+    asked=("side", "point", "where", "height", "nearest", "next", "distance", "seen"),
+    texts_alike=True,
+    seed=6,
+)
 _DRIVEN = replace(
     _ANSWERS, steps=1400, learning_rate=7e-4, questions=1, rationales=0.3, texts_alike=True, seed=3
 )
+_ALL_BUT_PLACES = tuple(kind for kind in WORDINGS if kind != "places")  # too long an answer to be learned
 _PLAYED = tuple(one.name for one in RECORDINGS["widowx"] if not one.frames)
 _PUT_TOGETHER = tuple(one.name for one in RECORDINGS["widowx"] if one.frames)
 _OF_THINGS = ("can_frames", "near_frames", "drawer_frames", "thing_frames", "near_frames_looks")
@@ -144,6 +154,11 @@ _DRIVE = (
     Recording("driven_pairs_official", "widowx_language_trained", 4, official=True),
     Recording("driven_four_official", "widowx", 8, official=True),
 )
+_DRIVE_AGAIN = (
+    Recording("driven_again_pairs", "widowx_language_trained", 8),
+    Recording("driven_again_stack", "widowx_stack_cube", 40),
+    Recording("driven_again_stack_official", "widowx_stack_cube", 30, official=True),
+)
 ROUNDS = {
     "widowx": (
         Round(_FIRST, _PLAYED),
@@ -151,6 +166,9 @@ ROUNDS = {
         Round(_FRAMES),
         Round(_POINT, _PUT_TOGETHER, _DRIVE),
         Round(_DRIVEN, _PLAYED, times=2),
+        Round(_SIDE, _PUT_TOGETHER, _DRIVE_AGAIN),
+        Round(_LOOKED_UP, _PUT_TOGETHER),
+        Round(replace(_DRIVEN, seed=7, asked=_ALL_BUT_PLACES), _PLAYED, times=2),
     ),
     "google_robot": (
         Round(replace(_FRAMES, steps=100)),  # the tower and the words

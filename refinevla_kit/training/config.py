@@ -70,9 +70,9 @@ class TrainingConfig:
             whole model, their rank and alpha, whatever `freeze_layers`, `lora_rank`, `lora_alpha` say.
         adapter_form: "merged" saves adapters merged into the base's weights. "peft" saves them alone, as
             peft's own files, and the base by its name.
+        robot: whose action statistics a released base takes; it has some for each robot of its data.
         texts_alike: in the reasoning loss each text counts alike, however long, instead of each word: for
             short answers beside rationales.
-        robot: whose action statistics a released base takes; it has some for each robot of its data.
     """
 
     steps: int
@@ -104,8 +104,8 @@ class TrainingConfig:
     frozen_weights: str = "fp32"
     adapter_preset: str = "kit"
     adapter_form: str = "merged"
-    texts_alike: bool = False
     robot: str = "widowx"
+    texts_alike: bool = False
 
     def __post_init__(self) -> None:
         if self.precision == "auto":

@@ -2,6 +2,7 @@
 holds whole pairs.
 """
 
+import json
 from dataclasses import asdict, replace
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from experiments.analysis import Results, conclusion, contrasts
 from experiments.design import PROFILES, Arm, Profile, plan, run_key
 from experiments.estimate import describe, detectable, episodes, power_table
+from experiments.report import SHIPPED
 from refinevla_kit.errors import KitError
 from refinevla_kit.tasks import VARIANT_AGGREGATION
 from tests.evaluation.rows import row
@@ -113,6 +115,14 @@ def test_the_key_of_a_run_knows_all_that_its_outcome_depends_on() -> None:
     ]
     assert len({key(), *others}) == 1 + len(others)
     assert key(replace(arm, name="another")) == key(), "a name changes nothing about a run"
+
+
+def test_a_setting_that_came_later_leaves_the_keys_of_published_runs_as_they_are() -> None:
+    published = json.loads((SHIPPED / "study.json").read_text())
+    for run in published["runs"]:
+        arm = Arm(**run["arm"])
+        config = PROFILES[published["profile"]].training(arm, run["seed"])
+        assert run_key(arm, config, run["base"], run["data"]) == run["key"]
 
 
 def test_the_plan_as_text_counts_runs_and_episodes_once() -> None:
