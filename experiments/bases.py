@@ -91,7 +91,7 @@ RECORDINGS: dict[str, tuple[Recording, ...]] = {
 }
 
 _SHIPPED = REPOSITORY / "data" / "checkpoints"
-STARTS = {"widowx": _SHIPPED / "compact_base", "google_robot": _SHIPPED / "language_base"}
+STARTS = {"widowx": _SHIPPED / "acting_base", "google_robot": _SHIPPED / "compact_base"}
 STAGES = ("record", "learn", "judge")
 DRIVEN_SEED = 98  # and the round's number; demonstrations have those from 0 on
 

@@ -98,8 +98,7 @@ class Settings(BaseModel):
     def _check_tasks(cls, tasks: list[Any]) -> list[Any]:
         if not tasks:
             raise KitError("tasks is an empty list", 'name one or more, as in ["widowx"]')
-        for task in tasks:
-            find_tasks(str(task))
+        find_tasks(*map(str, tasks))
         return tasks
 
     def __str__(self) -> str:

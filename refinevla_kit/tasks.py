@@ -691,9 +691,9 @@ def find_task(name: str | Task) -> Task:
     return ALL_TASKS[name]
 
 
-def find_tasks(name: str) -> tuple[Task, ...]:
-    """The tasks that `name` stands for: a task, a row of the published tables or a part of one
-    ("pick_coke_can", "open_drawer"), or a robot (SIMPLER's tasks).
+def find_tasks(*names: str | Task) -> tuple[Task, ...]:
+    """The tasks that `names` stand for, one after the other: a task, its name, a row of the published tables
+    or a part of one ("pick_coke_can", "open_drawer"), or a robot (SIMPLER's tasks).
 
     The language suite: "language", by robot "widowx_language" and "google_robot_language", and any of these
     with "_trained" or "_held_out" behind it. Move near, in which the sentence decides as well, counts to
@@ -701,10 +701,13 @@ def find_tasks(name: str) -> tuple[Task, ...]:
 
     Raises `KitError` for an unknown name, with the nearest known one.
     """
-    found = tuple(task for task in ALL_TASKS.values() if name in _names_of(task))
+    return tuple(task for name in names for task in (_called(name) if isinstance(name, str) else [name]))
+
+
+def _called(name: str) -> list[Task]:
+    found = [task for task in ALL_TASKS.values() if name in _names_of(task)]
     if not found:
-        names = [*CAMERA_SIZES, *GROUPS, *(name for task in ALL_TASKS.values() for name in _names_of(task))]
-        names = list(dict.fromkeys(filter(None, names)))
+        names = sorted({name for task in ALL_TASKS.values() for name in _names_of(task)} - {""})
         raise KitError(
             f"unknown task, group or robot {name!r}{_nearest(name, names)}",
             f"choose one of {', '.join(names)}",
@@ -722,5 +725,5 @@ def _names_of(task: Task) -> tuple[str, ...]:
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
-    close = get_close_matches(name, list(known), n=1)
+    close = get_close_matches(name, known, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""

@@ -140,9 +140,8 @@ def evaluate(
     return output
 
 
-def _tasks_of(tasks: str | Iterable[str | Task]) -> list[Task]:
-    named = [tasks] if isinstance(tasks, (str, Task)) else tasks
-    return [task for each in named for task in ([each] if isinstance(each, Task) else find_tasks(each))]
+def _tasks_of(tasks: str | Iterable[str | Task]) -> tuple[Task, ...]:
+    return find_tasks(*([tasks] if isinstance(tasks, (str, Task)) else tasks))
 
 
 def line_up(policies: Sequence[Any], tasks: str | Iterable[str | Task]) -> list[tuple[Any, list[Task]]]:

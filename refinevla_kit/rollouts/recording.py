@@ -26,7 +26,7 @@ from refinevla_kit.rollouts.players import FunctionPlayer, plain_action
 from refinevla_kit.simulator.contract import Array, Observation, StepResult
 from refinevla_kit.simulator.demonstrator import Demonstrator
 from refinevla_kit.simulator.maniskill import resolve_assets
-from refinevla_kit.tasks import BASE, CAMERA_SIZES, VISUAL_MATCHING, Task, find_task
+from refinevla_kit.tasks import BASE, CAMERA_SIZES, VISUAL_MATCHING, Task, find_task, find_tasks
 
 ATTEMPTS = 20  # draws of one episode; the demonstrator succeeds in more than nine of ten
 Drive = Callable[[Observation, Task], Array]
@@ -83,7 +83,7 @@ def record(
 
     Args:
         path: folder of the dataset; it appears when everything is recorded.
-        tasks: names of tasks, recorded one after the other.
+        tasks: as `find_tasks` takes them, recorded one after the other.
         episodes_per_task: how many of each; with start="grid", the grid configurations 0 .. n - 1.
         assets: as `simulator.make` takes them.
         start: "random" (continuous poses around the grid; a failed episode is drawn again) or "grid" (a
@@ -106,7 +106,7 @@ def record(
     """
     from tqdm.auto import tqdm
 
-    chosen = list(map(find_task, tasks))
+    chosen = find_tasks(*tasks)
     _check(chosen, episodes_per_task, start, workers)
     how = Manner(**manner)
     robot = chosen[0].robot

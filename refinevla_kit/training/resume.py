@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,8 @@ from refinevla_kit.vlas.contract import VLA
 RESUME, ROWS, HISTORY = "resume", "rows.jsonl", "history.jsonl"
 # settings that change nothing about the weights
 WITHOUT_EFFECT = ("cache_limit_gb", "tensorboard", "collapse_grace", "gradient_checkpointing")
-SETTINGS = tuple(field.name for field in fields(TrainingConfig))
 # settings that came later: left out at their usual values, so that what was made before still counts
-ADDED = SETTINGS[SETTINGS.index("frozen_weights") :]
+ADDED = ("frozen_weights", "adapter_preset", "adapter_form", "robot", "texts_alike")
 
 
 def effective(config: TrainingConfig) -> dict[str, Any]:

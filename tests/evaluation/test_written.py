@@ -49,7 +49,7 @@ def test_the_truth_of_what_is_written_is_counted() -> None:
 
 
 def test_a_base_that_has_learned_to_write_writes_what_is_true() -> None:
-    policy = load_policy(SHIPPED.parent / "language_base")
+    policy = load_policy(SHIPPED.parent / "compact_base")
     dataset = open_dataset(DEMO)
     written = write_about(policy, dataset, draw_frames(dataset, 6, seed=1))
     assert all(one.ended for one in written)

@@ -215,7 +215,8 @@ def test_seeds_depend_on_seed_task_number_and_attempt_alone():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"tasks": ["juggle"]}, "unknown task 'juggle'"),
+        ({"tasks": ["juggle"]}, "unknown task, group or robot 'juggle'"),
+        ({"tasks": ["widowx", "widowx_language_held_out"], "workers": 0}, "nothing to record: 9 tasks"),
         ({"tasks": []}, "nothing to record"),
         ({"episodes_per_task": 0}, "nothing to record"),
         ({"workers": 0}, "nothing to record"),

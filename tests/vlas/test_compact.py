@@ -211,7 +211,7 @@ def test_a_checkpoint_keeps_its_kind_of_action_tokens(vla: CompactVLA, tmp_path:
     assert load(vla.save(tmp_path / "one")).bins == vla.bins
 
 
-@pytest.mark.parametrize("name", ["compact_base", "with_reasoning"])
+@pytest.mark.parametrize("name", ["acting_base", "compact_base", "with_reasoning"])
 def test_a_shipped_checkpoint_has_the_vocabulary_it_was_trained_with(name: str) -> None:
     shipped = load(REPOSITORY / "data" / "checkpoints" / name)
     first = first_action_id(shipped.tokenizer)
