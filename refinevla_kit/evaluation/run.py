@@ -152,12 +152,11 @@ def line_up(policies: Sequence[Any], tasks: str | Iterable[str | Task]) -> list[
         KitError: an unknown task, or a policy without statistics of a robot.
     """
     chosen = _tasks_of(tasks)
-    found = []
-    for robot in dict.fromkeys(task.robot for task in chosen):
-        own = [task for task in chosen if task.robot == robot]
-        for policy in policies:
-            found.append((policy.on(robot) if has(policy, "on") else policy, own))
-    return found
+    return [
+        (policy.on(robot) if has(policy, "on") else policy, [task for task in chosen if task.robot == robot])
+        for robot in dict.fromkeys(task.robot for task in chosen)
+        for policy in policies
+    ]
 
 
 def plan(

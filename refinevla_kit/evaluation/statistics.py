@@ -128,11 +128,11 @@ def summarise_variants(records: Iterable[EpisodeRecord], rule: Rule = "last") ->
     """The same for each variant by itself, scored or not, in the order in which they first appear;
     `Score.variant` names it.
     """
-    variants: dict[str, list[EpisodeRecord]] = {}
-    for record in records:
-        variants.setdefault(record.variant, []).append(record)
+    records = list(records)
     return [
-        replace(score, variant=name) for name, played in variants.items() for score in _scores(played, rule)
+        replace(score, variant=name)
+        for name in dict.fromkeys(record.variant for record in records)
+        for score in _scores([record for record in records if record.variant == name], rule)
     ]
 
 

@@ -88,10 +88,11 @@ def by_seed(
     for record in records:
         if record.policy in (a, b) and setting in (None, record.setting):
             played.setdefault(record.seed, []).append(record)
-    paired = {
-        seed: played[seed] for seed in sorted(played) if len({record.policy for record in played[seed]}) == 2
+    return {
+        seed: compare(both, a, b, rule, task, setting)
+        for seed, both in sorted(played.items())
+        if len({record.policy for record in both}) == 2
     }
-    return {seed: compare(both, a, b, rule, task, setting) for seed, both in paired.items()}
 
 
 def as_one_policy(records: Iterable[EpisodeRecord]) -> list[EpisodeRecord]:

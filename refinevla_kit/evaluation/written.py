@@ -6,6 +6,7 @@ statement is held against the state as the truth audit does it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,7 @@ def write_about(
     """Let a policy write about frames, (episode, frame) each, of a dataset with the simulator's sidecar."""
     found = []
     for episode, frame in frames:
-        (request,) = without_pictures(dataset, episode, [(episode, frame, frame + 1)])
+        request = _request(dataset, episode, frame)
         own = dataset.proprioception(episode)[frame]
         (image,) = dataset.images(episode, [frame])
         text = policy.explain(image, request.instruction, own if own.size else None)
@@ -67,11 +68,14 @@ def read_again(
     """
     rationales, found = load_rationales(table) if table else [], []
     for episode, frame in frames:
-        (request,) = without_pictures(dataset, episode, [(episode, frame, frame + 1)])
         answer = lookup(rationales, episode, frame)
         text = answer.rationale.text() if answer and answer.rationale else ""
-        found.append(judged(request, text, policy))
+        found.append(judged(_request(dataset, episode, frame), text, policy))
     return found
+
+
+def _request(dataset: EpisodeDataset, episode: int, frame: int) -> Request:
+    return next(without_pictures(dataset, episode, [(episode, frame, frame + 1)]))
 
 
 def judged(request: Request, text: str, policy: VLAPolicy) -> Written:
@@ -86,19 +90,19 @@ def truth(written: Sequence[Written]) -> Rate:
     """The share of true statements among those that could be checked; a text that says fewer than `LEAST`
     counts what it leaves out as false. Of no statement nothing is known: 0 to 1.
     """
-    true = sum(finding.verdict == "true" for one in written for finding in one.findings)
-    false = sum(finding.verdict == "false" for one in written for finding in one.findings)
+    given = Counter(finding.verdict for one in written for finding in one.findings)
     silent = sum(max(0, LEAST - len(one.findings)) for one in written if one.request.state)
-    checked = true + false + silent
-    return rate(true, checked) if checked else Rate(0.0, 0.0, 1.0, 0, 0)
+    checked = given["true"] + given["false"] + silent
+    return rate(given["true"], checked) if checked else Rate(0.0, 0.0, 1.0, 0, 0)
 
 
 def by_kind(written: Sequence[Written]) -> dict[str, Rate]:
     """Likewise for each kind of statement, without those that were not made."""
     verdicts: dict[str, list[bool]] = {}
-    for finding in (finding for one in written for finding in one.findings):
-        if finding.verdict != "undecided":
-            verdicts.setdefault(finding.kind, []).append(finding.verdict == "true")
+    for one in written:
+        for finding in one.findings:
+            if finding.verdict != "undecided":
+                verdicts.setdefault(finding.kind, []).append(finding.verdict == "true")
     return {kind: rate(sum(given), len(given)) for kind, given in sorted(verdicts.items())}
 
 

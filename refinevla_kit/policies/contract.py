@@ -160,11 +160,9 @@ def ask(
     if not has(policy, "act_batch"):
         further = [[]] * count if own is None else [[state] for state in own]
         return [_ask_one(policy, *each) for each in zip(images, instructions, further, strict=True)]
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for row, image in enumerate(images):  # robots differ in their cameras
-        groups.setdefault(np.shape(image), []).append(row)
     answers: dict[int, Any] = {}
-    for rows in groups.values():
+    for size in set(map(np.shape, images)):  # robots differ in their cameras
+        rows = [row for row, image in enumerate(images) if np.shape(image) == size]
         asked: list[Any] = [np.stack([images[row] for row in rows]), [instructions[row] for row in rows]]
         if own is not None:
             asked.append(np.stack([own[row] for row in rows]))

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 from refinevla_kit.conventions import ROBOT_CONVENTIONS, Conventions
@@ -37,9 +38,10 @@ from refinevla_kit.vlas.action_tokens import UniformBins
 from refinevla_kit.vlas.checkpoint import files_hash, locate
 from refinevla_kit.vlas.contract import VLA
 from refinevla_kit.vlas.decoder import embed, kinds_of, logits_of, masks_of, run_layers
-from refinevla_kit.vlas.sequence import ORDERS
+from refinevla_kit.vlas.sequence import ORDERS, answer_ids
 
 LONGEST_RATIONALE = 160  # tokens
+ABSENT = -1  # where a shorter text has no more words
 DECODINGS = ("median", "greedy")
 NEWER = 0.8  # SpatialVLA's evaluation: a plan made k steps later counts exp(0.8 k) times as much
 
@@ -155,8 +157,7 @@ class VLAPolicy:
         rationales: Sequence[str] | None = None,
     ) -> list[Action]:
         """What the policy does first in each of these situations, as if an episode began there; it is
-        `act_batch` where no past is needed. All rows are decoded together; a policy that writes its rationale
-        first decodes one by one, as texts differ.
+        `act_batch` where no past is needed. All rows are decoded together.
 
         Args:
             images: see `Policy.act_batch`.
@@ -179,13 +180,12 @@ class VLAPolicy:
         """The rationale the policy writes for one image (uint8 (H, W, 3)) and state (float (15,)),
         greedily.
         """
-        prefix = self.vla.prefix_ids(instruction)
-        states = self.vla.states(None if proprioception is None else proprioception[None])
-        decoder = _Decoder(self.vla, self.vla.pixel_values(np.asarray(image)[None]), states, [prefix])
+        own = None if proprioception is None else proprioception[None]
+        decoder = self._decoder(np.asarray(image)[None], [instruction], own)
         if self.order == "action_first":
             tokens, _ = self._action_tokens(decoder)
             decoder.feed(tokens[:, -1:])
-        return self._text(decoder)
+        return self._texts(decoder)[0]
 
     @torch.inference_mode()
     def _answers(
@@ -199,25 +199,26 @@ class VLAPolicy:
         if rationales is not None and self.order == "action_first":
             what = f"{self.name} acts before its rationale: no text changes what it does"
             raise KitError(what, "give a policy of the order 'rationale_first'")
-        prefixes = [self.vla.prefix_ids(text) for text in instructions]
-        pixels, states = self.vla.pixel_values(images), self.vla.states(proprioception)
-        if self.order == "action_first":
-            return self._plan(_Decoder(self.vla, pixels, states, prefixes))
-        answers: list[Action] = []
-        for row, prefix in enumerate(prefixes):
-            own = None if states is None else states[row : row + 1]
-            decoder = _Decoder(self.vla, pixels[row : row + 1], own, [prefix])
-            text = self._text(decoder) if rationales is None else self._take(decoder, rationales[row])
-            answers += self._plan(decoder, text)
-        return answers
+        decoder = self._decoder(images, instructions, proprioception)
+        texts = [""] * decoder.batch
+        if self.order != "action_first":
+            texts = self._texts(decoder) if rationales is None else self._take(decoder, rationales)
+        return self._plan(decoder, texts)
 
-    def _plan(self, decoder: _Decoder, text: str = "") -> list[Action]:
-        """One answer a row, all with the rationale `text`."""
+    def _decoder(
+        self, images: Array | Sequence[Array], instructions: Sequence[str], proprioception: Array | None
+    ) -> _Decoder:
+        vla = self.vla
+        prefixes = [vla.prefix_ids(text) for text in instructions]
+        return _Decoder(vla, vla.pixel_values(images), vla.states(proprioception), prefixes)
+
+    def _plan(self, decoder: _Decoder, texts: Sequence[str]) -> list[Action]:
+        """One answer a row, with its rationale."""
         tokens, log_probability = (x.cpu().numpy() for x in self._action_tokens(decoder))
         words = (tokens - self._first).reshape(decoder.batch, self.vla.chunk, -1)  # B, C, T
         normalised, processed = self.vla.bins.decode_normalised(words), self.vla.bins.decode(words)
-        rows = zip(processed, normalised, tokens, log_probability, strict=True)
-        return [Action(*row, rationale=text) for row in rows]
+        rows = zip(processed, normalised, tokens, log_probability, texts, strict=True)
+        return [Action(*row) for row in rows]
 
     def _action_tokens(self, decoder: _Decoder) -> tuple[Tensor, Tensor]:
         """Action tokens (B, T) of all steps and their log-probabilities among the words allowed at their
@@ -239,29 +240,31 @@ class VLAPolicy:
             scores.append(logits.gather(-1, chosen[:, None])[:, 0])
         return torch.stack(tokens, 1), torch.stack(scores, 1)
 
-    def _text(self, decoder: _Decoder) -> str:
-        """Greedy text of a single row after the rationale marker, up to the end or to the action."""
-        stop = {self.vla.marks.end, self.vla.marks.action}
-        decoder.begin(self.vla.marks.rationale)
-        written: list[int] = []
-        while len(written) < LONGEST_RATIONALE:
-            token = decoder.logits().argmax(-1)  # 1
-            if int(token) in stop or bool(self.vla.is_action(token)):
+    def _texts(self, decoder: _Decoder) -> list[str]:
+        """Greedy text of each row after the rationale marker, up to the end or to the action."""
+        marks, written = self.vla.marks, [list[int]() for _ in range(decoder.batch)]
+        decoder.begin(marks.rationale)
+        going = torch.ones(decoder.batch, dtype=torch.bool, device=self.vla.device)
+        for _ in range(LONGEST_RATIONALE):
+            token = decoder.logits().argmax(-1)  # B
+            going &= (token != marks.end) & (token != marks.action) & ~self.vla.is_action(token)
+            if not going.any():
                 break
-            written.append(int(token))
-            decoder.feed(token[:, None])
-        return str(self.vla.tokenizer.decode(written)).strip()
+            for row in going.nonzero()[:, 0].tolist():
+                written[row].append(int(token[row]))
+            decoder.feed(token[:, None], going[:, None])
+        return [text.strip() for text in self.vla.tokenizer.batch_decode(written)]
 
-    def _take(self, decoder: _Decoder, text: str) -> str:
-        """Read `text` after the rationale marker, as if it had been written; an empty one leaves out the
+    def _take(self, decoder: _Decoder, texts: Sequence[str]) -> list[str]:
+        """Read `texts` after the rationale marker, as if they had been written; an empty one leaves out the
         marker, as in training.
         """
-        words = self.vla.tokenizer.encode(text, add_special_tokens=False)
-        if words:
-            decoder.begin(self.vla.marks.rationale)
-        for token in words:
-            decoder.feed(torch.tensor([[token]], device=self.vla.device))
-        return text
+        ids = [answer_ids(self.vla, [], text, self.order)[0][:-1] for text in texts]  # without the end
+        rows = [torch.tensor(row, device=self.vla.device) for row in ids]
+        decoder.begin(None)
+        for token in pad_sequence(rows, True, ABSENT).long().T[..., None]:  # B, 1
+            decoder.feed(token.clamp(min=0), token != ABSENT)
+        return list(texts)
 
 
 def averaged(plans: Sequence[Array]) -> Array:
@@ -290,13 +293,10 @@ class _Decoder:
         self, vla: VLA, pixels: Tensor, states: Tensor | None, prefixes: Sequence[Sequence[int]]
     ) -> None:
         self._vla, self._words = vla, vla.see(pixels, states)
-        lengths, device = [len(prefix) for prefix in prefixes], vla.device
-        fill = [[vla.marks.pad] * (max(lengths) - length) for length in lengths]
-        rows = [[*left, *prefix] for left, prefix in zip(fill, prefixes, strict=True)]
-        self._prefix = torch.tensor(rows, device=device)  # B, N
-        # B, 1: tokens on the left that are not there
-        self._padding = torch.tensor([[len(left)] for left in fill], device=device)
-        self._padded, self._kinds = bool(self._padding.any()), set(kinds_of(vla))
+        rows = [torch.tensor(prefix, device=vla.device) for prefix in prefixes]
+        self._prefix = pad_sequence(rows, True, vla.marks.pad, "left")  # B, N
+        self._seen = self._prefix != vla.marks.pad  # B, tokens so far
+        self._kinds = set(kinds_of(vla))
         self._cache = DynamicCache(config=vla.decoder.config)
         self._newest = torch.empty(0)  # B, d: what the next token is said from
         self.batch = len(prefixes)
@@ -312,25 +312,28 @@ class _Decoder:
         """Logits (B, V) of what follows, of the vocabulary's slice `words`."""
         return logits_of(self._vla, self._newest, words)
 
-    def feed(self, token: Tensor) -> None:
-        """Append `token` (B, 1)."""
+    def feed(self, token: Tensor, live: Tensor | None = None) -> None:
+        """Append `token` (B, 1), in the rows that are `live` (bool, B, 1); None: in all."""
         vla, length = self._vla, self._cache.get_seq_length()
         ids = torch.cat([self._prefix, token], 1) if length == 0 else token  # B, N + 1 or B, 1
-        seen = torch.arange(length + ids.shape[1], device=ids.device) >= self._padding  # B, tokens so far
+        there = torch.ones_like(token) if live is None else live
+        seen = self._seen = torch.cat([self._seen, there.bool()], 1)
+        padded = not seen.all()
         place = (seen.cumsum(1)[:, length:] - 1).clamp(min=0) + vla.first_position  # B, N + 1 or B, 1
         x = embed(vla, ids, self._words if length == 0 else None)
         if length == 0:
             # the prefix, then the answer
             types = torch.cat([torch.zeros_like(self._prefix), torch.ones_like(token)], 1)
-            masks = masks_of(vla, x, seen.long() if self._padded else None, types, place, self._cache)
+            masks = masks_of(vla, x, seen.long() if padded else None, types, place, self._cache)
         else:
             hidden = None  # all is seen
-            if self._padded:
+            if padded:
                 hidden = (~seen[:, None, None]).to(x.dtype) * torch.finfo(x.dtype).min  # B, 1, 1, tokens
             masks = dict.fromkeys(self._kinds, hidden)
             if hidden is not None and "sliding_attention" in masks:  # such a layer's cache holds a window
                 masks["sliding_attention"] = hidden[..., -vla.decoder.config.sliding_window :]
-        self._newest = vla.decoder.norm(run_layers(vla, x, masks, place, cache=self._cache))[:, -1]  # B, d
+        newest = vla.decoder.norm(run_layers(vla, x, masks, place, cache=self._cache))[:, -1]  # B, d
+        self._newest = newest if live is None else torch.where(live, newest, self._newest)
 
 
 def load_policy(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from refinevla_kit.episodes import open_dataset
 from refinevla_kit.evaluation.written import (
@@ -19,7 +20,7 @@ from refinevla_kit.evaluation.written import (
 from refinevla_kit.policies import load_policy
 from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.teacher import OracleTeacher, load_rationales
-from refinevla_kit.training.examples import find_rationales
+from refinevla_kit.training.examples import find_rationales, load_examples
 
 DEMO = REPOSITORY / "data" / "demo"
 SHIPPED = REPOSITORY / "data" / "checkpoints" / "with_reasoning"
@@ -54,6 +55,20 @@ def test_a_base_that_has_learned_to_write_writes_what_is_true() -> None:
     written = write_about(policy, dataset, draw_frames(dataset, 6, seed=1))
     assert all(one.ended for one in written)
     assert truth(written).rate > 0.8 and truth(written).episodes > 6 * LEAST
+
+
+def test_who_writes_first_writes_in_a_batch_what_it_writes_alone() -> None:
+    policy = load_policy(SHIPPED.parent / "compact_base", order="rationale_first")
+    examples = load_examples(DEMO)
+    rows = np.arange(0, len(examples), 60)
+    given = examples.images[rows], [examples.instructions[row] for row in rows], examples.proprioception[rows]
+    together = policy.act_batch(*given)
+    assert len({len(policy.vla.tokenizer.encode(action.rationale)) for action in together}) > 1
+    for number, action in enumerate(together):
+        (alone,) = policy.decide(*(each[number : number + 1] for each in given))
+        assert action.rationale == alone.rationale == policy.explain(*(each[number] for each in given))
+        assert np.array_equal(action.tokens, alone.tokens)
+        assert action.log_probability == pytest.approx(alone.log_probability, abs=1e-4)
 
 
 def test_what_the_teacher_wrote_is_read_where_it_holds() -> None:

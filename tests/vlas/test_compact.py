@@ -122,6 +122,19 @@ def test_a_batch_of_mixed_instructions_equals_one_by_one(vla: CompactVLA) -> Non
         assert action.log_probability == pytest.approx(alone.log_probability, abs=1e-4)
 
 
+def test_a_batch_that_is_given_texts_of_other_lengths_equals_one_by_one(vla: CompactVLA) -> None:
+    """A shorter one waits for the others, and sees nothing of it."""
+    policy = VLAPolicy(vla, "p", order="rationale_first")
+    instructions = [INSTRUCTION, "stack the green block on the yellow block", INSTRUCTION]
+    given = ["the yellow block", "", "a"]
+    together = policy.act_batch(IMAGES, instructions, rationales=given)
+    for row, action in enumerate(together):
+        one = slice(row, row + 1)
+        (alone,) = policy.decide(IMAGES[one], instructions[one], rationales=given[one])
+        assert np.array_equal(alone.tokens, action.tokens) and action.rationale == given[row]
+        assert action.log_probability == pytest.approx(alone.log_probability, abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("picture", "says"),
     [
