@@ -50,6 +50,7 @@ WEIGHTS = {
 }
 """How much likelier one kind is asked than another: grammar is learned from few, places take many."""
 STEPS = 32  # places an axis that an answer tells apart: 5 pixels of a picture 160 wide
+AT_ONCE = 32  # questions that are answered together
 APART = (
     0.06  # shares of the picture between two things, from which one of them is left of, or above, the other
 )
@@ -244,10 +245,14 @@ def accuracy(policy: VLAPolicy, examples: Examples, questions: Sequence[Question
         policy: its order is "rationale_first".
         examples: the frames, in the order that `Question.row` counts them.
     """
+    own = examples.proprioception
+    states = None if own is None or own.shape[1] == 0 else own
     answers: dict[str, list[bool]] = {}
-    for question in questions:
-        own = examples.proprioception
-        state = None if own is None or own.shape[1] == 0 else own[question.row]
-        answer = policy.explain(examples.images[question.row], question.text, state)
-        answers.setdefault(question.kind, []).append(right(question, answer))
+    for first in range(0, len(questions), AT_ONCE):
+        few = questions[first : first + AT_ONCE]
+        rows = np.array([question.row for question in few])
+        situation = examples.shown(rows), [question.text for question in few]
+        said = policy.decide(*situation, None if states is None else states[rows])
+        for question, action in zip(few, said, strict=True):
+            answers.setdefault(question.kind, []).append(right(question, action.rationale))
     return {kind: rate(sum(given), len(given)) for kind, given in sorted(answers.items())}

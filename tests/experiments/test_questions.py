@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -120,7 +121,8 @@ def test_names_are_listed_as_a_person_would() -> None:
 def test_accuracy_is_counted_by_kind(questions: list[Question], monkeypatch: pytest.MonkeyPatch) -> None:
     frames = load_examples(DEMO)
     asked = [*kind_of(questions, "done")[:4], *kind_of(questions, "next")[:3]]
-    monkeypatch.setattr(VLAPolicy, "explain", lambda *_: "no.")
+    said = SimpleNamespace(rationale="no.")
+    monkeypatch.setattr(VLAPolicy, "decide", lambda _, images, *given: [said] * len(images))
     found = accuracy(small_policy(), frames, asked)
     expected = sum(question.answer == "no." for question in asked if question.kind == "done")
     assert (found["done"].successes, found["done"].episodes) == (expected, 4)
