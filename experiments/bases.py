@@ -36,6 +36,7 @@ from refinevla_kit.tasks import VARIANT_AGGREGATION, VISUAL_MATCHING, find_tasks
 from refinevla_kit.teacher import annotate_dataset
 from refinevla_kit.teacher.oracle import OracleTeacher
 from refinevla_kit.training.examples import held_out, load_examples
+from refinevla_kit.vlas.compact import CompactConfig
 
 
 @dataclass(frozen=True)
@@ -106,12 +107,14 @@ class Round:
         driven: recorded with the base that the round goes on from, where that goes wrong. They are learned
             from in this round and in all later ones.
         times: how often what was driven is counted, against once for what was demonstrated.
+        patch: pixels a side that a token stands for; where it changes, the tower learns too.
     """
 
     config: PretrainingConfig
     recordings: tuple[str, ...] = ()
     driven: tuple[Recording, ...] = ()
     times: int = 1
+    patch: int = 20
 
 
 _FIRST = PretrainingConfig(
@@ -256,7 +259,8 @@ def learn(
         if not target.exists():
             taken = [path for path in datasets if path.name in one.recordings or not one.recordings]
             if one.config.grounding_steps:
-                vla = pretrain([*taken, *driven * one.times], work, one.config, start=base)
+                size = CompactConfig(layers=5, proprioception=True, patch=one.patch)
+                vla = pretrain([*taken, *driven * one.times], work, one.config, model=size, start=base)
             else:
                 vla = improve(base, taken, driven * one.times, work, one.config)
             if state.is_main_process:

@@ -117,8 +117,9 @@ def pretrain(
     things = _things([*demonstrations, *scenery], config)
     first = load_examples(demonstrations[0], find_rationales(demonstrations[0]))
     words = {*first.rationales, *(task.instruction for task in WIDOWX_TASKS), *map(question, things)}
-    read = [first, *(_read(path, config) for path in demonstrations[1:])]
-    examples = join(_spoken(read, config))
+    shown = list(dict.fromkeys(demonstrations))  # one may count several times
+    read = {path: _read(path, config) if number else first for number, path in enumerate(shown)}
+    examples = join(_spoken([read[path] for path in demonstrations], config))
     del first, read  # gigabytes, twice
     asked = _asked(demonstrations, config)
     words |= {*examples.instructions, *examples.rationales}
@@ -134,7 +135,7 @@ def pretrain(
         features, tower = state_features(examples.proprioception), vla.model.model.vision_tower
         tower.state_mean.copy_(torch.from_numpy(features.mean(0)))
         tower.state_scale.copy_(torch.from_numpy(np.maximum(features.std(0), STILL)))
-    places = cache(partial(_places, demonstrations, things))  # minutes, and not always needed
+    places = cache(partial(_places, shown, things))  # minutes, and not always needed
     grounding = _grounded(vla, examples, places, demonstrations, scenery, things, work, config)
     points = [pointing(examples, places(), config.pointing, config.seed, things)] if config.pointing else []
     history = _act_and_answer(vla, examples, points, asked, config, work)
@@ -185,7 +186,8 @@ def _grounded(
             return dict(json.loads(said["last"]))
     seen = [(load_examples(path).images, load_places(path, things)) for path in scenery]
     images = [examples.images, *(images for images, _ in seen)]
-    scenery_frames = sum(len(images) for images, _ in seen)
+    taught = np.ones(sum(map(len, images)), bool)
+    taught[examples.pictures(np.arange(len(examples)))] = ~held_out(examples.episodes)
     history = ground_tower(
         vla,
         np.concatenate(images) if seen else examples.images,
@@ -193,7 +195,7 @@ def _grounded(
         config.grounding_steps,
         learning_rate=config.grounding_rate,
         seed=config.seed,
-        rows=np.flatnonzero(np.append(~held_out(examples.episodes), np.ones(scenery_frames, bool))),
+        rows=np.flatnonzero(taught),
     )
     if PartialState(cpu=not torch.cuda.is_available()).is_main_process:
         with replacing(file) as part:
@@ -218,7 +220,8 @@ def improve(
     points = []
     if config.pointing:
         things = _things(paths, config)
-        points = [pointing(examples, _places(paths, things), config.pointing, config.seed, things)]
+        places = _places(list(dict.fromkeys(paths)), things)
+        points = [pointing(examples, places, config.pointing, config.seed, things)]
     history = _act_and_answer(vla, examples, points, _asked(paths, config), config, work)
     stage = {**asdict(config), "demonstrations": _about(demonstrations), "driven": _about(driven)}
     vla.provenance.update(improved=[*vla.provenance.get("improved", []), stage], validation=history[-1])
@@ -256,17 +259,22 @@ def pointing(
 ) -> Examples:
     """Frames that ask for the place of one thing in view, answered as PaliGemma does: `<locY><locX>`, the
     picture divided into 1024.
+
+    Args:
+        places: of the things in each of the examples' pictures.
     """
     rng = np.random.default_rng(seed)
-    rows = np.sort(rng.permutation(np.flatnonzero(places.present.any(1)))[: round(share * len(examples))])
-    chosen = [int(rng.choice(np.flatnonzero(places.present[row]))) for row in rows]
+    picture = examples.pictures(np.arange(len(examples)))
+    seen = np.flatnonzero(places.present[picture].any(1))
+    rows = np.sort(rng.permutation(seen)[: round(share * len(examples))])
+    chosen = [int(rng.choice(np.flatnonzero(places.present[picture[row]]))) for row in rows]
     return replace(
         examples,
         picture=examples.pictures(rows),
         actions=np.full((len(rows), 7), np.nan, np.float32),
         episodes=examples.episodes[rows],
         instructions=tuple(question(things[thing]) for thing in chosen),
-        rationales=tuple(location(*place) for place in places.pixels[rows, chosen]),
+        rationales=tuple(location(*place) for place in places.pixels[picture[rows], chosen]),
         proprioception=None if examples.proprioception is None else examples.proprioception[rows],
     )
 

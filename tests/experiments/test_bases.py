@@ -23,13 +23,16 @@ def test_a_base_is_recorded_learned_from_and_kept(
     more = replace(few, grounding_steps=0, steps=1)
     driven = Recording("driven", "widowx_carrot_on_plate", 1)
     monkeypatch.setattr(bases, "RECORDINGS", {"widowx": (Recording("few", "widowx_carrot_on_plate", 1),)})
-    monkeypatch.setattr(bases, "ROUNDS", {"widowx": (Round(few), Round(more, (), (driven,), 2))})
+    rounds = Round(few), Round(more, (), (driven,), 2), Round(few, times=2, patch=10)
+    monkeypatch.setattr(bases, "ROUNDS", {"widowx": rounds})
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     main(["widowx", str(tmp_path), "--until", "learn"])
-    last = tmp_path / "widowx" / "base_1"
+    last = tmp_path / "widowx" / "base_2"
     policy, digest = load_policy(last), sha256(last)
     assert policy.order == "action_first" and policy.conventions.robot == "widowx"
-    improved = policy.vla.provenance["improved"][0]
+    assert policy.vla.grid == (12, 16)
+    assert [one["name"] for one in policy.vla.provenance["demonstrations"]] == ["few", "driven", "driven"]
+    improved = load_policy(tmp_path / "widowx" / "base_1").vla.provenance["improved"][0]
     assert improved["steps"] == 1
     assert [one["name"] for one in improved["driven"]] == ["driven", "driven"]
     main(["widowx", str(tmp_path), "--until", "learn"])
