@@ -692,8 +692,8 @@ def find_task(name: str | Task) -> Task:
 
 
 def find_tasks(*names: str | Task) -> tuple[Task, ...]:
-    """The tasks that `names` stand for, one after the other: a task, its name, a row of the published tables
-    or a part of one ("pick_coke_can", "open_drawer"), or a robot (SIMPLER's tasks).
+    """The tasks that `names` stand for, each once, one after the other: a task, its name, a row of the
+    published tables or a part of one ("pick_coke_can", "open_drawer"), or a robot (SIMPLER's tasks).
 
     The language suite: "language", by robot "widowx_language" and "google_robot_language", and any of these
     with "_trained" or "_held_out" behind it. Move near, in which the sentence decides as well, counts to
@@ -701,7 +701,9 @@ def find_tasks(*names: str | Task) -> tuple[Task, ...]:
 
     Raises `KitError` for an unknown name, with the nearest known one.
     """
-    return tuple(task for name in names for task in (_called(name) if isinstance(name, str) else [name]))
+    return tuple(
+        dict.fromkeys(task for name in names for task in (_called(name) if isinstance(name, str) else [name]))
+    )
 
 
 def _called(name: str) -> list[Task]:

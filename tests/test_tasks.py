@@ -293,6 +293,12 @@ def test_tasks_are_found_by_task_row_cell_and_robot(name: str, number: int) -> N
     assert all(name in (task.name, task.group, task.part, task.robot) for task in found)
 
 
+def test_names_that_overlap_stand_for_each_task_once() -> None:
+    stack = find_task("widowx_stack_cube")
+    found = find_tasks("widowx_carrot_on_plate", stack, "widowx")
+    assert len(found) == 4 and found[:2] == (TASKS["widowx_carrot_on_plate"], stack)
+
+
 def test_a_misspelt_name_is_answered_with_the_nearest() -> None:
     with pytest.raises(
         KitError, match=r"unknown task 'widowx_carot_on_plate' \(did you mean 'widowx_carrot_on_plate'"

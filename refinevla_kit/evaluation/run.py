@@ -141,7 +141,7 @@ def evaluate(
 
 
 def _tasks_of(tasks: str | Iterable[str | Task]) -> tuple[Task, ...]:
-    return find_tasks(*([tasks] if isinstance(tasks, (str, Task)) else tasks))
+    return find_tasks(*([tasks] if isinstance(tasks, str | Task) else tasks))
 
 
 def line_up(policies: Sequence[Any], tasks: str | Iterable[str | Task]) -> list[tuple[Any, list[Task]]]:
