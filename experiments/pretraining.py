@@ -117,10 +117,8 @@ def pretrain(
     things = _things([*demonstrations, *scenery], config)
     first = load_examples(demonstrations[0], find_rationales(demonstrations[0]))
     words = {*first.rationales, *(task.instruction for task in WIDOWX_TASKS), *map(question, things)}
-    shown = list(dict.fromkeys(demonstrations))  # one may count several times
-    read = {path: _read(path, config) if number else first for number, path in enumerate(shown)}
-    examples = join(_spoken([read[path] for path in demonstrations], config))
-    del first, read  # gigabytes, twice
+    examples = _frames(demonstrations, config, {demonstrations[0]: first})
+    del first  # gigabytes, twice
     asked = _asked(demonstrations, config)
     words |= {*examples.instructions, *examples.rationales}
     tokenizer = train_vocabulary([*words, *(text for one in asked for text in (one.text, one.answer))])
@@ -135,7 +133,7 @@ def pretrain(
         features, tower = state_features(examples.proprioception), vla.model.model.vision_tower
         tower.state_mean.copy_(torch.from_numpy(features.mean(0)))
         tower.state_scale.copy_(torch.from_numpy(np.maximum(features.std(0), STILL)))
-    places = cache(partial(_places, shown, things))  # minutes, and not always needed
+    places = cache(partial(_places, demonstrations, things))  # minutes, and not always needed
     grounding = _grounded(vla, examples, places, demonstrations, scenery, things, work, config)
     points = [pointing(examples, places(), config.pointing, config.seed, things)] if config.pointing else []
     history = _act_and_answer(vla, examples, points, asked, config, work)
@@ -214,14 +212,11 @@ def improve(
     demonstrator.
     """
     vla, paths = load(base), [*demonstrations, *driven]
-    read = {path: _read(path, config) for path in dict.fromkeys(paths)}  # one may count several times
-    examples = join(_spoken([read[path] for path in paths], config))
-    del read
+    examples = _frames(paths, config)
     points = []
     if config.pointing:
         things = _things(paths, config)
-        places = _places(list(dict.fromkeys(paths)), things)
-        points = [pointing(examples, places, config.pointing, config.seed, things)]
+        points = [pointing(examples, _places(paths, things), config.pointing, config.seed, things)]
     history = _act_and_answer(vla, examples, points, _asked(paths, config), config, work)
     stage = {**asdict(config), "demonstrations": _about(demonstrations), "driven": _about(driven)}
     vla.provenance.update(improved=[*vla.provenance.get("improved", []), stage], validation=history[-1])
@@ -282,6 +277,19 @@ def pointing(
 def _things(paths: Sequence[str | Path], config: PretrainingConfig) -> Sequence[str]:
     """What is pointed to and grounded: all that is shown, where it is asked about."""
     return things_of(paths) if config.questions else THINGS
+
+
+def _frames(
+    paths: Sequence[str | Path],
+    config: PretrainingConfig,
+    known: Mapping[str | Path, Examples] | None = None,
+) -> Examples:
+    """The frames of all datasets, those that are not `known` read once however often they count."""
+    read = dict(known or {})
+    for path in paths:
+        if path not in read:
+            read[path] = _read(path, config)
+    return join(_spoken([read[path] for path in paths], config))
 
 
 def _read(path: str | Path, config: PretrainingConfig) -> Examples:
@@ -347,7 +355,8 @@ def _act_and_answer(
 
 
 def _places(paths: Sequence[str | Path], things: Sequence[str]) -> Places:
-    return _joined([load_places(path, things) for path in paths])
+    """Of the pictures of all datasets, each once, as `join` has them."""
+    return _joined([load_places(path, things) for path in dict.fromkeys(paths)])
 
 
 def _joined(places: Sequence[Places]) -> Places:

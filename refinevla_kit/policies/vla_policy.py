@@ -169,10 +169,10 @@ class VLAPolicy:
             KitError: rationales for a policy that acts first.
         """
         answers = self._answers(images, instructions, proprioception, rationales)
-        conversions = [ActionConversion(self.vla.conventions, self._robot) for _ in answers]
+        own = self.vla.conventions
         return [
-            _first_step(answer, conversion.convert(answer.processed[0]))
-            for answer, conversion in zip(answers, conversions, strict=True)
+            _first_step(answer, ActionConversion(own, self._robot).convert(answer.processed[0]))
+            for answer in answers
         ]
 
     @torch.inference_mode()
@@ -250,8 +250,9 @@ class VLAPolicy:
             going &= (token != marks.end) & (token != marks.action) & ~self.vla.is_action(token)
             if not going.any():
                 break
-            for row in going.nonzero()[:, 0].tolist():
-                written[row].append(int(token[row]))
+            for row, word, goes_on in zip(written, token.tolist(), going.tolist(), strict=True):
+                if goes_on:
+                    row.append(word)
             decoder.feed(token[:, None], going[:, None])
         return [text.strip() for text in self.vla.tokenizer.batch_decode(written)]
 
@@ -296,7 +297,7 @@ class _Decoder:
         rows = [torch.tensor(prefix, device=vla.device) for prefix in prefixes]
         self._prefix = pad_sequence(rows, True, vla.marks.pad, "left")  # B, N
         self._seen = self._prefix != vla.marks.pad  # B, tokens so far
-        self._kinds = set(kinds_of(vla))
+        self._padded = not self._seen.all()
         self._cache = DynamicCache(config=vla.decoder.config)
         self._newest = torch.empty(0)  # B, d: what the next token is said from
         self.batch = len(prefixes)
@@ -318,18 +319,19 @@ class _Decoder:
         ids = torch.cat([self._prefix, token], 1) if length == 0 else token  # B, N + 1 or B, 1
         there = torch.ones_like(token) if live is None else live
         seen = self._seen = torch.cat([self._seen, there.bool()], 1)
-        padded = not seen.all()
+        if live is not None:
+            self._padded = not seen.all()
         place = (seen.cumsum(1)[:, length:] - 1).clamp(min=0) + vla.first_position  # B, N + 1 or B, 1
         x = embed(vla, ids, self._words if length == 0 else None)
         if length == 0:
             # the prefix, then the answer
             types = torch.cat([torch.zeros_like(self._prefix), torch.ones_like(token)], 1)
-            masks = masks_of(vla, x, seen.long() if padded else None, types, place, self._cache)
+            masks = masks_of(vla, x, seen.long() if self._padded else None, types, place, self._cache)
         else:
             hidden = None  # all is seen
-            if padded:
+            if self._padded:
                 hidden = (~seen[:, None, None]).to(x.dtype) * torch.finfo(x.dtype).min  # B, 1, 1, tokens
-            masks = dict.fromkeys(self._kinds, hidden)
+            masks = dict.fromkeys(kinds_of(vla), hidden)
             if hidden is not None and "sliding_attention" in masks:  # such a layer's cache holds a window
                 masks["sliding_attention"] = hidden[..., -vla.decoder.config.sliding_window :]
         newest = vla.decoder.norm(run_layers(vla, x, masks, place, cache=self._cache))[:, -1]  # B, d
