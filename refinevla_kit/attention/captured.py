@@ -24,7 +24,7 @@ from refinevla_kit.errors import KitError, checked_integer
 from refinevla_kit.files import replacing
 from refinevla_kit.policies.contract import Action, Array
 from refinevla_kit.simulator.contract import PHASES
-from refinevla_kit.tasks import find_task
+from refinevla_kit.tasks import PICKED_THINGS, SOURCES, find_task
 
 OWN_STATE = "robot state"
 ACTION_QUERY, RATIONALE_QUERY, INSTRUCTION_QUERY = KINDS = ("action", "rationale", "instruction")
@@ -76,30 +76,45 @@ class Frame:
 
 
 def demonstrations(
-    source: str | Path, task: str, episodes: int, folder: Path, seed: int = 0
+    source: str | Path, tasks: Sequence[str], episodes: int, folder: Path, seed: int = 0
 ) -> EpisodeDataset:
-    """Demonstrations of `task` with masks.
+    """Demonstrations of `tasks` with masks.
 
     Args:
         source: folder of a dataset; or "embedded" or "official", the assets to record new ones with, from
-            random starts: frames that no policy was trained on. A dataset without a demonstration of `task`
-            with masks (another task's, a real robot's) is left aside, and new ones are recorded with the
+            random starts: frames that no policy was trained on. A dataset without a demonstration of each
+            task with masks (other tasks', a real robot's) is left aside, and new ones are recorded with the
             embedded assets.
-        episodes: how many to record.
+        tasks: by name.
+        episodes: how many of each to record.
         folder: where new ones go; a recording that is there is taken as it is (`Settings.place` keeps others
             apart).
     """
     assets = str(source)
     if assets not in ("embedded", "official"):
         dataset = open_dataset(source)
-        if any(info.task == task and dataset.masks(info.index) for info in dataset.episodes):
+        if {*tasks} <= {info.task for info in dataset.episodes if dataset.masks(info.index)}:
             return dataset
         assets = "embedded"
     if not folder.exists():
         from refinevla_kit.rollouts.recording import record
 
-        record(folder, [find_task(task)], episodes, assets, seed=seed + UNSEEN)
+        record(folder, [find_task(task) for task in tasks], episodes, assets, seed=seed + UNSEEN)
     return open_dataset(folder)
+
+
+def other_sentence(frame: Frame) -> str:
+    """The frame's sentence with another thing of its scene in place of the one that is to be moved.
+
+    Raises:
+        KitError: there is none: the scene gives its task away.
+    """
+    source = find_task(frame.task).source
+    others = [name for name in (*SOURCES, *PICKED_THINGS) if name in frame.masks and name != source]
+    if not others:
+        what = f"in the scene of {frame.task} nothing else can be named than the {source}"
+        raise KitError(what, "give frames of the language suite")
+    return frame.instruction.replace(source, others[0])
 
 
 def choose_frames(dataset: EpisodeDataset, task: str, episodes: int, every: int = 1) -> list[Frame]:

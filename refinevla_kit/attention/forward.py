@@ -273,13 +273,18 @@ def query_rows(policy: VLAPolicy, words: Tensor, sequences: Sequence[TokenSequen
     return found
 
 
-def forward_pass(policy: VLAPolicy, words: Tensor, sequences: Sequence[TokenSequence]) -> Tensor:
+def forward_pass(
+    policy: VLAPolicy, words: Tensor, sequences: Sequence[TokenSequence], edit: decoder.Edit | None = None
+) -> Tensor:
     """The decoder's output at every position, (B, N, d), for B pictures under B sequences of one length and
-    prefix; `words` (B, image_tokens, d) of `VLA.see`.
+    prefix; `words` (B, image_tokens, d) of `VLA.see`. `edit` as in `decoder.run_layers`, after the policy's
+    own changes.
     """
     ids = torch.tensor([sequence.ids for sequence in sequences], device=words.device)  # B, N
     types = (torch.arange(ids.shape[1], device=ids.device) >= sequences[0].prefix).long().expand_as(ids)
-    return decoder.hidden_states(policy.vla, words, ids, types)
+    edits = [change.edit(policy.vla, ids, sequences[0].prefix, ids.shape[1]) for change in policy.changes]
+    edits += [edit] if edit else []
+    return decoder.hidden_states(policy.vla, words, ids, types, edit=decoder.in_turn(edits))
 
 
 @contextmanager

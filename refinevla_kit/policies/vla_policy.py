@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -37,13 +37,20 @@ from refinevla_kit.vlas import load_vla
 from refinevla_kit.vlas.action_tokens import UniformBins
 from refinevla_kit.vlas.checkpoint import files_hash, locate
 from refinevla_kit.vlas.contract import VLA
-from refinevla_kit.vlas.decoder import embed, kinds_of, logits_of, masks_of, run_layers
+from refinevla_kit.vlas.decoder import Edit, embed, in_turn, kinds_of, logits_of, masks_of, run_layers
 from refinevla_kit.vlas.sequence import ORDERS, answer_ids
 
 LONGEST_RATIONALE = 160  # tokens
 ABSENT = -1  # where a shorter text has no more words
 DECODINGS = ("median", "greedy")
 NEWER = 0.8  # SpatialVLA's evaluation: a plan made k steps later counts exp(0.8 k) times as much
+
+
+class Change(Protocol):
+    """What is changed in the decoder's layers while a policy acts; its `str` stands in the records."""
+
+    def edit(self, vla: VLA, ids: Tensor, prefix: int, new: int) -> Edit:
+        """The change for the last `new` of the tokens `ids` (B, N), of which `prefix` are no answer."""
 
 
 class VLAPolicy:
@@ -56,6 +63,7 @@ class VLAPolicy:
         order: "action_first" acts at once; "rationale_first" writes its rationale before every action.
         decoding: of action words: "median" (uniform bins only) or "greedy", the likeliest; None is the median
             where there is one.
+        changes: what is changed in the decoder's layers while it acts (`attention.interventions.blocked`).
 
     Attributes:
         act_batch: see `Policy`; not there for one that needs an episode's past.
@@ -70,6 +78,7 @@ class VLAPolicy:
         checkpoint_hash: str = "",
         order: str = "action_first",
         decoding: str | None = None,
+        changes: Sequence[Change] = (),
     ) -> None:
         if order not in ORDERS:
             raise KitError(f"unknown order {order!r}", f"choose one of {', '.join(ORDERS)}")
@@ -79,6 +88,7 @@ class VLAPolicy:
                 f"{name} cannot decode by {decoding!r}", "choose 'greedy', or for uniform bins 'median'"
             )
         self.vla, self.name, self.order, self.decoding = vla, name, order, decoding
+        self.changes = tuple(changes)
         self._files, self._first, self._instruction = checkpoint_hash or "", vla.first_action, ""
         self._robot = ROBOT_CONVENTIONS[vla.conventions.robot or "widowx"]
         self._conversion = ActionConversion(vla.conventions, self._robot)
@@ -97,7 +107,11 @@ class VLAPolicy:
             identity += f"+order={self.order}"
         if self.decoding != _usual_decoding(self.vla):
             identity += f"+decoding={self.decoding}"
-        return identity
+        return identity + "".join(f"+change={change}" for change in self.changes)
+
+    def changed(self, name: str, changes: Sequence[Change]) -> VLAPolicy:
+        """The same policy under other changes; the weights are shared."""
+        return VLAPolicy(self.vla, name, self._files, self.order, self.decoding, changes)
 
     def on(self, robot: str) -> VLAPolicy:
         """The same policy with the action statistics of this robot's data; the weights are shared.
@@ -109,7 +123,8 @@ class VLAPolicy:
         dataset = getattr(vla, "dataset", None)
         if dataset == getattr(self.vla, "dataset", None):
             return self
-        return VLAPolicy(vla, self.name, f"{self._files}+dataset={dataset}", self.order, self.decoding)
+        files = f"{self._files}+dataset={dataset}"
+        return VLAPolicy(vla, self.name, files, self.order, self.decoding, self.changes)
 
     @property
     def conventions(self) -> Conventions:
@@ -210,7 +225,7 @@ class VLAPolicy:
     ) -> _Decoder:
         vla = self.vla
         prefixes = [vla.prefix_ids(text) for text in instructions]
-        return _Decoder(vla, vla.pixel_values(images), vla.states(proprioception), prefixes)
+        return _Decoder(vla, vla.pixel_values(images), vla.states(proprioception), prefixes, self.changes)
 
     def _plan(self, decoder: _Decoder, texts: Sequence[str]) -> list[Action]:
         """One answer a row, with its rationale."""
@@ -291,11 +306,17 @@ class _Decoder:
     """
 
     def __init__(
-        self, vla: VLA, pixels: Tensor, states: Tensor | None, prefixes: Sequence[Sequence[int]]
+        self,
+        vla: VLA,
+        pixels: Tensor,
+        states: Tensor | None,
+        prefixes: Sequence[Sequence[int]],
+        changes: Sequence[Change] = (),
     ) -> None:
-        self._vla, self._words = vla, vla.see(pixels, states)
+        self._vla, self._words, self._changes = vla, vla.see(pixels, states), changes
         rows = [torch.tensor(prefix, device=vla.device) for prefix in prefixes]
         self._prefix = pad_sequence(rows, True, vla.marks.pad, "left")  # B, N
+        self._ids = self._prefix  # B, tokens so far
         self._seen = self._prefix != vla.marks.pad  # B, tokens so far
         self._padded = not self._seen.all()
         self._cache = DynamicCache(config=vla.decoder.config)
@@ -316,7 +337,8 @@ class _Decoder:
     def feed(self, token: Tensor, live: Tensor | None = None) -> None:
         """Append `token` (B, 1), in the rows that are `live` (bool, B, 1); None: in all."""
         vla, length = self._vla, self._cache.get_seq_length()
-        ids = torch.cat([self._prefix, token], 1) if length == 0 else token  # B, N + 1 or B, 1
+        self._ids = torch.cat([self._ids, token], 1)
+        ids = self._ids[:, length:]  # B, N + 1 or B, 1
         there = torch.ones_like(token) if live is None else live
         seen = self._seen = torch.cat([self._seen, there.bool()], 1)
         if live is not None:
@@ -334,7 +356,9 @@ class _Decoder:
             masks = dict.fromkeys(kinds_of(vla), hidden)
             if hidden is not None and "sliding_attention" in masks:  # such a layer's cache holds a window
                 masks["sliding_attention"] = hidden[..., -vla.decoder.config.sliding_window :]
-        newest = vla.decoder.norm(run_layers(vla, x, masks, place, cache=self._cache))[:, -1]  # B, d
+        edits = [change.edit(vla, self._ids, self._prefix.shape[1], ids.shape[1]) for change in self._changes]
+        x = run_layers(vla, x, masks, place, cache=self._cache, edit=in_turn(edits))
+        newest = vla.decoder.norm(x)[:, -1]  # B, d
         self._newest = newest if live is None else torch.where(live, newest, self._newest)
 
 

@@ -7,6 +7,7 @@ activations, cached decoding and attention each need a piece of the pass and non
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,10 +23,25 @@ from refinevla_kit.vlas.contract import VLA
 
 Masks = dict[str, Tensor | None]
 Rotary = tuple[Tensor, Tensor]  # cosines and sines
+Edit = Callable[[int, Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
+"""A layer's number from 0, the states (B, N, d) and the mask that it is to get -> those that it gets."""
 MASKS: dict[str, Any] = {
     "full_attention": create_causal_mask,
     "sliding_attention": create_sliding_window_causal_mask,
 }
+
+
+def in_turn(edits: Sequence[Edit]) -> Edit | None:
+    """Edits one after the other as one; None of none."""
+    if not edits:
+        return None
+
+    def edit(number: int, words: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        for each in edits:
+            words, mask = each(number, words, mask)
+        return words, mask
+
+    return edit
 
 
 def embed(vla: VLA, ids: Tensor, image_words: Tensor | None) -> Tensor:
@@ -89,17 +105,22 @@ def run_layers(
     layers: slice = slice(None),
     cache: Any = None,
     rotary: Rotary | None = None,
+    edit: Edit | None = None,
 ) -> Tensor:
     """States (B, N, d) after these layers, all by default; the final norm is not in it. `rotary`: where it is
-    known already.
+    known already. `edit`: changes what each layer gets.
     """
-    rotary = rotary or vla.decoder.rotary_emb(words, positions)
-    layer: Any
-    for layer, kind in zip(list(vla.layers)[layers], kinds_of(vla)[layers], strict=True):
+    rotary, kinds = rotary or vla.decoder.rotary_emb(words, positions), kinds_of(vla)
+    for number in range(len(vla.layers))[layers]:
+        layer: Any = vla.layers[number]
+        words = words.to(layer.input_layernorm.weight.dtype)  # frozen layers may be kept in bfloat16
+        mask = masks[kinds[number]]
+        if edit is not None:
+            words, mask = edit(number, words, mask)
         words = layer(
-            words.to(layer.input_layernorm.weight.dtype),  # frozen layers may be kept in bfloat16
+            words,
             position_embeddings=rotary,
-            attention_mask=masks[kind],
+            attention_mask=mask,
             position_ids=positions,
             past_key_values=cache,
         )
@@ -107,7 +128,12 @@ def run_layers(
 
 
 def hidden_states(
-    vla: VLA, image_words: Tensor, ids: Tensor, types: Tensor, seen: Tensor | None = None
+    vla: VLA,
+    image_words: Tensor,
+    ids: Tensor,
+    types: Tensor,
+    seen: Tensor | None = None,
+    edit: Edit | None = None,
 ) -> Tensor:
     """The decoder's output (B, N, d) after its final norm, for whole sequences padded on the right at most.
 
@@ -116,10 +142,11 @@ def hidden_states(
         ids: int (B, N).
         types: int (B, N), 0 in the prefix.
         seen: int (B, N), 0 on padding.
+        edit: see `run_layers`.
     """
     words, positions = embed(vla, ids, image_words), positions_of(vla, ids.shape[1], ids.device)
     masks = masks_of(vla, words, seen, types, positions)
-    return vla.decoder.norm(run_layers(vla, words, masks, positions))
+    return vla.decoder.norm(run_layers(vla, words, masks, positions, edit=edit))
 
 
 def capped(vla: VLA, logits: Tensor) -> Tensor:

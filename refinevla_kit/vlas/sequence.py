@@ -24,6 +24,7 @@ from refinevla_kit.settings import ORDERS
 from refinevla_kit.vlas.contract import VLA
 
 NOT_PREDICTED, ACTION_KIND, RATIONALE_KIND = 0, 1, 2
+ROLES = IMAGE, STATE, INSTRUCTION, RATIONALE, ACTION = "image", "state", "instruction", "rationale", "action"
 
 
 @dataclass(frozen=True)
@@ -91,3 +92,25 @@ def pad_batch(
         types[row, :n] = 0
         kinds[row, n:m] = torch.tensor(kind)
     return Sequences(ids, mask, types, kinds)
+
+
+def roles_of(vla: VLA, ids: Tensor, prefix: int) -> dict[str, Tensor]:
+    """Which tokens are what, bool (B, N) a role. The mark that an answer begins with has its answer's role,
+    and what opens or closes the prompt the instruction's.
+
+    Args:
+        vla: whose.
+        ids: int (B, N), padded on the left at most.
+        prefix: tokens before the answer, with the padding.
+    """
+    answer = torch.arange(ids.shape[1], device=ids.device) >= prefix
+    picture = (ids == vla.image_id) & ~answer
+    state = picture & (picture.cumsum(1) > vla.image_tokens - vla.reads_state)
+    acting = vla.is_action(ids) | (ids == (-1 if vla.marks.action is None else vla.marks.action))
+    return {
+        IMAGE: picture & ~state,
+        STATE: state,
+        INSTRUCTION: ~picture & ~answer & (ids != vla.marks.pad),
+        RATIONALE: answer & ~acting,
+        ACTION: answer & acting,
+    }

@@ -140,7 +140,7 @@ def test_frames_know_where_they_are_from(dataset: Path) -> None:
 
 
 def test_a_dataset_with_the_task_is_used_as_it_is(dataset: Path, tmp_path: Path) -> None:
-    assert demonstrations(dataset, TASK, 2, tmp_path / "new").path == dataset
+    assert demonstrations(dataset, [TASK], 2, tmp_path / "new").path == dataset
     assert not (tmp_path / "new").exists()
 
 
@@ -160,7 +160,7 @@ def test_what_cannot_be_had_is_said(dataset: Path, task: str, episodes: int, eve
 @pytest.mark.slow
 def test_new_ones_are_recorded_where_a_dataset_has_none(real_dataset: Path, tmp_path: Path) -> None:
     """A real robot's dataset has no masks; the simulator is asked instead."""
-    made = demonstrations(real_dataset, TASK, 1, tmp_path / "new")
+    made = demonstrations(real_dataset, [TASK], 1, tmp_path / "new")
     found = choose_frames(made, TASK, 1, 5)
     assert made.path == tmp_path / "new" and len(found) >= 3
     assert all(found[0].masks[thing].any() for thing in ("source", "target", "gripper"))

@@ -1,0 +1,407 @@
+"""What a policy uses, in place of what it looks at: attention that is blocked, states of one instruction put
+into the run of another, what can be read from states.
+
+Tokens are told apart by their role: the picture, the robot's own state, the instruction, the rationale, the
+action. A *knock-out* hides the tokens of one role from those that say another, in some layers; *patching*
+gives the tokens of one role, in one layer, the states that they had under another instruction. Both are
+measured by how far the distribution of each action word moves (Kullback-Leibler, nats), after the same words
+before it, and each has a control. A knock-out also acts: `blocked(policy, ...)` is a policy that can be
+evaluated.
+
+What is blocked in one layer may reach the action through another one, or by way of tokens of another role: an
+effect shows that the path is used, no effect does not show that the information is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from refinevla_kit.attention.attribution import Moment, state_batch
+from refinevla_kit.attention.captured import Frame
+from refinevla_kit.attention.forward import (
+    TokenSequence,
+    check_policy,
+    forward_pass,
+    log_probabilities,
+    token_sequence,
+)
+from refinevla_kit.attention.grounding import mean_with_interval
+from refinevla_kit.errors import KitError, checked_integer
+from refinevla_kit.policies.contract import Action, Array
+from refinevla_kit.policies.vla_policy import VLAPolicy
+from refinevla_kit.vlas.contract import VLA
+from refinevla_kit.vlas.decoder import Edit, kinds_of
+from refinevla_kit.vlas.sequence import ACTION, IMAGE, INSTRUCTION, ROLES, STATE, roles_of
+
+PLACES = (IMAGE, STATE, INSTRUCTION, ACTION)
+OWNER = ("policy", "checkpoint_hash", "task", "episode", "step")
+Layers = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Knockout:
+    """Tokens of one role hidden from those that say another. Making one raises `KitError` for unknown roles.
+
+    Attributes:
+        read: role of the hidden tokens.
+        by: role of what is said without them.
+        layers: in which, from 0; empty: in all.
+        control: hide as many tokens of other roles before the answer, drawn with this seed (all of them,
+            where there are fewer); None hides those of `read`.
+    """
+
+    read: str
+    by: str = ACTION
+    layers: Layers = ()
+    control: int | None = None
+
+    def __post_init__(self) -> None:
+        for role in (self.read, self.by):
+            if role not in ROLES:
+                raise KitError(f"no token has the role {role!r}", f"choose of {', '.join(ROLES)}")
+
+    def __str__(self) -> str:
+        where = ",".join(map(str, self.layers)) or "all"
+        hidden = self.read if self.control is None else f"as many as {self.read} (seed {self.control})"
+        return f"{hidden} from {self.by} in {where}"
+
+    def edit(self, vla: VLA, ids: Tensor, prefix: int, new: int) -> Edit:
+        """What changes in the layers while the last `new` of the tokens are run.
+
+        Args:
+            vla: whose.
+            ids: int (B, N), all tokens so far.
+            prefix: how many of them are no answer.
+        """
+        roles = roles_of(vla, ids, prefix)
+        hidden, readers = roles[self.read], roles[self.by]
+        if self.by == ACTION and vla.marks.action is None:  # the prefix' last token says the first word
+            readers = readers.clone()
+            readers[:, prefix - 1] = True
+        if self.control is not None:
+            hidden = _as_many(hidden, readers, prefix, self.control)
+        own = torch.eye(ids.shape[1], dtype=torch.bool, device=ids.device)
+        square = (readers[:, :, None] & hidden[:, None] & ~own)[:, None, -new:]  # B, 1, new, N
+
+        def edit(number: int, words: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+            if self.layers and number not in self.layers:
+                return words, mask
+            if mask is None and new > 1:
+                remedy = "call policy.vla.model.set_attn_implementation('eager')"
+                raise KitError("the attention implementation takes no mask to block", remedy)
+            if mask is None:
+                # the cache of a layer with a window holds the last tokens alone
+                windowed = kinds_of(vla)[number] == "sliding_attention"
+                length = min(ids.shape[1], vla.decoder.config.sliding_window) if windowed else ids.shape[1]
+                mask = torch.zeros(1, 1, 1, length, dtype=words.dtype, device=words.device)
+            blocked = square[..., -mask.shape[-1] :]
+            if mask.dtype == torch.bool:
+                return words, mask & ~blocked
+            return words, torch.where(blocked, torch.finfo(mask.dtype).min, mask)
+
+        return edit
+
+
+def blocked(policy: VLAPolicy, *knockouts: Knockout) -> VLAPolicy:
+    """The same policy, which acts and writes under these knock-outs; its records say so.
+
+    Raises:
+        KitError: a layer that the policy does not have.
+    """
+    check_policy(policy)
+    for knockout in knockouts:
+        for layer in knockout.layers:
+            checked_integer(layer, f"layer of {policy.name}", 0, len(policy.vla.layers) - 1)
+    name = f"{policy.name} without {'; '.join(map(str, knockouts))}" if knockouts else policy.name
+    return policy.changed(name, (*policy.changes, *knockouts))
+
+
+def bands(policy: VLAPolicy, count: int | None = None) -> list[Layers]:
+    """The layers in `count` bands, None: each by itself; then all of them together."""
+    layers = len(policy.vla.layers)
+    count = layers if count is None else checked_integer(count, "bands", 1, layers)
+    each = [tuple(map(int, part)) for part in np.array_split(np.arange(layers), count)]
+    return [*each, tuple(range(layers))] if count > 1 else each
+
+
+@torch.inference_mode()
+def knock_out(
+    policy: VLAPolicy,
+    frames: Sequence[Moment],
+    read: Sequence[str] = (IMAGE, INSTRUCTION),
+    by: str = ACTION,
+    layers: Sequence[Layers] | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """How far the action's distribution moves when the tokens of a role are hidden from those that say it.
+
+    Args:
+        policy: a VLA's.
+        frames: where.
+        read: roles to hide, one after the other; one that a frame's sequence has no token of has no row.
+        by: role of what is said without them.
+        layers: bands of layers; None is `bands(policy)`.
+        seed: of the controls, which hide as many tokens of other roles.
+
+    Returns:
+        A row a frame, role, band, and whether it is the control: columns `OWNER`, read, by, layers, control,
+        divergence (nats, the sum over action words).
+    """
+    check_policy(policy)
+    rows: list[tuple[Any, ...]] = []
+    for number, frame in enumerate(frames):
+        run = _Run.of(policy, frame)
+        plain, roles = run.chances(), roles_of(policy.vla, run.ids, run.sequence.prefix)
+        for role in (role for role in read if roles[role].any()):
+            for band in layers if layers is not None else bands(policy):
+                for drawn in (None, seed + number):
+                    knockout = Knockout(role, by, tuple(band), drawn)
+                    changed = run.chances(knockout.edit(policy.vla, run.ids, run.sequence.prefix, run.length))
+                    distance = divergence(plain, changed)
+                    rows.append((*_owner(policy, frame), role, by, _named(band), drawn is not None, distance))
+    columns = [*OWNER, "read", "by", "layers", "control", "divergence"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+@torch.inference_mode()
+def patch(
+    policy: VLAPolicy,
+    frames: Sequence[Moment],
+    others: Sequence[str],
+    places: Sequence[str] = PLACES,
+    layers: Iterable[int] | None = None,
+) -> pd.DataFrame:
+    """How far states of the frame's own instruction turn a run of another one into the frame's own.
+
+    Both runs see the same picture and are fed the action of the first. The states that one role's tokens have
+    before a layer are put into the other run there; of instructions that differ in length the last tokens.
+    The control takes the states that a third instruction of these frames gives on the same picture; there is
+    none where all name the same two.
+
+    Args:
+        policy: a VLA's.
+        frames: where, with the instruction whose states are given.
+        others: another instruction a frame.
+        places: roles whose states are put in.
+        layers: before which, from 0; None: all.
+
+    Returns:
+        A row a frame, place, layer, and whether it is the control: columns `OWNER`, place, layer, control,
+        apart (nats between the two runs), left (nats between the patched run and the frame's own), recovered:
+        apart less left, as a share of the mean `apart`; its mean is 1 where all is as in the frame's own run,
+        0 where nothing is. All 0 for a policy that says the same to both.
+    """
+    check_policy(policy)
+    if len(others) != len(frames):
+        raise KitError(f"{len(others)} other instructions for {len(frames)} frames", "give one a frame")
+    chosen = range(len(policy.vla.layers)) if layers is None else list(layers)
+    rows: list[tuple[Any, ...]] = []
+    sentences = dict.fromkeys(frame.instruction for frame in frames)
+    for frame, other in zip(frames, others, strict=True):
+        run = _Run.of(policy, frame)
+        receiver = _Run.of(policy, frame, run.action, other)
+        plain, apart = run.chances(), divergence(run.chances(), receiver.chances())
+        thirds = [sentence for sentence in sentences if sentence not in (frame.instruction, other)]
+        strangers = [(True, _Run.of(policy, frame, run.action, sentence)) for sentence in thirds[:1]]
+        for control, donor in ((False, run), *strangers):
+            states = donor.states()
+            for place in places:
+                given, taken = donor.at(place), receiver.at(place)
+                length = min(len(given), len(taken))
+                for layer in chosen if length else ():
+                    edit = _put(layer, taken[-length:], states[layer][:, given[-length:]])
+                    left = divergence(plain, receiver.chances(edit))
+                    rows.append((*_owner(policy, frame), place, layer, control, apart, left))
+    columns = [*OWNER, "place", "layer", "control", "apart", "left"]
+    table = pd.DataFrame(rows, columns=columns)
+    gained = table["apart"] - table["left"]
+    return table.assign(recovered=(gained / table["apart"].mean()).fillna(0.0))
+
+
+def summarise(table: pd.DataFrame, measure: str, keys: Sequence[str]) -> pd.DataFrame:
+    """Mean of a measure, with Student's interval over episodes.
+
+    Args:
+        table: of `knock_out` or `patch`.
+        measure: "divergence", "recovered", ...
+        keys: columns to tell apart beside the policy.
+
+    Returns:
+        Columns policy, keys, the measure, low, high, episodes.
+    """
+    kept = ["policy", *keys]
+    episodes = table.groupby([*kept, "task", "episode"], sort=False)[measure].mean().reset_index()
+    rows = [
+        (*key, *mean_with_interval(group[measure]), len(group))
+        for key, group in episodes.groupby(kept, sort=False)
+    ]
+    return pd.DataFrame(rows, columns=[*kept, measure, "low", "high", "episodes"])
+
+
+@torch.inference_mode()
+def layer_states(policy: VLAPolicy, frames: Sequence[Moment], place: str = INSTRUCTION) -> Array:
+    """float32 (frames, layers, d): the mean state of a role's tokens before each layer."""
+    check_policy(policy)
+    found = []
+    for frame in frames:
+        run = _Run.of(policy, frame)
+        at = run.at(place)
+        if not len(at):
+            raise KitError(f"{policy.name} has no token of the {place}", f"choose of {', '.join(PLACES)}")
+        found.append([state[0, at].float().mean(0).cpu().numpy() for state in run.states()])
+    return np.asarray(found, np.float32)
+
+
+def probe(
+    states: Array,
+    labels: Sequence[str],
+    episodes: Sequence[Any],
+    folds: int = 5,
+    ridge: float = 1.0,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """How well a label is read from states by a linear map (ridge regression on one column a label), tried on
+    episodes that it has not seen. The control is fitted to shuffled labels.
+
+    Args:
+        states: float (frames, layers, d) of `layer_states`.
+        labels: one a frame.
+        episodes: what tells the frames' episodes apart; all of one are in one part.
+        folds: parts, each tried once.
+        ridge: penalty, for states scaled to unit variance.
+        seed: of the parts and of the shuffled labels.
+
+    Returns:
+        Columns layer, control, accuracy (mean over episodes), low, high, episodes, commonest (the share of
+        the commonest label: what saying nothing else gives).
+
+    Raises:
+        KitError: fewer episodes than parts, or one label only.
+    """
+    names, target = np.unique(np.asarray(labels), return_inverse=True)
+    _, owner = np.unique(np.asarray(episodes), return_inverse=True)
+    if owner.max() + 1 < folds or len(names) < 2:
+        what = f"{owner.max() + 1} episodes with {len(names)} labels for {folds} parts"
+        raise KitError(what, "give more episodes, of at least two labels")
+    rng = np.random.default_rng(seed)
+    part = rng.permutation(owner.max() + 1)[owner] % folds
+    rows = []
+    for control in (False, True):
+        wanted = rng.permutation(target) if control else target
+        for layer in range(states.shape[1]):
+            said = np.empty_like(target)
+            for fold in range(folds):
+                new = part == fold
+                said[new] = _read(states[~new, layer], wanted[~new], states[new, layer], len(names), ridge)
+            right = pd.Series(said == wanted, dtype=float).groupby(owner).mean()
+            commonest = np.bincount(target).max() / len(target)
+            rows.append((layer, control, *mean_with_interval(right), len(right), commonest))
+    columns = ["layer", "control", "accuracy", "low", "high", "episodes", "commonest"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def divergence(given: Sequence[Tensor], changed: Sequence[Tensor]) -> float:
+    """Kullback-Leibler divergence of changed from given log-probabilities, nats, the sum over words."""
+    pairs = zip(given, changed, strict=True)
+    return float(sum((one.exp() * (one - other)).sum().double() for one, other in pairs))
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One teacher-forced pass on one frame."""
+
+    policy: VLAPolicy
+    words: Tensor  # 1, image_tokens, d
+    sequence: TokenSequence
+    action: Action
+
+    @classmethod
+    def of(
+        cls, policy: VLAPolicy, frame: Moment, action: Action | None = None, instruction: str | None = None
+    ) -> _Run:
+        """With the policy's own answer to the frame's instruction, unless they are given."""
+        image, own = np.asarray(frame.image)[None], state_batch(frame)
+        said = frame.instruction if instruction is None else instruction
+        action = action or policy.decide(image, [said], own)[0]
+        sequence = token_sequence(policy, said, action.tokens.tolist(), action.rationale)
+        vla = policy.vla
+        return cls(policy, vla.see(vla.pixel_values(image), vla.states(own)), sequence, action)
+
+    @property
+    def ids(self) -> Tensor:
+        return torch.tensor([self.sequence.ids], device=self.words.device)
+
+    @property
+    def length(self) -> int:
+        return len(self.sequence.ids)
+
+    def at(self, role: str) -> Array:
+        """Positions of the tokens of a role."""
+        (found,) = roles_of(self.policy.vla, self.ids, self.sequence.prefix)[role]
+        return np.flatnonzero(found.cpu().numpy())
+
+    def chances(self, edit: Edit | None = None) -> list[Tensor]:
+        """Log-probabilities (1, words) at each action word."""
+        hidden = forward_pass(self.policy, self.words, [self.sequence], edit)
+        return [log_probabilities(self.policy, hidden, query)[0] for query in self.sequence.queries]
+
+    def states(self) -> list[Tensor]:
+        """What each layer gets, (1, N, d) each."""
+        kept: list[Tensor] = []
+
+        def keep(_: int, words: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+            kept.append(words)
+            return words, mask
+
+        forward_pass(self.policy, self.words, [self.sequence], keep)
+        return kept
+
+
+def _put(layer: int, at: Array, states: Tensor) -> Edit:
+    def edit(number: int, words: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if number == layer:
+            words = words.clone()
+            words[:, at] = states
+        return words, mask
+
+    return edit
+
+
+def _as_many(hidden: Tensor, readers: Tensor, prefix: int, seed: int) -> Tensor:
+    """As many tokens as are hidden, drawn row by row from the others of the prefix that are no readers."""
+    random = torch.Generator().manual_seed(seed)
+    order = torch.rand(prefix, generator=random).to(hidden.device)  # the same however long the answer is
+    free = ~(hidden | readers)[:, :prefix]
+    place = (order + ~free).argsort(1).argsort(1)  # the free ones first, B, prefix
+    drawn = torch.zeros_like(hidden)
+    drawn[:, :prefix] = free & (place < hidden.sum(1, keepdim=True))
+    return drawn
+
+
+def _read(states: Array, target: Array, new: Array, labels: int, ridge: float) -> Array:
+    """The label that a ridge regression fitted to `states` (n, d) reads from `new` (m, d)."""
+    mean, scale = states.mean(0), states.std(0) + 1e-6
+    known, asked = (states - mean) / scale, (new - mean) / scale
+    columns = np.eye(labels)[target]
+    prior = columns.mean(0)
+    # as many equations as frames: decoders are wider than there are frames
+    weights = np.linalg.solve(known @ known.T + ridge * np.eye(len(known)), columns - prior)
+    scores: Array = asked @ (known.T @ weights) + prior
+    return scores.argmax(1)
+
+
+def _owner(policy: VLAPolicy, frame: Moment) -> Iterator[Any]:
+    known = isinstance(frame, Frame)
+    yield from (policy.name, policy.checkpoint_hash)
+    yield from (getattr(frame, name) if known else "" for name in OWNER[2:])
+
+
+def _named(band: Layers) -> str:
+    return f"{band[0]}-{band[-1]}" if len(band) > 1 else str(band[0])

@@ -1,0 +1,223 @@
+"""Blocked attention, patched states and probes tell a policy that follows the sentence from one that does
+not; the same on the compact VLA and on tiny ones of the released kinds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from refinevla_kit.attention.captured import Frame
+from refinevla_kit.attention.forward import forward_pass, query_score, token_sequence
+from refinevla_kit.attention.interventions import (
+    Knockout,
+    bands,
+    blocked,
+    knock_out,
+    layer_states,
+    patch,
+    probe,
+    summarise,
+)
+from refinevla_kit.errors import KitError
+from refinevla_kit.policies.vla_policy import VLAPolicy
+from refinevla_kit.simulator.contract import Array
+from refinevla_kit.vlas.random_start import random_openvla, random_spatialvla, small_openvla, small_spatialvla
+from refinevla_kit.vlas.sequence import ACTION, IMAGE, INSTRUCTION, RATIONALE, ROLES, STATE, roles_of
+from tests.training.launched import noise
+
+from .conftest import INSTRUCTION as CARROT
+from .conftest import scene, small_policy
+
+SPOON = "put spoon on towel"
+SWAPPED = "put plate on carrot"  # as many tokens, so that every other one stands where it did
+MODELS = ("compact", "with_state", "spatialvla", "openvla")
+
+
+def small(model: str) -> VLAPolicy:
+    if model in ("compact", "with_state"):
+        return small_policy(proprioception=model == "with_state")
+    examples = noise(4)
+    texts = [*examples.instructions, CARROT, SPOON]
+    if model == "spatialvla":
+        return VLAPolicy(random_spatialvla(small_spatialvla(layers=3), texts, examples.actions), model, "abc")
+    return VLAPolicy(random_openvla(small_openvla(layers=3), texts, examples.actions), model, "abc")
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def any_policy(request: pytest.FixtureRequest) -> VLAPolicy:
+    return small(request.param)
+
+
+def frames(count: int, instruction: str = CARROT) -> list[Frame]:
+    rng = np.random.default_rng(3)
+    state = np.zeros(15, np.float32)
+    state[[3, 11]] = 1  # rotations that are none
+    return [
+        Frame(
+            rng.integers(0, 255, (120, 160, 3), dtype=np.uint8),
+            scene(number),
+            instruction,
+            "widowx_carrot_on_plate",
+            number,
+            0,
+            "reach",
+            state + np.float32(0.01 * number),
+        )
+        for number in range(count)
+    ]
+
+
+def deaf(policy: VLAPolicy) -> VLAPolicy:
+    """One that no word of the instruction reaches."""
+    return blocked(policy, *(Knockout(INSTRUCTION, by) for by in (IMAGE, STATE, ACTION)))
+
+
+def said(policy: VLAPolicy, image: Array, instruction: str) -> Array:
+    state = frames(1)[0].proprioception
+    assert state is not None
+    return np.asarray(policy.decide(image[None], [instruction], state[None])[0].log_probability)
+
+
+def test_every_token_has_one_role(any_policy: VLAPolicy) -> None:
+    vla = any_policy.vla
+    prefix = vla.prefix_ids(CARROT)
+    words = [vla.first_action + low for low, _ in vla.ranges]
+    mark = [] if vla.marks.action is None else [vla.marks.action]
+    ids = torch.tensor([[*prefix, *mark, *words]])
+    roles = roles_of(vla, ids, len(prefix))
+    assert tuple(roles) == ROLES
+    counts = {role: int(found.sum()) for role, found in roles.items()}
+    assert counts[IMAGE] + counts[STATE] == vla.image_tokens and counts[STATE] == vla.reads_state
+    assert counts[ACTION] == len(mark) + len(words) and counts[RATIONALE] == 0
+    assert (torch.stack([*roles.values()]).sum(0) == 1).all()
+
+
+def test_nothing_of_a_picture_that_is_hidden_from_all_reaches_the_action(any_policy: VLAPolicy) -> None:
+    first, second = (frame.image for frame in frames(2))
+    assert not np.allclose(said(any_policy, first, CARROT), said(any_policy, second, CARROT))
+    without = blocked(any_policy, *(Knockout(IMAGE, by) for by in (STATE, INSTRUCTION, ACTION)))
+    np.testing.assert_allclose(said(without, first, CARROT), said(without, second, CARROT), atol=1e-6)
+
+
+def test_a_policy_that_hears_nothing_says_the_same_to_every_sentence(any_policy: VLAPolicy) -> None:
+    image = frames(1)[0].image
+    assert not np.allclose(said(any_policy, image, CARROT), said(any_policy, image, SWAPPED), atol=1e-6)
+    if any_policy.vla.marks.action is None:
+        pytest.skip("its first word is said by the sentence's last token, which always sees itself")
+    np.testing.assert_allclose(
+        said(deaf(any_policy), image, CARROT), said(deaf(any_policy), image, SWAPPED), atol=1e-6
+    )
+
+
+def test_acting_under_a_knock_out_is_the_forward_pass_under_it(any_policy: VLAPolicy) -> None:
+    frame = frames(1)[0]
+    policy = blocked(any_policy, Knockout(IMAGE, ACTION, (1,)))
+    vla, state = policy.vla, frame.proprioception
+    assert state is not None
+    action = policy.decide(frame.image[None], [CARROT], state[None])[0]
+    sequence = token_sequence(policy, CARROT, action.tokens.tolist())
+    with torch.inference_mode():
+        words = vla.see(vla.pixel_values(frame.image[None]), vla.states(state[None]))
+        passes = [forward_pass(each, words, [sequence]) for each in (policy, any_policy)]
+        scores, plain = (
+            [float(query_score(policy, hidden, query)) for query in sequence.queries] for hidden in passes
+        )
+    np.testing.assert_allclose(scores, action.log_probability, atol=1e-4)
+    assert not np.allclose(scores, plain, atol=1e-6)
+
+
+def test_rows_of_several_lengths_are_blocked_alike(any_policy: VLAPolicy) -> None:
+    policy = blocked(any_policy, Knockout(INSTRUCTION, ACTION))
+    images = np.stack([frame.image for frame in frames(2)])
+    states = np.stack([frame.proprioception for frame in frames(2) if frame.proprioception is not None])
+    together = policy.decide(images, [CARROT, "put the carrot on the plate and stop"], states)
+    alone = policy.decide(images[:1], [CARROT], states[:1])
+    np.testing.assert_allclose(together[0].log_probability, alone[0].log_probability, atol=1e-5)
+
+
+def test_records_say_what_was_blocked(policy: VLAPolicy) -> None:
+    changed = blocked(policy, Knockout(IMAGE, ACTION, (0, 1)))
+    assert changed.name == "small without image from action in 0,1"
+    assert changed.checkpoint_hash == "hash-0+decoding=greedy+change=image from action in 0,1"
+    assert blocked(policy).checkpoint_hash == policy.checkpoint_hash
+
+
+def test_the_effect_is_in_nats_and_has_a_control(any_policy: VLAPolicy) -> None:
+    table = knock_out(any_policy, frames(2), (IMAGE, INSTRUCTION, RATIONALE))
+    assert set(table.read) == {IMAGE, INSTRUCTION}, "no rationale was written"
+    assert set(table.layers) == {"0", "1", "2", "0-2"} and set(table.control) == {False, True}
+    assert len(table) == 2 * 2 * 4 * 2 and (table.divergence >= 0).all()
+    assert table[~table.control].divergence.max() > 0
+    found = summarise(table, "divergence", ["read", "layers", "control"])
+    assert (found.low <= found.divergence).all() and (found.episodes == 2).all()
+
+
+def test_no_effect_of_a_sentence_that_is_not_heard(policy: VLAPolicy) -> None:
+    table = knock_out(deaf(policy), frames(2), (INSTRUCTION,))
+    np.testing.assert_allclose(table[~table.control].divergence, 0, atol=1e-6)
+    np.testing.assert_allclose(patch(deaf(policy), frames(2), [SWAPPED] * 2).apart, 0, atol=1e-6)
+
+
+def test_a_rationale_is_used_by_who_writes_first(image: Array) -> None:
+    policy = small_policy(order="rationale_first")
+    table = knock_out(policy, frames(1), (RATIONALE,), layers=[(0, 1, 2)])
+    assert list(table.control) == [False, True] and table.divergence[0] > 0
+
+
+def test_the_whole_sentence_given_at_the_start_says_all(any_policy: VLAPolicy) -> None:
+    longer = "put the carrot on the plate"
+    for given, other in ((CARROT, SPOON), (longer, SPOON)):
+        table = patch(any_policy, frames(2, given), [other] * 2)
+        assert set(table.place) <= {IMAGE, STATE, INSTRUCTION, ACTION}
+        start = table[(table.layer == 0) & ~table.control].groupby("place").recovered.mean()
+        assert start[IMAGE] == pytest.approx(0, abs=1e-4), "the picture is the same in both runs"
+        lengths = {len(any_policy.vla.prefix_ids(text)) for text in (given, other)}
+        if len(lengths) == 1:
+            assert start[INSTRUCTION] == pytest.approx(1, abs=1e-4)
+        assert not table.control.any(), "there is no third sentence"
+
+
+def test_a_third_sentence_is_the_control(policy: VLAPolicy) -> None:
+    table = patch(policy, [*frames(2), *frames(1, SPOON)], [SWAPPED] * 3, (INSTRUCTION,), [0])
+    assert list(table.control) == [False, True] * 3
+    own, third = (table[table.control == control].recovered.mean() for control in (False, True))
+    assert own > third
+
+
+def test_probes_read_what_is_there_and_nothing_from_shuffled_labels(policy: VLAPolicy) -> None:
+    rng = np.random.default_rng(0)
+    labels = np.array(["carrot", "spoon"])[rng.integers(0, 2, 200)]
+    states = rng.normal(size=(200, 2, 12)).astype(np.float32)
+    states[:, 1, 3] += 4 * (labels == "spoon")  # told by layer 1 alone
+    table = probe(states, labels, np.arange(200) // 10).set_index(["layer", "control"])
+    assert table.accuracy[1, False] > 0.9 and table.high[0, False] < 0.75
+    assert table.high[1, True] < 0.75 and (table.episodes == 20).all()
+    found = layer_states(policy, frames(2))
+    assert found.shape == (2, 3, 32) and np.isfinite(found).all()
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        (lambda policy: Knockout("picture"), "no token has the role 'picture' -> choose of image, state"),
+        (lambda policy: blocked(policy, Knockout(IMAGE, layers=(7,))), "layer of small .* 7"),
+        (lambda policy: bands(policy, 9), "bands .* 9"),
+        (lambda policy: patch(policy, frames(2), [SPOON]), "1 other instructions for 2 frames"),
+        (lambda policy: probe(np.zeros((4, 1, 2)), ["a"] * 4, range(4)), "4 episodes with 1 labels"),
+        (lambda policy: layer_states(policy, frames(1), STATE), "small has no token of the state"),
+        (lambda policy: knock_out(object(), frames(1)), "has no attention"),
+    ],
+)
+def test_what_cannot_be_is_said(policy: VLAPolicy, what: object, message: str) -> None:
+    assert callable(what)
+    with pytest.raises(KitError, match=message):
+        what(policy)
+
+
+def test_bands_cover_all_layers(policy: VLAPolicy) -> None:
+    found: Sequence[tuple[int, ...]] = bands(policy, 2)
+    assert found == [(0, 1), (2,), (0, 1, 2)] and bands(policy, 1) == [(0, 1, 2)]
