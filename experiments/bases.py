@@ -23,7 +23,7 @@ from accelerate import PartialState
 
 from experiments.driving import PolicyDrive
 from experiments.hands import read_hands
-from experiments.pretraining import PretrainingConfig, improve, pretrain, save_base
+from experiments.pretraining import PretrainingConfig, blend, improve, pretrain, save_base
 from experiments.questions import WORDINGS, accuracy, ask
 from experiments.random_frames import record_frames
 from refinevla_kit.episodes import open_dataset
@@ -108,6 +108,9 @@ class Round:
             from in this round and in all later ones.
         times: how often what was driven is counted, against once for what was demonstrated.
         patch: pixels a side that a token stands for; where it changes, the tower learns too.
+        afresh: learned from what was driven in this round alone, and not kept for later ones.
+        kept: share of the base that it goes on from in the average of both weights, which is the result: a
+            round on little data gains what is new and loses some of the rest, and the average has both.
     """
 
     config: PretrainingConfig
@@ -115,6 +118,8 @@ class Round:
     driven: tuple[Recording, ...] = ()
     times: int = 1
     patch: int = 20
+    afresh: bool = False
+    kept: float = 0.0
 
 
 _FIRST = PretrainingConfig(
@@ -148,6 +153,15 @@ _DRIVEN = replace(
     _ANSWERS, steps=1400, learning_rate=7e-4, questions=1, rationales=0.3, texts_alike=True, seed=3
 )
 _ALL_BUT_PLACES = tuple(kind for kind in WORDINGS if kind != "places")  # too long an answer to be learned
+_LAST = replace(
+    _DRIVEN,
+    steps=600,
+    learning_rate=4e-4,
+    questions=0.5,
+    rationales=0.1,
+    seed=8,
+    asked=_ALL_BUT_PLACES,
+)
 _PLAYED = tuple(one.name for one in RECORDINGS["widowx"] if not one.frames)
 _PUT_TOGETHER = tuple(one.name for one in RECORDINGS["widowx"] if one.frames)
 _OF_THINGS = ("can_frames", "near_frames", "drawer_frames", "thing_frames", "near_frames_looks")
@@ -162,6 +176,14 @@ _DRIVE_AGAIN = (
     Recording("driven_again_stack", "widowx_stack_cube", 40),
     Recording("driven_again_stack_official", "widowx_stack_cube", 30, official=True),
 )
+_DRIVE_LAST = (
+    Recording("last_stack", "widowx_stack_cube", 72),
+    Recording("last_pairs", "widowx_language_trained", 8),
+    Recording("last_stack_official", "widowx_stack_cube", 48, official=True),
+    Recording("last_pairs_official", "widowx_language_trained", 3, official=True),
+    Recording("last_four", "widowx", 6),
+    Recording("last_four_official", "widowx", 8, official=True),
+)
 ROUNDS = {
     "widowx": (
         Round(_FIRST, _PLAYED),
@@ -172,6 +194,7 @@ ROUNDS = {
         Round(_SIDE, _PUT_TOGETHER, _DRIVE_AGAIN),
         Round(_LOOKED_UP, _PUT_TOGETHER),
         Round(replace(_DRIVEN, seed=7, asked=_ALL_BUT_PLACES), _PLAYED, times=2),
+        Round(_LAST, driven=_DRIVE_LAST, afresh=True, kept=0.7),
     ),
     "google_robot": (
         Round(replace(_FRAMES, steps=100)),  # the tower and the words
@@ -255,14 +278,19 @@ def learn(
     base, driven = STARTS[robot], list[Path]()
     for number, one in enumerate(ROUNDS[robot]):
         target, work = folder / f"base_{number}", folder / f"learning_{number}"
-        driven += drive(base, one.driven, folder, official, DRIVEN_SEED + number)
+        new = drive(base, one.driven, folder, official, DRIVEN_SEED + number)
+        if not one.afresh:
+            driven += new
         if not target.exists():
             taken = [path for path in datasets if path.name in one.recordings or not one.recordings]
+            taken, seen = ([], new) if one.afresh else (taken, driven * one.times)
             if one.config.grounding_steps:
                 size = CompactConfig(layers=5, proprioception=True, patch=one.patch)
-                vla = pretrain([*taken, *driven * one.times], work, one.config, model=size, start=base)
+                vla = pretrain([*taken, *seen], work, one.config, model=size, start=base)
             else:
-                vla = improve(base, taken, driven * one.times, work, one.config)
+                vla = improve(base, taken, seen, work, one.config)
+            if one.kept:
+                blend(vla, base, one.kept)
             if state.is_main_process:
                 save_base(vla, target)
             state.wait_for_everyone()

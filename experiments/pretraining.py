@@ -224,6 +224,20 @@ def improve(
 
 
 @torch.no_grad()
+def blend(vla: CompactVLA, base: str | Path, kept: float) -> None:
+    """Make the weights of `vla` the average of its own and those of the base that it went on from, in place
+    and in the precision that bases are kept in.
+
+    Args:
+        kept: share of the base, 0 to 1.
+    """
+    before = dict(load(base).model.named_parameters())
+    for name, tensor in vla.model.named_parameters():
+        tensor.copy_(before[name].bfloat16() * kept + tensor.bfloat16() * (1 - kept))
+    vla.provenance["improved"][-1].update(kept=kept)
+
+
+@torch.no_grad()
 def carry_over(start: CompactVLA, vla: CompactVLA) -> None:
     """Give `vla` the weights of another compact VLA of its widths; words keep theirs by what they spell, and
     a finer or coarser grid takes the places between. What `start` does not have stays random.
