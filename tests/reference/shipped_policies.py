@@ -15,6 +15,7 @@ from pathlib import Path
 from refinevla_kit.evaluation import evaluate, load_records
 from refinevla_kit.policies import load_policy
 from refinevla_kit.settings import REPOSITORY
+from refinevla_kit.tasks import WIDOWX_TASKS
 
 REFERENCE = Path(__file__).with_suffix(".json")
 POLICIES = ("action_only", "with_reasoning")
@@ -48,9 +49,13 @@ def play(policy: str, episodes: Iterable[int], output: Path, workers: int | None
 
 
 def outcomes(records: Path) -> Outcomes:
-    """ "policy task episode" -> values of `COLUMNS`, of records on disk."""
-    found = {}
+    """ "policy task episode" -> values of `COLUMNS`, of the shipped policies' records on disk of the four
+    WidowX tasks.
+    """
+    found, tasks = {}, {task.name for task in WIDOWX_TASKS}
     for record in load_records(records):
+        if record.policy not in POLICIES or record.task not in tasks:
+            continue
         values = asdict(record)
         found[f"{record.policy} {record.task} {record.episode_id}"] = [values[name] for name in COLUMNS]
     return found
