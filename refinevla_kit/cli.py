@@ -52,7 +52,7 @@ def reproduce(
     parameter: Parameters = None,
     threads: Threads = None,
 ) -> None:
-    """Run the five notebooks headlessly and say where everything is."""
+    """Run the six notebooks headlessly and say where everything is."""
     from refinevla_kit.notebook_runner import failure_line, parse_parameter, run_notebooks
 
     chosen = [word.strip() for word in only.split(",") if word.strip()]

@@ -43,7 +43,7 @@ def parse_parameter(text: str) -> tuple[str, Any]:
 
 
 def select_notebooks(only: Sequence[str] = ()) -> list[str]:
-    """Names of the notebooks chosen by number (`01`, `1`) or name; all five if none is chosen."""
+    """Names of the notebooks chosen by number (`01`, `1`) or name; all of them if none is chosen."""
     chosen = set()
     for word in only:
         stem = Path(word).stem
@@ -120,7 +120,7 @@ def run_notebooks(
     stay listed.
 
     Args:
-        only: numbers or names; empty means all five.
+        only: numbers or names; empty means all of them.
         profile: smoke | laptop | gpu | paper.
         output: folder of the run, default `runs/<profile>` in the checkout.
         parameters: passed to each notebook that knows them.

@@ -75,7 +75,7 @@ class Settings(BaseModel):
 
     Attributes:
         profile: the dial, as in the parameters cell.
-        output: folder of this run, shared by the five notebooks.
+        output: folder of this run, shared by the notebooks.
         seed: as in the parameters cell.
     """
 
@@ -93,11 +93,11 @@ class Settings(BaseModel):
             check_choice(field.field_name, value, CHOICES[field.field_name])
         return value
 
-    @field_validator("tasks", check_fields=False)
+    @field_validator("tasks", "language_tasks", check_fields=False)
     @classmethod
-    def _check_tasks(cls, tasks: list[Any]) -> list[Any]:
+    def _check_tasks(cls, tasks: list[Any], field: Any) -> list[Any]:
         if not tasks:
-            raise KitError("tasks is an empty list", 'name one or more, as in ["widowx"]')
+            raise KitError(f"{field.field_name} is an empty list", 'name one or more, as in ["widowx"]')
         find_tasks(*map(str, tasks))
         return tasks
 
@@ -394,11 +394,28 @@ class PaperFigures(Settings):
     dataset: Text | None  # demonstrations with rationales
 
 
+class Interventions(Settings):
+    """Settings of notebook 6."""
+
+    notebook = "06_interventions"
+
+    action_only: Text | None  # checkpoint
+    with_reasoning: Text | None  # checkpoint
+    base: Text | None  # a third checkpoint to look into, such as what both started from
+    weights: str  # in what precision released models are kept in memory
+    frames: Text  # dataset, or embedded or official to record new demonstrations
+    language_tasks: Names  # of the language suite: in their scenes another sentence has a meaning
+    episodes: Count  # of each task
+    every: Count  # n-th frame of an episode
+    bands: Count | None  # that the layers are blocked in; None: each by itself
+    threads: Whole | None  # of torch; None is all cores
+
+
 NOTEBOOKS: dict[str, type[Settings]] = {
     kind.notebook: kind
-    for kind in (TeacherAnnotation, FineTuning, SimplerEvaluation, AttentionMaps, PaperFigures)
+    for kind in (TeacherAnnotation, FineTuning, SimplerEvaluation, AttentionMaps, PaperFigures, Interventions)
 }
-"""The five notebooks in order, each with the kind of its settings."""
+"""The notebooks in order, each with the kind of its settings."""
 
 
 def profile_names() -> list[str]:

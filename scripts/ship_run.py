@@ -26,6 +26,7 @@ from tests.reference import shipped_policies
 POLICIES = ("action_only", "with_reasoning")
 RECORDS = "03_simpler_evaluation/records.parquet"
 KEPT = {RECORDS: "records", "04_attention_maps/scores.parquet": "attention_scores"}
+HISTORY = "history.jsonl"
 PICTURES = (".png", ".md", ".json")
 
 
@@ -37,12 +38,14 @@ def ship(run: Path, home: Path = REPOSITORY) -> None:
     """
     checkpoints = {name: run / "02_fine_tuning" / name for name in POLICIES}
     records = {run / source: home / "data" / "records" / f"{name}.parquet" for source, name in KEPT.items()}
-    for needed in (*checkpoints.values(), *records):
+    histories = [source.parent / "training" / name / HISTORY for name, source in checkpoints.items()]
+    for needed in (*checkpoints.values(), *histories, *records):
         if not needed.exists():
             raise KitError(f"there is no {needed}", "run all six notebooks into this folder first")
     for name, source in checkpoints.items():
         with replacing(home / "data" / "checkpoints" / name) as part:
             shutil.copytree(source, part)
+            shutil.copyfile(source.parent / "training" / name / HISTORY, part / HISTORY)
     pictures = {path.name: path for path in run.glob("0*/*") if path.suffix in PICTURES}
     known = {path.stem for path in (home / "figures").iterdir()}
     records |= {path: home / "figures" / name for name, path in pictures.items() if path.stem in known}

@@ -1,4 +1,4 @@
-"""The five notebooks, run one after another with papermill in the smoke profile: the files pass from each to
+"""The six notebooks, run one after another with papermill in the smoke profile: the files pass from each to
 the next.
 """
 
@@ -35,7 +35,7 @@ def last_json_line(executed: Path) -> dict[str, Any]:
     return value
 
 
-def test_all_five_ran_to_the_end(run: dict[str, Any]) -> None:
+def test_all_six_ran_to_the_end(run: dict[str, Any]) -> None:
     assert run["failed"] is None
     assert list(run["notebooks"]) == list(NOTEBOOKS)
     assert json.loads((Path(run["output"]) / "summary.json").read_text()) == run

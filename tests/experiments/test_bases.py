@@ -21,13 +21,18 @@ def test_a_base_is_recorded_learned_from_and_kept(
 ) -> None:
     few = replace(ROUNDS["widowx"][0].config, grounding_steps=1, steps=2, batch_size=4)
     more = replace(few, grounding_steps=0, steps=1)
-    driven = Recording("driven", "widowx_carrot_on_plate", 1)
+    driven, alone = (Recording(name, "widowx_carrot_on_plate", 1) for name in ("driven", "alone"))
     monkeypatch.setattr(bases, "RECORDINGS", {"widowx": (Recording("few", "widowx_carrot_on_plate", 1),)})
-    rounds = Round(few), Round(more, (), (driven,), 2), Round(few, times=2, patch=10)
+    rounds = (
+        Round(few),
+        Round(more, (), (driven,), 2),
+        Round(more, (), (alone,), afresh=True, kept=0.5),
+        Round(few, times=2, patch=10),
+    )
     monkeypatch.setattr(bases, "ROUNDS", {"widowx": rounds})
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     main(["widowx", str(tmp_path), "--until", "learn"])
-    last = tmp_path / "widowx" / "base_2"
+    last = tmp_path / "widowx" / "base_3"
     policy, digest = load_policy(last), sha256(last)
     assert policy.order == "action_first" and policy.conventions.robot == "widowx"
     assert policy.vla.grid == (12, 16)
@@ -35,6 +40,9 @@ def test_a_base_is_recorded_learned_from_and_kept(
     improved = load_policy(tmp_path / "widowx" / "base_1").vla.provenance["improved"][0]
     assert improved["steps"] == 1
     assert [one["name"] for one in improved["driven"]] == ["driven", "driven"]
+    averaged = load_policy(tmp_path / "widowx" / "base_2").vla.provenance["improved"][-1]
+    assert averaged["demonstrations"] == [] and averaged["kept"] == 0.5
+    assert [one["name"] for one in averaged["driven"]] == ["alone"]
     main(["widowx", str(tmp_path), "--until", "learn"])
     assert sha256(last) == digest
     with pytest.raises(SystemExit, match="no episode of few is held out to be asked about -> record"):

@@ -14,6 +14,7 @@ from experiments.driving import PolicyDrive
 from experiments.grounding import THINGS, load_places
 from experiments.pretraining import (
     PretrainingConfig,
+    blend,
     carry_over,
     improve,
     main,
@@ -139,6 +140,18 @@ def test_places_are_asked_for_with_nothing_beside(dataset: Path, tmp_path: Path)
     rows = [json.loads(row) for row in (tmp_path / "work" / "history.jsonl").read_text().splitlines()]
     assert all(row["loss_reasoning"] > 0 and "loss_action" not in row for row in rows)
     assert vla.provenance["pretraining"]["asked"] == ("point",)
+
+
+def test_the_average_of_a_base_and_what_became_of_it(tmp_path: Path) -> None:
+    words, bins = train_vocabulary(["put the carrot on the plate"]), UniformBins((0.1,) * 7)
+    before, vla = (build(SMALL, words, bins, seed) for seed in (0, 1))
+    save_base(before, tmp_path / "before")
+    first, second = (dict(one.model.named_parameters())["lm_head.weight"] for one in (before, vla))
+    wanted = 0.7 * first.detach().clone() + 0.3 * second.detach().clone()
+    vla.provenance["improved"] = [{}]
+    blend(vla, tmp_path / "before", 0.7)
+    torch.testing.assert_close(second.detach(), wanted, rtol=0.02, atol=1e-3)  # in bfloat16
+    assert vla.provenance["improved"] == [{"kept": 0.7}]
 
 
 def test_weights_carry_over_to_another_vocabulary_and_a_finer_grid() -> None:
