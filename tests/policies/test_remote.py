@@ -592,7 +592,11 @@ def test_the_command_serves_a_checkpoint_that_acts_as_in_this_process() -> None:
         assert there.needs_proprioception and here.needs_proprioception
         (a,), (b,) = (policy.act_batch(image, ["put carrot on plate"], own) for policy in (there, here))
         for field in fields(a):
-            assert np.array_equal(getattr(a, field.name), getattr(b, field.name)), field.name
+            both = getattr(a, field.name), getattr(b, field.name)
+            if field.name == "log_probability":  # as many threads there need not be here
+                np.testing.assert_allclose(*both, rtol=1e-5)
+            else:
+                assert np.array_equal(*both), field.name
         there.close()
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0
