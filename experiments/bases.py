@@ -283,7 +283,9 @@ def learn(
             driven += new
         if not target.exists():
             taken = [path for path in datasets if path.name in one.recordings or not one.recordings]
-            taken, seen = ([], new) if one.afresh else (taken, driven * one.times)
+            seen = driven * one.times
+            if one.afresh:
+                taken, seen = [], new
             if one.config.grounding_steps:
                 size = CompactConfig(layers=5, proprioception=True, patch=one.patch)
                 vla = pretrain([*taken, *seen], work, one.config, model=size, start=base)

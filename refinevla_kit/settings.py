@@ -333,15 +333,20 @@ class FineTuning(Settings):
     threads: Whole | None  # of torch; None is all cores
 
 
-class SimplerEvaluation(Settings):
+class Policies(Settings):
+    """Settings of a notebook that takes both policies."""
+
+    action_only: Text | None  # checkpoint
+    with_reasoning: Text | None  # checkpoint
+    base: Text | None  # a third checkpoint, such as what both started from
+    weights: str  # in what precision released models are kept in memory
+
+
+class SimplerEvaluation(Policies):
     """Settings of notebook 3."""
 
     notebook = "03_simpler_evaluation"
 
-    action_only: Text | None  # checkpoint
-    with_reasoning: Text | None  # checkpoint
-    base: Text | None  # a third checkpoint that plays, such as what both started from
-    weights: str  # in what precision released models are kept in memory
     robot: str  # whose tasks, where `tasks` is not given
     google_robot: dict[str, Any]  # over the profile's values where that is the robot
     tasks: Names  # tasks, rows of the published tables or a robot
@@ -363,15 +368,11 @@ class SimplerEvaluation(Settings):
         return "records.parquet" if self.robot == "widowx" else f"{self.robot}.parquet"
 
 
-class AttentionMaps(Settings):
+class AttentionMaps(Policies):
     """Settings of notebook 4."""
 
     notebook = "04_attention_maps"
 
-    action_only: Text | None  # checkpoint
-    with_reasoning: Text | None  # checkpoint
-    base: Text | None  # a third checkpoint to look into, such as what both started from
-    weights: str  # in what precision released models are kept in memory
     frames: Text | None  # dataset, or embedded or official to record new demonstrations
     task: Text
     episodes: Whole
@@ -394,15 +395,11 @@ class PaperFigures(Settings):
     dataset: Text | None  # demonstrations with rationales
 
 
-class Interventions(Settings):
+class Interventions(Policies):
     """Settings of notebook 6."""
 
     notebook = "06_interventions"
 
-    action_only: Text | None  # checkpoint
-    with_reasoning: Text | None  # checkpoint
-    base: Text | None  # a third checkpoint to look into, such as what both started from
-    weights: str  # in what precision released models are kept in memory
     frames: Text  # dataset, or embedded or official to record new demonstrations
     language_tasks: Names  # of the language suite: in their scenes another sentence has a meaning
     episodes: Count  # of each task

@@ -1,7 +1,9 @@
 """Make what a run left the repository's own: both policies, their records, the pictures and tables that
 figures/ has of the same names, and the reference of the shipped policies' episodes.
 
-    refinevla reproduce --profile laptop -p episodes=24
+    refinevla reproduce --profile laptop --only 01,02 --output runs/laptop
+    refinevla reproduce --profile laptop --only 03 --output runs/laptop -p episodes=24
+    refinevla reproduce --profile laptop --only 04,05,06 --output runs/laptop
     python -m scripts.ship_run runs/laptop
 
 Prints README's table of success, made from the records.
@@ -21,12 +23,11 @@ from refinevla_kit.figures.style import label, markdown, rate_text
 from refinevla_kit.files import replacing
 from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.tasks import WIDOWX_TASKS
+from refinevla_kit.training.resume import HISTORY
 from tests.reference import shipped_policies
 
-POLICIES = ("action_only", "with_reasoning")
 RECORDS = "03_simpler_evaluation/records.parquet"
 KEPT = {RECORDS: "records", "04_attention_maps/scores.parquet": "attention_scores"}
-HISTORY = "history.jsonl"
 PICTURES = (".png", ".md", ".json")
 
 
@@ -36,16 +37,16 @@ def ship(run: Path, home: Path = REPOSITORY) -> None:
     Raises:
         KitError: the run is not whole.
     """
-    checkpoints = {name: run / "02_fine_tuning" / name for name in POLICIES}
+    checkpoints = {name: run / "02_fine_tuning" / name for name in shipped_policies.POLICIES}
     records = {run / source: home / "data" / "records" / f"{name}.parquet" for source, name in KEPT.items()}
-    histories = [source.parent / "training" / name / HISTORY for name, source in checkpoints.items()]
-    for needed in (*checkpoints.values(), *histories, *records):
+    histories = {name: run / "02_fine_tuning" / "training" / name / HISTORY for name in checkpoints}
+    for needed in (*checkpoints.values(), *histories.values(), *records):
         if not needed.exists():
             raise KitError(f"there is no {needed}", "run all six notebooks into this folder first")
     for name, source in checkpoints.items():
         with replacing(home / "data" / "checkpoints" / name) as part:
             shutil.copytree(source, part)
-            shutil.copyfile(source.parent / "training" / name / HISTORY, part / HISTORY)
+            shutil.copyfile(histories[name], part / HISTORY)
     pictures = {path.name: path for path in run.glob("0*/*") if path.suffix in PICTURES}
     known = {path.stem for path in (home / "figures").iterdir()}
     records |= {path: home / "figures" / name for name, path in pictures.items() if path.stem in known}

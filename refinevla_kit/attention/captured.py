@@ -93,7 +93,8 @@ def demonstrations(
     assets = str(source)
     if assets not in ("embedded", "official"):
         dataset = open_dataset(source)
-        if {*tasks} <= {info.task for info in dataset.episodes if dataset.masks(info.index)}:
+        shown = (any(i.task == task and dataset.masks(i.index) for i in dataset.episodes) for task in tasks)
+        if all(shown):
             return dataset
         assets = "embedded"
     if not folder.exists():

@@ -37,7 +37,7 @@ from refinevla_kit.attention.attribution import (
 from refinevla_kit.attention.captured import STAGES, Frame
 from refinevla_kit.attention.flows import Question
 from refinevla_kit.attention.forward import check_policy, log_probabilities, query_score
-from refinevla_kit.attention.grounding import REST, mean_with_interval
+from refinevla_kit.attention.grounding import REST, over_episodes
 from refinevla_kit.errors import KitError
 from refinevla_kit.policies.contract import Action, Array
 from refinevla_kit.policies.vla_policy import VLAPolicy
@@ -227,13 +227,10 @@ def summarise_cover(table: pd.DataFrame, measure: str = "total_variation") -> pd
         Columns policy, covered, fill, the measure under its own name, low, high (NaN with one episode), area,
         episodes.
     """
-    keys = ["policy", "covered", "fill"]
-    episodes = table.groupby([*keys, "task", "episode"], sort=False)[[measure, "area"]].mean().reset_index()
-    rows = [
-        (*key, *mean_with_interval(group[measure]), float(group["area"].mean()), len(group))
-        for key, group in episodes.groupby(keys, sort=False)
-    ]
-    return pd.DataFrame(rows, columns=[*keys, measure, "low", "high", "area", "episodes"])
+    keys = ["covered", "fill"]
+    summary = over_episodes(table, measure, keys)
+    summary.insert(summary.columns.get_loc("episodes"), "area", over_episodes(table, "area", keys)["area"])
+    return summary
 
 
 def sanity(

@@ -329,6 +329,26 @@ def mean_with_interval(values: Array | pd.Series) -> tuple[float, float, float]:
     return float(values.mean()) if len(values) else nan, *mean_interval(values)
 
 
+def over_episodes(table: pd.DataFrame, measure: str, keys: Sequence[str]) -> pd.DataFrame:
+    """Mean of a measure, with Student's interval over episodes.
+
+    Args:
+        table: with the columns policy, task, episode, the measure and the keys.
+        measure: "total_variation", "divergence", "recovered", ...
+        keys: columns to tell apart beside the policy.
+
+    Returns:
+        Columns policy, keys, the measure, low, high (NaN with one episode), episodes.
+    """
+    kept = ["policy", *keys]
+    means = table.groupby([*kept, "task", "episode"], sort=False)[measure].mean().reset_index()
+    rows = [
+        (*key, *mean_with_interval(group[measure]), len(group))
+        for key, group in means.groupby(kept, sort=False)
+    ]
+    return pd.DataFrame(rows, columns=[*kept, measure, "low", "high", "episodes"])
+
+
 def _by_episode(table: pd.DataFrame, layer: int, measure: str, stages: bool) -> pd.DataFrame:
     """Means over the frames and queries of an episode (of an episode's stage)."""
     if measure not in MEASURES or measure not in (*table.columns, "ratio"):

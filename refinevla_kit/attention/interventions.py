@@ -15,7 +15,7 @@ effect shows that the path is used, no effect does not show that the information
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ from refinevla_kit.errors import KitError, checked_integer
 from refinevla_kit.policies.contract import Action, Array
 from refinevla_kit.policies.vla_policy import VLAPolicy
 from refinevla_kit.vlas.contract import VLA
-from refinevla_kit.vlas.decoder import Edit, kinds_of
+from refinevla_kit.vlas.decoder import Edit
 from refinevla_kit.vlas.sequence import ACTION, IMAGE, INSTRUCTION, ROLES, STATE, roles_of
 
 PLACES = (IMAGE, STATE, INSTRUCTION, ACTION)
@@ -93,15 +93,10 @@ class Knockout:
         def edit(number: int, words: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
             if self.layers and number not in self.layers:
                 return words, mask
-            if mask is None and new > 1:
+            if mask is None:
                 remedy = "call policy.vla.model.set_attn_implementation('eager')"
                 raise KitError("the attention implementation takes no mask to block", remedy)
-            if mask is None:
-                # the cache of a layer with a window holds the last tokens alone
-                windowed = kinds_of(vla)[number] == "sliding_attention"
-                length = min(ids.shape[1], vla.decoder.config.sliding_window) if windowed else ids.shape[1]
-                mask = torch.zeros(1, 1, 1, length, dtype=words.dtype, device=words.device)
-            blocked = square[..., -mask.shape[-1] :]
+            blocked = square[..., -mask.shape[-1] :]  # the cache of a layer with a window holds the last ones
             if mask.dtype == torch.bool:
                 return words, mask & ~blocked
             return words, torch.where(blocked, torch.finfo(mask.dtype).min, mask)
@@ -156,14 +151,14 @@ def knock_out(
     """
     check_policy(policy)
     rows: list[tuple[Any, ...]] = []
+    tried = bands(policy) if layers is None else layers
     for number, frame in enumerate(frames):
         run = _Run.of(policy, frame)
-        plain, roles = run.chances(), roles_of(policy.vla, run.ids, run.sequence.prefix)
-        for role in (role for role in read if roles[role].any()):
-            for band in layers if layers is not None else bands(policy):
+        plain = run.chances()
+        for role in (role for role in read if len(run.at(role))):
+            for band in tried:
                 for drawn in (None, seed + number):
-                    knockout = Knockout(role, by, tuple(band), drawn)
-                    changed = run.chances(knockout.edit(policy.vla, run.ids, run.sequence.prefix, run.length))
+                    changed = run.without(Knockout(role, by, tuple(band), drawn))
                     distance = divergence(plain, changed)
                     rows.append((*_owner(policy, frame), role, by, _named(band), drawn is not None, distance))
     columns = [*OWNER, "read", "by", "layers", "control", "divergence"]
@@ -206,10 +201,10 @@ def patch(
     sentences = dict.fromkeys(frame.instruction for frame in frames)
     for frame, other in zip(frames, others, strict=True):
         run = _Run.of(policy, frame)
-        receiver = _Run.of(policy, frame, run.action, other)
-        plain, apart = run.chances(), divergence(run.chances(), receiver.chances())
+        receiver, plain = run.told(other), run.chances()
+        apart = divergence(plain, receiver.chances())
         thirds = [sentence for sentence in sentences if sentence not in (frame.instruction, other)]
-        strangers = [(True, _Run.of(policy, frame, run.action, sentence)) for sentence in thirds[:1]]
+        strangers = [(True, run.told(sentence)) for sentence in thirds[:1]]
         for control, donor in ((False, run), *strangers):
             states = donor.states()
             for place in places:
@@ -223,26 +218,6 @@ def patch(
     table = pd.DataFrame(rows, columns=columns)
     gained = table["apart"] - table["left"]
     return table.assign(recovered=(gained / table["apart"].mean()).fillna(0.0))
-
-
-def summarise(table: pd.DataFrame, measure: str, keys: Sequence[str]) -> pd.DataFrame:
-    """Mean of a measure, with Student's interval over episodes.
-
-    Args:
-        table: of `knock_out` or `patch`.
-        measure: "divergence", "recovered", ...
-        keys: columns to tell apart beside the policy.
-
-    Returns:
-        Columns policy, keys, the measure, low, high, episodes.
-    """
-    kept = ["policy", *keys]
-    episodes = table.groupby([*kept, "task", "episode"], sort=False)[measure].mean().reset_index()
-    rows = [
-        (*key, *mean_with_interval(group[measure]), len(group))
-        for key, group in episodes.groupby(kept, sort=False)
-    ]
-    return pd.DataFrame(rows, columns=[*kept, measure, "low", "high", "episodes"])
 
 
 @torch.inference_mode()
@@ -290,6 +265,7 @@ def probe(
     if owner.max() + 1 < folds or len(names) < 2:
         what = f"{owner.max() + 1} episodes with {len(names)} labels for {folds} parts"
         raise KitError(what, "give more episodes, of at least two labels")
+    commonest = np.bincount(target).max() / len(target)
     rng = np.random.default_rng(seed)
     part = rng.permutation(owner.max() + 1)[owner] % folds
     rows = []
@@ -301,7 +277,6 @@ def probe(
                 new = part == fold
                 said[new] = _read(states[~new, layer], wanted[~new], states[new, layer], len(names), ridge)
             right = pd.Series(said == wanted, dtype=float).groupby(owner).mean()
-            commonest = np.bincount(target).max() / len(target)
             rows.append((layer, control, *mean_with_interval(right), len(right), commonest))
     columns = ["layer", "control", "accuracy", "low", "high", "episodes", "commonest"]
     return pd.DataFrame(rows, columns=columns)
@@ -323,24 +298,25 @@ class _Run:
     action: Action
 
     @classmethod
-    def of(
-        cls, policy: VLAPolicy, frame: Moment, action: Action | None = None, instruction: str | None = None
-    ) -> _Run:
-        """With the policy's own answer to the frame's instruction, unless they are given."""
-        image, own = np.asarray(frame.image)[None], state_batch(frame)
-        said = frame.instruction if instruction is None else instruction
-        action = action or policy.decide(image, [said], own)[0]
-        sequence = token_sequence(policy, said, action.tokens.tolist(), action.rationale)
-        vla = policy.vla
+    def of(cls, policy: VLAPolicy, frame: Moment) -> _Run:
+        """With the policy's own answer."""
+        image, own, vla = np.asarray(frame.image)[None], state_batch(frame), policy.vla
+        (action,) = policy.decide(image, [frame.instruction], own)
+        sequence = _answered(policy, frame.instruction, action)
         return cls(policy, vla.see(vla.pixel_values(image), vla.states(own)), sequence, action)
+
+    def told(self, instruction: str) -> _Run:
+        """The same picture and answer after another instruction."""
+        return replace(self, sequence=_answered(self.policy, instruction, self.action))
 
     @property
     def ids(self) -> Tensor:
         return torch.tensor([self.sequence.ids], device=self.words.device)
 
-    @property
-    def length(self) -> int:
-        return len(self.sequence.ids)
+    def without(self, knockout: Knockout) -> list[Tensor]:
+        """`chances` under a knock-out."""
+        ids = self.ids
+        return self.chances(knockout.edit(self.policy.vla, ids, self.sequence.prefix, ids.shape[1]))
 
     def at(self, role: str) -> Array:
         """Positions of the tokens of a role."""
@@ -362,6 +338,10 @@ class _Run:
 
         forward_pass(self.policy, self.words, [self.sequence], keep)
         return kept
+
+
+def _answered(policy: VLAPolicy, instruction: str, action: Action) -> TokenSequence:
+    return token_sequence(policy, instruction, action.tokens.tolist(), action.rationale)
 
 
 def _put(layer: int, at: Array, states: Tensor) -> Edit:

@@ -25,7 +25,7 @@ def by_layer(summary: pd.DataFrame, panels: str, layer: str = "layer", title: st
     """A panel for each thing that was tried, a dot a policy and layer with its interval, controls hollow.
 
     Args:
-        summary: of `interventions.summarise` or, with a column policy, of `interventions.probe`: columns
+        summary: of `grounding.over_episodes` or, with a column policy, of `interventions.probe`: columns
             policy, control, low, high, the layer's, the panels' and one of `MEASURES`.
         panels: column that has a panel for each of its values ("read", "place", "label").
         layer: column with the layer or band of layers.

@@ -351,7 +351,7 @@ class _Decoder:
             masks = masks_of(vla, x, seen.long() if self._padded else None, types, place, self._cache)
         else:
             hidden = None  # all is seen
-            if self._padded:
+            if self._padded or self._changes:
                 hidden = (~seen[:, None, None]).to(x.dtype) * torch.finfo(x.dtype).min  # B, 1, 1, tokens
             masks = dict.fromkeys(kinds_of(vla), hidden)
             if hidden is not None and "sliding_attention" in masks:  # such a layer's cache holds a window

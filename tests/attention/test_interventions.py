@@ -12,6 +12,7 @@ import torch
 
 from refinevla_kit.attention.captured import Frame
 from refinevla_kit.attention.forward import forward_pass, query_score, token_sequence
+from refinevla_kit.attention.grounding import over_episodes
 from refinevla_kit.attention.interventions import (
     Knockout,
     bands,
@@ -20,7 +21,6 @@ from refinevla_kit.attention.interventions import (
     layer_states,
     patch,
     probe,
-    summarise,
 )
 from refinevla_kit.errors import KitError
 from refinevla_kit.policies.vla_policy import VLAPolicy
@@ -152,7 +152,7 @@ def test_the_effect_is_in_nats_and_has_a_control(any_policy: VLAPolicy) -> None:
     assert set(table.layers) == {"0", "1", "2", "0-2"} and set(table.control) == {False, True}
     assert len(table) == 2 * 2 * 4 * 2 and (table.divergence >= 0).all()
     assert table[~table.control].divergence.max() > 0
-    found = summarise(table, "divergence", ["read", "layers", "control"])
+    found = over_episodes(table, "divergence", ["read", "layers", "control"])
     assert (found.low <= found.divergence).all() and (found.episodes == 2).all()
 
 
