@@ -15,7 +15,8 @@ from math import nan
 from pathlib import Path
 from typing import Any
 
-from experiments.design import CLAIMED_GAIN, PROFILES, Block, Profile
+from experiments.design import PROFILES, Block, Profile
+from experiments.following import FOLLOWING
 from experiments.runner import RECORDS, STUDY
 from experiments.seeds import SeedComparison, compare_seeds
 from refinevla_kit.errors import KitError
@@ -66,18 +67,26 @@ def load_results(folder: str | Path, profile: Profile | None = None) -> Results:
             "give the `records` folder that `python -m experiments.reasoning_loss` wrote",
         )
     study = json.loads(path.read_text(encoding="utf-8"))
-    if profile is None and study["profile"] not in PROFILES:
+    known = PROFILES | FOLLOWING
+    if profile is None and study["profile"] not in known:
         raise KitError(
-            f"{path} is of profile {study['profile']!r}", f"choose records of one of {', '.join(PROFILES)}"
+            f"{path} is of profile {study['profile']!r}", f"choose records of one of {', '.join(known)}"
         )
-    return Results(profile or PROFILES[study["profile"]], study, tuple(load_records(Path(folder) / RECORDS)))
+    return Results(profile or known[study["profile"]], study, tuple(load_records(Path(folder) / RECORDS)))
+
+
+def of_block(results: Results, block: Block) -> list[EpisodeRecord]:
+    """The episodes of a block's tasks in its setting, of whichever arms."""
+    tasks = results.profile.tasks_of(block)
+    return [one for one in results.records if one.setting == block.setting and one.task in tasks]
 
 
 def contrasts(
-    results: Results, block: Block, rule: Rule = "last", task: str = AVERAGE
+    results: Results, block: Block, rule: Rule | None = None, task: str = AVERAGE
 ) -> list[SeedComparison]:
-    """The block's contrasts that have been played."""
-    return [one for a, b in block.contrasts if (one := _compare(results, a, b, block.setting, rule, task))]
+    """The block's contrasts that have been played; `rule`: another one than the block's own."""
+    found = (_compare(results, a, b, block, rule or block.rule, task) for a, b in block.contrasts)
+    return [one for one in found if one]
 
 
 def interactions(results: Results) -> list[SeedComparison]:
@@ -98,11 +107,18 @@ def interactions(results: Results) -> list[SeedComparison]:
 
 
 def by_variant(results: Results, a: str, b: str) -> dict[str, SeedComparison]:
-    """A contrast in each variant of the scene by itself."""
-    played = [one for one in results.records if one.setting == VARIANT_AGGREGATION and one.policy in (a, b)]
-    names = list(dict.fromkeys(one.variant for one in played))
+    """A contrast of the main comparison in each variant of the scene by itself."""
+    blocks = [block for block in results.profile.blocks if not block.exploratory]
+    played = [
+        one
+        for block in blocks
+        if block.setting == VARIANT_AGGREGATION
+        for one in of_block(results, block)
+        if one.policy in (a, b)
+    ]
+    names, rule = list(dict.fromkeys(one.variant for one in played)), blocks[-1].rule
     return {
-        name: compare_seeds([one for one in played if one.variant == name], a, b)
+        name: compare_seeds([one for one in played if one.variant == name], a, b, rule)
         for name in names
         if len({one.policy for one in played}) == 2
     }
@@ -116,10 +132,11 @@ def conclusion(results: Results, one: SeedComparison) -> str:
     )
     low, high = one.estimate.low, one.estimate.high
     if (one.a, one.b) == PRIMARY and one.setting in (VISUAL_MATCHING, VARIANT_AGGREGATION):
-        text = verdict(one.estimate, CLAIMED_GAIN)
+        claimed = results.profile.claimed
+        text = verdict(one.estimate, claimed)
         if (
             one.pooled
-            and (control := (one.pooled.both + one.pooled.only_b) / one.pooled.episodes) > 1 - CLAIMED_GAIN
+            and (control := (one.pooled.both + one.pooled.only_b) / one.pooled.episodes) > 1 - claimed
         ):
             text = f"no room for the claimed gain, the control succeeds in {control:.0%}: {text}"
     else:
@@ -217,9 +234,7 @@ def costs(results: Results) -> list[dict[str, Any]]:
     ]
 
 
-def _compare(results: Results, a: str, b: str, setting: str, rule: Rule, task: str) -> SeedComparison | None:
-    played: Sequence[EpisodeRecord] = [
-        one for one in results.records if one.policy in (a, b) and one.setting == setting
-    ]
+def _compare(results: Results, a: str, b: str, block: Block, rule: Rule, task: str) -> SeedComparison | None:
+    played = [one for one in of_block(results, block) if one.policy in (a, b)]
     seeds = [{one.seed for one in played if one.policy == name} for name in (a, b)]
-    return compare_seeds(played, a, b, rule, task, setting) if seeds[0] & seeds[1] else None
+    return compare_seeds(played, a, b, rule, task, block.setting) if seeds[0] & seeds[1] else None

@@ -1,16 +1,20 @@
-"""Training data for controls: rationales that belong to another episode, and fewer demonstrations. Both keep
-frames and actions as they are.
-"""
+"""Training data for controls: other texts, fewer demonstrations, fewer actions. Frames are as they are."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.simulator.contract import Array
+from refinevla_kit.teacher.audit import motion_word
+from refinevla_kit.teacher.wording import read_wording
 from refinevla_kit.training.examples import Examples
+
+TEXTS = ("shuffled", "movement", "wrong_object", "empty", "half")
 
 
 def shuffle_rationales(examples: Examples, seed: int = 0) -> Examples:
@@ -49,7 +53,7 @@ def shuffle_rationales(examples: Examples, seed: int = 0) -> Examples:
         f"texts of other episodes (seed {seed}), {same} of {len(texts)} frames by chance with the words "
         "of their own"
     )
-    return replace(examples, rationales=tuple(texts), about="; ".join(filter(None, [examples.about, note])))
+    return replace(examples, rationales=tuple(texts), about=_noted(examples, note))
 
 
 def first_episodes(examples: Examples, share: float) -> Examples:
@@ -64,7 +68,12 @@ def first_episodes(examples: Examples, share: float) -> Examples:
     for instruction in dict.fromkeys(examples.instructions):
         numbers = np.unique(examples.episodes[instructions == instruction])
         kept |= set(numbers[: max(1, round(share * len(numbers)))].tolist())
-    rows = np.flatnonzero(np.isin(examples.episodes, sorted(kept)))
+    return of_episodes(examples, sorted(kept))
+
+
+def of_episodes(examples: Examples, kept: list[int]) -> Examples:
+    """The frames of these episodes, numbered as before."""
+    rows = np.flatnonzero(np.isin(examples.episodes, kept))
     own = examples.proprioception
     return replace(
         examples,
@@ -74,9 +83,79 @@ def first_episodes(examples: Examples, share: float) -> Examples:
         episodes=examples.episodes[rows],
         instructions=tuple(examples.instructions[row] for row in rows),
         rationales=tuple(examples.rationales[row] for row in rows),
-        about="; ".join(filter(None, [examples.about, f"{len(kept)} episodes of them"])),
+        about=_noted(examples, f"{len(kept)} episodes of them"),
         proprioception=None if own is None else own[rows],
     )
+
+
+def movement_texts(examples: Examples) -> Examples:
+    """One sentence in place of the oracle's four parts: where the gripper goes next, and what that brings it
+    nearer to.
+    """
+
+    def said(row: int) -> str:
+        facts = read_wording(examples.rationales[row]).facts
+        if facts is None or facts.source is None:
+            return ""
+        aim = facts.target if facts.held == facts.source and facts.target else facts.source
+        return f"The gripper goes {motion_word(examples.actions[row]) or 'on'}, to the {aim}."
+
+    return _with_texts(examples, said, "texts of one sentence, about the next movement")
+
+
+def exchange_objects(examples: Examples, others: Mapping[int, str]) -> Examples:
+    """Each text names the wrong one of the two things that could be meant, throughout.
+
+    Args:
+        others: episode -> the thing that lies there beside the one that the instruction names.
+    """
+
+    def said(row: int) -> str:
+        text = examples.rationales[row]
+        facts = read_wording(text).facts if text else None
+        if facts is None or facts.source is None:
+            return ""
+        named, other = facts.source, others[int(examples.episodes[row])]
+        text = re.sub(rf"\b{re.escape(named)}\b", other, text)
+        return re.sub(rf"\b{re.escape(named.capitalize())}\b", other.capitalize(), text)
+
+    return _with_texts(examples, said, "texts that name the other object")
+
+
+def empty_texts(examples: Examples) -> Examples:
+    """Texts of as many words, that say nothing."""
+
+    def said(row: int) -> str:
+        return re.sub(r"\w+", "the", examples.rationales[row])
+
+    return _with_texts(examples, said, "texts that say nothing")
+
+
+def drop_texts(examples: Examples, seed: int = 0) -> Examples:
+    """Half of the frames, drawn at random, without their texts."""
+    kept = np.random.default_rng(seed).permutation(len(examples)) % 2 == 0
+    return _with_texts(
+        examples, lambda row: examples.rationales[row] if kept[row] else "", "half of the texts left out"
+    )
+
+
+def drop_actions(examples: Examples, share: float, seed: int = 0) -> Examples:
+    """Only this share of the frames (0 to 1, at random) teaches its action; the others are only spoken
+    about, and 0 is for a lesson in reasoning alone.
+    """
+    silent = np.random.default_rng(seed).permutation(len(examples)) >= round(share * len(examples))
+    actions = np.where(silent[:, None], np.float32(np.nan), examples.actions)
+    return replace(examples, actions=actions, about=_noted(examples, f"actions on {share:g} of the frames"))
+
+
+def _with_texts(examples: Examples, said: Callable[[int], str], note: str) -> Examples:
+    """The same frames with other texts, where they have any."""
+    texts = tuple(said(row) if text else "" for row, text in enumerate(examples.rationales))
+    return replace(examples, rationales=texts, about=_noted(examples, note))
+
+
+def _noted(examples: Examples, note: str) -> str:
+    return "; ".join(filter(None, [examples.about, note]))
 
 
 def _stretches(examples: Examples, instruction: str) -> list[Array]:

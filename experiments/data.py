@@ -2,23 +2,57 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.controls import first_episodes, shuffle_rationales
+import numpy as np
+
+from experiments.controls import (
+    drop_actions,
+    drop_texts,
+    empty_texts,
+    exchange_objects,
+    first_episodes,
+    movement_texts,
+    of_episodes,
+    shuffle_rationales,
+)
 from experiments.design import SHUFFLE_SEED, Arm, Profile
+from refinevla_kit.episodes import EpisodeDataset, open_dataset
+from refinevla_kit.errors import KitError
 from refinevla_kit.rollouts.recording import record
+from refinevla_kit.tasks import SOURCES, TARGETS, find_task
 from refinevla_kit.teacher import OracleTeacher, annotate_dataset
 from refinevla_kit.training.examples import Examples, find_rationales, load_examples
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a language task's first frame shows.
+
+    Attributes:
+        other: the thing beside the one that the sentence names.
+        left: the named thing is the left one of two in the picture, and so is the named target.
+    """
+
+    other: str
+    left: bool
 
 
 def demonstrations(
     profile: Profile, folder: str | Path, assets: str = "embedded", workers: int = 1, progress: bool = True
 ) -> Examples:
-    """The profile's demonstrations with the oracle's rationales, one a segment; recorded into `folder` where
-    they are not there yet.
+    """The profile's demonstrations with the oracle's rationales; recorded into `folder` where they are not
+    there yet.
+
+    Raises:
+        KitError: too few of one kind for the share that the profile asks for.
     """
     prepare(profile, folder, assets, workers, progress)
-    return load_examples(folder, find_rationales(folder), strict=True)
+    examples = load_examples(folder, find_rationales(folder), strict=True)
+    if not profile.confounded:
+        return examples
+    return of_episodes(examples, choose(layouts(folder), profile.confounded, profile.data_seed))
 
 
 def prepare(
@@ -38,13 +72,65 @@ def prepare(
             settle=profile.settle,
             progress=progress,
         )
-    annotate_dataset(folder, OracleTeacher(), progress=progress)
+    if profile.per_frame:
+        annotate_dataset(folder, OracleTeacher(), "step", keyframes=1, progress=progress)
+    else:
+        annotate_dataset(folder, OracleTeacher(), progress=progress)
 
 
-def given_to(arm: Arm, examples: Examples) -> Examples:
-    """What an arm trains on."""
+def layouts(dataset: str | Path) -> dict[int, Layout]:
+    """Episode -> what its first frame shows, of those in which both things and both targets are in view."""
+    source, found = open_dataset(dataset), dict[int, Layout]()
+    for episode in source.episodes:
+        task, across = find_task(episode.task), _across(source, episode.index)
+        things, targets = ([name for name in names if name in across] for names in (SOURCES, TARGETS))
+        if {task.source, task.target} <= across.keys() and len(things) == len(targets) == 2:
+            named = task.source, task.target
+            left = all(
+                across[name] == min(across[each] for each in names)
+                for name, names in zip(named, (things, targets))
+            )
+            found[episode.index] = Layout(next(name for name in things if name != task.source), left)
+    return found
+
+
+def _across(source: EpisodeDataset, episode: int) -> dict[str, float]:
+    """Name -> column of its middle in the first frame, of what is in view."""
+    masks = source.masks(episode) or {}
+    return {name: float(np.nonzero(mask[0])[1].mean()) for name, mask in masks.items() if mask[0].any()}
+
+
+def choose(found: dict[int, Layout], share: float, seed: int) -> list[int]:
+    """As many episodes as can be had of which `share` have the named things left, in ascending order."""
+    rng = np.random.default_rng(seed)
+    left, others = (
+        rng.permutation([episode for episode, one in found.items() if one.left == side]).tolist()
+        for side in (True, False)
+    )
+    most = min(len(left) / share, len(others) / (1 - share) if share < 1 else np.inf)
+    counts = round(most * share), round(most * (1 - share))
+    if not all(counts):
+        what = f"{len(left)} of {len(found)} episodes have the named things left: {share:.0%} cannot be had"
+        raise KitError(what, "record more episodes a task")
+    return sorted(left[: counts[0]] + others[: counts[1]])
+
+
+def given_to(arm: Arm, examples: Examples, found: dict[int, Layout] | None = None) -> Examples:
+    """What an arm trains on; `found`: of the demonstrations, for texts that name the other object."""
     chosen = first_episodes(examples, arm.share)
-    return shuffle_rationales(chosen, SHUFFLE_SEED) if arm.rationales == "shuffled" else chosen
+    match arm.rationales:
+        case "shuffled":
+            chosen = shuffle_rationales(chosen, SHUFFLE_SEED)
+        case "movement":
+            chosen = movement_texts(chosen)
+        case "wrong_object":
+            others = {episode: one.other for episode, one in (found or {}).items()}
+            chosen = exchange_objects(chosen, others)
+        case "empty":
+            chosen = empty_texts(chosen)
+        case "half":
+            chosen = drop_texts(chosen, SHUFFLE_SEED)
+    return drop_actions(chosen, arm.acting, SHUFFLE_SEED) if arm.acting < 1 else chosen
 
 
 def content_hash(examples: Examples) -> str:

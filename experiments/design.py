@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 from refinevla_kit.errors import KitError
+from refinevla_kit.evaluation.statistics import Rule
 from refinevla_kit.tasks import VARIANT_AGGREGATION, VISUAL_MATCHING, WIDOWX_TASKS
 from refinevla_kit.training.config import TrainingConfig
 from refinevla_kit.training.resume import ADDED, without_unchanged
@@ -30,12 +31,13 @@ class Arm:
 
     Attributes:
         name: what records call it.
-        lambda_reasoning, order, freeze_layers: as in `TrainingConfig`.
-        rationales: "own", or "shuffled": texts of other episodes of the same task
-            (`training.controls.shuffle_rationales`).
+        lambda_reasoning, order, freeze_layers, freeze_tower: as in `TrainingConfig`.
+        rationales: "own", or one of `controls.TEXTS`.
         share: of the demonstrations, the first ones of each task.
-        base: it starts from: "main"; or of two bases made alike, "grounded", whose tower first learned where
-            things are, or "ungrounded".
+        base: it starts from: "main"; of two bases made alike, "grounded", whose tower first learned where
+            things are, or "ungrounded"; or "wordless", which has never read or written a sentence.
+        acting: share of the frames whose actions are learned; the others are only spoken about.
+        reasoning_first: half of the steps on rationales alone, then the other half on actions alone.
     """
 
     name: str
@@ -45,6 +47,9 @@ class Arm:
     rationales: str = "own"
     share: float = 1.0
     base: str = "main"
+    acting: float = 1.0
+    reasoning_first: bool = False
+    freeze_tower: bool = True
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,8 @@ class Block:
         contrasts: pairs of arms' names; the difference is the first's success minus the second's. They may
             name arms of earlier blocks, of which the starts that both have played are used.
         exploratory: no conclusion is drawn from it, whatever it shows.
+        tasks: that are played; none for those of the demonstrations.
+        rule: what counts as success, see `evaluation.statistics`.
     """
 
     name: str
@@ -69,6 +76,8 @@ class Block:
     starts: int
     contrasts: tuple[tuple[str, str], ...]
     exploratory: bool = True
+    tasks: tuple[str, ...] = ()
+    rule: Rule = "last"
 
 
 @dataclass(frozen=True)
@@ -79,6 +88,11 @@ class Profile:
         tasks, variants: of the protocol; variants None are those that are scored.
         episodes_per_task, disturb, noise, settle, data_seed: of the demonstrations (`record`).
         steps, batch_size, learning_rate: of every run.
+        confounded: share of the demonstrations that are chosen such that the named thing and its target are
+            the left ones of two each (`data.choose`); 0 takes all as they are.
+        per_frame: a rationale for each frame, instead of one for each segment.
+        experiment: its records lie in data/EXPERIMENT, its page is docs/EXPERIMENT.md.
+        claimed: the gain that the primary contrast is held against, and `claim`, whose it is.
     """
 
     name: str
@@ -93,6 +107,11 @@ class Profile:
     noise: float = 1.0
     settle: int = 8
     data_seed: int = 1000  # no base of the kit was made from demonstrations of this seed
+    confounded: float = 0.0
+    per_frame: bool = False
+    experiment: str = "experiment"
+    claimed: float = CLAIMED_GAIN
+    claim: str = "the paper's"
 
     def training(self, arm: Arm, seed: int) -> TrainingConfig:
         """How a run is trained. A policy that has collapsed is a result here, so nothing is stopped for
@@ -105,6 +124,7 @@ class Profile:
             self.learning_rate,
             lambda_reasoning=arm.lambda_reasoning,
             freeze_layers=arm.freeze_layers,
+            freeze_tower=arm.freeze_tower,
             order=arm.order,
             seed=seed,
             validate_every=every,
@@ -115,6 +135,10 @@ class Profile:
     def arms(self) -> dict[str, Arm]:
         """All arms by name."""
         return {arm.name: arm for block in self.blocks for arm in block.arms}
+
+    def tasks_of(self, block: Block) -> tuple[str, ...]:
+        """What a block plays."""
+        return block.tasks or self.tasks
 
 
 @dataclass(frozen=True)
@@ -153,6 +177,7 @@ def plan(profile: Profile, only: Sequence[str] = ()) -> list[Stage]:
 
 LATER = (*ADDED, "action_words", "gradient_checkpointing")
 """Settings that came after the first runs were published: in a key only where an arm changes them."""
+LATER_OF_ARMS = ("acting", "reasoning_first", "freeze_tower")
 
 
 def run_key(arm: Arm, config: TrainingConfig, base: str, data: str) -> str:
@@ -161,8 +186,14 @@ def run_key(arm: Arm, config: TrainingConfig, base: str, data: str) -> str:
     in bfloat16 may be gone on with in float32.
     """
     training = without_unchanged(config, LATER) | {"precision": "bf16"}
+    plain = asdict(Arm(""))
+    known = {
+        name: value
+        for name, value in asdict(arm).items()
+        if name not in LATER_OF_ARMS or value != plain[name]
+    }
     content = {
-        **asdict(arm),
+        **known,
         "name": "",
         "base": base,
         "data": data,

@@ -23,7 +23,7 @@ LAYERS = 5
 
 def episodes(profile: Profile, stage: Stage) -> int:
     """Number of episodes a stage plays."""
-    return stage.block.starts * sum(_variants(profile, stage, task) for task in profile.tasks)
+    return stage.block.starts * scenes(profile, stage)
 
 
 def seconds(profile: Profile, stage: Stage, trained: bool = False) -> float:
@@ -37,10 +37,9 @@ def seconds(profile: Profile, stage: Stage, trained: bool = False) -> float:
         / 32
         * (STEP[says] + LAYER[says] * (LAYERS - arm.freeze_layers))
     )
-    scenes = sum(_variants(profile, stage, task) for task in profile.tasks)
     return (
         training
-        + scenes * ENVIRONMENT
+        + scenes(profile, stage) * ENVIRONMENT
         + episodes(profile, stage) * (THINKING if arm.order == "rationale_first" else EPISODE)
     )
 
@@ -48,7 +47,7 @@ def seconds(profile: Profile, stage: Stage, trained: bool = False) -> float:
 def describe(profile: Profile, stages: Sequence[Stage], reasons: Mapping[str, str] | None = None) -> str:
     """The plan as text: a line a block and arm, and sums."""
     lines, seen, total = (
-        [f"{'block':<10} {'arm':<28} {'seeds':<16} {'episodes':>8} {'hours':>6}"],
+        [f"{'block':<14} {'arm':<28} {'seeds':<16} {'episodes':>8} {'hours':>6}"],
         set[tuple[str, int]](),
         [0, 0.0, 0],
     )
@@ -62,7 +61,7 @@ def describe(profile: Profile, stages: Sequence[Stage], reasons: Mapping[str, st
     for (block, arm), row in rows.items():
         played, hours = sum(one[1] for one in row), sum(one[2] for one in row)
         lines.append(
-            f"{block:<10} {arm:<28} {','.join(str(one[0]) for one in row):<16} {played:>8,} {hours:>6.2f}"
+            f"{block:<14} {arm:<28} {','.join(str(one[0]) for one in row):<16} {played:>8,} {hours:>6.2f}"
         )
         total = [total[0] + played, total[1] + hours, len(seen)]
     alone = "on two cores that do nothing else"
@@ -115,8 +114,10 @@ def detectable(seeds: int, episodes: int, discordant: float, between: float, pow
     return float(TTestPower().solve_power(nobs=seeds, alpha=0.05, power=power)) * spread
 
 
-def _variants(profile: Profile, stage: Stage, task: str) -> int:
-    """Scenes of one task."""
+def scenes(profile: Profile, stage: Stage) -> int:
+    """Tasks and variants that a stage plays."""
+    tasks = profile.tasks_of(stage.block)
     if stage.block.setting != VARIANT_AGGREGATION:
-        return 1
-    return len(profile.variants or find_task(task).protocol(stage.block.setting).scored_variants)
+        return len(tasks)
+    scored = [find_task(task).protocol(stage.block.setting).scored_variants for task in tasks]
+    return sum(len(profile.variants or variants) for variants in scored)

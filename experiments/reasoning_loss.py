@@ -1,8 +1,9 @@
-"""The controlled experiment on the reasoning loss that the paper does not report: docs/experiment.md says
-what is asked and how it is answered.
+"""The controlled experiments on the reasoning loss that the paper does not report. docs/experiment.md and
+docs/experiment_2.md say what is asked and how it is answered.
 
     python -m experiments.reasoning_loss --profile smoke|laptop|full [--only main,variants] [--published]
     [--dry-run] [--output DIR]
+    python -m experiments.reasoning_loss --profile following_smoke|following_laptop|following_full ...
 
 One command, started again after any stop. Records of what is finished are always in DIR/records, the report
 in DIR/report; `python -m experiments.report --records DIR/records --publish` makes them the repository's.
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from experiments.design import PROFILES, plan
 from experiments.estimate import describe
+from experiments.following import FOLLOWING
 from experiments.report import SHIPPED, write_report
 from experiments.runner import Study, carry_out, possible, start_from
 from refinevla_kit.errors import KitError
@@ -31,7 +33,8 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawTextHelpFormatter,
     )
-    parser.add_argument("--profile", choices=PROFILES, default="laptop")
+    profiles = PROFILES | FOLLOWING
+    parser.add_argument("--profile", choices=profiles, default="laptop")
     parser.add_argument("--only", default="", help="comma-separated blocks; default all")
     parser.add_argument(
         "--dry-run",
@@ -39,7 +42,11 @@ def main(arguments: list[str] | None = None) -> None:
         help="print the plan, its episodes and about how long it takes; do nothing",
     )
     parser.add_argument("--output", type=Path, help="default runs/experiment/<profile>")
-    parser.add_argument("--base", type=Path, default=CHECKPOINTS / "earlier_base")
+    parser.add_argument(
+        "--base",
+        type=Path,
+        help="default earlier_base, which knew no texts; of following_* compact_base",
+    )
     twins = [CHECKPOINTS / "grounded_base", CHECKPOINTS / "ungrounded_base"]
     parser.add_argument(
         "--grounding",
@@ -50,6 +57,9 @@ def main(arguments: list[str] | None = None) -> None:
         help="bases of that block, made alike",
     )
     parser.add_argument(
+        "--wordless", type=Path, default=CHECKPOINTS / "acting_base", help="a base that has read no sentence"
+    )
+    parser.add_argument(
         "--published",
         action="store_true",
         help="go on from the records and demonstrations in data/experiment",
@@ -58,17 +68,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, help="simulator processes; default one a core, 0 for none")
     parser.add_argument("--threads", type=int, help="of torch, in training; default all cores")
     given = parser.parse_args(arguments)
-    profile = PROFILES[given.profile]
+    profile = profiles[given.profile]
+    base, others = CHECKPOINTS / "earlier_base", dict(zip(("grounded", "ungrounded"), given.grounding))
+    if given.profile in FOLLOWING:
+        base, others = CHECKPOINTS / "compact_base", {"wordless": given.wordless}
     try:
         stages, whole = plan(profile, [name for name in given.only.split(",") if name]), plan(profile)
         output = given.output or REPOSITORY / "runs/experiment" / profile.name
-        grounded, ungrounded = given.grounding
         study = Study(
             profile,
-            given.base,
+            given.base or base,
             output,
-            grounded,
-            ungrounded,
+            others,
             given.assets,
             given.workers,
             given.threads,
@@ -79,10 +90,10 @@ def main(arguments: list[str] | None = None) -> None:
             f"{profile.steps} steps of {profile.batch_size} frames a run, {profile.episodes_per_task} "
             f"demonstrations a task, {given.assets} assets"
         )
-        print(f"from {given.base} into {output}: {how}\n{describe(profile, doable, reasons)}")
+        print(f"from {study.base} into {output}: {how}\n{describe(profile, doable, reasons)}")
         if not given.dry_run:
             if given.published:
-                start_from(SHIPPED, output)
+                start_from(SHIPPED.with_name(profile.experiment), output)
             records = carry_out(study, stages, [stage for stage in whole if stage not in stages])
             print(write_report(records, output / "report"))
     except KitError as error:

@@ -1,10 +1,10 @@
 """The report of an experiment, from its records alone: pictures with the JSON of what made them, tables, and
-the section of docs/experiment.md.
+the section of its page, docs/experiment.md or docs/experiment_2.md.
 
     python -m experiments.report [--records DIR/records] [--publish]
 
 Without `--publish` it writes beside the records; with it, the records go into the repository, and figures/
-and docs/experiment.md are made anew.
+and the page are made anew.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ from experiments.analysis import (
     costs,
     interactions,
     load_results,
+    of_block,
     rates,
     varied,
 )
-from experiments.design import CLAIMED_GAIN, PROFILES
+from experiments.design import PROFILES, Block
 from experiments.estimate import power_table
 from experiments.runner import DEMONSTRATIONS, RECORDS, STUDY, TEXT_USE, copy_records
 from experiments.seeds import SeedComparison
@@ -56,9 +57,14 @@ from refinevla_kit.figures.style import (
 )
 from refinevla_kit.files import replacing
 from refinevla_kit.settings import REPOSITORY
-from refinevla_kit.tasks import VARIANT_AGGREGATION, VISUAL_MATCHING
+from refinevla_kit.tasks import VISUAL_MATCHING
 
-SHIPPED, DOCUMENT = REPOSITORY / "data" / "experiment", REPOSITORY / "docs" / "experiment.md"
+SHIPPED, DOCUMENTS = REPOSITORY / "data" / "experiment", REPOSITORY / "docs"
+RULES = {
+    "last": "success at the last step",
+    "any": "success at any step",
+    "named": "right object and right target",
+}
 BEGIN, END = "<!-- {}: made by python -m experiments.report, not by hand -->", "<!-- end of {} -->"
 
 
@@ -75,9 +81,10 @@ def write_report(records: str | Path, folder: str | Path, results: Results | Non
         "profile": results.profile.name,
     }
     if groups := main_groups(results):
-        save_figure(seed_differences(groups, CLAIMED_GAIN), folder / "experiment_main", made_from)
+        picture = seed_differences(groups, results.profile.claimed, results.profile.claim)
+        save_figure(picture, folder / f"{results.profile.experiment}_main", made_from)
     if found := varied(results):
-        save_figure(sensitivity(found), folder / "experiment_sensitivity", made_from)
+        save_figure(sensitivity(found), folder / f"{results.profile.experiment}_sensitivity", made_from)
     path = folder / "report.md"
     with replacing(path) as part:
         part.write_text(results_text(results, text_use(records)), encoding="utf-8")
@@ -96,7 +103,7 @@ def main_groups(results: Results) -> dict[str, dict[str, SeedComparison]]:
     for block in blocks:
         found = {
             label(task): one
-            for task in results.profile.tasks
+            for task in results.profile.tasks_of(block)
             for one in contrasts(results, block, task=task)
             if (one.a, one.b) == PRIMARY
         }
@@ -108,7 +115,7 @@ def main_groups(results: Results) -> dict[str, dict[str, SeedComparison]]:
 
 
 def seed_differences(
-    groups: Mapping[str, Mapping[str, SeedComparison]], claimed: float | None = None
+    groups: Mapping[str, Mapping[str, SeedComparison]], claimed: float | None = None, claim: str = ""
 ) -> Figure:
     """One line a contrast: the mean difference with its 95 % interval over training seeds, each seed's own
     difference as a tick beneath.
@@ -118,7 +125,7 @@ def seed_differences(
 
     Args:
         groups: heading -> what a line is called -> the comparison.
-        claimed: a gain to compare with, drawn across.
+        claimed: a gain to compare with, drawn across; `claim`: what it is called.
     """
     rows, y = list[tuple[float, str, SeedComparison]](), 0.0
     headings = dict[str, float]()
@@ -182,7 +189,7 @@ def seed_differences(
         axes.axvline(0, color=INK, linewidth=0.8)
         if claimed is not None:
             axes.axvline(claimed, color=BLUE, linewidth=1.0, linestyle=(0, (4, 3)))
-            text, place = f"the paper's {100 * claimed:+.1f}", ("data", "axes fraction")
+            text, place = f"{claim} {100 * claimed:+.1f}", ("data", "axes fraction")
             axes.annotate(text, (claimed, 1.0), (3, 1), place, "offset points", fontsize=8, color=BLUE)
         axes.set_yticks([height for height, _, _ in rows], [name for _, name, _ in rows])
         axes.set_ylim(y + 0.3, 0.8)
@@ -245,8 +252,7 @@ def results_text(results: Results, texts: str = "") -> str:
     parts.append(
         f"Profile `{results.profile.name}`: {len(study['runs'])} training runs, "
         f"{len(results.records):,} episodes; {done} of {planned} stages of the "
-        f"plan are done. Base {bases['main']}, for grounding {bases['grounded'] or 'none'} and "
-        f"{bases['ungrounded'] or 'none'}; "
+        f"plan are done. Bases: {', '.join(f'{name} {digest}' for name, digest in bases.items() if digest)}; "
         f"{data['episodes']} demonstrations, {data['frames']:,} frames (content {data['hash']}); "
         f"{study['assets']} assets; "
         f"{study['machine']['cores']} cores."
@@ -259,8 +265,9 @@ def results_text(results: Results, texts: str = "") -> str:
         one for block in results.profile.blocks if not block.exploratory for one in contrasts(results, block)
     ] + interactions(results)
     if main:
+        rule = RULES[results.profile.blocks[0].rule]
         parts += [
-            "### Main comparison, average of the tasks, success at the last step",
+            f"### Main comparison, average of the tasks, {rule}",
             _comparisons(main, lambda one: conclusion(results, one)),
         ]
         anywhere = [
@@ -273,7 +280,7 @@ def results_text(results: Results, texts: str = "") -> str:
     for block in (one for one in results.profile.blocks if not one.exploratory):
         if by_task := [
             one
-            for task in results.profile.tasks
+            for task in results.profile.tasks_of(block)
             for one in contrasts(results, block, task=task)
             if (one.a, one.b) == PRIMARY
         ]:
@@ -294,12 +301,10 @@ def results_text(results: Results, texts: str = "") -> str:
                 _comparisons(found),
                 *([texts] if block.name == "order" and texts else []),
             ]
-    for setting in (VISUAL_MATCHING, VARIANT_AGGREGATION):
-        if success := _success(results, setting):
-            parts += [
-                f"### Success at the last step by arm, {label(setting)}, checkpoints as they are",
-                success,
-            ]
+    for block in _kinds(results):
+        if success := _success(results, block):
+            words = f"{RULES[block.rule]} by arm, {label(block.setting)}, checkpoints as they are"
+            parts += [f"### {words[0].upper()}{words[1:]}", success]
     parts += ["### What it costs", _costs(results)]
     return "\n\n".join(parts) + "\n"
 
@@ -325,17 +330,20 @@ def publish(records: Path) -> Path:
     """Make the records in `records` the repository's, with their pictures and the generated sections of
     docs/experiment.md.
     """
-    load_results(records)  # before anything is replaced
-    SHIPPED.mkdir(parents=True, exist_ok=True)
-    copy_records(Path(records), SHIPPED)
+    profile = load_results(records).profile  # before anything is replaced
+    shipped = SHIPPED.with_name(profile.experiment)
+    document = DOCUMENTS / f"{profile.experiment}.md"
+    shipped.mkdir(parents=True, exist_ok=True)
+    copy_records(Path(records), shipped)
     if (demonstrations := Path(records).parent / DEMONSTRATIONS).exists():
-        with replacing(SHIPPED / DEMONSTRATIONS) as part:
+        with replacing(shipped / DEMONSTRATIONS) as part:
             shutil.copytree(demonstrations, part)
-    report = write_report(SHIPPED, REPOSITORY / "figures")
-    insert(DOCUMENT, "results", report.read_text(encoding="utf-8"))
+    report = write_report(shipped, REPOSITORY / "figures")
+    insert(document, "results", report.read_text(encoding="utf-8"))
     report.unlink()
-    insert(DOCUMENT, "power", power_text())
-    return DOCUMENT
+    if profile.name in PROFILES:
+        insert(document, "power", power_text())
+    return document
 
 
 def power_text() -> str:
@@ -387,9 +395,18 @@ def _comparisons(
     return markdown(heads, lines)
 
 
-def _success(results: Results, setting: str) -> str:
-    found = rates(results, setting)
-    tasks = [*results.profile.tasks, AVERAGE]
+def _kinds(results: Results) -> list[Block]:
+    """One block of each kind of episodes, visual matching first."""
+    kinds = {
+        (block.setting != VISUAL_MATCHING, results.profile.tasks_of(block)): block
+        for block in reversed(results.profile.blocks)
+    }
+    return [kinds[kind] for kind in sorted(kinds, key=lambda kind: kind[0])]
+
+
+def _success(results: Results, block: Block) -> str:
+    found = rates(results, block.setting, block.rule, of_block(results, block))
+    tasks = [*results.profile.tasks_of(block), AVERAGE]
     lines = [
         [
             arm_label(arm),
@@ -459,7 +476,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--publish",
         action="store_true",
-        help="into the repository: data/experiment, figures, docs/experiment.md",
+        help="into the repository: its data, figures, its page",
     )
     given = parser.parse_args(arguments)
     try:

@@ -1,7 +1,7 @@
 """Carries out a plan: trains each run once, plays its episodes, and keeps the records of all finished stages
 together.
 
-    runs/<arm>-seed<n>-<key>/    run.json, the checkpoint, its training history, one parquet file a setting
+    runs/<arm>-seed<n>-<key>/    run.json, the checkpoint, its training history, its records
     records/                     study.json and records.parquet: what analysis reads, whole after every stage
 
 Whatever a run's outcome depends on is in its key, so another base or other data never meet old records. A
@@ -16,15 +16,16 @@ import os
 import platform
 import shutil
 import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
-from experiments.data import content_hash, demonstrations, given_to
+from experiments.controls import drop_actions
+from experiments.data import content_hash, demonstrations, given_to, layouts
 from experiments.design import Arm, Block, Profile, Stage, run_key
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation import evaluate, load_records
@@ -45,6 +46,7 @@ RUN, STUDY, RECORDS, TEXT_USE, DEMONSTRATIONS = (
     "text_use.json",
     "dataset",
 )
+REASONED = "reasoned"  # of a run in two halves, the first one's
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,9 @@ class Study:
 
     Attributes:
         base: checkpoint to start from.
-        grounded, ungrounded: further ones, made alike but for grounding; without them, arms that need them
-            are left out, with that as the reason.
         output: folder of everything.
+        others: further ones, by the name arms call them; arms whose base is not there are left out, with
+            that as the reason.
         assets: as in `simulator.make`.
         workers: simulator processes; None for one a core, 0 for none.
         threads: of torch, in training.
@@ -64,21 +66,20 @@ class Study:
     profile: Profile
     base: Path
     output: Path
-    grounded: Path | None = None
-    ungrounded: Path | None = None
+    others: Mapping[str, Path] = field(default_factory=dict)
     assets: str = "embedded"
     workers: int | None = None
     threads: int | None = None
     progress: bool = True
 
     @property
-    def bases(self) -> dict[str, Path | None]:
+    def bases(self) -> dict[str, Path]:
         """Checkpoints by the name arms call them."""
-        return {"main": self.base, "grounded": self.grounded, "ungrounded": self.ungrounded}
+        return {"main": self.base, **self.others}
 
     def base_of(self, arm: Arm) -> Path | None:
         """The checkpoint an arm starts from."""
-        return self.bases[arm.base]
+        return self.bases.get(arm.base)
 
 
 def start_from(finished: Path, output: Path) -> None:
@@ -115,7 +116,7 @@ def possible(study: Study, stages: Sequence[Stage]) -> tuple[list[Stage], dict[s
     Raises:
         KitError: a base that is none, or has not more layers than an arm freezes.
     """
-    layers = {path: len(load(path).layers) for path in study.bases.values() if path}
+    layers = {path: len(load(path).layers) for path in study.bases.values()}
     for arm in {stage.arm for stage in stages}:
         if (base := study.base_of(arm)) and arm.freeze_layers >= layers[base]:
             remedy = "give a deeper base, or another profile"
@@ -176,7 +177,9 @@ class _Runs:
 
     def __init__(self, study: Study, examples: Examples) -> None:
         self.study, self.examples, self.data = study, examples, content_hash(examples)
-        self.bases = {path: checkpoint_hash(path) for path in study.bases.values() if path}
+        self.bases = {path: checkpoint_hash(path) for path in study.bases.values()}
+        chosen = study.profile.confounded
+        self.layouts = layouts(study.output / DEMONSTRATIONS) if chosen else {}
         self.kept = _kept(study.output / "records")
 
     def folder(self, arm: Arm, seed: int) -> Path:
@@ -203,6 +206,7 @@ class _Runs:
             one
             for one in records
             if (one.policy, one.seed, one.setting) == (stage.arm.name, stage.seed, stage.block.setting)
+            and one.task in self.study.profile.tasks_of(stage.block)
         ]
         return self.folder(stage.arm, stage.seed).name in runs and _all_played(played, stage.block)
 
@@ -215,9 +219,14 @@ class _Runs:
         )
         if (folder / RUN).is_file():
             return
-        given = given_to(arm, self.examples)
+        given, before = given_to(arm, self.examples, self.layouts), list[dict[str, Any]]()
+        if arm.reasoning_first:
+            half = replace(config, steps=config.steps // 2)
+            first, silent = folder / REASONED, drop_actions(given, 0)
+            before = train_policy(path, silent, half, first, arm.name, self.study.progress)
+            path, config = first / arm.name, replace(half, lambda_reasoning=0.0)
         history = train_policy(path, given, config, folder, arm.name, self.study.progress, self._cache(arm))
-        seconds = [row["seconds"] for row in history if row["split"] == "train"]
+        seconds = [row["seconds"] for row in (*before, *history) if row["split"] == "train"]
         content = {
             "key": folder.name.rsplit("-", 1)[1],
             "arm": asdict(arm),
@@ -240,11 +249,12 @@ class _Runs:
         shutil.rmtree(
             folder / "training" / arm.name / "resume"
         )  # larger than the checkpoint, and of no use to a finished run
+        shutil.rmtree(folder / REASONED, ignore_errors=True)
 
     def play(self, stage: Stage) -> None:
         """Play the stage's episodes that are not played yet."""
         study, block, folder = self.study, stage.block, self.folder(stage.arm, stage.seed)
-        path = folder / f"{block.setting}.parquet"
+        path = folder / file_of(block)
         variants = study.profile.variants if block.setting == VARIANT_AGGREGATION else None
         if path.exists() and not journal_path(path).exists() and _all_played(load_records(path), block):
             return
@@ -252,7 +262,7 @@ class _Runs:
         torch.set_num_threads(1)  # the simulators have the other cores
         evaluate(
             load_policy(folder / stage.arm.name),
-            study.profile.tasks,
+            study.profile.tasks_of(block),
             "dense",
             block.starts,
             setting=block.setting,
@@ -282,7 +292,10 @@ class _Runs:
 
     def _cache(self, arm: Arm) -> Path:
         """Each base and each choice of texts and frames has caches of its own."""
-        return self.study.output / "activations" / f"{self._base(arm)[1]}-{arm.rationales}-{arm.share:g}"
+        said = f"{arm.rationales}-{arm.share:g}-{arm.acting:g}"
+        if arm.reasoning_first:  # its second half begins with weights of its own
+            said = "own"
+        return self.study.output / "activations" / f"{self._base(arm)[1]}-{said}"
 
 
 def collect(study: Study, runs: _Runs, stages: Sequence[Stage], reasons: dict[str, str]) -> Path:
@@ -291,7 +304,7 @@ def collect(study: Study, runs: _Runs, stages: Sequence[Stage], reasons: dict[st
     records: dict[tuple[Any, ...], EpisodeRecord] = {record.key: record for record in runs.kept[1]}
     for stage in stages:
         folder = runs.folder(stage.arm, stage.seed)
-        path = folder / f"{stage.block.setting}.parquet"
+        path = folder / file_of(stage.block)
         if (
             path.exists() and not journal_path(path).exists()
         ):  # a journal: part of the episodes, and not the same part of each arm's
@@ -302,7 +315,7 @@ def collect(study: Study, runs: _Runs, stages: Sequence[Stage], reasons: dict[st
     save_parquet(sorted(records.values(), key=lambda record: record.key), target / RECORDS)
     content = {
         "profile": study.profile.name,
-        "bases": {name: path and runs.bases[path] for name, path in study.bases.items()},
+        "bases": {name: runs.bases[path] for name, path in study.bases.items()},
         "data": {
             "hash": runs.data,
             "frames": len(runs.examples),
@@ -315,6 +328,11 @@ def collect(study: Study, runs: _Runs, stages: Sequence[Stage], reasons: dict[st
     }
     write_json(target / STUDY, content)
     return target
+
+
+def file_of(block: Block) -> str:
+    """Where a run's records of a block are: blocks of the same tasks and setting share theirs."""
+    return f"{block.name if block.tasks else block.setting}.parquet"
 
 
 def _all_played(records: Iterable[EpisodeRecord], block: Block) -> bool:

@@ -57,6 +57,6 @@ def following(records: Iterable[EpisodeRecord], rule: Rule = RULES[0]) -> list[F
         right_target = both = None
         if aimed:
             right_target = rate(sum(record.right_target for record in aimed), len(aimed))
-            both = rate(sum(record.right_object and record.right_target for record in aimed), len(aimed))
+            both = rate(sum(succeeded(record, "named") for record in aimed), len(aimed))
         rows.append(Following(*place, success, right_object, right_target, both))
     return rows

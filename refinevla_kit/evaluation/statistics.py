@@ -1,9 +1,10 @@
 """From records to numbers that say how sure they are: each policy's success on each task and on average, and
 two policies on the same episodes. SIMPLER's rule of averaging is here, and nowhere else.
 
-Two success rules exist: "last" (the task's condition holds after the last step; what SIMPLER's own evaluator
-scores) and "any" (it held after any step; what several published evaluations count). Whatever is computed
-from records says which.
+Two rules of success exist: "last" (the task's condition holds after the last step; what SIMPLER's own
+evaluator scores) and "any" (it held after any step; what several published evaluations count). A third,
+"named", is about the sentence: the right object was lifted first, and it ended on the right target. Whatever
+is computed from records says which.
 
 What an evaluation draws is the start: every variant, policy and repeated seed is played from the same ones.
 So the unit is the start, and its value is its share in the task's rate: a statistic over starts counts once
@@ -16,7 +17,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Hashable, Iterable
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -42,8 +43,8 @@ from refinevla_kit.tasks import (
     VISUAL_MATCHING,
 )
 
-Rule = Literal["last", "any"]
-RULES: tuple[Rule, Rule] = ("last", "any")
+Rule = Literal["last", "any", "named"]
+RULES: tuple[Rule, Rule] = ("last", "any")  # of success
 # Each row of the published table (a WidowX task; coke can, move near, drawer) weighs the same.
 AVERAGE = "average"
 PUBLISHED_AVERAGE = "average, published weights"  # `tasks.PUBLISHED_WEIGHTS`; the same for the WidowX
@@ -290,9 +291,11 @@ def against_base(records: Iterable[EpisodeRecord], policy: str, rule: Rule = "la
 
 
 def succeeded(record: EpisodeRecord, rule: Rule) -> bool:
-    """Whether the episode is a success under `rule`; raises `KitError` for another than `RULES`."""
-    if rule not in RULES:
-        raise KitError(f"unknown rule {rule!r}", f"choose one of {', '.join(RULES)}")
+    """Whether the episode is a success under `rule`; raises `KitError` for an unknown one."""
+    if rule not in get_args(Rule):
+        raise KitError(f"unknown rule {rule!r}", f"choose one of {', '.join(get_args(Rule))}")
+    if rule == "named":
+        return record.right_object and record.right_target
     return record.success_last if rule == "last" else record.success_any
 
 

@@ -53,12 +53,12 @@ def files(study: Study) -> dict[Path, int]:
 
 @pytest.fixture(scope="module")
 def killed(bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Killed:
-    twins = bases["grounded"], bases["ungrounded"]
+    twins = {name: bases[name] for name in ("grounded", "ungrounded")}
     study = Study(
         SMOKE,
         bases["main"],
         tmp_path_factory.mktemp("experiment"),
-        *twins,
+        twins,
         workers=0,
         threads=1,
         progress=False,
@@ -78,8 +78,7 @@ def killed(bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
         [
             *command,
             "--grounding",
-            str(study.grounded),
-            str(study.ungrounded),
+            *map(str, twins.values()),
             "--workers",
             "0",
             "--threads",
@@ -189,8 +188,9 @@ def test_records_and_demonstrations_are_enough_to_go_on_and_are_not_mixed_with_o
 @pytest.mark.slow
 def test_the_published_records_can_be_gone_on_with(tmp_path: Path) -> None:
     """They are of the demonstrations beside them: otherwise this would be refused."""
-    base, *twins = (CHECKPOINTS / name for name in ("earlier_base", "grounded_base", "ungrounded_base"))
-    study = Study(PROFILES["laptop"], base, tmp_path / "laptop", *twins, progress=False)
+    twins = {name: CHECKPOINTS / f"{name}_base" for name in ("grounded", "ungrounded")}
+    base = CHECKPOINTS / "earlier_base"
+    study = Study(PROFILES["laptop"], base, tmp_path / "laptop", twins, progress=False)
     start_from(SHIPPED, study.output)
     first, *later = plan(study.profile)
     carry_out(study, [first], later)
