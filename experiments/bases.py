@@ -184,6 +184,15 @@ _DRIVE_LAST = (
     Recording("last_four", "widowx", 6),
     Recording("last_four_official", "widowx", 8, official=True),
 )
+_DRIVE_GOOGLE = (
+    Recording("driven_cans", "pick_coke_can", 4),
+    Recording("driven_near", "move_near", 12),
+    Recording("driven_drawers", "open_close_drawer", 1),
+    Recording("driven_things", "google_robot_language_trained", 1),
+)
+_DRIVE_GOOGLE_LAST = tuple(
+    replace(one, name=one.name.replace("driven", "last"), episodes=2 * one.episodes) for one in _DRIVE_GOOGLE
+)
 ROUNDS = {
     "widowx": (
         Round(_FIRST, _PLAYED),
@@ -198,8 +207,10 @@ ROUNDS = {
     ),
     "google_robot": (
         Round(replace(_FRAMES, steps=100)),  # the tower and the words
-        Round(replace(_POINT, steps=600), _OF_THINGS),
-        Round(replace(_DRIVEN, steps=3000)),
+        Round(_POINT, _OF_THINGS),
+        Round(replace(_DRIVEN, steps=1600, questions=0.7, rationales=0.2)),
+        Round(replace(_DRIVEN, seed=4, questions=0.7, rationales=0.2), driven=_DRIVE_GOOGLE, times=2),
+        Round(replace(_LAST, seed=9), driven=_DRIVE_GOOGLE_LAST, afresh=True, kept=0.7),
     ),
 }
 

@@ -1,5 +1,5 @@
 """What a policy uses, in place of what it looks at: attention that is blocked, states of one instruction put
-into the run of another, what can be read from states.
+into the run of another, what can be read from states, rationales that are edited before it acts on them.
 
 Tokens are told apart by their role: the picture, the robot's own state, the instruction, the rationale, the
 action. A *knock-out* hides the tokens of one role from those that say another, in some layers; *patching*
@@ -14,6 +14,7 @@ effect shows that the path is used, no effect does not show that the information
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -42,6 +43,8 @@ from refinevla_kit.vlas.sequence import ACTION, IMAGE, INSTRUCTION, ROLES, STATE
 
 PLACES = (IMAGE, STATE, INSTRUCTION, ACTION)
 OWNER = ("policy", "checkpoint_hash", "task", "episode", "step")
+EDITS = ("object", "direction", "order", "noise", "empty")
+OPPOSITES = ("left right", "up down", "above below", "higher lower", "top bottom", "forward backward")
 Layers = tuple[int, ...]
 
 
@@ -221,6 +224,87 @@ def patch(
 
 
 @torch.inference_mode()
+def edit_rationales(
+    policy: VLAPolicy,
+    frames: Sequence[Moment],
+    others: Sequence[str],
+    edits: Sequence[str] = EDITS,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """How far the action's distribution moves when the policy acts on another text than the one it wrote.
+
+    Args:
+        policy: a VLA's that writes first.
+        frames: where.
+        others: another instruction a frame; what it names in place of the frame's own is what "object" puts
+            into the text.
+        edits: "object"; "direction": left for right, up for down and so on; "order": its sentences in
+            reverse; "noise": its words in random order; "empty".
+        seed: of the noise, and of the control, which puts as many of the text's words into other places.
+
+    Returns:
+        A row a frame, edit, and whether it is the control ("empty" has none): columns `OWNER`, edit, control,
+        words (that the edit changed), divergence (nats, the sum over action words).
+
+    Raises:
+        KitError: a policy that acts first.
+    """
+    check_policy(policy)
+    if policy.order == "action_first":
+        what = f"{policy.name} acts before its rationale: no text changes what it does"
+        raise KitError(what, "load it with order='rationale_first'")
+    rng, rows = np.random.default_rng(seed), list[tuple[Any, ...]]()
+    for frame, other in zip(frames, others, strict=True):
+        run = _Run.of(policy, frame)
+        plain, text = run.chances(), run.action.rationale
+        for edit in edits:
+            changed = edited(text, edit, frame.instruction, other, rng)
+            words = sum(a != b for a, b in zip(text.split(), changed.split())) or len(text.split())
+            texts = [(False, changed)]
+            if edit != "empty" and changed != text:
+                texts.append((True, _scrambled(text, words, rng)))
+            for control, said in texts:
+                distance = divergence(plain, run.after(said).chances())
+                rows.append((*_owner(policy, frame), edit, control, words if said != text else 0, distance))
+    return pd.DataFrame(rows, columns=[*OWNER, "edit", "control", "words", "divergence"])
+
+
+def edited(text: str, edit: str, own: str, other: str, rng: np.random.Generator) -> str:
+    """A text after one of `EDITS`; `own` and `other`: see `edit_rationales`."""
+    if edit == "object":
+        named, instead = _difference(own.split(), other.split())
+        return re.sub(rf"\b{re.escape(named)}\b", instead, text, flags=re.IGNORECASE) if named else text
+    if edit == "direction":
+        pairs = [pair.split() for pair in OPPOSITES]
+        opposite = dict(pairs) | {b: a for a, b in pairs}
+        return re.sub(r"\w+", lambda word: opposite.get(word[0], word[0]), text)
+    if edit == "order":
+        return "\n".join(reversed(text.split("\n")))
+    if edit == "noise":
+        return _scrambled(text, len(text.split()), rng)
+    if edit != "empty":
+        raise KitError(f"unknown edit {edit!r}", f"choose of {', '.join(EDITS)}")
+    return ""
+
+
+def _difference(own: list[str], other: list[str]) -> tuple[str, str]:
+    """What two sentences have between the words that they begin and end with alike."""
+    while own and other and own[0] == other[0]:
+        own, other = own[1:], other[1:]
+    while own and other and own[-1] == other[-1]:
+        own, other = own[:-1], other[:-1]
+    return " ".join(own), " ".join(other)
+
+
+def _scrambled(text: str, count: int, rng: np.random.Generator) -> str:
+    """The same words, `count` of them in each other's places."""
+    words = np.array(text.split(), object)
+    chosen = rng.permutation(len(words))[: max(count, 2)]
+    words[chosen] = words[np.roll(chosen, 1)]
+    return " ".join(words)
+
+
+@torch.inference_mode()
 def layer_states(policy: VLAPolicy, frames: Sequence[Moment], place: str = INSTRUCTION) -> Array:
     """float32 (frames, layers, d): the mean state of a role's tokens before each layer."""
     check_policy(policy)
@@ -293,6 +377,7 @@ class _Run:
     """One teacher-forced pass on one frame."""
 
     policy: VLAPolicy
+    instruction: str
     words: Tensor  # 1, image_tokens, d
     sequence: TokenSequence
     action: Action
@@ -303,11 +388,18 @@ class _Run:
         image, own, vla = np.asarray(frame.image)[None], state_batch(frame), policy.vla
         (action,) = policy.decide(image, [frame.instruction], own)
         sequence = _answered(policy, frame.instruction, action)
-        return cls(policy, vla.see(vla.pixel_values(image), vla.states(own)), sequence, action)
+        words = vla.see(vla.pixel_values(image), vla.states(own))
+        return cls(policy, frame.instruction, words, sequence, action)
 
     def told(self, instruction: str) -> _Run:
         """The same picture and answer after another instruction."""
-        return replace(self, sequence=_answered(self.policy, instruction, self.action))
+        sequence = _answered(self.policy, instruction, self.action)
+        return replace(self, instruction=instruction, sequence=sequence)
+
+    def after(self, rationale: str) -> _Run:
+        """The same, with another text before the action."""
+        action = replace(self.action, rationale=rationale)
+        return replace(self, sequence=_answered(self.policy, self.instruction, action))
 
     @property
     def ids(self) -> Tensor:

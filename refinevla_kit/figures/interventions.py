@@ -1,6 +1,8 @@
-"""What blocked attention, patched states and probes show, by layer, each beside its control."""
+"""What blocked attention, patched states, probes and edited texts show, each beside its control."""
 
 from __future__ import annotations
+
+import re
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -28,7 +30,7 @@ def by_layer(summary: pd.DataFrame, panels: str, layer: str = "layer", title: st
         summary: of `grounding.over_episodes` or, with a column policy, of `interventions.probe`: columns
             policy, control, low, high, the layer's, the panels' and one of `MEASURES`.
         panels: column that has a panel for each of its values ("read", "place", "label").
-        layer: column with the layer or band of layers.
+        layer: column with the layer or band of layers; or with names, such as those of edits.
         title: below the panels.
     """
     measure = next(name for name in MEASURES if name in summary)
@@ -44,7 +46,8 @@ def by_layer(summary: pd.DataFrame, panels: str, layer: str = "layer", title: st
                 axes.plot(x, y, "o", color=shade, markersize=5, mfc="white" if row["control"] else shade)
             axes.axhline(0, color=MUTED, linewidth=0.8)
             axes.set_xticks(range(len(layers)), [_from_one(name) for name in layers])
-            axes.set_xlabel("layer, from the lowest")
+            if str(layers[0])[0].isdigit():
+                axes.set_xlabel("layer, from the lowest")
             axes.set_title(HEADINGS.get(thing, label(thing)))
         all_axes[0].set_ylabel(MEASURES[measure])
         all_axes[-1].plot([], [], "o", color=MUTED, mfc="white", label="control")
@@ -55,5 +58,5 @@ def by_layer(summary: pd.DataFrame, panels: str, layer: str = "layer", title: st
 
 
 def _from_one(layers: object) -> str:
-    """Layers counted from 0 as they are shown, from 1: "0-4" as "1-5"."""
-    return "-".join(str(int(number) + 1) for number in str(layers).split("-"))
+    """Layers counted from 0 as they are shown, from 1: "0-4" as "1-5"; names as they are."""
+    return re.sub(r"\d+", lambda number: str(int(number[0]) + 1), str(layers))

@@ -17,13 +17,17 @@ from refinevla_kit.attention.interventions import (
     Knockout,
     bands,
     blocked,
+    edit_rationales,
+    edited,
     knock_out,
     layer_states,
     patch,
     probe,
 )
+from refinevla_kit.episodes import open_dataset
 from refinevla_kit.errors import KitError
-from refinevla_kit.policies.vla_policy import VLAPolicy
+from refinevla_kit.policies.vla_policy import VLAPolicy, load_policy
+from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.simulator.contract import Array
 from refinevla_kit.vlas.random_start import random_openvla, random_spatialvla, small_openvla, small_spatialvla
 from refinevla_kit.vlas.sequence import ACTION, IMAGE, INSTRUCTION, RATIONALE, ROLES, STATE, roles_of
@@ -33,6 +37,7 @@ from .conftest import INSTRUCTION as CARROT
 from .conftest import scene, small_policy
 
 SPOON = "put spoon on towel"
+COMPACT_BASE = REPOSITORY / "data" / "checkpoints" / "compact_base"
 SWAPPED = "put plate on carrot"  # as many tokens, so that every other one stands where it did
 MODELS = ("compact", "with_state", "spatialvla", "openvla")
 
@@ -50,6 +55,17 @@ def small(model: str) -> VLAPolicy:
 @pytest.fixture(scope="module", params=MODELS)
 def any_policy(request: pytest.FixtureRequest) -> VLAPolicy:
     return small(request.param)
+
+
+def recorded(count: int) -> list[Frame]:
+    """The tenth frame of as many demonstrations."""
+    source = open_dataset(REPOSITORY / "data" / "demo")
+    found = []
+    for episode in source.episodes[:count]:
+        image, state = source.images(episode.index)[10], source.proprioception(episode.index)[10]
+        sentence = source.instructions(episode.index)[10]
+        found.append(Frame(image, {}, sentence, episode.task, episode.index, 10, "reach", state))
+    return found
 
 
 def frames(count: int, instruction: str = CARROT) -> list[Frame]:
@@ -200,6 +216,44 @@ def test_probes_read_what_is_there_and_nothing_from_shuffled_labels(policy: VLAP
     assert found.shape == (2, 3, 32) and np.isfinite(found).all()
 
 
+TEXT = "Observation: The carrot is left of the plate.\nPlan: Reach over the carrot, going down."
+
+
+@pytest.mark.parametrize(
+    ("edit", "expected"),
+    [
+        ("object", "Observation: The spoon is left of the plate.\nPlan: Reach over the spoon, going down."),
+        (
+            "direction",
+            "Observation: The carrot is right of the plate.\nPlan: Reach over the carrot, going up.",
+        ),
+        ("order", "Plan: Reach over the carrot, going down.\nObservation: The carrot is left of the plate."),
+        ("empty", ""),
+    ],
+)
+def test_an_edit_changes_what_its_name_says(edit: str, expected: str) -> None:
+    own, other = "put the carrot on the plate", "put the spoon on the plate"
+    assert edited(TEXT, edit, own, other, np.random.default_rng(0)) == expected
+
+
+def test_noise_has_the_same_words_in_other_places() -> None:
+    noisy = edited(TEXT, "noise", "", "", np.random.default_rng(0))
+    assert sorted(noisy.split()) == sorted(TEXT.split()) and noisy.split() != TEXT.split()
+    assert noisy == edited(TEXT, "noise", "", "", np.random.default_rng(0))
+
+
+def test_an_edited_rationale_moves_who_acts_on_it_and_nobody_who_does_not_read_it() -> None:
+    """The shipped base, which can write and was taught to act on what it wrote."""
+    policy = load_policy(COMPACT_BASE, order="rationale_first")
+    shown = recorded(2)
+    others = ["put the spoon on the plate"] * 2
+    table = edit_rationales(policy, shown, others, ("direction", "empty"))
+    assert list(table.edit) == ["direction"] * 2 + ["empty"] + ["direction"] * 2 + ["empty"]
+    assert (table.divergence > 0).all() and (table.words > 0).all()
+    unread = edit_rationales(blocked(policy, Knockout(RATIONALE)), shown, others, ("direction",))
+    np.testing.assert_allclose(unread[~unread.control].divergence, 0, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("what", "message"),
     [
@@ -210,6 +264,8 @@ def test_probes_read_what_is_there_and_nothing_from_shuffled_labels(policy: VLAP
         (lambda policy: probe(np.zeros((4, 1, 2)), ["a"] * 4, range(4)), "4 episodes with 1 labels"),
         (lambda policy: layer_states(policy, frames(1), STATE), "small has no token of the state"),
         (lambda policy: knock_out(object(), frames(1)), "has no attention"),
+        (lambda policy: edit_rationales(policy, frames(1), [SPOON]), "small acts before its rationale"),
+        (lambda _: edited("a", "verb", "", "", np.random.default_rng(0)), "unknown edit 'verb' -> choose"),
     ],
 )
 def test_what_cannot_be_is_said(policy: VLAPolicy, what: object, message: str) -> None:
