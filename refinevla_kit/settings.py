@@ -405,7 +405,7 @@ class Interventions(Policies):
     episodes: Count  # of each task
     every: Count  # n-th frame of an episode
     bands: Count | None  # that the layers are blocked in; None: each by itself
-    starts: Count  # of each task, that are played under its own and another sentence
+    told_starts: Count  # of each task, that are played under its own and another sentence
     edit_every: Count  # n-th of the frames whose rationales are edited
     workers: Annotated[Whole, Field(ge=0)]  # simulator processes
     threads: Whole | None  # of torch; None is all cores
