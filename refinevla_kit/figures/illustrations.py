@@ -99,17 +99,24 @@ def _short(text: str, longest: int) -> str:
     return textwrap.shorten(text, longest, placeholder=" ...")
 
 
-def overview(rationales: str | Path, overlays: str | Path, success: str | Path) -> Figure:
+OVERVIEW = {
+    "01_teacher_annotation/rationale_cards.png": "A teacher explains each piece of the robot's trajectory",
+    "04_attention_maps/overlays.png": "Where each action token looks, with the simulator's own outlines",
+    "03_simpler_evaluation/success.png": "How often each policy succeeds, and how sure that is",
+}
+
+
+def overview(run: str | Path) -> Figure | None:
     """A run on one page: what the teacher wrote at the left, where the policies look above how often they
-    succeed at the right; pictures that notebooks 1, 4 and 3 saved (PNG).
+    succeed at the right; of the pictures that notebooks 1, 4 and 3 left in its folder, None without them.
     """
+    pictures = [Path(run) / name for name in OVERVIEW]
+    if not all(picture.is_file() for picture in pictures):
+        return None
     with page(16, 8.2) as figure:
         grid = GridSpec(2, 2, figure=figure, width_ratios=(6, 10), height_ratios=(37, 63))
-        for cell, picture, title in (
-            (grid[:, 0], rationales, "A teacher explains each piece of the robot's trajectory"),
-            (grid[0, 1], overlays, "Where each action token looks, with the simulator's own outlines"),
-            (grid[1, 1], success, "How often each policy succeeds, and how sure that is"),
-        ):
+        cells = grid[:, 0], grid[0, 1], grid[1, 1]
+        for cell, picture, title in zip(cells, pictures, OVERVIEW.values(), strict=True):
             axes = figure.add_subplot(cell)
             axes.imshow(imread(picture), interpolation="antialiased")
             axes.set_axis_off()

@@ -16,7 +16,7 @@ from refinevla_kit.episodes import open_dataset
 from refinevla_kit.evaluation.published import load_published
 from refinevla_kit.evaluation.records import EpisodeRecord
 from refinevla_kit.evaluation.training_seeds import WEIGHT
-from refinevla_kit.figures.illustrations import annotated_segment, moments, overview
+from refinevla_kit.figures.illustrations import OVERVIEW, annotated_segment, moments, overview
 from refinevla_kit.figures.overlays import attention_over_time
 from refinevla_kit.figures.published import peaks, table_1, table_2, table_3
 from refinevla_kit.figures.sensitivity import sensitivity, sweeps
@@ -164,10 +164,13 @@ def test_figures_1_and_6_put_each_policys_heat_under_the_moment_it_is_of() -> No
 
 
 def test_three_pictures_with_their_proportions(tmp_path: Path) -> None:
-    sizes = {"a": (300, 400), "b": (800, 200), "c": (600, 260)}
+    sizes = dict(zip(OVERVIEW, ((300, 400), (800, 200), (600, 260)), strict=True))
     for name, size in sizes.items():
-        Image.fromarray(np.full((size[1], size[0], 3), 90, np.uint8)).save(tmp_path / f"{name}.png")
-    figure = overview(*(tmp_path / f"{name}.png" for name in sizes))
+        assert overview(tmp_path) is None, "a picture is missing"
+        (tmp_path / name).parent.mkdir()
+        Image.fromarray(np.full((size[1], size[0], 3), 90, np.uint8)).save(tmp_path / name)
+    figure = overview(tmp_path)
+    assert figure is not None
     shown = [axes.images[0] for axes in figure.axes]
     assert [image.get_array().shape[:2] for image in shown] == [
         (height, width) for width, height in sizes.values()
