@@ -29,7 +29,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -43,6 +43,7 @@ from experiments.questions import WORDINGS, Question, as_examples, ask, in_group
 from refinevla_kit.episodes import open_dataset
 from refinevla_kit.errors import KitError
 from refinevla_kit.files import replacing, sha256
+from refinevla_kit.simulator.contract import Array
 from refinevla_kit.tasks import WIDOWX_TASKS, find_task
 from refinevla_kit.training.examples import Examples, find_rationales, held_out, join, load_examples
 from refinevla_kit.training.loop import TrainingConfig, fine_tune
@@ -183,12 +184,12 @@ def _grounded(
             tower.load_state_dict(load_file(file))
             return dict(json.loads(said["last"]))
     seen = [(load_examples(path).images, load_places(path, things)) for path in scenery]
-    images = [examples.images, *(images for images, _ in seen)]
+    images = [cast(Array, pictures) for pictures in (examples.images, *(images for images, _ in seen))]
     taught = np.ones(sum(map(len, images)), bool)
     taught[examples.pictures(np.arange(len(examples)))] = ~held_out(examples.episodes)
     history = ground_tower(
         vla,
-        np.concatenate(images) if seen else examples.images,
+        np.concatenate(images) if seen else images[0],
         _joined([places(), *(place for _, place in seen)]),
         config.grounding_steps,
         learning_rate=config.grounding_rate,
@@ -308,7 +309,7 @@ def _frames(
 
 def _read(path: str | Path, config: PretrainingConfig) -> Examples:
     """The frames of a dataset, with its rationales where they are learned."""
-    return load_examples(path, find_rationales(path) if config.rationales else None)
+    return load_examples(path, find_rationales(path) if config.rationales else None, stream=False)
 
 
 def _spoken(read: Sequence[Examples], config: PretrainingConfig) -> list[Examples]:

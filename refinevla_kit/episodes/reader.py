@@ -137,12 +137,14 @@ class EpisodeDataset:
         column = self._column(episode, self.columns.instruction)
         if column is None:
             return [info.instruction] * info.length
-        with meta.reading(self._table_file(episode)):
+        with meta.reading(self.table_file(episode)):
             cells = column.to_pylist()
-        return [
-            cell if isinstance(cell, str) else self._sentences.get(meta.whole(cell), info.instruction)
-            for cell in cells
-        ]
+        said = (self.sentence(cell) for cell in cells)
+        return [info.instruction if text is None else text for text in said]
+
+    def sentence(self, cell: Any) -> str | None:
+        """What a cell of the instruction's column says: a sentence, or the number of one; else None."""
+        return cell if isinstance(cell, str) else self._sentences.get(meta.whole(cell))
 
     def segments(self, episode: int) -> list[Segment]:
         """Where a teacher is asked anew: at gripper events, at changes of motion and of instruction."""
@@ -213,7 +215,7 @@ class EpisodeDataset:
                 self.actions(episode.index)
                 self.proprioception(episode.index)
                 if self.camera in self.columns.kept:
-                    _has_pictures(self._table_file(episode.index), self.camera)
+                    _has_pictures(self.table_file(episode.index), self.camera)
                 elif self.camera:
                     path, offset = self._video_file(episode.index, self.camera)
                     frames, needed = count_frames(path, self.fps), offset + episode.length
@@ -327,7 +329,7 @@ class EpisodeDataset:
 
     def _vectors(self, episode: int, name: str) -> Array:
         """float32 (T, D) of a feature; D is 0 where the table has no state."""
-        info, file = self.info(episode), self._table_file(episode)
+        info, file = self.info(episode), self.table_file(episode)
         column = self._column(episode, name) if name else None
         values = np.zeros((info.length, 0), np.float32)
         if column is not None:
@@ -349,12 +351,12 @@ class EpisodeDataset:
 
     def _read_column(self, episode: int, name: str) -> pa.ChunkedArray | None:
         """A column of an episode's frames in their order; None where the table lacks it."""
-        table, _ = self._table(self._table_file(episode))
+        table, _ = self._table(self.table_file(episode))
         return table[name].take(self._places(episode)) if name in table.column_names else None
 
     def _read_places(self, episode: int) -> Array:
         """Row numbers of an episode's frames in its table, by frame."""
-        path, length = self._table_file(episode), self.info(episode).length
+        path, length = self.table_file(episode), self.info(episode).length
         table, numbered = self._table(path)
         rows = np.arange(table.num_rows)  # in v2.x one file is one episode
         if "episode_index" in numbered:
@@ -404,7 +406,7 @@ class EpisodeDataset:
 
     def _stills(self, episode: int, camera: str, frames: Sequence[int]) -> Array:
         """Pictures that lie in the table, or beside it."""
-        path, rows = self._table_file(episode), self._places(episode)
+        path, rows = self.table_file(episode), self._places(episode)
         _has_pictures(path, camera)
         cells = self._pictures(path, (camera,))[camera]
         images: list[Array] = []
@@ -439,7 +441,8 @@ class EpisodeDataset:
         path = self._file("video_path", episode, f"videos/{camera}", video_key=camera)
         return path, round(start * self.fps)
 
-    def _table_file(self, episode: int) -> Path:
+    def table_file(self, episode: int) -> Path:
+        """Where the numbers of an episode's frames are."""
         return self._file("data_path", self.info(episode).index, "data")
 
     def _file(self, template: str, episode: int, kind: str, **values: Any) -> Path:

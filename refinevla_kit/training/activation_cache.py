@@ -36,6 +36,7 @@ from refinevla_kit.training.config import TrainingConfig
 from refinevla_kit.training.examples import Examples
 from refinevla_kit.training.freezing import boundary_states
 from refinevla_kit.training.objective import Batch, lay_out, tower_tokens
+from refinevla_kit.training.pictures import bytes_of
 from refinevla_kit.vlas.contract import VLA
 from refinevla_kit.vlas.sequence import Sequences
 
@@ -138,7 +139,7 @@ def cache_key(vla: VLA, examples: Examples, config: TrainingConfig) -> dict[str,
     return {
         "format": FORMAT,
         "frozen weights": _frozen_weights(vla, config.depth),
-        "pictures": _hash(np.ascontiguousarray(examples.images))
+        "pictures": _hash(bytes_of(examples.images))
         + ("" if examples.picture is None else _hash(examples.picture)),
         "proprioception": None if own is None else _hash(np.ascontiguousarray(own)),
         "frames": len(examples),

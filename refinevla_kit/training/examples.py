@@ -1,4 +1,6 @@
-"""Training examples: one frame, the action taken on it, and the rationale of the segment it lies in."""
+"""Training examples: one frame, the action taken on it, and the rationale of the segment it lies in. Pictures
+of a dataset that is too large for memory stay in its files.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,14 @@ import numpy as np
 from refinevla_kit.episodes import EpisodeDataset, open_dataset
 from refinevla_kit.episodes.columns import is_open
 from refinevla_kit.episodes.contract import STATE_NAMES
+from refinevla_kit.episodes.frame_table import FrameTable, frame_table
 from refinevla_kit.episodes.reader import CHECK_UP_TO
 from refinevla_kit.errors import KitError
 from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.simulator.contract import Array
 from refinevla_kit.teacher.answers import StoredRationale, load_rationales, lookup
 from refinevla_kit.teacher.reviews import SUFFIX, load_decisions, reviewed
+from refinevla_kit.training.pictures import StreamedPictures, bytes_of
 from refinevla_kit.vlas.action_tokens import STATISTICS, check_actions
 
 REVIEWED = "reviewed"
@@ -28,14 +32,17 @@ SHIPPED_BASE = REPOSITORY / "data" / "checkpoints" / "compact_base"
 PROPRIOCEPTION = len(STATE_NAMES)  # numbers of the kit's own state, as policies read it
 EVERY = 10  # so many episodes, one of them is held out
 LOOKED_AT = 200  # episodes whose actions are compared with a base before anything is paid
+STREAM_ABOVE = 4e9  # bytes of pictures
+TEXTS = 2**17  # frames whose texts are in one piece of a digest
 
 
 @dataclass(frozen=True)
 class Examples:
-    """N frames in memory.
+    """N frames.
 
     Attributes:
-        images: uint8 (P, H, W, 3), a picture a frame unless `picture` says otherwise.
+        images: uint8 (P, H, W, 3), a picture a frame unless `picture` says otherwise; in memory, or
+            decoded when they are asked for.
         actions: float32 (N, 7), as recorded (units of `Simulator.step`); NaN where a frame is only spoken
             about. episodes: int64 (N,).
         instructions, rationales: one text a frame; a rationale is "" where none was written, or none that is
@@ -46,7 +53,7 @@ class Examples:
         picture: int64 (N,), which of the pictures each frame shows, where several show the same one.
     """
 
-    images: Array
+    images: Array | StreamedPictures
     actions: Array
     episodes: Array
     instructions: tuple[str, ...]
@@ -62,11 +69,14 @@ class Examples:
         """SHA-256 of everything that training reads; without the robot's own state for a policy that reads
         none.
         """
-        found = hashlib.sha256(json.dumps([self.instructions, self.rationales]).encode())
-        own = self.proprioception if state else None
-        for array in (self.images, self.actions, self.episodes, own, self.picture):
+        found, own = hashlib.sha256(), self.proprioception if state else None
+        for first in range(0, len(self), TEXTS):
+            texts = (each[first : first + TEXTS] for each in (self.instructions, self.rationales))
+            found.update(json.dumps(list(texts)).encode())
+        found.update(bytes_of(self.images))
+        for array in (self.actions, self.episodes, own, self.picture):
             if array is not None:
-                found.update(np.ascontiguousarray(array).tobytes())
+                found.update(bytes_of(array))
         return found.hexdigest()
 
     def pictures(self, rows: Array) -> Array:
@@ -77,6 +87,39 @@ class Examples:
         """The pictures of these frames, uint8 (B, H, W, 3)."""
         images: Array = self.images[self.pictures(rows)]
         return images
+
+    def look(self, rows: Array) -> tuple[Array, Array]:
+        """These frames, int64 (B,), and their pictures. In place of one whose picture cannot be read the next
+        episode's first is taken that can: the same one in every run.
+
+        Raises:
+            KitError: no picture of the data can be read.
+        """
+        while True:
+            try:
+                return rows, self.shown(rows)
+            except KitError:
+                if not isinstance(self.images, StreamedPictures) or not self.images.unreadable:
+                    raise
+                rows = np.array([self._stand_in(row) for row in rows.tolist()])
+
+    def _stand_in(self, row: int) -> int:
+        """The frame itself, or the first of the next readable episode that is trained on or held out as it
+        is.
+        """
+        assert isinstance(self.images, StreamedPictures)
+        wanted = held_out(self.episodes[row])
+        for _ in range(len(self)):  # each episode once, at most
+            readable = self.images.readable(self.pictures(np.array([row])))[0]
+            if readable and held_out(self.episodes[row]) == wanted:
+                return row
+            row = int(np.searchsorted(self.episodes, self.episodes[row], side="right")) % len(self)
+        raise next(iter(self.images.unreadable.values()))
+
+    def ahead(self, parts: Sequence[Array]) -> None:
+        """Say which frames are asked for next, part by part."""
+        if isinstance(self.images, StreamedPictures):
+            self.images.ahead([self.pictures(rows) for rows in parts])
 
     def plans(self, rows: Array | Sequence[int], steps: int) -> Array:
         """Actions of these frames and those after them, float32 (B, steps, 7); the last of an episode is
@@ -130,16 +173,21 @@ def _stacked(parts: Sequence[Examples]) -> Examples:
     """All frames of several, as they are; an array of pictures that several have is there once."""
     sizes = {part.images.shape[1:3] for part in parts}
     if len(sizes) > 1:
-        listed = " and ".join(f"{width} x {height}" for height, width in sorted(sizes))
-        what = f"the episodes have pictures of {len(sizes)} sizes ({listed})"
-        raise KitError(what, "train on episodes of one camera and size")
+        raise _of_sizes(sizes)
     arrays = {id(part.images): part.images for part in parts}
+    streamed = [images for images in arrays.values() if isinstance(images, StreamedPictures)]
+    if streamed and len(streamed) < len(arrays):
+        raise KitError("some of the examples are in memory, others are not", "give all the same `stream`")
     starts = dict(zip(arrays, np.cumsum([0, *map(len, arrays.values())])))
     pictures = [part.pictures(np.arange(len(part))) + starts[id(part.images)] for part in parts]
     shared = any(part.picture is not None for part in parts) or len(arrays) < len(parts)
     states = [part.proprioception for part in parts if part.proprioception is not None]
     return Examples(
-        np.concatenate(list(arrays.values())) if len(arrays) > 1 else parts[0].images,
+        StreamedPictures.joined(streamed)
+        if streamed
+        else np.concatenate(list(arrays.values()))
+        if len(arrays) > 1
+        else parts[0].images,
         np.concatenate([part.actions for part in parts]),
         np.concatenate([part.episodes for part in parts]),
         tuple(text for part in parts for text in part.instructions),
@@ -155,6 +203,7 @@ def load_examples(
     rationales: str | Path | None = None,
     elsewhere: str | Path | None = None,
     strict: bool = False,
+    stream: bool | None = None,
 ) -> Examples:
     """Read a LeRobot dataset and, when given, the rationales written about it.
 
@@ -167,6 +216,8 @@ def load_examples(
         elsewhere: see `find_rationales`.
         strict: refuse rationales that leave an episode without any. Otherwise such episodes train the action
             only, and `about` counts them.
+        stream: leave the pictures in their files until a step needs them; None where they would take more
+            than `STREAM_ABOVE` in memory.
 
     Raises:
         KitError: the dataset's actions are not the seven the policies have, the rationales are of other
@@ -183,39 +234,67 @@ def load_examples(
     if strange:
         what = f"{rationales} has rationales of episode {min(strange)}, {source.path} has none such"
         raise KitError(what, "annotate this dataset anew (notebook 01)")
-    parts, states, silent = [], [], []
-    for item in source.episodes:
-        actions = _seven(source, item.index)
-        try:
-            images = source.images(item.index)
-        except KitError as error:
-            source.leave_out(item.index, error)
-            continue
-        rows = [lookup(stored, item.index, frame) for frame in range(len(actions))]
+    table = frame_table(source)
+    _seven(source, table.actions)
+    images = _images(source, table, stream)
+    table = table.only(np.array([item.index for item in source.episodes]))
+    texts = tuple("" for _ in range(len(table)))
+    if rationales:
+        rows = (lookup(stored, *place) for place in zip(table.episodes.tolist(), table.frames.tolist()))
         texts = tuple(row.rationale.text() if row and row.rationale else "" for row in rows)
-        if not any(texts):
-            silent.append(item.index)
-        numbers, sentences = np.full(len(actions), item.index), tuple(source.instructions(item.index))
-        states.append(source.proprioception(item.index))
-        moves = _kit_gripper(source, actions)
-        parts.append(Examples(images, moves, numbers, sentences, texts, "", states[-1]))
-    if rationales and silent:
-        what = f"{len(silent)} of {len(known)} episodes without any"
-        if strict:
-            remedy = "annotate the dataset again (it goes on where it stopped)"
-            more = "or leave `strict` off to train these on actions alone"
-            first = f"the first is episode {silent[0]}"
-            raise KitError(f"{'; '.join(notes)}: {what}, {first}", f"{remedy}, {more}")
-        notes.append(what)
-    other = _other_state({item.shape[1] for item in states}, source.state_names)
-    if other:
-        parts = [replace(part, proprioception=np.zeros((len(part), 0), np.float32)) for part in parts]
+        spoken = set(table.episodes[[bool(text) for text in texts]].tolist())
+        if silent := [item.index for item in source.episodes if item.index not in spoken]:
+            what = f"{len(silent)} of {len(known)} episodes without any"
+            if strict:
+                remedy = "annotate the dataset again (it goes on where it stopped)"
+                more = "or leave `strict` off to train these on actions alone"
+                first = f"the first is episode {silent[0]}"
+                raise KitError(f"{'; '.join(notes)}: {what}, {first}", f"{remedy}, {more}")
+            notes.append(what)
+    states = table.states
+    if other := _other_state(states.shape[1], source.state_names):
+        states = np.zeros((len(states), 0), np.float32)
         notes.append(f"the robot's own state is not read: {other}")
     if source.left_out:
         notes.append(f"{len(source.left_out)} episodes cannot be read")
     if source.gripper is None:
         notes.append("whether 1 or -1 opens the gripper is not known: trained as recorded")
-    return replace(_stacked(parts), about="; ".join(notes))
+    sentences = tuple(table.sentences[number] for number in table.said.tolist())
+    moves = _kit_gripper(source, table.actions)
+    return Examples(images, moves, table.episodes, sentences, texts, "; ".join(notes), states)
+
+
+def _images(source: EpisodeDataset, table: FrameTable, stream: bool | None) -> Array | StreamedPictures:
+    """The pictures of the frames of `table`, but those of episodes that are left out because of theirs."""
+    if stream or (stream is None and _picture_bytes(source) * len(table) > STREAM_ABOVE):
+        table = table.only(np.array([item.index for item in source.episodes]))
+        return StreamedPictures([source], np.zeros(len(table)), table.episodes, table.frames)
+    decoded = []
+    for item in source.episodes:
+        try:
+            decoded.append(source.images(item.index))
+        except KitError as error:
+            source.leave_out(item.index, error)
+    sizes = {images.shape[1:3] for images in decoded}
+    if len(sizes) > 1:
+        raise _of_sizes(sizes)
+    return np.concatenate(decoded)
+
+
+def _picture_bytes(source: EpisodeDataset) -> int:
+    """Size of a picture, by the first that can be read."""
+    for item in source.episodes:
+        try:
+            return source.images(item.index, [0]).nbytes
+        except KitError as error:
+            source.leave_out(item.index, error)  # raises where no other is left
+    return 0
+
+
+def _of_sizes(sizes: set[tuple[int, ...]]) -> KitError:
+    listed = " and ".join(f"{width} x {height}" for height, width in sorted(sizes))
+    what = f"the episodes have pictures of {len(sizes)} sizes ({listed})"
+    return KitError(what, "train on episodes of one camera and size")
 
 
 def trainable(dataset: EpisodeDataset | str | Path, base: str | Path | None = None) -> str | None:
@@ -232,7 +311,7 @@ def trainable(dataset: EpisodeDataset | str | Path, base: str | Path | None = No
             what = f"{source.name} has no {'pictures' if source.episodes else 'episodes'}"
             raise KitError(what, "record at least one episode, with a camera")
         chosen = source.episodes[:: max(1, len(source.episodes) // LOOKED_AT)]
-        actions = np.concatenate([_seven(source, item.index) for item in chosen])
+        actions = np.concatenate([_seven(source, source.actions(item.index)) for item in chosen])
         file = Path(base or SHIPPED_BASE) / STATISTICS
         tokens = json.loads(file.read_text(encoding="utf-8"))["action_tokens"]
         check_actions(tokens["limits"], actions)
@@ -249,11 +328,10 @@ def trainable(dataset: EpisodeDataset | str | Path, base: str | Path | None = No
     return None
 
 
-def _seven(source: EpisodeDataset, episode: int) -> Array:
-    """float32 (T, 7), the episode's actions. Raises `KitError` where they are nothing that a policy of the
-    kit can say.
+def _seven(source: EpisodeDataset, actions: Array) -> Array:
+    """The actions, float32 (T, 7). Raises `KitError` where they are nothing that a policy of the kit can
+    say.
     """
-    actions = source.actions(episode)
     if source.deltas is False:
         what = f"the actions of {source.path} are absolute positions"
         raise KitError(what, "train on displacements, or say deltas=True where they are some")
@@ -273,12 +351,12 @@ def _kit_gripper(source: EpisodeDataset, actions: Array) -> Array:
     return np.column_stack([actions[:, :6], command]).astype(np.float32)
 
 
-def _other_state(widths: set[int], names: tuple[str, ...]) -> str:
+def _other_state(width: int, names: tuple[str, ...]) -> str:
     """What keeps recorded states of so many numbers from being read; "" when nothing does."""
-    if widths == {0}:
+    if not width:
         return "the data have none"
-    if widths != {PROPRIOCEPTION}:
-        return f"{max(widths)} numbers, the kit's own has {PROPRIOCEPTION}"
+    if width != PROPRIOCEPTION:
+        return f"{width} numbers, the kit's own has {PROPRIOCEPTION}"
     if names in ((), STATE_NAMES):
         return ""
     return f"its columns are {', '.join(names[:3])} ..., the kit's own {', '.join(STATE_NAMES[:3])} ..."

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from refinevla_kit.training.freezing import (
 )
 from refinevla_kit.training.memory import check_training_memory
 from refinevla_kit.training.objective import Batch, WholeModel, forward, make_batch, tower_tokens
+from refinevla_kit.training.pictures import StreamedPictures
 from refinevla_kit.training.resume import HISTORY, identity_of, resume, save_state, write_history
 from refinevla_kit.vlas.action_tokens import check_actions
 from refinevla_kit.vlas.contract import VLA
@@ -200,7 +202,10 @@ class _Run:
     def _keep(self, cache_folder: Path, progress: bool) -> Kept:
         """What is computed once, see `make_batch`."""
         if not self.config.caches(len(self.examples)):
-            return tower_tokens(self.vla, self.examples.images) if self.config.tower_frozen else None
+            images = self.examples.images
+            if isinstance(images, StreamedPictures) or not self.config.tower_frozen:
+                return None
+            return tower_tokens(self.vla, images)
         progress = progress and self.accelerator.is_local_main_process
         with self.accelerator.local_main_process_first():  # it writes the cache, the others open it
             return open_or_write(self.vla, self.examples, self.config, cache_folder, progress)
@@ -216,12 +221,9 @@ class _Run:
         config, accelerator, began = self.config, self.accelerator, time.perf_counter()
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate * _schedule(self.step, config)
-        rows = _rows(self.training, config, self.step)
-        rows = np.sort(np.array_split(rows, accelerator.num_processes)[accelerator.process_index])
-        batches = [
-            make_batch(self.vla, self.examples, part, config, kept)
-            for part in _parts(rows, self.examples, config)
-        ]
+        batches = [make_batch(self.vla, self.examples, part, config, kept) for part in self._parts(self.step)]
+        if kept is None:
+            self.examples.ahead(self._parts(self.step + 1))
         losses = self._backward(model, batches)
         if config.clip:
             accelerator.clip_grad_norm_(self.trained, config.clip)
@@ -229,6 +231,12 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self._note("train", losses | {"seconds": time.perf_counter() - began})
+
+    def _parts(self, step: int) -> list[Array]:
+        """This process's frames of a step, part by part."""
+        processes, number = self.accelerator.num_processes, self.accelerator.process_index
+        rows = np.sort(np.array_split(_rows(self.training, self.config, step), processes)[number])
+        return _parts(rows, self.examples, self.config)
 
     def _backward(self, model: nn.Module, batches: list[Batch]) -> dict[str, float]:
         """Gradients of one step, its frames in parts and over processes; each part counts by its tokens, or
@@ -377,8 +385,15 @@ def _all_alike(values: Array | Tensor) -> bool:
 def _rows(training: Array, config: TrainingConfig, step: int) -> Array:
     """Frames of step `step`: successive slices of one permutation an epoch."""
     epoch, place = divmod(step, max(1, len(training) // config.batch_size))
-    order = np.random.default_rng([config.seed, epoch]).permutation(len(training))
+    order = _order(config.seed, epoch, len(training))
     return training[order[place * config.batch_size : (place + 1) * config.batch_size]]
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, frames: int) -> Array:
+    """All frames in the order of an epoch: of millions, drawn once."""
+    order: Array = np.random.default_rng([seed, epoch]).permutation(frames)
+    return order
 
 
 def _parts(rows: Array, examples: Examples, config: TrainingConfig) -> list[Array]:

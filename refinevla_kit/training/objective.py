@@ -104,13 +104,15 @@ def make_batch(
     if kept is not None and not isinstance(kept, Tensor):
         sequences, boundary = kept.read(rows)
         return Batch(sequences.to(device), boundary=boundary.to(device))
+    seen: dict[str, Tensor] = {}
+    if kept is None:
+        rows, images = examples.look(rows)
+        seen["pixel_values"] = vla.pixel_values(images)
+    else:
+        seen["tokens"] = kept[torch.from_numpy(examples.pictures(rows))].to(device).float()
     sequences = lay_out(vla, examples, rows, config).to(device)
     states = vla.states(None if examples.proprioception is None else examples.proprioception[rows])
-    if kept is None:
-        return Batch(sequences, pixel_values=vla.pixel_values(examples.shown(rows)), states=states)
-    return Batch(
-        sequences, tokens=kept[torch.from_numpy(examples.pictures(rows))].to(device).float(), states=states
-    )
+    return Batch(sequences, states=states, **seen)
 
 
 class WholeModel(nn.Module):

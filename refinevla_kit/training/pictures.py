@@ -1,0 +1,140 @@
+"""Pictures that stay in their files until a step needs them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from refinevla_kit.episodes import EpisodeDataset
+from refinevla_kit.errors import KitError
+from refinevla_kit.simulator.contract import Array
+
+DECODERS = 4  # threads; FFmpeg lets go of Python's lock
+
+
+class StreamedPictures:
+    """The pictures of N frames of datasets, indexed as the array uint8 (N, H, W, 3) is that holds them all.
+
+    What is asked for is decoded then, or was begun by `ahead`.
+
+    Args:
+        sources: the datasets.
+        source: int (N,), which of them.
+        episodes, frames: int (N,), number of the episode in its dataset, and of the frame in it.
+
+    Attributes:
+        shape: (N, H, W, 3).
+        unreadable: (source, episode) -> why, of those that a row was asked of in vain.
+    """
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(
+        self, sources: Sequence[EpisodeDataset], source: Array, episodes: Array, frames: Array
+    ) -> None:
+        self.sources, self._source = tuple(sources), source.astype(np.int16)
+        self._episodes, self._frames = episodes.astype(np.int32), frames.astype(np.int32)
+        self.unreadable: dict[tuple[int, int], KitError] = {}
+        self._coming: dict[bytes, Future[Array]] = {}
+
+    @classmethod
+    def joined(cls, parts: Sequence[StreamedPictures]) -> StreamedPictures:
+        """The pictures of several, one after the other."""
+        shifts = np.cumsum([0, *(len(part.sources) for part in parts)])
+        return cls(
+            [one for part in parts for one in part.sources],
+            np.concatenate([part._source + shift for part, shift in zip(parts, shifts)]),
+            np.concatenate([part._episodes for part in parts]),
+            np.concatenate([part._frames for part in parts]),
+        )
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """(N, H, W, 3), by the first picture that can be read."""
+        for row in range(len(self)):
+            try:
+                return len(self), *self[np.array([row])].shape[1:]
+            except KitError:
+                continue
+        raise next(iter(self.unreadable.values()))
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def __getitem__(self, rows: Array | slice) -> Array:
+        """The pictures of these rows, uint8 (B, H, W, 3). Raises `KitError` where one cannot be read."""
+        rows = np.arange(len(self))[rows] if isinstance(rows, slice) else np.asarray(rows)
+        coming = self._coming.pop(rows.tobytes(), None)
+        return coming.result() if coming else self._decode(rows)
+
+    def ahead(self, parts: Sequence[Array]) -> None:
+        """Begin to decode what is asked for next, part by part."""
+        self._coming = {part.tobytes(): self._background.submit(self._decode, part) for part in parts}
+
+    def readable(self, rows: Array) -> Array:
+        """Which of these rows are of no episode that is known to be unreadable, bool (B,)."""
+        broken = np.array(list(self.unreadable), int).reshape(-1, 2)
+        place = np.column_stack([self._source[rows], self._episodes[rows]])
+        found: Array = ~(place[:, None] == broken[None]).all(2).any(1)
+        return found
+
+    def digest(self) -> str:
+        """SHA-256 of which pictures these are: the datasets' own listings, and the frames."""
+        found = hashlib.sha256(json.dumps([one.name for one in self.sources]).encode())
+        for source in self.sources:
+            for file in sorted((source.path / "meta").rglob("*")):
+                if file.is_file():
+                    found.update(file.read_bytes())
+        for array in (self._source, self._episodes, self._frames):
+            found.update(np.ascontiguousarray(array).tobytes())
+        return found.hexdigest()
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(DECODERS, "decoder")
+
+    @cached_property
+    def _background(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(1, "ahead")
+
+    def _decode(self, rows: Array) -> Array:
+        places: dict[tuple[int, int], list[int]] = {}
+        for number, row in enumerate(rows.tolist()):
+            places.setdefault((int(self._source[row]), int(self._episodes[row])), []).append(number)
+        for place in places.keys() & self.unreadable.keys():
+            raise self.unreadable[place]
+        found = list(self._pool.map(self._of_episode, places, [rows[at] for at in places.values()]))
+        if broken := sorted(places.keys() & self.unreadable.keys()):
+            for number, episode in broken:
+                self.sources[number].leave_out(episode, self.unreadable[number, episode])
+                self.sources[number].warn()
+            raise self.unreadable[broken[0]]
+        images = np.empty((len(rows), *found[0].shape[1:]), np.uint8)
+        for at, part in zip(places.values(), found, strict=True):
+            if part.shape[1:] != images.shape[1:]:
+                what = f"the episodes have pictures of {part.shape[1:3]} and {images.shape[1:3]}"
+                raise KitError(what, "train on episodes of one camera and size")
+            images[at] = part
+        return images
+
+    def _of_episode(self, place: tuple[int, int], rows: Array) -> Array:
+        """Pictures of one episode; none where it cannot be read, which is noted."""
+        source, episode = place
+        try:
+            return self.sources[source].images(episode, self._frames[rows].tolist())
+        except KitError as error:
+            self.unreadable[place] = error
+            return np.empty((0, 0, 0, 3), np.uint8)
+
+
+def bytes_of(pictures: Array | StreamedPictures) -> Any:
+    """What a hash of an array, or of pictures wherever they are, is taken of."""
+    if isinstance(pictures, StreamedPictures):
+        return pictures.digest().encode()
+    return np.ascontiguousarray(pictures)
