@@ -141,6 +141,7 @@ def make_dataset(path: Path, count: int) -> None:
 def write_meta(folder: Path, rows: list[dict[str, Any]], told: list[str]) -> None:
     folder.mkdir()
     vector = {"dtype": "float32", "names": {"motors": NAMES}}
+    state = {"motors": [*NAMES[:6], "pad", "gripper"]}
     info = {
         "codebase_version": "v2.0",
         "robot_type": "widowx",
@@ -152,11 +153,7 @@ def write_meta(folder: Path, rows: list[dict[str, Any]], told: list[str]) -> Non
         "video_path": "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
         "features": {
             CAMERA: {"dtype": "video", "shape": [256, 256, 3], "names": ["height", "width", "rgb"]},
-            "observation.state": {
-                **vector,
-                "shape": [8],
-                "names": {"motors": [*NAMES[:6], "pad", "gripper"]},
-            },
+            "observation.state": {"dtype": "float32", "shape": [8], "names": state},
             "action": {**vector, "shape": [7]},
         },
     }

@@ -6,11 +6,13 @@ would be read as a fact.
 
 from __future__ import annotations
 
+import json
 import math
 import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -153,6 +155,12 @@ def opens_at(command: Array, robot: str) -> tuple[float | None, str]:
     if robot in OPEN_X and command.min(initial=0) > -0.1 and command.max(initial=0) < 1.1:
         return 1.0, "Open X-Embodiment's: 1 open, 0 closed"
     return None, "not known"
+
+
+def known_dataset(name: str) -> dict[str, Any]:
+    """What is known of a public dataset's numbers and cameras, by its name on the hub."""
+    file = Path(__file__).with_name("known_datasets.json")
+    return dict(json.loads(file.read_text(encoding="utf-8")).get(name, {}))
 
 
 def told_open(command: Array, value: Any) -> float:

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from refinevla_kit import hub
 from refinevla_kit.episodes import columns as meaning
 from refinevla_kit.episodes import meta, video
 from refinevla_kit.episodes.contract import EpisodeInfo, sidecar_path
@@ -39,7 +40,9 @@ class EpisodeDataset:
     checked when read (or by `check`).
 
     Args:
-        path: the folder that holds meta/, data/ and videos/.
+        path: the folder that holds meta/, data/ and videos/; or a dataset of the Hugging Face hub by its
+            name, of which only the chosen episodes and camera are downloaded. What the numbers mean is known of
+            Bridge's and Fractal's public conversions (`known_datasets.json`).
         deltas: whether actions are displacements (of seven numbers: in metres and radians); None infers it
             where that is safe.
         camera: the camera to show, or a part of its name; None takes the first by name that is no depth map.
@@ -49,6 +52,7 @@ class EpisodeDataset:
             {"action": "command", "state": "sensed", "instruction": "prompt"}.
         gripper: the gripper command's value that means open, 1, 0 or -1; None infers it where that is safe.
         strict: refuse a dataset with an episode that cannot be read, instead of leaving it out.
+        revision: of the hub's dataset: a branch, tag or commit; None takes the newest.
 
     Raises:
         KitError: no dataset there, an unknown version, meta missing or damaged, or no episode that can be
@@ -81,9 +85,17 @@ class EpisodeDataset:
         columns: Mapping[str, str] | None = None,
         gripper: float | None = None,
         strict: bool = False,
+        revision: str | None = None,
     ) -> None:
+        from_hub = str(path) if hub.is_name(path) else ""
+        if from_hub:
+            path = hub.download(from_hub, ("meta/**",), "dataset", revision)
+            known = meaning.known_dataset(from_hub)
+            deltas = known.get("deltas") if deltas is None else deltas
+            gripper = known.get("gripper") if gripper is None else gripper
+            camera = camera or known.get("camera")
         self.path, self.strict = Path(path), strict
-        self.name = self.path.resolve().name
+        self.name = from_hub.rpartition("/")[2] or self.path.resolve().name
         self._info = info = meta.read_info(self.path)
         self.version, self.robot_type = info["codebase_version"], str(info.get("robot_type") or "unknown")
         self.fps = meta.rate_of(info.get("fps"), self.path)
@@ -112,6 +124,8 @@ class EpisodeDataset:
             if episode.length < 1:
                 what = f"{path}/meta gives episode {episode.index} no length"
                 self.leave_out(episode.index, KitError(what, AGAIN))
+        if from_hub:
+            self._fetch(from_hub)
         self._widths: dict[str, int] = {}
         self._look()
         self._infer(deltas, gripper)
@@ -274,6 +288,15 @@ class EpisodeDataset:
         }
         head = f"{self.name}: LeRobot {self.version}, {self.robot_type}"
         return "\n".join([head, *(f"  {name:<12}{line}" for name, line in lines.items() if line)])
+
+    def _fetch(self, name: str) -> None:
+        """Download the chosen episodes; their pictures from the shown camera alone."""
+        numbers = [info.index for info in self.episodes]
+        files = [self.table_file(number) for number in numbers]
+        if self.camera and self.camera not in self.columns.kept:
+            files += [self._video_file(number, self.camera)[0] for number in numbers]
+        wanted = [file.relative_to(self.path).as_posix() for file in dict.fromkeys(files)]
+        hub.download(name, hub.patterns_of(wanted), "dataset", self.path.name)  # the revision of the listing
 
     def _losses(self) -> str:
         number, error = next(iter(self._errors.items()))

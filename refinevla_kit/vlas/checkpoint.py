@@ -17,8 +17,6 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
 from PIL import Image
 from safetensors import SafetensorError, safe_open
@@ -26,6 +24,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as hub_logging
 
+from refinevla_kit import hub
 from refinevla_kit.episodes.meta import pointer_of
 from refinevla_kit.errors import KitError, listed
 from refinevla_kit.files import replacing, sha256
@@ -98,9 +97,7 @@ def locate(source: str | Path) -> Path:
     Raises:
         KitError: neither is there, the hub cannot be reached, or the download was interrupted.
     """
-    path = Path(source)
-    if not path.exists() and str(source).count("/") == 1 and not str(source).startswith((".", "/")):
-        path = _download(str(source))
+    path = hub.download(str(source), WANTED) if hub.is_name(source) else Path(source)
     if not path.is_dir():
         raise KitError(f"there is no checkpoint {source}", "give a folder with config.json, or a hub name")
     return path
@@ -138,19 +135,6 @@ def _with_base(folder: Folder) -> Folder:
         raise KitError(f"{name} is not the base that the adapters in {path} were trained on", remedy)
     files = {file: content for file, content in folder.files.items() if file != ADAPTER}
     return Folder(base.path, {**base.files, **files}, path)
-
-
-def _download(name: str) -> Path:
-    try:
-        return Path(snapshot_download(name, allow_patterns=list(WANTED)))
-    except LocalEntryNotFoundError as error:
-        what = f"{name} is neither in the hub's cache nor can the hub be reached"
-        remedy = "connect, or download the model on another machine and give its folder"
-        raise KitError(what, remedy) from error
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        what = f"{name} could not be downloaded ({type(error).__name__}: {str(error).splitlines()[0]})"
-        remedy = "check the name and your access; what was downloaded is kept and continued"
-        raise KitError(what, remedy) from error
 
 
 def read_model(

@@ -27,7 +27,7 @@ from refinevla_kit.policies import load_policy
 from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.training.config import TrainingConfig
 from refinevla_kit.training.policy_run import train_policy
-from refinevla_kit.vlas import checkpoint, load_vla
+from refinevla_kit.vlas import load_vla
 from tests.training.launched import noise
 from tests.vlas.reference import FOLDER
 
@@ -129,10 +129,7 @@ def test_a_download_that_was_cut_off_is_found_in_the_hubs_cache(
     (cache / "models--somebody--model" / "refs").mkdir()
     (cache / "models--somebody--model" / "refs" / "main").write_text("abc")
     shutil.copytree(copy, snapshot)
-    download = checkpoint.snapshot_download
-    monkeypatch.setattr(
-        checkpoint, "snapshot_download", lambda name, **how: download(name, cache_dir=str(cache), **how)
-    )
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
     whole = load_policy("somebody/model")
     assert whole.name == "model" and whole.checkpoint_hash == load_policy(copy).checkpoint_hash
     gone = sorted(snapshot.glob("*.safetensors"))[-1]
@@ -146,7 +143,7 @@ def test_a_download_that_breaks_off_is_one_line(error: Exception, monkeypatch: p
     def broken(*_: Any, **__: Any) -> str:
         raise error
 
-    monkeypatch.setattr(checkpoint, "snapshot_download", broken)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", broken)
     refused("somebody/model", f"could not be downloaded ({type(error).__name__}")
     assert issubclass(HfHubHTTPError, OSError), "an answer of the hub is one too"
 

@@ -1,0 +1,93 @@
+"""A dataset by its name on the hub, from a cache as huggingface_hub keeps it: what was asked for is there,
+and what is not is said in one line. Nothing here reaches the network.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from refinevla_kit import hub
+from refinevla_kit.episodes import columns, open_dataset
+from refinevla_kit.errors import KitError
+from refinevla_kit.training.examples import load_examples
+from tests.episodes.strangers import CAMERA, POSE, write_stranger
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+BRIDGE = "IPEC-COMMUNITY/bridge_orig_lerobot"
+
+
+@pytest.fixture
+def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The snapshot of somebody/things in an otherwise empty cache."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return keep(tmp_path, "somebody/things")
+
+
+def keep(tmp_path: Path, name: str, **options: Any) -> Path:
+    folder = tmp_path / "hub" / f"datasets--{name.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(COMMIT)
+    return write_stranger(folder / "snapshots" / COMMIT, **options)
+
+
+def test_a_dataset_of_the_hub_is_one_like_any_other(cached: Path) -> None:
+    dataset = open_dataset("somebody/things")
+    assert dataset.name == "things" and dataset.path == cached
+    assert len(load_examples(dataset)) == 11
+    assert open_dataset("somebody/things", episodes=[1], revision=COMMIT).episodes[0].index == 1
+
+
+def test_only_what_is_wanted_is_asked_for(cached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def download(name: str, files: Any, kind: str = "model", revision: str | None = None) -> Path:
+        asked.append((name, tuple(files), kind, revision))
+        return cached
+
+    monkeypatch.setattr(hub, "download", download)
+    open_dataset("somebody/things", episodes=[1], revision="v1")
+    listing, files = asked
+    assert listing == ("somebody/things", ("meta/**",), "dataset", "v1")
+    names = ("data/chunk-000/episode_000001.parquet", f"videos/chunk-000/{CAMERA}/episode_000001.mp4")
+    assert files == ("somebody/things", names, "dataset", COMMIT), "of the same revision as the listing"
+
+
+def test_of_very_many_files_whole_folders_are_asked_for() -> None:
+    files = [f"data/chunk-{number // 1000:03d}/episode_{number:06d}.parquet" for number in range(1500)]
+    assert hub.patterns_of(files) == ["data/chunk-000/*", "data/chunk-001/*"]
+    assert hub.patterns_of(files[:3]) == files[:3]
+
+
+def test_what_is_not_there_is_said_in_one_line(cached: Path) -> None:
+    with pytest.raises(KitError, match=r"somebody/else is neither in the hub's cache nor .* -> connect, or"):
+        open_dataset("somebody/else")
+    with pytest.raises(KitError, match=r"nowhere is not a folder -> give the path of a LeRobot dataset"):
+        open_dataset("./nowhere")
+
+
+def test_a_download_that_was_cut_off_leaves_out_what_did_not_come(cached: Path) -> None:
+    (cached / f"videos/chunk-000/{CAMERA}/episode_000001.mp4").unlink()
+    with pytest.warns(UserWarning, match=r"1 of 2 episodes of things .*episode_000001.mp4 is missing"):
+        dataset = open_dataset("somebody/things")
+    assert [info.index for info in dataset.episodes] == [0]
+    shutil.rmtree(cached / "data")
+    with pytest.raises(KitError, match=r"no episode of .* can be read"):
+        open_dataset("somebody/things")
+
+
+def test_what_the_numbers_of_bridge_mean_is_known_and_can_be_told_otherwise(
+    cached: Path, tmp_path: Path
+) -> None:
+    cameras = ("observation.images.image_0", "observation.images.image_1")
+    keep(tmp_path, BRIDGE, cameras=cameras, names={"motors": POSE})
+    dataset = open_dataset(BRIDGE)
+    assert (dataset.deltas, dataset.gripper, dataset.camera) == (True, 1.0, cameras[0])
+    told = open_dataset(BRIDGE, deltas=False, camera="image_1", gripper=0)
+    assert (told.deltas, told.gripper, told.camera) == (False, 0.0, cameras[1])
+    assert set(columns.known_dataset(BRIDGE)) == {"camera", "deltas", "gripper", "source"}
+    assert columns.known_dataset("somebody/things") == {}
