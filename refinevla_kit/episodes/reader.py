@@ -41,8 +41,8 @@ class EpisodeDataset:
 
     Args:
         path: the folder that holds meta/, data/ and videos/; or a dataset of the Hugging Face hub by its
-            name, of which only the chosen episodes and camera are downloaded. What the numbers of Bridge's and
-            Fractal's public conversions mean is known (`known_datasets.json`).
+            name, of which only the chosen episodes and camera are downloaded. What the numbers of the public
+            conversions of Bridge and Fractal mean is known (`known_datasets.json`).
         deltas: whether actions are displacements (of seven numbers: in metres and radians); None infers it
             where that is safe.
         camera: the camera to show, or a part of its name; None takes the first by name that is no depth map.

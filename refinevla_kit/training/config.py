@@ -53,6 +53,7 @@ class TrainingConfig:
             "adapted" also moves SpatialVLA's grid, and the embeddings of its words, to the data.
         cache: whether the hidden states below the trained layers are kept on disk. "auto" does so when they
             never change and as many frames are drawn as there are, so that it pays; "on" always; "off" never.
+            Pictures that stay in their files are cached where it is "on".
         cache_precision: how they are stored: "bf16", "fp32", or "same" as `precision`.
         cache_limit_gb: a larger one is refused, unwritten.
         accumulate: parts that a step's frames are computed in, like lengths together; less memory and less

@@ -18,7 +18,6 @@ from refinevla_kit.episodes import EpisodeDataset, open_dataset
 from refinevla_kit.episodes.columns import is_open
 from refinevla_kit.episodes.contract import STATE_NAMES
 from refinevla_kit.episodes.frame_table import FrameTable, frame_table
-from refinevla_kit.episodes.reader import CHECK_UP_TO
 from refinevla_kit.errors import KitError
 from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.simulator.contract import Array
@@ -227,8 +226,6 @@ def load_examples(
     if rationales == REVIEWED:
         rationales = find_rationales(source.path, elsewhere, reviews=True)
     stored, notes = _read(Path(rationales)) if rationales else ([], [])
-    if len(source.episodes) > CHECK_UP_TO:  # a smaller one was checked when it was opened
-        source.check()
     known = {item.index for item in source.episodes}
     strange = {row.episode for row in stored} - known - source.left_out.keys()
     if strange:

@@ -201,11 +201,11 @@ class _Run:
 
     def _keep(self, cache_folder: Path, progress: bool) -> Kept:
         """What is computed once, see `make_batch`."""
+        images = self.examples.images
+        if isinstance(images, StreamedPictures) and self.config.cache != "on":
+            return None
         if not self.config.caches(len(self.examples)):
-            images = self.examples.images
-            if isinstance(images, StreamedPictures) or not self.config.tower_frozen:
-                return None
-            return tower_tokens(self.vla, images)
+            return tower_tokens(self.vla, images) if self.config.tower_frozen else None
         progress = progress and self.accelerator.is_local_main_process
         with self.accelerator.local_main_process_first():  # it writes the cache, the others open it
             return open_or_write(self.vla, self.examples, self.config, cache_folder, progress)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from refinevla_kit.simulator.contract import Array
 from refinevla_kit.training.config import TrainingConfig
 from refinevla_kit.training.examples import Examples
+from refinevla_kit.training.pictures import StreamedPictures
 from refinevla_kit.vlas.action_tokens import ActionTokens
 from refinevla_kit.vlas.contract import VLA
 from refinevla_kit.vlas.decoder import hidden_states, logits_of
@@ -67,7 +68,7 @@ class Batch:
 
 
 @torch.no_grad()
-def tower_tokens(vla: VLA, images: Array, chunk: int = 64) -> Tensor:
+def tower_tokens(vla: VLA, images: Array | StreamedPictures, chunk: int = 64) -> Tensor:
     """The vision tower's tokens of every picture, on the CPU: uint8 (N, H, W, 3) -> float16 (N, P, d)."""
     parts = (vla.look(vla.pixel_values(images[i : i + chunk])) for i in range(0, len(images), chunk))
     return torch.cat([part.half().cpu() for part in parts])  # half: 18 kB a frame
