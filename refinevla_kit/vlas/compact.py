@@ -143,10 +143,11 @@ class CompactVLA(VLA):
     @property
     def conventions(self) -> Conventions:
         """The kit's own contract for the robot of the demonstrations it learned from, at the picture size of
-        its tower.
+        its tower; but 1 opens any gripper, as in `training.examples`.
         """
         robot = ROBOT_CONVENTIONS[str(self.provenance.get("robot", "widowx"))]
-        return replace(robot, image_size=self.image_size, normalisation="own")
+        gripper: Any = "relative_opening+1" if robot.robot == "google_robot" else robot.gripper
+        return replace(robot, image_size=self.image_size, normalisation="own", gripper=gripper)
 
     @property
     def _paligemma(self) -> Any:
