@@ -16,9 +16,13 @@ from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
 from refinevla_kit.conventions import GOOGLE_ROBOT
+from refinevla_kit.episodes import DatasetWriter, Episode, open_dataset
+from refinevla_kit.episodes.contract import ACTION_NAMES, STATE_NAMES
 from refinevla_kit.errors import KitError
+from refinevla_kit.policies.conversion import ActionConversion
 from refinevla_kit.policies.vla_policy import DECODINGS, VLAPolicy, load_policy
 from refinevla_kit.settings import REPOSITORY
+from refinevla_kit.training.examples import load_examples
 from refinevla_kit.vlas.action_tokens import BINS, STATISTICS, UniformBins
 from refinevla_kit.vlas.compact import CompactConfig, CompactVLA, build, load
 from refinevla_kit.vlas.compact_parts import (
@@ -245,11 +249,31 @@ def test_a_checkpoint_of_a_later_format_says_so(vla: CompactVLA, tmp_path: Path)
 def test_a_checkpoint_knows_whose_robot_it_learned(vla: CompactVLA, tmp_path: Path) -> None:
     of_google = replace(vla, provenance={"robot": "google_robot"}).save(tmp_path / "one")
     found = load(of_google).conventions
-    assert found == replace(GOOGLE_ROBOT, image_size=vla.image_size, normalisation="own")
+    expected = {"image_size": vla.image_size, "normalisation": "own", "gripper": "relative_opening+1"}
+    assert found == replace(GOOGLE_ROBOT, **expected)
     assert vla.conventions.robot == "widowx"
     other = replace(vla, provenance={"robot": ["franka"]}).save(tmp_path / "two")
     with pytest.raises(KitError, match=r"of the robot \['franka'\] -> give one of widowx"):
         load(other)
+
+
+def test_what_it_learns_of_the_google_robots_gripper_is_what_it_does_with_it(
+    vla: CompactVLA, tmp_path: Path
+) -> None:
+    """The robot closes at 1 and the examples open at 1; acting has to turn it back."""
+    command = np.array([-1, -1, 1, 1], np.float32)
+    actions = np.column_stack([np.zeros((4, 6), np.float32), command])
+    names = {"action_names": ACTION_NAMES, "state_names": STATE_NAMES}
+    with DatasetWriter(tmp_path / "data", 3, "google_robot", **names) as writer:
+        images = np.zeros((4, 32, 48, 3), np.uint8)
+        writer.add(Episode(images, actions, np.zeros((4, 15), np.float32), "pick coke can"))
+    learned = load_examples(tmp_path / "data").actions
+    assert learned[:, 6].tolist() == [1, 1, -1, -1]
+    of_google = replace(vla, provenance={"robot": "google_robot"})
+    acting = ActionConversion(of_google.conventions, GOOGLE_ROBOT)
+    assert not acting.remembers, "it can be asked about many pictures at once"
+    done = np.stack([acting.convert(of_google.kit_actions(row[None])[0]) for row in learned])
+    np.testing.assert_array_equal(done, open_dataset(tmp_path / "data").actions(0))
 
 
 def test_a_pointer_of_git_lfs_in_the_place_of_weights_is_called_one(vla: CompactVLA, tmp_path: Path) -> None:
