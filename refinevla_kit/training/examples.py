@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from refinevla_kit.episodes import EpisodeDataset, open_dataset
-from refinevla_kit.episodes.columns import is_open
+from refinevla_kit.episodes.columns import filled, is_open
 from refinevla_kit.episodes.contract import STATE_NAMES
 from refinevla_kit.episodes.frame_table import FrameTable, frame_table
 from refinevla_kit.errors import KitError
@@ -344,7 +344,10 @@ def _kit_gripper(source: EpisodeDataset, actions: Array) -> Array:
     """
     if source.gripper is None or (source.gripper == 1 and np.isin(actions[:, 6], (-1, 1)).all()):
         return actions
-    command = np.where(is_open(actions[:, 6], source.gripper), 1, -1)
+    if source.gripper == -1:  # the Google Robot's is a motion, of any size, and 0 stays
+        command = -filled(actions[:, 6:], False)[:, 0]
+    else:
+        command = np.where(is_open(actions[:, 6], source.gripper), 1, -1)
     return np.column_stack([actions[:, :6], command]).astype(np.float32)
 
 

@@ -260,15 +260,17 @@ def test_a_checkpoint_knows_whose_robot_it_learned(vla: CompactVLA, tmp_path: Pa
 def test_what_it_learns_of_the_google_robots_gripper_is_what_it_does_with_it(
     vla: CompactVLA, tmp_path: Path
 ) -> None:
-    """The robot closes at 1 and the examples open at 1; acting has to turn it back."""
-    command = np.array([-1, -1, 1, 1], np.float32)
+    """The robot closes at 1, a little at 0.25 and stays at 0; the examples open at 1, and acting turns it
+    back.
+    """
+    command = np.array([-1, 0, 0.25, 1], np.float32)
     actions = np.column_stack([np.zeros((4, 6), np.float32), command])
     names = {"action_names": ACTION_NAMES, "state_names": STATE_NAMES}
     with DatasetWriter(tmp_path / "data", 3, "google_robot", **names) as writer:
         images = np.zeros((4, 32, 48, 3), np.uint8)
         writer.add(Episode(images, actions, np.zeros((4, 15), np.float32), "pick coke can"))
     learned = load_examples(tmp_path / "data").actions
-    assert learned[:, 6].tolist() == [1, 1, -1, -1]
+    assert learned[:, 6].tolist() == [1, 0, -0.25, -1]
     of_google = replace(vla, provenance={"robot": "google_robot"})
     acting = ActionConversion(of_google.conventions, GOOGLE_ROBOT)
     assert not acting.remembers, "it can be asked about many pictures at once"
