@@ -425,7 +425,7 @@ def write_card(
         part.write_text(
             f"# Compact VLA, base\n\nMade by `{provenance['made_by']}`: "
             f"{provenance['pretraining']}.\n\n{data}\n{notes}\n\n"
-            f"{language} SimplerEnv's grid, its first episodes:\n\n"
+            f"{language} Episodes of SimplerEnv's grid:\n\n"
             "| assets | setting | task | success at the last step | success at any step |\n| --- | "
             f"--- | --- | --- | --- |\n{rows}",
             encoding="utf-8",
