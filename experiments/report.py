@@ -330,7 +330,7 @@ def insert(document: Path, name: str, text: str) -> None:
 
 def publish(records: Path) -> Path:
     """Make the records in `records` the repository's, with their pictures and the generated sections of
-    docs/experiment.md.
+    their page.
     """
     profile = load_results(records).profile  # before anything is replaced
     shipped = SHIPPED.with_name(profile.experiment)

@@ -292,10 +292,8 @@ class _Runs:
 
     def _cache(self, arm: Arm) -> Path:
         """Each base and each choice of texts and frames has caches of its own."""
-        said = f"{arm.rationales}-{arm.share:g}-{arm.acting:g}"
-        if arm.reasoning_first:  # its second half begins with weights of its own
-            said = "own"
-        return self.study.output / "activations" / f"{self._base(arm)[1]}-{said}"
+        given = f"{arm.rationales}-{arm.share:g}-{arm.acting:g}"
+        return self.study.output / "activations" / f"{self._base(arm)[1]}-{given}"
 
 
 def collect(study: Study, runs: _Runs, stages: Sequence[Stage], reasons: dict[str, str]) -> Path:

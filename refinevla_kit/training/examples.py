@@ -23,7 +23,7 @@ from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.simulator.contract import Array
 from refinevla_kit.teacher.answers import StoredRationale, load_rationales, lookup
 from refinevla_kit.teacher.reviews import SUFFIX, load_decisions, reviewed
-from refinevla_kit.training.pictures import StreamedPictures, bytes_of
+from refinevla_kit.training.pictures import StreamedPictures, bytes_of, check_sizes
 from refinevla_kit.vlas.action_tokens import STATISTICS, check_actions
 
 REVIEWED = "reviewed"
@@ -109,7 +109,7 @@ class Examples:
         assert isinstance(self.images, StreamedPictures)
         wanted = held_out(self.episodes[row])
         for _ in range(len(self)):  # each episode once, at most
-            readable = self.images.readable(self.pictures(np.array([row])))[0]
+            readable = self.images.readable(row if self.picture is None else int(self.picture[row]))
             if readable and held_out(self.episodes[row]) == wanted:
                 return row
             row = int(np.searchsorted(self.episodes, self.episodes[row], side="right")) % len(self)
@@ -170,23 +170,20 @@ def join(parts: Sequence[Examples]) -> Examples:
 
 def _stacked(parts: Sequence[Examples]) -> Examples:
     """All frames of several, as they are; an array of pictures that several have is there once."""
-    sizes = {part.images.shape[1:3] for part in parts}
-    if len(sizes) > 1:
-        raise _of_sizes(sizes)
+    check_sizes(part.images for part in parts)
     arrays = {id(part.images): part.images for part in parts}
     streamed = [images for images in arrays.values() if isinstance(images, StreamedPictures)]
     if streamed and len(streamed) < len(arrays):
         raise KitError("some of the examples are in memory, others are not", "give all the same `stream`")
+    images = parts[0].images
+    if len(arrays) > 1:
+        images = StreamedPictures.joined(streamed) if streamed else np.concatenate(list(arrays.values()))
     starts = dict(zip(arrays, np.cumsum([0, *map(len, arrays.values())])))
     pictures = [part.pictures(np.arange(len(part))) + starts[id(part.images)] for part in parts]
     shared = any(part.picture is not None for part in parts) or len(arrays) < len(parts)
     states = [part.proprioception for part in parts if part.proprioception is not None]
     return Examples(
-        StreamedPictures.joined(streamed)
-        if streamed
-        else np.concatenate(list(arrays.values()))
-        if len(arrays) > 1
-        else parts[0].images,
+        images,
         np.concatenate([part.actions for part in parts]),
         np.concatenate([part.episodes for part in parts]),
         tuple(text for part in parts for text in part.instructions),
@@ -272,9 +269,7 @@ def _images(source: EpisodeDataset, table: FrameTable, stream: bool | None) -> A
             decoded.append(source.images(item.index))
         except KitError as error:
             source.leave_out(item.index, error)
-    sizes = {images.shape[1:3] for images in decoded}
-    if len(sizes) > 1:
-        raise _of_sizes(sizes)
+    check_sizes(decoded)
     return np.concatenate(decoded)
 
 
@@ -286,12 +281,6 @@ def _picture_bytes(source: EpisodeDataset) -> int:
         except KitError as error:
             source.leave_out(item.index, error)  # raises where no other is left
     return 0
-
-
-def _of_sizes(sizes: set[tuple[int, ...]]) -> KitError:
-    listed = " and ".join(f"{width} x {height}" for height, width in sorted(sizes))
-    what = f"the episodes have pictures of {len(sizes)} sizes ({listed})"
-    return KitError(what, "train on episodes of one camera and size")
 
 
 def trainable(dataset: EpisodeDataset | str | Path, base: str | Path | None = None) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
@@ -77,12 +77,9 @@ class StreamedPictures:
         """Begin to decode what is asked for next, part by part."""
         self._coming = {part.tobytes(): self._background.submit(self._decode, part) for part in parts}
 
-    def readable(self, rows: Array) -> Array:
-        """Which of these rows are of no episode that is known to be unreadable, bool (B,)."""
-        broken = np.array(list(self.unreadable), int).reshape(-1, 2)
-        place = np.column_stack([self._source[rows], self._episodes[rows]])
-        found: Array = ~(place[:, None] == broken[None]).all(2).any(1)
-        return found
+    def readable(self, row: int) -> bool:
+        """Whether a row is of no episode that is known to be unreadable."""
+        return self._place(row) not in self.unreadable
 
     def digest(self) -> str:
         """SHA-256 of which pictures these are: the datasets' own listings, and the frames."""
@@ -103,10 +100,14 @@ class StreamedPictures:
     def _background(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(1, "ahead")
 
+    def _place(self, row: int) -> tuple[int, int]:
+        """Number of its dataset, and of its episode there."""
+        return int(self._source[row]), int(self._episodes[row])
+
     def _decode(self, rows: Array) -> Array:
         places: dict[tuple[int, int], list[int]] = {}
         for number, row in enumerate(rows.tolist()):
-            places.setdefault((int(self._source[row]), int(self._episodes[row])), []).append(number)
+            places.setdefault(self._place(row), []).append(number)
         for place in places.keys() & self.unreadable.keys():
             raise self.unreadable[place]
         found = list(self._pool.map(self._of_episode, places, [rows[at] for at in places.values()]))
@@ -115,11 +116,9 @@ class StreamedPictures:
                 self.sources[number].leave_out(episode, self.unreadable[number, episode])
                 self.sources[number].warn()
             raise self.unreadable[broken[0]]
+        check_sizes(found)
         images = np.empty((len(rows), *found[0].shape[1:]), np.uint8)
         for at, part in zip(places.values(), found, strict=True):
-            if part.shape[1:] != images.shape[1:]:
-                what = f"the episodes have pictures of {part.shape[1:3]} and {images.shape[1:3]}"
-                raise KitError(what, "train on episodes of one camera and size")
             images[at] = part
         return images
 
@@ -131,6 +130,15 @@ class StreamedPictures:
         except KitError as error:
             self.unreadable[place] = error
             return np.empty((0, 0, 0, 3), np.uint8)
+
+
+def check_sizes(pictures: Iterable[Array | StreamedPictures]) -> None:
+    """Raise `KitError` unless these (N, H, W, 3) each have pictures of one height and width."""
+    sizes = {each.shape[1:3] for each in pictures}
+    if len(sizes) > 1:
+        listed = " and ".join(f"{width} x {height}" for height, width in sorted(sizes))
+        what = f"the episodes have pictures of {len(sizes)} sizes ({listed})"
+        raise KitError(what, "train on episodes of one camera and size")
 
 
 def bytes_of(pictures: Array | StreamedPictures) -> Any:
