@@ -78,7 +78,7 @@ RECORDINGS: dict[str, tuple[Recording, ...]] = {
     "google_robot": (
         Recording("cans", "pick_coke_can", 12, noise=1),
         Recording("near", "move_near", 30, noise=1),
-        Recording("drawers", "open_close_drawer", 3, noise=0.3),
+        Recording("drawers", "open_close_drawer", 5, noise=0.5),
         Recording("things", "google_robot_language_trained", 3, noise=1),
         Recording("apple", "place_apple_in_closed_top_drawer", 4, noise=1),
         Recording("can_frames", "pick_coke_can", 24, frames=12),
@@ -164,6 +164,7 @@ _LAST = replace(
 )
 _PLAYED = tuple(one.name for one in RECORDINGS["widowx"] if not one.frames)
 _PUT_TOGETHER = tuple(one.name for one in RECORDINGS["widowx"] if one.frames)
+_ACTED_GOOGLE = tuple(one.name for one in RECORDINGS["google_robot"] if not one.frames)
 _OF_THINGS = ("can_frames", "near_frames", "drawer_frames", "thing_frames", "near_frames_looks")
 _DRIVE = (
     Recording("driven_pairs", "widowx_language_trained", 16),
@@ -190,8 +191,16 @@ _DRIVE_GOOGLE = (
     Recording("driven_drawers", "open_close_drawer", 1),
     Recording("driven_things", "google_robot_language_trained", 1),
 )
-_DRIVE_GOOGLE_LAST = tuple(
-    replace(one, name=one.name.replace("driven", "last"), episodes=2 * one.episodes) for one in _DRIVE_GOOGLE
+_DRIVE_GOOGLE_AGAIN = (  # in the order that two processes share alike
+    Recording("driven_again_drawers", "open_close_drawer", 4),
+    Recording("driven_again_cans", "pick_coke_can", 8),
+    Recording("driven_again_near", "move_near", 24),
+    Recording("driven_again_things", "google_robot_language_trained", 1),
+)
+_DRIVE_GOOGLE_LAST = (
+    Recording("last_drawers", "open_close_drawer", 3),
+    Recording("last_cans", "pick_coke_can", 8),
+    Recording("last_near", "move_near", 24),
 )
 ROUNDS = {
     "widowx": (
@@ -210,27 +219,38 @@ ROUNDS = {
         Round(_POINT, _OF_THINGS),
         Round(replace(_DRIVEN, steps=1600, questions=0.7, rationales=0.2)),
         Round(replace(_DRIVEN, seed=4, questions=0.7, rationales=0.2), driven=_DRIVE_GOOGLE, times=2),
-        Round(replace(_LAST, seed=9), driven=_DRIVE_GOOGLE_LAST, afresh=True, kept=0.7),
+        Round(
+            replace(_DRIVEN, steps=1600, seed=10, questions=0.5, rationales=0.1),
+            _ACTED_GOOGLE,
+            driven=_DRIVE_GOOGLE_AGAIN,
+            times=2,
+        ),
+        Round(replace(_LAST, seed=9), driven=_DRIVE_GOOGLE_LAST, afresh=True, kept=0.5),
     ),
 }
 
 
 def record_all(robot: str, folder: Path, official: Path | None) -> list[Path]:
-    """Record what is not recorded yet; without `official`, what needs SimplerEnv's own assets is left out.
+    """Record what is not recorded yet, each process its share; without `official`, what needs SimplerEnv's
+    own assets is left out.
 
     Returns the datasets, in the order of `RECORDINGS`.
     """
-    found: list[Path] = []
-    played: list[Path] = []  # what random frames take their hands from
-    for number, one in enumerate(RECORDINGS[robot]):
-        if one.official and official is None:
-            continue
-        path = folder / one.name
-        _record(path, one, number, official, played)
-        found.append(path)
-        if not (one.frames or one.official):
-            played.append(path)
-    return found
+    state = PartialState()
+    able = [
+        (number, one)
+        for number, one in enumerate(RECORDINGS[robot])
+        if official is not None or not one.official
+    ]
+    acted = [one for one in able if not one[1].frames]
+    put_together = [one for one in able if one[1].frames]
+    # Random frames take their hands from what was acted out with the embedded assets.
+    hands = [folder / one.name for _, one in acted if not one.official]
+    for wanted in (acted, put_together):
+        for number, one in wanted[state.process_index :: state.num_processes]:
+            _record(folder / one.name, one, number, official, hands)
+        state.wait_for_everyone()
+    return [folder / one.name for _, one in able]
 
 
 def drive(
@@ -362,8 +382,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         folder = given.work / given.robot
         state = PartialState(cpu=not torch.cuda.is_available())
-        with state.main_process_first():  # what one has recorded the others only look up
-            datasets = record_all(given.robot, folder, given.official)
+        datasets = record_all(given.robot, folder, given.official)
         if given.until != "record":
             base = learn(given.robot, datasets, folder, given.official, state)
             if given.until == "judge" and state.is_main_process:

@@ -227,6 +227,37 @@ def _report_annotation(path: Path, failure: str) -> None:
 
 
 @app.command()
+def plan(
+    base: Annotated[
+        str, Option(help="spatialvla | openvla (released sizes), a checkpoint's folder, a hub name")
+    ],
+    gpus: Annotated[str, Option(help="COUNTxGIGABYTES of one, such as 1x80")] = "1x80",
+    dataset: Annotated[str | None, Option(help="folder or hub name, whose frames are counted")] = None,
+    frames: Annotated[int | None, Option(min=1, help="instead of a dataset")] = None,
+    batch: Annotated[int, Option(min=1, help="frames a step, over all GPUs")] = 32,
+    epochs: Annotated[float, Option(min=0.001, help="how often each frame is seen")] = 1.0,
+    rationale: Annotated[int, Option(min=0, help="words of a rationale")] = 90,
+    upper: Annotated[int, Option(min=1, help="language layers that train where the upper ones do")] = 2,
+    tflops: Annotated[
+        float | None, Option(help="10^12 operations a second of one GPU, half precision")
+    ] = None,
+    price: Annotated[float | None, Option(help="of one GPU for an hour, in your currency")] = None,
+) -> None:
+    """Say what fine-tuning would take: memory, what fits, hours, money. Nothing is downloaded but sizes."""
+    from refinevla_kit.episodes.meta import count_frames
+    from refinevla_kit.training import plan as planning
+
+    if (dataset is None) == (frames is None):
+        raise KitError("plan needs to know how much data", "give either --dataset or --frames")
+    job = planning.Job(frames or count_frames(str(dataset)), batch, epochs, rationale)
+    machines = planning.parse_gpus(gpus, tflops, price)
+    ways = planning.plan(base, job, machines, upper)
+    print(planning.table(ways, job, machines))
+    fitting = {way.name: {"peak": way.peak, "fits": way.fits, "hours": way.hours} for way in ways}
+    _print_json({"base": base, "frames": job.frames, "steps": job.steps, "ways": fitting})
+
+
+@app.command()
 def serve(
     checkpoint: Checkpoint,
     host: Annotated[

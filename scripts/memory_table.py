@@ -9,23 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.training.config import TrainingConfig
 from refinevla_kit.training.memory import Memory, training_memory
-from refinevla_kit.vlas.contract import VLA
-from refinevla_kit.vlas.random_start import REAL_OPENVLA, REAL_SPATIALVLA, random_openvla, random_spatialvla
+from refinevla_kit.training.plan import skeleton_of
 
 GUIDE, README = REPOSITORY / "docs" / "your_vla.md", REPOSITORY / "README.md"
 CARDS = (16, 24, 48, 80, 141)  # GB that GPUs have
 ROOM = 0.75  # share of a card that weights, gradients and moments may fill; activations need the rest
-ACTIONS = np.linspace(-0.02, 0.02, 70).reshape(10, 7)  # any: no size depends on them
-MODELS: dict[str, tuple[Any, dict[str, Any], int]] = {
-    "SpatialVLA 4B": (random_spatialvla, REAL_SPATIALVLA, 24),
-    "OpenVLA 7B": (random_openvla, REAL_OPENVLA, 30),
-}
-"""How a model is made, from which sizes, and how many lower layers its two upper ones leave frozen."""
+MODELS = {"SpatialVLA 4B": ("spatialvla", 24), "OpenVLA 7B": ("openvla", 30)}
+"""The base, and how many lower layers its two upper ones leave frozen."""
 LIGHT = {"precision": "bf16", "frozen_weights": "bf16"}
 UPPER, LORA, FULL = "two upper layers", "adapters as its authors'", "all"
 WAYS: dict[str, dict[str, Any]] = {
@@ -39,18 +32,11 @@ WAYS: dict[str, dict[str, Any]] = {
 Found = Mapping[str, Mapping[str, Memory]]  # by model and way
 
 
-def skeleton(name: str) -> VLA:
-    """A model of the released size, without numbers."""
-    make, sizes, _ = MODELS[name]
-    vla: VLA = make(sizes, ["put the spoon on the towel"], ACTIONS, device="meta")
-    return vla
-
-
 def memories(name: str) -> dict[str, Memory]:
     """What each way of fine-tuning takes."""
-    frozen = MODELS[name][2]
+    base, frozen = MODELS[name]
     return {
-        way: training_memory(skeleton(name), TrainingConfig(steps=1, freeze_layers=frozen, **how))
+        way: training_memory(skeleton_of(base), TrainingConfig(steps=1, freeze_layers=frozen, **how))
         for way, how in WAYS.items()
     }
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from refinevla_kit import hub
 from refinevla_kit.episodes.contract import EpisodeInfo
 from refinevla_kit.errors import KitError
 from refinevla_kit.simulator.contract import Array
@@ -68,6 +69,21 @@ def read_info(path: Path) -> dict[str, Any]:
         remedy = f"convert it to one of {', '.join(VERSIONS)} with LeRobot's own scripts"
         raise KitError(f"{path} has LeRobot version {version}", remedy)
     return info
+
+
+def count_frames(source: str | Path) -> int:
+    """How many frames a dataset says it has; of the hub's, `meta/info.json` alone is fetched.
+
+    Raises:
+        KitError: it is none, or does not say so.
+    """
+    folder = (
+        hub.download(str(source), ("meta/info.json",), "dataset") if hub.is_name(source) else Path(source)
+    )
+    frames = whole(read_info(folder).get("total_frames"))
+    if not frames:
+        raise KitError(f"{source} does not say how many frames it has (total_frames)", AGAIN)
+    return frames
 
 
 def listing(path: Path, version: str, info: dict[str, Any]) -> Rows:

@@ -201,6 +201,25 @@ def joint_loss(
         bins: the policy's action tokens.
         texts_alike: see `TrainingConfig`.
     """
+    action, reasoning, action_logits, action_target = objective(logits, sequences, texts_alike)
+    with torch.no_grad():
+        accuracy = (action_logits.argmax(-1) == action_target).float().mean()
+        spoken = (action_target >= first_action) & (action_target < first_action + bins.words)
+        l1 = _distance(action_logits[spoken], action_target[spoken], first_action, bins)
+    total = action + lambda_reasoning * reasoning
+    rationale_tokens = int((sequences.kinds[:, -logits.shape[1] :][:, 1:] == RATIONALE_KIND).sum())
+    return Losses(total, action, reasoning, accuracy, l1, len(action_target), rationale_tokens)
+
+
+def objective(
+    logits: Tensor, sequences: Sequences, texts_alike: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The two losses, and what the first one compares; see `joint_loss` for the arguments.
+
+    Returns:
+        The mean loss of action tokens and that of rationale tokens; logits (A, V) and targets (A,) of the A
+        action tokens.
+    """
     keep = logits.shape[1]
     # Place t predicts token t + 1. Float, because bf16 sums of a thousand exponentials are too coarse.
     predicted = logits[:, :-1].float()  # B, K-1, V
@@ -211,12 +230,7 @@ def joint_loss(
     action = _mean_loss(action_logits, action_target)
     shares = _shares_of_texts(is_rationale) if texts_alike else None
     reasoning = _mean_loss(predicted[is_rationale], target[is_rationale], shares)
-    with torch.no_grad():
-        accuracy = (action_logits.argmax(-1) == action_target).float().mean()
-        spoken = (action_target >= first_action) & (action_target < first_action + bins.words)
-        l1 = _distance(action_logits[spoken], action_target[spoken], first_action, bins)
-    total = action + lambda_reasoning * reasoning
-    return Losses(total, action, reasoning, accuracy, l1, len(action_target), int(is_rationale.sum()))
+    return action, reasoning, action_logits, action_target
 
 
 def _shares_of_texts(is_rationale: Tensor) -> Tensor:
