@@ -16,6 +16,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
+from refinevla_kit import hub
 from refinevla_kit.errors import KitError, as_kit_error, check_choice
 from refinevla_kit.files import write_json
 from refinevla_kit.tasks import BACKENDS, CAMERA_SIZES, SETTINGS, find_tasks
@@ -191,16 +192,15 @@ class Settings(BaseModel):
             raise KitError(what, f"run notebook {earlier} to its end, or give a path")
         return None
 
-    def find(
-        self, value: str | Path | None, run_path: str, shipped_name: str, checkpoint: bool = False
-    ) -> Path:
+    def find(self, value: str | Path | None, run_path: str, shipped_name: str, from_hub: str = "") -> Path:
         """The input to read: what is given, else what an earlier notebook left last, else what is shipped.
 
         Args:
             value: the path that was given, from here or from the checkout; None where none was.
             run_path: `notebook/name` in `output`.
             shipped_name: path in `data/`.
-            checkpoint: a model of the Hugging Face hub may be named too; it is downloaded once.
+            from_hub: "model" or "dataset": one of the Hugging Face hub may be named too. A model is
+                downloaded once; of a dataset the listing, and the rest where it is opened.
 
         Raises:
             KitError: none of them exists, or what the earlier notebook left last is not there (any more).
@@ -210,10 +210,8 @@ class Settings(BaseModel):
             for candidate in (given, REPOSITORY / given):
                 if candidate.exists():
                     return candidate.resolve()
-            if checkpoint and str(value).count("/") == 1:
-                from refinevla_kit.vlas.checkpoint import locate  # needs torch
-
-                return locate(value)
+            if from_hub and hub.is_name(value):
+                return hub.download(str(value), hub.FILES[from_hub], from_hub)
             raise KitError(
                 f"{value} does not exist: there is no such file or folder in {Path.cwd()} or {REPOSITORY}",
                 "give an existing path, or None for what the run folder or data/ holds",
@@ -258,11 +256,11 @@ class Settings(BaseModel):
             if len(given) < len(names):
                 print(f"the shipped policies are the WidowX's: none of them plays the tasks of {robot}")
         found = {
-            name: self.find(path, f"02_fine_tuning/{name}", f"checkpoints/{name}", checkpoint=True)
+            name: self.find(path, f"02_fine_tuning/{name}", f"checkpoints/{name}", from_hub="model")
             for name, path in given.items()
         }
         base = getattr(self, "base", None)
-        return found if base is None else {**found, "base": self.find(base, "", "", checkpoint=True)}
+        return found if base is None else {**found, "base": self.find(base, "", "", from_hub="model")}
 
     def write_summary(self, values: Mapping[str, Any]) -> None:
         """Write `summary.json` into this notebook's folder and print it as one line, for scripts to read."""

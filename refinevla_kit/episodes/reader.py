@@ -87,9 +87,10 @@ class EpisodeDataset:
         strict: bool = False,
         revision: str | None = None,
     ) -> None:
-        from_hub = str(path) if hub.is_name(path) else ""
+        from_hub = str(path) if hub.is_name(path) else hub.name_in_cache(path)
+        if hub.is_name(path):
+            path = hub.download(from_hub, hub.FILES["dataset"], "dataset", revision)
         if from_hub:
-            path = hub.download(from_hub, ("meta/**",), "dataset", revision)
             known = meaning.known_dataset(from_hub)
             deltas = known.get("deltas") if deltas is None else deltas
             gripper = known.get("gripper") if gripper is None else gripper
@@ -295,8 +296,11 @@ class EpisodeDataset:
         files = [self.table_file(number) for number in numbers]
         if self.camera and self.camera not in self.columns.kept:
             files += [self._video_file(number, self.camera)[0] for number in numbers]
-        wanted = [file.relative_to(self.path).as_posix() for file in dict.fromkeys(files)]
-        hub.download(name, hub.patterns_of(wanted), "dataset", self.path.name)  # the revision of the listing
+        wanted = [
+            file.relative_to(self.path).as_posix() for file in dict.fromkeys(files) if not file.exists()
+        ]
+        if wanted:
+            hub.download(name, hub.patterns_of(wanted), "dataset", self.path.name)  # the listing's revision
 
     def _losses(self) -> str:
         number, error = next(iter(self._errors.items()))

@@ -36,7 +36,6 @@ PROVENANCE = "refinevla.json"  # beside the authors' files, read by the kit alon
 OWN = "refinevla"  # whose statistics a fitted model has
 COPY = "copy or download the whole folder again"
 NUMBERS = ("BF16", "F16", "F32", "F64")  # dtypes that a weight may be stored in
-WANTED = ("*.json", "*.safetensors", "*.model", "*.txt")  # never code
 KEPT = (".json", ".model", ".txt", ".py")  # beside the weights; code is copied along, never run
 
 
@@ -97,7 +96,7 @@ def locate(source: str | Path) -> Path:
     Raises:
         KitError: neither is there, the hub cannot be reached, or the download was interrupted.
     """
-    path = hub.download(str(source), WANTED) if hub.is_name(source) else Path(source)
+    path = hub.download(str(source), hub.FILES["model"]) if hub.is_name(source) else Path(source)
     if not path.is_dir():
         raise KitError(f"there is no checkpoint {source}", "give a folder with config.json, or a hub name")
     return path

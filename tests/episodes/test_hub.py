@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -42,7 +43,9 @@ def test_a_dataset_of_the_hub_is_one_like_any_other(cached: Path) -> None:
     assert open_dataset("somebody/things", episodes=[1], revision=COMMIT).episodes[0].index == 1
 
 
-def test_only_what_is_wanted_is_asked_for(cached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_what_is_wanted_is_asked_for(
+    cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = []
 
     def download(name: str, files: Any, kind: str = "model", revision: str | None = None) -> Path:
@@ -50,11 +53,43 @@ def test_only_what_is_wanted_is_asked_for(cached: Path, monkeypatch: pytest.Monk
         return cached
 
     monkeypatch.setattr(hub, "download", download)
-    open_dataset("somebody/things", episodes=[1], revision="v1")
+    for there in (cached / "data", cached / "videos"):
+        there.rename(tmp_path / there.name)
+    with pytest.raises(KitError, match="can be read"):  # nothing comes
+        open_dataset("somebody/things", episodes=[1], revision="v1")
     listing, files = asked
     assert listing == ("somebody/things", ("meta/**",), "dataset", "v1")
     names = ("data/chunk-000/episode_000001.parquet", f"videos/chunk-000/{CAMERA}/episode_000001.mp4")
     assert files == ("somebody/things", names, "dataset", COMMIT), "of the same revision as the listing"
+
+
+def test_what_is_there_is_not_asked_for_again(cached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is the hub, where the folder in its cache is given."""
+    monkeypatch.setattr(hub, "download", lambda *_: pytest.fail("asked"))
+    dataset = open_dataset(cached)
+    assert dataset.name == "things" and len(dataset.episodes) == 2
+
+
+def test_a_folder_of_the_cache_is_known_by_its_name(cached: Path, tmp_path: Path) -> None:
+    assert hub.name_in_cache(cached) == "somebody/things"
+    assert hub.name_in_cache("/x/datasets--a--b--c/snapshots/1") == "a/b--c"
+    model = tmp_path / "hub" / "models--a--b" / "snapshots" / COMMIT
+    assert hub.name_in_cache(model) == hub.name_in_cache(tmp_path) == ""
+
+
+def test_a_disk_too_small_is_said_before_anything_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is still to come is asked for first."""
+    began = []
+
+    def snapshot(name: str, dry_run: bool = False, **_: Any) -> Any:
+        began.append(dry_run)
+        return [SimpleNamespace(file_size=10**18, will_download=True)] * 2
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with pytest.raises(KitError, match=r"a/b takes 2000000000.0 GB more, and .* free in .* -> choose fewer"):
+        hub.download("a/b", ("data/**",), "dataset")
+    assert began == [True]
 
 
 def test_of_very_many_files_whole_folders_are_asked_for() -> None:
@@ -64,7 +99,9 @@ def test_of_very_many_files_whole_folders_are_asked_for() -> None:
 
 
 def test_what_is_not_there_is_said_in_one_line(cached: Path) -> None:
-    with pytest.raises(KitError, match=r"somebody/else is neither in the hub's cache nor .* -> connect, or"):
+    with pytest.raises(
+        KitError, match=r"somebody/else is no folder here, .* cannot be reached -> connect, or"
+    ):
         open_dataset("somebody/else")
     with pytest.raises(KitError, match=r"nowhere is not a folder -> give the path of a LeRobot dataset"):
         open_dataset("./nowhere")
