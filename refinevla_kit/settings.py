@@ -307,6 +307,7 @@ class FineTuning(Settings):
 
     dataset: Text | None  # LeRobot dataset with rationales
     rationales: Text | None  # a table of them, or "reviewed"
+    mixture: dict[str, float]  # further datasets, folder or hub name -> share of each step
     base: Text | None  # checkpoint that both policies start from
     steps: Count
     batch_size: Count  # frames a step

@@ -50,6 +50,8 @@ class Examples:
             where the data have none or another.
         about: which rationales these are and how many were left out, one line.
         picture: int64 (N,), which of the pictures each frame shows, where several show the same one.
+        origin: int64 (N,), which dataset of a mixture each frame is of; None where there is no mixture.
+        shares: of each step, one a dataset of the mixture.
     """
 
     images: Array | StreamedPictures
@@ -60,6 +62,8 @@ class Examples:
     about: str = ""
     proprioception: Array | None = None
     picture: Array | None = None
+    origin: Array | None = None
+    shares: tuple[float, ...] = ()
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -73,7 +77,8 @@ class Examples:
             texts = (each[first : first + TEXTS] for each in (self.instructions, self.rationales))
             found.update(json.dumps(list(texts)).encode())
         found.update(bytes_of(self.images))
-        for array in (self.actions, self.episodes, own, self.picture):
+        shares = np.array(self.shares) if self.shares else None
+        for array in (self.actions, self.episodes, own, self.picture, self.origin, shares):
             if array is not None:
                 found.update(bytes_of(array))
         return found.hexdigest()
@@ -170,11 +175,12 @@ def join(parts: Sequence[Examples]) -> Examples:
 
 def _stacked(parts: Sequence[Examples]) -> Examples:
     """All frames of several, as they are; an array of pictures that several have is there once."""
-    check_sizes(part.images for part in parts)
     arrays = {id(part.images): part.images for part in parts}
     streamed = [images for images in arrays.values() if isinstance(images, StreamedPictures)]
     if streamed and len(streamed) < len(arrays):
         raise KitError("some of the examples are in memory, others are not", "give all the same `stream`")
+    if not streamed:
+        check_sizes(arrays.values())
     images = parts[0].images
     if len(arrays) > 1:
         images = StreamedPictures.joined(streamed) if streamed else np.concatenate(list(arrays.values()))

@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ from refinevla_kit.training.freezing import (
     recomputing,
 )
 from refinevla_kit.training.memory import check_training_memory
+from refinevla_kit.training.mixture import rows_of_step
 from refinevla_kit.training.objective import Batch, WholeModel, forward, make_batch, tower_tokens
 from refinevla_kit.training.pictures import StreamedPictures
 from refinevla_kit.training.resume import HISTORY, identity_of, resume, save_state, write_history
@@ -235,8 +235,9 @@ class _Run:
     def _parts(self, step: int) -> list[Array]:
         """This process's frames of a step, part by part."""
         processes, number = self.accelerator.num_processes, self.accelerator.process_index
-        rows = np.sort(np.array_split(_rows(self.training, self.config, step), processes)[number])
-        return _parts(rows, self.examples, self.config)
+        config = self.config
+        drawn = rows_of_step(self.examples, self.training, config.seed, step, config.batch_size)
+        return _parts(np.sort(np.array_split(drawn, processes)[number]), self.examples, config)
 
     def _backward(self, model: nn.Module, batches: list[Batch]) -> dict[str, float]:
         """Gradients of one step, its frames in parts and over processes; each part counts by its tokens, or
@@ -380,20 +381,6 @@ def check_collapse(
 def _all_alike(values: Array | Tensor) -> bool:
     alike: Any = values == values[:1]
     return bool(alike.all())
-
-
-def _rows(training: Array, config: TrainingConfig, step: int) -> Array:
-    """Frames of step `step`: successive slices of one permutation an epoch."""
-    epoch, place = divmod(step, max(1, len(training) // config.batch_size))
-    order = _order(config.seed, epoch, len(training))
-    return training[order[place * config.batch_size : (place + 1) * config.batch_size]]
-
-
-@lru_cache(maxsize=2)
-def _order(seed: int, epoch: int, frames: int) -> Array:
-    """All frames in the order of an epoch: of millions, drawn once."""
-    order: Array = np.random.default_rng([seed, epoch]).permutation(frames)
-    return order
 
 
 def _parts(rows: Array, examples: Examples, config: TrainingConfig) -> list[Array]:

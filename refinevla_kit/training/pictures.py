@@ -41,7 +41,7 @@ class StreamedPictures:
         self.sources, self._source = tuple(sources), source.astype(np.int16)
         self._episodes, self._frames = episodes.astype(np.int32), frames.astype(np.int32)
         self.unreadable: dict[tuple[int, int], KitError] = {}
-        self._coming: dict[bytes, Future[Array]] = {}
+        self._coming: dict[bytes, Future[Any]] = {}
 
     @classmethod
     def joined(cls, parts: Sequence[StreamedPictures]) -> StreamedPictures:
@@ -67,8 +67,12 @@ class StreamedPictures:
     def __len__(self) -> int:
         return len(self._frames)
 
-    def __getitem__(self, rows: Array | slice) -> Array:
-        """The pictures of these rows, uint8 (B, H, W, 3). Raises `KitError` where one cannot be read."""
+    def __getitem__(self, rows: Array | slice) -> Any:
+        """The pictures of these rows, uint8 (B, H, W, 3); a list of B, where datasets have several sizes.
+
+        Raises:
+            KitError: one cannot be read.
+        """
         rows = np.arange(len(self))[rows] if isinstance(rows, slice) else np.asarray(rows)
         coming = self._coming.pop(rows.tobytes(), None)
         return coming.result() if coming else self._decode(rows)
@@ -104,7 +108,7 @@ class StreamedPictures:
         """Number of its dataset, and of its episode there."""
         return int(self._source[row]), int(self._episodes[row])
 
-    def _decode(self, rows: Array) -> Array:
+    def _decode(self, rows: Array) -> Any:
         places: dict[tuple[int, int], list[int]] = {}
         for number, row in enumerate(rows.tolist()):
             places.setdefault(self._place(row), []).append(number)
@@ -116,11 +120,11 @@ class StreamedPictures:
                 self.sources[number].leave_out(episode, self.unreadable[number, episode])
                 self.sources[number].warn()
             raise self.unreadable[broken[0]]
-        check_sizes(found)
-        images = np.empty((len(rows), *found[0].shape[1:]), np.uint8)
+        pictures: dict[int, Array] = {}
         for at, part in zip(places.values(), found, strict=True):
-            images[at] = part
-        return images
+            pictures.update(zip(at, part, strict=True))
+        images = [pictures[number] for number in range(len(rows))]
+        return np.stack(images) if len({each.shape for each in images}) == 1 else images
 
     def _of_episode(self, place: tuple[int, int], rows: Array) -> Array:
         """Pictures of one episode; none where it cannot be read, which is noted."""
