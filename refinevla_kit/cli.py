@@ -7,6 +7,7 @@ line, with exit status 2.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -163,17 +164,30 @@ def annotate(
     strict: Annotated[
         bool, Option("--strict", help="refuse a dataset with episodes that cannot be read")
     ] = False,
+    share: Annotated[
+        float, Option(min=0, max=1, help="of the episodes, each instruction with its part of them")
+    ] = 1.0,
+    trial: Annotated[
+        int, Option(min=0, help="episodes that are annotated first and audited before the rest is paid")
+    ] = 0,
+    least_true: Annotated[
+        float, Option(min=0, max=1, help="share of a trial's statements that has to be true")
+    ] = 0.8,
 ) -> None:
     """Have a teacher write rationales for a dataset; they are stored beside it. Run it again to continue."""
     from refinevla_kit import teacher as teachers
     from refinevla_kit.episodes import open_dataset
     from refinevla_kit.notebook_runner import parse_parameter
+    from refinevla_kit.teacher import trial as trials
 
     columns = dict(pair.partition("=")[::2] for pair in column or []) or None
     data = open_dataset(
         dataset, deltas, camera=camera, episodes=episodes, columns=columns, gripper=gripper, strict=strict
     )
     print(data, file=sys.stderr, flush=True)
+    if share < 1:
+        chosen = math.ceil(share * len(data.episodes))
+        data = trials.only(data, trials.stratified(data, chosen, seed))
     options = dict(parse_parameter(text) for text in option or []) | ({"model": model} if model else {})
     teaching = teachers.make_teacher(teacher, seed, **options)
     paid = teachers.parse_prices(prices) if prices else None
@@ -195,17 +209,12 @@ def annotate(
         return
     confirmed = True if yes else None if sys.stdin.isatty() else False
     failure = ""
+    how: dict[str, Any] = {"granularity": granularity, "keyframes": keyframes, "output": output}
+    how |= {"limits": limits, "executor": executor, "confirm": confirmed}
     try:
-        path = teachers.annotate_dataset(
-            data,
-            teaching,
-            granularity,
-            keyframes,
-            output=output,
-            limits=limits,
-            executor=executor,
-            confirm=confirmed,
-        )
+        if trial:
+            print(trials.annotate_trial(data, teaching, trial, least_true, seed, **how), flush=True)
+        path = teachers.annotate_dataset(data, teaching, **how)
     except teachers.RunFailed as error:
         path, failure = error.path or Path(), str(error)
     _report_annotation(path, failure)

@@ -65,6 +65,7 @@ def evaluate(
     progress: bool = True,
     videos: str | Path | None = None,
     overlay: Overlay | None = None,
+    executor: str = "processes",
     **where: Any,
 ) -> Path:
     """Play `policy` on episodes of `tasks` and record each. Returns the parquet file, which holds all records
@@ -99,6 +100,8 @@ def evaluate(
             digest of the record's key.
         overlay: draws on a video frame: (`Observation`, the policy's `Action` or None at the end) -> image
             uint8, of any one size. `figures.overlays.attention_overlay(policy)` is one.
+        executor: "ray" has the simulators on the machines of a Ray cluster, as many as `workers` says; each
+            needs the kit and the assets. The policy stays here, and the records are the same.
         where: setting, variants, backend, assets, seed, width and height, as in `plan`.
 
     Raises:
@@ -130,7 +133,7 @@ def evaluate(
         left = {key: episode for key, episode in wanted.items() if key not in records}
         described = {"desc": name_of(policy), "unit": "episode", "disable": not progress}
         with tqdm(total=len(wanted), initial=len(done), **described) as bar:
-            for record in _play(policy, left, journal, workers, batch, folder, overlay):
+            for record in _play(policy, left, journal, (workers, executor), batch, folder, overlay):
                 records[record.key] = record
                 done.append(record)
                 bar.set_postfix_str(_success(done), refresh=False)
@@ -270,7 +273,7 @@ def _play(
     policy: Any,
     episodes: dict[Key, PlannedEpisode],
     journal: Journal,
-    workers: int,
+    simulators: tuple[int, str],
     batch: int,
     folder: Path | None,
     overlay: Overlay | None,
@@ -282,7 +285,8 @@ def _play(
         return _FilmedTake(episode, _video_path(folder, keys[episode]) if folder else None, overlay)
 
     player = PolicyPlayer(policy, begin)
-    with Engine(workers, min(batch, len(episodes)) if batches(policy) else 1) as engine:
+    workers, executor = simulators
+    with Engine(workers, min(batch, len(episodes)) if batches(policy) else 1, executor) as engine:
         for take in engine.play(episodes.values(), player):
             record = _record(keys[take.episode], take)
             take.keep()

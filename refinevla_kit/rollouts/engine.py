@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any, Protocol, TypeVar
 
-from refinevla_kit.errors import KitError
+from refinevla_kit.errors import KitError, check_choice
 from refinevla_kit.policies.contract import Action
 from refinevla_kit.simulator import make
 from refinevla_kit.simulator.contract import AnyStart, Array, Observation, Simulator, StepResult
@@ -33,6 +33,8 @@ from refinevla_kit.tasks import find_task
 PATIENCE = 600.0
 CRASHES = 2  # of one episode, after which it ends with the reason "crash"
 Masks = dict[str, Array]
+Answer = tuple[Any, ...]
+EXECUTORS = ("processes", "ray")
 
 
 @dataclass(frozen=True)
@@ -152,14 +154,19 @@ class _Lane:
 class Engine:
     """Simulators in `workers` processes (0: in this one), which are kept from one `play` to the next.
 
+    With the executor "ray" these are actors on the cluster that `ray.init` or RAY_ADDRESS names.
+
     A lane keeps its simulator while the scene stays the same.
 
     Args:
         workers: processes; no more than there are lanes are started.
         lanes: episodes played at the same time.
+        executor: one of `EXECUTORS`.
     """
 
-    def __init__(self, workers: int, lanes: int = 1) -> None:
+    def __init__(self, workers: int, lanes: int = 1, executor: str = EXECUTORS[0]) -> None:
+        check_choice("executor", executor, EXECUTORS)
+        self._executor = executor
         self._stations: list[Station] = []
         self._lanes: list[_Lane] = []
         self._queues: dict[Hashable, deque[PlannedEpisode]] = {}
@@ -180,7 +187,7 @@ class Engine:
         for episode in episodes:
             self._queues.setdefault(self._queue_of(episode), deque()).append(episode)
         while len(self._stations) < max(self._workers, 1):
-            self._stations.append(ProcessStation() if self._workers else LocalStation())
+            self._stations.append(self._new_station())
         count = len(self._stations)
         self._lanes = [_Lane(self._stations[index % count], index) for index in range(self._count)]
         tables = [[lane for lane in self._lanes if lane.number // count % 2 == side] for side in (0, 1)]
@@ -192,6 +199,15 @@ class Engine:
                     yield from self._turn([lane for lane in table if lane.take])
         finally:
             self._leave()
+
+    def _new_station(self) -> Station:
+        if not self._workers:
+            return LocalStation()
+        if self._executor == "ray":
+            from refinevla_kit.rollouts.ray_station import RayStation
+
+            return RayStation()
+        return ProcessStation()
 
     def insert(self, episode: PlannedEpisode) -> None:
         """Play this one next; for whoever takes what `play` yields."""
@@ -386,14 +402,7 @@ class ProcessStation:
             StationDied: the process is gone, hangs, or the simulator failed.
         """
         while lane not in self._replies:
-            try:
-                if not self._connection.poll(PATIENCE):
-                    raise StationDied(self, f"no reply within {PATIENCE:.0f} s")
-                kind, *content = self._connection.recv()
-            except (EOFError, OSError) as error:
-                self._process.join(5)
-                why = f"its process died (exit code {self._process.exitcode})"
-                raise StationDied(self, why) from error
+            kind, *content = self._next_reply()
             if kind == "mistake":
                 raise KitError(*content)
             if kind == "error":
@@ -402,7 +411,18 @@ class ProcessStation:
             self._replies[self.asked.popleft()] = content[0]
         return self._replies.pop(lane)
 
+    def _next_reply(self) -> Answer:
+        try:
+            if not self._connection.poll(PATIENCE):
+                raise StationDied(self, f"no reply within {PATIENCE:.0f} s")
+            reply: Answer = self._connection.recv()
+        except (EOFError, OSError) as error:
+            self._process.join(5)
+            raise StationDied(self, f"its process died (exit code {self._process.exitcode})") from error
+        return reply
+
     def restart(self) -> None:
+        """Another process takes its place."""
         self.close(wait=0)
         self._start()
 
@@ -421,23 +441,33 @@ Station = LocalStation | ProcessStation
 
 def _serve(connection: Connection) -> None:
     """What a process station runs: carry out requests until None comes or the other end is gone."""
+    station = station_alone()
+    try:
+        while (message := connection.recv()) is not None:
+            connection.send(answer(station, message))
+    except (EOFError, KeyboardInterrupt):
+        pass
+    finally:
+        station.close()
+
+
+def station_alone() -> LocalStation:
+    """A station in a process of its own."""
     from refinevla_kit.simulator import maniskill
 
     maniskill.own_process = True
     # Torch's threads of several workers would wait for each other, whatever the parent may use.
     os.environ["OMP_NUM_THREADS"] = "1"
-    station = LocalStation()
+    return LocalStation()
+
+
+def answer(station: LocalStation, message: tuple[Any, ...]) -> Answer:
+    """Carry out (lane, verb, details ...): what came of it, or what went wrong, under a word for which."""
+    lane, *request = message
     try:
-        while (message := connection.recv()) is not None:
-            try:
-                lane, *request = message
-                station.request(lane, *request)
-                connection.send(("reply", station.receive(lane)))
-            except KitError as error:
-                connection.send(("mistake", error.what, error.remedy))
-            except Exception:  # told to the parent, which repeats the episode in a new process
-                connection.send(("error", traceback.format_exc()))
-    except (EOFError, KeyboardInterrupt):
-        pass
-    finally:
-        station.close()
+        station.request(lane, *request)
+        return "reply", station.receive(lane)
+    except KitError as error:
+        return "mistake", error.what, error.remedy
+    except Exception:  # told to the parent, which repeats the episode in a new process
+        return "error", traceback.format_exc()

@@ -9,7 +9,6 @@ in the event loop's one thread, which journals an answer as soon as it arrives.
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import shutil
 import signal
@@ -21,7 +20,8 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
-from refinevla_kit.errors import KitError, install
+from refinevla_kit.errors import KitError
+from refinevla_kit.ray_cluster import cluster
 from refinevla_kit.teacher.answers import Row, repairable, reply_row, row_reply, span_of
 from refinevla_kit.teacher.limits import NANO, Budget, Limits, Rate, Spent, backoff
 from refinevla_kit.teacher.schema import CallFailed, Refusal, Reply, Request, RunFailed, Teacher, Usage
@@ -415,13 +415,7 @@ def _ray(teacher: Teacher, concurrency: int) -> Iterator[Ask]:
 
     Connects to the cluster that `ray.init` or RAY_ADDRESS names, else starts one on this machine.
     """
-    try:
-        import ray
-    except ImportError as error:
-        remedy = f"{install('ray')}; or use executor threads"
-        raise KitError("executor ray: Ray is not installed", remedy) from error
-    if not ray.is_initialized():
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray = cluster()
     count = max(1, min(concurrency, int(ray.cluster_resources().get("CPU", 1))))
     calls = -(-concurrency // count)  # at a time, of each worker
     # A dead worker is replaced. Its calls may have been paid for: the run decides whether they are repeated.

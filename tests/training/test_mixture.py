@@ -67,7 +67,9 @@ def test_a_dataset_that_is_wholly_held_out_is_told_of() -> None:
 
 @pytest.mark.parametrize("shares", [(1,), (1, 0), (1, -1), (1, float("nan")), (1, 1, 1)])
 def test_shares_are_one_a_dataset_and_above_zero(shares: tuple[float, ...]) -> None:
-    with pytest.raises(KitError, match=r"2 datasets are mixed by the shares .* -> give each a number above 0"):
+    with pytest.raises(
+        KitError, match=r"2 datasets are mixed by the shares .* -> give each a number above 0"
+    ):
         mix([frames(2), frames(2)], shares)
 
 

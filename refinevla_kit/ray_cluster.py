@@ -1,0 +1,25 @@
+"""Ray, for what is spread over machines: annotation and evaluation."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from refinevla_kit.errors import KitError, install
+
+
+def cluster() -> Any:
+    """Ray, connected to the cluster that `ray.init` or RAY_ADDRESS names, else to one started here.
+
+    Raises:
+        KitError: it is not installed.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise KitError(
+            "executor ray: Ray is not installed", f"{install('ray')}; or choose another executor"
+        ) from error
+    if not ray.is_initialized():
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    return ray
