@@ -49,13 +49,8 @@ def demo(tmp_path: Path) -> Path:
 
 def listing(counts: list[int]) -> Any:
     """Episodes of so many instructions."""
-    infos = [
-        SimpleNamespace(index=0, instruction=f"do {kind}", task="")
-        for kind, n in enumerate(counts)
-        for _ in range(n)
-    ]
-    for number, info in enumerate(infos):
-        info.index = number
+    sentences = [f"do {kind}" for kind, count in enumerate(counts) for _ in range(count)]
+    infos = [SimpleNamespace(index=i, instruction=text, task="") for i, text in enumerate(sentences)]
     return SimpleNamespace(episodes=infos)
 
 
