@@ -130,7 +130,7 @@ def annotate(
     keyframes: Annotated[int, Option(min=1, help="pictures a request")] = 3,
     output: Annotated[Path | None, Option(help="parquet file; default beside the dataset")] = None,
     seed: int = 0,
-    executor: Annotated[str, Option(help="threads | ray")] = "threads",
+    executor: Annotated[str, Option(help="threads | ray | batch (half the price, within a day)")] = "threads",
     concurrency: Annotated[int, Option(min=1, help="calls in flight")] = 8,
     requests_per_minute: int | None = None,
     tokens_per_minute: int | None = None,
@@ -203,7 +203,7 @@ def annotate(
         seed,
     )
     if dry_run:
-        expected = teachers.estimate(data, teaching, granularity, keyframes, output, limits)
+        expected = teachers.estimate(data, teaching, granularity, keyframes, output, limits, executor)
         print(expected)
         _print_json({key: getattr(expected, key) for key in ("requests", "money", "worst_money", "hours")})
         return

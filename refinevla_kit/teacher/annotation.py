@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from concurrent.futures import Executor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from refinevla_kit.errors import KitError
+from refinevla_kit.teacher.batches import BatchRun, halved
 from refinevla_kit.teacher.limits import NANO, Budget, Limits, Prices, Spent
 from refinevla_kit.teacher.requests import count_requests, digest, episode_spans, requests, sampled
 from refinevla_kit.teacher.scheduler import Run, blamed, connect
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 OUTPUT_TOKENS = 300  # of a rationale in the four parts, as long as nothing is measured
 MEASURED = 20  # calls made before their average replaces the assumption
 SAMPLE = 16  # episodes whose requests are made for an estimate
+BATCH = "batch"  # the executor that is the server's own
 LATENCY = 5.0  # s a call, assumed for an estimate
 
 
@@ -59,7 +61,8 @@ def annotate_dataset(
         output: the parquet file; None: `<dataset>/rationales/<teacher>-<granularity>.parquet`, for a dataset
             that stays: with paid answers in it, it is never recorded anew (`files.paid_files`).
         limits: concurrency, rates, budget, prices.
-        executor: where calls are made, see `scheduler.connect`.
+        executor: where calls are made, see `scheduler.connect`; "batch" for the server's batch mode, at half
+            the price and within a day (`batches`).
         confirm: for teachers that cost something: True goes ahead, None shows the estimate and asks (an error
             where nobody can answer).
 
@@ -78,11 +81,18 @@ def annotate_dataset(
     """
     opened, target, identity = _place(dataset, teacher, granularity, keyframes, output)
     total = count_requests(opened, granularity)
+    limits = halved(limits) if executor == BATCH else limits
     with Store(target, identity) as store:
+        if store.batches and executor != BATCH:
+            what = f"{len(store.batches)} batches of {target} are with the server"
+            raise KitError(what, f'fetch their answers first: executor="{BATCH}"')
         if confirm is not True:
             first = next(requests(opened, granularity, keyframes), None)
             if first and costs(teacher, first, limits.prices):
-                _confirm(_estimate(opened, teacher, granularity, keyframes, limits, store), confirm)
+                expected = _estimate(opened, teacher, granularity, keyframes, limits, store)
+                _confirm(replace(expected, batched=executor == BATCH), confirm)
+        if executor == BATCH:
+            return _in_batches(store, limits, teacher, opened, granularity, keyframes)
         bar = tqdm(
             total=max(total, store.done), initial=store.done, desc="rationales", unit="", disable=not progress
         )
@@ -113,6 +123,26 @@ def annotate_dataset(
     return target
 
 
+def _in_batches(
+    store: Store,
+    limits: Limits,
+    teacher: Teacher,
+    dataset: EpisodeDataset,
+    granularity: str,
+    keyframes: int,
+) -> Path:
+    """See `annotate_dataset`; the journal stays while the server works on a batch."""
+    run = BatchRun(store, limits, teacher, dataset)
+    run.drive(granularity, keyframes)
+    about = {"model": getattr(teacher, "model", ""), "dataset": dataset.name}
+    store.compact(run.budget.total, run.stopped, **about)
+    if run.stopped:
+        print(run.stopped, flush=True)
+    if not store.target.exists() or not store.fruitful:
+        raise RunFailed(f"no rationale was written: {run.stopped or 'nothing was answered'}", "run again")
+    return store.target
+
+
 @dataclass(frozen=True)
 class Estimate:
     """Requests still to be made and what they take; money in the currency of `limits.prices`.
@@ -126,6 +156,7 @@ class Estimate:
         worst: every reply as long as it may be and followed up once.
         hours: of the typical case, with calls of `LATENCY` and the limits given.
         limits: of the run.
+        batched: in the server's batch mode.
     """
 
     requests: int
@@ -135,6 +166,7 @@ class Estimate:
     worst: Spent
     hours: float
     limits: Limits
+    batched: bool = False
 
     @property
     def money(self) -> float | None:
@@ -154,14 +186,16 @@ class Estimate:
         else:
             money = "unknown: no prices were given" if worst.paid else "none: this teacher costs nothing"
         time = f"{self.hours:.1f} h" if self.hours >= 1 else f"{60 * self.hours:.0f} min"
+        pace = f"{self.limits.concurrency} calls at a time of {LATENCY:g} s each, within the limits"
+        if self.batched:
+            time, pace = "a day", "at most, for each batch of the server's batch mode"
         lines = [
             f"requests  {self.requests:,} of {self.total:,} (by {self.episodes} episodes), a call each; "
             f"up to {worst.calls:,} with follow-ups",
             f"tokens    {typical.input_tokens:,} in, {typical.output_tokens:,} out; "
             f"up to {worst.input_tokens:,} in, {worst.output_tokens:,} out",
             f"money     {money}",
-            f"time      {time}, {self.limits.concurrency} calls at a time of {LATENCY:g} s each, "
-            "within the limits",
+            f"time      {time}, {pace}",
         ]
         budgets = {name: getattr(self.limits, f"budget_{name}") for name in ("calls", "tokens", "money")}
         given = [f"{name} {value:g}" for name, value in budgets.items() if value is not None]
@@ -177,13 +211,16 @@ def estimate(
     keyframes: int = 3,
     output: str | Path | None = None,
     limits: Limits = Limits(),
+    executor: str | Executor = "threads",
 ) -> Estimate:
     """What `annotate_dataset` with the same arguments is still going to take; no call is made."""
     opened, target, identity = _place(dataset, teacher, granularity, keyframes, output)
+    batched = executor == BATCH
+    how = (opened, teacher, granularity, keyframes, halved(limits) if batched else limits)
     if not target.parent.exists():
-        return _estimate(opened, teacher, granularity, keyframes, limits, None)
+        return replace(_estimate(*how, None), batched=batched)
     with Store(target, identity) as store:
-        return _estimate(opened, teacher, granularity, keyframes, limits, store)
+        return replace(_estimate(*how, store), batched=batched)
 
 
 def _estimate(

@@ -178,14 +178,23 @@ class ServedTeacher:
     def annotate(self, request: Request, previous: Reply | None = None) -> Reply:
         """See `Teacher.annotate`. A reply without token counts (a proxy's page) counts at its worst case."""
         self.prepare()
-        parts = render(self._prompt, request, previous, self.state)
         try:
-            outcome = self._ask(parts)
+            outcome = self._ask(self.parts(request, previous))
         except Exception as error:  # each client has its own, and each of its HTTP libraries
             outcome = problem(error)
-        answer = self._read(outcome, request) if isinstance(outcome, Received) else outcome
+        if isinstance(outcome, CallFailed):
+            raise outcome  # out here: no client's exception and no body hangs on to it
+        return self.read(outcome, request)
+
+    def parts(self, request: Request, previous: Reply | None = None) -> list[Part]:
+        """Texts and pictures of a question, or of its follow-up."""
+        return render(self._prompt, request, previous, self.state)
+
+    def read(self, received: Received, request: Request) -> Reply:
+        """What a response amounts to; raises `CallFailed`."""
+        answer = self._read(received, request)
         if isinstance(answer, CallFailed):
-            raise answer  # out here: no client's exception and no body hangs on to it
+            raise answer
         result, raw, used = answer
         used = used or self.worst_case(request)
         return Reply(result, raw, used.input_tokens, used.output_tokens)

@@ -7,17 +7,21 @@ The SDKs' own retries, continuations and refreshes are switched off: see `client
 
 from __future__ import annotations
 
+import base64
 import getpass
+import json
 import os
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 from refinevla_kit.errors import KitError, install
 from refinevla_kit.teacher.annotation import attended
 from refinevla_kit.teacher.answers import parse
+from refinevla_kit.teacher.batches import Job
 from refinevla_kit.teacher.client import (
     GEMINI_KEYS,
     Answer,
@@ -32,7 +36,7 @@ from refinevla_kit.teacher.client import (
     usage,
 )
 from refinevla_kit.teacher.prompt import Part, jpeg
-from refinevla_kit.teacher.schema import CallFailed, Refusal, Request
+from refinevla_kit.teacher.schema import CallFailed, Refusal, Reply, Request
 
 STOPPED = (
     "SAFETY",
@@ -161,42 +165,147 @@ class GeminiTeacher(_Gemini):
             raise KitError(f"thinking is {self.thinking!r}", remedy)
         self.version += f", thinking {self.thinking}"
 
+    def batches(self) -> GeminiBatches:
+        """Its batch mode, see `teacher.batches`."""
+        self._import()
+        return GeminiBatches(self)
+
     def _sender(self) -> Callable[[list[Any]], Any]:
         import httpx2
-        from google import genai
 
         def take(response: httpx2.Response) -> None:
             if not response.next_request:
                 _received(response.status_code, response.headers, response.read())
 
-        types = genai.types
-        options = types.HttpOptions(
+        limits = httpx2.Limits(max_connections=None)  # as many as the run allows calls, not 100
+        client = self.client({"limits": limits, "event_hooks": {"response": [take]}})
+        config = self.config()
+        return lambda contents: client.models.generate_content(
+            model=self.model, contents=contents, config=config
+        )
+
+    def client(self, arguments: dict[str, Any] | None = None) -> Any:
+        """The SDK's client; `arguments` of its HTTP library."""
+        from google import genai
+
+        options = genai.types.HttpOptions(
             base_url=self.base_url,
             api_version="v1beta",
             timeout=round(1000 * self.timeout),  # milliseconds
-            client_args={
-                "limits": httpx2.Limits(max_connections=None),  # as many as the run allows calls, not 100
-                "event_hooks": {"response": [take]},
-            },
+            client_args=arguments,
         )
+        return genai.Client(api_key=api_key(), vertexai=False, http_options=options)
+
+    def config(self) -> Any:
+        """The SDK's configuration of a request."""
+        from google.genai import types
+
         thinking = None
         if self.thinking is not None:
             kind = "thinking_budget" if isinstance(self.thinking, int) else "thinking_level"
             thinking = types.ThinkingConfig.model_validate({kind: self.thinking})
-        schema = self._prompt.schema
-        config = types.GenerateContentConfig(
+        return types.GenerateContentConfig(
             max_output_tokens=self.max_output_tokens,
             response_mime_type="application/json",
-            # some models answer alphabetically without an order
-            response_schema=schema | {"property_ordering": schema["required"]},
+            response_schema=_ordered(self._prompt.schema),
             thinking_config=thinking,
             automatic_continuation=False,
             automatic_function_calling=types.AutomaticFunctionCallingConfig(disable=True),
         )
-        client = genai.Client(api_key=api_key(), vertexai=False, http_options=options)
-        return lambda contents: client.models.generate_content(
-            model=self.model, contents=contents, config=config
+
+
+def _ordered(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema with an order of its fields: some models answer alphabetically without one."""
+    if "properties" not in schema:
+        return schema
+    fields = {name: _ordered(field) for name, field in schema["properties"].items()}
+    return schema | {"properties": fields, "property_ordering": schema["required"]}
+
+
+class GeminiBatches:
+    """Gemini's batch mode; see `teacher.batches.BatchServer`."""
+
+    def __init__(self, teacher: GeminiTeacher) -> None:
+        from google.genai import types
+
+        self.read = teacher.read
+        self._teacher, self._client = teacher, teacher.client()
+        config = teacher.config()
+        schema = types.Schema.model_validate(config.response_schema)
+        self._generation: dict[str, Any] = {
+            "maxOutputTokens": config.max_output_tokens,
+            "responseMimeType": config.response_mime_type,
+            "responseSchema": schema.model_dump(mode="json", by_alias=True, exclude_none=True),
+        }
+        if config.thinking_config:
+            thinking = config.thinking_config.model_dump(mode="json", by_alias=True, exclude_none=True)
+            self._generation["thinkingConfig"] = thinking
+
+    def line(self, key: str, request: Request, previous: Reply | None) -> str:
+        """What a call would send, as one line."""
+        parts: list[dict[str, Any]] = []
+        for part in self._teacher.parts(request, previous):
+            if isinstance(part, str):
+                parts.append({"text": part})
+            else:
+                data = base64.b64encode(jpeg(part)).decode()
+                parts.append({"inlineData": {"mimeType": "image/jpeg", "data": data}})
+        contents = [{"role": "user", "parts": parts}]
+        return json.dumps(
+            {"key": key, "request": {"contents": contents, "generationConfig": self._generation}}
         )
+
+    def submit(self, file: Path, name: str) -> str:
+        """See `BatchServer`."""
+        with _told("sent"):
+            kind = {"mime_type": "application/jsonl", "display_name": name}
+            uploaded = self._client.files.upload(file=str(file), config=kind)
+            job = self._client.batches.create(
+                model=self._teacher.model, src=uploaded.name, config={"display_name": name}
+            )
+        return str(job.name)
+
+    def find(self, name: str) -> str | None:
+        """See `BatchServer`."""
+        with _told("looked for"):
+            jobs = self._client.batches.list(config={"page_size": 100})
+            return next((str(job.name) for job in jobs if job.display_name == name), None)
+
+    def look(self, job: str) -> Job:
+        """See `BatchServer`."""
+        with _told("looked at"):
+            found = self._client.batches.get(name=job)
+        state = found.state.name.removeprefix("JOB_STATE_") if found.state else "UNSPECIFIED"
+        if state in ("SUCCEEDED", "PARTIALLY_SUCCEEDED"):
+            return Job(job, True, file=str(found.dest.file_name) if found.dest else "")
+        if state in ("FAILED", "CANCELLED", "EXPIRED"):
+            why = found.error.message if found.error else ""
+            return Job(job, True, one_line(scrub(f"{state.lower()} {why or ''}")))
+        return Job(job, False)
+
+    def download(self, file: str) -> Iterator[tuple[str, Received]]:
+        """See `BatchServer`."""
+        with _told("downloaded"):
+            content: bytes = self._client.files.download(file=file)
+        for text in content.splitlines():
+            line = json.loads(text)
+            response = line.get("response")
+            if response is None:
+                failed = line.get("error") or {"code": 500}
+                yield str(line.get("key")), Received(500, "", json.dumps({"error": failed}).encode())
+            else:
+                yield str(line.get("key")), Received(200, "", json.dumps(response).encode())
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """What the SDK raises becomes one line without the key."""
+    try:
+        yield
+    except Exception as error:
+        why = one_line(scrub(f"{type(error).__name__}: {error}"))
+        remedy = "run again: what the server has is found by its name, and nothing is sent twice"
+        raise KitError(f"a batch could not be {what} ({why})", remedy) from None
 
 
 @dataclass

@@ -13,6 +13,7 @@ import heapq
 import json
 from array import array
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,33 @@ UNANSWERED = {
 ROWS = 4096  # in memory at a time while compacting
 
 
+@dataclass
+class OpenBatch:
+    """Requests that a server in batch mode may be working on.
+
+    Attributes:
+        name: what the server was told to call it.
+        requests: spans.
+        reserved: for those that are not answered yet.
+        job: the server's own name; "" as long as it may not have it.
+        left: spans that are not answered yet.
+    """
+
+    name: str
+    requests: list[Span]
+    reserved: Spent
+    job: str = ""
+    left: list[Span] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.left = self.left or list(self.requests)
+
+    def settle(self, span: Span, worst: Spent) -> None:
+        """A request is answered, for which `worst` was reserved."""
+        self.left.remove(span)
+        self.reserved = self.reserved.minus(worst)
+
+
 class Store:
     """The answers of one run at `target`, held until closed; a context manager, for one thread.
 
@@ -56,6 +84,7 @@ class Store:
         done: how many requests need no call any more.
         owed: first replies that still need their follow-up, by span.
         again: spans whose refusals stopped an earlier run: not believed, asked about again once all else is.
+        batches: those that a server may be working on, by name.
         fruitful: there is a rationale among the answers.
 
     Raises:
@@ -69,6 +98,7 @@ class Store:
         self.spent = Spent()
         self.owed: dict[Span, Row] = {}
         self.again: set[Span] = set()
+        self.batches: dict[str, OpenBatch] = {}
         self.fruitful = False
         self._digests: dict[int, int] = {}  # of the episodes seen in this run
         if target.is_dir():
@@ -117,8 +147,12 @@ class Store:
                 what = f"{self.journal.path} holds an unfinished run of {other}"
                 raise KitError(what, "finish that one, or remove the file")
             self.spent = self.spent.plus(Spent(*line["spent"]))
+            if "batch" in line:
+                self._note_batch(line)
             if "episode" in line:
                 self._note(line, keys, digests)
+                if batch := self.batches.get(line.get("of_batch", "")):
+                    batch.settle(span_of(line), Spent(*line["worst"]))
         order = _last_of_each(keys)
         self._keys, self._known = np.array(keys, np.int64)[order], np.array(digests, np.uint64)[order]
         self.done = int(np.count_nonzero(self._known)) - len(self.owed) - len(self.again)
@@ -160,11 +194,39 @@ class Store:
                 needed.append(span)
         return needed
 
-    def add(self, row: Row, spent: Spent) -> None:
-        """Journal an answer that changes what was spent by `spent`."""
+    def add(self, row: Row, spent: Spent, **more: Any) -> None:
+        """Journal an answer that changes what was spent by `spent`; `more`: of the batch it came in."""
         row |= {"dataset_hash": f"{self._digests[row['episode']]:016x}"}
-        self.journal.append(row | {"spent": spent})
+        self.journal.append(row | {"spent": spent} | more)
         self.fruitful |= row["refusal_kind"] is None
+
+    def open_batch(self, batch: OpenBatch) -> None:
+        """Journal requests before a server is told of them."""
+        self.batches[batch.name] = batch
+        self._log_batch(batch.name, batch.reserved, requests=batch.requests)
+
+    def note_job(self, batch: OpenBatch) -> None:
+        """Journal that the server has them."""
+        self._log_batch(batch.name, Spent(), job=batch.job)
+
+    def close_batch(self, batch: OpenBatch) -> None:
+        """Journal that nothing more will come; what is still reserved is given back."""
+        del self.batches[batch.name]
+        self._log_batch(batch.name, Spent().minus(batch.reserved), closed=True)
+
+    def _log_batch(self, name: str, spent: Spent, **what: Any) -> None:
+        self.journal.append({"batch": name, "spent": spent} | what)
+        self.journal.sync()
+
+    def _note_batch(self, line: dict[str, Any]) -> None:
+        name = line["batch"]
+        if "requests" in line:
+            spans = [tuple(span) for span in line["requests"]]
+            self.batches[name] = OpenBatch(name, spans, Spent(*line["spent"]))
+        elif "job" in line:
+            self.batches[name].job = line["job"]
+        else:
+            del self.batches[name]
 
     def compact(self, spent: Spent, stopped: str = "", **more: Any) -> None:
         """Put the journal's rows into the table, sorted by span; the journal goes when the table is written.

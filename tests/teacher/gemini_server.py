@@ -282,6 +282,8 @@ class GeminiServer:
             def do_POST(self) -> None:
                 outer._serve(self)
 
+            do_GET = do_POST
+
             def log_message(self, *_: Any) -> None:
                 pass
 
