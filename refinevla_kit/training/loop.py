@@ -19,11 +19,13 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from tqdm.auto import tqdm
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.policies.vla_policy import VLAPolicy
 from refinevla_kit.simulator.contract import Array
+from refinevla_kit.training import sharding
 from refinevla_kit.training.activation_cache import ActivationCache, open_or_write
 from refinevla_kit.training.config import TrainingConfig
 from refinevla_kit.training.examples import Examples
@@ -39,7 +41,14 @@ from refinevla_kit.training.memory import check_training_memory
 from refinevla_kit.training.mixture import rows_of_step
 from refinevla_kit.training.objective import Batch, WholeModel, forward, make_batch, tower_tokens
 from refinevla_kit.training.pictures import StreamedPictures
-from refinevla_kit.training.resume import HISTORY, identity_of, resume, save_state, write_history
+from refinevla_kit.training.resume import (
+    HISTORY,
+    identity_of,
+    resume,
+    save_state,
+    state_tensors,
+    write_history,
+)
 from refinevla_kit.vlas.action_tokens import check_actions
 from refinevla_kit.vlas.contract import VLA
 from refinevla_kit.vlas.sequence import ACTION_KIND, RATIONALE_KIND
@@ -161,7 +170,7 @@ class _Run:
             return
         config, accelerator = self.config, self.accelerator
         kept = self._keep(cache_folder, progress)
-        model, self.optimizer = accelerator.prepare(runner(self.vla, config, kept), self.optimizer)
+        model = self._prepare(runner(self.vla, config, kept))
         most = min(config.batch_size, len(self.training))
         if accelerator.num_processes > most:
             what = f"{accelerator.num_processes} processes share steps of {most} frames"
@@ -180,7 +189,8 @@ class _Run:
                 self._step(model, kept)
                 validates, saves = self._due(config.validate_every), self._due(config.save_every)
                 if validates and len(self.held_out):
-                    scores = validate(self.vla, self.examples, self.held_out, config, kept)
+                    with sharding.at_hand(model):
+                        scores = validate(self.vla, self.examples, self.held_out, config, kept)
                     self._note("validation", scores)
                     names = [name for name in ("action_accuracy", "loss") if name in scores]
                     bar.set_postfix({name: f"{scores[name]:.2f}" for name in names}, refresh=False)
@@ -191,13 +201,29 @@ class _Run:
                 # Before a state is saved, so that the one on disk has passed.
                 if (validates or saves or self.ended) and self.step > config.grace:
                     self.vla.model.eval()
-                    check_collapse(self.vla, self.examples, self.held_out, config, kept, self.name, self.step)
+                    held_out, name = self.held_out, self.name
+                    with sharding.at_hand(model):
+                        check_collapse(self.vla, self.examples, held_out, config, kept, name, self.step)
                     model.train()
-                if accelerator.is_main_process and (saves or (self.stalled and config.save_every)):
-                    save_state(self.folder, self.vla, self.optimizer, self.step, self.history, self.identity)
+                if saves or (self.stalled and config.save_every):
+                    tensors = state_tensors(self.vla, self.optimizer)
+                    if accelerator.is_main_process:
+                        save_state(self.folder, tensors, self.step, self.history, self.identity)
                 bar.update()
+        sharding.gather(self.vla.model)
         if accelerator.is_main_process and not config.save_every:
             write_history(self.folder / HISTORY, self.history)
+
+    def _prepare(self, model: nn.Module) -> nn.Module:
+        """The model as the processes of the run share it."""
+        accelerator = self.accelerator
+        if accelerator.num_processes > 1 and sharding.asked_for():
+            device, processes = accelerator.device, accelerator.num_processes
+            sharding.shard(model, self.optimizer, device, processes)
+            self.trained = self.optimizer.param_groups[0]["params"]
+            return model
+        model, self.optimizer = accelerator.prepare(model, self.optimizer)
+        return model
 
     def _keep(self, cache_folder: Path, progress: bool) -> Kept:
         """What is computed once, see `make_batch`."""
@@ -218,7 +244,7 @@ class _Run:
 
     def _step(self, model: nn.Module, kept: Kept) -> None:
         """One step of the optimiser, noted in the history."""
-        config, accelerator, began = self.config, self.accelerator, time.perf_counter()
+        config, began = self.config, time.perf_counter()
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate * _schedule(self.step, config)
         batches = [make_batch(self.vla, self.examples, part, config, kept) for part in self._parts(self.step)]
@@ -226,7 +252,7 @@ class _Run:
             self.examples.ahead(self._parts(self.step + 1))
         losses = self._backward(model, batches)
         if config.clip:
-            accelerator.clip_grad_norm_(self.trained, config.clip)
+            nn.utils.clip_grad_norm_(self.trained, config.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
@@ -260,6 +286,8 @@ class _Run:
             # Gradients are averaged over processes, hence their number.
             act = processes * counts[0][number] / max(1, actions)
             think = processes * counts[1][number] / max(1, rationales)
+            if isinstance(model, FSDPModule):
+                model.set_requires_gradient_sync(number == parts - 1)
             with accelerator.no_sync(model) if number < parts - 1 else nullcontext():
                 with torch.autocast(self.vla.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                     losses = forward(model, self.vla, batch, config)

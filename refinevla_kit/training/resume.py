@@ -19,6 +19,7 @@ from refinevla_kit.errors import KitError, listed
 from refinevla_kit.files import replacing, write_json
 from refinevla_kit.training.config import TrainingConfig
 from refinevla_kit.training.examples import Examples
+from refinevla_kit.training.sharding import whole
 from refinevla_kit.vlas.contract import VLA
 
 RESUME, ROWS, HISTORY = "resume", "rows.jsonl", "history.jsonl"
@@ -53,17 +54,26 @@ def identity_of(
     return {**effective(config), **counts, "frames": len(examples), "base": base.hexdigest(), "data": data}
 
 
-def save_state(
-    folder: Path, vla: VLA, optimizer: Any, step: int, history: list[dict[str, Any]], identity: dict[str, Any]
-) -> None:
-    """Trained weights and moments as safetensors, the rest as JSON, in one folder that is replaced whole."""
+def state_tensors(vla: VLA, optimizer: Any) -> dict[str, torch.Tensor]:
+    """Trained weights and moments by name, each in one piece; all processes of a run have to ask."""
     tensors = {
-        f"model.{name}": p.detach().contiguous()
+        f"model.{name}": whole(p.detach()).contiguous()
         for name, p in vla.model.named_parameters()
         if p.requires_grad
     }
     for index, moments in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{key}": value.contiguous() for key, value in moments.items()}
+        tensors |= {f"optimizer.{index}.{key}": whole(value).contiguous() for key, value in moments.items()}
+    return tensors
+
+
+def save_state(
+    folder: Path,
+    tensors: dict[str, torch.Tensor],
+    step: int,
+    history: list[dict[str, Any]],
+    identity: dict[str, Any],
+) -> None:
+    """Trained weights and moments as safetensors, the rest as JSON, in one folder that is replaced whole."""
     with replacing(folder / RESUME) as part:
         part.mkdir(parents=True)
         save_file(tensors, part / "state.safetensors")

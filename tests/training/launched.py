@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from accelerate import PartialState
@@ -32,6 +33,12 @@ def noise(frames: int = 24) -> Examples:
     )
 
 
+def stop(row: dict[str, Any]) -> None:
+    """End the run in its third step, where the environment asks for it."""
+    if row["step"] == 3 and "STOP_IN_THE_THIRD_STEP" in os.environ:
+        os._exit(1)
+
+
 if __name__ == "__main__":
     base, output, *configs = sys.argv[1:]
     state = PartialState(cpu=True)
@@ -40,4 +47,5 @@ if __name__ == "__main__":
     )  # in one piece: the processes share it
     for text in configs:
         config = TrainingConfig(**json.loads(text))
-        train_policy(Path(base), noise(), config, Path(output) / config.cache, "policy", progress=False)
+        folder = Path(output) / config.cache
+        train_policy(Path(base), noise(), config, folder, "policy", progress=False, watch=stop)

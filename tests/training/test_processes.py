@@ -4,6 +4,7 @@ activation cache.
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -51,7 +52,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def launch(
-    processes: int, base: Path, output: Path, *configs: TrainingConfig
+    processes: int, base: Path, output: Path, *configs: TrainingConfig, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     # with --cpu it starts a single process, unless MPI is there; with --multi_gpu it calls torchrun, and
     # where there is no GPU that is gloo on CPUs
@@ -75,7 +76,7 @@ def launch(
         "--module",
         "tests.training.launched",
     ]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"} | environment
     return subprocess.run(
         [*command, str(base), str(output), *(json.dumps(asdict(config)) for config in configs)],
         cwd=REPOSITORY,
@@ -162,3 +163,43 @@ def test_two_processes_train_released_models_as_one_does(model: str, way: str, t
         )
     saved = [load_vla(folder / "policy").model.state_dict() for folder in folders]
     assert all(torch.allclose(value, saved[1][name], atol=1e-2) for name, value in saved[0].items())
+
+
+SHARDED = {"ACCELERATE_USE_FSDP": "true"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["compact", "spatialvla", "openvla"])
+def test_divided_among_two_processes_a_model_learns_what_it_learns_in_one(
+    model: str, base: Path, tmp_path: Path
+) -> None:
+    """Everything trains. The run is stopped, and goes on in one process from what two have left."""
+    source = base if model == "compact" else FOLDER / model
+    more = {} if model == "compact" else {"action_words": "refitted"}
+    config = replace(CONFIG, cache="off", mode="full", freeze_tower=False, **more)
+    train_policy(source, noise(), config, tmp_path / "alone", "policy", progress=False)
+    stopped = launch(2, source, tmp_path / "two", config, **SHARDED, STOP_IN_THE_THIRD_STEP="yes")
+    folder = tmp_path / "two" / config.cache
+    state = folder / "training" / "policy" / "resume" / "state.json"
+    assert stopped.returncode != 0 and json.loads(state.read_text())["step"] == 2, stopped.stderr[-2000:]
+    shutil.copytree(folder, tmp_path / "one")
+    train_policy(source, noise(), config, tmp_path / "one", "policy", progress=False)
+    done = launch(2, source, tmp_path / "two", config, **SHARDED)
+    assert done.returncode == 0, done.stderr[-2000:]
+    alone, *others = (
+        load_vla(where / "policy").model.state_dict()
+        for where in (tmp_path / "alone", tmp_path / "one", folder)
+    )
+    for other in others:
+        assert alone.keys() == other.keys()
+        for name, value in alone.items():
+            torch.testing.assert_close(
+                other[name], value, rtol=1e-2, atol=2e-3, msg=lambda text, name=name: f"{name}: {text}"
+            )
+
+
+@pytest.mark.slow
+def test_weights_of_two_precisions_are_not_divided(base: Path, tmp_path: Path) -> None:
+    config = replace(CONFIG, cache="off", precision="bf16", frozen_weights="bf16")
+    done = launch(2, base, tmp_path / "two", config, **SHARDED)
+    assert done.returncode != 0 and "weights of 2 precisions cannot be divided" in done.stderr
