@@ -1,7 +1,10 @@
-"""Do SpatialVLA and OpenVLA of the real size run on this machine, how fast, and in how much memory?
+"""Does all of the kit run on this machine's GPU, how fast, and in how much memory?
 
     python scripts/gpu_check.py [--model spatialvla] [--model openvla] [--batch 4]
     python scripts/gpu_check.py --small --device cpu        # the same way in little, without a GPU
+
+The simulator draws a task of each robot, the shipped compact VLA acts and is trained, then SpatialVLA and
+OpenVLA of the real size have their turn.
 
 Weights are random and made on the device in bfloat16 (in float32 where a CPU would only emulate it), so
 nothing is downloaded, and what is measured does not depend on what they hold. Each model looks, runs a
@@ -24,18 +27,24 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
 
+from refinevla_kit.doctor import render_probe
 from refinevla_kit.errors import KitError
 from refinevla_kit.policies.vla_policy import VLAPolicy
+from refinevla_kit.settings import REPOSITORY
+from refinevla_kit.simulator import make
+from refinevla_kit.tasks import CAMERA_SIZES, find_task
 from refinevla_kit.training.config import native_precision
 from refinevla_kit.training.examples import Examples
 from refinevla_kit.training.loop import TrainingConfig, fine_tune
 from refinevla_kit.training.objective import WholeModel, make_batch
+from refinevla_kit.vlas import load_vla
 from refinevla_kit.vlas.contract import VLA
 from refinevla_kit.vlas.random_start import (
     REAL_OPENVLA,
@@ -67,6 +76,27 @@ def some_examples(frames: int) -> Examples:
         ("put carrot on plate",) * frames,
         (RATIONALE,) * frames,
     )
+
+
+def simulator(task: str) -> dict[str, Any]:
+    """How fast a task is stepped and drawn, and by what."""
+    steps, size = 20, CAMERA_SIZES[find_task(task).robot]
+    with closing(make(task, assets="embedded", width=size[0], height=size[1])) as world:
+        world.reset(0, seed=0)
+        began = time.perf_counter()
+        for _ in range(steps):
+            image = world.step(np.zeros(7, np.float32)).observation.image
+        seconds = (time.perf_counter() - began) / steps
+    return {"task": task, "picture": list(image.shape[:2]), "steps_a_second": 1 / seconds}
+
+
+def compact(device: str, batch: int, examples: Examples) -> dict[str, Any]:
+    """The shipped base, without the robot's state: answers a second, and a step of training."""
+    vla = load_vla(REPOSITORY / "data" / "checkpoints" / "compact_base")
+    vla.model.to(torch.device(device))  # type: ignore[arg-type]
+    vla.forget_state()
+    numbers = acting(vla, batch, examples)
+    return numbers | {"upper": training(vla, batch, examples, freeze_layers=3)}
 
 
 def check(model: str, small: bool, device: str, batch: int, examples: Examples) -> dict[str, Any]:
@@ -171,6 +201,11 @@ def main() -> None:
         sys.exit("gpu_check: this machine has no CUDA device -> use --small --device cpu to try the same way")
     transformers.logging.set_verbosity_error()
     examples, found = some_examples(max(given.batch, 2)), []
+    _, driver = render_probe()
+    worlds = [simulator(task) for task in ("widowx_carrot_on_plate", "google_robot_pick_horizontal_coke_can")]
+    show({"vulkan": driver, "simulator": worlds})
+    shipped = compact(given.device, given.batch, examples)
+    show({"compact": shipped})
     for model in given.model or MAKERS:
         try:
             found.append(check(model, given.small, given.device, given.batch, examples))
@@ -190,6 +225,7 @@ def main() -> None:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
+    about |= {"vulkan": driver, "simulator": worlds, "compact": shipped}
     print(json.dumps(about | {"models": found}))
 
 

@@ -1,4 +1,4 @@
-"""Fine-tune one policy, in as many processes as it is launched in; what notebook 2 does, without its pictures.
+"""Fine-tune one policy in as many processes as are launched: notebook 2 without its pictures.
 
     accelerate launch --config_file scripts/accelerate/one_gpu.yaml -m scripts.train BASE DATASET OUTPUT \\
         [--name with_reasoning] [-p steps=20000 -p batch_size=256 -p mode=full ...]
@@ -7,9 +7,9 @@
     scripts/accelerate/several_gpus.yaml    each has the whole model and a share of each step (DDP)
     scripts/accelerate/fsdp.yaml            each has a share of the model too: what one GPU cannot hold
 
-`refinevla plan` says which of them fits. BASE and DATASET are folders or names on the Hugging Face hub; -p sets
-a field of `refinevla_kit.training.config.TrainingConfig`. Run again, it goes on where it was stopped, also in
-another number of processes. The policy is OUTPUT/NAME, for notebooks 3 and 4.
+`refinevla plan` says which of them fits. BASE and DATASET are folders or names on the Hugging Face hub; -p
+sets a field of `refinevla_kit.training.config.TrainingConfig`. Run again, it goes on where it was stopped, in
+another number of processes too. The policy is OUTPUT/NAME, for notebooks 3 and 4.
 """
 
 from __future__ import annotations

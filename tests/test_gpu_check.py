@@ -24,6 +24,8 @@ def test_both_models_look_decode_and_learn() -> None:
     finished = run("--small", "--device", "cpu", "--batch", "2")
     assert finished.returncode == 0, finished.stderr
     found = json.loads(finished.stdout.splitlines()[-1])
+    assert [world["steps_a_second"] > 0 for world in found["simulator"]] == [True, True]
+    assert found["vulkan"] and found["compact"]["upper"]["step_s"] > 0
     assert [row["model"] for row in found["models"]] == ["spatialvla", "openvla"]
     for row in found["models"]:
         size = {"bf16": 2, "fp32": 4}[found["precision"]]
