@@ -699,11 +699,23 @@ def find_tasks(*names: str | Task) -> tuple[Task, ...]:
     with "_trained" or "_held_out" behind it. Move near, in which the sentence decides as well, counts to
     "language" and "google_robot_language".
 
-    Raises `KitError` for an unknown name, with the nearest known one.
+    Raises `KitError` for an unknown name, with the nearest known one, and for a task that is not the one known
+    by its name: simulators look it up, and would play the other.
     """
     return tuple(
-        dict.fromkeys(task for name in names for task in (_called(name) if isinstance(name, str) else [name]))
+        dict.fromkeys(
+            task for name in names for task in (_called(name) if isinstance(name, str) else [_known(name)])
+        )
     )
+
+
+def _known(task: Task) -> Task:
+    if ALL_TASKS.get(task.name) != task:
+        what = f"{task.name} is not the task that is known by this name"
+        raise KitError(
+            what, "give it a name of its own and put it into ALL_TASKS, as examples/own_task.py does"
+        )
+    return task
 
 
 def _called(name: str) -> list[Task]:

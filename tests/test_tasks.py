@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -423,3 +423,13 @@ def test_each_thing_to_pick_is_asked_for_in_the_scenes_that_show_it() -> None:
         assert {int(start.object_episode or 0) // 12 for start in task.protocol().starts} == set(places)
         assert task.scored == 12 * len(places) and task.held_out == (thing in HELD_OUT_THINGS)
     assert set(PICKED_THINGS) == set.union(*scenes)
+
+
+def test_a_changed_task_under_a_known_name_is_not_taken_for_that_one() -> None:
+    known = find_task("widowx_carrot_on_plate")
+    assert find_tasks(known) == (known,)
+    for changed in (replace(known, max_steps=5), replace(known, name="widowx_mine")):
+        with pytest.raises(
+            KitError, match=f"{changed.name} is not the task that is known .* name of its own"
+        ):
+            find_tasks(changed)
