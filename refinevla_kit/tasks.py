@@ -699,8 +699,8 @@ def find_tasks(*names: str | Task) -> tuple[Task, ...]:
     with "_trained" or "_held_out" behind it. Move near, in which the sentence decides as well, counts to
     "language" and "google_robot_language".
 
-    Raises `KitError` for an unknown name, with the nearest known one, and for a task that is not the one known
-    by its name: simulators look it up, and would play the other.
+    Raises `KitError` for an unknown name, with the nearest known one, and for a task that is not the one that
+    is known by its name: simulators look it up, and would play the other.
     """
     return tuple(
         dict.fromkeys(
