@@ -10,7 +10,7 @@ TESTS ?= 2
 OUTPUT ?= runs/$(PROFILE)
 export VENV
 
-.PHONY: help setup browser reproduce test test-quick check lab doctor clean
+.PHONY: help setup browser quickstart reproduce test test-quick check docs lab doctor clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -20,6 +20,9 @@ setup:  ## virtual environment, packages, a Vulkan driver (a no-op when they are
 
 browser:  ## Debian's Chromium, for the tests of the widgets (as root; without it they are skipped)
 	@bash scripts/browser.sh
+
+quickstart: setup  ## two minutes on what is shipped: a policy, an episode, where it looks
+	@$(VENV)/bin/refinevla run 00 --profile $(PROFILE) --output runs/quickstart
 
 reproduce: setup  ## run the six notebooks headlessly: PROFILE=laptop, OUTPUT=runs/laptop
 	@$(VENV)/bin/refinevla reproduce --profile $(PROFILE) --output $(OUTPUT)
@@ -32,6 +35,9 @@ test-quick: setup  ## the tests that take less than about five seconds each
 
 check: setup  ## ruff, mypy, and that the package stays small
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy && $(VENV)/bin/python scripts/count_tokens.py --limit 211000
+
+docs: setup  ## the documentation as a site, in site/ (fails on a broken link)
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
 lab: setup  ## open the notebooks in JupyterLab
 	@$(VENV)/bin/jupyter lab --notebook-dir=. notebooks/01_teacher_annotation.ipynb

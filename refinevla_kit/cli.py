@@ -49,11 +49,11 @@ def doctor(
 def reproduce(
     profile: Profile = "laptop",
     output: Output = None,
-    only: Annotated[str, Option(help="numbers of notebooks, such as 01,03; default all")] = "",
+    only: Annotated[str, Option(help="numbers of notebooks, such as 01,03; default 01 to 06")] = "",
     parameter: Parameters = None,
     threads: Threads = None,
 ) -> None:
-    """Run the six notebooks headlessly and say where everything is."""
+    """Run the six notebooks of the loop headlessly and say where everything is; `run 00` is a first look."""
     from refinevla_kit.notebook_runner import failure_line, parse_parameter, run_notebooks
 
     chosen = [word.strip() for word in only.split(",") if word.strip()]
@@ -73,7 +73,7 @@ def run(
     parameter: Parameters = None,
     threads: Threads = None,
 ) -> None:
-    """Run one notebook headlessly with other parameters."""
+    """Run one notebook headlessly, with other parameters; 00 is a first look at what is shipped."""
     reproduce(profile, output, notebook, parameter, threads)
 
 

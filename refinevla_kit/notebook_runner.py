@@ -18,7 +18,7 @@ from typing import Any
 
 from refinevla_kit.errors import KitError, as_kit_error, check_choice
 from refinevla_kit.files import write_json
-from refinevla_kit.settings import NOTEBOOKS, REPOSITORY, check_parameter, is_text, read_settings
+from refinevla_kit.settings import LOOP, NOTEBOOKS, REPOSITORY, check_parameter, is_text, read_settings
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -43,7 +43,7 @@ def parse_parameter(text: str) -> tuple[str, Any]:
 
 
 def select_notebooks(only: Sequence[str] = ()) -> list[str]:
-    """Names of the notebooks chosen by number (`01`, `1`) or name; all of them if none is chosen."""
+    """Names of the notebooks chosen by number (`01`, `1`) or name; 1 to 6 if none is chosen."""
     chosen = set()
     for word in only:
         stem = Path(word).stem
@@ -51,7 +51,7 @@ def select_notebooks(only: Sequence[str] = ()) -> list[str]:
         if not matches:
             check_choice("notebook", word, NOTEBOOKS)
         chosen.update(matches)
-    return [name for name in NOTEBOOKS if name in chosen or not chosen]
+    return [name for name in NOTEBOOKS if name in (chosen or LOOP)]
 
 
 def notebook_path(notebook: str) -> Path:
@@ -120,7 +120,7 @@ def run_notebooks(
     stay listed.
 
     Args:
-        only: numbers or names; empty means all of them.
+        only: numbers or names; empty means 1 to 6.
         profile: smoke | laptop | gpu | paper.
         output: folder of the run, default `runs/<profile>` in the checkout.
         parameters: passed to each notebook that knows them.
@@ -217,7 +217,8 @@ def _outcome(notebook: str, folder: Path, failed: Mapping[str, str] | None) -> d
 
 def failure_line(failed: Mapping[str, str]) -> str:
     """A failure as one line for the terminal, with the command that goes on from there."""
-    left = ",".join(name[:2] for name in NOTEBOOKS if name >= failed["notebook"])
+    at = failed["notebook"]
+    left = ",".join(name[:2] for name in NOTEBOOKS if name == at or LOOP[0] <= at < name)
     stopped = f"notebook {failed['notebook']}, cell {failed['cell']}: {failed['message']}"
     remedy = f"once that is mended, go on with --only {left} and the same profile and output"
     return f"{stopped} (stopped at {failed['executed']}) -> {remedy}"

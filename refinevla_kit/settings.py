@@ -269,6 +269,17 @@ class Settings(BaseModel):
         print(json.dumps(summary))
 
 
+class Quickstart(Settings):
+    """Settings of the first look, which is no part of the loop of notebooks 1 to 6."""
+
+    notebook = "00_quickstart"
+
+    checkpoint: Text  # of the policy
+    task: Text
+    episodes: Count  # that the rate is of
+    width: Count  # of the filmed pictures, pixels
+
+
 class TeacherAnnotation(Settings):
     """Settings of notebook 1."""
 
@@ -412,9 +423,19 @@ class Interventions(Policies):
 
 NOTEBOOKS: dict[str, type[Settings]] = {
     kind.notebook: kind
-    for kind in (TeacherAnnotation, FineTuning, SimplerEvaluation, AttentionMaps, PaperFigures, Interventions)
+    for kind in (
+        Quickstart,
+        TeacherAnnotation,
+        FineTuning,
+        SimplerEvaluation,
+        AttentionMaps,
+        PaperFigures,
+        Interventions,
+    )
 }
 """The notebooks in order, each with the kind of its settings."""
+LOOP = [*NOTEBOOKS][1:]
+"""Those that hand files on, from a dataset to the pictures; the quickstart stands by itself."""
 
 
 def profile_names() -> list[str]:

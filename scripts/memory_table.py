@@ -1,5 +1,6 @@
-"""The tables in docs/your_vla.md and README.md: what fine-tuning SpatialVLA and OpenVLA takes, computed
-from models of the released sizes that hold no numbers (the meta device), and the smallest GPU for it.
+"""The tables in docs/your_vla.md and docs/your_gpu.md: what fine-tuning SpatialVLA and OpenVLA takes,
+computed from models of the released sizes that hold no numbers (the meta device), and the smallest GPU for
+it.
 
     python -m scripts.memory_table      # prints both tables
 """
@@ -14,7 +15,7 @@ from refinevla_kit.training.config import TrainingConfig
 from refinevla_kit.training.memory import Memory, training_memory
 from refinevla_kit.training.plan import skeleton_of
 
-GUIDE, README = REPOSITORY / "docs" / "your_vla.md", REPOSITORY / "README.md"
+GUIDE, GPU = REPOSITORY / "docs" / "your_vla.md", REPOSITORY / "docs" / "your_gpu.md"
 CARDS = (16, 24, 48, 80, 141)  # GB that GPUs have
 ROOM = 0.75  # share of a card that weights, gradients and moments may fill; activations need the rest
 MODELS = {"SpatialVLA 4B": ("spatialvla", 24), "OpenVLA 7B": ("openvla", 30)}
@@ -61,7 +62,7 @@ def long_table(found: Found) -> str:
 
 
 def short_table(found: Found) -> str:
-    """The README's."""
+    """The one about GPUs."""
     lines = [f"| | {' | '.join((UPPER, LORA, FULL))} |", "|---" * 4 + "|"]
     for name, ways in found.items():
         sizes = [ways[way].total for way in (UPPER, LORA, FULL)]

@@ -56,7 +56,7 @@ if [ "$(cat "$packages_stamp" 2>/dev/null)" != "$key" ]; then
     # First and alone, so that the further index is asked for nothing else.
     install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} torch==2.13.0 || die "pip could not install torch 2.13.0 -> see pip's message above"
     echo "Installing the kit and its packages (2 of 2) ..."
-    install -e '.[maniskill,gemini,dev]' || die "pip could not install the packages -> see pip's message above"
+    install -e '.[maniskill,gemini,dev,docs]' || die "pip could not install the packages -> see pip's message above"
     # For Python 3.13 there is no mplib as old as mani_skill asks for; the kit does not plan motions (see pyproject.toml).
     "$VENV/bin/python" -m pip show -q mani_skill 2>/dev/null || install --no-deps mani_skill || die "pip could not install mani_skill -> see pip's message above"
     wrong=$("$VENV/bin/python" -m pip check | grep -v -e '^No broken requirements' -e 'requires mplib' || true)

@@ -106,10 +106,11 @@ def test_any_value_survives_the_command_line(name: str, value: object) -> None:
 
 
 def test_notebooks_are_chosen_by_number_or_name_and_run_in_order() -> None:
-    assert select_notebooks() == list(NOTEBOOKS)
+    assert select_notebooks() == list(NOTEBOOKS)[1:], "the quickstart is run when it is asked for"
+    assert select_notebooks(["0"]) == ["00_quickstart"]
     assert (
         select_notebooks(["3", "01_teacher_annotation", "notebooks/02_fine_tuning.ipynb"])
-        == list(NOTEBOOKS)[:3]
+        == list(NOTEBOOKS)[1:4]
     )
     with pytest.raises(KitError, match="unknown notebook '07'"):
         select_notebooks(["07"])

@@ -24,7 +24,7 @@ def code(notebook: str) -> list[nbformat.NotebookNode]:
     return [cell for cell in cells(notebook) if cell.cell_type == "code"]
 
 
-def test_there_are_six() -> None:
+def test_there_are_seven() -> None:
     assert sorted(path.stem for path in (REPOSITORY / "notebooks").glob("*.ipynb")) == list(NOTEBOOKS)
 
 

@@ -1,5 +1,5 @@
-"""The six notebooks, run one after another with papermill in the smoke profile: the files pass from each to
-the next.
+"""The notebooks, run one after another with papermill in the smoke profile: the files pass from each to the
+next.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return run_notebooks(profile="smoke", output=tmp_path_factory.mktemp("smoke"), progress=False)
+    return run_notebooks(list(NOTEBOOKS), "smoke", tmp_path_factory.mktemp("smoke"), progress=False)
 
 
 def last_json_line(executed: Path) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def last_json_line(executed: Path) -> dict[str, Any]:
     return value
 
 
-def test_all_six_ran_to_the_end(run: dict[str, Any]) -> None:
+def test_all_ran_to_the_end(run: dict[str, Any]) -> None:
     assert run["failed"] is None
     assert list(run["notebooks"]) == list(NOTEBOOKS)
     assert json.loads((Path(run["output"]) / "summary.json").read_text()) == run
@@ -76,6 +76,7 @@ def test_hand_over_files(run: dict[str, Any]) -> None:
     for policy in ("action_only", "with_reasoning"):
         assert list((folder / "02_fine_tuning" / policy).rglob("*.safetensors")), policy
     assert (folder / "03_simpler_evaluation" / "records.parquet").is_file()
+    assert len(list((folder / "00_quickstart" / "film").rglob("*.mp4"))) == 1
     assert not list(folder.rglob("*.part-*")) and not list(folder.rglob("*.pkl"))
 
 

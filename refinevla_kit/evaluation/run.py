@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from refinevla_kit.errors import KitError, checked_integer
+from refinevla_kit.errors import KitError, check_choice, checked_integer
 from refinevla_kit.evaluation.intervals import wilson
 from refinevla_kit.evaluation.records import (
     KEY,
@@ -34,8 +34,9 @@ from refinevla_kit.files import abandoned, replacing
 from refinevla_kit.journal import Journal
 from refinevla_kit.policies.contract import Action, has, identity_of, name_of
 from refinevla_kit.policies.conversion import check_conventions
-from refinevla_kit.rollouts.engine import Engine, Masks, PlannedEpisode, Scene
+from refinevla_kit.rollouts.engine import Engine, Masks, PlannedEpisode, ProcessStation, Scene
 from refinevla_kit.rollouts.players import PolicyPlayer, PolicyTake, batches
+from refinevla_kit.rollouts.ray_station import EXECUTORS
 from refinevla_kit.simulator import find_backend
 from refinevla_kit.simulator.contract import Array, Observation, StepResult
 from refinevla_kit.tasks import (
@@ -114,6 +115,7 @@ def evaluate(
     if output.suffix != ".parquet" or output.is_dir():
         output /= "records.parquet"
     batch = checked_integer(batch, "batch", 1)
+    check_choice("executor", executor, EXECUTORS)
     workers = len(os.sched_getaffinity(0)) if workers is None else checked_integer(workers, "workers", 0)
     if not any(has(policy, verb) for verb in ("act_states", "act_batch", "act", "step")):
         remedy = "give it `act(image)`, `act_batch(images, instructions)` or `step(image, instruction)`"
@@ -133,7 +135,9 @@ def evaluate(
         left = {key: episode for key, episode in wanted.items() if key not in records}
         described = {"desc": name_of(policy), "unit": "episode", "disable": not progress}
         with tqdm(total=len(wanted), initial=len(done), **described) as bar:
-            for record in _play(policy, left, journal, (workers, executor), batch, folder, overlay):
+            for record in _play(
+                policy, left, journal, (workers, EXECUTORS[executor]), batch, folder, overlay
+            ):
                 records[record.key] = record
                 done.append(record)
                 bar.set_postfix_str(_success(done), refresh=False)
@@ -273,7 +277,7 @@ def _play(
     policy: Any,
     episodes: dict[Key, PlannedEpisode],
     journal: Journal,
-    simulators: tuple[int, str],
+    simulators: tuple[int, type[ProcessStation]],
     batch: int,
     folder: Path | None,
     overlay: Overlay | None,
@@ -285,8 +289,8 @@ def _play(
         return _FilmedTake(episode, _video_path(folder, keys[episode]) if folder else None, overlay)
 
     player = PolicyPlayer(policy, begin)
-    workers, executor = simulators
-    with Engine(workers, min(batch, len(episodes)) if batches(policy) else 1, executor) as engine:
+    workers, station = simulators
+    with Engine(workers, min(batch, len(episodes)) if batches(policy) else 1, station) as engine:
         for take in engine.play(episodes.values(), player):
             record = _record(keys[take.episode], take)
             take.keep()

@@ -308,6 +308,7 @@ def token_grid(
     dimensions: Sequence[str],
     masks: Mapping[str, Array],
     title: str = "",
+    size: float = 1.45,
 ) -> Figure:
     """One row a policy, one column an action dimension, all on one scale; the picture itself at the left.
 
@@ -317,10 +318,11 @@ def token_grid(
         dimensions: names of the A.
         masks: thing -> bool (H, W).
         title: above the grid.
+        size: width of a picture, inches.
     """
     columns, shape = len(dimensions) + 1, image.shape[0] / image.shape[1]
-    height = (1.45 * shape + 0.1) * len(maps) + 0.75
-    with canvas(1.45 * columns + 0.6, height, len(maps), columns, title) as (figure, axes):
+    height = (size * shape + 0.1) * len(maps) + 0.75
+    with canvas(size * columns + 0.6, height, len(maps), columns, title) as (figure, axes):
         for panel in axes[::columns]:
             show_picture(panel, image)
         for panel, name in zip(axes, ("picture", *dimensions), strict=False):

@@ -15,13 +15,13 @@ import time
 import traceback
 import warnings
 from collections import Counter, deque
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any, Protocol, TypeVar
 
-from refinevla_kit.errors import KitError, check_choice
+from refinevla_kit.errors import KitError
 from refinevla_kit.policies.contract import Action
 from refinevla_kit.simulator import make
 from refinevla_kit.simulator.contract import AnyStart, Array, Observation, Simulator, StepResult
@@ -34,7 +34,6 @@ PATIENCE = 600.0
 CRASHES = 2  # of one episode, after which it ends with the reason "crash"
 Masks = dict[str, Array]
 Answer = tuple[Any, ...]
-EXECUTORS = ("processes", "ray")
 
 
 @dataclass(frozen=True)
@@ -154,19 +153,19 @@ class _Lane:
 class Engine:
     """Simulators in `workers` processes (0: in this one), which are kept from one `play` to the next.
 
-    With the executor "ray" these are actors on the cluster that `ray.init` or RAY_ADDRESS names.
 
     A lane keeps its simulator while the scene stays the same.
 
     Args:
         workers: processes; no more than there are lanes are started.
         lanes: episodes played at the same time.
-        executor: one of `EXECUTORS`.
+        station: makes what stands for a process; None for one of this machine.
     """
 
-    def __init__(self, workers: int, lanes: int = 1, executor: str = EXECUTORS[0]) -> None:
-        check_choice("executor", executor, EXECUTORS)
-        self._executor = executor
+    def __init__(
+        self, workers: int, lanes: int = 1, station: Callable[[], ProcessStation] | None = None
+    ) -> None:
+        self._process = station or ProcessStation
         self._stations: list[Station] = []
         self._lanes: list[_Lane] = []
         self._queues: dict[Hashable, deque[PlannedEpisode]] = {}
@@ -187,7 +186,7 @@ class Engine:
         for episode in episodes:
             self._queues.setdefault(self._queue_of(episode), deque()).append(episode)
         while len(self._stations) < max(self._workers, 1):
-            self._stations.append(self._new_station())
+            self._stations.append(self._process() if self._workers else LocalStation())
         count = len(self._stations)
         self._lanes = [_Lane(self._stations[index % count], index) for index in range(self._count)]
         tables = [[lane for lane in self._lanes if lane.number // count % 2 == side] for side in (0, 1)]
@@ -199,15 +198,6 @@ class Engine:
                     yield from self._turn([lane for lane in table if lane.take])
         finally:
             self._leave()
-
-    def _new_station(self) -> Station:
-        if not self._workers:
-            return LocalStation()
-        if self._executor == "ray":
-            from refinevla_kit.rollouts.ray_station import RayStation
-
-            return RayStation()
-        return ProcessStation()
 
     def insert(self, episode: PlannedEpisode) -> None:
         """Play this one next; for whoever takes what `play` yields."""

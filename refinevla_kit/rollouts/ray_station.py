@@ -57,3 +57,7 @@ class RayStation(ProcessStation):
         """Let the actor go."""
         with suppress(Exception):  # the cluster may be gone before it
             self._ray.kill(self._actor)
+
+
+EXECUTORS: dict[str, type[ProcessStation]] = {"processes": ProcessStation, "ray": RayStation}
+"""Where simulators may be."""

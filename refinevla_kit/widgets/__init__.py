@@ -11,11 +11,12 @@ if TYPE_CHECKING:
     from refinevla_kit.widgets.attention_explorer import AttentionExplorer
     from refinevla_kit.widgets.live_curves import LiveCurves
     from refinevla_kit.widgets.rationale_reviewer import RationaleReviewer
-    from refinevla_kit.widgets.rollout_viewer import RolloutViewer
+    from refinevla_kit.widgets.rollout_viewer import FrameSlider, RolloutViewer
 
-__all__ = ["AttentionExplorer", "LiveCurves", "RationaleReviewer", "RolloutViewer"]
+__all__ = ["AttentionExplorer", "FrameSlider", "LiveCurves", "RationaleReviewer", "RolloutViewer"]
 MODULES = {
     "AttentionExplorer": "attention_explorer",
+    "FrameSlider": "rollout_viewer",
     "LiveCurves": "live_curves",
     "RationaleReviewer": "rationale_reviewer",
     "RolloutViewer": "rollout_viewer",

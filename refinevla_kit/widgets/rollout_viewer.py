@@ -1,5 +1,5 @@
 """The rollout viewer: evaluation records as a table with filters. An episode chosen from it is played again
-and can be gone through step by step.
+and can be gone through step by step. `FrameSlider` is a first look at one episode.
 
 What was played is shown in an attention explorer of its own: pictures, commands as curves, and the rationale
 where the policy writes one. Where attention can be read, it shows where the policy looks.
@@ -7,6 +7,7 @@ where the policy writes one. Where attention can be read, it shows where the pol
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -16,11 +17,12 @@ import ipywidgets as widgets
 import numpy as np
 from matplotlib.figure import Figure
 
-from refinevla_kit.attention.captured import Capture, Frame
+from refinevla_kit.attention.captured import Capture, Frame, upper_middle
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.records import EpisodeRecord
 from refinevla_kit.evaluation.replay import Replayer, Rollout
 from refinevla_kit.figures.episodes import action_plots, episode_title, outcome
+from refinevla_kit.figures.overlays import token_grid
 from refinevla_kit.figures.style import label
 from refinevla_kit.tasks import find_task
 from refinevla_kit.widgets.attention_explorer import AttentionExplorer
@@ -126,21 +128,8 @@ class RolloutViewer:
             policy = self._replayer.policy(record)
             rollout = self._replayer.play(record, masks=hasattr(policy, "vla"))  # they are for attention
             captures = read_attention(policy, rollout)
-            frames = [
-                Frame(
-                    observation.image,
-                    named_masks(rollout, step),
-                    observation.instruction,
-                    record.task,
-                    record.episode_id,
-                    step,
-                    "",
-                    observation.proprioception,
-                )
-                for step, observation in enumerate(rollout.observations)
-            ]
             explorer = AttentionExplorer(
-                frames,
+                frames_of(rollout),
                 {record.policy: captures} if captures else {},
                 folder=self._folder,
                 commentary=comment(rollout, policy),
@@ -189,6 +178,62 @@ class RolloutViewer:
         self._moments.children = []
         if self.row.value in self._played:
             self._replay()
+
+
+class FrameSlider:
+    """One slider over a played episode: each picture, and beside it where the policy looked.
+
+    Attributes:
+        step: the slider.
+        box: what to display.
+
+    Args:
+        policy: a VLA's, that played it.
+        record: of the episode, which is played again (seconds).
+    """
+
+    def __init__(self, policy: Any, record: EpisodeRecord) -> None:
+        with Replayer([policy]) as replayer:
+            rollout = replayer.play(record)
+        self._frames, self._seen = frames_of(rollout), read_attention(policy, rollout)
+        self._notes, self._policy = comment(rollout, policy).notes, record.policy
+        self.step = widgets.IntSlider(
+            description="step", max=record.steps, continuous_update=False, layout={"width": "600px"}
+        )
+        self._picture = widgets.Image(format="png")
+        self.box = widgets.VBox([self.step, self._picture])
+        self.step.observe(lambda _: self._show(), "value")
+        self._show()
+
+    def figure(self) -> Figure:
+        """What is on show; for a run without a browser too."""
+        frame, seen = self._frames[self.step.value], self._seen[self.step.value]
+        maps = {self._policy: [seen.map(upper_middle(seen.layers))]}
+        note = self._notes[self.step.value]
+        return token_grid(frame.image, maps, ["where it looks"], frame.masks, note, size=4.0)
+
+    def _show(self) -> None:
+        png = io.BytesIO()
+        self.figure().savefig(png, format="png", dpi=120)
+        self._picture.value = png.getvalue()
+
+
+def frames_of(rollout: Rollout) -> list[Frame]:
+    """The moments of a played episode, with masks where they were kept."""
+    record = rollout.record
+    return [
+        Frame(
+            observation.image,
+            named_masks(rollout, step),
+            observation.instruction,
+            record.task,
+            record.episode_id,
+            step,
+            "",
+            observation.proprioception,
+        )
+        for step, observation in enumerate(rollout.observations)
+    ]
 
 
 def comment(rollout: Rollout, policy: Any) -> Commentary:

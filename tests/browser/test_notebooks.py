@@ -16,6 +16,20 @@ from tests.browser.lab import Lab
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
+def test_the_quickstarts_film_can_be_played_and_its_slider_moves(lab: Lab, tmp_path: Path) -> None:
+    with lab.notebook("00_quickstart", profile="smoke", output=str(tmp_path)) as notebook:
+        notebook.run_all()
+        assert (notebook.errors(), notebook.complaints) == ([], [])
+        film = notebook.page.locator(".jp-OutputArea video")
+        film.scroll_into_view_if_needed()
+        assert film.evaluate("each => each.play().then(() => each.videoWidth)") == 160
+        before = notebook.picture()
+        notebook.page.locator(".widget-slider .noUi-handle").press("ArrowRight")
+        assert notebook.picture(other_than=before) != before
+        notebook.screenshot("slider")
+        assert (notebook.errors(), notebook.complaints) == ([], [])
+
+
 def test_the_explorers_controls_change_its_picture(lab: Lab, tmp_path: Path) -> None:
     with lab.notebook("04_attention_maps", profile="smoke", output=str(tmp_path), every=4) as notebook:
         notebook.run_all()

@@ -17,7 +17,7 @@ from refinevla_kit.training.freezing import freeze_lower, lighten
 from refinevla_kit.training.memory import check_training_memory, training_memory
 from refinevla_kit.vlas import checkpoint, load_vla
 from scripts import memory_table
-from scripts.memory_table import GUIDE, README, long_table, memories, short_table
+from scripts.memory_table import GPU, GUIDE, long_table, memories, short_table
 from tests.vlas.reference import FOLDER
 
 MODELS = ("spatialvla", "openvla")
@@ -52,11 +52,11 @@ def test_what_is_said_is_what_the_optimiser_holds(model: str, mode: str) -> None
     assert f"{found.total / 1e9:.3g} GB" in str(found)
 
 
-def test_the_tables_of_guide_and_readme_are_computed() -> None:
+def test_the_tables_of_the_pages_are_computed() -> None:
     """From models of the released sizes that hold no numbers."""
     found = {name: memories(name) for name in memory_table.MODELS}
     assert long_table(found) in GUIDE.read_text(encoding="utf-8")
-    assert short_table(found) in README.read_text(encoding="utf-8")
+    assert short_table(found) in GPU.read_text(encoding="utf-8")
 
 
 def free(monkeypatch: pytest.MonkeyPatch, *modules: Any, size: int) -> None:

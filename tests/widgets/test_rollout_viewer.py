@@ -14,7 +14,7 @@ from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation import EpisodeRecord, evaluate, load_records
 from refinevla_kit.figures.episodes import outcome
 from refinevla_kit.rollouts.players import DemonstratorPolicy
-from refinevla_kit.widgets.rollout_viewer import RolloutViewer
+from refinevla_kit.widgets.rollout_viewer import FrameSlider, RolloutViewer
 from tests.attention.conftest import small_policy
 from tests.evaluation.rows import row
 from tests.evaluation.test_rollouts import CARROT
@@ -131,3 +131,19 @@ def test_an_episode_is_played_again_and_gone_through(
     monkeypatch.setattr(explorer, "send", replies.append)
     explorer._handle_custom_msg({"id": "2", "ask": "text", "index": 0}, [])
     assert replies[-1]["answer"] == "(this policy writes no rationales)"
+
+
+@pytest.mark.slow
+def test_one_slider_shows_each_picture_beside_where_the_policy_looked(played: list[EpisodeRecord]) -> None:
+    policy = small_policy()
+    record = next(one for one in played if one.policy == policy.name)
+    slider = FrameSlider(policy, record)
+    step, picture = slider.box.children
+    assert step is slider.step and step.max == record.steps
+    first = bytes(picture.value)
+    step.value = record.steps
+    assert first.startswith(b"\x89PNG") and bytes(picture.value) != first
+    seen, looks = (axes for axes in slider.figure().axes if axes.images)
+    assert (seen.get_title(), looks.get_title()) == ("picture", "where it looks")
+    assert len(seen.images) == 1 and len(looks.images) == 2
+    assert slider.figure().get_suptitle().startswith(f"put carrot on plate: step {record.steps} of")
