@@ -10,18 +10,26 @@ once.
 
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.intervals import Rate, episodes_needed_unpaired, unpaired_difference, wilson
 from refinevla_kit.evaluation.statistics import AVERAGE, Score
-from refinevla_kit.tasks import PUBLISHED_WEIGHTS, VISUAL_MATCHING, find_tasks
+from refinevla_kit.tasks import PUBLISHED_WEIGHTS, VARIANT_AGGREGATION, VISUAL_MATCHING, find_tasks
 
 DATA = Path(__file__).parents[2] / "data/paper/published.json"
 INCONSISTENCIES, CLAIMS = DATA.with_name("inconsistencies.json"), DATA.with_name("claims.json")
+LEADERBOARD = DATA.with_name("leaderboard.csv")
+COLUMNS = {  # of the leaderboard
+    "widowx_vm": ("widowx", VISUAL_MATCHING),
+    "google_vm": ("google_robot", VISUAL_MATCHING),
+    "google_va": ("google_robot", VARIANT_AGGREGATION),
+}
+OURS, BASE = "ReFineVLA", "SpatialVLA"
 CELL = ("table", "robot", "setting", "metric", "model", "task")  # what tells a printed number from the others
 TABLE_1, TABLE_2, TABLE_3 = (f"ReFineVLA Table {number}" for number in (1, 2, 3))
 README = "SpatialVLA README"
@@ -114,6 +122,51 @@ class Claim:
         return ("supported" if self.supported else "the opposite") + (
             " if variants are independent" if self.widest[0] <= 0 <= self.widest[1] else ""
         )
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where ReFineVLA's printed average stands in a column of the leaderboard, which does not list it.
+
+    Attributes:
+        rows: of the leaderboard, best first, with their numbers; those of other tasks are left out.
+        ours: ReFineVLA's.
+        alike: how many rows above it and (ties included) below it cannot be told from it at 95 %.
+        alike_starts: the same if the variants of a start always fare alike.
+        left_out: rows of other tasks.
+    """
+
+    column: str
+    rows: list[tuple[dict[str, str], Rate]]
+    ours: Rate
+    alike: tuple[int, int]
+    alike_starts: tuple[int, int]
+    left_out: int
+
+    @property
+    def place(self) -> int:
+        """Among the rows; ties share the upper place."""
+        return 1 + sum(value.rate > self.ours.rate for _, value in self.rows)
+
+    @property
+    def place_of_models(self) -> tuple[int, int]:
+        """The place if each model has its best row only, and how many models those are with ReFineVLA."""
+        best = {row["model"]: value.rate for row, value in reversed(self.rows)}
+        return 1 + sum(value > self.ours.rate for value in best.values()), 1 + len(best)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One model's different numbers in a column: its lowest and highest row, and how many papers print it."""
+
+    column: str
+    low: dict[str, str]
+    high: dict[str, str]
+    papers: int
+
+    @property
+    def points(self) -> float:
+        return float(self.high[self.column]) - float(self.low[self.column])
 
 
 def load_published(path: str | Path = DATA) -> list[Published]:
@@ -211,6 +264,58 @@ def claims(numbers: Sequence[Published]) -> list[Claim]:
     return found
 
 
+def load_leaderboard(path: str | Path = LEADERBOARD) -> list[dict[str, str]]:
+    """Success of many models as third parties list it (2026-08-10), one row a model and paper.
+
+    `stands` says whose number it is and what differs from the protocol; "google_vm: 4 tasks" is said of that
+    column alone, which then compares with no other row.
+    """
+    with Path(path).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def standings(numbers: Iterable[Published], rows: Sequence[dict[str, str]]) -> list[Standing]:
+    """ReFineVLA among the leaderboard's `rows`, one column after the other.
+
+    Each row is taken to be of the protocol's episodes, although few say how many they played. Google averages
+    are plain means of three tasks, ReFineVLA's are weighted: SpatialVLA's own differ by 1.3 and 3.2 points.
+    """
+    rates, found = _rates(numbers), list[Standing]()
+    for column, (robot, setting) in COLUMNS.items():
+        ours = rates[TABLE_1 if robot == "widowx" else TABLE_2, robot, setting, OURS, AVERAGE]
+        sizes = {task: stated_episodes(robot, setting, task) for task in PUBLISHED_WEIGHTS[robot]}
+        size, filled = _effective(dict.fromkeys(sizes, 1), sizes), [row for row in rows if row[column]]
+        kept = [row for row in filled if f"{column}:" not in row["stands"]]
+        cells = [
+            (row, _Cell(float(row[column]) / 100, size, sum(sizes.values()), ours.starts, row["mark"]))
+            for row in sorted(kept, key=lambda row: -float(row[column]))
+        ]
+        alike = []
+        for share in (1, ours.starts):
+            ends = [unpaired_difference(cell.rate(share), ours.rate(share)) for _, cell in cells]
+            same = [row for row, (low, high) in zip(cells, ends, strict=True) if low <= 0 <= high]
+            up = sum(cell.value > ours.value for _, cell in same)
+            alike.append((up, len(same) - up))
+        values = [(row, cell.rate()) for row, cell in cells]
+        found.append(Standing(column, values, ours.rate(), alike[0], alike[1], len(filled) - len(kept)))
+    return found
+
+
+def spreads(rows: Iterable[dict[str, str]], papers: int = 2, points: float = 1.0) -> list[Spread]:
+    """The models whose numbers in at least so many papers lie at least so far apart, the widest first."""
+    groups: dict[tuple[str, str], list[dict[str, str]]] = {}
+    for row in rows:
+        for column in COLUMNS:
+            if row[column]:
+                groups.setdefault((column, row["model"]), []).append(row)
+    found = []
+    for (column, _), group in groups.items():
+        group.sort(key=lambda row: float(row[column]))
+        found.append(Spread(column, group[0], group[-1], len({row["paper"] for row in group})))
+    wide = [one for one in found if one.papers >= papers and one.points >= points]
+    return sorted(wide, key=lambda one: -one.points)
+
+
 @dataclass(frozen=True)
 class _Cell:
     """A printed rate of `episodes`, as sure as `size` independent ones; `starts` is the share of different
@@ -279,14 +384,18 @@ def _rates(numbers: Iterable[Published]) -> dict[tuple[str, ...], _Cell]:
                 name: fits[0] if fits and name in row else stated_episodes(*where, name) for name in weights
             }
             episodes = sum(sizes.values())
-            squares = sum(weights[name] ** 2 / sizes[name] for name in weights)
             # Where the number of episodes was deduced from the cells, it is no better known than they are.
             tiers = {number.tier} if episodes == stated else {cell.tier for cell in row.values()}
             cells[(number.table, *where, number.model, task)] = _Cell(
                 number.percent / 100,
-                size=sum(weights.values()) ** 2 / squares,
+                size=_effective(weights, sizes),
                 episodes=episodes,
                 starts=stated_episodes(*where, task, starts=True) / stated,
                 mark=min(tiers, key=TIERS.index),
             )
     return cells
+
+
+def _effective(weights: Mapping[str, int], sizes: Mapping[str, int]) -> float:
+    """Independent episodes as sure as a weighted mean of tasks of these `sizes`."""
+    return sum(weights.values()) ** 2 / sum(weights[name] ** 2 / sizes[name] for name in weights)

@@ -4,7 +4,7 @@ the kit's own. Tables are data frames of text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,16 @@ from matplotlib.figure import Figure
 
 from refinevla_kit.evaluation.intervals import Rate, rate, resolvable_gain
 from refinevla_kit.evaluation.published import (
+    BASE,
+    OURS,
     TABLE_1,
     TABLE_2,
     TABLE_3,
     Claim,
     Inconsistency,
     Published,
+    Spread,
+    Standing,
     select,
 )
 from refinevla_kit.evaluation.records import EpisodeRecord
@@ -56,6 +60,17 @@ PEAKS = {"lambda": "lambda_reasoning", "frozen": "freeze_layers"}  # in its task
 GOOGLE = ("pick_coke_can", "move_near", "open_close_drawer", AVERAGE)
 ABLATION = ("action_only", "shuffled_rationales", "with_reasoning")
 MINUS = "minus actions only"
+COLUMN_NAMES = {
+    "widowx_vm": "WidowX, visual matching",
+    "google_vm": "Google Robot, visual matching",
+    "google_va": "Google Robot, variant aggregation",
+}
+DOTS = (  # of the leaderboard: name, training or model, shape, colour, size
+    ("trained by imitation", "imitation", "o", GREY, 14),
+    ("not known", "unknown", "x", GREY, 14),
+    ("by reinforcement learning", "rl", "^", INK, 50),
+    (f"{BASE}, as various papers print it", BASE, "o", BLUE, 34),
+)
 Rows = dict[Any, dict[Any, str]]  # of a table: name -> column -> text
 
 
@@ -201,6 +216,70 @@ def claims_table(claims: Sequence[Claim]) -> pd.DataFrame:
     return rows_by("gain", rows)
 
 
+def leaderboard(standings: Sequence[Standing]) -> Figure:
+    """All rows of the leaderboard, one panel a column, best on top; the shape is the training, the band the
+    rows that cannot be told from ReFineVLA's.
+    """
+    title = (
+        "Success of the rows of a third-party list, by place; band: cannot be told from ReFineVLA's at 95 %"
+    )
+    with canvas(11.0, 6.0, columns=len(standings), title=title) as (figure, panels):
+        for axes, one in zip(panels, standings, strict=True):
+            up, down = one.alike
+            axes.axhspan(
+                one.place - up - 0.5, one.place + down + 0.5, color=VERMILION, alpha=0.14, linewidth=0
+            )
+            kinds = [row["model"] if row["model"] == BASE else row["training"] for row, _ in one.rows]
+            for name, kind, shape, colour, size in DOTS:
+                places = [place for place, other in enumerate(kinds, 1) if other == kind]
+                rates = [one.rows[place - 1][1].rate for place in places]
+                axes.scatter(rates, places, s=size, c=colour, marker=shape, linewidths=0.9, label=name)
+            dot(axes, one.place, one.ours.bounded, VERMILION)
+            text = f"{OURS} {100 * one.ours.rate:.1f} %\nplace {one.place} of {len(one.rows) + 1}"
+            text += f"\nin the band: {up} above, {down} below"
+            axes.text(0.03, 0.96, text, color=VERMILION, va="top", fontsize=9, transform=axes.transAxes)
+            axes.set(xlim=(0, 1.02), ylim=(len(one.rows) + 2, -1), title=COLUMN_NAMES[one.column])
+            axes.set_yticks([1, *range(50, len(one.rows), 50)])
+            per_cent(axes.xaxis)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(DOTS))
+    return figure
+
+
+def standing_table(standings: Sequence[Standing]) -> pd.DataFrame:
+    """ReFineVLA's place in each column, and the rows that cannot be told from it."""
+    rows = [
+        {
+            "column": COLUMN_NAMES[one.column],
+            "ReFineVLA": _cell(one.ours),
+            "place": f"{one.place} of {len(one.rows) + 1}",
+            "of the models' best": "{} of {}".format(*one.place_of_models),
+            "cannot be told from it": "{} above, {} below".format(*one.alike),
+            "if only starts count": "{} above, {} below".format(*one.alike_starts),
+            "rows of other tasks, left out": one.left_out,
+            MARK: SECONDARY,
+        }
+        for one in standings
+    ]
+    return rows_by("column", rows)
+
+
+def spread_table(spreads: Sequence[Spread]) -> pd.DataFrame:
+    """One model's different numbers, and what the list says of the lowest and the highest."""
+    rows = [
+        {
+            "model": one.low["model"],
+            "column": COLUMN_NAMES[one.column],
+            "lowest, %": f"{float(one.low[one.column]):.1f}",
+            "highest, %": f"{float(one.high[one.column]):.1f}",
+            "papers": one.papers,
+            "the lowest is": _stands(one.low, one.column),
+            "the highest is": _stands(one.high, one.column),
+        }
+        for one in spreads
+    ]
+    return rows_by("model", rows)
+
+
 def inconsistency_table(found: Sequence[Inconsistency]) -> pd.DataFrame:
     """The printed numbers that cannot be what they should be, one line each."""
     rows = [
@@ -343,6 +422,12 @@ def peaks(published: Sequence[Published]) -> dict[str, str]:
                 place = number.task.replace("_", " ")
                 found[factor] = f"the paper ({number.tier}): {number.percent:+.1f} points at\n{place}"
     return found
+
+
+def _stands(row: Mapping[str, str], column: str) -> str:
+    """What is said of a row, without what is said of its other columns."""
+    parts = [part.removeprefix(f"{column}: ") for part in row["stands"].split("; ")]
+    return ", ".join(part for part in parts if ": " not in part)
 
 
 def _by_setting(published: Sequence[Published], table: str) -> Rows:

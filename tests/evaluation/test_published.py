@@ -10,10 +10,13 @@ import pytest
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation import published
+from refinevla_kit.evaluation.intervals import unpaired_difference
 from refinevla_kit.evaluation.statistics import AVERAGE
 from refinevla_kit.tasks import PUBLISHED_WEIGHTS, VARIANT_AGGREGATION, VISUAL_MATCHING, WIDOWX_TASKS
 
 NUMBERS = published.load_published()
+FIELD = published.load_leaderboard()
+STANDINGS = published.standings(NUMBERS, FIELD)
 
 
 def value(**conditions: str) -> float:
@@ -168,6 +171,84 @@ def test_claims_say_what_their_counts_support() -> None:
     for one in claims.values():
         assert one.widest[0] <= one.low + 1e-9 and one.high <= one.widest[1] + 1e-9
         assert bool(one.assumed) == (one.version == "v1")
+
+
+def test_the_leaderboard_is_numbers_and_links() -> None:
+    marks = {(row["mark"], row["training"]) for row in FIELD}
+    assert len(FIELD) > 400
+    assert marks <= {("secondary", training) for training in ("imitation", "rl", "unknown")}
+    for row in FIELD:
+        values = [float(row[column]) for column in published.COLUMNS if row[column]]
+        assert values and all(0 <= value <= 100 for value in values), row
+        assert row["paper"].startswith("https://arxiv.org/abs/") and "(from" not in row["model"]
+        assert row["stands"].split("; ")[0] in {"own", "repeated", "played again", "by others"}
+        assert max(map(len, row.values())) < 100, "short columns, no sentences"
+
+
+@pytest.mark.parametrize("standing", STANDINGS, ids=lambda one: one.column)
+def test_the_place_is_one_more_than_the_rows_above(standing: published.Standing) -> None:
+    same_tasks = [row for row in FIELD if f"{standing.column}:" not in row["stands"]]
+    values = [float(row[standing.column]) for row in same_tasks if row[standing.column]]
+    printed = 100 * standing.ours.rate
+    assert standing.place == 1 + sum(value > printed for value in values)
+    shown = [100 * value.rate for _, value in standing.rows]
+    assert shown == pytest.approx(sorted(values, reverse=True))
+    place, models = standing.place_of_models
+    assert models - 1 == len({row["model"] for row, _ in standing.rows}) and place <= standing.place
+    filled = sum(bool(row[standing.column]) for row in FIELD)
+    assert standing.left_out == filled - len(values) > 0
+
+
+@pytest.mark.parametrize("standing", STANDINGS, ids=lambda one: one.column)
+def test_rows_alike_are_next_to_it_and_more_if_only_starts_count(standing: published.Standing) -> None:
+    up, down = standing.alike
+    assert 0 < up < standing.place and standing.place - 1 + down <= len(standing.rows)
+    beyond = [standing.rows[standing.place - up - 2], standing.rows[standing.place - 1 + down]]
+    for _, value in beyond:
+        low, high = unpaired_difference(value, standing.ours)
+        assert low > -0.005 if value.rate > standing.ours.rate else high < 0.005
+    wider = [more >= fewer for more, fewer in zip(standing.alike_starts, standing.alike, strict=True)]
+    assert all(wider) and (standing.alike_starts == standing.alike) == (standing.column == "widowx_vm")
+
+
+def a_row(model: str, value: str, stands: str = "own", paper: str = "a") -> dict[str, str]:
+    row = {"model": model, "paper": paper, "mark": "secondary", "training": "unknown", "stands": stands}
+    return row | dict.fromkeys(published.COLUMNS, value)
+
+
+def test_the_lists_google_averages_are_plain_and_the_printed_ones_weighted() -> None:
+    (listed,) = [row for row in FIELD if row["model"] == "SpatialVLA" and "fine-tuned" in row["stands"]]
+    for column, gap in (("google_vm", 1.3), ("google_va", 3.2)):
+        robot, setting = published.COLUMNS[column]
+        where = {"table": published.README, "robot": robot, "setting": setting, "metric": "success"}
+        cells = {
+            task: value(model="SpatialVLA (fine-tuning)", task=task, **where)
+            for task in (*PUBLISHED_WEIGHTS[robot], AVERAGE)
+        }
+        average = cells.pop(AVERAGE)
+        assert float(listed[column]) == pytest.approx(sum(cells.values()) / len(cells), abs=0.05)
+        assert average - float(listed[column]) == pytest.approx(gap)
+
+
+def test_ties_share_the_upper_place_and_count_as_alike_below() -> None:
+    rows = [a_row("far above", "99"), a_row("tied", "47.7"), a_row("tied", "47.7", paper="b")]
+    standing, *_ = published.standings(NUMBERS, [*rows, a_row("other", "48", "own; widowx_vm: 3 tasks")])
+    assert standing.place == 2 and standing.place_of_models == (2, 3)
+    assert standing.alike == (0, 2) and standing.left_out == 1
+
+
+def test_the_spread_of_a_model_is_its_lowest_and_highest_number() -> None:
+    rows = [a_row("many", "10"), a_row("many", "30", "repeated", "b"), a_row("many", "20", paper="b")]
+    found = published.spreads(
+        [*rows, a_row("one", "5"), a_row("close", "5"), a_row("close", "5.2", paper="b")]
+    )
+    assert [(one.column, one.points, one.papers) for one in found] == [
+        (column, 20.0, 2) for column in published.COLUMNS
+    ]
+    assert found[0].high["stands"] == "repeated" and published.spreads(rows, papers=3) == []
+    listed = {(one.low["model"], one.column): one for one in published.spreads(FIELD)}
+    openvla = [float(row["widowx_vm"]) for row in FIELD if row["model"] == "OpenVLA" and row["widowx_vm"]]
+    assert listed["OpenVLA", "widowx_vm"].points == pytest.approx(max(openvla) - min(openvla))
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:

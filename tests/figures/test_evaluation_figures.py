@@ -14,7 +14,15 @@ import pytest
 from matplotlib.patches import Rectangle
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.evaluation.published import claims, inconsistencies, load_published, published_scores
+from refinevla_kit.evaluation.published import (
+    claims,
+    inconsistencies,
+    load_leaderboard,
+    load_published,
+    published_scores,
+    spreads,
+    standings,
+)
 from refinevla_kit.evaluation.statistics import (
     AVERAGE,
     PUBLISHED_AVERAGE,
@@ -29,11 +37,14 @@ from refinevla_kit.figures.published import (
     claim_intervals,
     claims_table,
     inconsistency_table,
+    leaderboard,
     published_results,
     published_table,
     resolution_table,
     resolvable_gains,
     results_table,
+    spread_table,
+    standing_table,
 )
 from refinevla_kit.figures.style import save_figure
 from refinevla_kit.figures.success import (
@@ -63,7 +74,9 @@ def test_bars_reach_the_rates_of_both_rules() -> None:
     assert heights == pytest.approx(sorted([3 / 8, 4 / 8, 6 / 8, 7 / 8] * 3))
 
 
-@pytest.mark.parametrize("table", [comparison_table, claims_table, inconsistency_table])
+@pytest.mark.parametrize(
+    "table", [comparison_table, claims_table, inconsistency_table, standing_table, spread_table]
+)
 def test_a_table_of_nothing_is_an_empty_one(table: Callable[[list[object]], pd.DataFrame]) -> None:
     assert len(table([])) == 0
 
@@ -181,6 +194,28 @@ def test_claims_are_filled_only_where_both_intervals_exclude_zero() -> None:
     assert [dot.get_markerfacecolor() != "white" for dot in dots] == [
         claim.verdict in ("supported", "the opposite") for claim in found
     ]
+
+
+def test_the_leaderboard_shows_every_row_once_and_marks_two_models() -> None:
+    rows = load_leaderboard()
+    found = standings(PUBLISHED, rows)
+    for axes, one in zip(leaderboard(found).axes, found, strict=True):
+        drawn = {y: x for dots in axes.collections for x, y in dots.get_offsets()}
+        assert drawn == {place: value.rate for place, (_, value) in enumerate(one.rows, 1)}
+        (ours,) = [line for line in axes.lines if line.get_marker() == "o"]
+        assert (ours.get_xdata()[0], ours.get_ydata()[0]) == (one.ours.rate, one.place)
+        (text,) = [text.get_text() for text in axes.texts]
+        assert f"place {one.place} of {len(one.rows) + 1}" in text
+    table = standing_table(found)
+    assert list(table["rows of other tasks, left out"]) == [one.left_out for one in found]
+    assert set(table["mark"]) == {"secondary"}
+
+
+def test_the_table_of_spreads_says_what_is_known_of_its_own_column_only() -> None:
+    table = spread_table(spreads(load_leaderboard()))
+    row = table[table["column"] == "Google Robot, variant aggregation"].loc["RT-1"]
+    assert (row["lowest, %"], row["highest, %"]) == ("57.4", "89.7")
+    assert row["the highest is"] == "repeated, 1 task"
 
 
 def test_training_curves_show_each_policy_and_split(tmp_path: Path) -> None:
