@@ -46,6 +46,16 @@ def doctor(
 
 
 @app.command()
+def init(folder: Annotated[Path, Argument(help="a new folder")]) -> None:
+    """Write the notebooks, their profiles and pictures into a folder; from there, yours are what is run."""
+    from refinevla_kit.notebook_runner import copy_notebooks
+
+    written = copy_notebooks(folder)
+    print(f"open them: {sys.executable} -m jupyter lab --notebook-dir={folder}")
+    _print_json({"folder": str(folder), "written": written})
+
+
+@app.command()
 def reproduce(
     profile: Profile = "laptop",
     output: Output = None,

@@ -19,7 +19,7 @@ from functools import partial
 from importlib import metadata, util
 from typing import Literal
 
-from refinevla_kit.errors import KitError
+from refinevla_kit.errors import KitError, set_up
 
 State = Literal["ok", "missing", "optional"]
 
@@ -106,14 +106,14 @@ def _examine(name: str) -> Finding:
         return Finding(name, "optional" if name in OPTIONAL else "missing", error.what, error.remedy)
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        return Finding(name, "missing", reason, "run `make setup`")
+        return Finding(name, "missing", reason, set_up())
 
 
 def _series(distribution: str, series: str) -> str:
     try:
         version = metadata.version(distribution)
     except metadata.PackageNotFoundError:
-        raise KitError("not installed", "run `make setup`") from None
+        raise KitError("not installed", set_up()) from None
     if not version.startswith(f"{series}."):
         what = f"{version}, the kit is checked with {series}.x"
         raise KitError(what, f"pip install '{distribution}=={series}.*'")

@@ -7,17 +7,28 @@ import operator
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 LARGEST = 2**63 - 1
+SHIPPED = Path(__file__).resolve().parent / "shipped"  # of an installed wheel; a checkout has none
 
 
 def install(extra: str) -> str:
     """The remedy for a package that is not there: the kit is on no index, its extras are installed from its
-    checkout.
+    checkout or wheel.
     """
+    if SHIPPED.is_dir():
+        return f"{sys.executable} -m pip install 'PATH[{extra}]', PATH being the kit's wheel or folder"
     return f"in the kit's folder: {sys.executable} -m pip install -e '.[{extra}]'"
+
+
+def set_up() -> str:
+    """The remedy where the simulator, or what every part of the kit needs, is not there."""
+    if SHIPPED.is_dir():
+        return f"{install('maniskill')}; on Python 3.13 also mani_skill, with --no-deps"
+    return "run `make setup`"
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -17,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from refinevla_kit.errors import KitError, as_kit_error, check_choice
-from refinevla_kit.files import write_json
-from refinevla_kit.settings import LOOP, NOTEBOOKS, REPOSITORY, check_parameter, is_text, read_settings
+from refinevla_kit.files import replacing, write_json
+from refinevla_kit.settings import LOOP, NOTEBOOKS, REPOSITORY, check_parameter, home, is_text, read_settings
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -55,8 +56,31 @@ def select_notebooks(only: Sequence[str] = ()) -> list[str]:
 
 
 def notebook_path(notebook: str) -> Path:
-    """The file of a notebook in the checkout."""
-    return REPOSITORY / "notebooks" / f"{notebook}.ipynb"
+    """The file of a notebook (see `settings.home`)."""
+    return home() / "notebooks" / f"{notebook}.ipynb"
+
+
+def copy_notebooks(folder: Path) -> list[str]:
+    """Write the notebooks, their profiles and the pictures they show into `folder`.
+
+    Returns:
+        Their paths in it.
+
+    Raises:
+        KitError: another file lies at one of these paths. Nothing is written then.
+    """
+    files = [*REPOSITORY.glob("notebooks/*.ipynb"), *REPOSITORY.glob("notebooks/profiles/*.yaml")]
+    contents = {file.relative_to(REPOSITORY).as_posix(): file.read_bytes() for file in sorted(files)}
+    shown = re.findall(rb"\.\./(figures/\w+\.png)", b"".join(contents.values()))
+    contents |= {name.decode(): (REPOSITORY / name.decode()).read_bytes() for name in shown}
+    for name, content in contents.items():
+        there = folder / name
+        if there.exists() and not (there.is_file() and there.read_bytes() == content):
+            raise KitError(f"{there} is there already and differs from the kit's", "choose another folder")
+    for name, content in contents.items():
+        with replacing(folder / name) as part:
+            part.write_bytes(content)
+    return [*contents]
 
 
 def plan_parameters(
@@ -86,7 +110,7 @@ def plan_parameters(
         shown = papermill.inspect_notebook(path) if path.is_file() else {}
         if not shown:
             what = f"{path} is missing or has no parameters cell"
-            raise KitError(what, "run this from a checkout of the kit")
+            raise KitError(what, "write it anew: refinevla init FOLDER")
         values = {"profile": profile, "output": str(output)}
         values |= {name: value for name, value in taken.items() if name in shown}
         more = {name: value for name, value in taken.items() if name not in shown}
@@ -122,7 +146,7 @@ def run_notebooks(
     Args:
         only: numbers or names; empty means 1 to 6.
         profile: smoke | laptop | gpu | paper.
-        output: folder of the run, default `runs/<profile>` in the checkout.
+        output: folder of the run, default as for `read_settings`.
         parameters: passed to each notebook that knows them.
         threads: compute threads of the kernel, default all cores.
         progress: show a bar a notebook.

@@ -17,11 +17,13 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from refinevla_kit import hub
-from refinevla_kit.errors import KitError, as_kit_error, check_choice
+from refinevla_kit.errors import SHIPPED, KitError, as_kit_error, check_choice
 from refinevla_kit.files import write_json
 from refinevla_kit.tasks import BACKENDS, CAMERA_SIZES, SETTINGS, find_tasks
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = SHIPPED if SHIPPED.is_dir() else SHIPPED.parents[1]
+"""The checkout, or what an installed wheel holds of it; in there nothing is written."""
+PROFILES = "notebooks/profiles"
 PLACES = "places.json"  # in a notebook's folder: what each path there was made from, and which was used last
 T = TypeVar("T")
 
@@ -438,15 +440,21 @@ LOOP = [*NOTEBOOKS][1:]
 """Those that hand files on, from a dataset to the pictures; the quickstart stands by itself."""
 
 
+def home() -> Path:
+    """The folder whose notebooks and profiles are used: this one or the one above, else `REPOSITORY`."""
+    here = Path.cwd()
+    return next((each for each in (here, here.parent) if (each / PROFILES).is_dir()), REPOSITORY)
+
+
 def profile_names() -> list[str]:
     """The profiles that exist."""
-    return sorted(path.stem for path in (REPOSITORY / "notebooks" / "profiles").glob("*.yaml"))
+    return sorted(path.stem for path in (home() / PROFILES).glob("*.yaml"))
 
 
 def load_profile(profile: str) -> dict[str, dict[str, Any]]:
     """The values of a profile, by notebook. Raises `KitError` naming the profiles that exist."""
     check_choice("profile", profile, profile_names())
-    text = (REPOSITORY / "notebooks" / "profiles" / f"{profile}.yaml").read_text(encoding="utf-8")
+    text = (home() / PROFILES / f"{profile}.yaml").read_text(encoding="utf-8")
     return {notebook: section or {} for notebook, section in yaml.safe_load(text).items()}
 
 
@@ -458,7 +466,8 @@ def read_settings(
     Args:
         notebook: name without suffix, such as `01_teacher_annotation`.
         profile: smoke | laptop | gpu | paper.
-        output: folder of the run; None is `runs/<profile>` in the checkout.
+        output: folder of the run; None is `runs/<profile>` beside the notebooks, or here where those are an
+            installed wheel's.
         seed: 0 to 2**32 - 1.
         parameters: of the notebook, by name.
 
@@ -470,7 +479,8 @@ def read_settings(
     usual = sections[notebook]
     if output == "":
         raise KitError("output is an empty text", "give a folder, or None for runs/<profile>")
-    folder = REPOSITORY / "runs" / profile
+    beside = home()
+    folder = (Path.cwd() if beside == SHIPPED else beside) / "runs" / profile
     if output is not None:
         folder = Path(str(output)).expanduser().resolve()
     given = {name: value for name, value in parameters.items() if value is not None}

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from refinevla_kit import errors
 from refinevla_kit.errors import KitError
 
 
@@ -19,6 +22,16 @@ def test_always_one_line(what: str, remedy: str) -> None:
 def test_says_what_and_how_to_mend_it() -> None:
     error = KitError("no space\n   left", "free\nspace")
     assert str(error) == "no space left -> free space"
+
+
+def test_what_to_install_is_said_for_a_checkout_and_for_a_wheel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert errors.install("ray") == f"in the kit's folder: {sys.executable} -m pip install -e '.[ray]'"
+    assert errors.set_up() == "run `make setup`"
+    monkeypatch.setattr(errors, "SHIPPED", tmp_path)
+    assert errors.install("ray").startswith(f"{sys.executable} -m pip install 'PATH[ray]', PATH being ")
+    assert "PATH[maniskill]" in errors.set_up()
 
 
 def test_ipython_shows_one_line() -> None:

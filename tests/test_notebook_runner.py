@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -20,25 +21,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from refinevla_kit import notebook_runner, settings
 from refinevla_kit.errors import KitError
-from refinevla_kit.notebook_runner import failure_line, parse_parameter, run_notebooks, select_notebooks
-from refinevla_kit.settings import NOTEBOOKS, REPOSITORY, is_text
+from refinevla_kit.notebook_runner import (
+    copy_notebooks,
+    failure_line,
+    notebook_path,
+    parse_parameter,
+    run_notebooks,
+    select_notebooks,
+)
+from refinevla_kit.settings import NOTEBOOKS, REPOSITORY, is_text, profile_names, read_settings
 
 WriteNotebook = Callable[..., None]
 
 
 @pytest.fixture
 def write_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WriteNotebook:
-    """A checkout of its own, to put notebooks in: the runner and the settings read it in place of the
-    kit's.
-    """
-    checkout = tmp_path / "checkout"
-    (checkout / "notebooks" / "profiles").mkdir(parents=True)
+    """A current folder with notebooks of its own, which are run in place of the kit's."""
+    folder = tmp_path / "own"
+    (folder / "notebooks" / "profiles").mkdir(parents=True)
     profile = REPOSITORY / "notebooks" / "profiles" / "smoke.yaml"
-    shutil.copy(profile, checkout / "notebooks" / "profiles" / "smoke.yaml")
-    monkeypatch.setattr(settings, "REPOSITORY", checkout)
-    monkeypatch.setattr(notebook_runner, "REPOSITORY", checkout)
+    shutil.copy(profile, folder / "notebooks" / "profiles" / "smoke.yaml")
+    monkeypatch.chdir(folder)
 
     def write(name: str, *sources: str) -> None:
         node = new_notebook(
@@ -49,7 +53,7 @@ def write_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WriteNote
         )
         node.cells = [new_markdown_cell("Words."), parameters]
         node.cells += [new_code_cell(source) for source in sources]
-        nbformat.write(node, checkout / "notebooks" / f"{name}.ipynb")
+        nbformat.write(node, folder / "notebooks" / f"{name}.ipynb")
 
     return write
 
@@ -114,6 +118,29 @@ def test_notebooks_are_chosen_by_number_or_name_and_run_in_order() -> None:
     )
     with pytest.raises(KitError, match="unknown notebook '07'"):
         select_notebooks(["07"])
+
+
+def test_notebooks_are_written_into_a_folder_and_used_from_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "new" / "folder"
+    written = copy_notebooks(folder)
+    assert copy_notebooks(folder) == written, "the same may be there already"
+    notebooks = sorted(folder.glob("notebooks/*.ipynb"))
+    assert [path.stem for path in notebooks] == list(NOTEBOOKS)
+    links = {link for path in notebooks for link in re.findall(r"!\[[^]]*\]\((\S+?)\)", path.read_text())}
+    assert len(links) == len(notebooks) and all((folder / "notebooks" / link).is_file() for link in links)
+    (folder / "notebooks/profiles/smoke.yaml").rename(folder / "notebooks/profiles/mine.yaml")
+    for here in (folder, folder / "notebooks"):  # of a terminal, and of a kernel that JupyterLab starts
+        monkeypatch.chdir(here)
+        assert profile_names() == ["gpu", "laptop", "mine", "paper"]
+        assert notebook_path(notebooks[0].stem) == notebooks[0]
+        assert read_settings("00_quickstart", "mine").output == folder / "runs" / "mine"
+    notebooks[0].write_text("changed")
+    notebooks[1].unlink()
+    with pytest.raises(KitError, match=r"00_quickstart\.ipynb is there already and differs"):
+        copy_notebooks(folder)
+    assert notebooks[0].read_text() == "changed" and not notebooks[1].exists()
 
 
 def test_unknown_parameter_and_profile_stop_before_anything_runs(

@@ -19,9 +19,10 @@ from pathlib import Path
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.intervals import Rate, episodes_needed_unpaired, unpaired_difference, wilson
 from refinevla_kit.evaluation.statistics import AVERAGE, Score
+from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.tasks import PUBLISHED_WEIGHTS, VARIANT_AGGREGATION, VISUAL_MATCHING, find_tasks
 
-DATA = Path(__file__).parents[2] / "data/paper/published.json"
+DATA = REPOSITORY / "data/paper/published.json"
 INCONSISTENCIES, CLAIMS = DATA.with_name("inconsistencies.json"), DATA.with_name("claims.json")
 LEADERBOARD = DATA.with_name("leaderboard.csv")
 COLUMNS = {  # of the leaderboard

@@ -4,6 +4,7 @@ only machine with a GPU.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from contextlib import suppress
 from typing import Any
@@ -12,6 +13,8 @@ from refinevla_kit.ray_cluster import cluster
 from refinevla_kit.rollouts import engine
 from refinevla_kit.rollouts.engine import Answer, Masks, ProcessStation, StationDied
 from refinevla_kit.simulator.contract import StepResult
+
+RESTARTS, PAUSE = 10, 3.0  # times, and seconds between them, that a lost actor is made again
 
 
 class _Actor:
@@ -52,6 +55,18 @@ class RayStation(ProcessStation):
         except errors.RayError as error:
             raise StationDied(self, f"its actor is lost ({type(error).__name__})") from error
         return reply
+
+    def restart(self) -> None:
+        """Another actor takes its place. A cluster notices late that a machine is lost, and may put the first
+        ones there again.
+        """
+        for _ in range(RESTARTS):
+            self.close()
+            self._start()
+            with suppress(self._ray.exceptions.RayError):
+                self._ray.get(self._actor.__ray_ready__.remote(), timeout=engine.PATIENCE)
+                return
+            time.sleep(PAUSE)
 
     def close(self, wait: float = 5) -> None:
         """Let the actor go."""

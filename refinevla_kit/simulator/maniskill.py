@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from refinevla_kit.errors import KitError, listed
+from refinevla_kit.errors import KitError, listed, set_up
+from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.simulator.contract import (
     AnyStart,
     Arrangement,
@@ -49,8 +50,8 @@ REQUIRED = (
     BRIDGE / "stages/bridge_table_1_v2.glb",
     Path("data/robots/widowx/wx250s.urdf"),
 )
-EMBEDDED = Path(__file__).resolve().parents[2] / "data" / "assets"  # scripts/embedded_assets makes it
-RESTORE = "bring data/assets of the checkout back: git checkout data/assets"
+EMBEDDED = REPOSITORY / "data" / "assets"  # scripts/embedded_assets makes it
+RESTORE = "bring data/assets back: git checkout data/assets, or install the kit's wheel anew"
 DOWNLOAD = (
     f"{sys.executable} -m mani_skill.utils.download_asset bridge_v2_real2sim, then the same with widowx250s"
 )
@@ -276,7 +277,7 @@ def import_maniskill(environments: str) -> None:
         import_module(environments)
     except ImportError as error:
         raise KitError(
-            f"ManiSkill 3 cannot be imported ({error})", "run `make setup`, then `refinevla doctor`"
+            f"ManiSkill 3 cannot be imported ({error})", f"{set_up()}, then `refinevla doctor`"
         ) from error
     # The blank is theirs. It warns, at every start, of what its own classes do.
     logging.getLogger("mani_skill ").setLevel(logging.ERROR)
@@ -304,7 +305,9 @@ def build_environment(name: str, *, render_backend: str = "cpu", **arguments: An
             )
     except RuntimeError as error:
         if any(word in str(error).lower() for word in ("device", "vulkan", "vk::")):
-            remedy = "run `make setup` (it installs Mesa's software driver) and `refinevla doctor`"
+            remedy = (
+                "install Mesa's Vulkan driver (a checkout's `make setup` does) and run `refinevla doctor`"
+            )
             raise KitError(f"no Vulkan device to render with ({error})", remedy) from error
         raise
 
