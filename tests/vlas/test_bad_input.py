@@ -135,7 +135,9 @@ def test_a_download_that_was_cut_off_is_found_in_the_hubs_cache(
     gone = sorted(snapshot.glob("*.safetensors"))[-1]
     gone.unlink()
     refused("somebody/model", f"has no {gone.name} -> copy or download the whole folder again")
-    refused("somebody/else", "is neither in the hub's cache nor can the hub be reached -> connect")
+    refused(
+        "somebody/else", "is no folder here, not in the hub's cache, and the hub cannot be reached -> connect"
+    )
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError("connection reset"), OSError(28, "No space left")])
