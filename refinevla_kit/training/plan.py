@@ -209,7 +209,8 @@ def _attempt(
     )
     cost = step_cost(model, config, _frames(model, at_once, job.rationale))
     peaks = [_peak(cost, gpus.count, sharded) for sharded in (False, True)]
-    sharded = gpus.count > 1 and peaks[0] > gpus.usable
+    dividable = gpus.count > 1 and config.frozen_weights == "fp32"  # one precision throughout
+    sharded = dividable and peaks[0] > gpus.usable
     peak = peaks[sharded]
     hours = _hours(cost, at_once, job, gpus)
     cached = _cache(model, config, cost, job)
@@ -258,9 +259,10 @@ def table(ways: list[Way], job: Job, gpus: Gpus) -> str:
         *(f"| {' | '.join(_cells(way, gpus))} |" for way in ways),
         "",
         f"Assumed: {REACHED:.0%} of the {gpus.tflops:g} TFLOPS that a {gpus.model} has by its maker's data "
-        f"sheet; {USABLE:.0%} of its memory usable; rationales of {job.rationale} words; pictures decoded "
-        "beside the step. Peak and operations are counted on one step of the model; what kernels take for "
-        "themselves is not seen. The cache would hold the frozen layers' states of all frames, on disk.",
+        f"sheet; {USABLE:.0%} of its memory usable; rationales of {job.rationale} words, a token each; "
+        "pictures decoded beside the step. Peak and operations are counted on one step of the model; what "
+        "kernels take for themselves is not seen. The cache would hold the frozen layers' states of all "
+        "frames, on disk.",
     ]
     return "\n".join(lines)
 
