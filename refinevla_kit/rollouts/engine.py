@@ -367,15 +367,18 @@ class ProcessStation:
         self._start()
 
     def _start(self) -> None:
+        self._launch()
+        self.asked: deque[int] = deque()
+        self._replies: dict[int, tuple[StepResult, Masks]] = {}
+        self.answered = False
+
+    def _launch(self) -> None:
         # A fork would copy the parent's threads and its Vulkan state.
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
         self._process.start()
         theirs.close()
-        self.asked: deque[int] = deque()
-        self._replies: dict[int, tuple[StepResult, Masks]] = {}
-        self.answered = False
 
     def request(self, lane: int, *message: Any) -> None:
         """See `LocalStation.request`."""

@@ -11,8 +11,7 @@ from typing import Any
 
 from refinevla_kit.ray_cluster import cluster
 from refinevla_kit.rollouts import engine
-from refinevla_kit.rollouts.engine import Answer, Masks, ProcessStation, StationDied
-from refinevla_kit.simulator.contract import StepResult
+from refinevla_kit.rollouts.engine import Answer, ProcessStation, StationDied
 
 RESTARTS, PAUSE = 10, 3.0  # times, and seconds between them, that a lost actor is made again
 
@@ -31,15 +30,12 @@ class _Actor:
 class RayStation(ProcessStation):
     """A station whose simulators are in an actor; where its machine is lost, another takes its place."""
 
-    def _start(self) -> None:
+    def _launch(self) -> None:
         self._ray = cluster()
         # No share of a core is reserved: after a loss all stations fit what is left.
         options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": "SPREAD"}
         self._actor = self._ray.remote(**options)(_Actor).remote()
         self._coming: deque[Any] = deque()
-        self.asked: deque[int] = deque()
-        self._replies: dict[int, tuple[StepResult, Masks]] = {}
-        self.answered = False
 
     def request(self, lane: int, *message: Any) -> None:
         """See `LocalStation.request`."""

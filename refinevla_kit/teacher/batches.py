@@ -182,11 +182,12 @@ class BatchRun:
 
     def _finish(self, batch: OpenBatch) -> None:
         """Wait for a batch and store its answers; what it did not answer is open again."""
-        batch.job = batch.job or self._server.find(batch.name) or ""
-        if not batch.job:  # the run was killed before the server had it
-            self._close(batch)
-            return
-        self.store.note_job(batch)
+        if not batch.job:  # the run was killed before it noted one
+            batch.job = self._server.find(batch.name) or ""
+            if not batch.job:  # nor had the server got it
+                self._close(batch)
+                return
+            self.store.note_job(batch)
         try:
             while not (job := self._server.look(batch.job)).ended:
                 self._sleep(POLL)

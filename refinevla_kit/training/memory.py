@@ -55,7 +55,12 @@ def training_memory(vla: VLA, config: TrainingConfig) -> Memory:
     freeze_lower(vla, config.depth, config.tower_frozen)
     lora = config.mode == "lora"
     with adapters(vla, preset_of(vla, config), config.seed) if lora else nullcontext():
-        sizes = [(parameter.numel(), parameter.requires_grad) for parameter in vla.model.parameters()]
+        return marked_memory(vla, config)
+
+
+def marked_memory(vla: VLA, config: TrainingConfig) -> Memory:
+    """The same of a model on which it is marked already what trains."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in vla.model.parameters()]
     trainable = sum(size for size, trains in sizes if trains)
     frozen = sum(size for size, trains in sizes if not trains)
     kept = BFLOAT16 if config.frozen_weights == "bf16" else FLOAT32

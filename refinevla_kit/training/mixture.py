@@ -65,7 +65,7 @@ def rows_of_step(examples: Examples, training: Array, seed: int, step: int, batc
 
     Args:
         examples: what is trained on.
-        training: int64, which of its frames are.
+        training: int64, which of its frames are, in ascending order.
         seed: of the order.
         step: which.
         batch: frames of a step.
@@ -76,9 +76,10 @@ def rows_of_step(examples: Examples, training: Array, seed: int, step: int, batc
         return training[order[place * batch : (place + 1) * batch]]
     assert examples.origin is not None
     given, taken = (_counts(count * batch, examples.shares) for count in (step, step + 1))
+    borders = np.searchsorted(examples.origin, np.arange(len(examples.shares) + 1))
     rows = []
-    for number in range(len(examples.shares)):
-        own = training[examples.origin[training] == number]
+    for number, (first, last) in enumerate(zip(*np.searchsorted(training, [borders[:-1], borders[1:]]))):
+        own = training[first:last]
         if not len(own):
             raise KitError(f"dataset {number} of the mixture has no frame to train on", "leave it out")
         for place in range(given[number], taken[number]):

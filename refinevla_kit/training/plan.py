@@ -181,15 +181,16 @@ def _way(name: str, base: str | Path, job: Job, gpus: Gpus, upper: int) -> Way:
     if how.get("mode") == "lora" and model.adapter_preset is not None:
         how["adapter_preset"] = "authors"
     share = math.ceil(job.batch / gpus.count)  # frames of one GPU
-    parts = [2**power for power in range(math.ceil(math.log2(share)) + 1)]
+    fewer = [2**power for power in range(math.ceil(math.log2(share)))]  # parts, below one a frame
     for recomputed in (False, True):
         smallest = _attempt(name, base, job, gpus, how, share, recomputed)
         if not smallest.fits:
             continue
-        for count in parts:
-            way = _attempt(name, base, job, gpus, how, min(count, share), recomputed)
+        for count in fewer:
+            way = _attempt(name, base, job, gpus, how, count, recomputed)
             if way.fits:
                 return way
+        return smallest
     return smallest
 
 

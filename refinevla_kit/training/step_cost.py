@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from refinevla_kit.training.config import TrainingConfig
 from refinevla_kit.training.examples import Examples
 from refinevla_kit.training.freezing import adapters, freeze_lower, lighten, preset_of, recomputing
-from refinevla_kit.training.memory import Memory, training_memory
+from refinevla_kit.training.memory import Memory, marked_memory
 from refinevla_kit.training.objective import Batch, WholeModel, lay_out, objective
 from refinevla_kit.vlas.contract import VLA
 
@@ -77,10 +77,10 @@ def step_cost(vla: VLA, config: TrainingConfig, examples: Examples, at_once: boo
         examples: the frames that are computed at once. Of the pictures only number and shape matter.
         at_once: the optimiser takes all parameters at once, as it does on a GPU, which takes memory.
     """
-    memory = training_memory(vla, config)
     freeze_lower(vla, config.depth, config.tower_frozen)
     lora = config.mode == "lora"
     with adapters(vla, preset_of(vla, config), config.seed) if lora else nullcontext():
+        memory = marked_memory(vla, config)
         if config.frozen_weights == "bf16":
             lighten(vla)
         with recomputing(vla) if config.gradient_checkpointing else nullcontext():
