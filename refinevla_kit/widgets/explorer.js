@@ -3,7 +3,8 @@
 
 const INK = "#222222", MUTED = "#6b6b6b", GRID = "#e3e3e3", FONT = "system-ui, 'DejaVu Sans', sans-serif";
 const PANEL = 350, GAP = 10, BAR = 78, SIDE = 330, HEAD = 70, PLOT = 118, ACROSS = 4;
-const ATTENTION = "attention", MEAN = "mean", POINT = "Point at a patch to read its value.";
+const ATTENTION = "attention", MEAN = "mean", POINT = "Point at a patch to read its value, or go there with Tab and the arrow keys.";
+const ARROWS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
 const STYLE = `
 .refinevla-explorer { font: 14px ${FONT}; color: ${INK}; background: white; max-width: 1130px; padding: 4px; box-sizing: border-box }
 .refinevla-controls { display: grid; grid-template-columns: repeat(auto-fill, minmax(330px, 1fr)); gap: 6px 22px; margin-bottom: 12px }
@@ -367,9 +368,9 @@ function total(values) {
 
 // Draws views on a canvas: overlays on one scale, shares by object, curves over the episode; below it the value pointed at, and texts.
 function mountPicture(element) {
-  element.innerHTML = "<canvas></canvas><div class='refinevla-value'></div><div class='refinevla-texts'></div>";
+  element.innerHTML = "<canvas tabindex=0></canvas><div class='refinevla-value' aria-live='polite'></div><div class='refinevla-texts'></div>";
   const [canvas, value, texts] = element.children, pictures = new Map();
-  let shown = null, turn = 0;
+  let shown = null, drawn = null, spot = null, turn = 0;  // `spot`: panel, row and column that the keys have reached
   const say = (text) => { value.textContent = text; };
   const invite = () => say(shown.panels.length ? POINT : "");
 
@@ -386,12 +387,29 @@ function mountPicture(element) {
   async function show(view) {
     const mine = ++turn, layers = await layersOf(view.image);
     if (mine !== turn) return;  // a later view has come meanwhile
-    shown = view;
-    draw(canvas, view, layers);
+    [shown, drawn] = [view, layers];
     texts.replaceChildren(...view.texts.map(paragraph));
-    invite();
+    redraw();
   }
 
+  function redraw() {
+    draw(canvas, shown, drawn);
+    const panel = spot && shown.panels[spot[0]];
+    if (!panel) return invite();
+    outlinePatch(canvas, shown, spot);
+    return say(patchWords(shown, ...spot));
+  }
+
+  canvas.addEventListener("keydown", (event) => {
+    if (!ARROWS[event.key] || !shown?.panels.length) return;
+    event.preventDefault();  // or the page scrolls
+    spot = spot ? nextPatch(shown.panels, spot, ARROWS[event.key]) : [0, 0, 0];
+    redraw();
+  });
+  canvas.addEventListener("blur", () => {
+    spot = null;
+    if (shown) redraw();
+  });
   canvas.addEventListener("mousemove", (event) => {
     if (!shown) return;
     const box = canvas.getBoundingClientRect(), scale = places(shown).width / box.width;
@@ -413,9 +431,31 @@ function patchAt(view, x, y) {
   const { tall } = places(view), row = (y - HEAD) / tall, number = Math.floor(x / (PANEL + GAP)), column = (x - number * (PANEL + GAP)) / PANEL;
   const panel = view.panels[number];
   if (!panel || row < 0 || row >= 1 || column < 0 || column >= 1) return null;
-  const r = Math.floor(row * panel.rows), c = Math.floor(column * panel.columns), times = panel.heat[r * panel.columns + c];
-  const part = 100 * times / (panel.rows * panel.columns);
+  return patchWords(view, number, Math.floor(row * panel.rows), Math.floor(column * panel.columns));
+}
+
+function patchWords(view, number, r, c) {
+  const panel = view.panels[number], times = panel.heat[r * panel.columns + c], part = 100 * times / (panel.rows * panel.columns);
   return `${panel.name}, row ${r + 1}, column ${c + 1}: ${times.toFixed(2)} × even (${part.toFixed(2)} % of ${view.whole})`;
+}
+
+// The patch beside this one; to the right of a panel's last column is the next panel.
+function nextPatch(panels, [number, row, column], [down, right]) {
+  const { rows, columns } = panels[number], beyond = column + right;
+  if (beyond < 0) return number ? [number - 1, row, panels[number - 1].columns - 1] : [number, row, column];
+  if (beyond >= columns) return number + 1 < panels.length ? [number + 1, row, 0] : [number, row, column];
+  return [number, Math.min(Math.max(row + down, 0), rows - 1), beyond];
+}
+
+function outlinePatch(canvas, view, [number, row, column]) {
+  const panel = view.panels[number], wide = PANEL / panel.columns, tall = places(view).tall / panel.rows, pen = canvas.getContext("2d");
+  pen.lineWidth = 2;
+  for (const [colour, dash] of [["white", []], [INK, [4, 4]]]) {
+    pen.strokeStyle = colour;
+    pen.setLineDash(dash);
+    pen.strokeRect(number * (PANEL + GAP) + column * wide, HEAD + row * tall, wide, tall);
+  }
+  pen.setLineDash([]);
 }
 
 function greyed(image) {

@@ -144,6 +144,22 @@ def test_pointing_reads_a_patchs_value(page: Page) -> None:
     assert page.locator(".refinevla-value").inner_text() == expected
 
 
+def test_the_arrow_keys_read_patches_too(page: Page) -> None:
+    page.evaluate(f"explorer.choose({json.dumps({**CHOICE, 'query': 'action:x'})})")
+    before, value = canvas(page), page.locator(".refinevla-value")
+    page.locator("canvas").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowDown")
+    assert value.inner_text().startswith("actions only, row 2, column 1: ")
+    for _ in range(8):
+        page.keyboard.press("ArrowRight")
+    assert value.inner_text().startswith("with reasoning loss, row 2, column 1: ")
+    assert canvas(page) != before
+    page.keyboard.press("Tab")
+    assert value.inner_text().startswith("Point at a patch")
+    assert canvas(page) == before
+
+
 def test_a_kernel_is_asked_once_for_what_is_too_large_for_the_page(
     browser: Browser, exploration: Exploration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
