@@ -15,7 +15,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 # One core a process, because processes run side by side: arithmetic, and the software renderer.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("LP_NUM_THREADS", "1")
+os.environ.setdefault("LP_NUM_THREADS", "0")
 
 import pytest
 from hypothesis import settings

@@ -43,7 +43,7 @@ class _ToldTake(PolicyTake):
 
 def tell_otherwise(
     policy: Any,
-    tasks: str | Iterable[str | Task],
+    tasks: str | Task | Iterable[str | Task],
     n: int,
     at: int = 0,
     *,

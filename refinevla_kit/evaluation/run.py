@@ -56,12 +56,12 @@ Overlay = Callable[[Observation, Any], Array]
 
 def evaluate(
     policy: Any,
-    tasks: str | Iterable[str | Task],
+    tasks: str | Task | Iterable[str | Task],
     episodes: str | int | Iterable[int] | None = None,
     n: int | None = None,
     *,
     workers: int | None = None,
-    batch: int = 8,
+    batch: int = 32,
     output: str | Path = "records.parquet",
     progress: bool = True,
     videos: str | Path | None = None,
@@ -147,11 +147,11 @@ def evaluate(
     return output
 
 
-def _tasks_of(tasks: str | Iterable[str | Task]) -> tuple[Task, ...]:
+def _tasks_of(tasks: str | Task | Iterable[str | Task]) -> tuple[Task, ...]:
     return find_tasks(*([tasks] if isinstance(tasks, str | Task) else tasks))
 
 
-def line_up(policies: Sequence[Any], tasks: str | Iterable[str | Task]) -> list[tuple[Any, list[Task]]]:
+def line_up(policies: Sequence[Any], tasks: str | Task | Iterable[str | Task]) -> list[tuple[Any, list[Task]]]:
     """Who plays what, robot by robot: a policy of the kit with that robot's action statistics, the
     demonstrator with its script for that robot.
 
@@ -168,7 +168,7 @@ def line_up(policies: Sequence[Any], tasks: str | Iterable[str | Task]) -> list[
 
 def plan(
     policy: Any,
-    tasks: str | Iterable[str | Task],
+    tasks: str | Task | Iterable[str | Task],
     episodes: Any = None,
     n: int | None = None,
     *,

@@ -451,6 +451,8 @@ def station_alone() -> LocalStation:
     maniskill.own_process = True
     # Torch's threads of several workers would wait for each other, whatever the parent may use.
     os.environ["OMP_NUM_THREADS"] = "1"
+    # The software renderer then draws in this thread: there is a simulator for each core already.
+    os.environ.setdefault("LP_NUM_THREADS", "0")
     return LocalStation()
 
 

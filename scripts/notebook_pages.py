@@ -1,0 +1,108 @@
+"""Make pages of the notebooks that a run has executed: what they look like, for readers who do not run them.
+
+    python -m scripts.notebook_pages [runs/laptop] [--output docs/executed]
+
+Writes one HTML page a notebook, with its pictures made small enough for a repository, and the explorer's
+page beside them. The folder is replaced as a whole.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import shutil
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbconvert import HTMLExporter
+from PIL import Image
+from traitlets.config import Config
+
+from refinevla_kit.errors import KitError
+from refinevla_kit.files import replacing
+from refinevla_kit.settings import REPOSITORY
+
+WIDTH = 1100  # pixels of a picture at most
+COLOURS = 128
+LONGEST = 4000  # characters of a printed text that are kept
+EXPLORER = "04_attention_maps/explorer.html"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, nargs="?", default=REPOSITORY / "runs" / "laptop")
+    parser.add_argument("--output", type=Path, default=REPOSITORY / "docs" / "executed")
+    given = parser.parse_args()
+    try:
+        pages = write_pages(given.run, given.output)
+    except KitError as error:
+        raise SystemExit(f"notebook_pages: {error}") from None
+    for page in pages:
+        print(f"{page.stat().st_size / 1e6:6.2f} MB  {page}")
+
+
+def write_pages(run: Path, output: Path) -> list[Path]:
+    """The pages that were written.
+
+    Raises:
+        KitError: nothing was executed there, or a notebook has failed.
+    """
+    notebooks = sorted((run / "executed").glob("0*.ipynb"))
+    if not notebooks:
+        raise KitError(f"no executed notebooks in {run}", "run `make reproduce` first, or name another run")
+    exporter = HTMLExporter(config=Config({"HTMLExporter": {"theme": "light", "exclude_input_prompt": True}}))
+    with replacing(output) as part:
+        part.mkdir(parents=True)
+        for path in notebooks:
+            notebook = nbformat.read(path, as_version=4)
+            for cell in notebook.cells:
+                if cell.cell_type == "code":
+                    cell.outputs = [shown for each in cell.outputs if (shown := lightened(each, path))]
+            page, _ = exporter.from_notebook_node(notebook)
+            (part / f"{path.stem}.html").write_text(without_places(page, run))
+        if (run / EXPLORER).exists():
+            shutil.copyfile(run / EXPLORER, part / "explorer.html")
+    return sorted(output.glob("*.html"))
+
+
+def lightened(output: Any, path: Path) -> Any:
+    """The output with its pictures made smaller and long texts cut; None where nothing of it can be shown.
+
+    Raises:
+        KitError: it is an error's.
+    """
+    if output.output_type == "error":
+        raise KitError(f"{path} has failed: {output.ename}", "run it again, then make the pages")
+    if output.output_type == "stream":
+        output.text = output.text[-LONGEST:]
+        return None if output.name == "stderr" else output
+    data = output.data
+    if "image/png" in data:
+        data["image/png"] = small_picture(data["image/png"])
+    data.pop("application/vnd.jupyter.widget-view+json", None)  # needs a kernel; the explorer has a page
+    return output if data else None
+
+
+def small_picture(encoded: str) -> str:
+    """The PNG (base64), no wider than `WIDTH` and with few colours."""
+    picture = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB")
+    if picture.width > WIDTH:
+        picture = picture.resize((WIDTH, round(picture.height * WIDTH / picture.width)), Image.LANCZOS)
+    written = io.BytesIO()
+    picture.quantize(COLOURS, dither=Image.Dither.NONE).save(written, "PNG", optimize=True)
+    return base64.b64encode(written.getvalue()).decode()
+
+
+def without_places(page: str, run: Path) -> str:
+    """The page without the folders of the machine that it was made on."""
+    for folder in (run.resolve(), REPOSITORY, Path.home()):
+        page = page.replace(f"{folder}/", "").replace(str(folder), folder.name)
+    return page
+
+
+if __name__ == "__main__":
+    main()
