@@ -50,6 +50,7 @@ from refinevla_kit.training.loop import TrainingConfig, fine_tune
 from refinevla_kit.vlas.action_tokens import UniformBins
 from refinevla_kit.vlas.compact import CompactConfig, CompactVLA, build, load
 from refinevla_kit.vlas.compact_parts import state_features, train_vocabulary
+from scripts import cards
 
 TOGETHER = 3  # questions about a frame that are asked at once, at most
 STILL = 1e-3  # least scale of a state feature: roll and pitch hardly move, and noise must not be blown up
@@ -421,15 +422,12 @@ def write_card(
         if read
         else "It has never been trained on a rationale."
     )
-    with replacing(Path(path) / "README.md") as part:
-        part.write_text(
-            f"# Compact VLA, base\n\nMade by `{provenance['made_by']}`: "
-            f"{provenance['pretraining']}.\n\n{data}\n{notes}\n\n"
-            f"{language} Episodes of SimplerEnv's grid:\n\n"
-            "| assets | setting | task | success at the last step | success at any step |\n| --- | "
-            f"--- | --- | --- | --- |\n{rows}",
-            encoding="utf-8",
-        )
+    cards.write(
+        path,
+        f"# Compact VLA, base\n\nMade by `{provenance['made_by']}`: "
+        f"{provenance['pretraining']}.\n\n{data}\n{notes}\n\n"
+        f"{language} Episodes of SimplerEnv's grid:\n\n{cards.TABLE_HEAD}{rows}",
+    )
 
 
 def _datasets(provenance: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

@@ -58,6 +58,7 @@ from refinevla_kit.figures.style import (
 from refinevla_kit.files import replacing
 from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.tasks import VISUAL_MATCHING
+from scripts import cards
 
 SHIPPED, DOCUMENTS = REPOSITORY / "data" / "experiment", REPOSITORY / "docs"
 RULES = {
@@ -340,6 +341,9 @@ def publish(records: Path) -> Path:
     if (demonstrations := Path(records).parent / DEMONSTRATIONS).exists():
         with replacing(shipped / DEMONSTRATIONS) as part:
             shutil.copytree(demonstrations, part)
+    for folder in (shipped / DEMONSTRATIONS, shipped):
+        if folder.exists():
+            cards.write(folder, cards.dataset_text(folder))
     report = write_report(shipped, REPOSITORY / "figures")
     insert(document, "results", report.read_text(encoding="utf-8"))
     report.unlink()

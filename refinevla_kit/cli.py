@@ -318,6 +318,24 @@ def preflight(
     raise Exit(1 if any(report.mismatches for report in reports.values()) else 0)
 
 
+@app.command()
+def publish(
+    folder: Annotated[Path, Argument(help="of a checkpoint, a dataset or records, with its card")],
+    repo_id: Annotated[str, Argument(help="OWNER/NAME on the Hugging Face Hub")],
+    dry_run: Annotated[bool, Option("--dry-run", help="check and list, and upload nothing")] = False,
+    private: Annotated[bool, Option("--private", help="a new one is seen by its owner alone")] = False,
+) -> None:
+    """Upload a folder to the Hugging Face Hub, after a check that each of its files may be public."""
+    from refinevla_kit import hub
+
+    kind, files = hub.to_upload(folder, repo_id)
+    for file in files:
+        print(f"{file.upload_info.size:>13,} {file.path_in_repo}")
+    size = sum(file.upload_info.size for file in files)
+    url = None if dry_run else hub.upload(files, kind, repo_id, private)
+    _print_json({"repo": repo_id, "type": kind, "files": len(files), "bytes": size, "url": url})
+
+
 def _print_json(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=False, default=str), flush=True)
 

@@ -1,19 +1,32 @@
 """Models and datasets of the Hugging Face hub by their names: downloaded once, only what is wanted of them,
-and gone on with after an interruption.
+and gone on with after an interruption; and folders of this machine, checked and uploaded there.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from refinevla_kit.errors import KitError
+from refinevla_kit.errors import KitError, as_kit_error
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitOperationAdd
 
 FILES = {"model": ("*.json", "*.safetensors", "*.model", "*.txt"), "dataset": ("meta/**",)}
 """What is always wanted; never code."""
 ONE_BY_ONE = 1000  # files; of more, whole folders are taken
+UPLOADED = "csv jpg json jsonl md model mp4 npz parquet png safetensors txt webm"
+"""How the names of files end that are uploaded: no code, and nothing that runs when it is read."""
+STATED = (".json", ".jsonl", ".parquet", ".safetensors")  # which say what made them, maybe by its path
+SECRET = re.compile(
+    rb"\b(hf_[^\W_]{30}|AIza[\w-]{35}|sk-[\w-]{20}|gh[a-z]_\w{36}|AKIA[A-Z\d]{16})|-BEGIN [A-Z ]*PRIVATE KEY"
+)
+"""Keys of this hub, Google, OpenAI and its likes, GitHub, Amazon, and of ssh."""
+LOCAL = re.compile(rb"(?<![\w.:/])/([\w.-]+/)+[\w.-]+|\b[A-Z]:\\\\\w")
+"""An absolute path of two parts or more, or one of Windows as JSON has it."""
 
 
 def is_name(source: str | Path) -> bool:
@@ -79,3 +92,116 @@ def patterns_of(files: Sequence[str]) -> list[str]:
     if len(files) <= ONE_BY_ONE:
         return list(files)
     return sorted({f"{file.rpartition('/')[0]}/*" for file in files})
+
+
+def to_upload(folder: Path, name: str) -> tuple[str, list[CommitOperationAdd]]:
+    """What of a folder is to be uploaded, after a look into every file. Hidden files stay here.
+
+    Args:
+        folder: of a checkpoint, a dataset or records, with its card.
+        name: owner/name. A base that the card names without an owner is understood as this owner's.
+
+    Returns:
+        "model" where there are weights, else "dataset", and the files.
+
+    Raises:
+        KitError: no such folder, no such name, no card, or a file that should not be public.
+    """
+    from huggingface_hub import CommitOperationAdd
+    from huggingface_hub.utils import validate_repo_id
+
+    if not folder.is_dir():
+        raise KitError(f"{folder} is no folder", "give that of a checkpoint, a dataset or records")
+    owner, slash, _ = name.partition("/")
+    with as_kit_error(f"{name!r} is no name for the hub", "give OWNER/NAME", (ValueError,)):
+        validate_repo_id(name)
+        if not slash:
+            raise ValueError("there is no owner")
+    contents: dict[str, Any] = {}
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder).as_posix()
+        if path.is_file() and not re.search(r"(^|/)\.", inside):
+            _check_file(path)
+            contents[inside] = path
+    kind = "model" if any(folder.rglob("*.safetensors")) else "dataset"
+    contents["README.md"] = _card(folder / "README.md", kind, owner).encode()
+    return kind, [CommitOperationAdd(path, content) for path, content in contents.items()]
+
+
+def _card(path: Path, kind: str, owner: str) -> str:
+    """The text of a card as it is uploaded."""
+    from huggingface_hub import DatasetCard, ModelCard
+
+    remedy = "begin README.md with `---`, `license: ` and a license's name, and `---` (docs/your_vla.md)"
+    with as_kit_error(f"{path} is no card with front matter", remedy):
+        text = path.read_text(encoding="utf-8")
+        if not text.startswith("---"):
+            raise ValueError("it begins with something else")
+        card = (ModelCard if kind == "model" else DatasetCard)(text)
+        if not card.data.get("license"):
+            raise ValueError("it names no license")
+    base = str(card.data.get("base_model") or "/")
+    if "/" in base:
+        return text
+    card.data["base_model"] = f"{owner}/{base}"
+    return str(card)
+
+
+def _check_file(path: Path) -> None:
+    """Raises `KitError` where a file should not be public."""
+    if path.suffix[1:] not in UPLOADED.split():
+        raise KitError(f"{path} is of no kind that is uploaded ({UPLOADED})", "take it out of the folder")
+    with as_kit_error(f"{path} is not what its name says", "store it anew, arrays without Python objects"):
+        for text in _texts(path):
+            if SECRET.search(text):  # which no message quotes
+                raise KitError(f"{path} holds what looks like a key", "take it out, and replace that key")
+            if path.suffix in STATED and path.name != "tokenizer.json" and (local := LOCAL.search(text)):
+                what = f"{path} names a path of this machine, {local[0].decode()}"
+                raise KitError(what, "write a name in its place")
+
+
+def _texts(path: Path) -> Iterator[bytes]:
+    """What can be read in a file: the words of a table and the header of weights, whose numbers are many;
+    else all. What does not open without running code does not open.
+    """
+    import numpy as np
+    from pyarrow.parquet import ParquetFile
+    from safetensors import safe_open
+
+    if path.suffix == ".safetensors":
+        with safe_open(path, "np") as tensors:
+            yield str(tensors.metadata()).encode()
+    elif path.suffix == ".parquet":
+        with ParquetFile(path) as table:
+            yield str(table.schema_arrow.metadata).encode()
+            words = [field.name for field in table.schema_arrow if "string" in str(field.type)]
+            for batch in table.iter_batches(columns=words):
+                yield str(batch.to_pydict()).encode()
+    elif path.suffix == ".npz":
+        with np.load(path) as arrays:
+            yield str([array.tolist() for array in arrays.values() if array.dtype.kind == "U"]).encode()
+    else:
+        yield path.read_bytes()
+
+
+def upload(files: Sequence[CommitOperationAdd], kind: str, name: str, private: bool) -> str:
+    """Make the model or dataset where there is none yet, and upload to it; returns its address.
+
+    Args:
+        files: see `to_upload`.
+        kind: "model" or "dataset".
+        name: owner/name.
+        private: whether only its owner sees it, where it is made here.
+
+    Raises:
+        KitError: no token, or the hub cannot be reached or refuses.
+    """
+    from huggingface_hub import create_commit, create_repo, get_token
+
+    if not get_token():
+        raise KitError("there is no token of the Hugging Face Hub", "run `hf auth login`, or set HF_TOKEN")
+    remedy = "check your connection, the name, and that your token may write; then run it again"
+    with as_kit_error(f"{name} could not be uploaded", remedy):
+        address = create_repo(name, private=private, repo_type=kind, exist_ok=True)
+        create_commit(name, files, commit_message="Upload by refinevla publish", repo_type=kind)
+    return str(address)

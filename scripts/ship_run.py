@@ -24,6 +24,7 @@ from refinevla_kit.files import replacing
 from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.tasks import WIDOWX_TASKS
 from refinevla_kit.training.resume import HISTORY
+from scripts import cards
 from tests.reference import shipped_policies
 
 RECORDS = "03_simpler_evaluation/records.parquet"
@@ -53,6 +54,11 @@ def ship(run: Path, home: Path = REPOSITORY) -> None:
     for source, target in records.items():
         with replacing(target) as part:
             shutil.copyfile(source, part)
+    episodes = load_records(run / RECORDS)
+    for name in checkpoints:
+        policy = home / "data" / "checkpoints" / name
+        cards.write(policy, cards.policy_text(policy, episodes))
+    cards.write(home / "data" / "records", cards.dataset_text(home / "data" / "records"))
 
 
 def success_table(records: Sequence[EpisodeRecord]) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation import load_records
@@ -39,6 +41,8 @@ def test_what_the_repository_shows_is_replaced_by_the_run(tmp_path: Path) -> Non
         "data/records/records.parquet",
         "data/checkpoints/action_only/old",
     )
+    for table in (RECORDS, "04_attention_maps/scores.parquet"):
+        shutil.copyfile(SHIPPED, run / table)
     ship(run, home)
     kept = {str(path.relative_to(home)) for path in home.rglob("*") if path.is_file()}
     assert kept == {
@@ -49,7 +53,13 @@ def test_what_the_repository_shows_is_replaced_by_the_run(tmp_path: Path) -> Non
         "data/checkpoints/with_reasoning/model.safetensors",
         "data/checkpoints/action_only/history.jsonl",
         "data/checkpoints/with_reasoning/history.jsonl",
+        "data/checkpoints/action_only/README.md",
+        "data/checkpoints/with_reasoning/README.md",
+        "data/records/README.md",
     }
+    card = ModelCard.load(home / "data/checkpoints/with_reasoning/README.md")
+    shares = {each.dataset_config: each.metric_value for each in card.data.eval_results or []}
+    assert shares["widowx_spoon_on_towel, visual matching, embedded assets"] == 1.0
     assert (home / "figures/success.png").read_text() == "03_simpler_evaluation/success.png"
 
 
