@@ -264,6 +264,11 @@ class Settings(BaseModel):
         base = getattr(self, "base", None)
         return found if base is None else {**found, "base": self.find(base, "", "", from_hub="model")}
 
+    def find_records(self, name: str) -> Path:
+        """Notebook 3's records: given as the parameter of that name, else this run's, else shipped."""
+        file = f"{name}.parquet"
+        return self.find(getattr(self, name), f"03_simpler_evaluation/{file}", f"records/{file}")
+
     def write_summary(self, values: Mapping[str, Any]) -> None:
         """Write `summary.json` into this notebook's folder and print it as one line, for scripts to read."""
         summary = {"notebook": self.notebook, **values}

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 
 import nbformat
 import papermill
@@ -13,7 +14,8 @@ import pytest
 
 from refinevla_kit.settings import NOTEBOOKS, REPOSITORY, Settings
 
-MOST_CELLS, MOST_LINES, MOST_PARAMETERS = 15, 10, 12
+MOST_CELLS, MOST_LINES, MOST_PARAMETERS = 12, 8, 12
+MOST_IMPORTS, WIDEST = 8, 110  # lines that import from the kit; columns
 
 
 def cells(notebook: str) -> list[nbformat.NotebookNode]:
@@ -42,6 +44,9 @@ def test_short(notebook: str) -> None:
     lines = {cell.source: len(re.findall(r"(?m)^.*\S", cell.source)) for cell in code(notebook)[1:]}
     assert {source: number for source, number in lines.items() if number > MOST_LINES} == {}
     assert len(code(notebook)[0].source.splitlines()) <= MOST_PARAMETERS
+    source = "\n".join(cell.source for cell in code(notebook))
+    assert len(re.findall(r"(?m)^\s*(?:from|import) refinevla_kit", source)) <= MOST_IMPORTS
+    assert [line for line in source.splitlines() if len(line) > WIDEST] == []
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
@@ -70,6 +75,23 @@ def test_words_before_each_cell(notebook: str) -> None:
                 cell.source
             )
         before = cell
+
+
+def test_the_quickstart_sets_up_where_the_kit_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the address that the links to Colab name; elsewhere the cell starts no program."""
+    commands: list[str] = []
+    monkeypatch.setattr("subprocess.run", lambda command, shell, check: commands.append(command))
+    cell = code("00_quickstart")[0].source
+    exec(cell, {})
+    assert commands == []
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    exec(cell, {})
+    pages = [REPOSITORY / "README.md", REPOSITORY / "notebooks" / "00_quickstart.ipynb"]
+    link = r"colab\.research\.google\.com/github/([\w-]+/[\w-]+)/blob/main/notebooks/00_quickstart\.ipynb"
+    [address] = {name for page in pages for name in re.findall(link, page.read_text(encoding="utf-8"))}
+    script = f"bash kit/scripts/colab.sh {sys.executable}"
+    assert commands == [f"git clone -q --depth 1 https://github.com/{address} kit && {script}"]
+    assert (REPOSITORY / "scripts" / "colab.sh").is_file()
 
 
 def parameters(notebook: str) -> dict[str, object]:

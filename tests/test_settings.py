@@ -228,6 +228,17 @@ def test_input_is_what_is_given_else_the_run_else_what_is_shipped(
         settings.find("/nowhere", "x", "y")
 
 
+def test_records_are_those_given_else_the_run_s_else_shipped(tmp_path: Path) -> None:
+    shipped = REPOSITORY / "data" / "records"
+    settings = read_settings("05_paper_figures", "smoke", str(tmp_path), records=str(shipped / "README.md"))
+    assert settings.find_records("records") == shipped / "README.md"
+    assert settings.find_records("google_robot") == shipped / "google_robot.parquet"
+    left = tmp_path / "03_simpler_evaluation" / "google_robot.parquet"
+    left.parent.mkdir()
+    left.touch()
+    assert settings.find_records("google_robot") == left
+
+
 def test_output_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(KitError, match="cannot be made"):

@@ -14,6 +14,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -29,6 +30,7 @@ from refinevla_kit.tasks import PICKED_THINGS, SOURCES, find_task
 OWN_STATE = "robot state"
 ACTION_QUERY, RATIONALE_QUERY, INSTRUCTION_QUERY = KINDS = ("action", "rationale", "instruction")
 FORMAT = "refinevla-captures-1"
+ANEW = ("embedded", "official")  # the assets to record new demonstrations with
 CAPTURE_ARRAYS = ("patches", "others")
 CAPTURE_VALUES = ("labels", "words", "grid", "rationale", "image_hash")
 ACTION_ARRAYS = ("processed", "normalised", "tokens", "log_probability")
@@ -91,7 +93,7 @@ def demonstrations(
             apart).
     """
     assets = str(source)
-    if assets not in ("embedded", "official"):
+    if assets not in ANEW:
         dataset = open_dataset(source)
         shown = (any(i.task == task and dataset.masks(i.index) for i in dataset.episodes) for task in tasks)
         if all(shown):
@@ -102,6 +104,25 @@ def demonstrations(
 
         record(folder, [find_task(task) for task in tasks], episodes, assets, seed=seed + UNSEEN)
     return open_dataset(folder)
+
+
+def frames_of(settings: Any, tasks: Sequence[str], left: str = "") -> tuple[EpisodeDataset, list[Frame]]:
+    """The demonstrations that a notebook's settings ask for, and those of their frames that are looked at.
+
+    Args:
+        settings: `frames` is a dataset's folder, or the assets to record new demonstrations with; `episodes`
+            of each task, `every` and `seed`.
+        tasks: by name.
+        left: what an earlier notebook left, as for `Settings.find`, to take where `frames` is None.
+    """
+    from refinevla_kit.rollouts.recording import recording_code
+
+    source = settings.frames if settings.frames in ANEW else settings.find(settings.frames, left, "demo")
+    made_from = settings.pick("episodes", "seed") | {"tasks": tasks, "source": source}
+    place = settings.place("demonstrations", made_from | {"code": recording_code()})
+    dataset = demonstrations(source, tasks, settings.episodes, place, settings.seed)
+    how = settings.episodes, settings.every
+    return dataset, [frame for task in tasks for frame in choose_frames(dataset, task, *how)]
 
 
 def other_sentence(frame: Frame) -> str:
@@ -241,6 +262,10 @@ class Capture:
         heads = self.patches[layer].mean(0) if head is None else self.patches[layer, head]  # Q, patches
         row = heads[: len(self.dimensions) or None].mean(0) if token is None else heads[token]
         return np.asarray(row.reshape(self.grid))
+
+    def maps(self, layer: int) -> list[Array]:
+        """`map` of each action dimension, mean over heads."""
+        return [self.map(layer, token) for token in range(len(self.dimensions))]
 
 
 def upper_middle(layers: int) -> int:

@@ -32,6 +32,7 @@ from refinevla_kit.attention.captured import (
     OWN_STATE,
     RATIONALE_QUERY,
     Capture,
+    Frame,
     Query,
     image_hash,
 )
@@ -146,6 +147,14 @@ def capture_batch(
                     policy, sequences[number], answers[number], images[number], weights
                 )
     return [captures[number] for number in range(len(sequences))]
+
+
+def capture_frames(policy: VLAPolicy, frames: Sequence[Frame]) -> list[Capture]:
+    """`capture_batch` of frames of demonstrations, from the action."""
+    images = np.stack([frame.image for frame in frames])
+    states = [frame.proprioception for frame in frames if frame.proprioception is not None]
+    sentences = [frame.instruction for frame in frames]
+    return capture_batch(policy, images, sentences, proprioception=states or None)
 
 
 def token_sequences(

@@ -296,6 +296,18 @@ def compare_scores(
     return pd.DataFrame(rows, columns=[*names, "difference", "low", "high", "p_value", "episodes"])
 
 
+def compare_measures(
+    table: pd.DataFrame, layer: int, a: str, b: str, measures: Sequence[str] = ("share", "pointing", "auc")
+) -> pd.DataFrame:
+    """`compare_scores` by each measure, in all and by stage; the column measure says which."""
+    tests = [
+        compare_scores(table, layer, a, b, measure, stages).assign(measure=measure)
+        for measure in measures
+        for stages in (False, True)
+    ]
+    return pd.concat(tests, ignore_index=True)
+
+
 def paired_p_value(differences: Array | pd.Series, seed: int = 0) -> float:
     """Two-sided p-value of a mean difference over episodes: if two policies look alike, an episode's
     difference could as well have the other sign.

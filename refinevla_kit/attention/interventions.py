@@ -135,7 +135,7 @@ def knock_out(
     frames: Sequence[Moment],
     read: Sequence[str] = (IMAGE, INSTRUCTION),
     by: str = ACTION,
-    layers: Sequence[Layers] | None = None,
+    layers: Sequence[Layers] | int | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
     """How far the action's distribution moves when the tokens of a role are hidden from those that say it.
@@ -145,7 +145,7 @@ def knock_out(
         frames: where.
         read: roles to hide, one after the other; one that a frame's sequence has no token of has no row.
         by: role of what is said without them.
-        layers: bands of layers; None is `bands(policy)`.
+        layers: bands of layers, or how many of `bands`; None tries each layer by itself, then all.
         seed: of the controls, which hide as many tokens of other roles.
 
     Returns:
@@ -154,7 +154,7 @@ def knock_out(
     """
     check_policy(policy)
     rows: list[tuple[Any, ...]] = []
-    tried = bands(policy) if layers is None else layers
+    tried = bands(policy, layers) if layers is None or isinstance(layers, int) else layers
     for number, frame in enumerate(frames):
         run = _Run.of(policy, frame)
         plain = run.chances()

@@ -138,6 +138,24 @@ def preflight(
     return replace(report, episodes=len(starts), error=error, clipped=clipped, **rates)
 
 
+def preflight_each(
+    players: Iterable[tuple[Any, Iterable[Task]]],
+    episodes: str | int | Iterable[int] = 24,
+    assets: str | Path | None = None,
+) -> list[Preflight]:
+    """`preflight` of every task, with the first of those who play it.
+
+    Args:
+        players: of `line_up`.
+        episodes, assets: as for `preflight`.
+    """
+    first: dict[str, Any] = {}
+    for policy, tasks in players:
+        for task in tasks:
+            first.setdefault(task.name, policy)
+    return [preflight(policy, task, episodes, assets=assets) for task, policy in first.items()]
+
+
 def _replays(
     policy: Any, task: Task, starts: list[PlannedEpisode], progress: bool
 ) -> tuple[dict[str, Any], Array, Array]:

@@ -85,7 +85,6 @@ class Claim:
 
     Attributes:
         version: of the paper, "v1" or "v2".
-        text: the claim in words.
         low, high: interval of the difference, from both counts, as on independent episodes.
         widest: the same if the variants of a start always fare alike, so that only starts count (WidowX: no
             other).
@@ -96,7 +95,6 @@ class Claim:
 
     name: str
     version: str
-    text: str
     a: Rate
     b: Rate
     low: float
@@ -337,14 +335,10 @@ class _Cell:
 
 
 def _claim(name: str, version: str, a: _Cell, b: _Cell, assumed: str) -> Claim:
-    what, over = name.split(", over ")
-    points = 100 * (a.value - b.value)
-    more = "more" if points > 0 else "less"
     low, high = unpaired_difference(a.rate(), b.rate())
     return Claim(
         name,
         version,
-        f"{what}: ReFineVLA succeeds {abs(points):.1f} points {more} often than {over}",
         a.rate(),
         b.rate(),
         low,

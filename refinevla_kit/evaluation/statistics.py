@@ -14,10 +14,10 @@ what stands or falls together.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Hashable, Iterable
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -72,6 +72,11 @@ class Score:
     variant: str = ""
     mark: str = ""
 
+    @property
+    def row(self) -> dict[str, Any]:
+        """As JSON can hold it: policy, task, rule and what the rate holds."""
+        return {"policy": self.policy, "task": self.task, "rule": self.rule, **vars(self.rate)}
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -111,6 +116,14 @@ class Comparison:
     def episodes(self) -> int:
         """Number of shared episodes."""
         return self.both + self.only_a + self.only_b + self.neither
+
+    def __str__(self) -> str:
+        gain, low, high = (f"{100 * value:+.1f}" for value in self.bounded)
+        told = "tell" if self.p_value < 0.05 else "do not tell"
+        return (
+            f"{self.a} minus {self.b}: {gain} points ({low} to {high}), p = {self.p_value:.3f}: "
+            f"these {self.episodes} shared episodes {told} the two apart"
+        )
 
 
 def summarise(records: Iterable[EpisodeRecord], rule: Rule = "last") -> list[Score]:
@@ -239,6 +252,18 @@ def compare(
         p_value=sign_flip(by_start.values()),
         needed=None if starts_needed is None else ceil(len(shared) / len(pooled) * starts_needed),
     )
+
+
+def compare_each(
+    records: Sequence[EpisodeRecord], a: str, b: str, rules: Iterable[Rule] = RULES
+) -> list[Comparison]:
+    """`compare` by each rule: the tasks one by one, then the average where there are several; nothing where
+    one of the two has not played.
+    """
+    played = {policy: [record.task for record in records if record.policy == policy] for policy in (a, b)}
+    tasks = list(dict.fromkeys(played[a])) if played[b] else []
+    tasks += [AVERAGE] * (len(tasks) > 1)
+    return [compare(records, a, b, rule, task) for rule in rules for task in tasks]
 
 
 def _shared(

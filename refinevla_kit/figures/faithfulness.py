@@ -111,8 +111,8 @@ def cover_bars(summary: pd.DataFrame, title: str = "") -> Figure:
 
 
 def differences_table(tests: pd.DataFrame) -> pd.DataFrame:
-    """Differences between two policies as text with their p-values: a row a measure and stage, a column a
-    thing.
+    """Differences between two policies as text with their intervals and p-values: a row a measure and stage,
+    a column a thing.
 
     Args:
         tests: tables of `grounding.compare_scores` put together, with columns measure and stage.
@@ -122,7 +122,9 @@ def differences_table(tests: pd.DataFrame) -> pd.DataFrame:
     """
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for row in tests.itertuples():
-        sure = f"p {p_text(row.p_value)}" if row.episodes > 1 else "one episode"
+        sure = "one episode"
+        if row.episodes > 1:
+            sure = f"{row.low:+.3f} to {row.high:+.3f}, p {p_text(row.p_value)}"
         text = f"{row.difference:+.3f} ({sure})" if row.episodes else "not visible"
         rows.setdefault((row.measure, row.stage), {})[THING_LABELS.get(row.thing, row.thing)] = text
     columns = list(dict.fromkeys(thing for row in rows.values() for thing in row))

@@ -4,7 +4,8 @@ the kit's own. Tables are data frames of text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,18 @@ from refinevla_kit.evaluation.published import (
     Published,
     Spread,
     Standing,
+    published_scores,
     select,
 )
-from refinevla_kit.evaluation.records import EpisodeRecord
-from refinevla_kit.evaluation.statistics import AVERAGE, PUBLISHED_AVERAGE, Score, shown_tasks, summarise
+from refinevla_kit.evaluation.records import EpisodeRecord, load_records
+from refinevla_kit.evaluation.statistics import (
+    AVERAGE,
+    PUBLISHED_AVERAGE,
+    Rule,
+    Score,
+    shown_tasks,
+    summarise,
+)
 from refinevla_kit.evaluation.training_seeds import as_one_policy, by_seed, difference_over_seeds
 from refinevla_kit.figures.style import (
     BLUE,
@@ -51,7 +60,7 @@ from refinevla_kit.figures.style import (
     rows_by,
     text_table,
 )
-from refinevla_kit.tasks import SETTINGS, VISUAL_MATCHING, WIDOWX_TASKS, find_task
+from refinevla_kit.tasks import SETTINGS, VARIANT_AGGREGATION, VISUAL_MATCHING, WIDOWX_TASKS, find_task
 
 MARK, SECONDARY, OWN = "mark", "secondary", "this kit"
 CLAIMED_GAIN = 0.05  # of ReFineVLA on the WidowX
@@ -60,6 +69,7 @@ PEAKS = {"lambda": "lambda_reasoning", "frozen": "freeze_layers"}  # in its task
 GOOGLE = ("pick_coke_can", "move_near", "open_close_drawer", AVERAGE)
 ABLATION = ("action_only", "shuffled_rationales", "with_reasoning")
 MINUS = "minus actions only"
+EXPERIMENTS: dict[str, Rule] = {"experiment": "last", "experiment_2": "named"}  # folder -> rule of success
 COLUMN_NAMES = {
     "widowx_vm": "WidowX, visual matching",
     "google_vm": "Google Robot, visual matching",
@@ -71,6 +81,8 @@ DOTS = (  # of the leaderboard: name, training or model, shape, colour, size
     ("by reinforcement learning", "rl", "^", INK, 50),
     (f"{BASE}, as various papers print it", BASE, "o", BLUE, 34),
 )
+RESULTS = {"widowx_results": ("widowx", VISUAL_MATCHING)}  # file -> robot and setting
+RESULTS |= {f"google_{setting}": ("google_robot", setting) for setting in SETTINGS}
 Rows = dict[Any, dict[Any, str]]  # of a table: name -> column -> text
 
 
@@ -118,6 +130,20 @@ def results_table(published: Sequence[Score], own: Sequence[Score] = ()) -> pd.D
         if _column(score) == AVERAGE:
             row["episodes"] = f"{score.rate.episodes:,}"
     return text_table(rows, [*shown_tasks(published), "episodes", MARK], ["", "success (95 % interval)"])
+
+
+def all_results(
+    numbers: Sequence[Published], own: Sequence[Score]
+) -> Iterator[tuple[str, Figure, pd.DataFrame]]:
+    """A name for the file, `published_results` and `results_table` of each of `RESULTS`.
+
+    Args:
+        numbers: the printed ones.
+        own: the kit's on the WidowX, from `statistics.summarise`.
+    """
+    for name, (robot, setting) in RESULTS.items():
+        both = published_scores(numbers, robot, setting), own if robot == "widowx" else ()
+        yield name, published_results(*both), results_table(*both)
 
 
 def _best_first(published: Sequence[Score]) -> list[str]:
@@ -278,6 +304,21 @@ def spread_table(spreads: Sequence[Spread]) -> pd.DataFrame:
         for one in spreads
     ]
     return rows_by("model", rows)
+
+
+def experiments_table(folder: Path) -> pd.DataFrame:
+    """What the kit's experiments in `folder` gave under changed scenes: with the reasoning loss minus without
+    it, over training runs.
+    """
+    rows = []
+    for name, rule in EXPERIMENTS.items():
+        if (folder / name / "records.parquet").exists():
+            records = load_records(folder / name)
+            seeds = by_seed(records, ABLATION[2], ABLATION[0], rule, setting=VARIANT_AGGREGATION)
+            gain = difference_over_seeds(seeds)
+            row = {"experiment": name, "gain, points": points_text(gain.mean)}
+            rows.append(row | {"95 % interval": interval_text(gain.low, gain.high), "seeds": len(seeds)})
+    return rows_by("experiment", rows)
 
 
 def inconsistency_table(found: Sequence[Inconsistency]) -> pd.DataFrame:

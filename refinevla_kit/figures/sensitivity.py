@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from refinevla_kit.evaluation.intervals import Rate
-from refinevla_kit.evaluation.records import EpisodeRecord
-from refinevla_kit.evaluation.training_seeds import WEIGHT, sweep
+from refinevla_kit.evaluation.records import EpisodeRecord, load_records
+from refinevla_kit.evaluation.training_seeds import WEIGHT, arms_of, sweep
 from refinevla_kit.figures.style import DASHED, MUTED, canvas, colours, name_policies, offsets, per_cent
+from refinevla_kit.tasks import VISUAL_MATCHING
 
 FACTORS = {  # title and x axis
     WEIGHT: ("weight of the reasoning loss", "lambda"),
@@ -37,6 +40,14 @@ def sweeps(records: Sequence[EpisodeRecord], arms: Mapping[str, Mapping[str, Any
         for factor, lines in found.items()
         if max(map(len, lines.values()), default=0) > (2 if factor == WEIGHT else 1)
     }
+
+
+def of_experiment(folder: Path, claims: Mapping[str, str]) -> Figure | None:
+    """`sensitivity` of an experiment's records and study in a folder; None where it varied nothing."""
+    study = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+    records = [record for record in load_records(folder) if record.setting == VISUAL_MATCHING]
+    varied = sweeps(records, arms_of(study))
+    return sensitivity(varied, claims) if varied else None
 
 
 def sensitivity(varied: Mapping[str, Lines], claims: Mapping[str, str] | None = None) -> Figure:

@@ -317,6 +317,14 @@ def save_table(frame: pd.DataFrame, path: str | Path, made_from: Mapping[str, An
     return path
 
 
+def show_table(frame: pd.DataFrame, path: str | Path, made_from: Mapping[str, Any]) -> None:
+    """Save a table as `save_table` does and show it in the notebook."""
+    from IPython.display import display
+
+    save_table(frame, path, made_from)
+    display(frame)
+
+
 def _save_source(about: Mapping[str, Any], path: Path, made_from: Mapping[str, Any]) -> None:
     """Write the JSON beside a picture or table: what made it, files with their SHA-256."""
     files = {name: value for name, value in made_from.items() if isinstance(value, Path) and value.is_file()}

@@ -19,6 +19,7 @@ PANELS = {
     "loss_action": "loss on action tokens",
     "loss_reasoning": "loss on rationale tokens",
 }
+FIGURE_4 = {name: PANELS[name] for name in ("action_l1", "action_accuracy")}  # the paper's
 
 
 def load_histories(path: str | Path, names: Collection[str] | None = None) -> dict[str, pd.DataFrame]:

@@ -18,7 +18,7 @@ padded on the left, and masked there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -386,6 +386,22 @@ def load_policy(
         f"+{word}={how[word]}" for word in ("dataset", "camera", "dtype") if how.get(word)
     )
     return VLAPolicy(vla, name or Path(path).name, identity, order or _trained_order(vla), decoding)
+
+
+def load_policies(
+    paths: Mapping[str, str | Path], weights: str = "fp32", robot: str | None = None, order: str | None = None
+) -> list[VLAPolicy]:
+    """`load_policy` of several checkpoints.
+
+    Args:
+        paths: what records call each -> folder or hub name.
+        weights: "bf16" halves the memory of a released model.
+        robot: whose action statistics they take; None keeps their own.
+        order: as for `load_policy`.
+    """
+    dtype = torch.bfloat16 if weights == "bf16" else None
+    policies = [load_policy(path, name, order, dtype=dtype) for name, path in paths.items()]
+    return [policy.on(robot) for policy in policies] if robot else policies
 
 
 def _trained_order(vla: VLA) -> str:

@@ -19,7 +19,7 @@ from refinevla_kit.episodes.columns import filled, is_open
 from refinevla_kit.episodes.contract import STATE_NAMES
 from refinevla_kit.episodes.frame_table import FrameTable, frame_table
 from refinevla_kit.errors import KitError
-from refinevla_kit.settings import REPOSITORY
+from refinevla_kit.settings import REPOSITORY, Settings
 from refinevla_kit.simulator.contract import Array
 from refinevla_kit.teacher.answers import StoredRationale, load_rationales, lookup
 from refinevla_kit.teacher.reviews import SUFFIX, load_decisions, reviewed
@@ -395,6 +395,20 @@ def find_rationales(
         what = f"{chosen}; there are also {also} -> give `rationales` the file to take another"
         warnings.warn(what, stacklevel=2)
     return newest
+
+
+def rationales_of(settings: Settings, dataset: Path, given: str | None = None) -> Path:
+    """The rationale table that a notebook takes about a dataset: what is given, else what notebook 1 wrote
+    last in this run, else what `find_rationales` finds.
+
+    Args:
+        given: a table, or "reviewed" for the decisions about the one that would be taken.
+    """
+    if given and given != REVIEWED:
+        return settings.find(given, "", "")
+    tables = "01_teacher_annotation/rationales"
+    last = settings.left(f"{tables} of {dataset}")
+    return find_rationales(dataset, settings.output / tables, given == REVIEWED, last)
 
 
 def _read(path: Path) -> tuple[list[StoredRationale], list[str]]:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu
 
 from refinevla_kit.attention.captured import STAGES, Frame
-from refinevla_kit.attention.forward import capture
+from refinevla_kit.attention.forward import capture, capture_frames
 from refinevla_kit.attention.grounding import (
     COLUMNS,
     MEASURES,
@@ -25,6 +25,7 @@ from refinevla_kit.attention.grounding import (
     REST,
     areas,
     auc,
+    compare_measures,
     compare_scores,
     mean_interval,
     nuisance,
@@ -105,6 +106,10 @@ def test_policies_are_compared_on_the_same_frames(policy: VLAPolicy, image: Arra
     for thing in ("source", REST):
         assert found.loc[thing, "difference"] == pytest.approx(means["other", thing] - means["small", thing])
         assert found.loc[thing, "low"] < found.loc[thing, "difference"] < found.loc[thing, "high"]
+    every = compare_measures(both, 2, "small", "other").query("measure == 'share' and stage == 'all'")
+    assert every.set_index("thing")["difference"].equals(found["difference"])
+    again = score_captures(seen, capture_frames(policy, seen))
+    np.testing.assert_allclose(again["share"], tables[0]["share"], atol=1e-5)
     same = compare_scores(pd.concat([tables[0], tables[0].assign(policy="twin")]), 2, "small", "twin")
     assert (same["difference"] == 0).all()
 

@@ -29,11 +29,13 @@ from refinevla_kit.evaluation.statistics import (
     RULES,
     against_base,
     compare,
+    compare_each,
     shown_tasks,
     summarise,
     summarise_variants,
 )
 from refinevla_kit.figures.published import (
+    all_results,
     claim_intervals,
     claims_table,
     inconsistency_table,
@@ -79,6 +81,24 @@ def test_bars_reach_the_rates_of_both_rules() -> None:
 )
 def test_a_table_of_nothing_is_an_empty_one(table: Callable[[list[object]], pd.DataFrame]) -> None:
     assert len(table([])) == 0
+
+
+def test_all_results_have_a_name_a_picture_and_a_table_and_ours_is_on_the_widowx() -> None:
+    found = {name: table for name, figure, table in all_results(PUBLISHED, summarise(RECORDS)) if figure.axes}
+    assert list(found) == ["widowx_results", "google_visual_matching", "google_variant_aggregation"]
+    assert ["this kit" in table.index for table in found.values()] == [True, False, False]
+
+
+def test_each_task_is_compared_and_then_the_average() -> None:
+    comparisons = compare_each(RECORDS, "with_reasoning", "action_only")
+    tasks = [task.name for task in WIDOWX_TASKS[:2]]
+    found = [(one.rule, one.task) for one in comparisons]
+    assert found == [(rule, task) for rule in RULES for task in (*tasks, AVERAGE)]
+    assert "with_reasoning minus action_only: +37.5 points" in str(comparisons[2])
+    assert "these 16 shared episodes" in str(comparisons[2])
+    single = [record for record in RECORDS if record.task == tasks[0]]
+    assert [one.task for one in compare_each(single, "with_reasoning", "action_only", ["last"])] == tasks[:1]
+    assert compare_each(RECORDS, "with_reasoning", "nobody") == []
 
 
 def test_the_difference_is_drawn_where_it_is() -> None:

@@ -18,8 +18,8 @@ from refinevla_kit.evaluation.records import EpisodeRecord
 from refinevla_kit.evaluation.training_seeds import WEIGHT
 from refinevla_kit.figures.illustrations import OVERVIEW, annotated_segment, moments, overview
 from refinevla_kit.figures.overlays import attention_over_time
-from refinevla_kit.figures.published import peaks, table_1, table_2, table_3
-from refinevla_kit.figures.sensitivity import sensitivity, sweeps
+from refinevla_kit.figures.published import experiments_table, peaks, table_1, table_2, table_3
+from refinevla_kit.figures.sensitivity import of_experiment, sensitivity, sweeps
 from refinevla_kit.figures.style import save_table
 from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.tasks import GOOGLE_TASKS, VARIANT_AGGREGATION, VISUAL_MATCHING, WIDOWX_TASKS
@@ -76,6 +76,13 @@ def test_a_sweep_is_drawn_at_its_values_with_the_paper_beside_it() -> None:
     assert sweeps(records[:64], {name: arms[name] for name in ("action_only", "with_reasoning")}) == {}, (
         "nothing was varied"
     )
+
+
+def test_the_shipped_experiment_gives_a_figure_and_a_line() -> None:
+    figure = of_experiment(REPOSITORY / "data" / "experiment", peaks(PUBLISHED))
+    assert figure is not None and figure.axes
+    table = experiments_table(REPOSITORY / "data")
+    assert list(table.index) == ["experiment"] and table.loc["experiment", "seeds"] > 1
 
 
 def test_table_1_has_grasps_beside_successes_as_the_paper_has_them() -> None:

@@ -77,6 +77,8 @@ def test_differences_are_a_column_a_thing_with_their_p_value() -> None:
             "stage": ["all", "all", "grasp"],
             "thing": ["source", "target", "source"],
             "difference": [0.012, -0.3, np.nan],
+            "low": [-0.1, -0.4, np.nan],
+            "high": [0.124, -0.2, np.nan],
             "p_value": [0.25, 0.0004, np.nan],
             "episodes": [3, 3, 0],
         }
@@ -84,8 +86,8 @@ def test_differences_are_a_column_a_thing_with_their_p_value() -> None:
     table = differences_table(tests)
     assert list(table.columns) == ["object to move", "where it goes"]
     assert (
-        table.loc[("auc", "all"), "object to move"] == "+0.012 (p 0.250)"
-        and table.loc[("auc", "all"), "where it goes"] == "-0.300 (p < 0.001)"
+        table.loc[("auc", "all"), "object to move"] == "+0.012 (-0.100 to +0.124, p 0.250)"
+        and table.loc[("auc", "all"), "where it goes"] == "-0.300 (-0.400 to -0.200, p < 0.001)"
     )
     assert (
         table.loc[("auc", "grasp"), "object to move"] == "not visible"

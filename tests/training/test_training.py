@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.policies.vla_policy import load_policy
-from refinevla_kit.training.examples import Examples, find_rationales, join
+from refinevla_kit.settings import LOOP, read_settings
+from refinevla_kit.training.examples import Examples, find_rationales, join, rationales_of
 from refinevla_kit.training.freezing import freeze_lower
 from refinevla_kit.training.loop import TrainingConfig, fine_tune
 from refinevla_kit.training.objective import WholeModel, forward, joint_loss, make_batch, tower_tokens
@@ -501,6 +502,18 @@ def test_rationales_in_the_run_folder_come_before_those_beside_the_dataset(tmp_p
     assert find_rationales(dataset, run) == run / "mine-oracle-segment.parquet"
     with pytest.raises(KitError, match="no rationales beside it"):
         find_rationales(tmp_path)
+
+
+def test_a_notebook_takes_the_table_that_it_is_given_else_what_its_run_wrote_last(tmp_path: Path) -> None:
+    annotation, tuning = (read_settings(name, "smoke", str(tmp_path)) for name in LOOP[:2])
+    dataset, tables = annotation.folder / "dataset", annotation.folder / "rationales"
+    tables.mkdir()
+    for teacher in ("gemini", "oracle"):
+        (tables / f"dataset-{teacher}-segment.parquet").touch()
+    last = annotation.remember(f"rationales of {dataset}", tables / "dataset-gemini-segment.parquet")
+    assert rationales_of(tuning, dataset) == last
+    given = str(tables / "dataset-oracle-segment.parquet")
+    assert rationales_of(tuning, dataset, given) == Path(given)
 
 
 def test_of_several_tables_the_runs_own_is_taken_else_the_newest_and_that_is_said(tmp_path: Path) -> None:
