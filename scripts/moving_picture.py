@@ -20,7 +20,7 @@ from PIL import Image
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation import evaluate, load_records
 from refinevla_kit.figures.overlays import attention_overlay
-from refinevla_kit.files import replacing
+from refinevla_kit.files import replacing, write_json
 from refinevla_kit.policies import load_policy
 from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.simulator.contract import Array
@@ -42,8 +42,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=REPOSITORY / "figures" / "episode.gif")
     given = parser.parse_args()
     try:
-        frames = filmed(load_policy(given.checkpoint), given.task)
+        policy = load_policy(given.checkpoint)
+        frames = filmed(policy, given.task)
         size = write_gif(frames, given.output)
+        made_from = {"policy": policy.name, "checkpoint": policy.checkpoint_hash, "task": given.task}
+        about = {"picture": given.output.name, "made_from": made_from | {"episode": 0}}
+        write_json(given.output.with_suffix(".json"), about)
     except KitError as error:
         raise SystemExit(f"moving_picture: {error}") from None
     print(f"{given.output}: {len(frames)} frames, {size / 1e6:.2f} MB")
