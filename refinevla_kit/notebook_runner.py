@@ -61,7 +61,7 @@ def notebook_path(notebook: str) -> Path:
 
 
 def copy_notebooks(folder: Path) -> list[str]:
-    """Write the notebooks, their profiles and the pictures they show into `folder`.
+    """Write the notebooks, their profiles and what they show and link to into `folder`.
 
     Returns:
         Their paths in it.
@@ -73,6 +73,13 @@ def copy_notebooks(folder: Path) -> list[str]:
     contents = {file.relative_to(REPOSITORY).as_posix(): file.read_bytes() for file in sorted(files)}
     shown = re.findall(rb"\.\./(figures/\w+\.png)", b"".join(contents.values()))
     contents |= {name.decode(): (REPOSITORY / name.decode()).read_bytes() for name in shown}
+    for card in REPOSITORY.glob("data/checkpoints/*/README.md"):
+        # in a folder of its own: at its old place it would make that a checkpoint without weights
+        link, place = f"../{card.relative_to(REPOSITORY).as_posix()}", f"cards/{card.parent.name}.md"
+        for name, content in [*contents.items()]:
+            if link.encode() in content:
+                contents[name] = content.replace(link.encode(), f"../{place}".encode())
+                contents[place] = card.read_bytes()
     for name, content in contents.items():
         there = folder / name
         if there.exists() and not (there.is_file() and there.read_bytes() == content):

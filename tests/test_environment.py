@@ -19,7 +19,8 @@ from packaging.utils import canonicalize_name
 
 from refinevla_kit.settings import REPOSITORY
 
-PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+TOML = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+PROJECT = TOML["project"]
 PIP_PART: list[str] = yaml.safe_load((REPOSITORY / "environment.yml").read_text())["dependencies"][-1]["pip"]
 FROM_PYPI = [line for line in PIP_PART if not line.startswith("-e")]
 
@@ -88,6 +89,23 @@ def test_python_3_13_gets_mani_skills_requirements_but_mplib() -> None:
     assert "install --no-deps mani_skill" in (REPOSITORY / "scripts" / "setup.sh").read_text()
 
 
+def test_uv_installs_what_set_up_does() -> None:
+    """The same extras, the same torch, mani_skill on every Python and mplib not on 3.13."""
+    script = (REPOSITORY / "scripts" / "setup.sh").read_text()
+    extras = re.search(r"-e '\.\[(.+)\]'", script)
+    assert extras is not None
+    own = by_name(TOML["dependency-groups"]["dev"])["refinevla-kit"]
+    assert own.extras == set(extras[1].split(","))
+    uv = TOML["tool"]["uv"]
+    assert uv["constraint-dependencies"] == [f"torch=={pins()['torch']}"] and uv.keys().isdisjoint(
+        {"index", "sources", "index-url", "find-links"}
+    )
+    overrides = by_name(uv["override-dependencies"])
+    simulator = by_name(PROJECT["optional-dependencies"]["maniskill"])["mani-skill"]
+    assert overrides["mani-skill"].specifier == simulator.specifier and overrides["mani-skill"].marker is None
+    assert str(overrides["mplib"].marker) == str(simulator.marker) == 'python_version < "3.13"'
+
+
 def test_pythons_of_the_project_set_up_and_doctor_are_the_same() -> None:
     supported = SpecifierSet(PROJECT["requires-python"])
     fits = re.search(
@@ -119,14 +137,23 @@ def test_every_requirement_is_imported_or_run() -> None:
     assert set(by_name(PROJECT["dependencies"])) - imported == run
 
 
+def installed_pins() -> dict[str, str]:
+    """Those of this Python: from some on, a package is not asked for."""
+    ends = {"overrides": (3, 12), "mplib": (3, 13), "toppra": (3, 13)}
+    return {name: pin for name, pin in pins().items() if sys.version_info < ends.get(name, (4, 0))}
+
+
 def test_constraints_are_what_is_installed() -> None:
-    for name, version in pins().items():
+    made_by = Path(sys.prefix, "pyvenv.cfg")
+    if made_by.is_file() and "\nuv = " in made_by.read_text():
+        pytest.skip("uv made this environment: it takes the newest versions within the bounds")
+    for name, version in installed_pins().items():
         assert metadata.version(name).split("+")[0] == version, name
 
 
 def test_every_pinned_package_admits_debian_12s_python() -> None:
     """3.11.2; a pin that does not makes pip try every other version of everything instead of saying so."""
-    required = {name: metadata.metadata(name)["Requires-Python"] for name in pins()}
+    required = {name: metadata.metadata(name)["Requires-Python"] for name in installed_pins()}
     assert {
         name: bounds for name, bounds in required.items() if bounds and "3.11.2" not in SpecifierSet(bounds)
     } == {}

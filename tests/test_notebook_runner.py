@@ -130,6 +130,10 @@ def test_notebooks_are_written_into_a_folder_and_used_from_there(
     assert [path.stem for path in notebooks] == list(NOTEBOOKS)
     links = {link for path in notebooks for link in re.findall(r"!\[[^]]*\]\((\S+?)\)", path.read_text())}
     assert len(links) == len(notebooks) and all((folder / "notebooks" / link).is_file() for link in links)
+    linked = {link for path in notebooks for link in re.findall(r"\]\((\.\./\S+?)\)", path.read_text())}
+    assert [link for link in linked if not (folder / "notebooks" / link).is_file()] == []
+    assert "../cards/compact_base.md" in linked
+    assert not (folder / "data").exists(), "a checkpoint's folder there would be taken for the shipped one"
     (folder / "notebooks/profiles/smoke.yaml").rename(folder / "notebooks/profiles/mine.yaml")
     for here in (folder, folder / "notebooks"):  # of a terminal, and of a kernel that JupyterLab starts
         monkeypatch.chdir(here)
