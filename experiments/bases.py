@@ -225,7 +225,12 @@ ROUNDS = {
             driven=_DRIVE_GOOGLE_AGAIN,
             times=2,
         ),
-        Round(replace(_LAST, seed=9), driven=_DRIVE_GOOGLE_LAST, afresh=True, kept=0.5),
+        Round(
+            replace(_DRIVEN, steps=1600, seed=11, questions=0.5, rationales=0.1),
+            _ACTED_GOOGLE,
+            driven=_DRIVE_GOOGLE_LAST,
+            times=2,
+        ),
     ),
 }
 

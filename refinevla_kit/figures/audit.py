@@ -89,7 +89,7 @@ def teachers_compared(comparison: pd.DataFrame) -> Figure:
     room = max(2, len(colour))
     places = beside_each_other(colour, 0.72 * len(colour) / room)
     with canvas(8.6, 1.2 + 0.16 * max(len(left), len(right)) * room, columns=2) as (figure, both):
-        titles = ("statements that are true, of those checked", "how much was checked, what to look at")
+        titles = ("statements that are true, of those checked", "how much was checked")
         for axes, measures, title in zip(both, (left, right), titles, strict=True):
             for row in comparison[comparison["measure"].isin(measures)].itertuples():
                 y = measures.index(row.measure) + places[row.teacher]
