@@ -239,10 +239,21 @@ def _report_annotation(path: Path, failure: str) -> None:
         summary = summarise(path)
         print(summary)
         result |= {"answers": summary.rationales, "refusals": summary.refusals, "money": summary.money}
+        if not (failure or summary.stopped or summary.rationales):
+            failure = _nothing_answered(summary.refusals)
         result["stopped"] = failure or summary.stopped
     _print_json(result)
     if failure:
         raise SystemExit(_fail(failure, 1))
+
+
+def _nothing_answered(refusals: dict[str, int]) -> str:
+    """Why a table holds no rationale, and what to do."""
+    kinds = ", ".join(f"{count} {kind}" for kind, count in refusals.items()) or "there was no request"
+    remedy = "look into the table's refusal_reason, and give another teacher or prompt"
+    if "no_state" in refusals:
+        remedy = "the oracle writes from a simulator's state: give recorded data another --teacher"
+    return f"no rationale was written ({kinds}) -> {remedy}"
 
 
 @app.command()

@@ -251,5 +251,6 @@ def failure_line(failed: Mapping[str, str]) -> str:
     at = failed["notebook"]
     left = ",".join(name[:2] for name in NOTEBOOKS if name == at or LOOP[0] <= at < name)
     stopped = f"notebook {failed['notebook']}, cell {failed['cell']}: {failed['message']}"
-    remedy = f"once that is mended, go on with --only {left} and the same profile and output"
+    again = f"`refinevla reproduce --only {left}`"
+    remedy = f"once that is mended, go on with {again}, the same profile and output"
     return f"{stopped} (stopped at {failed['executed']}) -> {remedy}"

@@ -4,8 +4,9 @@ them stands at the head, between two lines of `---`.
     python -m scripts.cards                      # all that is shipped
     python -m scripts.cards FOLDER [FOLDER ...]  # others, such as a policy that a notebook fine-tuned
 
-A head is made anew from the text below it and from what lies beside it. The text is kept; where there is
-none, it is written.
+A head is made anew from the text below it and from what lies beside it. The text is kept, and the license;
+where there is no text, it is written. Outside of the repository's data/ the license is yours to name: without
+one, `refinevla publish` refuses.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from huggingface_hub import DatasetCardData, EvalResult, ModelCardData
+from huggingface_hub import DatasetCardData, EvalResult, ModelCardData, RepoCard
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from pyarrow.parquet import ParquetFile
 
@@ -31,7 +32,7 @@ from refinevla_kit.teacher import summarise
 from refinevla_kit.vlas.checkpoint import checkpoint_hash, open_folder, provenance_of
 
 CARD = "README.md"
-COMMON: dict[str, Any] = {"language": "en", "license": "apache-2.0"}  # LICENSE
+LICENSED = "apache-2.0"  # what this repository ships (LICENSE)
 CHECKPOINTS = REPOSITORY / "data" / "checkpoints"
 RECORDS = REPOSITORY / "data" / "records" / "records.parquet"
 DATASETS = ("data/demo", "data/experiment/dataset", "data/experiment", "data/records")
@@ -59,8 +60,20 @@ def write(folder: str | Path, text: str) -> None:
     """
     folder = Path(folder)
     head = model_head(folder, text) if any(folder.glob("*.safetensors")) else dataset_head(folder)
+    head.language, head.license = "en", license_of(folder)
     with replacing(folder / CARD) as part:
         part.write_text(f"---\n{head.to_yaml()}\n---\n\n{text.lstrip()}", encoding="utf-8")
+
+
+def license_of(folder: Path) -> str | None:
+    """What the card says already, else the repository's for what it ships; None for what others made."""
+    card = folder / CARD
+    text = card.read_text(encoding="utf-8") if card.exists() else ""
+    named = RepoCard(text).data.get("license") if REGEX_YAML_BLOCK.search(text) else None
+    if named:
+        return str(named)
+    shipped = REPOSITORY / "data" in folder.resolve().parents
+    return LICENSED if shipped else None
 
 
 def renew(folder: Path, records: Iterable[EpisodeRecord] = ()) -> None:
@@ -91,7 +104,6 @@ def model_head(folder: Path, text: str) -> ModelCardData:
     robots = dict.fromkeys(find_task(row[2]).robot for row in rows)
     tags = ["vision-language-action", "robotics", *(["simpler-env"] if rows else []), *robots]
     return ModelCardData(
-        **COMMON,
         library_name="refinevla_kit",
         pipeline_tag="robotics",
         tags=tags,
@@ -187,14 +199,23 @@ def dataset_head(folder: Path) -> DatasetCardData:
     }
     dataset = (folder / "meta" / "info.json").exists()
     return DatasetCardData(
-        **COMMON,
         pretty_name=name_of(folder),
         task_categories=["robotics"],
         size_categories=[next((size for most, size in SIZES.items() if rows < most), "other")],
         annotations_creators=["machine-generated"],
-        tags=["vision-language-action", "simpler-env", *(["LeRobot"] if dataset else [])],
+        tags=[
+            "vision-language-action",
+            *(["simpler-env"] if is_simulated(folder) else []),
+            *(["LeRobot"] if dataset else []),
+        ],
         configs=[{"config_name": name, "data_files": files} for name, files in shown.items()],
     )
+
+
+def is_simulated(folder: Path) -> bool:
+    """Whether it is of simulated episodes: a dataset's writer keeps a state for each, records are always."""
+    dataset = (folder / "meta" / "info.json").exists()
+    return not dataset or any((folder / "simulator").glob("episode_*.npz"))
 
 
 def tables_of(folder: Path) -> dict[str, list[Path]]:
@@ -232,7 +253,7 @@ def dataset_text(folder: Path) -> str:
             + "".join(f"\n- {task}" for task in tasks.index)
             + "\n"
         )
-        if (folder / "simulator").is_dir():
+        if is_simulated(folder):
             text += "\nRecorded in simulation; `simulator/` has the state and the masks of each frame.\n"
     elif folder.name in ABOUT:
         text += f"{ABOUT[folder.name]}\n"

@@ -8,7 +8,8 @@
     scripts/accelerate/fsdp.yaml            each has a share of the model too: what one GPU cannot hold
 
 `refinevla plan` says which of them fits. BASE and DATASET are folders or names on the Hugging Face hub; -p
-sets a field of `refinevla_kit.training.config.TrainingConfig`. Run again, it goes on where it was stopped, in
+sets a field of `refinevla_kit.training.config.TrainingConfig`; --column, --camera, --deltas and --gripper say
+what `refinevla annotate` was told of the dataset. Run again, it goes on where it was stopped, in
 another number of processes too. The policy is OUTPUT/NAME, for notebooks 3 and 4.
 """
 
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 
+from refinevla_kit.episodes import open_dataset
 from refinevla_kit.errors import KitError
 from refinevla_kit.notebook_runner import parse_parameter
 from refinevla_kit.training.config import TrainingConfig
@@ -42,6 +44,10 @@ def main() -> None:
     )
     parser.add_argument("--without-rationales", action="store_true", help="train on actions alone")
     parser.add_argument("-p", "--parameter", action="append", default=[], help="NAME=VALUE; repeatable")
+    parser.add_argument("--column", action="append", default=[], help="action=NAME and the like; repeatable")
+    parser.add_argument("--camera", help="the camera to look through, or a part of its name")
+    parser.add_argument("--deltas", action="store_true", default=None, help="the actions are displacements")
+    parser.add_argument("--gripper", type=float, help="the gripper command's value that means open")
     given = parser.parse_args()
     try:
         settings = dict(parse_parameter(text) for text in given.parameter)
@@ -52,7 +58,10 @@ def main() -> None:
             settings["lambda_reasoning"] = 0
         config = TrainingConfig(**{"steps": 20_000, **settings})
         texts = None if given.without_rationales else given.rationales or find_rationales(given.dataset)
-        examples = load_examples(given.dataset, texts)
+        told = {"camera": given.camera, "deltas": given.deltas, "gripper": given.gripper}
+        columns = dict(pair.partition("=")[::2] for pair in given.column) or None
+        dataset = open_dataset(given.dataset, columns=columns, **told)
+        examples = load_examples(dataset, texts)
         if PartialState().is_main_process:
             print(f"{len(examples)} frames; {examples.about}", flush=True)
         train_policy(given.base, examples, config, given.output, given.name)

@@ -7,11 +7,14 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from huggingface_hub import DatasetCard, ModelCard
 
 from experiments.pretraining import write_card
+from refinevla_kit.episodes import DatasetWriter, Episode
+from refinevla_kit.episodes.contract import ACTION_NAMES
 from refinevla_kit.settings import REPOSITORY
 from scripts import cards
 
@@ -69,6 +72,21 @@ def test_a_datasets_head_names_its_tables_and_its_text_counts_them(name: str) ->
         info = json.loads((folder / "meta/info.json").read_text())
         assert f"{info['total_episodes']} episodes, {info['total_frames']} frames" in card.text
         assert "LeRobot" in card.data.tags and card.data.configs[0]["config_name"] == "default"
+
+
+def test_recorded_data_of_others_are_not_called_simulated_or_licensed(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    with DatasetWriter(folder, 5, "my_robot", action_names=ACTION_NAMES) as writer:
+        moves, own = np.zeros((3, 7), np.float32), np.zeros((3, 15), np.float32)
+        writer.add(Episode(np.zeros((3, 48, 64, 3), np.uint8), moves, own, "put carrot on plate"))
+    cards.main([str(folder)])
+    card = DatasetCard.load(folder / cards.CARD)
+    assert card.data.license is None and "simpler-env" not in card.data.tags
+    assert "simulat" not in card.text
+    head, text = "---\nlicense: mit\n---\n", card.text
+    (folder / cards.CARD).write_text(head + text, encoding="utf-8")
+    cards.main([str(folder)])
+    assert DatasetCard.load(folder / cards.CARD).data.license == "mit"
 
 
 def test_a_new_head_keeps_the_text(tmp_path: Path) -> None:

@@ -204,7 +204,9 @@ def test_failure_names_notebook_cell_and_message_and_ends_the_run(
     assert line.startswith(
         "notebook 01_teacher_annotation, cell In [4]: KitError: bad dataset -> record anew (stopped at "
     )
-    assert line.endswith("go on with --only 01,02,03,04,05,06 and the same profile and output")
+    assert line.endswith(
+        "go on with `refinevla reproduce --only 01,02,03,04,05,06`, the same profile and output"
+    )
     write_notebook("03_simpler_evaluation", "1")
     again = run_notebooks(["3"], "smoke", tmp_path / "run", progress=False)
     assert (

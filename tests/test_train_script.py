@@ -47,6 +47,11 @@ def test_a_mistake_is_one_line(tmp_path: Path) -> None:
     assert "train: step is no setting of training -> give one of steps, batch_size" in done.stderr
 
 
+def test_what_a_dataset_was_told_to_be_is_told_to_training_too(tmp_path: Path) -> None:
+    done = run(BASE, DEMO, tmp_path, "--column", "action=command")
+    assert done.returncode == 1 and "train: " in done.stderr and "'command'" in done.stderr
+
+
 @pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.stem)
 def test_accelerate_reads_the_shipped_configurations(path: Path) -> None:
     config = ClusterConfig.from_yaml_file(str(path))

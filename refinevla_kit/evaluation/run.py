@@ -151,7 +151,9 @@ def _tasks_of(tasks: str | Task | Iterable[str | Task]) -> tuple[Task, ...]:
     return find_tasks(*([tasks] if isinstance(tasks, str | Task) else tasks))
 
 
-def line_up(policies: Sequence[Any], tasks: str | Task | Iterable[str | Task]) -> list[tuple[Any, list[Task]]]:
+def line_up(
+    policies: Sequence[Any], tasks: str | Task | Iterable[str | Task]
+) -> list[tuple[Any, list[Task]]]:
     """Who plays what, robot by robot: a policy of the kit with that robot's action statistics, the
     demonstrator with its script for that robot.
 

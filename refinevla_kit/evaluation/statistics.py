@@ -271,6 +271,11 @@ def _shared(
 ) -> list[tuple[EpisodeRecord, bool, bool]]:
     """Each episode that both policies have played: (record of a, success of a, success of b)."""
     records = list(records)
+    known = dict.fromkeys(record.policy for record in records)
+    for policy in (a, b):
+        if policy not in known:
+            what = f"no episode of {policy!r} is among these records"
+            raise KitError(what, f"choose from {', '.join(known) or 'others'}")
     tasks: Collection[str] = GROUPS[task].tasks if task in GROUPS else (task,)
     if task in AVERAGES:
         tasks = averaged(record.task for record in records)
@@ -300,7 +305,7 @@ def _shared(
     if not shared:
         raise KitError(
             f"{a!r} and {b!r} share no episode" + ("" if task in AVERAGES else f" of {task}"),
-            "evaluate both on the same tasks, episodes, assets and seed",
+            "evaluate both on the same tasks, episodes, assets, seed and size of pictures (`width=`)",
         )
     return shared
 

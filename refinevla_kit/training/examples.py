@@ -21,7 +21,7 @@ from refinevla_kit.episodes.frame_table import FrameTable, frame_table
 from refinevla_kit.errors import KitError
 from refinevla_kit.settings import REPOSITORY, Settings
 from refinevla_kit.simulator.contract import Array
-from refinevla_kit.teacher.answers import StoredRationale, load_rationales, lookup
+from refinevla_kit.teacher.answers import StoredRationale, load_rationales, lookup, summarise
 from refinevla_kit.teacher.reviews import SUFFIX, load_decisions, reviewed
 from refinevla_kit.training.pictures import StreamedPictures, bytes_of, check_sizes
 from refinevla_kit.vlas.action_tokens import STATISTICS, check_actions
@@ -363,8 +363,8 @@ def find_rationales(
     reviews: bool = False,
     last: str | Path | None = None,
 ) -> Path:
-    """The rationale table of a dataset. Of several the newest is taken, and a warning names it and the
-    others.
+    """The rationale table of a dataset. Of several that hold any, the newest is taken, and a warning names it
+    and the others.
 
     Args:
         elsewhere: folder of tables named after their dataset; one there comes before those beside the
@@ -388,6 +388,8 @@ def find_rationales(
         what = "reviewed rationales" if reviews else "rationales"
         remedy = "review some in notebook 01" if reviews else "annotate it with notebook 01"
         raise KitError(f"{dataset} has no {what} beside it", f"{remedy}, or give `rationales` a parquet file")
+    if len(tables) > 1 and not reviews:
+        tables = [file for file in tables if _holds_any(file)] or tables
     newest, *others = sorted(tables, key=lambda file: (-file.stat().st_mtime_ns, file.name))
     if others:
         chosen = f"{newest.name} of {newest.parent} is taken, the newest"
@@ -395,6 +397,14 @@ def find_rationales(
         what = f"{chosen}; there are also {also} -> give `rationales` the file to take another"
         warnings.warn(what, stacklevel=2)
     return newest
+
+
+def _holds_any(table: Path) -> bool:
+    """Whether a table holds more than refusals; one that cannot be read says so when it is taken."""
+    try:
+        return summarise(table).rationales > 0
+    except KitError:
+        return True
 
 
 def rationales_of(settings: Settings, dataset: Path, given: str | None = None) -> Path:

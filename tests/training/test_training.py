@@ -3,18 +3,21 @@ continues bit for bit.
 """
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.policies.vla_policy import load_policy
-from refinevla_kit.settings import LOOP, read_settings
+from refinevla_kit.settings import LOOP, REPOSITORY, read_settings
 from refinevla_kit.training.examples import Examples, find_rationales, join, rationales_of
 from refinevla_kit.training.freezing import freeze_lower
 from refinevla_kit.training.loop import TrainingConfig, fine_tune
@@ -531,3 +534,18 @@ def test_of_several_tables_the_runs_own_is_taken_else_the_newest_and_that_is_sai
         find_rationales(tmp_path / "mine", last=folder / "gemini-segment.parquet").name
         == "gemini-segment.parquet"
     )
+
+
+def test_a_table_of_refusals_alone_is_not_preferred(tmp_path: Path) -> None:
+    folder = tmp_path / "mine" / "rationales"
+    folder.mkdir(parents=True)
+    told = REPOSITORY / "data" / "demo" / "rationales" / "oracle-segment.parquet"
+    shutil.copyfile(told, folder / "gemini-segment.parquet")
+    rows = pq.read_table(told)
+    nothing = pa.array(["no_state"] * len(rows))
+    for name in ("observation", "situation_analysis", "spatial_reasoning", "task_planning"):
+        rows = rows.set_column(rows.schema.get_field_index(name), name, pa.nulls(len(rows), pa.string()))
+    rows = rows.set_column(rows.schema.get_field_index("refusal_kind"), "refusal_kind", nothing)
+    pq.write_table(rows, folder / "oracle-segment.parquet")
+    os.utime(folder / "gemini-segment.parquet", (1e9, 1e9))
+    assert find_rationales(tmp_path / "mine").name == "gemini-segment.parquet"
