@@ -230,6 +230,7 @@ ROUNDS = {
             _ACTED_GOOGLE,
             driven=_DRIVE_GOOGLE_LAST,
             times=2,
+            kept=0.5,
         ),
     ),
 }
