@@ -10,6 +10,7 @@ ceiling the policy's tokens allow, as a policy that sees corrects its errors, to
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,7 @@ def preflight(
     seed: int = 0,
     assets: str | Path | None = None,
     progress: bool = False,
+    engine: Engine | None = None,
 ) -> Preflight:
     """Compare the conventions of `policy` with those of `task`, and replay demonstrations through its action
     encoding (2 s a start).
@@ -111,6 +113,7 @@ def preflight(
             starts drawn from `seed`.
         assets: as in `simulator.make`; demonstrations exist on the ManiSkill backend.
         progress: show a bar.
+        engine: plays the episodes; None plays them in this process.
 
     Raises:
         KitError: what `simulator.make` raises, or a `round_trip` that returns something else than float (N,
@@ -128,7 +131,8 @@ def preflight(
     kind, numbers = wanted_starts(task, VISUAL_MATCHING, wanted_episodes(episodes), n)
     starts = [PlannedEpisode(scene, kind, number, seed) for number in numbers]
     encoded(policy, np.zeros((2, 7), np.float32))  # fails before a simulator is made, if it does
-    rates, actions, decoded = _replays(policy, task, starts, progress)
+    with nullcontext(engine) if engine else Engine(workers=0) as playing:
+        rates, actions, decoded = _replays(policy, task, starts, progress, playing)
     clipped = None
     if hasattr(policy, "action_range"):
         low, high = (np.asarray(bound) for bound in policy.action_range)
@@ -142,22 +146,27 @@ def preflight_each(
     players: Iterable[tuple[Any, Iterable[Task]]],
     episodes: str | int | Iterable[int] = 24,
     assets: str | Path | None = None,
+    workers: int = 0,
 ) -> list[Preflight]:
     """`preflight` of every task, with the first of those who play it.
 
     Args:
         players: of `line_up`.
         episodes, assets: as for `preflight`.
+        workers: simulator processes; 0 plays in this process.
     """
     first: dict[str, Any] = {}
     for policy, tasks in players:
         for task in tasks:
             first.setdefault(task.name, policy)
-    return [preflight(policy, task, episodes, assets=assets) for task, policy in first.items()]
+    with Engine(workers, lanes=max(1, 2 * workers)) as engine:
+        return [
+            preflight(policy, task, episodes, assets=assets, engine=engine) for task, policy in first.items()
+        ]
 
 
 def _replays(
-    policy: Any, task: Task, starts: list[PlannedEpisode], progress: bool
+    policy: Any, task: Task, starts: list[PlannedEpisode], progress: bool, engine: Engine
 ) -> tuple[dict[str, Any], Array, Array]:
     """The four rates of a `Preflight` by name; the demonstrator's actions and what the encoding leaves of
     them, float32 (N, 7).
@@ -180,7 +189,7 @@ def _replays(
         return decide
 
     described = {"desc": f"preflight {task.name}", "unit": "episode", "disable": not progress}
-    with Engine(workers=0) as engine, tqdm(total=4 * len(starts), **described) as bar:
+    with tqdm(total=4 * len(starts), **described) as bar:
 
         def success(decide: Callable[[Take], Action]) -> Rate:
             succeeded = 0

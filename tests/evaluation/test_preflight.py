@@ -11,7 +11,7 @@ import pytest
 
 from refinevla_kit.conventions import GOOGLE_ROBOT, WIDOWX
 from refinevla_kit.errors import KitError
-from refinevla_kit.evaluation.preflight import preflight
+from refinevla_kit.evaluation.preflight import preflight, preflight_each
 from refinevla_kit.policies.contract import Array
 from refinevla_kit.policies.conversion import check_conventions
 from refinevla_kit.tasks import find_task
@@ -46,6 +46,13 @@ def test_a_fine_encoding_allows_what_the_demonstrator_does() -> None:
     assert "(the ceiling) 2/2 = 100% (34% to 100%)" in str(
         report
     ) and "clipped to the encoding's range: none" in str(report)
+
+
+@pytest.mark.slow
+def test_tasks_are_replayed_by_whoever_plays_them_first_in_processes_as_in_one() -> None:
+    players = [(Tokens(*FINE), [find_task(CARROT)]), (Tokens(*np.array(FINE) / 4), [find_task(CARROT)])]
+    [alone], [beside] = (preflight_each(players, [3], workers=workers) for workers in (0, 2))
+    assert str(alone) == str(beside) and alone.replay_encoded and alone.replay_encoded.successes == 1
 
 
 @pytest.mark.slow
