@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import base64
 import io
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -54,12 +55,15 @@ def write_pages(run: Path, output: Path) -> list[Path]:
     notebooks = sorted((run / "executed").glob("0*.ipynb"))
     if not notebooks:
         raise KitError(f"no executed notebooks in {run}", "run `make reproduce` first, or name another run")
-    exporter = HTMLExporter(config=Config({"HTMLExporter": {"theme": "light", "exclude_input_prompt": True}}))
+    nothing_fetched = dict.fromkeys(("mathjax_url", "require_js_url", "jquery_url", "mermaid_js_url"), "")
+    exporter = HTMLExporter(config=Config({"HTMLExporter": {"theme": "light", **nothing_fetched}}))
     with replacing(output) as part:
         part.mkdir(parents=True)
         for path in notebooks:
             notebook = nbformat.read(path, as_version=4)
             for cell in notebook.cells:
+                if cell.cell_type == "markdown":
+                    cell.source = from_docs(cell.source)
                 if cell.cell_type == "code":
                     cell.outputs = [shown for each in cell.outputs if (shown := lightened(each, path))]
             page, _ = exporter.from_notebook_node(notebook)
@@ -67,6 +71,14 @@ def write_pages(run: Path, output: Path) -> list[Path]:
         if (run / EXPLORER).exists():
             shutil.copyfile(run / EXPLORER, part / "explorer.html")
     return sorted(output.glob("*.html"))
+
+
+def from_docs(text: str) -> str:
+    """A notebook's text with its links as they are from a folder of docs/; the picture at its head goes, for
+    the cells show it again.
+    """
+    text = re.sub(r"!\[[^]]*\]\(\.\./figures/[^)]*\)\n*", "", text)
+    return re.sub(r"\]\(\.\./(docs/)?", lambda link: "](../" if link[1] else "](../../", text)
 
 
 def lightened(output: Any, path: Path) -> Any:
