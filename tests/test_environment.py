@@ -132,8 +132,8 @@ def test_every_requirement_is_imported_or_run() -> None:
     imported = {
         owner for top, owner in owners if re.search(rf"^\W*(import|from) {re.escape(top)}\b", text, re.M)
     }
-    # the notebooks' front end and kernel, and a bound of what papermill uses
-    run = {"jupyterlab", "ipykernel", "nbformat"}
+    # the notebooks' front end and kernel
+    run = {"jupyterlab", "ipykernel"}
     assert set(by_name(PROJECT["dependencies"])) - imported == run
 
 

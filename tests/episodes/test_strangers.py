@@ -508,7 +508,8 @@ def test_an_export_numbers_frames_where_the_table_does_not(tmp_path):
             "front",
         ],
     )
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 1, result.output  # the oracle has nothing to say about it
+    assert "no rationale was written (3 no_state)" in result.output
     export_language(tmp_path / "d", load_rationales(tmp_path / "o.parquet"), tmp_path / "out")
     assert "1 of 6 frames" in result.output and "open is 1 (as told)" in result.output
     table = pq.read_table(tmp_path / "out/data/chunk-000/file-000.parquet")
