@@ -119,6 +119,9 @@ def test_streamed_training_that_is_killed_ends_as_one_that_is_not(tmp_path: Path
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    "KILLS" not in os.environ, reason="takes minutes: KILLS=2 python -m pytest tests/test_kills.py"
+)
 @pytest.mark.timeout(60 * PATIENCE)
 def test_an_evaluation_on_a_cluster_that_is_killed_plays_each_episode_once(tmp_path: Path) -> None:
     """The cluster goes on; the killed run's simulators are let go, and the next run starts its own."""
