@@ -410,11 +410,6 @@ def write_card(
         f"- {name}: {d['name']}, {d['episodes']} episodes, {d['frames']} frames\n"
         for name, d in _datasets(provenance)
     )
-    rows = "".join(
-        f"| {r['assets']} | {r['setting']} | {r['task']} | {r['last']}/{r['episodes']} | "
-        f"{r['any']}/{r['episodes']} |\n"
-        for r in records
-    )
     stages = [provenance["pretraining"], *provenance.get("improved", [])]
     read = any(stage.get("questions") or stage.get("rationales") for stage in stages)
     language = (
@@ -426,7 +421,7 @@ def write_card(
         path,
         f"# Compact VLA, base\n\nMade by `{provenance['made_by']}`: "
         f"{provenance['pretraining']}.\n\n{data}\n{notes}\n\n"
-        f"{language} Episodes of SimplerEnv's grid:\n\n{cards.TABLE_HEAD}{rows}",
+        f"{language} Episodes of SimplerEnv's grid:\n\n{cards.rate_table(records)}",
     )
 
 

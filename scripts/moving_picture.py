@@ -20,7 +20,8 @@ from PIL import Image
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation import evaluate, load_records
 from refinevla_kit.figures.overlays import attention_overlay
-from refinevla_kit.files import replacing, write_json
+from refinevla_kit.figures.style import save_source
+from refinevla_kit.files import replacing
 from refinevla_kit.policies import load_policy
 from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.simulator.contract import Array
@@ -46,8 +47,7 @@ def main() -> None:
         frames = filmed(policy, given.task)
         size = write_gif(frames, given.output)
         made_from = {"policy": policy.name, "checkpoint": policy.checkpoint_hash, "task": given.task}
-        about = {"picture": given.output.name, "made_from": made_from | {"episode": 0}}
-        write_json(given.output.with_suffix(".json"), about)
+        save_source({"picture": given.output.name}, given.output, made_from | {"episode": 0})
     except KitError as error:
         raise SystemExit(f"moving_picture: {error}") from None
     print(f"{given.output}: {len(frames)} frames, {size / 1e6:.2f} MB")

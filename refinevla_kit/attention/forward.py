@@ -151,7 +151,7 @@ def capture_batch(
 
 def capture_frames(policy: VLAPolicy, frames: Sequence[Frame]) -> list[Capture]:
     """`capture_batch` of frames of demonstrations, from the action."""
-    images = np.stack([frame.image for frame in frames])
+    images = [frame.image for frame in frames]
     states = [frame.proprioception for frame in frames if frame.proprioception is not None]
     sentences = [frame.instruction for frame in frames]
     return capture_batch(policy, images, sentences, proprioception=states or None)

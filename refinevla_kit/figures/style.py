@@ -291,7 +291,7 @@ def save_figure(
         with replacing(Path(path).with_suffix(f".{suffix}")) as part, rc_context(AS_TEXT):
             figure.savefig(part, format=suffix, dpi=DPI, metadata={CHANGING[suffix]: None})
     path = Path(path).with_suffix(f".{formats[0]}")
-    _save_source({"picture": path.name}, path, made_from)
+    save_source({"picture": path.name}, path, made_from)
     return path
 
 
@@ -313,7 +313,7 @@ def save_table(frame: pd.DataFrame, path: str | Path, made_from: Mapping[str, An
     with replacing(path) as part:
         part.write_text(text + "\n", encoding="utf-8")
     cells = {name: dict(zip(heads, row, strict=True)) for name, row in rows.items()}
-    _save_source({"table": path.name, "cells": cells}, path, made_from)
+    save_source({"table": path.name, "cells": cells}, path, made_from)
     return path
 
 
@@ -325,7 +325,7 @@ def show_table(frame: pd.DataFrame, path: str | Path, made_from: Mapping[str, An
     display(frame)
 
 
-def _save_source(about: Mapping[str, Any], path: Path, made_from: Mapping[str, Any]) -> None:
+def save_source(about: Mapping[str, Any], path: Path, made_from: Mapping[str, Any]) -> None:
     """Write the JSON beside a picture or table: what made it, files with their SHA-256."""
     files = {name: value for name, value in made_from.items() if isinstance(value, Path) and value.is_file()}
     home = f"{REPOSITORY.as_posix()}/"  # what made a picture should not say whose machine it was
