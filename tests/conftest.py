@@ -28,6 +28,7 @@ settings.load_profile("kit")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist, which reads the marks in a hook of this name
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Order the tests and say which ones must run in the same process, one after another.
 

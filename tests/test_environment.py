@@ -52,6 +52,20 @@ def test_research_environment_has_the_packages_bounds_of_the_project() -> None:
     assert narrowed == {"numpy", "gymnasium"}
 
 
+@pytest.fixture(scope="module")
+def made_once() -> None:
+    """Something that a file's tests share."""
+
+
+def test_tests_that_share_a_fixture_run_in_one_process(
+    request: pytest.FixtureRequest, made_once: None, worker_id: str
+) -> None:
+    """Else whatever takes minutes to make is made in every process: pytest-xdist says nothing when it cannot
+    group.
+    """
+    assert worker_id == "master" or request.node.nodeid.endswith("@tests/test_environment.py")
+
+
 def test_original_benchmark_is_pinned_to_commits() -> None:
     sources = [line for line in PIP_PART if "github.com" in line]
     assert {re.search(r"#egg=(\w+)", line)[1] for line in sources} == {"mani_skill2_real2sim", "simpler_env"}  # type: ignore[index]
