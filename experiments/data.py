@@ -109,7 +109,7 @@ def choose(found: dict[int, Layout], share: float, seed: int) -> list[int]:
     )
     most = min(len(left) / share, len(others) / (1 - share) if share < 1 else np.inf)
     counts = round(most * share), round(most * (1 - share))
-    if not all(counts):
+    if not counts[0] or (share < 1 and not counts[1]):
         what = f"{len(left)} of {len(found)} episodes have the named things left: {share:.0%} cannot be had"
         raise KitError(what, "record more episodes a task")
     return sorted(left[: counts[0]] + others[: counts[1]])

@@ -32,8 +32,9 @@ from experiments.analysis import (
     rates,
     varied,
 )
-from experiments.design import PROFILES, Block
-from experiments.estimate import power_table
+from experiments.design import PROFILES, Block, Stage
+from experiments.estimate import episodes, power_table
+from experiments.following import FOLLOWING
 from experiments.runner import DEMONSTRATIONS, RECORDS, STUDY, TEXT_USE, copy_records
 from experiments.seeds import SeedComparison
 from refinevla_kit.errors import KitError
@@ -347,18 +348,21 @@ def publish(records: Path) -> Path:
     report = write_report(shipped, REPOSITORY / "figures")
     insert(document, "results", report.read_text(encoding="utf-8"))
     report.unlink()
-    if profile.name in PROFILES:
-        insert(document, "power", power_text())
+    insert(document, "power", power_text(profile.experiment))
     return document
 
 
-def power_text() -> str:
-    """What the main comparison of each profile can find, in Markdown."""
+def power_text(experiment: str = "experiment") -> str:
+    """What the main comparison of an experiment's profiles can find, in Markdown."""
     parts = []
-    for profile in (PROFILES[name] for name in ("laptop", "full")):
-        main, tasks = profile.blocks[0], len(profile.tasks)
-        parts.append(f"`{profile.name}`: {len(main.seeds)} seeds of {main.starts} starts, {tasks} tasks.")
-        parts.append(power_table(len(main.seeds), main.starts, tasks))
+    for profile in (PROFILES | FOLLOWING).values():
+        if profile.experiment != experiment or profile.name.endswith("smoke"):
+            continue
+        main, tasks = profile.blocks[0], len(profile.tasks_of(profile.blocks[0]))
+        starts = episodes(profile, Stage(main, main.arms[0], main.seeds[0])) // tasks
+        where = " in all variants together" if starts > main.starts else ""
+        parts.append(f"`{profile.name}`: {len(main.seeds)} seeds of {starts} starts{where}, {tasks} tasks.")
+        parts.append(power_table(len(main.seeds), starts, tasks))
     return "\n\n".join(parts)
 
 

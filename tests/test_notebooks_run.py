@@ -5,6 +5,7 @@ next.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 from refinevla_kit.evaluation import load_records
 from refinevla_kit.notebook_runner import run_notebooks
-from refinevla_kit.settings import NOTEBOOKS
+from refinevla_kit.settings import NOTEBOOKS, REPOSITORY
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -112,6 +113,16 @@ def test_run_again_it_goes_on_and_other_settings_get_places_of_their_own(run: di
     )
     everything = load_records(folder / "03_simpler_evaluation" / "episodes.parquet")
     assert len(everything) == len(records) + 6 and len({record.checkpoint_hash for record in everything}) == 5
+
+
+def test_actions_alone_are_learned_from_data_without_rationales(tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(REPOSITORY / "data" / "demo", bare, ignore=shutil.ignore_patterns("rationales"))
+    given = {"dataset": str(bare), "lambda_reasoning": 0}
+    trained = run_notebooks(["2"], "smoke", tmp_path / "run", given, progress=False)
+    assert trained["failed"] is None
+    summary = json.loads((tmp_path / "run" / "02_fine_tuning" / "summary.json").read_text())
+    assert summary["rationales"] is None and set(summary["true_statements"]) == set(summary["policies"])
 
 
 def test_the_google_robot_is_recorded_and_played_by_the_demonstrator_alone(tmp_path: Path) -> None:

@@ -16,8 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from refinevla_kit import tasks
 from refinevla_kit.errors import KitError
 from refinevla_kit.tasks import (
+    ALL_TASKS,
     BASE,
     GROUPS,
     HELD_OUT_PAIRS,
@@ -39,6 +41,7 @@ from refinevla_kit.tasks import (
     Variant,
     find_task,
     find_tasks,
+    register_task,
 )
 from refinevla_kit.tasks import VARIANT_AGGREGATION as AGGREGATION
 from refinevla_kit.tasks import VISUAL_MATCHING as MATCHING
@@ -433,3 +436,21 @@ def test_a_changed_task_under_a_known_name_is_not_taken_for_that_one() -> None:
             KitError, match=f"{changed.name} is not the task that is known .* name of its own"
         ):
             find_tasks(changed)
+
+
+def test_a_task_of_ones_own_is_found_once_it_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "ALL_TASKS", dict(ALL_TASKS))
+    monkeypatch.setattr(tasks, "LANGUAGE_TASKS", dict(LANGUAGE_TASKS))
+    pair = find_task("widowx_language_carrot_on_plate")
+    mine = replace(pair, name="widowx_mine", max_steps=5)
+    with pytest.raises(KitError, match=r"widowx_mine is not the task .* `register_task`"):
+        find_tasks(mine)
+    register_task(mine)
+    register_task(mine)  # a file may be imported twice
+    assert find_task("widowx_mine") is mine and find_tasks(mine, "widowx_mine") == (mine,)
+    assert mine in find_tasks(LANGUAGE) and tasks.LANGUAGE_TASKS["widowx_mine"] is mine
+    with pytest.raises(KitError, match="widowx_mine is the name of another task -> give yours a name"):
+        register_task(replace(mine, max_steps=6))
+    assert find_task("widowx_mine") is mine
+    register_task(replace(find_task("widowx_carrot_on_plate"), name="widowx_other"))
+    assert "widowx_other" in tasks.ALL_TASKS and "widowx_other" not in tasks.LANGUAGE_TASKS

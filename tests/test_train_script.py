@@ -5,6 +5,7 @@ line. The shipped configurations are what accelerate reads.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,24 @@ def test_a_mistake_is_one_line(tmp_path: Path) -> None:
 def test_what_a_dataset_was_told_to_be_is_told_to_training_too(tmp_path: Path) -> None:
     done = run(BASE, DEMO, tmp_path, "--column", "action=command")
     assert done.returncode == 1 and "train: " in done.stderr and "'command'" in done.stderr
+
+
+def test_columns_are_given_as_parameters_are(tmp_path: Path) -> None:
+    done = run(BASE, DEMO, tmp_path, "--column", "command")
+    assert done.returncode == 1 and "train: 'command' is not name=value" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [("--without-rationales",), ("-p", "lambda_reasoning=0"), ()])
+def test_rationales_are_asked_for_where_they_are_trained_on_alone(
+    how: tuple[str, ...], tmp_path: Path
+) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(DEMO, bare, ignore=shutil.ignore_patterns("rationales"))
+    done = run(tmp_path / "no_base", bare, tmp_path / "out", *how)
+    assert done.returncode == 1
+    assert ("has no rationales beside it" in done.stderr) == (not how)
+    assert ("no_base" in done.stderr) == bool(how), "the dataset is read, and the base comes next"
 
 
 @pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.stem)

@@ -209,6 +209,14 @@ def test_a_gripper_of_unknown_sense_is_not_told(tmp_path):
     assert "commanded open" in words(bridge)
 
 
+def test_what_is_told_of_a_gripper_that_no_name_tells_is_not_taken_for_one(tmp_path):
+    numbers = write_stranger(tmp_path / "numbers", names=[f"motor_{i}" for i in range(7)])
+    assert "  gripper     none is named, open is 1 (as told)" in str(open_dataset(numbers, gripper=1))
+    assert "  gripper     none is named, open is not known" in str(open_dataset(numbers))
+    named = write_stranger(tmp_path / "named", names=POSE)
+    assert "  gripper     number 6 of the action, open is 1 (as told)" in str(open_dataset(named, gripper=1))
+
+
 def test_episodes_are_chosen(tmp_path):
     root = write_stranger(tmp_path / "d", lengths=(5, 5, 5, 5))
     assert len(open_dataset(root, episodes=3).episodes) == 3

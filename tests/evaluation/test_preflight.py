@@ -4,16 +4,21 @@ before an evaluation pays for it.
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from refinevla_kit.cli import app
 from refinevla_kit.conventions import GOOGLE_ROBOT, WIDOWX
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.preflight import preflight, preflight_each
 from refinevla_kit.policies.contract import Array
 from refinevla_kit.policies.conversion import check_conventions
+from refinevla_kit.rollouts.engine import Engine
+from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.tasks import find_task
 from refinevla_kit.vlas.action_tokens import ActionTokens, UniformBins
 from refinevla_kit.vlas.spherical_grid import SphericalGrid
@@ -53,6 +58,24 @@ def test_tasks_are_replayed_by_whoever_plays_them_first_in_processes_as_in_one()
     players = [(Tokens(*FINE), [find_task(CARROT)]), (Tokens(*np.array(FINE) / 4), [find_task(CARROT)])]
     [alone], [beside] = (preflight_each(players, [3], workers=workers) for workers in (0, 2))
     assert str(alone) == str(beside) and alone.replay_encoded and alone.replay_encoded.successes == 1
+
+
+@pytest.mark.slow
+def test_the_command_plays_in_as_many_processes_as_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    class Noted(Engine):
+        def __init__(self, workers: int, lanes: int) -> None:
+            made.append(workers)
+            super().__init__(workers, lanes)
+
+    monkeypatch.setattr("refinevla_kit.evaluation.preflight.Engine", Noted)
+    policy = str(REPOSITORY / "data/checkpoints/with_reasoning")
+    arguments = ["preflight", policy, "--task", CARROT, "--episodes", "1", "--workers", "1"]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert (result.exit_code, made) == (0, [1])
+    assert f"preflight of with_reasoning on {CARROT}" in result.stdout
+    assert json.loads(result.stdout.splitlines()[-1])["ceiling"] == {CARROT: 1.0}
 
 
 @pytest.mark.slow

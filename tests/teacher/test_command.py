@@ -151,6 +151,26 @@ def test_what_can_be_known_is_said_before_the_first_call(
     assert {path.name for path in tmp_path.iterdir()} == {"there"}
 
 
+@pytest.mark.parametrize("teacher", ["gemini", "gemini-legacy"])
+def test_a_missing_key_is_said_before_anything_is_opened_and_an_estimate_needs_none(
+    noise: Path, teacher: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("never read"))
+    for name in ("GEMINI_API_KEY", "GOOGLE_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    arguments = ("--teacher", teacher, "--model", "m", "--granularity", "trajectory")
+    with pytest.raises(KitError, match="there is no Gemini API key"):
+        annotate("no/dataset/here", *arguments, "--yes")
+    assert annotate(noise, *arguments, "--dry-run")[1]["requests"] == 5
+
+
+def test_columns_are_given_as_other_values_are(noise: Path) -> None:
+    with pytest.raises(KitError, match="'action' is not name=value"):
+        annotate(noise, "--column", "action")
+    with pytest.raises(KitError, match="command"):
+        annotate(noise, "--column", "action=command")
+
+
 def test_a_teacher_is_checked_before_anything_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("never read"))  # nobody is there
     for name in ("GEMINI_API_KEY", "GOOGLE_API_KEY"):

@@ -402,6 +402,9 @@ def test_what_is_missing_is_said_with_its_remedy(request_: Request, monkeypatch:
             teacher()
         with pytest.raises(KitError, match="no prompt 'rationale_v9'"):
             teacher("m", prompt="rationale_v9")
+        with monkeypatch.context() as patched, pytest.raises(KitError, match="no Gemini API key"):
+            patched.setattr(teacher, "packages", ("not_there",))  # takes seconds where it is there
+            teacher("m").check()
     monkeypatch.setenv("GEMINI_API_KEY", f" {KEY}\n")
     assert api_key() == KEY
     monkeypatch.setenv("GEMINI_API_KEY", "two\nlines")

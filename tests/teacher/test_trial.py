@@ -20,6 +20,7 @@ from refinevla_kit.episodes import open_dataset
 from refinevla_kit.errors import KitError
 from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.teacher import OracleTeacher, Rationale, Reply, Request, annotate_dataset, load_rationales
+from refinevla_kit.teacher.audit import AUDITED, COUNTS, audit_dataset
 from refinevla_kit.teacher.trial import annotate_trial, judge, only, stratified
 
 
@@ -73,9 +74,13 @@ def test_a_sample_has_each_instruction_by_its_share_and_holds_the_smaller_ones(
 def test_true_rationales_pass_and_count_for_the_rest(demo: Path) -> None:
     dataset = open_dataset(demo)
     verdict = annotate_trial(dataset, OracleTeacher(), 2, progress=False)
-    assert verdict.episodes == 2 and verdict.share > 0.95 and verdict.refusals == 0
+    share = verdict.score.share
+    assert verdict.episodes == 2 and share and share > 0.95 and verdict.refusals == 0
     low, high = verdict.interval
-    assert low < verdict.share <= high
+    assert low < share <= high
+    frame = audit_dataset(only(dataset, stratified(dataset, 2)), demo / "rationales/oracle-segment.parquet")
+    counted = {count: frame[[f"{part}_{count}" for part in AUDITED]].to_numpy().sum() for count in COUNTS}
+    assert vars(verdict.score) == counted, "the audit's own counts"
     path = annotate_dataset(dataset, OracleTeacher(), progress=False)
     answers = load_rationales(path)
     assert {answer.episode for answer in answers} == {info.index for info in dataset.episodes}

@@ -2,6 +2,7 @@
 stopped because the policy is lost.
 """
 
+import subprocess
 import sys
 import types
 from dataclasses import replace
@@ -14,6 +15,7 @@ import torch
 from refinevla_kit.errors import KitError
 from refinevla_kit.policies import vla_policy
 from refinevla_kit.policies.vla_policy import VLAPolicy
+from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.training import loop
 from refinevla_kit.training.config import native_precision
 from refinevla_kit.training.examples import Examples
@@ -56,6 +58,15 @@ def test_adapters_alone_train_and_touch_the_upper_language_layers_alone() -> Non
         ".lora_" in name and (".layers.1." in name or ".layers.2." in name) and "language_model" in name
         for name in trained
     )
+
+
+@pytest.mark.slow
+def test_adapters_print_no_warning_that_nobody_here_can_mend() -> None:
+    code = "from tests.training.test_modes import *\nvla = made(some())\n"
+    code += "with adapters(vla, preset_of(vla, LORA), seed=0): print('adapted')"
+    command = [sys.executable, "-W", "default::FutureWarning", "-c", code]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.stdout.endswith("adapted\n") and "is_gradient_checkpointing" not in done.stderr
 
 
 @pytest.mark.parametrize("cache", ["on", "off"])
