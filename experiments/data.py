@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +15,12 @@ from experiments.controls import (
     exchange_objects,
     first_episodes,
     movement_texts,
-    of_episodes,
     shuffle_rationales,
 )
 from experiments.design import SHUFFLE_SEED, Arm, Profile
 from refinevla_kit.episodes import EpisodeDataset, open_dataset
+from refinevla_kit.episodes.contract import Episode
+from refinevla_kit.episodes.writer import DatasetWriter
 from refinevla_kit.errors import KitError
 from refinevla_kit.rollouts.recording import record
 from refinevla_kit.tasks import SOURCES, TARGETS, find_task
@@ -49,19 +51,18 @@ def demonstrations(
         KitError: too few of one kind for the share that the profile asks for.
     """
     prepare(profile, folder, assets, workers, progress)
-    examples = load_examples(folder, find_rationales(folder), strict=True)
-    if not profile.confounded:
-        return examples
-    return of_episodes(examples, choose(layouts(folder), profile.confounded, profile.data_seed))
+    return load_examples(folder, find_rationales(folder), strict=True)
 
 
 def prepare(
     profile: Profile, folder: str | Path, assets: str = "embedded", workers: int = 1, progress: bool = True
 ) -> None:
-    """Record and annotate what `demonstrations` reads, where that has not been done."""
-    if not Path(folder).exists():
+    """Record, choose and annotate what `demonstrations` reads, where that has not been done."""
+    folder = Path(folder)
+    recorded = folder.with_name("recorded") if profile.confounded else folder
+    if not folder.exists() and not recorded.exists():
         record(
-            folder,
+            recorded,
             profile.tasks,
             profile.episodes_per_task,
             assets=assets,
@@ -72,10 +73,34 @@ def prepare(
             settle=profile.settle,
             progress=progress,
         )
+    if not folder.exists():
+        copy_episodes(recorded, choose(layouts(recorded), profile.confounded, profile.data_seed), folder)
     if profile.per_frame:
         annotate_dataset(folder, OracleTeacher(), "step", keyframes=1, progress=progress)
     else:
         annotate_dataset(folder, OracleTeacher(), progress=progress)
+
+
+def copy_episodes(dataset: str | Path, chosen: Sequence[int], folder: str | Path) -> None:
+    """A dataset of the `chosen` episodes of another one, their videos encoded once more."""
+    source = open_dataset(dataset)
+    with DatasetWriter(folder, source.fps, source.robot_type) as writer:
+        for index in chosen:
+            info = source.info(index)
+            writer.add(
+                Episode(
+                    source.images(index),
+                    source.actions(index),
+                    source.proprioception(index),
+                    info.instruction,
+                    info.task,
+                    bool(info.success),
+                    info.seed or 0,
+                    info.start or "random",
+                    source.states(index),
+                    source.masks(index),
+                )
+            )
 
 
 def layouts(dataset: str | Path) -> dict[int, Layout]:

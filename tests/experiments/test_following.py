@@ -13,7 +13,7 @@ import pytest
 
 from experiments.analysis import PRIMARY, Results, conclusion, contrasts, load_results
 from experiments.controls import TEXTS, movement_texts
-from experiments.data import Layout, choose, given_to, layouts
+from experiments.data import Layout, choose, copy_episodes, given_to, layouts
 from experiments.design import Arm, Profile, plan, run_key
 from experiments.estimate import scenes
 from experiments.following import FOLLOWING, HELD_OUT, PAIRS
@@ -75,10 +75,10 @@ def test_an_arm_differs_from_the_joint_loss_in_one_thing(profile: Profile) -> No
     assert {name for name in bare if bare[name] != speaking[name]} == {"name", "lambda_reasoning"}
 
 
-def test_the_primary_contrast_has_eight_seeds_of_216_starts() -> None:
+def test_the_primary_contrast_has_twelve_seeds_of_108_episodes() -> None:
     profile = FOLLOWING["following_laptop"]
     stage = plan(profile, ["following"])[0]
-    assert len(stage.block.seeds) == 8 and stage.block.starts * scenes(profile, stage) == 216
+    assert len(stage.block.seeds) == 12 and stage.block.starts * scenes(profile, stage) == 108
 
 
 def test_every_arm_has_a_key_of_its_own() -> None:
@@ -99,12 +99,32 @@ def test_the_layout_says_what_lies_beside_the_named_thing_and_which_is_left(pair
     assert {one.left for one in found.values()} == {True, False}, "these four starts have both"
 
 
+def test_chosen_episodes_are_a_dataset_of_their_own(pairs: Path, tmp_path: Path) -> None:
+    """Its pictures have been through a video once more."""
+    copy_episodes(pairs, [1, 3], tmp_path / "chosen")
+    old, new = open_dataset(pairs), open_dataset(tmp_path / "chosen")
+    for number, index in enumerate((1, 3)):
+        assert replace(new.info(number), index=index) == old.info(index)
+        np.testing.assert_array_equal(new.actions(number), old.actions(index))
+        np.testing.assert_array_equal(new.proprioception(number), old.proprioception(index))
+        assert [one.source.tolist() for one in new.states(number)] == [
+            one.source.tolist() for one in old.states(index)
+        ]
+        for name, mask in old.masks(index).items():
+            np.testing.assert_array_equal(new.masks(number)[name], mask)
+        change = np.abs(new.images(number).astype(int) - old.images(index))
+        assert 0 < change.mean() < 1.5
+    assert [layouts(pairs)[index] for index in (1, 3)] == list(layouts(tmp_path / "chosen").values())
+
+
 def test_as_many_episodes_are_chosen_as_the_share_allows() -> None:
     found = {episode: Layout("spoon", left=episode % 4 == 0) for episode in range(40)}
     chosen = choose(found, 0.8, seed=0)
     assert chosen == sorted(chosen) and len(chosen) == 12
     assert sum(found[episode].left for episode in chosen) == 10
     assert choose(found, 0.8, seed=0) == chosen != choose(found, 0.8, seed=1)
+    whole = choose(found, 1.0, seed=0)
+    assert len(whole) == 10 and all(found[episode].left for episode in whole)
     with pytest.raises(KitError, match="0 of 3 episodes have the named things left: 80% cannot be had"):
         choose(dict.fromkeys(range(3), Layout("spoon", left=False)), 0.8, 0)
 
@@ -167,7 +187,7 @@ def test_the_verdict_is_about_following_and_four_points() -> None:
 
     def says(gain: int) -> str:
         arms = (("action_only", 20), ("with_reasoning", 20 + gain))
-        records = [one for seed in range(8) for name, won in arms for one in played(name, seed, won)]
+        records = [one for seed in range(12) for name, won in arms for one in played(name, seed, won)]
         results = Results(profile, {}, tuple(records))
         return conclusion(results, contrasts(results, profile.blocks[0])[0])
 
