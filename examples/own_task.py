@@ -13,11 +13,11 @@ from pathlib import Path
 from refinevla_kit.evaluation import evaluate, load_records
 from refinevla_kit.rollouts.players import DemonstratorPolicy
 from refinevla_kit.simulator import make
-from refinevla_kit.tasks import ALL_TASKS, LANGUAGE_TASKS, put
+from refinevla_kit.tasks import find_task, put, register_task
 
 GOALS = (("green block", "plate"), ("carrot", "towel"))  # what goes on what, in this order
 NAME = "widowx_language_block_then_carrot"
-PAIR = LANGUAGE_TASKS["widowx_language_green_block_on_plate"]
+PAIR = find_task("widowx_language_green_block_on_plate")
 TASK = replace(
     PAIR,
     name=NAME,
@@ -31,7 +31,7 @@ TASK = replace(
 )
 # `evaluate` finds a task by its name and refuses a changed one under a known name, so it needs its own. Said
 # here at the top, it is known in simulator processes too, which import this file.
-LANGUAGE_TASKS[NAME] = ALL_TASKS[NAME] = TASK
+register_task(TASK)
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/own_task")

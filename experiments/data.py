@@ -84,7 +84,7 @@ def prepare(
 def copy_episodes(dataset: str | Path, chosen: Sequence[int], folder: str | Path) -> None:
     """A dataset of the `chosen` episodes of another one, their videos encoded once more."""
     source = open_dataset(dataset)
-    with DatasetWriter(folder, source.fps, source.robot_type) as writer:
+    with DatasetWriter(folder, int(source.fps), source.robot_type) as writer:
         for index in chosen:
             info = source.info(index)
             writer.add(

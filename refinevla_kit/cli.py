@@ -67,8 +67,7 @@ def reproduce(
     from refinevla_kit.notebook_runner import failure_line, parse_parameter, run_notebooks
 
     chosen = [word.strip() for word in only.split(",") if word.strip()]
-    parameters = dict(parse_parameter(text) for text in parameter or [])
-    result = run_notebooks(chosen, profile, output, parameters, threads)
+    result = run_notebooks(chosen, profile, output, dict(map(parse_parameter, parameter or ())), threads)
     print(f"executed notebooks, records and pictures: {result['output']}")
     _print_json(result)
     if result["failed"]:
@@ -107,7 +106,7 @@ def record(
     from refinevla_kit.rollouts.recording import record as record_episodes
     from refinevla_kit.tasks import WIDOWX_TASKS, find_task
 
-    tasks = task or [each.name for each in WIDOWX_TASKS]
+    tasks = task or WIDOWX_TASKS
     scored = find_task(tasks[0]).protocol(setting).scored_variants
     result = record_episodes(
         output,
@@ -190,17 +189,10 @@ def annotate(
     from refinevla_kit.notebook_runner import parse_parameter
     from refinevla_kit.teacher import trial as trials
 
-    columns = dict(pair.partition("=")[::2] for pair in column or []) or None
-    data = open_dataset(
-        dataset, deltas, camera=camera, episodes=episodes, columns=columns, gripper=gripper, strict=strict
-    )
-    print(data, file=sys.stderr, flush=True)
-    if share < 1:
-        chosen = math.ceil(share * len(data.episodes))
-        data = trials.only(data, trials.stratified(data, chosen, seed))
-    options = dict(parse_parameter(text) for text in option or []) | ({"model": model} if model else {})
-    teaching = teachers.make_teacher(teacher, seed, **options)
-    paid = teachers.parse_prices(prices) if prices else None
+    # An estimate needs no key, and the workers of a Ray cluster may have one that this machine has not.
+    make = teachers.make_teacher if dry_run or executor == "ray" else teachers.check_teacher
+    options = dict(map(parse_parameter, option or ())) | ({"model": model} if model else {})
+    teaching = make(teacher, seed, **options)
     limits = teachers.Limits(
         concurrency,
         requests_per_minute,
@@ -208,19 +200,37 @@ def annotate(
         budget_calls,
         budget_tokens,
         budget_money,
-        paid,
+        teachers.parse_prices(prices) if prices else None,
         max_attempts,
         seed,
     )
+    data = open_dataset(
+        dataset,
+        deltas,
+        camera=camera,
+        episodes=episodes,
+        columns=dict(map(parse_parameter, column or ())) or None,
+        gripper=gripper,
+        strict=strict,
+    )
+    print(data, file=sys.stderr, flush=True)
+    if share < 1:
+        chosen = math.ceil(share * len(data.episodes))
+        data = trials.only(data, trials.stratified(data, chosen, seed))
     if dry_run:
         expected = teachers.estimate(data, teaching, granularity, keyframes, output, limits, executor)
         print(expected)
         _print_json({key: getattr(expected, key) for key in ("requests", "money", "worst_money", "hours")})
         return
-    confirmed = True if yes else None if sys.stdin.isatty() else False
     failure = ""
-    how: dict[str, Any] = {"granularity": granularity, "keyframes": keyframes, "output": output}
-    how |= {"limits": limits, "executor": executor, "confirm": confirmed}
+    how: dict[str, Any] = {
+        "granularity": granularity,
+        "keyframes": keyframes,
+        "output": output,
+        "limits": limits,
+        "executor": executor,
+        "confirm": True if yes else None if sys.stdin.isatty() else False,
+    }
     try:
         if trial:
             print(trials.annotate_trial(data, teaching, trial, least_true, seed, **how), flush=True)
@@ -310,23 +320,25 @@ def preflight(
     checkpoint: Checkpoint,
     task: Tasks = None,
     episodes: Annotated[int, Option(min=1, help="grid starts a task")] = 24,
+    workers: Annotated[int, Option(min=0, help="simulator processes; 0 plays in this one")] = 0,
 ) -> None:
     """Compare a policy's conventions with the tasks', and measure what its action encoding leaves of
     demonstrations. Exit status 1 if they differ.
     """
-    from refinevla_kit.evaluation.preflight import preflight as fly
+    from refinevla_kit.evaluation import line_up
+    from refinevla_kit.evaluation.preflight import preflight_each
     from refinevla_kit.policies import load_policy
-    from refinevla_kit.tasks import WIDOWX_TASKS, find_task
+    from refinevla_kit.tasks import WIDOWX_TASKS
 
     policy = load_policy(checkpoint)
-    reports = {}
-    for name in task or [each.name for each in WIDOWX_TASKS]:
-        player = policy.on(find_task(name).robot)
-        reports[name] = fly(player, name, episodes, progress=sys.stderr.isatty())
-        print(reports[name], flush=True)
-    ceiling = {name: report.ceiling and report.ceiling.rate for name, report in reports.items()}
+    reports = []
+    players = line_up([policy], task or WIDOWX_TASKS)
+    for report in preflight_each(players, episodes, workers=workers, progress=sys.stderr.isatty()):
+        print(report, flush=True)
+        reports.append(report)
+    ceiling = {report.task: report.ceiling and report.ceiling.rate for report in reports}
     _print_json({"policy": policy.name, "ceiling": ceiling})
-    raise Exit(1 if any(report.mismatches for report in reports.values()) else 0)
+    raise Exit(int(any(report.mismatches for report in reports)))
 
 
 @app.command()

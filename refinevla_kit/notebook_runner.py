@@ -32,7 +32,7 @@ def parse_parameter(text: str) -> tuple[str, Any]:
     """
     name, separator, value = text.partition("=")
     if not separator or not name.isidentifier():
-        raise KitError(f"{text!r} is not name=value", "write a parameter as -p steps=40")
+        raise KitError(f"{text!r} is not name=value", "write a name, = and a value: steps=40")
     for read in (json.loads, ast.literal_eval):
         try:
             literal = read(value)

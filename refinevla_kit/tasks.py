@@ -681,6 +681,18 @@ follow from their cells.
 """
 
 
+def register_task(task: Task) -> None:
+    """Make a task of your own known by its name.
+
+    Say it where a file begins, before a simulator is made: simulator processes import that file, and need to
+    know the task, too. Raises `KitError` where another task has the name.
+    """
+    if ALL_TASKS.setdefault(task.name, task) != task:
+        raise KitError(f"{task.name} is the name of another task", "give yours a name of its own")
+    if task.suite == LANGUAGE:
+        LANGUAGE_TASKS[task.name] = task
+
+
 def find_task(name: str | Task) -> Task:
     """The task called `name`, or itself; raises `KitError` naming the known ones."""
     if isinstance(name, Task):
@@ -702,31 +714,19 @@ def find_tasks(*names: str | Task) -> tuple[Task, ...]:
     Raises `KitError` for an unknown name, with the nearest known one, and for a task that is not the one that
     is known by its name: simulators look it up, and would play the other.
     """
-    return tuple(
-        dict.fromkeys(
-            task for name in names for task in (_called(name) if isinstance(name, str) else [_known(name)])
-        )
-    )
+    return tuple(dict.fromkeys(task for name in names for task in _called(name)))
 
 
-def _known(task: Task) -> Task:
-    if ALL_TASKS.get(task.name) != task:
-        what = f"{task.name} is not the task that is known by this name"
-        raise KitError(
-            what, "give it a name of its own and put it into ALL_TASKS, as examples/own_task.py does"
-        )
-    return task
-
-
-def _called(name: str) -> list[Task]:
-    found = [task for task in ALL_TASKS.values() if name in _names_of(task)]
-    if not found:
-        names = sorted({name for task in ALL_TASKS.values() for name in _names_of(task)} - {""})
-        raise KitError(
-            f"unknown task, group or robot {name!r}{_nearest(name, names)}",
-            f"choose one of {', '.join(names)}",
-        )
-    return found
+def _called(name: str | Task) -> list[Task]:
+    found = [task for task in ALL_TASKS.values() if name in (task, *_names_of(task))]
+    if found:
+        return found
+    if isinstance(name, Task):
+        what = f"{name.name} is not the task that is known by this name"
+        raise KitError(what, "give it a name of its own and to `register_task`, as examples/own_task.py does")
+    names = sorted({name for task in ALL_TASKS.values() for name in _names_of(task)} - {""})
+    what = f"unknown task, group or robot {name!r}{_nearest(name, names)}"
+    raise KitError(what, f"choose one of {', '.join(names)}")
 
 
 def _names_of(task: Task) -> tuple[str, ...]:

@@ -50,17 +50,19 @@ def main() -> None:
     parser.add_argument("--gripper", type=float, help="the gripper command's value that means open")
     given = parser.parse_args()
     try:
-        settings = dict(parse_parameter(text) for text in given.parameter)
+        settings = dict(map(parse_parameter, given.parameter))
         if strange := sorted(settings.keys() - TrainingConfig.__dataclass_fields__.keys()):
             known = ", ".join(TrainingConfig.__dataclass_fields__)
             raise KitError(f"{strange[0]} is no setting of training", f"give one of {known}")
         if given.without_rationales:
             settings["lambda_reasoning"] = 0
         config = TrainingConfig(**{"steps": 20_000, **settings})
-        texts = None if given.without_rationales else given.rationales or find_rationales(given.dataset)
         told = {"camera": given.camera, "deltas": given.deltas, "gripper": given.gripper}
-        columns = dict(pair.partition("=")[::2] for pair in given.column) or None
+        columns = dict(map(parse_parameter, given.column)) or None
         dataset = open_dataset(given.dataset, columns=columns, **told)
+        texts = None
+        if config.lambda_reasoning:
+            texts = given.rationales or find_rationales(given.dataset)
         examples = load_examples(dataset, texts)
         if PartialState().is_main_process:
             print(f"{len(examples)} frames; {examples.about}", flush=True)

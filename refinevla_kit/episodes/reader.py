@@ -272,7 +272,9 @@ class EpisodeDataset:
         }
         unit = " in metres and radians" if self.metric else ""
         sense = "open is not known, not told" if self.gripper is None else f"open is {self.gripper:g}"
-        place = "" if self.gripper_dimension is None else f"number {self.gripper_dimension} of the action, "
+        place = "none is named, "
+        if self.gripper_dimension is not None:
+            place = f"number {self.gripper_dimension} of the action, "
         told = {info.instruction for info in self.episodes} - {""}
         frames, width = sum(info.length for info in self.episodes), self._widths[self.columns.action]
         action_names = " ".join(self.action_names) or "no names"
@@ -343,7 +345,7 @@ class EpisodeDataset:
         self.metric = bool(self.deltas and tool and (by_kit or meaning.is_plausible(actions)))
         dimension = meaning.gripper_dimension(self.action_names, width, bool(self.deltas))
         command = np.zeros(0, np.float32) if dimension is None else actions[:, dimension]
-        self.gripper_dimension, self.gripper, sense = dimension, None, "no gripper is named"
+        self.gripper_dimension, self.gripper, sense = dimension, None, "not known"
         if gripper is not None:
             self.gripper, sense = meaning.told_open(command, gripper), "as told"
         elif by_kit:

@@ -16,9 +16,9 @@ from math import ceil
 import numpy as np
 from scipy import optimize, stats
 
+from refinevla_kit.proportions import LEVEL, wilson
 from refinevla_kit.simulator.contract import Array
 
-LEVEL = 0.95  # of every interval and test
 TWO_SIDED = float(stats.norm.ppf((1 + LEVEL) / 2))
 DRAWS = 10_000  # of a bootstrap
 FEWEST = 5  # starts that speak for each side, below which a paired interval is not bootstrapped
@@ -38,16 +38,6 @@ class Rate:
     def bounded(self) -> tuple[float, float, float]:
         """The rate with both ends of its interval."""
         return self.rate, self.low, self.high
-
-
-def wilson(successes: float, episodes: float) -> tuple[float, float]:
-    """Wilson's score interval (95 %) of a proportion (Wilson 1927; recommended for small samples by Newcombe
-    1998).
-    """
-    from statsmodels.stats.proportion import proportion_confint
-
-    low, high = proportion_confint(successes, episodes, alpha=1 - LEVEL, method="wilson")
-    return max(0.0, float(low)), min(1.0, float(high))
 
 
 def rate(successes: int, episodes: int) -> Rate:

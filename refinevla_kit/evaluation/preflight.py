@@ -9,7 +9,7 @@ ceiling the policy's tokens allow, as a policy that sees corrects its errors, to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -147,12 +147,13 @@ def preflight_each(
     episodes: str | int | Iterable[int] = 24,
     assets: str | Path | None = None,
     workers: int = 0,
-) -> list[Preflight]:
-    """`preflight` of every task, with the first of those who play it.
+    progress: bool = False,
+) -> Iterator[Preflight]:
+    """`preflight` of every task, with the first of those who play it, one after the other.
 
     Args:
         players: of `line_up`.
-        episodes, assets: as for `preflight`.
+        episodes, assets, progress: as for `preflight`.
         workers: simulator processes; 0 plays in this process.
     """
     first: dict[str, Any] = {}
@@ -160,9 +161,8 @@ def preflight_each(
         for task in tasks:
             first.setdefault(task.name, policy)
     with Engine(workers, lanes=max(1, 2 * workers)) as engine:
-        return [
-            preflight(policy, task, episodes, assets=assets, engine=engine) for task, policy in first.items()
-        ]
+        for name, player in first.items():
+            yield preflight(player, name, episodes, assets=assets, progress=progress, engine=engine)
 
 
 def _replays(

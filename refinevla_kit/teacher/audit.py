@@ -132,8 +132,8 @@ def audit(request: Request, rationale: Rationale) -> Audit:
     parts = {}
     for part in AUDITED:
         verdicts = [finding.verdict for finding in findings if finding.part == part]
-        true, false, undecided = (verdicts.count(verdict) for verdict in ("true", "false", "undecided"))
-        parts[part] = Score(true, false, undecided, unread.get(part, 0))
+        counted = [*verdicts, *["unread"] * unread.get(part, 0)]
+        parts[part] = Score(*map(counted.count, COUNTS))
     return Audit(parts, tuple(findings), any(finding.doubt for finding in findings))
 
 
@@ -174,9 +174,15 @@ def audit_dataset(
     for answer, result in zip(stored, audit_answers(opened, stored)):
         findings = result.findings if result else ()
         doubts = [f"{each.part}: {each.text!r}: {each.reason}" for each in findings if each.doubt]
-        row = {"episode": answer.episode, "start": answer.start, "end": answer.end, "teacher": answer.teacher}
-        row |= {"refusal": answer.refusal.kind if answer.refusal else "", "doubt": bool(doubts)}
-        row |= {"doubts": "\n".join(doubts)}
+        row = {
+            "episode": answer.episode,
+            "start": answer.start,
+            "end": answer.end,
+            "teacher": answer.teacher,
+            "refusal": answer.refusal.kind if answer.refusal else "",
+            "doubt": bool(doubts),
+            "doubts": "\n".join(doubts),
+        }
         for part in AUDITED:
             score = result.parts[part] if result else Score()
             row |= {f"{part}_{count}": getattr(score, count) for count in COUNTS}

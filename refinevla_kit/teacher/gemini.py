@@ -92,6 +92,7 @@ class _Gemini(ServedTeacher):
             raise KitError(what, install("gemini")) from error
 
     def _connect(self) -> Callable[[list[Any]], Any]:
+        api_key()  # the SDK takes seconds to import, and without a key for nothing
         self._import()
         try:
             return self._sender()

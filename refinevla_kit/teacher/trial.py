@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.stats import binomtest
 
 from refinevla_kit.errors import KitError
+from refinevla_kit.proportions import wilson
 from refinevla_kit.teacher.annotation import annotate_dataset
 from refinevla_kit.teacher.answers import load_rationales
-from refinevla_kit.teacher.audit import audit_answers
+from refinevla_kit.teacher.audit import COUNTS, Score, audit_answers
 from refinevla_kit.teacher.schema import Teacher
 
 if TYPE_CHECKING:
@@ -53,36 +53,27 @@ class Verdict:
     Attributes:
         episodes: of the trial.
         rationales, refusals: about them.
-        true, decided: statements that are true, of those that could be checked.
+        score: of all their statements.
         doubts: rationales that a person should look at.
     """
 
     episodes: int
     rationales: int
     refusals: int
-    true: int
-    decided: int
+    score: Score
     doubts: int
-
-    @property
-    def share(self) -> float:
-        """True statements of those that could be checked; 0 where none could."""
-        return self.true / self.decided if self.decided else 0.0
 
     @property
     def interval(self) -> tuple[float, float]:
         """95 % (Wilson), statements taken as independent."""
-        if not self.decided:
-            return 0.0, 1.0
-        found = binomtest(self.true, self.decided).proportion_ci(method="wilson")
-        return float(found.low), float(found.high)
+        return wilson(self.score.true, self.score.decided) if self.score.decided else (0.0, 1.0)
 
     def __str__(self) -> str:
-        low, high = self.interval
+        score, (low, high) = self.score, self.interval
         return (
             f"trial: {self.rationales} rationales about {self.episodes} episodes, {self.refusals} refusals; "
-            f"{self.true} of {self.decided} statements that can be checked are true "
-            f"({self.share:.0%}, {low:.0%} to {high:.0%}); {self.doubts} rationales to look at"
+            f"{score.true} of {score.decided} statements that can be checked are true "
+            f"({score.share or 0:.0%}, {low:.0%} to {high:.0%}); {self.doubts} rationales to look at"
         )
 
 
@@ -106,9 +97,10 @@ def annotate_trial(
     path = annotate_dataset(part, teacher, **how)
     verdict = judge(part, path)
     remedy = "look at them, change the teacher, its model or the pictures; or go on without a trial"
-    if not verdict.decided:
+    share = verdict.score.share
+    if share is None:
         raise KitError(f"{verdict}: nothing recorded decides what was said, in {path}", remedy)
-    if verdict.share < least:
+    if share < least:
         raise KitError(f"{verdict}, and {least:.0%} are asked for; the rest is not annotated", remedy)
     return verdict
 
@@ -119,6 +111,6 @@ def judge(dataset: EpisodeDataset, rationales: str | Path) -> Verdict:
     answers = [answer for answer in load_rationales(rationales) if answer.episode in numbers]
     audits = [audit for audit in audit_answers(dataset, answers) if audit]
     scores = [score for audit in audits for score in audit.parts.values()]
-    true, decided = sum(score.true for score in scores), sum(score.decided for score in scores)
+    whole = Score(*(sum(getattr(score, name) for score in scores) for name in COUNTS))
     doubts = sum(audit.doubt for audit in audits)
-    return Verdict(len(numbers), len(audits), len(answers) - len(audits), true, decided, doubts)
+    return Verdict(len(numbers), len(audits), len(answers) - len(audits), whole, doubts)

@@ -226,6 +226,8 @@ def load_examples(
             episodes, or none is reviewed.
     """
     source = open_dataset(dataset) if isinstance(dataset, str | Path) else dataset
+    table = frame_table(source)
+    _seven(source, table.actions)
     if rationales == REVIEWED:
         rationales = find_rationales(source.path, elsewhere, reviews=True)
     stored, notes = _read(Path(rationales)) if rationales else ([], [])
@@ -234,8 +236,6 @@ def load_examples(
     if strange:
         what = f"{rationales} has rationales of episode {min(strange)}, {source.path} has none such"
         raise KitError(what, "annotate this dataset anew (notebook 01)")
-    table = frame_table(source)
-    _seven(source, table.actions)
     images = _images(source, table, stream)
     table = table.only(np.array([item.index for item in source.episodes]))
     texts = tuple("" for _ in range(len(table)))
@@ -324,12 +324,12 @@ def _seven(source: EpisodeDataset, actions: Array) -> Array:
     """The actions, float32 (T, 7). Raises `KitError` where they are nothing that a policy of the kit can
     say.
     """
-    if source.deltas is False:
-        what = f"the actions of {source.path} are absolute positions"
-        raise KitError(what, "train on displacements, or say deltas=True where they are some")
     if actions.shape[1] != 7:
         remedy = "the compact VLA has 7 (displacement, rotation, gripper): train on a WidowX dataset"
         raise KitError(f"{source.path} has {actions.shape[1]}-dimensional actions", remedy)
+    if source.deltas is False:
+        what = f"the actions of {source.path} are absolute positions"
+        raise KitError(what, "train on displacements, or say deltas=True where they are some")
     return actions
 
 

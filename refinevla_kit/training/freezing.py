@@ -9,6 +9,7 @@ layers under the same masks and positions, so both halves together are the whole
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -28,6 +29,9 @@ from refinevla_kit.training.config import TrainingConfig
 from refinevla_kit.training.objective import Batch
 from refinevla_kit.vlas.contract import VLA, AdapterPreset
 from refinevla_kit.vlas.decoder import Rotary, embed, kinds_of, logits_of, masks_of, positions_of, run_layers
+
+# peft 0.21, the newest, asks transformers by the old name of what is now `is_activation_checkpointing`.
+warnings.filterwarnings("ignore", ".*is_gradient_checkpointing")
 
 
 def freeze_lower(vla: VLA, layers: int, tower: bool = True) -> dict[str, int]:
