@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args, get_type_hints
 
-from refinevla_kit.errors import KitError
+from refinevla_kit.errors import KitError, as_kit_error, check_choice
 from refinevla_kit.tasks import CAMERA_SIZES
 
 Rotation = Literal["euler_xyz_extrinsic", "euler_xyz_intrinsic", "axis_angle"]
@@ -77,9 +77,7 @@ class Conventions:
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
-            value = getattr(self, name)
-            if value is not None and value not in choices:
-                raise KitError(f"conventions: {name} is {value!r}", f"choose one of {', '.join(choices)}")
+            check_choice(f"{name} of conventions", getattr(self, name), (None, *choices))
         if self.sticky_gripper is not None and self.sticky_gripper < 1:
             what = f"conventions: sticky_gripper is {self.sticky_gripper}"
             raise KitError(what, "give the number of steps, 1 for a gripper that is not sticky")
@@ -98,18 +96,15 @@ class Conventions:
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Conventions:
         """Inverse of `to_dict`; raises `KitError` for an unknown field or value."""
-        known = {field.name for field in fields(cls)}
-        unknown = sorted(set(value) - known)
-        if unknown:
-            raise KitError(
-                f"conventions: unknown {', '.join(unknown)}", f"choose from {', '.join(sorted(known))}"
-            )
-        try:
+        known = [field.name for field in fields(cls)]
+        for name in value:
+            check_choice("convention", name, known)
+        with as_kit_error(
+            f"conventions: {dict(value)}",
+            "see refinevla_kit.conventions.Conventions",
+            (TypeError, ValueError),
+        ):
             return cls(**value)
-        except (TypeError, ValueError) as error:
-            raise KitError(
-                f"conventions: {dict(value)} ({error})", "see refinevla_kit.conventions.Conventions"
-            ) from error
 
 
 _CHOICES: dict[str, tuple[str, ...]] = {

@@ -136,6 +136,11 @@ def _remove(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def read_json(path: str | Path) -> Any:
+    """What a UTF-8 JSON file holds."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
 def write_json(path: str | Path, value: Any) -> Path:
     """Write `value` as indented JSON, atomically. Returns the path."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)

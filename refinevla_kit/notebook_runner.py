@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from refinevla_kit.errors import KitError, as_kit_error, check_choice
-from refinevla_kit.files import replacing, write_json
+from refinevla_kit.files import read_json, replacing, write_json
 from refinevla_kit.settings import LOOP, NOTEBOOKS, REPOSITORY, check_parameter, home, is_text, read_settings
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -225,7 +225,7 @@ def _execute(
 def _earlier(folder: Path) -> dict[str, Any]:
     """What the summary of an earlier run in this folder says of its notebooks; {} when none can be read."""
     try:
-        notebooks = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["notebooks"]
+        notebooks = read_json(folder / "summary.json")["notebooks"]
     except (OSError, ValueError, KeyError, TypeError):
         return {}
     return {name: notebooks[name] for name in NOTEBOOKS if name in notebooks}

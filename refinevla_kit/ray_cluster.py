@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from refinevla_kit.errors import KitError, install
+from refinevla_kit.errors import as_kit_error, install
 
 
 def cluster() -> Any:
@@ -14,12 +14,10 @@ def cluster() -> Any:
     Raises:
         KitError: it is not installed.
     """
-    try:
+    with as_kit_error(
+        "executor ray: Ray is not installed", f"{install('ray')}; or choose another executor", (ImportError,)
+    ):
         import ray
-    except ImportError as error:
-        raise KitError(
-            "executor ray: Ray is not installed", f"{install('ray')}; or choose another executor"
-        ) from error
     if not ray.is_initialized():
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     return ray

@@ -18,7 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from refinevla_kit import hub
 from refinevla_kit.errors import SHIPPED, KitError, as_kit_error, check_choice
-from refinevla_kit.files import write_json
+from refinevla_kit.files import read_json, write_json
 from refinevla_kit.tasks import BACKENDS, CAMERA_SIZES, SETTINGS, find_tasks
 
 REPOSITORY = SHIPPED if SHIPPED.is_dir() else SHIPPED.parents[1]
@@ -544,5 +544,5 @@ def _read_places(folder: Path) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         return {"made_from": {}, "latest": {}}
     with as_kit_error(f"{path} is damaged", "move the folder away, or give another output"):
-        places = json.loads(path.read_text(encoding="utf-8"))
+        places = read_json(path)
         return {name: dict(places[name]) for name in ("made_from", "latest")}

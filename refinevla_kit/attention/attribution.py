@@ -29,7 +29,7 @@ from refinevla_kit.attention.captured import ACTION_QUERY, INSTRUCTION_QUERY, Fr
 from refinevla_kit.attention.flows import Answer, Question, head_mean, raw, relevance, rollout, top_k
 from refinevla_kit.attention.forward import check_policy, token_sequences
 from refinevla_kit.attention.grounding import resample, to_pixels
-from refinevla_kit.errors import KitError
+from refinevla_kit.errors import KitError, check_choice
 from refinevla_kit.policies.contract import Action, Array
 from refinevla_kit.policies.vla_policy import VLAPolicy
 from refinevla_kit.simulator.contract import Observation
@@ -85,13 +85,11 @@ def attribute(
     Raises:
         KitError: unknown method, option or target, or a policy that the method does not fit.
     """
-    for name, value, known in (("method", method, METHODS), ("part", part, PARTS)):
-        if value not in known:
-            raise KitError(f"there is no {name} {value!r}", f"choose one of {', '.join(known)}")
+    check_choice("method", method, METHODS)
+    check_choice("part", part, PARTS)
     takes = [*inspect.signature(METHODS[method]).parameters][1:]
-    if unknown := [name for name in options if name not in takes]:
-        remedy = f"it has {', '.join(takes)}" if takes else "leave it out"
-        raise KitError(f"{method} has no option {unknown[0]!r}", remedy)
+    for option in options:
+        check_choice(f"{method} option", option, takes)
     question = ask(policy, frame, target, action, rationale)
     answer = METHODS[method](question, **options)
     patches, shape, query = PARTS[part](answer.patches), question.image.shape, question.query
@@ -170,7 +168,7 @@ def filling(image: Array, fill: Fill = MEAN) -> Array:
     if fill == BLUR:
         sigma = BLUR_SHARE * image.shape[0]
         blurred = ndimage.gaussian_filter(image.astype(np.float32), (sigma, sigma, 0), mode="nearest")
-        return np.asarray(blurred.round().astype(np.uint8))
+        return blurred.round().astype(np.uint8)
     if isinstance(fill, str) and fill != MEAN:
         raise KitError(f"unknown fill {fill!r}", f"choose {MEAN!r}, {BLUR!r} or a colour (r, g, b)")
     colour = image.reshape(-1, 3).mean(0).round() if fill == MEAN else np.asarray(fill)

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from refinevla_kit.episodes import EpisodeDataset, open_dataset
-from refinevla_kit.errors import KitError, checked_integer
+from refinevla_kit.errors import KitError, as_kit_error, checked_integer
 from refinevla_kit.files import replacing
 from refinevla_kit.policies.contract import Action, Array
 from refinevla_kit.simulator.contract import PHASES
@@ -241,7 +241,7 @@ class Capture:
         """float32 (layers, heads, Q): how much of each row goes to the picture; the rest goes to words, the
         own state and the answer so far.
         """
-        return np.asarray(self.patches.sum(-1))
+        return self.patches.sum(-1)
 
     def map(self, layer: int, token: int | None = None, head: int | None = None) -> Array:
         """float32 (rows, columns): attention to each patch.
@@ -261,7 +261,7 @@ class Capture:
                 checked_integer(value, f"{name} of {self.policy}", 0, size - 1)
         heads = self.patches[layer].mean(0) if head is None else self.patches[layer, head]  # Q, patches
         row = heads[: len(self.dimensions) or None].mean(0) if token is None else heads[token]
-        return np.asarray(row.reshape(self.grid))
+        return row.reshape(self.grid)
 
     def maps(self, layer: int) -> list[Array]:
         """`map` of each action dimension, mean over heads."""
@@ -319,37 +319,38 @@ def load_captures(path: str | Path, checkpoint_hash: str | None = None) -> list[
         KitError: no such file, another kind of file, a damaged one, or captures of another checkpoint than
             asked for.
     """
-    try:
-        with safe_open(path, framework="numpy") as file:
-            header = file.metadata() or {}
-            if header.get("format") != FORMAT:
-                raise KitError(
-                    f"{path} has format {header.get('format')!r}",
-                    f"give a file of save_captures, format {FORMAT!r}",
-                )
-            policy, owner = header["policy"], header["checkpoint_hash"]
-            if checkpoint_hash is not None and owner != checkpoint_hash:
-                raise KitError(
-                    f"{path} holds attention of {policy} ({owner or 'no hash'}), not of the checkpoint "
-                    f"{checkpoint_hash}",
-                    "capture again with this checkpoint, or open the checkpoint that the file is of",
-                )
-            captures = []
-            for number, entry in enumerate(json.loads(header["captures"])):
-                arrays = {name: file.get_tensor(f"{number}.{name}") for name in CAPTURE_ARRAYS}
-                acted = {name: file.get_tensor(f"{number}.action.{name}") for name in ACTION_ARRAYS}
-                values = {name: entry[name] for name in CAPTURE_VALUES}
-                values["labels"] = tuple(entry["labels"])
-                values["grid"] = tuple(entry["grid"])
-                values["action"] = Action(**acted, **entry["action"])
-                values["queries"] = tuple(
-                    Query(query["label"], query["kind"], tuple(query["positions"]), tuple(query["tokens"]))
-                    for query in entry["queries"]
-                )
-                captures.append(Capture(**arrays, **values, policy=policy, checkpoint_hash=owner))
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise KitError(
-            f"{path} cannot be read as captured attention ({error})",
+    with (
+        as_kit_error(
+            f"{path} cannot be read as captured attention",
             "give a file that save_captures wrote, or capture again",
-        ) from error
+            (OSError, SafetensorError, KeyError, TypeError, ValueError),
+        ),
+        safe_open(path, framework="numpy") as file,
+    ):
+        header = file.metadata() or {}
+        if header.get("format") != FORMAT:
+            raise KitError(
+                f"{path} has format {header.get('format')!r}",
+                f"give a file of save_captures, format {FORMAT!r}",
+            )
+        policy, owner = header["policy"], header["checkpoint_hash"]
+        if checkpoint_hash is not None and owner != checkpoint_hash:
+            raise KitError(
+                f"{path} holds attention of {policy} ({owner or 'no hash'}), not of the checkpoint "
+                f"{checkpoint_hash}",
+                "capture again with this checkpoint, or open the checkpoint that the file is of",
+            )
+        captures = []
+        for number, entry in enumerate(json.loads(header["captures"])):
+            arrays = {name: file.get_tensor(f"{number}.{name}") for name in CAPTURE_ARRAYS}
+            acted = {name: file.get_tensor(f"{number}.action.{name}") for name in ACTION_ARRAYS}
+            values = {name: entry[name] for name in CAPTURE_VALUES}
+            values["labels"] = tuple(entry["labels"])
+            values["grid"] = tuple(entry["grid"])
+            values["action"] = Action(**acted, **entry["action"])
+            values["queries"] = tuple(
+                Query(query["label"], query["kind"], tuple(query["positions"]), tuple(query["tokens"]))
+                for query in entry["queries"]
+            )
+            captures.append(Capture(**arrays, **values, policy=policy, checkpoint_hash=owner))
     return captures

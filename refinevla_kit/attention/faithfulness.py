@@ -38,7 +38,7 @@ from refinevla_kit.attention.captured import STAGES, Frame
 from refinevla_kit.attention.flows import Question
 from refinevla_kit.attention.forward import check_policy, log_probabilities, query_score
 from refinevla_kit.attention.grounding import REST, over_episodes
-from refinevla_kit.errors import KitError
+from refinevla_kit.errors import KitError, check_choice
 from refinevla_kit.policies.contract import Action, Array
 from refinevla_kit.policies.vla_policy import VLAPolicy
 
@@ -146,7 +146,7 @@ def _scores_of(question: Question, kept: Tensor, fill: Fill) -> Array:
         for query in question.sequence.queries:
             total = total + query_score(question.policy, hidden, query)
         scores.append(total)
-    return np.asarray(torch.cat(scores).double().cpu().numpy())
+    return torch.cat(scores).double().cpu().numpy()
 
 
 def by_episode(frames: Sequence[Frame], each: Sequence[Curves]) -> list[Curves]:
@@ -199,8 +199,8 @@ def _covered(
         )
     everything = np.ones(frame.image.shape[:2], bool)
     masks = frame.masks | {REST: ~np.any([*frame.masks.values()], axis=0), WHOLE: everything}
-    if unknown := [name for name in covered if name not in masks]:
-        raise KitError(f"there is no {unknown[0]} to cover in the frames", f"choose of {', '.join(masks)}")
+    for name in covered:
+        check_choice("thing to cover", name, masks)
     changes = [(name, fill) for name in covered if masks[name].any() for fill in fills]
     images = np.stack([frame.image, *(masked(frame.image, masks[name], fill) for name, fill in changes)])
     state = state_batch(frame)

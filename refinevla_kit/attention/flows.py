@@ -18,7 +18,7 @@ from torch import Tensor
 
 from refinevla_kit.attention.captured import INSTRUCTION_QUERY, Query, upper_middle
 from refinevla_kit.attention.forward import TokenSequence, forward_pass, query_score, watching
-from refinevla_kit.errors import KitError, checked_integer
+from refinevla_kit.errors import KitError, check_choice, checked_integer
 from refinevla_kit.policies.contract import Array
 from refinevla_kit.policies.vla_policy import VLAPolicy
 
@@ -94,10 +94,8 @@ class Question:
     def excluded(self, names: Sequence[str]) -> list[int]:
         """Positions of these sinks."""
         sinks = self.sinks()
-        if unknown := [name for name in names if name not in sinks]:
-            raise KitError(
-                f"{unknown[0]!r} cannot be left out of the attention", f"choose of {', '.join(sinks)}"
-            )
+        for name in names:
+            check_choice("sink", name, sinks)
         return [at for name in names for at in sinks[name]]
 
     def held(self, row: Array) -> dict[str, float]:
@@ -228,7 +226,7 @@ def _of_layer(question: Question, layer: int | None, head: int | None, exclude: 
 @torch.no_grad()
 def _rows(question: Question) -> Array:
     """float64 (layers, heads, N): the query's attention."""
-    return np.asarray(_watched(question, lambda weights: question.row(weights[0])).numpy())
+    return _watched(question, lambda weights: question.row(weights[0])).numpy()
 
 
 def _watched(question: Question, kept: Callable[[Tensor], Tensor]) -> Tensor:

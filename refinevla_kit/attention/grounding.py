@@ -25,7 +25,7 @@ import pandas as pd
 from scipy import stats
 
 from refinevla_kit.attention.captured import ACTION_QUERY, STAGES, Capture, Frame
-from refinevla_kit.errors import KitError
+from refinevla_kit.errors import KitError, check_choice
 from refinevla_kit.files import replacing
 from refinevla_kit.simulator.contract import Array
 
@@ -88,7 +88,7 @@ def resample(pixel_map: Array, image_shape: tuple[int, ...]) -> Array:
     """
     rows, columns = np.shape(pixel_map)[-2:]
     down, across = _overlap(image_shape[0], rows), _overlap(image_shape[1], columns)
-    return np.asarray(down @ np.asarray(pixel_map, np.float64) @ across.T)
+    return down @ np.asarray(pixel_map, np.float64) @ across.T
 
 
 def _overlap(pixels: int, cells: int) -> Array:
@@ -99,7 +99,7 @@ def _overlap(pixels: int, cells: int) -> Array:
 
 
 def _check_size(image_shape: tuple[int, ...], grid: tuple[int, ...]) -> None:
-    for pixels, patches in zip(image_shape, grid, strict=False):
+    for pixels, patches in zip(image_shape, grid):
         if pixels < patches:
             raise KitError(
                 f"a picture {pixels} pixels across cannot show {patches} patches",
@@ -287,8 +287,8 @@ def compare_scores(
     names = ["stage", "thing"]
     episodes = _by_episode(table, layer, measure, stages)
     wide = episodes.pivot(index=[*names, "task", "episode"], columns="policy", values=measure)
-    if missing := [name for name in (a, b) if name not in wide]:
-        raise KitError(f"there are no scores of {missing[0]}", f"choose two of {', '.join(wide)}")
+    for name in (a, b):
+        check_choice("policy", name, [*wide])
     difference, rows = wide[b] - wide[a], []
     for key in episodes[names].drop_duplicates().itertuples(index=False):  # in the order of the table
         known = difference.xs(tuple(key), level=tuple(names)).dropna()

@@ -34,7 +34,7 @@ from refinevla_kit.attention.forward import (
     token_sequence,
 )
 from refinevla_kit.attention.grounding import mean_with_interval
-from refinevla_kit.errors import KitError, checked_integer
+from refinevla_kit.errors import KitError, check_choice, checked_integer
 from refinevla_kit.policies.contract import Action, Array
 from refinevla_kit.policies.vla_policy import VLAPolicy
 from refinevla_kit.vlas.contract import VLA
@@ -67,8 +67,7 @@ class Knockout:
 
     def __post_init__(self) -> None:
         for role in (self.read, self.by):
-            if role not in ROLES:
-                raise KitError(f"no token has the role {role!r}", f"choose of {', '.join(ROLES)}")
+            check_choice("role", role, ROLES)
 
     def __str__(self) -> str:
         where = ",".join(map(str, self.layers)) or "all"
@@ -282,8 +281,7 @@ def edited(text: str, edit: str, own: str, other: str, rng: np.random.Generator)
         return "\n".join(reversed(text.split("\n")))
     if edit == "noise":
         return _scrambled(text, len(text.split()), rng)
-    if edit != "empty":
-        raise KitError(f"unknown edit {edit!r}", f"choose of {', '.join(EDITS)}")
+    check_choice("edit", edit, EDITS)
     return ""
 
 

@@ -4,9 +4,6 @@ What is certain is inferred. What is not stays None, and then no teacher is told
 would be read as a fact.
 """
 
-from __future__ import annotations
-
-import json
 import math
 import operator
 import re
@@ -20,6 +17,7 @@ import numpy as np
 from refinevla_kit.episodes.contract import ACTION_NAMES
 from refinevla_kit.episodes.meta import as_number
 from refinevla_kit.errors import KitError, check_choice
+from refinevla_kit.files import read_json
 from refinevla_kit.simulator.contract import Array
 
 ROLES = ("action", "state", "instruction")
@@ -160,7 +158,7 @@ def opens_at(command: Array, robot: str) -> tuple[float | None, str]:
 def known_dataset(name: str) -> dict[str, Any]:
     """What is known of a public dataset's numbers and cameras, by its name on the hub."""
     file = Path(__file__).with_name("known_datasets.json")
-    return dict(json.loads(file.read_text(encoding="utf-8")).get(name, {}))
+    return dict(read_json(file).get(name, {}))
 
 
 def told_open(command: Array, value: Any) -> float:
@@ -187,9 +185,9 @@ def is_open(command: Array, value: float) -> Array:
     """bool (T,): the gripper is to be open, which is `value`; closed is 0 or -1 for 1, and 1 for 0 or -1."""
     command = filled(command[:, None], False)[:, 0]
     if value <= 0:
-        return np.asarray(command < (value + 1) / 2)
+        return command < (value + 1) / 2
     closed = -value if command.min(initial=0) < -0.1 * value else 0.0
-    return np.asarray(command > (value + closed) / 2)
+    return command > (value + closed) / 2
 
 
 def filled(actions: Array, deltas: bool | None) -> Array:

@@ -57,8 +57,7 @@ class FrameTable:
     def frames(self) -> Array:
         """int64 (N,), number of the frame in its episode."""
         _, starts, lengths = np.unique(self.episodes, return_index=True, return_counts=True)
-        counted: Array = np.arange(len(self)) - np.repeat(starts, lengths)
-        return counted
+        return np.arange(len(self)) - np.repeat(starts, lengths)
 
     def only(self, kept: Array) -> FrameTable:
         """The frames of these episodes."""

@@ -218,7 +218,7 @@ def matrix(column: pa.ChunkedArray) -> Array:
     if not any(is_kind(array.type) for is_kind in kinds):
         raise ValueError(f"holds {_kind(array)}, not numbers")
     with np.errstate(over="ignore"):  # what is beyond float32 is not finite, and counts as missing
-        values = np.asarray(array.to_numpy(zero_copy_only=False)).astype(np.float32)
+        values = array.to_numpy(zero_copy_only=False).astype(np.float32)
     return values.reshape(count, width)
 
 

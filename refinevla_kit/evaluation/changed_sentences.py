@@ -16,13 +16,13 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from refinevla_kit.errors import KitError, checked_integer
-from refinevla_kit.evaluation.run import plan
+from refinevla_kit.evaluation.run import plan, tasks_of
 from refinevla_kit.policies.contract import identity_of, name_of
 from refinevla_kit.rollouts.engine import Engine, Masks, PlannedEpisode
 from refinevla_kit.rollouts.players import PolicyPlayer, PolicyTake, batches
 from refinevla_kit.simulator.contract import Arrangement, StepResult
 from refinevla_kit.simulator.geometry import start_pose
-from refinevla_kit.tasks import SOURCES, Task, find_task, find_tasks, put
+from refinevla_kit.tasks import SOURCES, Task, find_task, put
 
 
 class _ToldTake(PolicyTake):
@@ -68,7 +68,7 @@ def tell_otherwise(
     Raises:
         KitError: a task of another kind; what `evaluate` raises.
     """
-    chosen = find_tasks(*([tasks] if isinstance(tasks, str | Task) else tasks))
+    chosen = tasks_of(tasks)
     if other := [task.name for task in chosen if len(task.goals) != 1]:
         what = f"in {other[0]} the sentence names no single one of two things"
         raise KitError(what, "choose of find_tasks('widowx_language'), those of one pair")

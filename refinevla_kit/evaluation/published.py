@@ -11,14 +11,14 @@ once.
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from refinevla_kit.errors import KitError
+from refinevla_kit.errors import as_kit_error
 from refinevla_kit.evaluation.intervals import Rate, episodes_needed_unpaired, unpaired_difference, wilson
 from refinevla_kit.evaluation.statistics import AVERAGE, Score
+from refinevla_kit.files import read_json
 from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.tasks import PUBLISHED_WEIGHTS, VARIANT_AGGREGATION, VISUAL_MATCHING, find_tasks
 
@@ -170,8 +170,12 @@ class Spread:
 
 def load_published(path: str | Path = DATA) -> list[Published]:
     """All printed numbers, in the file's order."""
-    try:
-        groups = json.loads(Path(path).read_text(encoding="utf-8"))["groups"]
+    with as_kit_error(
+        f"published numbers cannot be read from {path}",
+        "restore data/paper/published.json from the repository",
+        (OSError, ValueError, KeyError),
+    ):
+        groups = read_json(path)["groups"]
         numbers = []
         for group in groups:
             common = {name: group[name] for name in ("table", "robot", "setting", "metric", "tier", "source")}
@@ -180,11 +184,6 @@ def load_published(path: str | Path = DATA) -> list[Published]:
                     note = group.get("note") or group.get("notes", {}).get(f"{model} / {task}", "")
                     numbers.append(Published(model=model, task=task, value=value, note=note, **common))
         return numbers
-    except (OSError, ValueError, KeyError) as error:
-        raise KitError(
-            f"published numbers cannot be read from {path} ({type(error).__name__}: {error})",
-            "restore data/paper/published.json from the repository",
-        ) from error
 
 
 def select(numbers: Iterable[Published], **conditions: str) -> list[Published]:
@@ -216,7 +215,7 @@ def inconsistencies(numbers: Iterable[Published]) -> list[Inconsistency]:
     follow from the cells beside them. `experiments.printed_numbers` finds them.
     """
     cells = {tuple(getattr(number, name) for name in CELL): number for number in numbers}
-    known = json.loads(INCONSISTENCIES.read_text(encoding="utf-8"))["inconsistencies"]
+    known = read_json(INCONSISTENCIES)["inconsistencies"]
     return [
         Inconsistency(cells[cell], each["why"], each["stated"], each["fits"])
         for each in known
@@ -252,7 +251,7 @@ def claims(numbers: Sequence[Published]) -> list[Claim]:
     rate, on SpatialVLA's own.
     """
     rates, found = _rates(numbers), list[Claim]()
-    for entry in json.loads(CLAIMS.read_text(encoding="utf-8"))["claims"]:
+    for entry in read_json(CLAIMS)["claims"]:
         base = rates[tuple(entry["over"])]
         if "of" in entry:
             cell = rates[tuple(entry["of"])]
@@ -263,13 +262,13 @@ def claims(numbers: Sequence[Published]) -> list[Claim]:
     return found
 
 
-def load_leaderboard(path: str | Path = LEADERBOARD) -> list[dict[str, str]]:
+def load_leaderboard() -> list[dict[str, str]]:
     """Success of many models as third parties list it (2026-08-10), one row a model and paper.
 
     `stands` says whose number it is and what differs from the protocol; "google_vm: 4 tasks" is said of that
     column alone, which then compares with no other row.
     """
-    with Path(path).open(encoding="utf-8", newline="") as file:
+    with LEADERBOARD.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -300,8 +299,8 @@ def standings(numbers: Iterable[Published], rows: Sequence[dict[str, str]]) -> l
     return found
 
 
-def spreads(rows: Iterable[dict[str, str]], papers: int = 2, points: float = 1.0) -> list[Spread]:
-    """The models whose numbers in at least so many papers lie at least so far apart, the widest first."""
+def spreads(rows: Iterable[dict[str, str]], papers: int = 2) -> list[Spread]:
+    """The models whose numbers in at least so many papers lie a point or more apart, the widest first."""
     groups: dict[tuple[str, str], list[dict[str, str]]] = {}
     for row in rows:
         for column in COLUMNS:
@@ -311,7 +310,7 @@ def spreads(rows: Iterable[dict[str, str]], papers: int = 2, points: float = 1.0
     for (column, _), group in groups.items():
         group.sort(key=lambda row: float(row[column]))
         found.append(Spread(column, group[0], group[-1], len({row["paper"] for row in group})))
-    wide = [one for one in found if one.papers >= papers and one.points >= points]
+    wide = [one for one in found if one.papers >= papers and one.points >= 1]
     return sorted(wide, key=lambda one: -one.points)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from refinevla_kit import __version__
-from refinevla_kit.errors import KitError
+from refinevla_kit.errors import KitError, as_kit_error
 from refinevla_kit.files import replacing
 from refinevla_kit.journal import Journal, whole_lines
 from refinevla_kit.tasks import PROTOCOL_VERSION, find_task
@@ -221,10 +221,10 @@ def _load_parquet(path: Path) -> list[EpisodeRecord]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    with as_kit_error(
+        f"{path} is not a readable parquet file",
+        "give a records.parquet that evaluate() wrote",
+        (pa.ArrowInvalid, OSError),
+    ):
         rows = pq.read_table(path).to_pylist()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise KitError(
-            f"{path} is not a readable parquet file ({error})", "give a records.parquet that evaluate() wrote"
-        ) from error
     return [parse_record(row, f"{path}, row {number}") for number, row in enumerate(rows)]

@@ -147,7 +147,7 @@ def evaluate(
     return output
 
 
-def _tasks_of(tasks: str | Task | Iterable[str | Task]) -> tuple[Task, ...]:
+def tasks_of(tasks: str | Task | Iterable[str | Task]) -> tuple[Task, ...]:
     return find_tasks(*([tasks] if isinstance(tasks, str | Task) else tasks))
 
 
@@ -160,7 +160,7 @@ def line_up(
     Raises:
         KitError: an unknown task, or a policy without statistics of a robot.
     """
-    chosen = _tasks_of(tasks)
+    chosen = tasks_of(tasks)
     return [
         (policy.on(robot) if has(policy, "on") else policy, [task for task in chosen if task.robot == robot])
         for robot in dict.fromkeys(task.robot for task in chosen)
@@ -199,7 +199,7 @@ def plan(
         KitError: as `evaluate`, of what can be known beforehand.
     """
     seed = checked_integer(seed, "seed", 0, LARGEST_SEED)
-    chosen = _tasks_of(tasks)
+    chosen = tasks_of(tasks)
     if not chosen:
         raise KitError("no tasks were asked for", 'name one, as in tasks="widowx"')
     episodes = wanted_episodes(episodes)

@@ -21,7 +21,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from refinevla_kit.errors import KitError
+from refinevla_kit.errors import KitError, check_choice
 from refinevla_kit.evaluation.intervals import (
     FEWEST,
     Rate,
@@ -273,9 +273,7 @@ def _shared(
     records = list(records)
     known = dict.fromkeys(record.policy for record in records)
     for policy in (a, b):
-        if policy not in known:
-            what = f"no episode of {policy!r} is among these records"
-            raise KitError(what, f"choose from {', '.join(known) or 'others'}")
+        check_choice("policy of these records", policy, known)
     tasks: Collection[str] = GROUPS[task].tasks if task in GROUPS else (task,)
     if task in AVERAGES:
         tasks = averaged(record.task for record in records)
@@ -322,8 +320,7 @@ def against_base(records: Iterable[EpisodeRecord], policy: str, rule: Rule = "la
 
 def succeeded(record: EpisodeRecord, rule: Rule) -> bool:
     """Whether the episode is a success under `rule`; raises `KitError` for an unknown one."""
-    if rule not in get_args(Rule):
-        raise KitError(f"unknown rule {rule!r}", f"choose one of {', '.join(get_args(Rule))}")
+    check_choice("rule", rule, get_args(Rule))
     if rule == "named":
         return record.right_object and record.right_target
     return record.success_last if rule == "last" else record.success_any

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from refinevla_kit.errors import KitError
+from refinevla_kit.errors import as_kit_error
 from refinevla_kit.evaluation.intervals import TWO_SIDED, Rate
 from refinevla_kit.evaluation.records import EpisodeRecord
 from refinevla_kit.evaluation.statistics import AVERAGE, PAIRED, Comparison, Rule, compare, summarise
@@ -108,16 +108,15 @@ def arms_of(study: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     Raises:
         KitError: it is not one.
     """
-    try:
+    with as_kit_error(
+        "this is no study of an experiment",
+        "give the study.json that `python -m experiments.reasoning_loss` wrote",
+        (KeyError, TypeError),
+    ):
         return {
             run["arm"]["name"]: {key: value for key, value in run["arm"].items() if key != "name"}
             for run in study["runs"]
         }
-    except (KeyError, TypeError) as error:
-        raise KitError(
-            "this is no study of an experiment",
-            "give the study.json that `python -m experiments.reasoning_loss` wrote",
-        ) from error
 
 
 def sweep(

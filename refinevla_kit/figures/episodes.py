@@ -66,7 +66,7 @@ def contact_sheet(
     tall = 2.0 * images.shape[1] / images.shape[2] + 0.3
     starts = [segment.start for segment in segments]
     with canvas(2.0 * columns, rows * tall + 0.4, rows, columns, title) as (figure, axes):
-        for ax, image, frame in zip(axes, images, frames, strict=False):
+        for ax, image, frame in zip(axes, images, frames):
             number = max(0, bisect_right(starts, frame) - 1)
             _framed(ax, image, COLOURS[number % len(COLOURS)], f"frame {frame}, segment {number}")
         for ax in axes[len(images) :]:
@@ -142,7 +142,7 @@ def rationale_cards(dataset: EpisodeDataset, answers: Sequence[StoredRationale])
             _framed(left, dataset.images(answer.episode, [answer.start])[0], MUTED, title)
             masks = dataset.masks(answer.episode) or {}
             shown = {name: mask[answer.start] for name, mask in masks.items() if name != "arm"}
-            for (name, mask), colour in zip(shown.items(), COLOURS, strict=False):
+            for (name, mask), colour in zip(shown.items(), COLOURS):
                 _name_thing(left, name, mask, colour)
             right.set_axis_off()
             text = _card_text(answer)
@@ -200,7 +200,7 @@ def _about_zero(title: str, values: Array, names: Sequence[str]) -> Plot:
     """Curves on a scale that holds them all."""
     largest = float(np.nanmax(np.abs(values)))
     reach = next((scale for scale in SCALES if largest <= scale), SCALES[-1])
-    lines = [Line(*each, steps=True) for each in zip(names, COLOURS, values.T, strict=False)]
+    lines = [Line(*each, steps=True) for each in zip(names, COLOURS, values.T)]
     return Plot(title, tuple(lines), -reach, reach)
 
 

@@ -41,9 +41,7 @@ def annotated_segment(dataset: EpisodeDataset, answer: StoredRationale) -> Figur
     assert answer.rationale is not None
     rows = [answer.start + place for place in moments(answer.end - answer.start, 3)]
     moved = dataset.actions(answer.episode)[answer.start : answer.end].sum(0)
-    motion = ", ".join(
-        f"{name} {value:+.3f}" for name, value in zip(dataset.action_names, moved[:6], strict=False)
-    )
+    motion = ", ".join(f"{name} {value:+.3f}" for name, value in zip(dataset.action_names, moved[:6]))
     instruction = dataset.info(answer.episode).instruction
     frames = f"frames {answer.start} to {answer.end - 1}; sum of actions: {motion}"
     written = _short(f"<action> a_1 ... a_n <rationale> {answer.rationale.text()}", 150)

@@ -7,7 +7,7 @@ import re
 import pandas as pd
 from matplotlib.figure import Figure
 
-from refinevla_kit.figures.style import MUTED, canvas, colours, label, name_policies, offsets
+from refinevla_kit.figures.style import MUTED, beside_each_other, canvas, colours, label, name_policies
 
 MEASURES = {
     "divergence": "the action moves by (nats)",
@@ -36,7 +36,7 @@ def by_layer(summary: pd.DataFrame, panels: str, layer: str = "layer", title: st
     measure = next(name for name in MEASURES if name in summary)
     things, layers = (list(dict.fromkeys(summary[name])) for name in (panels, layer))
     colour = colours(summary["policy"])
-    beside = dict(zip(colour, offsets(len(colour), 0.5), strict=True))
+    beside = beside_each_other(colour, 0.5)
     with canvas(1.6 + 2.6 * len(things), 3.2, 1, len(things), sharey=True) as (figure, all_axes):
         for axes, thing in zip(all_axes, things, strict=True):
             for row in summary[summary[panels] == thing].to_dict("records"):

@@ -232,7 +232,7 @@ def times_even(patch_map: Array, image_shape: tuple[int, ...]) -> Array:
 def greyed(image: Array) -> Array:
     """uint8 (H, W, 3) -> the same, darker and nearly without colour."""
     grey = image @ np.array([0.299, 0.587, 0.114])  # Rec. 601 luma
-    return np.asarray(np.clip(0.6 * (0.15 * image + 0.85 * grey[..., None]), 0, 255).astype(np.uint8))
+    return np.clip(0.6 * (0.15 * image + 0.85 * grey[..., None]), 0, 255).astype(np.uint8)
 
 
 def show_picture(axes: Axes, image: Array, **look: Any) -> None:
@@ -284,7 +284,7 @@ def heated(image: Array, patch_map: Array, factor: int = 3) -> Array:
     strength = np.clip(times_even(patch_map, image.shape) / LARGEST, 0, 1)  # H, W
     colour = colormaps[HEAT](strength)[..., :3] * 255
     mixed = greyed(image) * (1 - 0.9 * strength[..., None]) + colour * (0.9 * strength[..., None])
-    return np.asarray(mixed.round().astype(np.uint8).repeat(factor, 0).repeat(factor, 1))
+    return mixed.round().astype(np.uint8).repeat(factor, 0).repeat(factor, 1)
 
 
 def attention_overlay(policy: Any, layer: int | None = None) -> Callable[[Any, Any], Array]:
@@ -325,7 +325,7 @@ def token_grid(
     with canvas(size * columns + 0.6, height, len(maps), columns, title) as (figure, axes):
         for panel in axes[::columns]:
             show_picture(panel, image)
-        for panel, name in zip(axes, ("picture", *dimensions), strict=False):
+        for panel, name in zip(axes, ("picture", *dimensions)):
             panel.set_title(name, loc="center", fontweight="normal")
         top = scale_top([patch_map for row in maps.values() for patch_map in row])
         _draw_rows(figure, axes, maps, [(image, masks)] * len(dimensions), top)
@@ -347,7 +347,7 @@ def attention_over_time(
     height, width = frames[0].image.shape[:2]
     tall = (2.1 * height / width + 0.08) * rows + 0.75
     with canvas(2.1 * columns + 0.9, tall, rows, columns, title) as (figure, axes):
-        for panel, frame in zip(axes, frames, strict=False):
+        for panel, frame in zip(axes, frames):
             show_picture(panel, frame.image)
             name = f"step {frame.step}: {frame.phase}"
             panel.set_title(name, loc="center", fontweight="normal", fontsize=8.5)
@@ -458,7 +458,7 @@ def comparison(view: View) -> Figure:
         if view.plots:
             upper, lower = figure.subfigures(2, 1, height_ratios=[tall, 1.45 * rows], squeeze=False)[:, 0]
             cells = lower.subplots(rows, min(len(view.plots), ACROSS), squeeze=False).ravel()
-            for axes, plot in zip(cells, view.plots, strict=False):
+            for axes, plot in zip(cells, view.plots):
                 _draw_plot(axes, plot, view.steps, view.now)
             for axes in cells[len(view.plots) :]:
                 axes.set_axis_off()
@@ -467,7 +467,7 @@ def comparison(view: View) -> Figure:
         grid = upper.add_gridspec(1, count + bars, width_ratios=[1.0] * count + [wide] * bars)
         panels = [upper.add_subplot(grid[place]) for place in range(count)]
         norm, colour = Normalize(0, view.top), colours(view.maps)
-        for panel, (policy, patch_map) in zip(panels, view.maps.items(), strict=False):
+        for panel, (policy, patch_map) in zip(panels, view.maps.items()):
             heat, masks = times_even(patch_map, view.image.shape), view.masks if view.outlines else {}
             draw_overlay(panel, view.image, heat, masks, norm, view.opacity)
             panel.set_title(label(policy), color=colour[policy])

@@ -168,7 +168,7 @@ def _rationale(answer: StoredRationale, found: Audit | None, decision: Decision 
     if rationale.facts:
         known = {name: value for name, value in asdict(rationale.facts).items() if value is not None}
         texts["facts"] = "; ".join(f"{name.replace('_', ' ')} {value}" for name, value in known.items())
-    for (part, text), heading in zip(texts.items(), (*HEADINGS, "Facts"), strict=False):
+    for (part, text), heading in zip(texts.items(), (*HEADINGS, "Facts")):
         score = found.parts[part] if found else None
         if score:
             heading += f"   {score.true} true, {score.false} false, {score.undecided} undecided"

@@ -1,8 +1,5 @@
 """The paper's Figure 8: success against what was varied in training."""
 
-from __future__ import annotations
-
-import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +12,7 @@ from refinevla_kit.evaluation.intervals import Rate
 from refinevla_kit.evaluation.records import EpisodeRecord, load_records
 from refinevla_kit.evaluation.training_seeds import WEIGHT, arms_of, sweep
 from refinevla_kit.figures.style import DASHED, MUTED, canvas, colours, name_policies, offsets, per_cent
+from refinevla_kit.files import read_json
 from refinevla_kit.tasks import VISUAL_MATCHING
 
 FACTORS = {  # title and x axis
@@ -44,7 +42,7 @@ def sweeps(records: Sequence[EpisodeRecord], arms: Mapping[str, Mapping[str, Any
 
 def of_experiment(folder: Path, claims: Mapping[str, str]) -> Figure | None:
     """`sensitivity` of an experiment's records and study in a folder; None where it varied nothing."""
-    study = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+    study = read_json(folder / "study.json")
     records = [record for record in load_records(folder) if record.setting == VISUAL_MATCHING]
     varied = sweeps(records, arms_of(study))
     return sensitivity(varied, claims) if varied else None

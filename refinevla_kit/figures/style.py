@@ -20,7 +20,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from refinevla_kit import __version__
-from refinevla_kit.errors import KitError
+from refinevla_kit.errors import check_choice
 from refinevla_kit.evaluation.intervals import Rate
 from refinevla_kit.files import replacing, sha256, write_json
 from refinevla_kit.settings import REPOSITORY
@@ -284,10 +284,8 @@ def save_figure(
     Returns:
         The (first) picture's path.
     """
-    if not formats or any(suffix not in FORMATS for suffix in formats):
-        what = f"pictures are not saved as {', '.join(formats) or 'nothing'}"
-        raise KitError(what, f"choose from {', '.join(FORMATS)}")
-    for suffix in formats:
+    for suffix in formats or ("",):
+        check_choice("format of pictures", suffix, FORMATS)
         with replacing(Path(path).with_suffix(f".{suffix}")) as part, rc_context(AS_TEXT):
             figure.savefig(part, format=suffix, dpi=DPI, metadata={CHANGING[suffix]: None})
     path = Path(path).with_suffix(f".{formats[0]}")

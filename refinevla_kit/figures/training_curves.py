@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from refinevla_kit.errors import KitError
+from refinevla_kit.errors import KitError, as_kit_error
 from refinevla_kit.figures.style import MUTED, canvas, colours, name_policies
 
 PANELS = {
@@ -42,10 +42,8 @@ def load_histories(path: str | Path, names: Collection[str] | None = None) -> di
         )
     histories: dict[str, pd.DataFrame] = {}
     for file in sorted(path.rglob("history.*")) if path.is_dir() else [path]:
-        try:
+        with as_kit_error(f"{file} is not a readable training history", remedy, (ValueError, OSError)):
             frame = pd.read_parquet(file) if file.suffix == ".parquet" else pd.read_json(file, lines=True)
-        except (ValueError, OSError) as error:
-            raise KitError(f"{file} is not a readable training history ({error})", remedy) from error
         if missing := {"step", "split", "policy"} - set(frame.columns):
             raise KitError(f"{file} has no column {', '.join(sorted(missing))}", remedy)
         for policy, rows in frame.groupby("policy", sort=False):

@@ -24,7 +24,6 @@ from refinevla_kit.figures.style import (
     label,
     name_lines,
     name_policies,
-    note,
     page,
     per_cent,
 )
@@ -34,18 +33,17 @@ MARKS = {"true": ("✓", GREEN), "false": ("✗", VERMILION), "undecided": ("?",
 WIDTH = 52  # characters of a line
 
 
-def texts_beside(image: Array, written: Mapping[str, Written], title: str = "") -> Figure:
+def texts_beside(image: Array, written: Mapping[str, Written]) -> Figure:
     """One frame, and a column for each writer: the text, then each statement that was read from it, marked as
     true, false or undecided.
 
     Args:
         image: uint8 (H, W, 3).
         written: writer -> what it wrote about this frame.
-        title: above all.
     """
     columns = [_column(name, one) for name, one in written.items()]
     height = 0.6 + max(2.4, max(map(len, columns)) * LINE / 72)
-    with page(3.4 + 3.5 * len(columns), height, title) as figure:
+    with page(3.4 + 3.5 * len(columns), height) as figure:
         picture, *axes = figure.subplots(1, 1 + len(columns), width_ratios=[3.2, *[3.5] * len(columns)])
         show_picture(picture, image)
         picture.set_anchor("N")
@@ -73,13 +71,12 @@ def _column(name: str, one: Written) -> list[Paragraph]:
     return lines
 
 
-def truth_by_kind(written: Mapping[str, Sequence[Written]], title: str = "") -> Figure:
+def truth_by_kind(written: Mapping[str, Sequence[Written]]) -> Figure:
     """How much of what was written is true, by kind of statement and in all, a dot a writer with its 95 %
     interval.
 
     Args:
         written: writer -> what it wrote about several frames.
-        title: above the panel.
     """
     rates = {name: {**by_kind(each), "all": truth(each)} for name, each in written.items()}
     kinds = [*sorted({kind for each in rates.values() for kind in each} - {"all"}), "all"]
@@ -92,6 +89,5 @@ def truth_by_kind(written: Mapping[str, Sequence[Written]], title: str = "") -> 
         axes.set_xlim(0, 1.02)
         per_cent(axes.xaxis)
         axes.set_xlabel("of the statements that could be checked, how many are true")
-        note(axes, title)
         name_policies(figure, colour)
     return figure

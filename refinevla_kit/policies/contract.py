@@ -25,7 +25,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from refinevla_kit.errors import KitError
+from refinevla_kit.errors import KitError, as_kit_error
 from refinevla_kit.simulator.contract import Array as Array
 
 ACTIONS = ("actions", "action", "processed")  # names of the numbers in a map, the first one found
@@ -84,15 +84,12 @@ class Policy(Protocol):
 
     def reset(self, instruction: str) -> None:
         """Start an episode with this instruction."""
-        ...
 
     def act(self, image: Array) -> Action:
         """image: uint8 (H, W, 3) RGB."""
-        ...
 
     def act_batch(self, images: Array, instructions: Sequence[str]) -> list[Action]:
         """images: uint8 (B, H, W, 3); one instruction an image. Stateless twin of `act`."""
-        ...
 
 
 def name_of(policy: Any) -> str:
@@ -220,17 +217,13 @@ def numeric(value: Any) -> Array:
     Raises:
         KitError: there is something else than real numbers among them.
     """
-    try:
+    with as_kit_error(f"returned {reprlib.repr(value)} where numbers belong", SHAPE):
         listed = isinstance(value, (list, tuple))
         array = np.asarray([numeric(each) for each in value] if listed else _on_cpu(value))
         if value is None or array.dtype.kind in "USMmc":
             raise TypeError(f"a {type(value).__name__}")
         with np.errstate(over="ignore"):  # what becomes infinite is told by the caller
             return array.astype(np.float32)
-    except KitError:
-        raise
-    except Exception as error:  # whatever the library of an array has to say
-        raise KitError(f"returned {reprlib.repr(value)} where numbers belong ({error})", SHAPE) from error
 
 
 def _ask_one(policy: Any, image: Array, instruction: str, further: Sequence[Array]) -> Any:

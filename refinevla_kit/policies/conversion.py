@@ -283,4 +283,4 @@ def _rotation(angles: Array, form: Rotation | None) -> Array:
 
     # scipy: capitals are intrinsic
     turn = Turn.from_rotvec(angles) if form == "axis_angle" else Turn.from_euler("XYZ", angles)
-    return np.asarray(turn.as_euler("xyz"))
+    return turn.as_euler("xyz")

@@ -51,7 +51,7 @@ from websockets.sync.server import ServerConnection
 from websockets.sync.server import serve as listen
 
 from refinevla_kit.conventions import Conventions
-from refinevla_kit.errors import KitError, checked_integer
+from refinevla_kit.errors import KitError, as_kit_error, checked_integer
 from refinevla_kit.policies.contract import (
     Action,
     Array,
@@ -216,7 +216,9 @@ class RemotePolicy:
         return KitError(what, remedy)
 
     def _connect(self) -> None:
-        try:
+        with as_kit_error(
+            f"no policy server answers at {self.url}", START, (OSError, InvalidURI, InvalidHandshake)
+        ):
             opened = connect(
                 self.url,
                 compression=None,
@@ -227,8 +229,6 @@ class RemotePolicy:
                 close_timeout=1,
             )
             self._socket = self._opened.enter_context(opened)
-        except (OSError, InvalidURI, InvalidHandshake) as error:
-            raise KitError(f"no policy server answers at {self.url} ({error})", START) from error
         limit = struct.pack("ll", ceil(self.timeout), 0)
         with suppress(OSError):  # gone again already: `_receive` tells why
             # Without a limit, sending to a process that hangs would never return.
@@ -331,7 +331,9 @@ def serve(
         KitError: the address is taken or not this machine's.
     """
     session = _Session(policy)
-    try:
+    with as_kit_error(
+        f"cannot listen on {host}:{port}", "choose another port; 0 takes a free one", (OSError,)
+    ):
         # origins: a web page in this machine's browser could connect too, but browsers say where the page is
         # from
         server = listen(
@@ -344,10 +346,6 @@ def serve(
             ping_interval=None,
             process_request=_health,
         )
-    except OSError as error:
-        raise KitError(
-            f"cannot listen on {host}:{port} ({error})", "choose another port; 0 takes a free one"
-        ) from error
     with server:
         ready(f"ws://{host}:{server.socket.getsockname()[1]}")
         with suppress(KeyboardInterrupt):
@@ -459,9 +457,9 @@ def _given(message: Mapping[str, Any], name: str, dtype: Any) -> Array:
     """The array of this name in an observation."""
     value = message.get(name)
     if not isinstance(value, (np.ndarray, list)):
-        what = f"an observation without an array {name!r}, but {', '.join(map(repr, message))}"
-        raise KitError(what, f"send {name!r} as an array")
-    try:
+        raise KitError(
+            f"an observation without an array {name!r}, but {', '.join(map(repr, message))}",
+            f"send {name!r} as an array",
+        )
+    with as_kit_error(f"{name!r} is no array of numbers", "send an array", (TypeError, ValueError)):
         return np.asarray(value, dtype)
-    except (TypeError, ValueError) as error:
-        raise KitError(f"{name!r} is no array of numbers ({error})", "send an array") from error

@@ -30,7 +30,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 from refinevla_kit.conventions import ROBOT_CONVENTIONS, Conventions
-from refinevla_kit.errors import KitError
+from refinevla_kit.errors import KitError, check_choice
 from refinevla_kit.policies.contract import Action, Array
 from refinevla_kit.policies.conversion import ActionConversion
 from refinevla_kit.vlas import load_vla
@@ -80,8 +80,7 @@ class VLAPolicy:
         decoding: str | None = None,
         changes: Sequence[Change] = (),
     ) -> None:
-        if order not in ORDERS:
-            raise KitError(f"unknown order {order!r}", f"choose one of {', '.join(ORDERS)}")
+        check_choice("order", order, ORDERS)
         decoding = decoding or _usual_decoding(vla)
         if decoding not in DECODINGS or (decoding == "median" and not isinstance(vla.bins, UniformBins)):
             raise KitError(
@@ -292,8 +291,7 @@ def averaged(plans: Sequence[Array]) -> Array:
     """
     rows = np.stack([plan[age] for age, plan in enumerate(reversed(plans))])[::-1]  # oldest first
     weights = np.exp(NEWER * np.arange(len(rows)))
-    mean: Array = (rows * (weights / weights.sum())[:, None]).sum(0)
-    return mean
+    return (rows * (weights / weights.sum())[:, None]).sum(0)
 
 
 def _first_step(answer: Action, processed: Array) -> Action:

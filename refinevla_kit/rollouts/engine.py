@@ -134,11 +134,9 @@ class Player(Protocol[T]):
 
     def begin(self, episode: PlannedEpisode) -> T:
         """A new take of `episode`."""
-        ...
 
     def act(self, takes: Sequence[T]) -> Iterable[Action]:
         """One action each, for takes that wait for one; taken one after another."""
-        ...
 
 
 @dataclass

@@ -19,10 +19,11 @@ import numpy as np
 
 from refinevla_kit.episodes.contract import Episode
 from refinevla_kit.episodes.writer import DatasetWriter
-from refinevla_kit.errors import KitError
+from refinevla_kit.errors import KitError, check_choice
 from refinevla_kit.policies.contract import Action
 from refinevla_kit.rollouts.engine import Engine, Masks, PlannedEpisode, Scene, Take
 from refinevla_kit.rollouts.players import FunctionPlayer, plain_action
+from refinevla_kit.settings import CHOICES
 from refinevla_kit.simulator.contract import Array, Observation, StepResult
 from refinevla_kit.simulator.demonstrator import Demonstrator
 from refinevla_kit.simulator.maniskill import resolve_assets
@@ -299,8 +300,7 @@ def _check(tasks: Sequence[Task], episodes: int, start: str, workers: int) -> No
             f"nothing to record: {len(tasks)} tasks, {episodes} episodes a task, {workers} workers",
             "ask for at least one of each",
         )
-    if start not in ("random", "grid"):
-        raise KitError(f"unknown start {start!r}", 'choose "random" or "grid"')
+    check_choice("start", start, CHOICES["start"])
     if len({(task.control_hz, task.robot) for task in tasks}) > 1:
         raise KitError(
             "the tasks have different robots or control rates", "record them into one dataset each"

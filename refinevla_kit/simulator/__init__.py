@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refinevla_kit.errors import KitError
+from refinevla_kit.errors import KitError, check_choice
 from refinevla_kit.tasks import (
     BACKENDS,
     BASE,
@@ -95,8 +95,7 @@ def find_backend(protocol: Protocol, backend: str = "auto") -> str:
     Raises:
         KitError: an unknown backend, one that cannot play this setting, or none that is installed.
     """
-    if backend not in ("auto", *BACKENDS):
-        raise KitError(f"unknown backend {backend!r}", f"choose auto or one of {', '.join(BACKENDS)}")
+    check_choice("backend", backend, ("auto", *BACKENDS))
     if backend != "auto":
         if backend not in protocol.backends:
             raise KitError(

@@ -172,6 +172,11 @@ class StepResult:
 RISEN = 0.02  # m from which a thing counts as lifted, for `StepResult.lifted_first`
 
 
+def vector(pose: Any) -> Array:
+    """float32 (7,): position and quaternion (w, x, y, z) of a SAPIEN pose."""
+    return np.concatenate([pose.p, pose.q]).astype(np.float32)
+
+
 def checked_action(action: Any) -> Array:
     """float32 (7,); raises `KitError` for what is no action."""
     action = np.asarray(action, np.float32)
@@ -192,7 +197,6 @@ class Simulator(Protocol):
         `Pose` of the WidowX's things, an `Arrangement` of a language task's, a `Start` of the Google Robot
         and its.
         """
-        ...
 
     def step(self, action: Array) -> StepResult:
         """Advance one control step.
@@ -203,13 +207,11 @@ class Simulator(Protocol):
                 closed. Google Robot: added to the *measured* pose, and [6] is relative, +1 closes and -1
                 opens the fingers by their whole range.
         """
-        ...
 
     def advance(self) -> bool:
         """The policy says that its sub-task is finished. A long-horizon task goes on to the next one; False
         when there is none.
         """
-        ...
 
     def masks(self) -> dict[str, Array]:
         """Visible pixels of each named thing now, bool (H, W) each; together they cover the image once.
@@ -223,6 +225,5 @@ class Simulator(Protocol):
                                                                      arm 5, background 17442
             image[~masks["carrot"]] //= 3  # the carrot, lit
         """
-        ...
 
     def close(self) -> None: ...

@@ -6,15 +6,14 @@ demonstrator would take there: also states a policy has driven into. Commands st
 to the goal, per axis and clipped, so errors do not add up.
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from transforms3d.quaternions import rotate_vector
 
 from refinevla_kit.simulator import google_demonstrator
-from refinevla_kit.simulator.contract import ORDERS, Array, SceneState
+from refinevla_kit.simulator.contract import Array, Observation, SceneState
 from refinevla_kit.tasks import Task
 
 REACH, DESCEND, GRASP, LIFT, CARRY, LOWER, RELEASE, RETREAT = range(8)
@@ -84,7 +83,7 @@ def _carried(recipe: Recipe, source: Array) -> Array:
     """The point of the source that is to come over the target, (3,)."""
     if not recipe.balance:
         return source[:3]
-    return np.asarray(source[:3] + rotate_vector([recipe.balance, 0.0, 0.0], source[3:]))
+    return source[:3] + rotate_vector([recipe.balance, 0.0, 0.0], source[3:])
 
 
 def _goal_of(state: SceneState) -> int:
@@ -127,11 +126,23 @@ class Demonstrator:
         return more and away and bool(state.placed) and phase_of(self.task, state) == RETREAT
 
 
-def phases_of(task: Task) -> tuple[str, ...]:
-    """The sub-tasks of `task`, names from `PHASES`, in the order in which they are due."""
-    if task.robot == "google_robot":
-        return google_demonstrator.phases_of(task)
-    return ORDERS["place"]
+def observed(
+    task: Task, image: Array, instruction: str, pose: Array, opening: float, steered: Array, **state: Any
+) -> Observation:
+    """What a simulator shows after a step.
+
+    Args:
+        pose, steered: of the tool, measured and commanded, float (7,), in the robot's frame.
+        state: of `SceneState` what is neither the opening nor the phase; nothing without privileges.
+    """
+    proprioception = np.concatenate([pose, [opening], steered]).astype(np.float32)
+    if not state:
+        return Observation(image, proprioception, instruction)
+    for name in ("grasped", "placed"):
+        state[name] = np.array(state[name])
+    known = SceneState(**state, opening=np.array(opening, np.float32), phase=np.array(0, np.int8))
+    known = replace(known, phase=np.array(phase_of(task, known), np.int8))
+    return Observation(image, proprioception, instruction, known)
 
 
 def phase_of(task: Task, state: SceneState) -> int:

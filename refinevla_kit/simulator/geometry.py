@@ -150,7 +150,7 @@ def _free_places(task: Task, radii: Array, rng: np.random.Generator) -> Array:
             rims = (places[:, None] + radii[:, None, None] * around).reshape(-1, 2)
             seen = project(task, np.column_stack([rims, np.full(len(rims), 0.87)]), 1, 1)
             if (np.abs(seen - 0.5) < 0.49).all():
-                return np.asarray(places)
+                return places
 
 
 def _google_robot_start(task: Task, setting: str, dense: bool, rng: np.random.Generator) -> Start:
@@ -177,7 +177,7 @@ def _place(rng: np.random.Generator, corners: list[Any]) -> tuple[float, float]:
 
 
 def _about_z(angle: float) -> Array:
-    return np.asarray(axangle2quat([0.0, 0.0, 1.0], angle))
+    return axangle2quat([0.0, 0.0, 1.0], angle)
 
 
 @dataclass(frozen=True)
@@ -260,4 +260,4 @@ def box_outline(
         project(task, corners, width, height)
     ).equations  # outward normal and offset of each edge
     centres = np.stack(np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5), axis=-1)
-    return np.asarray((centres @ sides[:, :2].T + sides[:, 2] <= 0).all(axis=-1))
+    return (centres @ sides[:, :2].T + sides[:, 2] <= 0).all(axis=-1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from refinevla_kit.simulator.contract import ORDERS, PHASES, Array, SceneState
+from refinevla_kit.simulator.contract import PHASES, Array, SceneState
 from refinevla_kit.tasks import Task
 
 REACH, DESCEND, GRASP, LIFT, CARRY, LOWER, RELEASE, RETREAT, APPROACH, HOOK, PULL, PUSH = range(len(PHASES))
@@ -43,15 +43,6 @@ def act(task: Task, state: SceneState) -> Array:
 def phase_of(task: Task, state: SceneState) -> int:
     """Index into `PHASES` of the sub-task that `state` calls for."""
     return (_drawer_phase if _at_drawer(task, state) else _pick_phase)(task, state)
-
-
-def phases_of(task: Task) -> tuple[str, ...]:
-    """See `demonstrator.phases_of`."""
-    if task.group == "open_close_drawer":
-        return ORDERS["open" if _opens(task) else "close"]
-    if task.target == "top drawer":
-        return (*ORDERS["open"][:-1], *ORDERS["place"])
-    return ORDERS["place" if task.target else "pick"]
 
 
 def finished(task: Task, state: SceneState) -> bool:
@@ -173,7 +164,7 @@ def _place(task: Task, state: SceneState) -> Array:
 
 
 def _long_axis(state: SceneState) -> Array:
-    return np.asarray(Rotation.from_quat(state.source[[4, 5, 6, 3]]).as_matrix()[:, 1])
+    return Rotation.from_quat(state.source[[4, 5, 6, 3]]).as_matrix()[:, 1]
 
 
 def _upright(state: SceneState) -> bool:

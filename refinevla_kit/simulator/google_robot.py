@@ -4,9 +4,6 @@
 How closely they follow the original, measured step by step: docs/google_robot.md.
 """
 
-from __future__ import annotations
-
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +15,11 @@ from refinevla_kit.simulator.contract import (
     AnyStart,
     Array,
     Observation,
-    SceneState,
     StepResult,
     checked_action,
+    vector,
 )
-from refinevla_kit.simulator.demonstrator import phase_of
+from refinevla_kit.simulator.demonstrator import observed
 from refinevla_kit.simulator.geometry import CAMERAS, intrinsic
 from refinevla_kit.simulator.maniskill import (
     FARTHEST,
@@ -156,7 +153,7 @@ class GoogleRobotSimulator(ManiSkillSimulator):
         """Measured joint positions, float64 (11,), rad: torso, shoulder, bicep, elbow, forearm, wrist,
         gripper, right finger, left finger, head pan, head tilt.
         """
-        return np.asarray(self._env.controller.positions)
+        return self._env.controller.positions
 
     @property
     def joint_targets(self) -> Array:
@@ -166,17 +163,17 @@ class GoogleRobotSimulator(ManiSkillSimulator):
     @property
     def objects(self) -> dict[str, Array]:
         """Pose of every thing that can move, float32 (7,), world frame, by model name."""
-        return {name: _vector(entity.pose) for name, entity in self._env.objects.items()}
+        return {name: vector(entity.pose) for name, entity in self._env.objects.items()}
 
     @property
     def drawers(self) -> Array:
         """How far top, middle and bottom drawer are open, float64 (3,), m; (0,) without a cabinet."""
-        return np.asarray(getattr(self._env, "drawers", np.zeros(0)))
+        return getattr(self._env, "drawers", np.zeros(0))
 
     @property
     def tool(self) -> Array:
         """Measured pose of the tool, float32 (7,), world frame."""
-        return _vector(self._tool.entity_pose)
+        return vector(self._tool.entity_pose)
 
     @property
     def _tool(self) -> Any:
@@ -186,14 +183,14 @@ class GoogleRobotSimulator(ManiSkillSimulator):
     def _source(self) -> Array:
         """Pose of the thing to move: an object, else the drawer. Before the apple, the drawer is opened."""
         opening = self._env.source is None or getattr(self._env, "subtask", 1) == 0
-        return _vector(self._env.drawer_pose if opening else self._env.source.pose)
+        return vector(self._env.drawer_pose if opening else self._env.source.pose)
 
     @property
     def _target(self) -> Array:
         """Pose of where it goes: an object, a drawer, or where it started."""
         if self._env.target is not None:
-            return _vector(self._env.target.pose)
-        return _vector(self._env.drawer_pose) if getattr(self._env, "subtask", 0) else self._rest
+            return vector(self._env.target.pose)
+        return vector(self._env.drawer_pose) if getattr(self._env, "subtask", 0) else self._rest
 
     def set_state(self, joints: Array, objects: Array, drawers: Array) -> None:
         """Put everything where it was at some moment, at rest, to look at it.
@@ -214,22 +211,21 @@ class GoogleRobotSimulator(ManiSkillSimulator):
         self.instruction = self._env.instruction
         image = self._take_picture()
         opening = float(np.clip(1 - controller.positions[7:9].mean() / 1.3, 0, 1))
-        in_base, steered = _vector(controller.tool_pose), _vector(controller.target_pose)
-        proprioception = np.concatenate([in_base, [opening], steered]).astype(np.float32)
-        observation = Observation(image, proprioception, self.instruction)
+        poses = vector(controller.tool_pose), opening, vector(controller.target_pose)
         if not self.privileged:
-            return observation
-        state = SceneState(
+            return observed(self.task, image, self.instruction, *poses)
+        return observed(
+            self.task,
+            image,
+            self.instruction,
+            *poses,
             source=self._source,
             target=self._target,
             tcp=self.tool,
-            tcp_target=_vector(base * controller.target_pose),
-            opening=np.array(opening, np.float32),
-            grasped=np.array(grasped),
-            placed=np.array(placed),
-            phase=np.array(0, np.int8),
+            tcp_target=vector(base * controller.target_pose),
+            grasped=grasped,
+            placed=placed,
         )
-        return replace(observation, state=replace(state, phase=np.array(phase_of(self.task, state), np.int8)))
 
     def _take_picture(self) -> Array:
         """uint8 (H, W, 3): robot, things and cabinet before the photograph, else the whole room."""
@@ -283,8 +279,3 @@ class GoogleRobotSimulator(ManiSkillSimulator):
         if entity is not None and entity == self._env.source:
             return self.task.source
         return self.task.target if entity is not None and entity == self._env.target else spoken(model)
-
-
-def _vector(pose: Any) -> Array:
-    """float32 (7,): position and quaternion (w, x, y, z) of a SAPIEN pose."""
-    return np.concatenate([pose.p, pose.q]).astype(np.float32)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.simulator.maniskill import EMBEDDED, RESTORE
+from refinevla_kit.simulator.variants import visual_file
 
 URDF = "google_robot_meta_sim_fix_wheel_fix_fingertip"
 CLONE = "clone github.com/simpler-env/ManiSkill2_real2sim and set REFINEVLA_OFFICIAL_ASSETS to its folder"
@@ -55,9 +56,7 @@ class GoogleRobotAssets:
 
     def visual(self, model: str) -> Path | None:
         """What an object looks like, the first that is there; None: as its collision shape does."""
-        folder = self._folder(model)
-        files = [folder / f"textured.{kind}" for kind in ("obj", "dae", "glb")]
-        return next((file for file in files if file.is_file()), None)
+        return visual_file(self._folder(model))
 
     def _folder(self, model: str) -> Path:
         """Folder of an object. Objects have several: plain, with light baked into the texture, and anew."""

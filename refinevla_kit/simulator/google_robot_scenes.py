@@ -22,6 +22,7 @@ from transforms3d.euler import euler2quat
 from transforms3d.quaternions import quat2mat
 
 from refinevla_kit.simulator import google_robot_agent as agent
+from refinevla_kit.simulator import variants
 from refinevla_kit.simulator.contract import RISEN, Array
 from refinevla_kit.simulator.google_robot_agent import ITERATIONS, SMALLEST_IMPULSE, impulse_of
 from refinevla_kit.simulator.google_robot_assets import google_robot_assets
@@ -36,9 +37,9 @@ DENSITIES = {"can": 50.0, "bottle": 50.0, "apple": 800.0, "orange": 800.0, "spon
 LIGHT_DENSITY = 200.0  # of move near's apple and orange: toys
 WIDEST_ANGLE = np.deg2rad(80)  # of what counts as grasp
 LIGHTS = {  # (direction, brightness) on the table's scenes, above an ambient light of 0.3
-    "": (((0, 0, -1), 2.2), ((-1, -0.5, -1), 0.7), ((1, 1, -1), 0.7)),
-    "slightly_brighter_lighting": (((0, 0, -1), 3.6), ((-1, -0.5, -1), 1.3), ((1, 1, -1), 1.3)),
-    "slightly_darker_lighting": (((1, 1, -1), 0.8), ((0, 0, -1), 0.8)),
+    "": variants.LIGHTS["normal"],
+    "slightly_brighter_lighting": variants.LIGHTS["brighter"],
+    "slightly_darker_lighting": variants.LIGHTS["darker"][::-1],
 }
 STAGE_ORIGIN = np.array([1.6616, 3.0337, 0.0])
 UP = Pose(q=[0.5**0.5, 0.5**0.5, 0, 0])  # stages are modelled with y up
@@ -654,7 +655,7 @@ def _extents(model: str) -> Array:
 
 def _centre(entity: Any) -> Array:
     """The centre of mass, (3,)."""
-    return np.asarray((entity.pose * _body(entity).cmass_local_pose).p)
+    return (entity.pose * _body(entity).cmass_local_pose).p
 
 
 def _apart(one: Array, other: Array) -> float:

@@ -59,7 +59,7 @@ class LanguageSimulator(ManiSkillSimulator):
     def _things(self) -> dict[str, Any]:
         return dict(self._env.things)
 
-    def _asked(self) -> dict[str, Array]:
+    def _asked(self) -> dict[str, Any]:
         held = self._env.held
         return {
             "goal": np.array(self._env.goal, np.int8),

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from refinevla_kit.errors import KitError, listed, set_up
+from refinevla_kit.errors import KitError, as_kit_error, listed, set_up
 from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.simulator.contract import (
     AnyStart,
@@ -31,11 +31,10 @@ from refinevla_kit.simulator.contract import (
     Array,
     Observation,
     Pose,
-    SceneState,
     StepResult,
     checked_action,
 )
-from refinevla_kit.simulator.demonstrator import phase_of
+from refinevla_kit.simulator.demonstrator import observed
 from refinevla_kit.simulator.geometry import CAMERAS, camera_setting, intrinsic
 from refinevla_kit.simulator.variants import basket_outline, dress
 from refinevla_kit.tasks import VARIANT_AGGREGATION, Protocol, Start, Task, Variant
@@ -159,7 +158,7 @@ class ManiSkillSimulator:
         """Actor of each thing, by name, in the environment's order."""
         return {self.task.source: self._source, self.task.target: self._target}
 
-    def _asked(self) -> dict[str, Array]:
+    def _asked(self) -> dict[str, Any]:
         """Of the state, what only some tasks have."""
         return {}
 
@@ -202,24 +201,19 @@ class ManiSkillSimulator:
         tool, base = self._links["ee_gripper_link"].pose, self._robot.pose
         opening = np.clip((self._robot.get_qpos()[0, -2:].mean().item() - CLOSED) / (OPEN - CLOSED), 0.0, 1.0)
         commanded = self._env.agent.controller.controllers["arm"]._target_pose
-        in_base, steered = _vector(base.inv() * tool), _vector(commanded)
-        proprioception = np.concatenate([in_base, [opening], steered]).astype(np.float32)
-        observation = Observation(image, proprioception, self.instruction)
+        shown = (self.task, image, self.instruction, _vector(base.inv() * tool), opening, _vector(commanded))
         if not self.privileged:
-            return observation
-        state = SceneState(
+            return observed(*shown)
+        return observed(
+            *shown,
             source=_vector(self._source.pose),
             target=_vector(self._target.pose),
             tcp=_vector(tool),
             tcp_target=_vector(base * commanded),
-            opening=np.array(opening, np.float32),
-            grasped=np.array(grasped),
-            placed=np.array(placed),
-            phase=np.array(0, np.int8),
+            grasped=grasped,
+            placed=placed,
             **self._asked(),
         )
-        state = replace(state, phase=np.array(phase_of(self.task, state), np.int8))
-        return replace(observation, state=state)
 
     def _take_picture(self) -> Array:
         """uint8 (H, W, 3), what ManiSkill's own observation shows: its rendering of robot and objects, before
@@ -273,12 +267,10 @@ def _make_environment(task: Task, variant: Variant, assets: Path, width: int, he
 
 def import_maniskill(environments: str) -> None:
     """Import the module that registers `environments`. Raises `KitError` where ManiSkill is not installed."""
-    try:
+    with as_kit_error(
+        "ManiSkill 3 cannot be imported", f"{set_up()}, then `refinevla doctor`", (ImportError,)
+    ):
         import_module(environments)
-    except ImportError as error:
-        raise KitError(
-            f"ManiSkill 3 cannot be imported ({error})", f"{set_up()}, then `refinevla doctor`"
-        ) from error
     # The blank is theirs. It warns, at every start, of what its own classes do.
     logging.getLogger("mani_skill ").setLevel(logging.ERROR)
     if own_process:

@@ -17,25 +17,24 @@ from __future__ import annotations
 
 import os
 import warnings
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from refinevla_kit.errors import KitError
+from refinevla_kit.errors import KitError, as_kit_error
 from refinevla_kit.simulator.contract import (
     AnyStart,
     Arrangement,
     Array,
     Observation,
     Pose,
-    SceneState,
     StepResult,
     checked_action,
+    vector,
 )
-from refinevla_kit.simulator.demonstrator import phase_of
+from refinevla_kit.simulator.demonstrator import observed
 from refinevla_kit.simulator.geometry import CAMERAS, intrinsic
 from refinevla_kit.simulator.variants import basket_outline
 from refinevla_kit.tasks import SIMPLER_SEED, Protocol, Start, Task, Variant
@@ -194,25 +193,22 @@ class SimplerEnvSimulator:
         image = np.ascontiguousarray((np.clip(camera["Color"][..., :3], 0, 1) * 255).astype(np.uint8))
         opening = np.clip(1 - self._env.agent.get_gripper_closedness(), 0.0, 1.0)
         commanded = self._env.agent.controller.controllers["arm"]._target_pose
-        proprioception = np.concatenate(
-            [_vector(robot.pose.inv() * tool), [opening], _vector(commanded)]
-        ).astype(np.float32)
         self.instruction = self._env.get_language_instruction()
-        observation = Observation(image, proprioception, self.instruction)
+        poses = vector(robot.pose.inv() * tool), opening, vector(commanded)
         if not self.privileged:
-            return observation
-        state = SceneState(
-            source=_vector(self._source.pose),
-            target=_vector(self._env.episode_target_obj.pose),
-            tcp=_vector(tool),
-            tcp_target=_vector(robot.pose * commanded),
-            opening=np.array(opening, np.float32),
-            grasped=np.array(grasped),
-            placed=np.array(placed),
-            phase=np.array(0, np.int8),
+            return observed(self.task, image, self.instruction, *poses)
+        return observed(
+            self.task,
+            image,
+            self.instruction,
+            *poses,
+            source=vector(self._source.pose),
+            target=vector(self._env.episode_target_obj.pose),
+            tcp=vector(tool),
+            tcp_target=vector(robot.pose * commanded),
+            grasped=grasped,
+            placed=placed,
         )
-        state = replace(state, phase=np.array(phase_of(self.task, state), np.int8))
-        return replace(observation, state=state)
 
     def _segmentation_names(self) -> dict[int, str]:
         """Segmentation id -> name, of everything but the background and what the photograph is always shown
@@ -293,11 +289,6 @@ def to_axis_angle(action: Array) -> Array:
     ).astype(np.float32)
 
 
-def _vector(pose: Any) -> Array:
-    """float32 (7,): position and quaternion (w, x, y, z) of a SAPIEN pose."""
-    return np.concatenate([pose.p, pose.q]).astype(np.float32)
-
-
 def _photograph(path: Path) -> Array:
     """float64 (H, W, 3) RGB in [0, 1], as the environments hold it."""
     from PIL import Image
@@ -338,12 +329,12 @@ def _import_original(assets: str | Path) -> Path:
                     "give a copy of its data/ folder",
                 )
         os.environ["MS2_REAL2SIM_ASSET_DIR"] = str(Path(assets).resolve())
-    try:
+    with as_kit_error(
+        "the original SimplerEnv cannot be imported",
+        "make the environment of environment.yml",
+        (ImportError,),
+    ):
         import mani_skill2_real2sim.envs
-    except ImportError as error:
-        raise KitError(
-            f"the original SimplerEnv cannot be imported ({error})", "make the environment of environment.yml"
-        ) from error
     _assets_in_use = assets
     return Path(mani_skill2_real2sim.ASSET_DIR)
 

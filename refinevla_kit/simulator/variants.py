@@ -172,7 +172,7 @@ def dress(
     others = [name for name in MODELS if name not in things]
     for name in others[: build.get("distractors", 0)]:
         body = sapien.render.RenderBodyComponent()
-        body.attach(sapien.render.RenderShapeTriangleMesh(str(_visual_file(models / MODELS[name]))))
+        body.attach(sapien.render.RenderShapeTriangleMesh(str(visual_file(models / MODELS[name]))))
         ids[name] = np.array([_add(scene, body)])
         place = _free_place(task, room, RADII[name], taken, rng)
         taken.append((place, RADII[name]))
@@ -180,10 +180,10 @@ def dress(
     return ids
 
 
-def _visual_file(folder: Path) -> Path:
-    """The one that ManiSkill takes: the first of these that is there."""
+def visual_file(folder: Path) -> Path | None:
+    """What an object looks like, as ManiSkill takes it: the first of these that is there."""
     files = [folder / f"textured.{kind}" for kind in ("obj", "dae", "glb")]
-    return next(file for file in files if file.is_file())
+    return next((file for file in files if file.is_file()), None)
 
 
 def _add(scene: Any, body: Any) -> int:
@@ -264,7 +264,7 @@ def _free_place(
         [np.linalg.norm(places - centre, axis=1) - reach - radius for centre, reach in taken], axis=0
     )
     clear -= (np.abs(seen - 0.5) > 0.5 - MARGIN).any(axis=1)
-    return np.asarray(places[np.argmax(clear > 0) if (clear > 0).any() else np.argmax(clear)])
+    return places[np.argmax(clear > 0) if (clear > 0).any() else np.argmax(clear)]
 
 
 def _stand(body: Any, name: str, place: Array, yaw: float, level: float) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from refinevla_kit.errors import KitError, check_choice, install
+from refinevla_kit.errors import KitError, as_kit_error, check_choice, install
 from refinevla_kit.teacher.annotation import (
     Estimate,
     annotate_dataset,
@@ -84,11 +84,10 @@ def make_teacher(name: str, seed: int = 0, **options: Any) -> Teacher:
     """
     check_choice("teacher", name, TEACHERS)
     module, kind = TEACHERS[name].split(".")
-    try:
+    with as_kit_error(
+        f"the teacher {name} needs a package that is not here", install("gemini"), (ImportError,)
+    ):
         make: Any = getattr(import_module(f"{__name__}.{module}"), kind)
-    except ImportError as error:
-        what = f"the teacher {name} needs a package that is not here ({error})"
-        raise KitError(what, install("gemini")) from error
     known = inspect.signature(make).parameters
     for option in options:
         check_choice(f"{name} option", option, known)

@@ -24,10 +24,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from refinevla_kit.episodes.columns import filled, gripper_dimension
-from refinevla_kit.simulator.contract import MASK_NAMES, ORDERS, PHASES
+from refinevla_kit.simulator.contract import MASK_NAMES, ORDERS, PHASES, Array
 from refinevla_kit.tasks import THINGS
 from refinevla_kit.teacher.prose import name_in_scene, objects_named, read_prose
 from refinevla_kit.teacher.requests import without_pictures
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
     from refinevla_kit.episodes import EpisodeDataset
     from refinevla_kit.teacher.answers import StoredRationale
 
-Array = NDArray[Any]
 Verdict = Literal["true", "false", "undecided"]
 Answer = tuple[bool | None, str]  # holds, does not, cannot be said; and why
 AUDITED = (*PARTS, "facts")

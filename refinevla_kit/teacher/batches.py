@@ -16,7 +16,7 @@ import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -60,27 +60,21 @@ class BatchServer(Protocol):
 
     def line(self, key: str, request: Request, previous: Reply | None) -> str:
         """A request as one line of the file."""
-        ...
 
     def submit(self, file: Path, name: str) -> str:
         """Upload a file and have it worked on under this name; the job's own name."""
-        ...
 
     def find(self, name: str) -> str | None:
         """The job that was submitted under a name; None where there is none."""
-        ...
 
     def look(self, job: str) -> Job:
         """How it stands."""
-        ...
 
     def download(self, file: str) -> Iterator[tuple[str, Received]]:
         """(key, response) of each request that was answered."""
-        ...
 
     def read(self, received: Received, request: Request) -> Reply:
         """What a response amounts to; raises `CallFailed`."""
-        ...
 
 
 def halved(limits: Limits) -> Limits:
@@ -102,8 +96,6 @@ class BatchRun:
         limits: budgets and prices (`halved`).
         teacher: with a batch mode.
         dataset: what is asked about.
-        say: called with one line at each turn.
-        sleep: waits so many seconds.
 
     Attributes:
         budget: `budget.total` is what the output has cost.
@@ -119,13 +111,10 @@ class BatchRun:
         limits: Limits,
         teacher: Teacher,
         dataset: EpisodeDataset,
-        say: Callable[[str], None] = print,
-        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.store, self.limits, self.teacher, self.dataset = store, limits, teacher, dataset
         self.budget = Budget(limits, store.spent)
         self.stopped = ""
-        self._say, self._sleep = say, sleep
         self._answered: set[Span] = set()
         make = getattr(teacher, "batches", None)
         if make is None:
@@ -177,7 +166,7 @@ class BatchRun:
             self.store.open_batch(batch)
             batch.job = self._server.submit(file, name)
         self.store.note_job(batch)
-        self._say(f"{len(spans):,} requests are with the server as {batch.job} ({name})")
+        print(f"{len(spans):,} requests are with the server as {batch.job} ({name})")
         return batch
 
     def _finish(self, batch: OpenBatch) -> None:
@@ -190,9 +179,9 @@ class BatchRun:
             self.store.note_job(batch)
         try:
             while not (job := self._server.look(batch.job)).ended:
-                self._sleep(POLL)
+                time.sleep(POLL)
         except KeyboardInterrupt:
-            self._say(f"the server goes on with {batch.job}: run again to fetch its answers")
+            print(f"the server goes on with {batch.job}: run again to fetch its answers")
             raise
         if job.failure:
             self.stopped = f"The batch {batch.name} failed ({job.failure}); run again to ask anew."
@@ -226,7 +215,7 @@ class BatchRun:
                 self.store.owed[span] = row
         self.store.journal.sync()
         answered = len(batch.requests) - len(batch.left)
-        self._say(f"{answered:,} of {len(batch.requests):,} requests of {batch.name} are answered")
+        print(f"{answered:,} of {len(batch.requests):,} requests of {batch.name} are answered")
 
     def _close(self, batch: OpenBatch) -> None:
         """What is still reserved is given back: the server did not answer it, and does not charge it."""

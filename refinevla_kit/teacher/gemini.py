@@ -18,7 +18,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
-from refinevla_kit.errors import KitError, install
+from refinevla_kit.errors import KitError, as_kit_error, install
 from refinevla_kit.teacher.annotation import attended
 from refinevla_kit.teacher.answers import parse
 from refinevla_kit.teacher.batches import Job
@@ -84,12 +84,11 @@ class _Gemini(ServedTeacher):
             self._import()
 
     def _import(self) -> None:
-        try:
+        with as_kit_error(
+            f"the teacher {self.name} needs {self.packages[-1]}", install("gemini"), (ImportError,)
+        ):
             for package in self.packages:
                 import_module(package)
-        except ImportError as error:
-            what = f"the teacher {self.name} needs {self.packages[-1]} ({error})"
-            raise KitError(what, install("gemini")) from error
 
     def _connect(self) -> Callable[[list[Any]], Any]:
         api_key()  # the SDK takes seconds to import, and without a key for nothing

@@ -52,10 +52,10 @@ def sampled(dataset: EpisodeDataset, count: int) -> list[EpisodeInfo]:
     return [dataset.episodes[i] for i in chosen]
 
 
-def count_requests(dataset: EpisodeDataset, granularity: str, sample: int = 200) -> int:
-    """How many requests there are: exact for up to `sample` episodes, else from that many of them."""
+def count_requests(dataset: EpisodeDataset, granularity: str) -> int:
+    """How many requests there are: exact for up to 200 episodes, else from that many of them."""
     counts = []
-    for info in sampled(dataset, sample):
+    for info in sampled(dataset, 200):
         try:
             counts.append(len(episode_spans(dataset, info.index, granularity)))
         except KitError as error:

@@ -9,13 +9,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
-from numpy.typing import NDArray
-
 from refinevla_kit.episodes.columns import is_open
 from refinevla_kit.errors import KitError
-from refinevla_kit.simulator.contract import PHASES, SceneState
-
-Array = NDArray[Any]
+from refinevla_kit.simulator.contract import PHASES, Array, SceneState
 
 PARTS = ("observation", "situation_analysis", "spatial_reasoning", "task_planning")
 LABELS = ("Observation", "Situation", "Spatial", "Plan")
@@ -279,10 +275,8 @@ class Teacher(Protocol):
         """One call. With `previous`, a repairable refusal of the same request, the follow-up that asks to
         mend it. Raises `CallFailed`.
         """
-        ...
 
     def worst_case(self, request: Request) -> Usage:
         """The most tokens a call about `request` (or its follow-up) can use: what a budget reserves before it
         is made.
         """
-        ...

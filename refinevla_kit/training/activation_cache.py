@@ -29,8 +29,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from refinevla_kit.errors import KitError
-from refinevla_kit.files import replacing, write_json
+from refinevla_kit.errors import KitError, as_kit_error
+from refinevla_kit.files import read_json, replacing, write_json
 from refinevla_kit.simulator.contract import Array
 from refinevla_kit.training.config import TrainingConfig
 from refinevla_kit.training.examples import Examples
@@ -176,22 +176,20 @@ def open_cache(path: str | Path, key: dict[str, Any]) -> ActivationCache:
         KitError: its key is not `key` (which says what differs), or it cannot be read.
     """
     path, again = Path(path), "delete that folder, it is made again"
-    try:
-        stored = json.loads((path / KEY).read_text(encoding="utf-8"))
+    with as_kit_error(f"the activation cache {path} cannot be read", again):
+        stored = read_json(path / KEY)
         found, pad, width = stored["key"], int(stored["pad"]), int(stored["width"])
         other = [name for name in {**key, **found} if found.get(name) != key.get(name)]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise KitError(f"the activation cache {path} cannot be read ({error})", again) from error
     if other:
         what = f"the activation cache {path} was made with other {', '.join(other)} than this run has"
         raise KitError(what, "delete that folder, or give another `cache_folder`")
     precision = key["stored precision"]
-    try:
+    with as_kit_error(
+        f"the activation cache {path} is damaged", again, (SafetensorError, OSError, ValueError, KeyError)
+    ):
         parts = load_file(path / SEQUENCES)
         offsets = parts["offsets"].numpy()
         states = np.memmap(path / STATES, STORED[precision][0], mode="r").reshape(-1, width)
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise KitError(f"the activation cache {path} is damaged ({error})", again) from error
     if len(offsets) != key["frames"] + 1 or len(states) != offsets[-1]:
         raise KitError(
             f"the activation cache {path} is damaged ({len(states)} states of {offsets[-1]} tokens)", again

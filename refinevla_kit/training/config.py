@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from refinevla_kit import settings
-from refinevla_kit.errors import KitError
+from refinevla_kit.errors import KitError, check_choice
 from refinevla_kit.settings import PRECISIONS
 
 CHOICES = settings.CHOICES | {
@@ -180,8 +180,7 @@ class TrainingConfig:
 def _checked(name: str, kind: str, value: Any) -> Any:
     """A setting as Python's own type, because numpy's is not written to JSON; `KitError` for another kind."""
     if kind == "str":
-        if value not in CHOICES[name]:
-            raise KitError(f"unknown {name} {value!r}", f"choose one of {', '.join(CHOICES[name])}")
+        check_choice(name, value, CHOICES[name])
         return value
     if kind == "bool":
         if not isinstance(value, bool | np.bool_):

@@ -19,6 +19,7 @@ from refinevla_kit.episodes.columns import filled, is_open
 from refinevla_kit.episodes.contract import STATE_NAMES
 from refinevla_kit.episodes.frame_table import FrameTable, frame_table
 from refinevla_kit.errors import KitError
+from refinevla_kit.files import read_json
 from refinevla_kit.settings import REPOSITORY, Settings
 from refinevla_kit.simulator.contract import Array
 from refinevla_kit.teacher.answers import StoredRationale, load_rationales, lookup, summarise
@@ -89,8 +90,7 @@ class Examples:
 
     def shown(self, rows: Array) -> Array:
         """The pictures of these frames, uint8 (B, H, W, 3)."""
-        images: Array = self.images[self.pictures(rows)]
-        return images
+        return self.images[self.pictures(rows)]
 
     def look(self, rows: Array) -> tuple[Array, Array]:
         """These frames, int64 (B,), and their pictures. In place of one whose picture cannot be read the next
@@ -132,8 +132,7 @@ class Examples:
         rows = np.asarray(rows)
         ends = np.searchsorted(self.episodes, self.episodes[rows], side="right") - 1  # B
         frames = np.minimum(rows[:, None] + np.arange(steps), ends[:, None])  # B, steps
-        plans: Array = self.actions[frames]
-        return plans
+        return self.actions[frames]
 
     @property
     def stateful(self) -> bool:
@@ -154,8 +153,7 @@ class Examples:
 
 def held_out(episodes: Array) -> Array:
     """Which of these episodes, by their numbers, are not trained on: bool (N,)."""
-    kept_back: Array = episodes % EVERY == EVERY - 1
-    return kept_back
+    return episodes % EVERY == EVERY - 1
 
 
 def join(parts: Sequence[Examples]) -> Examples:
@@ -305,7 +303,7 @@ def trainable(dataset: EpisodeDataset | str | Path, base: str | Path | None = No
         chosen = source.episodes[:: max(1, len(source.episodes) // LOOKED_AT)]
         actions = np.concatenate([_seven(source, source.actions(item.index)) for item in chosen])
         file = Path(base or SHIPPED_BASE) / STATISTICS
-        tokens = json.loads(file.read_text(encoding="utf-8"))["action_tokens"]
+        tokens = read_json(file)["action_tokens"]
         check_actions(tokens["limits"], actions)
         if base is not None:  # loading torch and a vocabulary takes seconds, and the shipped base is sound
             from refinevla_kit.vlas.compact import read_action_tokens

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from tqdm.auto import tqdm
 
-from refinevla_kit.errors import KitError
+from refinevla_kit.errors import KitError, as_kit_error
 from refinevla_kit.policies.vla_policy import VLAPolicy
 from refinevla_kit.simulator.contract import Array
 from refinevla_kit.training import sharding
@@ -326,13 +326,13 @@ def runner(vla: VLA, config: TrainingConfig, kept: Kept) -> nn.Module:
 
 @torch.no_grad()
 def validate(
-    vla: VLA, examples: Examples, rows: Array, config: TrainingConfig, kept: Kept = None, frames: int = 128
+    vla: VLA, examples: Examples, rows: Array, config: TrainingConfig, kept: Kept = None
 ) -> dict[str, float]:
-    """The objective's parts on at most `frames` of the held-out frames `rows` (at least one), evenly spaced.
+    """The objective's parts on at most 128 of the held-out frames `rows` (at least one), evenly spaced.
 
     `kept`: see `make_batch`.
     """
-    chosen = rows[np.linspace(0, len(rows) - 1, min(frames, len(rows))).astype(int)]
+    chosen = rows[np.linspace(0, len(rows) - 1, min(128, len(rows))).astype(int)]
     was_training = vla.model.training
     vla.model.eval()
     model = runner(vla, config, kept)
@@ -432,11 +432,12 @@ def _board(folder: Path) -> Iterator[Watch]:
     Raises:
         KitError: TensorBoard is not installed.
     """
-    try:
+    with as_kit_error(
+        "TensorBoard cannot be imported",
+        "install it (pip install tensorboard), or set tensorboard to False",
+        (ImportError,),
+    ):
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        what = f"TensorBoard cannot be imported ({error})"
-        raise KitError(what, "install it (pip install tensorboard), or set tensorboard to False") from error
     with SummaryWriter(str(folder)) as writer:
 
         def show(row: dict[str, Any]) -> None:

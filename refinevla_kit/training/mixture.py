@@ -100,5 +100,4 @@ def _counts(frames: int, shares: Sequence[float]) -> list[int]:
 @lru_cache(maxsize=8)
 def _order(key: tuple[int, ...], frames: int) -> Array:
     """All frames in the order of an epoch: of millions, drawn once."""
-    order: Array = np.random.default_rng(key).permutation(frames)
-    return order
+    return np.random.default_rng(key).permutation(frames)

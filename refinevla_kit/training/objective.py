@@ -68,9 +68,9 @@ class Batch:
 
 
 @torch.no_grad()
-def tower_tokens(vla: VLA, images: Array | StreamedPictures, chunk: int = 64) -> Tensor:
+def tower_tokens(vla: VLA, images: Array | StreamedPictures) -> Tensor:
     """The vision tower's tokens of every picture, on the CPU: uint8 (N, H, W, 3) -> float16 (N, P, d)."""
-    parts = (vla.look(vla.pixel_values(images[i : i + chunk])) for i in range(0, len(images), chunk))
+    parts = (vla.look(vla.pixel_values(images[i : i + 64])) for i in range(0, len(images), 64))
     return torch.cat([part.half().cpu() for part in parts])  # half: 18 kB a frame
 
 

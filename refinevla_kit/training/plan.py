@@ -146,8 +146,7 @@ def skeleton_of(base: str | Path) -> VLA:
     config = RELEASED[str(base)] if base in RELEASED else open_folder(base).json(CONFIG)
     kind = str(config.get("model_type", base))
     if kind in MAKERS:
-        vla: VLA = MAKERS[kind](config, [SENTENCE, WORDS], ACTIONS, device="meta")
-        return vla
+        return MAKERS[kind](config, [SENTENCE, WORDS], ACTIONS, device="meta")
     vla = load_vla(base)
     vla.model.to(torch.device("meta"))  # type: ignore[arg-type]
     return vla

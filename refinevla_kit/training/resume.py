@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from refinevla_kit.errors import KitError, listed
-from refinevla_kit.files import replacing, write_json
+from refinevla_kit.errors import KitError, as_kit_error, listed
+from refinevla_kit.files import read_json, replacing, write_json
 from refinevla_kit.training.config import TrainingConfig
 from refinevla_kit.training.examples import Examples
 from refinevla_kit.training.sharding import whole
@@ -93,12 +92,10 @@ def resume(
     state, again = folder / RESUME, "delete that folder to start again"
     if not (state / "state.json").is_file():
         return 0, []
-    try:
-        stored = json.loads((state / "state.json").read_text(encoding="utf-8"))
+    with as_kit_error(f"the state in {state} cannot be read", again):
+        stored = read_json(state / "state.json")
         found, step = dict(stored["identity"]), int(stored["step"])
         rows, tensors = read_history(state / ROWS), load_file(state / "state.safetensors")
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise KitError(f"the state in {state} cannot be read ({error})", again) from error
     keys = {**identity, **found}
     other = [key for key in keys if key not in identity or found.get(key) != identity[key]]
     if other:

@@ -98,7 +98,7 @@ def _run(vla: VLA, config: TrainingConfig, examples: Examples, memory: Memory, a
     shape = (len(rows), *vla.pixel_values(examples.shown(rows[:1])).shape[1:])
 
     def step() -> None:
-        states = vla.states(None if examples.proprioception is None else examples.proprioception)
+        states = vla.states(examples.proprioception)
         # What says where the words of an answer are stays readable.
         words = replace(sequences.to(vla.device), kinds=sequences.kinds)
         batch = Batch(words, torch.empty(shape, device=vla.device), states=states)

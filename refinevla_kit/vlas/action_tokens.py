@@ -54,25 +54,20 @@ class ActionTokens(Protocol):
     @property
     def words(self) -> int:
         """Distinct words of all places together: how many the vocabulary has to have."""
-        ...
 
     def encode(self, actions: Array) -> Array:
         """float (..., A) in units -> int64 (..., T) words; what is out of range is moved to the range's
         end.
         """
-        ...
 
     def decode_normalised(self, words: Array) -> Array:
         """int (..., T) words -> float32 (..., A), the cells' centres in multiples of `limits`."""
-        ...
 
     def decode(self, words: Array) -> Array:
         """int (..., T) words -> float32 (..., A) in units."""
-        ...
 
     def to_dict(self) -> dict[str, Any]:
         """For the checkpoint's statistics file; `kind` names the scheme."""
-        ...
 
 
 def fit_limits(actions: Array, quantile: float = 0.01) -> tuple[float, ...]:

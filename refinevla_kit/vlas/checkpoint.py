@@ -26,7 +26,7 @@ from transformers.utils import logging as hub_logging
 
 from refinevla_kit import hub
 from refinevla_kit.episodes.meta import pointer_of
-from refinevla_kit.errors import KitError, listed
+from refinevla_kit.errors import KitError, as_kit_error, listed
 from refinevla_kit.files import replacing, sha256
 from refinevla_kit.simulator.contract import Array
 from refinevla_kit.vlas.action_tokens import STATISTICS
@@ -151,22 +151,26 @@ def read_model(
             that are none.
     """
     check_memory(folder.path, count_numbers(folder.weights()), dtype, device_map)
-    try:
-        with quiet():
-            source: Any = model_class  # its types do not know of the report
-            model, report = source.from_pretrained(
-                str(folder.path),
-                config=config,
-                dtype=dtype,
-                device_map=device_map,
-                local_files_only=True,
-                use_safetensors=True,
-                trust_remote_code=False,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise KitError(f"the checkpoint {folder.path} is damaged ({error})", COPY) from error
+    with (
+        as_kit_error(
+            f"the checkpoint {folder.path} is damaged",
+            COPY,
+            (SafetensorError, OSError, ValueError, RuntimeError),
+        ),
+        quiet(),
+    ):
+        source: Any = model_class  # its types do not know of the report
+        model, report = source.from_pretrained(
+            str(folder.path),
+            config=config,
+            dtype=dtype,
+            device_map=device_map,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
     shapes = [f"{name} {tuple(had)} for {tuple(want)}" for name, had, want in report["mismatched_keys"]]
     wrong = {
         "missing": sorted(report["missing_keys"]),
@@ -192,18 +196,18 @@ def _merged(model: PreTrainedModel, folder: Path) -> Any:
     """
     from peft import LoraConfig, PeftConfig, get_peft_model, set_peft_model_state_dict
 
-    try:
+    with as_kit_error(
+        f"the adapters in {folder} are damaged",
+        COPY,
+        (SafetensorError, OSError, ValueError, KeyError, TypeError),
+    ):
         settings = PeftConfig.from_pretrained(str(folder))
         weights = load_file(folder / ADAPTERS)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise KitError(f"the adapters in {folder} are damaged ({error})", COPY) from error
     if not isinstance(settings, LoraConfig):
         raise KitError(f"{folder} holds {settings.peft_type} adapters", "give LoRA's, or a merged model")
-    try:
+    with as_kit_error(f"the adapters in {folder} do not fit their base", COPY, (RuntimeError, ValueError)):
         wrapped: Any = get_peft_model(model, settings)
         report: Any = set_peft_model_state_dict(wrapped, weights)
-    except (RuntimeError, ValueError) as error:
-        raise KitError(f"the adapters in {folder} do not fit their base ({error})", COPY) from error
     missing = [name for name in report.missing_keys if "lora_" in name]
     broken = [name for name, x in weights.items() if not torch.isfinite(x).all()]
     strange = {"missing": missing, "unknown": report.unexpected_keys, "not finite": broken}

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from refinevla_kit.conventions import ROBOT_CONVENTIONS, Conventions
-from refinevla_kit.errors import KitError
+from refinevla_kit.errors import KitError, as_kit_error, check_choice
 from refinevla_kit.files import replacing, write_json
 from refinevla_kit.simulator.contract import Array
 from refinevla_kit.vlas.action_tokens import STATISTICS, ActionTokens, UniformBins
@@ -291,16 +291,17 @@ def load(source: str | Path | Folder) -> CompactVLA:
         KitError: not a checkpoint, a damaged one, another format, weights that are not exactly the model's,
             or of another vocabulary.
     """
-    directory = source.path if isinstance(source, Folder) else Path(source)
-    held = STATISTICS in source.files if isinstance(source, Folder) else (directory / STATISTICS).is_file()
-    if not held:
-        what = f"{directory} is no checkpoint of the compact VLA ({STATISTICS} is missing)"
-        raise KitError(what, "give a folder written by notebook 02 or shipped in data/checkpoints")
-    folder = source if isinstance(source, Folder) else open_folder(directory)
+    folder = source if isinstance(source, Folder) else open_folder(source)
+    directory = folder.path
+    if STATISTICS not in folder.files:
+        raise KitError(
+            f"{directory} is no checkpoint of the compact VLA ({STATISTICS} is missing)",
+            "give a folder written by notebook 02 or shipped in data/checkpoints",
+        )
     kind, own = folder.json(CONFIG).get("model_type"), PaliGemmaConfig.model_type
     if kind != own:
         raise KitError(f"{directory}/config.json is of a {kind!r}, the compact VLA is a {own!r}", COPY)
-    try:
+    with as_kit_error(f"the checkpoint {directory} is damaged", COPY):
         statistics = folder.json(STATISTICS)
         if statistics.get("format") != FORMAT:
             raise KitError(
@@ -309,15 +310,7 @@ def load(source: str | Path | Folder) -> CompactVLA:
         bins, provenance = read_action_tokens(statistics["action_tokens"]), dict(statistics["provenance"])
         tokenizer, config = load_vocabulary(directory), PaliGemmaConfig.from_dict(folder.json(CONFIG))
         model = read_model(PaliGemmaForConditionalGeneration, config, folder, torch.float32)
-    except KitError:
-        raise
-    except Exception as error:  # a foreign config fails in transformers in any way it likes
-        raise KitError(
-            f"the checkpoint {directory} is damaged ({type(error).__name__}: {error})", COPY
-        ) from error
-    if (robot := provenance.get("robot", "widowx")) not in list(ROBOT_CONVENTIONS):
-        what = f"the checkpoint {directory} says that it is of the robot {robot!r}"
-        raise KitError(what, f"give one of {' or '.join(ROBOT_CONVENTIONS)}")
+    check_choice(f"robot of {directory}", provenance.get("robot", "widowx"), [*ROBOT_CONVENTIONS])
     words = model.get_input_embeddings().num_embeddings
     if words != len(tokenizer):
         what = f"the model in {directory} has {words} words, its tokenizer {len(tokenizer)}"

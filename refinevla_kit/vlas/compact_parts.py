@@ -145,8 +145,7 @@ class ConvTower(PreTrainedModel):
         hidden_size).
         """
         features = (states - self.state_mean) / self.state_scale
-        token: Tensor = self.state(features.to(self.position.dtype))
-        return token[:, None]
+        return self.state(features.to(self.position.dtype))[:, None]
 
 
 AutoConfig.register(ConvTowerConfig.model_type, ConvTowerConfig)

@@ -181,8 +181,7 @@ class VLA(ABC):
 
     def words(self, ids: Tensor) -> Tensor:
         """Vocabulary ids (B, N) -> embeddings (B, N, d) in the decoder's own scale."""
-        words: Tensor = self.decoder.embed_tokens(ids)
-        return words
+        return self.decoder.embed_tokens(ids)
 
     @property
     def chunk(self) -> int:

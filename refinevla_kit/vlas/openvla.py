@@ -29,8 +29,9 @@ from transformers import (
 )
 from transformers.configuration_utils import SubConfigSpec
 
-from refinevla_kit.errors import KitError, listed
-from refinevla_kit.simulator.contract import ACTION_NAMES, Array
+from refinevla_kit.errors import KitError, check_choice, listed
+from refinevla_kit.simulator.contract import Array
+from refinevla_kit.vlas.action_tokens import dimension_names
 from refinevla_kit.vlas.checkpoint import (
     CONFIG,
     Folder,
@@ -100,7 +101,7 @@ class OpenVLAConfig(PreTrainedConfig):  # type: ignore[misc]
 class _Towers(nn.Module):
     def __init__(self, sizes: list[dict[str, Any]], image: int) -> None:
         super().__init__()
-        for name, size in zip(("featurizer", "fused_featurizer"), sizes, strict=False):
+        for name, size in zip(("featurizer", "fused_featurizer"), sizes):
             self.add_module(name, VisionTower(size, image))
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -153,8 +154,7 @@ class OpenVLAModel(PreTrainedModel):  # type: ignore[misc]
 
     def look(self, pixels: Tensor) -> Tensor:
         """Pixels (B, 3 or 6, s, s), normalised for each tower -> tokens of all (B, patches, e)."""
-        tokens: Tensor = self.vision_backbone(pixels)
-        return tokens
+        return self.vision_backbone(pixels)
 
 
 @dataclass(frozen=True)
@@ -172,8 +172,7 @@ class UniformWords:
 
     @property
     def names(self) -> tuple[str, ...]:
-        size = len(self.quantiles.low)
-        return ACTION_NAMES if size == len(ACTION_NAMES) else tuple(f"a{i + 1}" for i in range(size))
+        return dimension_names(len(self.quantiles.low))
 
     @property
     def ranges(self) -> tuple[tuple[int, int], ...]:
@@ -202,8 +201,7 @@ class UniformWords:
         """int (..., A) -> float64 (..., A) in [-1, 1]."""
         edges = np.linspace(-1, 1, self.edges)
         place = np.clip(self.edges - 1 - np.asarray(words), 0, self.edges - 2)
-        centres: Array = ((edges[:-1] + edges[1:]) / 2)[place]
-        return centres
+        return ((edges[:-1] + edges[1:]) / 2)[place]
 
     def decode(self, words: Array) -> Array:
         """int (..., A) -> float64 (..., A) in the dataset's units."""
@@ -292,13 +290,11 @@ class OpenVLA(ReleasedVLA):
         return self.folder.json(PREPROCESSOR)  # asked for at every step
 
     def look(self, pixels: Tensor) -> Tensor:
-        tokens: Tensor = self._model.look(pixels.to(self.model.dtype))
-        return tokens
+        return self._model.look(pixels.to(self.model.dtype))
 
     def image_words(self, tokens: Tensor, states: Tensor | None) -> Tensor:
         projector = self._model.projector
-        words: Tensor = projector(tokens.to(projector.fc1.weight.dtype))
-        return words
+        return projector(tokens.to(projector.fc1.weight.dtype))
 
     def fitted(self, actions: Array, adapt: bool, robot: str = "widowx") -> VLA:
         """The same model with statistics of these actions; there is no grid to adapt."""
@@ -327,10 +323,7 @@ def to_square(image: Array, size: tuple[int, int], strategy: str, border: tuple[
     """
     if strategy == "resize-naive":
         return resized(image, size)
-    if strategy not in ("resize-crop", "letterbox"):
-        raise KitError(
-            f"unknown image_resize_strategy {strategy!r}", "choose resize-naive, resize-crop or letterbox"
-        )
+    check_choice("image_resize_strategy", strategy, ("resize-naive", "resize-crop", "letterbox"))
     height, width = image.shape[:2]
     if strategy == "letterbox":
         side = max(height, width)

@@ -19,19 +19,20 @@ from tokenizers import Tokenizer, processors
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from refinevla_kit.simulator.contract import Array
+from refinevla_kit.simulator.geometry import intrinsic
 from refinevla_kit.vlas import openvla, spatialvla
 from refinevla_kit.vlas.checkpoint import CONFIG, OWN, Folder, open_folder
 from refinevla_kit.vlas.compact_parts import train_pieces
 from refinevla_kit.vlas.contract import VLA
 from refinevla_kit.vlas.released import Quantiles, gripper_to_share, statistics_of
 from refinevla_kit.vlas.spatial_words import LEAST_DEVIATION, SpatialWords, edges_of, gaussians_of
+from refinevla_kit.vlas.spherical_grid import CELLS
 
 Config = dict[str, Any]
 PIECES = 1024  # of a vocabulary trained on the texts at hand
 LLAMA_WORDS = 32000  # Llama's own; the padding stands behind them
 # Of the WidowX's camera as SpatialVLA's authors have it: 640 x 480, pixels.
-CAMERA = {"width": 640, "height": 480, "intrinsic": [[623.588, 0, 319.501], [0, 623.588, 239.545], [0, 0, 1]]}
-CELLS = (16, 32, 8, 16, 16, 16)  # of theta, phi, r, roll, pitch, yaw: 8,194 words
+CAMERA = {"width": 640, "height": 480, "intrinsic": intrinsic("widowx", 640, 480).tolist()}
 
 REAL_SPATIALVLA: Config = {
     "spatial_token_num": 8194,

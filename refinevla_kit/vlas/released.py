@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from refinevla_kit.conventions import GOOGLE_ROBOT, WIDOWX, Conventions, Reference, robot_of
-from refinevla_kit.errors import KitError, listed
+from refinevla_kit.errors import KitError, as_kit_error, listed
 from refinevla_kit.simulator.contract import Array
 from refinevla_kit.vlas.checkpoint import OWN, Folder
 from refinevla_kit.vlas.contract import VLA
@@ -37,15 +37,14 @@ class Quantiles:
     @classmethod
     def from_statistics(cls, entry: Mapping[str, Any], key: str) -> Quantiles:
         """From the `action` part of a dataset's entry in a statistics file; no `mask` scales all."""
-        try:
+        with as_kit_error(
+            f"the action statistics of {key!r} cannot be read",
+            "give q01, q99 and mask, a number each dimension",
+            (KeyError, TypeError, ValueError),
+        ):
             action = entry["action"]
             low, high = (tuple(float(x) for x in action[name]) for name in ("q01", "q99"))
             scaled = tuple(bool(x) for x in action.get("mask") or [True] * len(low))
-        except (KeyError, TypeError, ValueError) as error:
-            raise KitError(
-                f"the action statistics of {key!r} cannot be read ({error!r})",
-                "give q01, q99 and mask, a number each dimension",
-            ) from error
         if not len(low) == len(high) == len(scaled) or not np.isfinite([low, high]).all():
             what = (
                 f"the action statistics of {key!r} have {len(low)} q01, {len(high)} q99, {len(scaled)} mask"
@@ -158,8 +157,7 @@ class ReleasedVLA(VLA):
 
     @property
     def head(self) -> nn.Module:
-        head: nn.Module = self._model.language_model.lm_head
-        return head
+        return self._model.language_model.lm_head
 
     @property
     def reads_state(self) -> bool:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from refinevla_kit.errors import KitError
+from refinevla_kit.errors import check_choice
 from refinevla_kit.settings import ORDERS
 from refinevla_kit.vlas.contract import VLA
 
@@ -57,8 +57,7 @@ def answer_ids(vla: VLA, action: Sequence[int], rationale: str, order: str) -> t
         rationale: a text, may be empty; then its mark is left out.
         order: one of `ORDERS`.
     """
-    if order not in ORDERS:
-        raise KitError(f"unknown order {order!r}", f"choose one of {', '.join(ORDERS)}")
+    check_choice("order", order, ORDERS)
     marks = vla.marks
     text = vla.tokenizer.encode(rationale, add_special_tokens=False) if rationale else []
     acts = [(word, ACTION_KIND) for word in action]  # (id, kind) of each token

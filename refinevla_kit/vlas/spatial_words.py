@@ -5,7 +5,7 @@ do, and how they move the grid and the words' embeddings to other data.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from scipy.interpolate import griddata
 from scipy.stats import norm
 from torch import Tensor
 
-from refinevla_kit.errors import KitError
+from refinevla_kit.errors import as_kit_error
 from refinevla_kit.simulator.contract import Array
 from refinevla_kit.vlas.released import Quantiles
 
@@ -32,39 +32,12 @@ COORDINATES = {"translation": ("theta", "phi", "r"), "rotation": ("roll", "pitch
 LEAST_DEVIATION = 0.05  # of a coordinate that hardly changes: its cells stay apart
 
 
-@dataclass(frozen=True)
-class SpatialWords:
-    """SpatialVLA's three words a step, as its authors number them: translation, rotation, gripper.
+class PolarWords:
+    """Three words a step, translation, rotation and gripper, numbered through the cells of `edges`."""
 
-    Unlike `SphericalGrid` it is exact to their code: cells decode to mid-points, and translations are clipped
-    to the cube afterwards.
-
-    Attributes:
-        edges: cell edges of theta, phi, r, roll, pitch, yaw, ascending.
-        quantiles: how the dataset's actions are scaled.
-    """
-
-    edges: tuple[tuple[float, ...], ...]
-    quantiles: Quantiles
+    edges: tuple[tuple[float, ...], ...]  # cell edges of theta, phi, r, roll, pitch, yaw, ascending
 
     names = ("translation", "rotation", "gripper")
-
-    @classmethod
-    def from_processor(cls, policy: Mapping[str, Any], quantiles: Quantiles) -> SpatialWords:
-        """From `bin_policy` of processor_config.json."""
-        try:
-            edges = [policy[part][f"{name}_bins"] for part, names in COORDINATES.items() for name in names]
-            return cls(tuple(tuple(map(float, each)) for each in edges), quantiles)
-        except (KeyError, TypeError, ValueError) as error:
-            remedy = "copy the base's processor_config.json again"
-            raise KitError(f"the action cells (bin_policy) cannot be read ({error!r})", remedy) from error
-
-    def to_processor(self) -> dict[str, dict[str, list[float]]]:
-        """Inverse of `from_processor`."""
-        edges = iter(self.edges)
-        return {
-            part: {f"{name}_bins": list(next(edges)) for name in names} for part, names in COORDINATES.items()
-        }
 
     @property
     def cells(self) -> tuple[int, ...]:
@@ -79,13 +52,65 @@ class SpatialWords:
         return (0, translations), (translations, rotations), (rotations, rotations + 2)
 
     @property
+    def words(self) -> int:
+        return self.ranges[-1][1]
+
+    def of_coordinates(self, coordinates: Iterable[Array], opens: Array) -> Array:
+        """Six coordinates, float (...), and bool (...) -> int64 (..., 3). A value on an edge belongs to the
+        cell above it, one out of range to the nearest.
+        """
+        cells = tuple(np.digitize(x, edges[1:-1]) for x, edges in zip(coordinates, self.edges))
+        _, turn, grip = (low for low, _ in self.ranges)
+        moves = np.ravel_multi_index(cells[:3], self.cells[:3])
+        turns = np.ravel_multi_index(cells[3:], self.cells[3:])
+        return np.stack([moves, turns + turn, opens + grip], -1).astype(np.int64)
+
+    def to_actions(self, words: Array, centres: Sequence[Array]) -> Array:
+        """Words (..., 3) -> float64 (..., 7): x, y, z, three turns, gripper 0 or 1."""
+        moves, turns, grip = (words[..., i] - low for i, (low, _) in enumerate(self.ranges))
+        cells = (*np.unravel_index(moves, self.cells[:3]), *np.unravel_index(turns, self.cells[3:]))
+        theta, phi, r, *angles = (centre[cell] for centre, cell in zip(centres, cells, strict=True))
+        position = [r * np.sin(theta) * np.cos(phi), r * np.sin(theta) * np.sin(phi), r * np.cos(theta)]
+        return np.stack([*position, *angles, grip], -1)
+
+
+@dataclass(frozen=True)
+class SpatialWords(PolarWords):
+    """SpatialVLA's three words a step, as its authors number them: translation, rotation, gripper.
+
+    Unlike `SphericalGrid` it is exact to their code: cells decode to mid-points, and translations are clipped
+    to the cube afterwards.
+
+    Attributes:
+        edges: cell edges of theta, phi, r, roll, pitch, yaw, ascending.
+        quantiles: how the dataset's actions are scaled.
+    """
+
+    edges: tuple[tuple[float, ...], ...]
+    quantiles: Quantiles
+
+    @classmethod
+    def from_processor(cls, policy: Mapping[str, Any], quantiles: Quantiles) -> SpatialWords:
+        """From `bin_policy` of processor_config.json."""
+        with as_kit_error(
+            "the action cells (bin_policy) cannot be read",
+            "copy the base's processor_config.json again",
+            (KeyError, TypeError, ValueError),
+        ):
+            edges = [policy[part][f"{name}_bins"] for part, names in COORDINATES.items() for name in names]
+            return cls(tuple(tuple(map(float, each)) for each in edges), quantiles)
+
+    def to_processor(self) -> dict[str, dict[str, list[float]]]:
+        """Inverse of `from_processor`."""
+        edges = iter(self.edges)
+        return {
+            part: {f"{name}_bins": list(next(edges)) for name in names} for part, names in COORDINATES.items()
+        }
+
+    @property
     def limits(self) -> tuple[float, ...]:
         """See `ActionTokens`."""
         return self.quantiles.limits
-
-    @property
-    def words(self) -> int:
-        return self.ranges[-1][1]
 
     def encode(self, actions: Array) -> Array:
         """float (..., 7) in the dataset's units -> int64 (..., 3)."""
@@ -96,29 +121,15 @@ class SpatialWords:
         unit = np.clip(np.asarray(actions, np.float64), -1, 1)
         x, y, z = (unit[..., i] for i in range(3))
         polar = [np.arctan2(np.sqrt(x**2 + y**2), z), np.arctan2(y, x), np.sqrt(x**2 + y**2 + z**2)]
-        moves = [np.digitize(value, edges[1:-1]) for value, edges in zip(polar, self.edges, strict=False)]
-        turns = [
-            np.clip(np.digitize(unit[..., i], edges) - 1, 0, len(edges) - 2)
-            for i, edges in enumerate(self.edges[3:], 3)
-        ]
-        (_, turn), (_, grip) = self.ranges[:2]
-        translation = np.ravel_multi_index(tuple(moves), self.cells[:3])
-        rotation = np.ravel_multi_index(tuple(turns), self.cells[3:]) + turn
-        return np.stack([translation, rotation, (unit[..., 6] >= 0.5) + grip], -1).astype(np.int64)
+        return self.of_coordinates([*polar, *(unit[..., i] for i in (3, 4, 5))], unit[..., 6] >= 0.5)
 
     def decode_normalised(self, words: Array) -> Array:
         """int (..., 3) -> float64 (..., 7) in [-1, 1], gripper 0 or 1; a word of another place becomes the
         nearest of its own.
         """
-        places = [
-            np.clip(np.asarray(words)[..., i], low, high - 1) - low
-            for i, (low, high) in enumerate(self.ranges)
-        ]
-        cells = [*np.unravel_index(places[0], self.cells[:3]), *np.unravel_index(places[1], self.cells[3:])]
-        centres = [(np.asarray(each)[1:] + np.asarray(each)[:-1]) / 2 for each in self.edges]
-        theta, phi, r, *turns = (centre[cell] for centre, cell in zip(centres, cells, strict=True))
-        position = [r * np.sin(theta) * np.cos(phi), r * np.sin(theta) * np.sin(phi), r * np.cos(theta)]
-        return np.clip(np.stack([*position, *turns, places[2]], -1), -1.0, 1.0)
+        lows, highs = np.transpose(self.ranges)
+        words = np.clip(words, lows, highs - 1)
+        return np.clip(self.to_actions(words, [middles(each) for each in self.edges]), -1.0, 1.0)
 
     def decode(self, words: Array) -> Array:
         """int (..., 3) -> float64 (..., 7) in the dataset's units."""
@@ -127,6 +138,10 @@ class SpatialWords:
     def to_dict(self) -> dict[str, Any]:
         """For records; the checkpoint has them in its own form."""
         return {"kind": "spatialvla", "bin_policy": self.to_processor(), **self.quantiles.to_dict()}
+
+
+def middles(edges: Sequence[float]) -> Array:
+    return (np.asarray(edges)[1:] + np.asarray(edges)[:-1]) / 2
 
 
 def edges_of(
@@ -186,6 +201,5 @@ def _centres(edges: Sequence[Sequence[float]], spans: Sequence[tuple[float, floa
     """Points (cells + 2)³ x 3 in 0..1: centres of the cells, and the ends of the range around them."""
     axes = []
     for edge, (low, high) in zip(edges, spans, strict=True):
-        middle = (np.asarray(edge)[1:] + np.asarray(edge)[:-1]) / 2
-        axes.append((np.concatenate([[low], middle, [high]]) - low) / (high - low))
+        axes.append((np.concatenate([[low], middles(edge), [high]]) - low) / (high - low))
     return np.stack(np.meshgrid(*axes), -1).reshape(-1, 3)

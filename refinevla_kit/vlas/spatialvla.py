@@ -133,8 +133,7 @@ class Ego3DPosition(nn.Module):
 
     def forward(self, points: Tensor) -> Tensor:
         head: Any = self.position_embedding_head
-        embedded: Tensor = head(self.encode(points.float()).to(head[0].weight.dtype))
-        return embedded
+        return head(self.encode(points.float()).to(head[0].weight.dtype))
 
 
 class SpatialVLAModel(PreTrainedModel):  # type: ignore[misc]
@@ -200,14 +199,12 @@ class SpatialVLAModel(PreTrainedModel):  # type: ignore[misc]
     def look(self, pixels: Tensor) -> Tensor:
         """Pixels (B, 3, s, s) in 0..1 -> the vision tower's tokens (B, patches, e)."""
         tower: Any = self.vision_tower.vision_model
-        tokens: Tensor = tower(pixel_values=2 * pixels - 1).last_hidden_state
-        return tokens
+        return tower(pixel_values=2 * pixels - 1).last_hidden_state
 
     def image_words(self, tokens: Tensor, points: Tensor) -> Tensor:
         """The tower's tokens and the points of its patches -> words of the decoder (B, patches, h)."""
         places = self.position_embedding_3d(points)
-        words: Tensor = self.multi_modal_projector.linear(tokens.to(places.dtype) + places)
-        return words
+        return self.multi_modal_projector.linear(tokens.to(places.dtype) + places)
 
     def words(self, ids: Tensor) -> Tensor:
         """Vocabulary ids (B, N) -> embeddings (B, N, h); those of action words are of their own table."""
@@ -322,12 +319,10 @@ class SpatialVLA(ReleasedVLA):
 
     def image_words(self, tokens: Tensor, states: Tensor | None) -> Tensor:
         width = self._vision.hidden_size
-        words: Tensor = self._model.image_words(tokens[..., :width], tokens[..., width:])
-        return words
+        return self._model.image_words(tokens[..., :width], tokens[..., width:])
 
     def words(self, ids: Tensor) -> Tensor:
-        words: Tensor = self._model.words(ids)
-        return words
+        return self._model.words(ids)
 
     def with_dataset(self, dataset: str) -> VLA:
         """See `ReleasedVLA.with_dataset`; the camera is the dataset's, too, where there is one."""

@@ -30,20 +30,18 @@ from typing import Any
 import numpy as np
 from scipy.stats import norm
 
-from refinevla_kit.errors import KitError
+from refinevla_kit.errors import KitError, as_kit_error
 from refinevla_kit.simulator.contract import Array
 from refinevla_kit.vlas.action_tokens import check_words, fit_limits
+from refinevla_kit.vlas.spatial_words import SPANS, PolarWords, middles
 
-COORDINATES = ("theta", "phi", "r", "roll", "pitch", "yaw")  # radians, radians, then multiples of the limits
 CELLS = (16, 32, 8, 16, 16, 16)
-SPANS = ((0.0, np.pi), (-np.pi, np.pi), (0.0, float(np.sqrt(3))), (-1.0, 1.0), (-1.0, 1.0), (-1.0, 1.0))
-TRANSLATIONS, ROTATIONS, GRIPPERS = 16 * 32 * 8, 16 * 16 * 16, 2
 # of a coordinate's span: cells of one that never changes stay wide enough for float32
 SMALLEST_DEVIATION = 0.05
 
 
 @dataclass(frozen=True)
-class SphericalGrid:
+class SphericalGrid(PolarWords):
     """See `ActionTokens` and the top of this module.
 
     A decoded translation is off by up to half a cell in r and, across, by r times half a cell of angle: far
@@ -52,7 +50,7 @@ class SphericalGrid:
     Attributes:
         limits: half range of x, y, z (m), roll, pitch, yaw (rad) and gripper (+1 open, -1 closed in this
             kit).
-        edges: cell edges of each of `COORDINATES`, ascending, one more than `CELLS`.
+        edges: cell edges of each of `SPANS`, ascending, one more than `CELLS`.
     """
 
     limits: tuple[float, ...]
@@ -60,13 +58,16 @@ class SphericalGrid:
 
     def __post_init__(self) -> None:
         if len(self.limits) != 7 or min(self.limits) <= 0:
-            remedy = "give seven positive numbers: x, y, z, roll, pitch, yaw, gripper"
-            raise KitError(f"a spherical grid with limits {self.limits}", remedy)
-        cells = tuple(len(each) - 1 for each in self.edges)
-        if cells != CELLS:
-            remedy = f"give edges of {' x '.join(map(str, CELLS))} cells"
-            raise KitError(f"a spherical grid of {list(cells)} cells", remedy)
-        for name, each in zip(COORDINATES, self.edges, strict=True):
+            raise KitError(
+                f"a spherical grid with limits {self.limits}",
+                "give seven positive numbers: x, y, z, roll, pitch, yaw, gripper",
+            )
+        if self.cells != CELLS:
+            raise KitError(
+                f"a spherical grid of {list(self.cells)} cells",
+                f"give edges of {' x '.join(map(str, CELLS))} cells",
+            )
+        for name, each in zip(SPANS, self.edges, strict=True):
             if min(np.diff(each)) < 1e-5:  # float32 actions could not keep the cells apart
                 what = f"the cell edges of {name} do not ascend by at least 1e-5"
                 raise KitError(what, "fit the grid again, with a larger deviation")
@@ -83,7 +84,7 @@ class SphericalGrid:
         coordinates = _coordinates(unit)  # N, 6
         moving = coordinates[:, 2] > 1e-3
         edges = []
-        for index, (cells, (low, high)) in enumerate(zip(CELLS, SPANS, strict=True)):
+        for index, (cells, (low, high)) in enumerate(zip(CELLS, SPANS.values(), strict=True)):
             values = coordinates[moving, index] if index < 2 else coordinates[:, index]
             mean, deviation = (low + high) / 2, high - low
             if len(values):
@@ -93,61 +94,30 @@ class SphericalGrid:
             edges.append((low, *(float(x) for x in inner), high))
         return cls(limits, tuple(edges))
 
-    @property
-    def ranges(self) -> tuple[tuple[int, int], ...]:
-        return (
-            (0, TRANSLATIONS),
-            (TRANSLATIONS, TRANSLATIONS + ROTATIONS),
-            (TRANSLATIONS + ROTATIONS, self.words),
-        )
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return "translation", "rotation", "gripper"
-
-    @property
-    def words(self) -> int:
-        return TRANSLATIONS + ROTATIONS + GRIPPERS
-
     @cached_property
     def centres(self) -> tuple[Array, ...]:
-        """float64 (cells,) of each of `COORDINATES`: mid-points, but zero in the cell of an angle that zero
+        """float64 (cells,) of each of `SPANS`: mid-points, but zero in the cell of an angle that zero
         falls into.
         """
-        centres = []
-        for index, each in enumerate(self.edges):
-            edges = np.asarray(each)
-            middle = (edges[:-1] + edges[1:]) / 2
-            if index >= 3:
-                middle[_cell(np.zeros(1), edges)] = 0.0
-            centres.append(middle)
-        return tuple(centres)
+        centres = tuple(map(middles, self.edges))
+        for middle, edges in zip(centres[3:], self.edges[3:], strict=True):
+            middle[np.digitize(0, edges[1:-1])] = 0.0
+        return centres
 
     def encode(self, actions: Array) -> Array:
         """float (..., 7) in units -> int64 (..., 3). r beyond sqrt(3) and angles beyond the limits go to the
         outermost cell; gripper: the second word opens.
         """
         unit = np.asarray(actions, np.float64) / np.asarray(self.limits)
-        coordinates = _coordinates(unit)
-        cells = [_cell(coordinates[..., index], np.asarray(edges)) for index, edges in enumerate(self.edges)]
-        translation = np.ravel_multi_index(tuple(cells[:3]), CELLS[:3])
-        rotation = np.ravel_multi_index(tuple(cells[3:]), CELLS[3:]) + TRANSLATIONS
-        gripper = (unit[..., 6] >= 0) + TRANSLATIONS + ROTATIONS
-        return np.stack([translation, rotation, gripper], axis=-1).astype(np.int64)
+        return self.of_coordinates(np.moveaxis(_coordinates(unit), -1, 0), unit[..., 6] >= 0)
 
     def decode_normalised(self, words: Array) -> Array:
         """int (..., 3) -> float32 (..., 7) in multiples of the limits: x, y, z in a ball of radius sqrt(3),
         angles in [-1, 1], gripper -1 or 1.
         """
-        words = check_words(words, self.ranges).astype(np.int64)
-        cells = (
-            *np.unravel_index(words[..., 0], CELLS[:3]),
-            *np.unravel_index(words[..., 1] - TRANSLATIONS, CELLS[3:]),
-        )
-        theta, phi, r, *angles = (centres[cell] for centres, cell in zip(self.centres, cells, strict=True))
-        position = [r * np.sin(theta) * np.cos(phi), r * np.sin(theta) * np.sin(phi), r * np.cos(theta)]
-        gripper = 2.0 * (words[..., 2] - TRANSLATIONS - ROTATIONS) - 1.0
-        return np.stack([*position, *angles, gripper], axis=-1).astype(np.float32)
+        actions = self.to_actions(check_words(words, self.ranges).astype(np.int64), self.centres)
+        actions[..., 6] = 2 * actions[..., 6] - 1
+        return actions.astype(np.float32)
 
     def decode(self, words: Array) -> Array:
         """int (..., 3) -> float32 (..., 7) in units."""
@@ -157,32 +127,26 @@ class SphericalGrid:
         return {
             "kind": "spherical",
             "limits": list(self.limits),
-            "edges": dict(zip(COORDINATES, map(list, self.edges), strict=True)),
+            "edges": dict(zip(SPANS, map(list, self.edges), strict=True)),
         }
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> SphericalGrid:
         """Inverse of `to_dict`. Raises `KitError` for another kind, or cells that are not a grid's."""
-        try:
-            edges = [value["edges"][name] for name in COORDINATES]
+        with as_kit_error(
+            "spherical action tokens cannot be read",
+            "copy the checkpoint's statistics file again",
+            (KeyError, TypeError, ValueError),
+        ):
+            edges = [value["edges"][name] for name in SPANS]
             return cls(tuple(map(float, value["limits"])), tuple(tuple(map(float, each)) for each in edges))
-        except (KeyError, TypeError, ValueError) as error:
-            what = f"spherical action tokens cannot be read ({error!r})"
-            raise KitError(what, "copy the checkpoint's statistics file again") from error
 
 
 def _coordinates(unit: Array) -> Array:
-    """float64 (..., 7) normalised actions -> (..., 6) `COORDINATES`. Zeros lose their sign first, so that
+    """float64 (..., 7) normalised actions -> (..., 6), as `SPANS`. Zeros lose their sign first, so that
     arctan2 answers 0 or pi and never -pi.
     """
     x, y, z = (unit[..., i] + 0.0 for i in range(3))
     across = np.hypot(x, y)
     polar = [np.arctan2(across, z), np.arctan2(y, x), np.hypot(across, z)]
     return np.concatenate([np.stack(polar, axis=-1), unit[..., 3:6]], axis=-1)
-
-
-def _cell(values: Array, edges: Array) -> Array:
-    """int64 (...) cell of each value, 0 .. len(edges) - 2; a value on an edge belongs above it, one out of
-    range to the nearest cell.
-    """
-    return np.asarray(np.searchsorted(edges[1:-1], values, side="right"))

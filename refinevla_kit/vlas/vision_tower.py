@@ -55,8 +55,7 @@ class _Attention(nn.Module):
         batch, length, width = x.shape
         parts = self.qkv(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # 3, B, H, N, h
         mixed = nn.functional.scaled_dot_product_attention(*parts)
-        out: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, length, width))
-        return out
+        return self.proj(mixed.transpose(1, 2).reshape(batch, length, width))
 
 
 class _MLP(nn.Module):
@@ -66,8 +65,7 @@ class _MLP(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fc2(nn.functional.gelu(self.fc1(x)))
-        return out
+        return self.fc2(nn.functional.gelu(self.fc1(x)))
 
 
 class _Block(GradientCheckpointingLayer):  # type: ignore[misc]
@@ -82,8 +80,7 @@ class _Block(GradientCheckpointingLayer):  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.ls1(self.attn(self.norm1(x)))
-        out: Tensor = x + self.ls2(self.mlp(self.norm2(x)))
-        return out
+        return x + self.ls2(self.mlp(self.norm2(x)))
 
 
 class _Pool(nn.Module):
@@ -123,17 +120,15 @@ class VisionTower(nn.Module):
             _Block(width, size["num_heads"], hidden, scaled) for _ in range(size["depth"])
         )
         # in the file, used by nothing
-        self.add_module(
-            "fc_norm" if size.get("global_pool") == "avg" else "norm", nn.LayerNorm(width, eps=1e-6)
-        )
+        self.norm = nn.LayerNorm(width, eps=1e-6)
         if size.get("global_pool") == "map":
             self.attn_pool = _Pool(width, hidden)
 
     @property
     def unused(self) -> tuple[nn.Module, ...]:
         """What is in the file and run by nothing."""
-        loose = [getattr(self, name, None) for name in ("norm", "fc_norm", "attn_pool")]
-        return (self.blocks[-1], *(module for module in loose if isinstance(module, nn.Module)))
+        pool = [self.attn_pool] if hasattr(self, "attn_pool") else []
+        return (self.blocks[-1], self.norm, *pool)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalised pixels (B, 3, s, s) -> tokens (B, patches, width)."""

@@ -79,7 +79,7 @@ def attribution_methods(
                 policies[policy], frames[index], target, method, capture.action, rationale
             )
             maps.append(attribution.patch_map)
-        return np.asarray(np.mean(maps, axis=0))
+        return np.mean(maps, axis=0)
 
     return {name: partial(compute, name) for name in names}
 

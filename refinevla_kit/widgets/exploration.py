@@ -296,7 +296,7 @@ class Exploration:
         if head is not None:
             check_choice("head", head + 1, range(1, capture.heads + 1))
         heads = capture.patches[layer][:, group.rows].mean(1)  # heads, patches
-        return np.asarray(heads.mean(0) if head is None else heads[head]).reshape(capture.grid)
+        return (heads.mean(0) if head is None else heads[head]).reshape(capture.grid)
 
 
 def _check(frames: Sequence[Frame], captures: Mapping[str, Sequence[Capture]], needed: bool) -> None:

@@ -218,12 +218,12 @@ def packed(maps: Array) -> dict[str, str]:
     return {name: base64.b64encode(array.tobytes()).decode() for name, array in arrays.items()}
 
 
-def data_uri(image: Array, largest: int = 320 * 240) -> str:
-    """uint8 (H, W, 3) as an address that holds the picture: PNG, exact, up to `largest` pixels; a JPEG of
+def data_uri(image: Array) -> str:
+    """uint8 (H, W, 3) as an address that holds the picture: PNG, exact, up to 320 x 240; a JPEG of
     high quality above.
     """
     file = io.BytesIO()
-    kind = "png" if image.shape[0] * image.shape[1] <= largest else "jpeg"
+    kind = "png" if image.shape[0] * image.shape[1] <= 320 * 240 else "jpeg"
     Image.fromarray(np.ascontiguousarray(image)).save(file, kind, compress_level=3, quality=92)
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 

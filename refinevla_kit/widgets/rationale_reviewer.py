@@ -196,7 +196,7 @@ class RationaleReviewer:
         return button
 
     def _press(self, key: str, texts: Any) -> None:
-        for field, text in zip((*self.parts.values(), self.reason), texts, strict=False):
+        for field, text in zip((*self.parts.values(), self.reason), texts):
             field.value = text
         if key == "Escape":
             self._enter(READING)

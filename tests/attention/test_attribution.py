@@ -158,7 +158,7 @@ def test_sinks_can_be_left_out_and_are_always_told(reader: VLAPolicy, seen: Obse
     )
     assert whole.provenance["sinks"]["bos"] == 0, "the compact VLA has none"
     assert without.provenance["image_share"] > whole.provenance["image_share"]
-    with pytest.raises(KitError, match="'sky' cannot be left out"):
+    with pytest.raises(KitError, match="unknown sink 'sky'"):
         attribute(reader, seen, "x", method, exclude=["sky"])
 
 
@@ -269,13 +269,13 @@ def test_what_cannot_be_done_is_said(reader: VLAPolicy, seen: Observation) -> No
     words = capture(reader, seen.image, INSTRUCTION, proprioception=OWN, queries=("instruction",)).queries
     before = [len(layer.self_attn._forward_hooks) for layer in reader.vla.model.model.language_model.layers]
     for arguments, says in (
-        ((seen, "x", "magic"), "no method 'magic'"),
+        ((seen, "x", "magic"), "unknown method 'magic'"),
         ((seen, "w"), "has no w"),
         ((seen, words[0], "relevance"), "does not say 'put'"),
     ):
         with pytest.raises(KitError, match=says):
             attribute(reader, *arguments)
-    with pytest.raises(KitError, match="occlusion has no option 'layer'"):
+    with pytest.raises(KitError, match="unknown occlusion option 'layer'"):
         attribute(reader, seen, "x", "occlusion", layer=1)
     with pytest.raises(KitError, match="layer is 3"):
         attribute(reader, seen, "x", "raw", layer=3)

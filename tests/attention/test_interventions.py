@@ -257,7 +257,7 @@ def test_an_edited_rationale_moves_who_acts_on_it_and_nobody_who_does_not_read_i
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        (lambda policy: Knockout("picture"), "no token has the role 'picture' -> choose of image, state"),
+        (lambda policy: Knockout("picture"), "unknown role 'picture' -> choose one of image, state"),
         (lambda policy: blocked(policy, Knockout(IMAGE, layers=(7,))), "layer of small .* 7"),
         (lambda policy: bands(policy, 9), "bands .* 9"),
         (lambda policy: patch(policy, frames(2), [SPOON]), "1 other instructions for 2 frames"),

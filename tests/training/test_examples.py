@@ -62,9 +62,11 @@ def test_only_the_kits_own_state_is_read(
 
 def test_what_cannot_be_trained_is_said_without_looking_at_a_picture(tmp_path: Path) -> None:
     opened = open_dataset(written(tmp_path / "arms", actions=14))
+    absolute = open_dataset(opened.path, deltas=False)
     for video in opened.path.rglob("*.mp4"):
         video.unlink()
     assert "has 14-dimensional actions -> the compact VLA has 7" in str(trainable(opened))
+    assert "has 14-dimensional" in str(trainable(absolute)), "no word of displacements: they would not help"
     assert "mp4" in str(trainable(opened.path)), "what does not open any more is a reason too"
 
 

@@ -13,16 +13,8 @@ from hypothesis.extra import numpy as hnp
 from refinevla_kit.errors import KitError
 from refinevla_kit.vlas.action_tokens import ActionTokens, UniformBins, check_actions
 from refinevla_kit.vlas.compact import read_action_tokens
-from refinevla_kit.vlas.spherical_grid import (
-    CELLS,
-    COORDINATES,
-    ROTATIONS,
-    SPANS,
-    TRANSLATIONS,
-    SphericalGrid,
-    _cell,
-    _coordinates,
-)
+from refinevla_kit.vlas.spatial_words import SPANS
+from refinevla_kit.vlas.spherical_grid import CELLS, SphericalGrid, _coordinates
 
 LIMITS = np.array([0.04, 0.03, 0.05, 0.01, 0.02, 0.3, 1.0])
 DATA = np.random.default_rng(0).normal(0, 0.4, (4000, 7)).clip(-1, 1) * LIMITS
@@ -37,15 +29,15 @@ ACTIONS = hnp.arrays(np.float64, (7,), elements=st.floats(-1, 1)).map(lambda uni
 
 def all_words() -> np.ndarray:
     """int64 (4096, 3): every translation, every rotation, both grippers."""
-    each = np.arange(TRANSLATIONS)
-    return np.stack([each, TRANSLATIONS + each, TRANSLATIONS + ROTATIONS + each % 2], axis=1)
+    each = np.arange(4096)
+    return np.stack([each, 4096 + each, 8192 + each % 2], axis=1)
 
 
 def translation_error(grid: SphericalGrid, r: float) -> float:
     """Bound, in multiples of the limits, on how far a decoded translation can be from one of length
     `r`: half a shell along it, and across it the outer radius times half the widest cell's angle.
     """
-    shell = int(_cell(np.array([r]), np.asarray(grid.edges[2]))[0])
+    shell = int(np.digitize(r, grid.edges[2][1:-1]))
     # phi turns by no more than its angle, theta by its own
     angle = sum(float(np.diff(each).max()) / 2 for each in grid.edges[:2])
     low, high = grid.edges[2][shell : shell + 2]
@@ -73,8 +65,8 @@ def test_a_decoded_action_lies_in_the_cell_of_the_encoded_one(action: np.ndarray
     grid = SphericalGrid(tuple(LIMITS), GRIDS["moving"].edges)
     said = grid.decode_normalised(grid.encode(action)).astype(np.float64)
     for index, edges in enumerate(grid.edges):
-        cells = [int(_cell(_coordinates(unit)[index], np.array(edges))) for unit in (action / LIMITS, said)]
-        assert cells[0] == cells[1], COORDINATES[index]
+        cells = [np.digitize(_coordinates(unit)[index], edges[1:-1]) for unit in (action / LIMITS, said)]
+        assert cells[0] == cells[1], [*SPANS][index]
     r = np.linalg.norm(action[:3] / LIMITS[:3])
     assert np.linalg.norm(said[:3] - action[:3] / LIMITS[:3]) <= translation_error(grid, float(r)) + 1e-6
     assert said[6] == (1 if action[6] >= 0 else -1)
@@ -110,7 +102,7 @@ def test_beyond_the_ball_the_direction_stays() -> None:
 def test_edges_are_equally_probable_under_the_fitted_gaussian() -> None:
     grid = GRIDS["moving"]
     assert [len(edges) - 1 for edges in grid.edges] == list(CELLS)
-    for edges, (low, high) in zip(grid.edges, SPANS, strict=True):
+    for edges, (low, high) in zip(grid.edges, SPANS.values(), strict=True):
         assert (edges[0], edges[-1]) == (low, high) and (np.diff(edges) > 0).all()
     rolls = DATA[:, 3] / grid.limits[3]
     counts = np.histogram(rolls[np.abs(rolls) < 0.98], grid.edges[3])[0] / len(rolls)
