@@ -19,6 +19,7 @@ SHIPPED = (
     "data/checkpoints/with_reasoning/*",
     "data/demo/**/*",
     "data/experiment/*.*",
+    "data/experiment_2/*.*",
     "data/paper/*",
     "data/records/*",
 )

@@ -313,6 +313,7 @@ def collect(study: Study, runs: _Runs, stages: Sequence[Stage], reasons: dict[st
     save_parquet(sorted(records.values(), key=lambda record: record.key), target / RECORDS)
     content = {
         "profile": study.profile.name,
+        "seeds": len(study.profile.blocks[0].seeds),
         "bases": {name: runs.bases[path] for name, path in study.bases.items()},
         "data": {
             "hash": runs.data,

@@ -35,7 +35,11 @@ CARD = "README.md"
 LICENSED = "apache-2.0"  # what this repository ships (LICENSE)
 CHECKPOINTS = REPOSITORY / "data" / "checkpoints"
 RECORDS = REPOSITORY / "data" / "records" / "records.parquet"
-DATASETS = ("data/demo", "data/experiment/dataset", "data/experiment", "data/records")
+DATASETS = (
+    "data/demo",
+    *(f"data/{name}{part}" for name in ("experiment", "experiment_2") for part in ("/dataset", "")),
+    "data/records",
+)
 RESULT = re.compile(r"^\| (\w+) \| ([\w ]+) \| (\w+) \| (\d+)/(\d+) \| (\d+)/(\d+) \|$", re.MULTILINE)
 GRID = "From the starts of SimplerEnv's grid, also in the tasks of the language suite"
 TABLE_HEAD = (
@@ -48,6 +52,8 @@ ABOUT = {
     "experiment": "The controlled experiment on the reasoning loss: its episodes, what was trained "
     "(study.json), what the policies made of their own texts (text_use.json), and in `dataset` what all "
     "learned from.",
+    "experiment_2": "The second controlled experiment, on what the reasoning loss does for following the "
+    "sentence: its episodes, what was trained (study.json), and in `dataset` what all learned from.",
 }
 
 

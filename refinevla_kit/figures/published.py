@@ -60,6 +60,7 @@ from refinevla_kit.figures.style import (
     rows_by,
     text_table,
 )
+from refinevla_kit.files import read_json
 from refinevla_kit.tasks import SETTINGS, VARIANT_AGGREGATION, VISUAL_MATCHING, WIDOWX_TASKS, find_task
 
 MARK, SECONDARY, OWN = "mark", "secondary", "this kit"
@@ -316,8 +317,10 @@ def experiments_table(folder: Path) -> pd.DataFrame:
             records = load_records(folder / name)
             seeds = by_seed(records, ABLATION[2], ABLATION[0], rule, setting=VARIANT_AGGREGATION)
             gain = difference_over_seeds(seeds)
+            planned = read_json(folder / name / "study.json").get("seeds", len(seeds))
             row = {"experiment": name, "gain, points": points_text(gain.mean)}
-            rows.append(row | {"95 % interval": interval_text(gain.low, gain.high), "seeds": len(seeds)})
+            row |= {"95 % interval": interval_text(gain.low, gain.high)}
+            rows.append(row | {"seeds, of those planned": f"{len(seeds)} of {planned}"})
     return rows_by("experiment", rows)
 
 
