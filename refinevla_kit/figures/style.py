@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import cycle, zip_longest
@@ -265,8 +266,8 @@ def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def label(name: str) -> str:
     """What a policy, a task, a row of the published tables or a setting is called in pictures and tables."""
-    plain = name.removeprefix("google_robot_").replace("_", " ") if name in ALL_TASKS else name
-    return LABELS.get(name, plain)
+    task = re.sub("^(widowx|google_robot)_", "", name).replace("language_", "language: ").replace("_", " ")
+    return LABELS.get(name, task if name in ALL_TASKS else name)
 
 
 def save_figure(
