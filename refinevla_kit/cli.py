@@ -189,10 +189,11 @@ def annotate(
     from refinevla_kit.notebook_runner import parse_parameter
     from refinevla_kit.teacher import trial as trials
 
-    # An estimate needs no key, and the workers of a Ray cluster may have one that this machine has not.
-    make = teachers.make_teacher if dry_run or executor == "ray" else teachers.check_teacher
     options = dict(map(parse_parameter, option or ())) | ({"model": model} if model else {})
-    teaching = make(teacher, seed, **options)
+    teaching = teachers.make_teacher(teacher, seed, **options)
+    # An estimate needs no key, and the workers of a Ray cluster may have one that this machine has not.
+    if not dry_run and executor != "ray":
+        getattr(teaching, "check", bool)()
     limits = teachers.Limits(
         concurrency,
         requests_per_minute,
@@ -209,7 +210,7 @@ def annotate(
         deltas,
         camera=camera,
         episodes=episodes,
-        columns=dict(map(parse_parameter, column or ())) or None,
+        columns=dict(parse_parameter(each, literal=False) for each in column or ()) or None,
         gripper=gripper,
         strict=strict,
     )

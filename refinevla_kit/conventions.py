@@ -77,7 +77,8 @@ class Conventions:
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
-            check_choice(f"{name} of conventions", getattr(self, name), (None, *choices))
+            if (value := getattr(self, name)) is not None:
+                check_choice(f"{name} of conventions", value, choices)
         if self.sticky_gripper is not None and self.sticky_gripper < 1:
             what = f"conventions: sticky_gripper is {self.sticky_gripper}"
             raise KitError(what, "give the number of steps, 1 for a gripper that is not sticky")

@@ -73,12 +73,13 @@ def check_choice(what: str, value: object, known: Collection[Any]) -> None:
         raise KitError(f"unknown {what} {value!r}", f"choose {choices[0]} to {choices[-1]}")
     close = difflib.get_close_matches(str(value), choices, n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
-    raise KitError(f"unknown {what} {value!r}{hint}", f"choose one of {', '.join(choices) or 'none'}")
+    remedy = f"choose one of {', '.join(choices)}" if choices else "leave it out: there are none"
+    raise KitError(f"unknown {what} {value!r}{hint}", remedy)
 
 
 @contextmanager
 def as_kit_error(what: str, remedy: str, kinds: tuple[type[Exception], ...] = (Exception,)) -> Iterator[None]:
-    """What is raised inside becomes a `KitError` that quotes it in brackets.
+    """What is raised inside becomes a `KitError` that quotes it in brackets, with the file it is about.
 
     Args:
         what: what is wrong and where.
@@ -90,7 +91,13 @@ def as_kit_error(what: str, remedy: str, kinds: tuple[type[Exception], ...] = (E
     except KitError:
         raise
     except kinds as error:
-        raise KitError(f"{what} ({getattr(error, 'strerror', None) or error})", remedy) from error
+        said = getattr(error, "strerror", None) or str(error)
+        file = str(getattr(error, "filename", None) or "")
+        if isinstance(error, KeyError) or not said:  # a name alone, or nothing
+            said = repr(error)
+        if file not in what + said:
+            said += f": {file}"
+        raise KitError(f"{what} ({said})", remedy) from error
 
 
 def checked_integer(value: Any, name: str, least: int, most: int = LARGEST) -> int:

@@ -24,22 +24,22 @@ from refinevla_kit.settings import LOOP, NOTEBOOKS, REPOSITORY, check_parameter,
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-def parse_parameter(text: str) -> tuple[str, Any]:
+def parse_parameter(text: str, literal: bool = True) -> tuple[str, Any]:
     """`name=value` as typed on a command line.
 
-    Values are JSON or Python literals (`3`, `true`, `["a", "b"]`), else text. A parameter that is a text
-    stays one: a folder may be called 2024 or 1e3.
+    Values are JSON or Python literals (`3`, `true`, `["a", "b"]`), else text; always text without `literal`.
+    A parameter that is a text stays one: a folder may be called 2024 or 1e3.
     """
     name, separator, value = text.partition("=")
     if not separator or not name.isidentifier():
         raise KitError(f"{text!r} is not name=value", "write a name, = and a value: steps=40")
-    for read in (json.loads, ast.literal_eval):
+    for read in (json.loads, ast.literal_eval) if literal else ():
         try:
-            literal = read(value)
+            found = read(value)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             continue
-        keeps = literal is None or isinstance(literal, str) or not is_text(name)
-        return name, literal if keeps else value
+        keeps = found is None or isinstance(found, str) or not is_text(name)
+        return name, found if keeps else value
     return name, value
 
 

@@ -685,10 +685,11 @@ def register_task(task: Task) -> None:
     """Make a task of your own known by its name.
 
     Say it where a file begins, before a simulator is made: simulator processes import that file, and need to
-    know the task, too. Raises `KitError` where another task has the name.
+    know the task, too. Raises `KitError` where another task, a group or a robot has the name.
     """
-    if ALL_TASKS.setdefault(task.name, task) != task:
-        raise KitError(f"{task.name} is the name of another task", "give yours a name of its own")
+    if any(task.name in _names_of(other) for other in ALL_TASKS.values() if other != task):
+        raise KitError(f"{task.name} is the name of something else", "give yours a name of its own")
+    ALL_TASKS[task.name] = task
     if task.suite == LANGUAGE:
         LANGUAGE_TASKS[task.name] = task
 

@@ -58,7 +58,7 @@ def main() -> None:
             settings["lambda_reasoning"] = 0
         config = TrainingConfig(**{"steps": 20_000, **settings})
         told = {"camera": given.camera, "deltas": given.deltas, "gripper": given.gripper}
-        columns = dict(map(parse_parameter, given.column)) or None
+        columns = dict(parse_parameter(each, literal=False) for each in given.column) or None
         dataset = open_dataset(given.dataset, columns=columns, **told)
         texts = None
         if config.lambda_reasoning:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refinevla_kit import errors
-from refinevla_kit.errors import KitError
+from refinevla_kit.errors import KitError, as_kit_error, check_choice
 
 
 @given(st.text(), st.text())
@@ -22,6 +23,27 @@ def test_always_one_line(what: str, remedy: str) -> None:
 def test_says_what_and_how_to_mend_it() -> None:
     error = KitError("no space\n   left", "free\nspace")
     assert str(error) == "no space left -> free space"
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (KeyError("provenance"), "KeyError('provenance')"),
+        (TypeError(), "TypeError()"),
+        (FileNotFoundError(2, "No such file", "rows.jsonl"), "No such file: rows.jsonl"),
+        (FileNotFoundError(2, "No such file", "state"), "No such file"),
+        (ValueError("not a number"), "not a number"),
+    ],
+)
+def test_what_was_raised_is_quoted_with_its_file_or_its_kind(raised: Exception, said: str) -> None:
+    expected = re.escape(f"the state is damaged ({said}) -> copy it")
+    with pytest.raises(KitError, match=expected), as_kit_error("the state is damaged", "copy it"):
+        raise raised
+
+
+def test_where_nothing_can_be_chosen_it_says_so() -> None:
+    with pytest.raises(KitError, match="unknown option 'layer' -> leave it out"):
+        check_choice("option", "layer", ())
 
 
 def test_what_to_install_is_said_for_a_checkout_and_for_a_wheel(

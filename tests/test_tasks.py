@@ -449,8 +449,10 @@ def test_a_task_of_ones_own_is_found_once_it_is_registered(monkeypatch: pytest.M
     register_task(mine)  # a file may be imported twice
     assert find_task("widowx_mine") is mine and find_tasks(mine, "widowx_mine") == (mine,)
     assert mine in find_tasks(LANGUAGE) and tasks.LANGUAGE_TASKS["widowx_mine"] is mine
-    with pytest.raises(KitError, match="widowx_mine is the name of another task -> give yours a name"):
+    with pytest.raises(KitError, match="widowx_mine is the name of something else -> give yours"):
         register_task(replace(mine, max_steps=6))
+    with pytest.raises(KitError, match="widowx is the name of something else"):
+        register_task(replace(mine, name="widowx"))
     assert find_task("widowx_mine") is mine
     register_task(replace(find_task("widowx_carrot_on_plate"), name="widowx_other"))
     assert "widowx_other" in tasks.ALL_TASKS and "widowx_other" not in tasks.LANGUAGE_TASKS

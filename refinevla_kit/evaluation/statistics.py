@@ -273,7 +273,7 @@ def _shared(
     records = list(records)
     known = dict.fromkeys(record.policy for record in records)
     for policy in (a, b):
-        check_choice("policy of these records", policy, known)
+        check_choice("policy among these records:", policy, known)
     tasks: Collection[str] = GROUPS[task].tasks if task in GROUPS else (task,)
     if task in AVERAGES:
         tasks = averaged(record.task for record in records)

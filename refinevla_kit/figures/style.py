@@ -287,6 +287,7 @@ def save_figure(
     """
     for suffix in formats or ("",):
         check_choice("format of pictures", suffix, FORMATS)
+    for suffix in formats:
         with replacing(Path(path).with_suffix(f".{suffix}")) as part, rc_context(AS_TEXT):
             figure.savefig(part, format=suffix, dpi=DPI, metadata={CHANGING[suffix]: None})
     path = Path(path).with_suffix(f".{formats[0]}")

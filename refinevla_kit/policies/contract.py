@@ -25,7 +25,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from refinevla_kit.errors import KitError, as_kit_error
+from refinevla_kit.errors import KitError
 from refinevla_kit.simulator.contract import Array as Array
 
 ACTIONS = ("actions", "action", "processed")  # names of the numbers in a map, the first one found
@@ -217,13 +217,17 @@ def numeric(value: Any) -> Array:
     Raises:
         KitError: there is something else than real numbers among them.
     """
-    with as_kit_error(f"returned {reprlib.repr(value)} where numbers belong", SHAPE):
+    try:  # a value is written out only where it is wrong: this runs at every step
         listed = isinstance(value, (list, tuple))
         array = np.asarray([numeric(each) for each in value] if listed else _on_cpu(value))
         if value is None or array.dtype.kind in "USMmc":
             raise TypeError(f"a {type(value).__name__}")
         with np.errstate(over="ignore"):  # what becomes infinite is told by the caller
             return array.astype(np.float32)
+    except KitError:
+        raise
+    except Exception as error:  # whatever the library of an array has to say
+        raise KitError(f"returned {reprlib.repr(value)} where numbers belong ({error})", SHAPE) from error
 
 
 def _ask_one(policy: Any, image: Array, instruction: str, further: Sequence[Array]) -> Any:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from refinevla_kit.errors import KitError, as_kit_error, listed
@@ -92,7 +93,9 @@ def resume(
     state, again = folder / RESUME, "delete that folder to start again"
     if not (state / "state.json").is_file():
         return 0, []
-    with as_kit_error(f"the state in {state} cannot be read", again):
+    # No lack of memory is among these: that state is good.
+    damage = (SafetensorError, OSError, ValueError, KeyError, TypeError)
+    with as_kit_error(f"the state in {state} cannot be read", again, damage):
         stored = read_json(state / "state.json")
         found, step = dict(stored["identity"]), int(stored["step"])
         rows, tensors = read_history(state / ROWS), load_file(state / "state.safetensors")

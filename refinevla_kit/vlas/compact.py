@@ -310,7 +310,7 @@ def load(source: str | Path | Folder) -> CompactVLA:
         bins, provenance = read_action_tokens(statistics["action_tokens"]), dict(statistics["provenance"])
         tokenizer, config = load_vocabulary(directory), PaliGemmaConfig.from_dict(folder.json(CONFIG))
         model = read_model(PaliGemmaForConditionalGeneration, config, folder, torch.float32)
-    check_choice(f"robot of {directory}", provenance.get("robot", "widowx"), [*ROBOT_CONVENTIONS])
+    check_choice(f"robot, in {directory}:", provenance.get("robot", "widowx"), [*ROBOT_CONVENTIONS])
     words = model.get_input_embeddings().num_embeddings
     if words != len(tokenizer):
         what = f"the model in {directory} has {words} words, its tokenizer {len(tokenizer)}"

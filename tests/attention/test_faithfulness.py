@@ -167,7 +167,7 @@ def test_what_cannot_be_done_is_said(policy: VLAPolicy, frame: Frame) -> None:
         curves(policy, frame, np.ones((3, 4)))
     with pytest.raises(KitError, match="49 steps"):
         curves(policy, frame, np.ones((6, 8)), steps=49)
-    with pytest.raises(KitError, match="no sky to cover"):
+    with pytest.raises(KitError, match="unknown thing to cover 'sky'"):
         cover(policy, [frame], covered=("sky",))
 
 

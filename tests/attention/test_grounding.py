@@ -231,7 +231,7 @@ def test_what_was_not_scored_is_said(policy: VLAPolicy, image: Array) -> None:
         summarise_scores(table, 1, measure="beauty")
     with pytest.raises(KitError, match="no 'auc'"):
         summarise_scores(table.drop(columns="auc"), 1, measure="auc")
-    with pytest.raises(KitError, match="no scores of other"):
+    with pytest.raises(KitError, match="unknown policy 'other'"):
         compare_scores(table, 1, "small", "other")
 
 

@@ -217,5 +217,5 @@ def test_vectors_on_request(tmp_path) -> None:
     assert save_figure(figure, tmp_path / "view", {}, ["svg", "pdf"]) == tmp_path / "view.svg"
     assert ">a title<" in (tmp_path / "view.svg").read_text()  # text stays text
     assert (tmp_path / "view.pdf").read_bytes().startswith(b"%PDF")
-    with pytest.raises(KitError, match="not saved as bmp"):
+    with pytest.raises(KitError, match="unknown format of pictures 'bmp'"):
         save_figure(figure, tmp_path / "view", {}, ["bmp"])

@@ -369,7 +369,7 @@ def test_an_address_without_a_policy_server_is_refused_before_the_first_episode(
         RemotePolicy(url, timeout=5)
     with (
         answering(metadata={"name": "fake", "conventions": {"rotation": "quaternion"}}) as url,
-        pytest.raises(KitError, match="rotation is 'quaternion'"),
+        pytest.raises(KitError, match="unknown rotation of conventions 'quaternion'"),
     ):
         RemotePolicy(url, timeout=5)
 

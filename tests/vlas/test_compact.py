@@ -253,7 +253,7 @@ def test_a_checkpoint_knows_whose_robot_it_learned(vla: CompactVLA, tmp_path: Pa
     assert found == replace(GOOGLE_ROBOT, **expected)
     assert vla.conventions.robot == "widowx"
     other = replace(vla, provenance={"robot": ["franka"]}).save(tmp_path / "two")
-    with pytest.raises(KitError, match=r"unknown robot of .*two \['franka'\] -> choose one of widowx"):
+    with pytest.raises(KitError, match=r"unknown robot, in .*two: \['franka'\] -> choose one of widowx"):
         load(other)
 
 
