@@ -188,7 +188,7 @@ DAMAGE_V3 = {
     ),
     "another path": (
         lambda root: edit_info(root, data_path="data/{nonsense}.parquet"),
-        "\\('nonsense'\\) -> ",
+        r"\(KeyError\('nonsense'\)\) -> ",
     ),
     "no list of episodes": (
         lambda root: shutil.rmtree(root / "meta/episodes"),
