@@ -7,7 +7,6 @@ an interval says was fixed before.
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from refinevla_kit.evaluation.training_seeds import (
     over_seeds,
 )
 from refinevla_kit.figures.sensitivity import Lines, sweeps
+from refinevla_kit.files import read_json
 from refinevla_kit.tasks import SETTINGS, VARIANT_AGGREGATION, VISUAL_MATCHING
 
 PRIMARY = tuple(reversed(REFERENCES))
@@ -66,7 +66,7 @@ def load_results(folder: str | Path, profile: Profile | None = None) -> Results:
             f"no experiment at {folder}",
             "give the `records` folder that `python -m experiments.reasoning_loss` wrote",
         )
-    study = json.loads(path.read_text(encoding="utf-8"))
+    study = read_json(path)
     known = PROFILES | FOLLOWING
     if profile is None and study["profile"] not in known:
         raise KitError(

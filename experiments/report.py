@@ -10,7 +10,6 @@ and the page are made anew.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -56,7 +55,7 @@ from refinevla_kit.figures.style import (
     rate_text,
     save_figure,
 )
-from refinevla_kit.files import replacing
+from refinevla_kit.files import read_json, replacing
 from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.tasks import VISUAL_MATCHING
 from scripts import cards
@@ -231,7 +230,7 @@ def text_use(records: str | Path) -> str:
     """What `experiments.text_use` measured, in Markdown; "" where it has not been run."""
     if not (path := Path(records) / TEXT_USE).is_file():
         return ""
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = read_json(path)
     lines = [
         [
             arm_label(one["arm"]),

@@ -11,7 +11,6 @@ Records and demonstrations are enough to go on elsewhere (`start_from`).
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
@@ -30,7 +29,7 @@ from experiments.design import Arm, Block, Profile, Stage, run_key
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation import evaluate, load_records
 from refinevla_kit.evaluation.records import EpisodeRecord, journal_path, save_parquet
-from refinevla_kit.files import replacing, write_json
+from refinevla_kit.files import read_json, replacing, write_json
 from refinevla_kit.journal import Journal
 from refinevla_kit.policies.vla_policy import load_policy
 from refinevla_kit.tasks import VARIANT_AGGREGATION
@@ -306,9 +305,7 @@ def collect(study: Study, runs: _Runs, stages: Sequence[Stage], reasons: dict[st
         if (
             path.exists() and not journal_path(path).exists()
         ):  # a journal: part of the episodes, and not the same part of each arm's
-            found[folder.name] = json.loads((folder / RUN).read_text(encoding="utf-8")) | {
-                "arm": asdict(stage.arm)
-            }
+            found[folder.name] = read_json(folder / RUN) | {"arm": asdict(stage.arm)}
             records |= {record.key: replace(record, policy=stage.arm.name) for record in load_records(path)}
     save_parquet(sorted(records.values(), key=lambda record: record.key), target / RECORDS)
     content = {
@@ -343,7 +340,7 @@ def _kept(folder: Path) -> tuple[dict[str, dict[str, Any]], list[EpisodeRecord]]
     """Runs by their folder's name, and their records, that `collect` wrote before."""
     if not (folder / STUDY).is_file():
         return {}, []
-    runs = json.loads((folder / STUDY).read_text(encoding="utf-8"))["runs"]
+    runs = read_json(folder / STUDY)["runs"]
     return {f"{run['arm']['name']}-seed{run['seed']}-{run['key']}": run for run in runs}, list(
         load_records(folder / RECORDS)
     )

@@ -12,7 +12,6 @@ one, `refinevla publish` refuses.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from pyarrow.parquet import ParquetFile
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.records import EpisodeRecord, load_records
-from refinevla_kit.files import replacing
+from refinevla_kit.files import read_json, replacing
 from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.tasks import find_task
 from refinevla_kit.teacher import summarise
@@ -251,7 +250,7 @@ def dataset_text(folder: Path) -> str:
     text = f"# {name_of(folder)}\n\n"
     info_file = folder / "meta" / "info.json"
     if info_file.exists():
-        info = json.loads(info_file.read_text(encoding="utf-8"))
+        info = read_json(info_file)
         tasks = pd.read_parquet(folder / "meta" / "tasks.parquet")
         text += (
             f"A LeRobot dataset ({info['codebase_version']}) of the robot {info['robot_type']}: "

@@ -148,6 +148,7 @@ def evaluate(
 
 
 def tasks_of(tasks: str | Task | Iterable[str | Task]) -> tuple[Task, ...]:
+    """`find_tasks` of one task or several, as `evaluate` takes them."""
     return find_tasks(*([tasks] if isinstance(tasks, str | Task) else tasks))
 
 

@@ -141,6 +141,7 @@ class SpatialWords(PolarWords):
 
 
 def middles(edges: Sequence[float]) -> Array:
+    """float64 (cells,): the mid-point between each two neighbouring edges."""
     return (np.asarray(edges)[1:] + np.asarray(edges)[:-1]) / 2
 
 
