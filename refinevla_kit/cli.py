@@ -137,7 +137,7 @@ def annotate(
     ] = None,
     granularity: Annotated[str, Option(help="step | segment | trajectory")] = "segment",
     keyframes: Annotated[int, Option(min=1, help="pictures a request")] = 3,
-    output: Annotated[Path | None, Option(help="parquet file; default beside the dataset")] = None,
+    output: Annotated[Path | None, Option(help="parquet; beside the dataset, or here for a hub's")] = None,
     seed: int = 0,
     executor: Annotated[str, Option(help="threads | ray | batch (half the price, within a day)")] = "threads",
     concurrency: Annotated[int, Option(min=1, help="calls in flight")] = 8,
@@ -174,7 +174,7 @@ def annotate(
         bool, Option("--strict", help="refuse a dataset with episodes that cannot be read")
     ] = False,
     share: Annotated[
-        float, Option(min=0, max=1, help="of the episodes, each instruction with its part of them")
+        float, Option(min=0.0001, max=1, help="of the episodes, each instruction with its part of them")
     ] = 1.0,
     trial: Annotated[
         int, Option(min=0, help="episodes that are annotated first and audited before the rest is paid")

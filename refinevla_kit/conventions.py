@@ -12,6 +12,7 @@ policy declares what it knows (`policy.conventions`, None where it does not know
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args, get_type_hints
@@ -141,17 +142,17 @@ GOOGLE_ROBOT = replace(
     camera="overhead_camera",
 )
 ROBOT_CONVENTIONS: dict[str, Conventions] = {"widowx": WIDOWX, "google_robot": GOOGLE_ROBOT}
-_DATA_OF: dict[str, str] = {  # words of names of datasets
+_DATA_OF: dict[str, str] = {  # how words in names of datasets begin
     "bridge": "widowx",
     "widowx": "widowx",
     "fractal": "google_robot",
-    "rt1": "google_robot",
-    "rt_1": "google_robot",
+    r"rt_?1(?!\d)": "google_robot",
     "google_robot": "google_robot",
 }
 
 
 def robot_of(dataset: str) -> str | None:
     """Whose actions a dataset of this name holds; None where its name does not tell, or names both."""
-    robots = {robot for word, robot in _DATA_OF.items() if word in dataset.lower()}
+    name = dataset.lower()
+    robots = {robot for word, robot in _DATA_OF.items() if re.search(f"(?<![a-z]){word}", name)}
     return robots.pop() if len(robots) == 1 else None

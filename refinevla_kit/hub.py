@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ LOCAL = re.compile(rb"(?<![\w.:/])/([\w.-]+/)+[\w.-]+|\b[A-Z]:\\\\\w")
 def is_name(source: str | Path) -> bool:
     """Whether this is how the hub names something: owner/name, and no folder here."""
     text = str(source)
-    return text.count("/") == 1 and not text.startswith((".", "/")) and not Path(source).exists()
+    return text.count("/") == 1 and not text.startswith((".", "/", "~")) and not Path(source).exists()
 
 
 def name_in_cache(path: str | Path) -> str:
@@ -58,15 +59,19 @@ def download(name: str, files: Sequence[str], kind: str = "model", revision: str
     # seconds to import, and not needed for what lies here
     from huggingface_hub import snapshot_download
     from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        DryRunError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
 
     wanted: dict[str, Any] = {"repo_type": kind, "revision": revision, "allow_patterns": list(files)}
     try:
-        if not HF_HUB_OFFLINE:
-            planned = snapshot_download(name, dry_run=True, **wanted)
-            _check_room(
-                name, sum(file.file_size or 0 for file in planned if file.will_download), HF_HUB_CACHE
-            )
+        with suppress(DryRunError):  # no connection: what is in the cache will do
+            planned = [] if HF_HUB_OFFLINE else snapshot_download(name, dry_run=True, **wanted)
+            coming = sum(file.file_size or 0 for file in planned if file.will_download)
+            _check_room(name, coming, HF_HUB_CACHE)
         return Path(snapshot_download(name, **wanted))
     except LocalEntryNotFoundError as error:
         what = f"{name} is no folder here, not in the hub's cache, and the hub cannot be reached"

@@ -103,6 +103,8 @@ class Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if not self.end:  # an empty file would be taken for a run without results
+            self.path.unlink(missing_ok=True)
         self.close()
 
 

@@ -459,8 +459,10 @@ def profile_names() -> list[str]:
 def load_profile(profile: str) -> dict[str, dict[str, Any]]:
     """The values of a profile, by notebook. Raises `KitError` naming the profiles that exist."""
     check_choice("profile", profile, profile_names())
-    text = (home() / PROFILES / f"{profile}.yaml").read_text(encoding="utf-8")
-    return {notebook: section or {} for notebook, section in yaml.safe_load(text).items()}
+    file = home() / PROFILES / f"{profile}.yaml"
+    with as_kit_error(f"the profile {file} cannot be read", "mend it, or copy the kit's (refinevla init)"):
+        sections = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return {notebook: dict(section or {}) for notebook, section in sections.items()}
 
 
 def read_settings(
@@ -480,7 +482,8 @@ def read_settings(
         KitError: the profile or a parameter is unknown, or a value is of the wrong kind.
     """
     sections = load_profile(profile)
-    check_choice("notebook", notebook, sections)
+    check_choice("notebook", notebook, NOTEBOOKS)
+    check_choice("section of the profile", notebook, sections)
     usual = sections[notebook]
     if output == "":
         raise KitError("output is an empty text", "give a folder, or None for runs/<profile>")
@@ -515,6 +518,8 @@ def _refusal(notebook: str, error: ValidationError, usual: Mapping[str, Any]) ->
     name, kind, value = str(first["loc"][0]), first["type"], first["input"]
     if kind == "extra_forbidden":
         check_parameter(name, [notebook])
+    if kind == "missing":
+        return KitError(f"the profile has no {name} for {notebook}", "add it, or copy the kit's profile")
     if kind == "list_type" and isinstance(value, str):
         remedy = f"with papermill write -y '{name}: [...]', with refinevla -p '{name}=[\"...\"]'"
         return KitError(f"{name} is a list, not the text {value!r}", remedy)

@@ -109,7 +109,16 @@ def test_the_run_stops_with_every_mismatch_and_its_remedy() -> None:
 
 @pytest.mark.parametrize(
     ("key", "fits"),
-    [("bridge_dataset", True), ("own", True), ("my_kitchen", True), ("fractal20220817_data", False)],
+    [
+        ("bridge_dataset", True),
+        ("own", True),
+        ("my_kitchen", True),
+        ("kitchen_part1", True),
+        ("pick_cart1", True),
+        ("fractal20220817_data", False),
+        ("rt_1", False),
+        ("my_rt1_data", False),
+    ],
 )
 def test_statistics_of_the_other_robots_data_are_refused(key: str, fits: bool) -> None:
     assert (mismatches(Scripted(replace(WIDOWX, normalisation=key), []), CARROT) == []) == fits

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from refinevla_kit.errors import KitError
 from refinevla_kit.settings import (
     NOTEBOOKS,
+    PROFILES,
     REPOSITORY,
     Settings,
     load_profile,
@@ -258,3 +259,28 @@ def test_profiles_differ_in_values_only() -> None:
         assert tuple(sections) == tuple(NOTEBOOKS)
         for notebook in ("01_teacher_annotation", "03_simpler_evaluation"):
             assert find_tasks(*sections[notebook]["tasks"])
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (
+            "02_fine_tuning:\n\tsteps: 3\n",
+            r"the profile .*own.yaml cannot be read \(.*\) -> mend it",
+        ),
+        ("", "own.yaml cannot be read"),
+        ("- 1\n", "own.yaml cannot be read"),
+        ("02_fine_tuning: 3\n", "own.yaml cannot be read"),
+        ("01_teacher_annotation: {}\n", "unknown section of the profile '02_fine_tuning'"),
+        ("02_fine_tuning:\n  dataset: null\n", "the profile has no .* for 02_fine_tuning -> add it"),
+    ],
+)
+def test_a_profile_of_ones_own_that_does_not_hold_is_one_line(
+    text: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / PROFILES).mkdir(parents=True)
+    (tmp_path / PROFILES / "own.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(KitError, match=says) as error:
+        read_settings("02_fine_tuning", "own")
+    assert "\n" not in str(error.value)

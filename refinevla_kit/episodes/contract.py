@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from refinevla_kit import hub
 from refinevla_kit.simulator.contract import ACTION_NAMES as ACTION_NAMES
 from refinevla_kit.simulator.contract import Array, SceneState
 
@@ -64,3 +65,11 @@ class EpisodeInfo:
 def sidecar_path(dataset: Path, episode: int) -> Path:
     """Where the simulator's knowledge of an episode lies beside a dataset, see `writer.py`."""
     return dataset / SIDECAR / f"episode_{episode:06d}.npz"
+
+
+def rationales_folder(dataset: str | Path) -> Path:
+    """Where a teacher's answers about a dataset go: beside it. Those about one of the hub, whose cache has
+    another folder for each revision and may be emptied, go into the working folder.
+    """
+    name = str(dataset) if hub.is_name(dataset) else hub.name_in_cache(dataset)
+    return Path("rationales") / name.replace("/", "--") if name else Path(dataset) / "rationales"

@@ -86,7 +86,7 @@ def frame_table(source: EpisodeDataset) -> FrameTable:
 def _place(source: EpisodeDataset) -> Path:
     """Where a dataset's table is kept: other files, columns or episodes have another place."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "refinevla_kit" / "frames"
-    looked_at = [*(source.path / "meta").rglob("*"), *(source.path / "data").glob("*")]
+    looked_at = [file for part in ("meta", "data") for file in (source.path / part).rglob("*")]
     stamps = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(looked_at)]
     columns = (source.columns.action, source.columns.state, source.columns.instruction)
     numbers = [info.index for info in source.episodes]

@@ -24,6 +24,7 @@ from refinevla_kit.errors import KitError
 from refinevla_kit.simulator.contract import Array
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
+FOREIGN = r"\.(tfrecord|hdf5$|h5$|zarr$|bag$|mcap$)"  # files of datasets in other forms
 PATHS = {  # where info.json does not say: LeRobot's own
     "v2": {
         "data_path": "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
@@ -62,6 +63,13 @@ def read_info(path: Path) -> dict[str, Any]:
     if not (path / "meta/info.json").is_file():
         what = "is not a LeRobot dataset (no meta/info.json)" if path.is_dir() else "is not a folder"
         remedy = "give the path of a LeRobot dataset (the folder that holds meta/, data/ and videos/)"
+        inside = sorted(str(file.parent.parent) for file in path.glob("*/meta/info.json"))
+        if inside:
+            remedy = f"give one of those in it, such as {inside[0]}"
+        elif "huggingface.co" in path.parts:
+            remedy = "give its name on the hub alone, OWNER/NAME"
+        elif any(re.search(FOREIGN, file.name) for file in (path, *path.glob("*"), *path.glob("*/*"))):
+            remedy = "convert it to LeRobot's layout first, as with any4lerobot's scripts"
         raise KitError(f"{path} {what}", remedy)
     info = read_json(path / "meta/info.json")
     version = str(info.get("codebase_version"))

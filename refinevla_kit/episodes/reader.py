@@ -104,7 +104,12 @@ class EpisodeDataset:
         self.cameras, self.camera = self.columns.cameras, self.columns.camera
         if deltas is not None and not (isinstance(deltas, bool | int | np.bool_) and deltas in (0, 1)):
             raise KitError(f"deltas={deltas!r}", "give True (displacements), False (positions) or None")
-        told = {"deltas": deltas, "gripper": gripper, "camera": camera, "columns": columns}
+        told = {
+            "deltas": None if deltas is None else bool(deltas),
+            "gripper": None if gripper is None else meta.as_number(gripper),
+            "camera": camera,
+            "columns": columns,
+        }  # 1 and 1.0 alike: answers that were paid for depend on it
         self.overrides = {name: value for name, value in told.items() if value is not None}
         self._errors: dict[int, KitError] = {}
         self._warned = 0
@@ -159,7 +164,11 @@ class EpisodeDataset:
 
     def sentence(self, cell: Any) -> str | None:
         """What a cell of the instruction's column says: a sentence, or the number of one; else None."""
-        return cell if isinstance(cell, str) else self._sentences.get(meta.whole(cell))
+        if isinstance(cell, list) and len(cell) == 1:
+            (cell,) = cell
+        if isinstance(cell, bytes):
+            cell = cell.decode("utf-8", "replace")
+        return (cell or None) if isinstance(cell, str) else self._sentences.get(meta.whole(cell))
 
     def segments(self, episode: int) -> list[Segment]:
         """Where a teacher is asked anew: at gripper events, at changes of motion and of instruction."""
@@ -387,10 +396,11 @@ class EpisodeDataset:
         """Row numbers of an episode's frames in its table, by frame."""
         path, length = self.table_file(episode), self.info(episode).length
         table, numbered = self._table(path)
-        rows = np.arange(table.num_rows)  # in v2.x one file is one episode
-        if "episode_index" in numbered:
-            rows = np.flatnonzero(numbered["episode_index"] == episode)
-        elif self.version == "v3.0":
+        rows = np.arange(table.num_rows)  # in v2.x one file is one episode, and may call itself the first
+        numbers = numbered.get("episode_index")
+        if numbers is not None and (self.version == "v3.0" or len(set(numbers)) > 1):
+            rows = np.flatnonzero(numbers == episode)
+        elif numbers is None and self.version == "v3.0":
             what = f"{path} has no column 'episode_index'"
             raise KitError(what, "write the number of its episode into each row")
         if len(rows) != length:
@@ -456,13 +466,17 @@ class EpisodeDataset:
             cell = {"bytes" if isinstance(cell, bytes) else "path": cell}
         if cell.get("bytes") is not None:
             return io.BytesIO(cell["bytes"])
+        if not isinstance(cell.get("path"), str):
+            raise ValueError("the cell holds neither a picture nor the path of one")
         named = self.path / cell["path"]
         usual = self.path / f"images/{camera}/episode_{episode:06d}" / named.name
         return usual if usual.is_file() and not named.is_file() else named
 
     def _video_file(self, episode: int, camera: str) -> tuple[Path, int]:
         """The mp4 of an episode and the number of its first frame in it."""
-        start = self._rows[self.info(episode).index].get(f"videos/{camera}/from_timestamp", 0.0)
+        start = self._rows[self.info(episode).index].get(f"videos/{camera}/from_timestamp")
+        if start is None and self.version != "v3.0":
+            start = 0.0  # one file is one episode
         if not isinstance(start, int | float) or not 0 <= start < 1e9:
             what = f"meta/episodes of {self.path} gives episode {episode} the from_timestamp {start!r}"
             remedy = "write there the second at which the episode starts in its video"

@@ -7,6 +7,7 @@ line the kill cut in half is dropped when the journal is opened again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cache
@@ -143,15 +144,23 @@ def parse_record(row: Any, where: str) -> EpisodeRecord:
             "evaluate again into a new file: episodes of two versions are not the same episodes",
         )
     if isinstance(row, dict):
-        row = {**LATER, **row}
+        row = {**LATER, **{name: _as_written(name, value) for name, value in row.items()}}
     kinds = {name: type(value) for name, value in row.items()} if isinstance(row, dict) else {}
     wrong = [name for name in kinds | COLUMNS if kinds.get(name) is not COLUMNS.get(name)]
     if wrong:
         raise KitError(
             f"{where} is not an evaluation record of this version (columns that differ: {', '.join(wrong)})",
-            "evaluate again into a new file",
+            "take out what is no column of a record, mend the others, or evaluate again into a new file",
         )
     return EpisodeRecord(**row)
+
+
+def _as_written(name: str, value: Any) -> Any:
+    """A column's value, where pandas put an empty cell or made whole numbers into others as it merged."""
+    number = value if isinstance(value, float) else 0.0
+    if name in LATER and (value is None or math.isnan(number)):
+        return LATER[name]
+    return int(value) if COLUMNS.get(name) is int and value == number and number.is_integer() else value
 
 
 def load_records(path: str | Path) -> list[EpisodeRecord]:
@@ -226,5 +235,7 @@ def _load_parquet(path: Path) -> list[EpisodeRecord]:
         "give a records.parquet that evaluate() wrote",
         (pa.ArrowInvalid, OSError),
     ):
-        rows = pq.read_table(path).to_pylist()
+        table = pq.read_table(path)
+        kept = [name for name in table.column_names if not name.startswith("__index_level_")]  # pandas' own
+        rows = table.select(kept).to_pylist()
     return [parse_record(row, f"{path}, row {number}") for number, row in enumerate(rows)]

@@ -320,9 +320,10 @@ def _place(
 ) -> tuple[EpisodeDataset, Path, dict[str, Any]]:
     """The dataset, where its answers go, and whose they are."""
     from refinevla_kit.episodes import open_dataset
+    from refinevla_kit.episodes.contract import rationales_folder
 
     opened = open_dataset(dataset) if isinstance(dataset, str | Path) else dataset
-    default = Path(opened.path) / "rationales" / f"{teacher.name}-{granularity}.parquet"
+    default = rationales_folder(opened.path) / f"{teacher.name}-{granularity}.parquet"
     identity = {
         "teacher": teacher.name,
         "version": teacher.version,

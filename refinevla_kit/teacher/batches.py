@@ -55,6 +55,10 @@ class Job:
     file: str = ""
 
 
+class BatchLost(KitError):
+    """The server has a batch or its answers no longer. What it may have charged stays counted."""
+
+
 class BatchServer(Protocol):
     """What a teacher with a batch mode gives (`Teacher.batches`)."""
 
@@ -68,10 +72,10 @@ class BatchServer(Protocol):
         """The job that was submitted under a name; None where there is none."""
 
     def look(self, job: str) -> Job:
-        """How it stands."""
+        """How it stands. Raises `BatchLost`."""
 
     def download(self, file: str) -> Iterator[tuple[str, Received]]:
-        """(key, response) of each request that was answered."""
+        """(key, response) of each request that was answered. Raises `BatchLost`."""
 
     def read(self, received: Received, request: Request) -> Reply:
         """What a response amounts to; raises `CallFailed`."""
@@ -180,24 +184,27 @@ class BatchRun:
         try:
             while not (job := self._server.look(batch.job)).ended:
                 time.sleep(POLL)
+            if job.failure:
+                self.stopped = f"The batch {batch.name} failed ({job.failure}); run again to ask anew."
+            elif job.file:
+                self._take(batch, job.file)
         except KeyboardInterrupt:
             print(f"the server goes on with {batch.job}: run again to fetch its answers")
             raise
-        if job.failure:
-            self.stopped = f"The batch {batch.name} failed ({job.failure}); run again to ask anew."
-        elif job.file:
-            self._take(batch, job.file)
+        except BatchLost as lost:
+            self.stopped = f"{lost.what}; what {batch.name} may have cost stays counted. {lost.remedy}."
+            self.store.close_batch(batch, refund=False)
+            return
         self._close(batch)
 
     def _take(self, batch: OpenBatch, file: str) -> None:
         """Journal the answers that are not there yet."""
-        left = set(batch.left)
+        left = {_key(span): span for span in batch.left}
         known = {request.span: request for request in self._known(batch.left)}
         for key, received in self._server.download(file):
-            span = _span(key)
-            if span not in left or span not in known:
+            span = left.pop(key, None)
+            if span not in known:
                 continue
-            left.discard(span)
             worst = self.budget.of(self.teacher.worst_case(known[span]))
             first: Row | None = self.store.owed.pop(span, None)
             try:
@@ -231,11 +238,6 @@ class BatchRun:
 
 def _key(span: Span) -> str:
     return "-".join(map(str, span))
-
-
-def _span(key: str) -> Span:
-    episode, start, end = (int(number) for number in key.split("-"))
-    return episode, start, end
 
 
 def _name(identity: dict[str, Any], spans: list[Span], place: int) -> str:

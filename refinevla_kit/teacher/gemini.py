@@ -21,7 +21,7 @@ from typing import Any, ClassVar, NoReturn
 from refinevla_kit.errors import KitError, as_kit_error, install
 from refinevla_kit.teacher.annotation import attended
 from refinevla_kit.teacher.answers import parse
-from refinevla_kit.teacher.batches import Job
+from refinevla_kit.teacher.batches import BatchLost, Job
 from refinevla_kit.teacher.client import (
     GEMINI_KEYS,
     Answer,
@@ -288,13 +288,12 @@ class GeminiBatches:
         with _told("downloaded"):
             content: bytes = self._client.files.download(file=file)
         for text in content.splitlines():
-            line = json.loads(text)
-            response = line.get("response")
-            if response is None:
-                failed = line.get("error") or {"code": 500}
-                yield str(line.get("key")), Received(500, "", json.dumps({"error": failed}).encode())
-            else:
-                yield str(line.get("key")), Received(200, "", json.dumps(response).encode())
+            with suppress(ValueError):  # a line that is none answers nothing
+                line = json.loads(text)
+                response, failed = at(line, "response"), at(line, "error") or {"code": 500}
+                said = {"error": failed} if response is None else response
+                status = 500 if response is None else 200
+                yield str(at(line, "key")), Received(status, "", json.dumps(said).encode())
 
 
 @contextmanager
@@ -304,6 +303,8 @@ def _told(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         why = one_line(scrub(f"{type(error).__name__}: {error}"))
+        if what in ("looked at", "downloaded") and getattr(error, "code", None) == 404:
+            raise BatchLost(f"a batch has left the server ({why})", "Run again to ask anew") from None
         remedy = "run again: what the server has is found by its name, and nothing is sent twice"
         raise KitError(f"a batch could not be {what} ({why})", remedy) from None
 

@@ -183,4 +183,5 @@ def _text(content: Any) -> str:
     """What a message says, in one text or in parts, behind the model's thinking."""
     texts = [content] if isinstance(content, str) else [at(part, "text") for part in items(content)]
     text = "".join(text for text in texts if isinstance(text, str))
-    return text.rpartition("</think>")[2]
+    answer = text.rpartition("</think>")[2]
+    return "" if answer.lstrip().startswith("<think>") else answer  # cut off while thinking

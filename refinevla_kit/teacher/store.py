@@ -89,7 +89,7 @@ class Store:
 
     Raises:
         KitError: another run is writing there; it holds an unfinished run, or paid answers, of another
-            identity; damage; no disk space.
+            identity, or what no run wrote; damage; no disk space.
     """
 
     def __init__(self, target: Path, identity: dict[str, Any]) -> None:
@@ -122,6 +122,9 @@ class Store:
     def _open(self) -> None:
         """Read what earlier runs have left."""
         about = run_of(self.target)
+        if self.target.exists() and "identity" not in about:
+            what = f"{self.target} does not say which run wrote it, as when another program has saved it"
+            raise KitError(what, "give another output, or move the file away")
         before = Spent(*about.get("spent", ()))
         self._continues = about.get("identity") == self.identity
         if not self._continues and before.paid:
@@ -209,10 +212,10 @@ class Store:
         """Journal that the server has them."""
         self._log_batch(batch.name, Spent(), job=batch.job)
 
-    def close_batch(self, batch: OpenBatch) -> None:
-        """Journal that nothing more will come; what is still reserved is given back."""
+    def close_batch(self, batch: OpenBatch, refund: bool = True) -> None:
+        """Journal that nothing more will come, and whether what is still reserved is given back."""
         del self.batches[batch.name]
-        self._log_batch(batch.name, Spent().minus(batch.reserved), closed=True)
+        self._log_batch(batch.name, Spent().minus(batch.reserved) if refund else Spent(), closed=True)
 
     def _log_batch(self, name: str, spent: Spent, **what: Any) -> None:
         self.journal.append({"batch": name, "spent": spent} | what)

@@ -16,7 +16,7 @@ import numpy as np
 
 from refinevla_kit.episodes import EpisodeDataset, open_dataset
 from refinevla_kit.episodes.columns import filled, is_open
-from refinevla_kit.episodes.contract import STATE_NAMES
+from refinevla_kit.episodes.contract import STATE_NAMES, rationales_folder
 from refinevla_kit.episodes.frame_table import FrameTable, frame_table
 from refinevla_kit.errors import KitError
 from refinevla_kit.files import read_json
@@ -381,7 +381,7 @@ def find_rationales(
     named = re.compile(re.escape(dataset.resolve().name) + r"-\D.*")
     files = Path(elsewhere).glob(f"*{suffix}") if elsewhere else iter(())
     tables = [file for file in files if named.fullmatch(file.name)]
-    tables = tables or list((dataset / "rationales").glob(f"*{suffix}"))
+    tables = tables or list(rationales_folder(dataset).glob(f"*{suffix}"))
     if not tables:
         what = "reviewed rationales" if reviews else "rationales"
         remedy = "review some in notebook 01" if reviews else "annotate it with notebook 01"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -53,8 +54,9 @@ def with_others(examples: Examples, others: Mapping[str, float]) -> Examples:
 def _rationales(name: str) -> Path | None:
     try:
         return find_rationales(name)
-    except KitError:
-        return None  # its actions alone are learned from
+    except KitError as error:
+        warnings.warn(f"{error.what}: its actions alone are learned from", stacklevel=2)
+        return None
 
 
 def rows_of_step(examples: Examples, training: Array, seed: int, step: int, batch: int) -> Array:

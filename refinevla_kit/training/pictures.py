@@ -87,7 +87,7 @@ class StreamedPictures:
 
     def digest(self) -> str:
         """SHA-256 of which pictures these are: the datasets' own listings, and the frames."""
-        found = hashlib.sha256(json.dumps([one.name for one in self.sources]).encode())
+        found = hashlib.sha256(json.dumps([(one.name, one.camera) for one in self.sources]).encode())
         for source in self.sources:
             for file in sorted((source.path / "meta").rglob("*")):
                 if file.is_file():

@@ -7,7 +7,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refinevla_kit.errors import KitError
+import numpy as np
+
+from refinevla_kit.errors import KitError, as_kit_error
 
 if TYPE_CHECKING:
     import torch
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from refinevla_kit.vlas.contract import VLA
 
 __all__ = ["load_vla"]
+MALFORMED = (AttributeError, LookupError, TypeError, ValueError)  # what an odd file of settings leads to
 
 
 def load_vla(
@@ -42,15 +45,22 @@ def load_vla(
     from refinevla_kit.vlas import checkpoint, compact, openvla, spatialvla
 
     folder = checkpoint.open_folder(path)
-    kind = folder.json(checkpoint.CONFIG).get("model_type")
-    dtype = dtype or torch.float32
-    if kind == "spatialvla":
-        return spatialvla.load(folder, dtype, device_map, dataset, camera)
-    if kind == "openvla":
-        return openvla.load(folder, dtype, device_map, dataset)
-    if kind == "paligemma":
-        return compact.load(folder)
-    raise KitError(
-        f"{path} holds a {kind!r}, which the kit does not know",
-        "give a compact VLA, a SpatialVLA or an OpenVLA",
-    )
+    config = folder.json(checkpoint.CONFIG)
+    kind, dtype = config.get("model_type"), dtype or torch.float32
+    if kind not in ("spatialvla", "openvla", "paligemma"):
+        what = f"{path} holds a {kind!r}, which the kit does not know"
+        raise KitError(what, "give a compact VLA, a SpatialVLA or an OpenVLA")
+    damaged = f"the checkpoint {path} is damaged"
+    with as_kit_error(damaged, checkpoint.COPY, MALFORMED):
+        vla: VLA
+        if not isinstance(config["text_config"], dict):
+            raise TypeError("text_config is no object")
+        if kind == "spatialvla":
+            vla = spatialvla.load(folder, dtype, device_map, dataset, camera)
+        elif kind == "openvla":
+            vla = openvla.load(folder, dtype, device_map, dataset)
+        else:
+            vla = compact.load(folder)
+    with as_kit_error(damaged, checkpoint.COPY, (*MALFORMED, RuntimeError)):
+        vla.pixel_values([np.zeros((8, 8, 3), np.uint8)])  # as the folder says
+    return vla

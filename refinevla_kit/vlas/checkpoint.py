@@ -21,7 +21,7 @@ from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_b
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as hub_logging
 
 from refinevla_kit import hub
@@ -116,6 +116,12 @@ def open_folder(source: str | Path) -> Folder:
         if file.suffix in KEPT and file.is_file()
     }
     return _with_base(Folder(path, files)) if ADAPTER in files else Folder(path, files)
+
+
+def load_tokenizer(folder: Folder) -> PreTrainedTokenizerFast:
+    """The tokenizer beside the weights. Raises `KitError` when it is missing or damaged."""
+    with as_kit_error(f"the tokenizer of {folder.path} cannot be read", COPY):
+        return PreTrainedTokenizerFast.from_pretrained(str(folder.path), local_files_only=True)
 
 
 def _with_base(folder: Folder) -> Folder:

@@ -25,7 +25,6 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerFast,
 )
 from transformers.configuration_utils import SubConfigSpec
 
@@ -36,6 +35,7 @@ from refinevla_kit.vlas.checkpoint import (
     CONFIG,
     Folder,
     chosen,
+    load_tokenizer,
     provenance_file,
     provenance_of,
     read_model,
@@ -363,7 +363,7 @@ def load(
     statistics = folder.json(STATISTICS) if STATISTICS in folder.files else config.norm_stats or {}
     about = provenance_of(folder)
     dataset = chosen(dataset or about.get("dataset"), statistics, "dataset's statistics", folder)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder.path), local_files_only=True)
+    tokenizer = load_tokenizer(folder)
     bins = UniformWords(config.n_action_bins, Quantiles.from_statistics(statistics[dataset], dataset))
     model = read(OpenVLAModel, config, folder, dtype, device_map)
     return OpenVLA(model, tokenizer, bins, about, folder, statistics, dataset)

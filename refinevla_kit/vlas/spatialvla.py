@@ -26,7 +26,6 @@ from transformers import (
     Gemma2ForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerFast,
     SiglipVisionConfig,
     SiglipVisionModel,
     ZoeDepthConfig,
@@ -38,8 +37,10 @@ from refinevla_kit.errors import KitError
 from refinevla_kit.simulator.contract import Array
 from refinevla_kit.vlas.checkpoint import (
     CONFIG,
+    COPY,
     Folder,
     chosen,
+    load_tokenizer,
     provenance_file,
     provenance_of,
     read_model,
@@ -393,11 +394,14 @@ def load(
     stated = folder.json(PREPROCESSOR).get("size") if PREPROCESSOR in folder.files else None
     if isinstance(stated, dict) and {"width", "height"} <= stated.keys():
         check_picture(folder, (stated["width"], stated["height"]), config.vision_config.image_size)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder.path), local_files_only=True)
+    tokenizer = load_tokenizer(folder)
     quantiles = Quantiles.from_statistics(statistics[dataset], dataset)
     bins = SpatialWords.from_processor(processor.get("bin_policy") or {}, quantiles)
     if bins.words != config.spatial_token_num:
         what = f"{folder.path} has {config.spatial_token_num} action words and cells for {bins.words}"
         raise KitError(what, "copy config.json and processor_config.json of one checkpoint")
     model = read(SpatialVLAModel, config, folder, dtype, device_map)
-    return SpatialVLA(model, tokenizer, bins, about, folder, statistics, dataset, camera)
+    vla = SpatialVLA(model, tokenizer, bins, about, folder, statistics, dataset, camera)
+    if vla.chunk < 1 or not vla.intrinsic.isfinite().all():
+        raise KitError(f"{folder.path / PROCESSOR} gives no action_chunk_size or no matrix", COPY)
+    return vla

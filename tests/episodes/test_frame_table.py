@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 
@@ -104,6 +105,13 @@ def test_it_is_read_once_and_again_when_a_file_is_another(
             frame_table.frame_table(open_dataset(path))
     assert len(frame_table.frame_table(open_dataset(path))) == sum(LENGTHS) + 4
     write_stranger(path, lengths=LENGTHS)
+    mended = path / "data/chunk-000/episode_000003.parquet"
+    table = pd.read_parquet(mended)
+    table["action"] = table["action"] * 0 + 7
+    table.to_parquet(mended)  # in its place
+    found = frame_table.frame_table(open_dataset(path))
+    assert (found.actions[found.episodes == 3] == 7).all()
+    write_stranger(path, lengths=LENGTHS)
     kept.write_bytes(b"half")
     assert_same(frame_table.frame_table(open_dataset(path)), first)
 
@@ -130,5 +138,5 @@ def test_what_cannot_be_read_is_left_out_and_said_each_time(kept: bool, tmp_path
     found = frame_table.frame_table(source)
     assert set(source.left_out) == {3, 7, 9}
     assert "cannot be read" in source.left_out[3] and "is missing" in source.left_out[7]
-    assert "holds 0 of the 4 frames of episode 9" in source.left_out[9]
+    assert "holds 3 of the 4 frames of episode 9" in source.left_out[9]
     assert set(found.episodes.tolist()) == set(range(12)) - {3, 7, 9}

@@ -4,7 +4,10 @@ and what is not is said in one line. Nothing here reaches the network.
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +17,10 @@ import pytest
 from refinevla_kit import hub
 from refinevla_kit.episodes import columns, open_dataset
 from refinevla_kit.errors import KitError
-from refinevla_kit.training.examples import load_examples
+from refinevla_kit.teacher import annotate_dataset
+from refinevla_kit.teacher.oracle import OracleTeacher
+from refinevla_kit.training.examples import find_rationales, load_examples
+from refinevla_kit.training.mixture import with_others
 from tests.episodes.strangers import CAMERA, POSE, write_stranger
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -128,3 +134,45 @@ def test_what_the_numbers_of_bridge_mean_is_known_and_can_be_told_otherwise(
     assert (told.deltas, told.gripper, told.camera) == (False, 0.0, cameras[1])
     assert set(columns.known_dataset(BRIDGE)) == {"camera", "deltas", "gripper", "source"}
     assert columns.known_dataset("somebody/things") == {}
+
+
+def test_without_a_connection_what_is_in_the_cache_will_do(cached: Path, tmp_path: Path) -> None:
+    """As on a node of a cluster, where nobody has set HF_HUB_OFFLINE."""
+    program = (
+        "import sys; from refinevla_kit.episodes import open_dataset;"
+        "print(len(open_dataset(sys.argv[1]).episodes))"
+    )
+    there = {
+        "HF_HUB_OFFLINE": "0",
+        "HF_ENDPOINT": "http://127.0.0.1:9",
+        "HF_HUB_CACHE": str(tmp_path / "hub"),
+    }
+    found, missing = (
+        subprocess.run(
+            [sys.executable, "-c", program, name],
+            env=os.environ | there,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        for name in ("somebody/things", "somebody/else")
+    )
+    assert found.stdout == "2\n", found.stderr
+    assert "somebody/else is no folder here, not in the hub's cache, and the hub cannot" in missing.stderr
+    with pytest.raises(KitError, match=r"~/nowhere is not a folder"):
+        open_dataset("~/nowhere")
+
+
+def test_what_a_teacher_writes_about_it_outlives_the_cache(
+    cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = annotate_dataset(open_dataset("somebody/things"), OracleTeacher(), confirm=True)
+    assert path == Path("rationales/somebody--things/oracle-segment.parquet") and path.is_file()
+    assert find_rationales("somebody/things") == find_rationales(cached) == path
+
+
+def test_a_dataset_of_a_mixture_without_rationales_is_said(cached: Path) -> None:
+    examples = load_examples(cached)
+    with pytest.warns(UserWarning, match=r"no rationales beside it: its actions alone are learned from"):
+        assert len(with_others(examples, {"somebody/things": 0.5})) == 22

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from contextlib import suppress
 from dataclasses import replace
@@ -654,3 +655,84 @@ def test_an_episode_of_no_length_is_left_out(tmp_path, version):
     with pytest.warns(UserWarning, match="1 of 2 episodes"):
         dataset = open_dataset(write_stranger(tmp_path / "d", version, row=short))
     assert [info.index for info in dataset.episodes] == [0]
+
+
+def test_several_episodes_of_a_file_need_the_times_at_which_they_start(tmp_path):
+    """Else each would show the first one's pictures."""
+
+    def untimed(row: dict, _: int) -> dict:
+        return {name: value for name, value in row.items() if "timestamp" not in name}
+
+    with pytest.raises(KitError, match=r"episode 0 the from_timestamp None in .* -> write there the second"):
+        open_dataset(write_stranger(tmp_path / "d", "v3.0", row=untimed))
+
+
+def test_files_that_each_number_their_episode_zero_are_read(tmp_path):
+    """Recorded apart and put together."""
+
+    def apart(columns: dict, _: int) -> dict:
+        return columns | {"episode_index": np.zeros(len(columns["index"]), int)}
+
+    found, usual = (
+        open_dataset(write_stranger(tmp_path / name, **more))
+        for name, more in (("apart", {"column": apart}), ("usual", {}))
+    )
+    assert not found.left_out and (found.actions(1) == usual.actions(1)).all()
+    assert found.images(1).mean() == usual.images(1).mean()
+
+
+@pytest.mark.parametrize(
+    "wrapped", [lambda text: text.encode(), lambda text: [text], lambda text: [text.encode()]]
+)
+def test_a_sentence_in_bytes_or_in_a_list_is_read(tmp_path, wrapped):
+    """As conversions from RLDS leave it. A cell without any takes the listing's."""
+
+    def told(columns: dict, episode: int) -> dict:
+        cells = [wrapped(f"open drawer {episode}")] * len(columns["index"])
+        return columns | {"language_instruction": pa.array([*cells[:-1], wrapped("")])}
+
+    about = {"language_instruction": {"dtype": "string", "shape": [1]}}
+    root = write_stranger(
+        tmp_path / "d", column=told, info=lambda info: info | {"features": info["features"] | about}
+    )
+    dataset = open_dataset(root, columns={"instruction": "language_instruction"})
+    assert dataset.instructions(1) == ["open drawer 1"] * 4 + [TASKS[1]]
+
+
+def test_what_is_told_is_alike_however_it_is_given(tmp_path):
+    """Paid answers depend on it: on a command line all numbers have a point."""
+    root = write_stranger(tmp_path / "d")
+    by_hand, by_command = open_dataset(root, 1, gripper=1), open_dataset(root, True, gripper=1.0)
+    assert repr(by_hand.overrides) == repr(by_command.overrides)
+
+
+@pytest.mark.parametrize("cell", [None, {"bytes": None, "path": None}])
+def test_a_picture_that_is_none_is_said(tmp_path, cell):
+    def empty(columns: dict, episode: int) -> dict:
+        cells = [{"bytes": png(1), "path": None}] * (len(columns["index"]) - 1)
+        return columns | {CAMERA: pa.array([*cells, cell])}
+
+    dataset = open_dataset(write_stranger(tmp_path / "d", stills=True, column=empty))
+    with pytest.raises(KitError, match=r"picture 5 of episode 0 in .* \(the cell holds neither"):
+        dataset.images(0)
+
+
+def test_what_is_of_another_form_is_told_what_to_do(tmp_path):
+    for there in (
+        "own/one/meta/info.json",
+        "bridge/1.0.0/bridge-train.tfrecord-00000-of-00002",
+        "hand/demo.hdf5",
+    ):
+        (tmp_path / there).parent.mkdir(parents=True)
+        (tmp_path / there).touch()
+    for name, remedy in {
+        "own": f"give one of those in it, such as {tmp_path}/own/one",
+        "bridge": "convert it to LeRobot's layout first",
+        "bridge/1.0.0": "convert it to LeRobot's layout first",
+        "hand": "convert it to LeRobot's layout first",
+        "hand/demo.hdf5": "convert it to LeRobot's layout first",
+    }.items():
+        with pytest.raises(KitError, match=re.escape(f"-> {remedy}")):
+            open_dataset(tmp_path / name)
+    with pytest.raises(KitError, match="give its name on the hub alone, OWNER/NAME"):
+        open_dataset("https://huggingface.co/datasets/somebody/things")

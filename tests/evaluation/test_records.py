@@ -8,6 +8,7 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.records import (
     COLUMNS,
+    LATER,
     EpisodeRecord,
     add_record,
     journal_path,
@@ -40,7 +42,7 @@ fast = settings(max_examples=30, deadline=None, suppress_health_check=[HealthChe
 
 
 @fast
-@given(st.lists(RECORDS, max_size=4, unique_by=lambda record: record.key))
+@given(st.lists(RECORDS, min_size=1, max_size=4, unique_by=lambda record: record.key))
 def test_parquet_and_journal_give_back_what_was_written(tmp_path: Path, records: list[EpisodeRecord]) -> None:
     assert load_records(save_parquet(records, tmp_path / "records.parquet")) == records
     (tmp_path / "other.jsonl").unlink(missing_ok=True)
@@ -92,11 +94,33 @@ def test_records_of_another_protocol_version_are_refused_by_number(protocol: dic
         parse_record(old, "row 0")
 
 
+def test_what_pandas_has_sorted_out_or_merged_is_read(tmp_path: Path) -> None:
+    """It adds a column for the rows' numbers, and makes whole numbers others where cells are empty."""
+    records = [row("p", episode, success=episode > 0) for episode in range(3)]
+    path = save_parquet(records, tmp_path / "records.parquet")
+    table = pd.read_parquet(path)
+    table[table.success_last].to_parquet(tmp_path / "some.parquet")
+    assert load_records(tmp_path / "some.parquet") == records[1:]
+    older = table.drop(columns=[*LATER]).head(1)
+    pd.concat([older, table.tail(2)]).to_parquet(tmp_path / "both.parquet")
+    assert load_records(tmp_path / "both.parquet") == records
+    table.assign(note="x").to_parquet(tmp_path / "more.parquet")
+    with pytest.raises(KitError, match=r"columns that differ: note\) -> take out what is no column"):
+        load_records(tmp_path / "more.parquet")
+
+
 def test_a_journal_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("no folder")
     for path in (tmp_path / "taken/records.jsonl", tmp_path):
         with pytest.raises(KitError, match=r"cannot write .* -> give an output"):
             Journal(path)
+
+
+def test_a_run_that_ends_before_its_first_episode_leaves_nothing(tmp_path: Path) -> None:
+    with Journal(tmp_path / "records.jsonl"):
+        pass
+    with pytest.raises(KitError, match="no evaluation records at"):
+        load_records(tmp_path / "records.parquet")
 
 
 def test_two_runs_cannot_write_one_file(tmp_path: Path) -> None:

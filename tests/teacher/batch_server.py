@@ -25,6 +25,7 @@ class BatchServer(GeminiServer):
     Attributes:
         jobs: by the server's name, with the name that they were submitted under and their requests.
         asked: how often each request was in a job, by its key.
+        gone: the stage, "get" or "download", at which nothing is there any more.
         at: called with the stage ("upload", "create", "get", "list", "download") before it is answered.
     """
 
@@ -34,6 +35,7 @@ class BatchServer(GeminiServer):
         self.files: dict[str, bytes] = {}
         self.jobs: dict[str, dict[str, Any]] = {}
         self.asked: Counter[str] = Counter()
+        self.gone = ""
         self.at: Any = lambda stage: None
 
     def _serve(self, handler: BaseHTTPRequestHandler) -> None:
@@ -57,6 +59,8 @@ class BatchServer(GeminiServer):
         elif path == "/v1beta/batches":
             self.at("list")
             self._reply(handler, {"operations": [self._job(name) for name in self.jobs]})
+        elif self.gone == ("download" if path.endswith(":download") else "get"):
+            handler.send_error(404)
         elif path.startswith("/v1beta/batches/"):
             self.at("get")
             name = path.removeprefix("/v1beta/")

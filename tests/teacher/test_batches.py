@@ -145,6 +145,31 @@ def test_a_job_that_fails_costs_nothing(noise: EpisodeDataset, tmp_path: Path) -
     assert summarise(path).spent.money == REQUESTS * ONE
 
 
+@pytest.mark.parametrize("stage", ["get", "download"])
+def test_what_the_server_has_no_longer_is_asked_anew_and_stays_counted(
+    noise: EpisodeDataset, tmp_path: Path, stage: str
+) -> None:
+    with BatchServer() as server:
+        server.gone = stage
+        with pytest.raises(RunFailed, match=r"has left the server .* stays counted\. Run again"):
+            annotate(noise, server, tmp_path / "x.parquet")
+        server.gone = ""
+        path = annotate(noise, server, tmp_path / "x.parquet")
+    assert len(load_rationales(path)) == REQUESTS and set(server.asked.values()) == {2}
+    assert summarise(path).spent.money > 2 * REQUESTS * ONE, "at its worst case"
+
+
+@pytest.mark.parametrize("line", [b"{", b"[]", b'{"response": {}}', b'{"key": "x", "response": {}}'])
+def test_a_line_of_the_answers_that_says_nothing_is_passed_over(
+    noise: EpisodeDataset, tmp_path: Path, line: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = BatchServer._answers
+    monkeypatch.setattr(BatchServer, "_answers", lambda self, name: line + b"\n" + whole(self, name))
+    with BatchServer() as server:
+        path = annotate(noise, server, tmp_path / "x.parquet")
+    assert len(load_rationales(path)) == REQUESTS
+
+
 def test_a_batch_never_goes_beyond_the_budget(noise: EpisodeDataset, tmp_path: Path, capsys: Any) -> None:
     with BatchServer() as server:
         path = annotate(noise, server, tmp_path / "x.parquet", budget_calls=5)

@@ -420,6 +420,15 @@ def test_models_that_think_get_the_fields_that_they_take(request_: Request) -> N
         assert not {"max_tokens", "temperature"} & sent.keys() and "response_format" in sent
 
 
+@pytest.mark.parametrize("play", ["all_thought", "cut_thought"])
+def test_what_was_cut_off_while_thinking_is_not_followed_up(
+    scripted: Scripted, request_: Request, play: str
+) -> None:
+    """There is nothing to mend, and it would think as long again."""
+    reply, _ = scripted.ask(request_, play)
+    assert reply.raw == "" and reply.output_tokens
+
+
 def test_a_context_that_is_too_short_is_no_missing_field(request_: Request) -> None:
     said = (
         "'max_tokens' or 'max_completion_tokens' is too large: 4096. This model's maximum context length "

@@ -8,6 +8,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
@@ -182,6 +183,17 @@ def test_paid_answers_of_others_are_never_dropped(tmp_path: Path) -> None:
     with Store(target, IDENTITY) as store, pytest.raises(KitError, match="episode 0 is not the one"):
         store.wanted(0, "00000000000000fe", [(0, 0, 1)])
     assert len(load_rationales(target)) == 1
+
+
+def test_a_table_that_another_program_has_saved_is_never_written_over(tmp_path: Path) -> None:
+    """pandas drops what says whose answers they are."""
+    target = tmp_path / "r.parquet"
+    write(target, row(0, 0), row(0, 1))
+    pd.read_parquet(target).iloc[:1].to_parquet(target)
+    saved = target.read_bytes()
+    with pytest.raises(KitError, match=r"r.parquet does not say which run wrote it, .* -> give another"):
+        Store(target, IDENTITY)
+    assert target.read_bytes() == saved and len(load_rationales(target)) == 1
 
 
 def test_free_answers_of_others_are_replaced(tmp_path: Path) -> None:

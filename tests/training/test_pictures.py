@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refinevla_kit.episodes import DatasetWriter, Episode
+from refinevla_kit.episodes import DatasetWriter, Episode, open_dataset
 from refinevla_kit.episodes.contract import ACTION_NAMES, STATE_NAMES
 from refinevla_kit.errors import KitError
 from refinevla_kit.training.config import TrainingConfig
@@ -194,3 +194,10 @@ def test_a_dataset_of_which_no_picture_can_be_read_says_so(tmp_path: Path) -> No
     path = damaged(tmp_path, tuple(range(12)))
     with pytest.raises(KitError, match=r"episode_0000\d\d.mp4 cannot be read"):
         load_examples(path, stream=True).images.shape  # noqa: B018
+
+
+def test_pictures_of_another_camera_are_other_pictures(tmp_path: Path) -> None:
+    cameras = ("observation.images.front", "observation.images.wrist")
+    path = write_stranger(tmp_path / "d", cameras=cameras)
+    digests = {load_examples(open_dataset(path, camera=camera), stream=True).digest() for camera in cameras}
+    assert len(digests) == 2

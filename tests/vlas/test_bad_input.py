@@ -204,3 +204,40 @@ def test_a_save_that_is_killed_leaves_what_was_there_and_the_next_one_tidies_up(
         assert torch.isfinite(vla.look(pixels)).all()
     vla.save(saved)
     assert list(saved.parent.iterdir()) == [saved]
+
+
+# --- files beside the weights ---
+
+
+@pytest.mark.parametrize("content", [None, b'{"version": "1.0"', b"[]"])
+def test_a_tokenizer_that_is_missing_or_damaged(copy: Path, content: bytes | None) -> None:
+    if content is None:
+        (copy / "tokenizer.json").unlink()
+    else:
+        (copy / "tokenizer.json").write_bytes(content)
+    refused(copy, f"the tokenizer of {copy} cannot be read (")
+
+
+@pytest.mark.parametrize(
+    ("model", "file", "changed"),
+    [
+        *((model, "config.json", {"text_config": odd}) for model in MODELS for odd in (None, 3)),
+        *((model, INDEX, {"weight_map": []}) for model in MODELS),
+        ("openvla", "config.json", {"image_sizes": None}),
+        ("openvla", "preprocessor_config.json", {"means": None}),
+        ("openvla", "preprocessor_config.json", {"stds": [[1.0]]}),
+        ("spatialvla", "processor_config.json", {"statistics": []}),
+        ("spatialvla", "processor_config.json", {"statistics": {"bridge_orig": 3}}),
+        ("spatialvla", "processor_config.json", {"intrinsic_config": ["default"]}),
+        ("spatialvla", "processor_config.json", {"intrinsic_config": {"default": {}}}),
+        ("spatialvla", "processor_config.json", {"action_chunk_size": None}),
+        ("spatialvla", "processor_config.json", {"action_config": "spherical"}),
+        ("spatialvla", "processor_config.json", {"bin_policy": []}),
+    ],
+)
+def test_settings_that_are_missing_or_of_another_kind(
+    model: str, file: str, changed: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(FOLDER / model, tmp_path / model))
+    edited(folder / file, **changed)
+    refused(folder, "")
