@@ -27,6 +27,7 @@ Parameters = Annotated[
 Threads = Annotated[int | None, Option(help="compute threads; default all cores")]
 Checkpoint = Annotated[Path, Argument(help="folder of a checkpoint of the kit")]
 Tasks = Annotated[list[str] | None, Option("--task", help="repeatable; default the four WidowX tasks")]
+Seed = Annotated[int, Option(min=0)]
 
 
 @app.command()
@@ -83,6 +84,8 @@ def run(
     threads: Threads = None,
 ) -> None:
     """Run one notebook headlessly, with other parameters; 00 is a first look at what is shipped."""
+    if not notebook.strip():
+        raise KitError("no notebook is named", "give a number or name, such as 03")
     reproduce(profile, output, notebook, parameter, threads)
 
 
@@ -93,7 +96,7 @@ def record(
     episodes: Annotated[int, Option(min=1, help="episodes a task")] = 1,
     assets: Annotated[str, Option(help="embedded | official | a folder")] = "embedded",
     start: Annotated[str, Option(help="random | grid")] = "random",
-    seed: int = 0,
+    seed: Seed = 0,
     workers: Annotated[int, Option(min=1)] = 1,
     random_moves: Annotated[int, Option(min=0, help="random actions before the recording starts")] = 0,
     disturb: Annotated[float, Option(min=0, max=1, help="chance a step that random moves take over")] = 0.0,
@@ -104,10 +107,10 @@ def record(
 ) -> None:
     """Record the scripted demonstrator's episodes as a LeRobot dataset, labelled with what it would do."""
     from refinevla_kit.rollouts.recording import record as record_episodes
-    from refinevla_kit.tasks import WIDOWX_TASKS, find_task
+    from refinevla_kit.tasks import WIDOWX_TASKS, find_tasks
 
     tasks = task or WIDOWX_TASKS
-    scored = find_task(tasks[0]).protocol(setting).scored_variants
+    scored = find_tasks(*tasks)[0].protocol(setting).scored_variants
     result = record_episodes(
         output,
         tasks,
@@ -138,7 +141,7 @@ def annotate(
     granularity: Annotated[str, Option(help="step | segment | trajectory")] = "segment",
     keyframes: Annotated[int, Option(min=1, help="pictures a request")] = 3,
     output: Annotated[Path | None, Option(help="parquet; beside the dataset, or here for a hub's")] = None,
-    seed: int = 0,
+    seed: Seed = 0,
     executor: Annotated[str, Option(help="threads | ray | batch (half the price, within a day)")] = "threads",
     concurrency: Annotated[int, Option(min=1, help="calls in flight")] = 8,
     requests_per_minute: int | None = None,
@@ -304,7 +307,7 @@ def serve(
     host: Annotated[
         str, Option(help="address to listen on; another than this machine's own opens it to the network")
     ] = "127.0.0.1",
-    port: Annotated[int, Option(help="0 takes a free one")] = 8000,
+    port: Annotated[int, Option(min=0, max=65535, help="0 takes a free one")] = 8000,
     name: Annotated[str | None, Option(help="what records call it; default the folder's name")] = None,
     robot: Annotated[str | None, Option(help="whose action statistics a released model takes")] = None,
 ) -> None:

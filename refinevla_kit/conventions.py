@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args, get_type_hints
 
-from refinevla_kit.errors import KitError, as_kit_error, check_choice
+from refinevla_kit.errors import as_kit_error, check_choice, checked_integer
 from refinevla_kit.tasks import CAMERA_SIZES
 
 Rotation = Literal["euler_xyz_extrinsic", "euler_xyz_intrinsic", "axis_angle"]
@@ -80,16 +80,15 @@ class Conventions:
         for name, choices in _CHOICES.items():
             if (value := getattr(self, name)) is not None:
                 check_choice(f"{name} of conventions", value, choices)
-        if self.sticky_gripper is not None and self.sticky_gripper < 1:
-            what = f"conventions: sticky_gripper is {self.sticky_gripper}"
-            raise KitError(what, "give the number of steps, 1 for a gripper that is not sticky")
+        if self.sticky_gripper is not None:  # 1 is a gripper that is not sticky
+            checked_integer(self.sticky_gripper, "sticky_gripper of conventions", 1)
         if self.image_size is not None:
-            # a list, after JSON or msgpack
-            object.__setattr__(self, "image_size", tuple(int(x) for x in self.image_size))
-            if len(self.image_size) != 2 or min(self.image_size) < 1:
-                raise KitError(
-                    f"conventions: image_size is {self.image_size}", "give (width, height) in pixels"
-                )
+            what = f"conventions: image_size is {self.image_size}"
+            with as_kit_error(what, "give (width, height) in pixels"):
+                # a list, after JSON or msgpack
+                object.__setattr__(self, "image_size", tuple(int(x) for x in self.image_size))
+                if len(self.image_size) != 2 or min(self.image_size) < 1:
+                    raise ValueError("no two numbers above 0")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON or a message."""

@@ -7,6 +7,7 @@ import glob
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 import zlib
@@ -18,6 +19,8 @@ from typing import Any
 from refinevla_kit.errors import KitError, listed
 from refinevla_kit.journal import whole_lines
 
+HOST = f"{zlib.crc32(platform.node().encode()):08x}."
+"""Of this machine: on a shared disk another's processes have the same numbers."""
 DATASET = ("data", "meta", "videos", "images")  # folders of a LeRobot dataset, in which nothing else lies
 
 
@@ -33,17 +36,17 @@ def replacing(path: str | Path) -> Iterator[Path]:
             was paid for (see `paid_files`).
     """
     target = Path(path)
-    temporary = target.with_name(f".{target.name}.part-{os.getpid()}")
+    temporary = target.with_name(f".{target.name}.part-{HOST}{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(target.parent, os.W_OK):
             raise PermissionError(errno.EACCES, "no permission", str(target.parent))
-        _clear(target)
+        clear(target)
         _keep_paid(target)
         yield temporary
         if target.is_dir() and temporary.is_dir():
             _keep_paid(target)  # what came meanwhile
-            old = target.with_name(f".{target.name}.old-{os.getpid()}")
+            old = target.with_name(f".{target.name}.old-{HOST}{os.getpid()}")
             target.rename(old)
             temporary.rename(target)
             _remove(old)
@@ -101,11 +104,11 @@ def _keep_paid(target: Path) -> None:
         raise KitError(f"{what}: {files}", "give another output, or move these files out of it")
 
 
-def _clear(target: Path) -> None:
+def clear(target: Path) -> None:
     """Remove what dead processes, and an earlier try of this one, left of replacing `target`."""
     for left in target.parent.glob(f".{glob.escape(target.name)}.*-*"):
-        kind, _, number = left.name[len(target.name) + 2 :].partition("-")
-        if kind not in ("part", "old") or not (abandoned(left) or number == str(os.getpid())):
+        kind, _, whose = left.name[len(target.name) + 2 :].partition("-")
+        if kind not in ("part", "old") or not (abandoned(left) or whose == f"{HOST}{os.getpid()}"):
             continue
         if kind == "old" and not target.exists():
             left.rename(target)  # killed between the two renames: what was there before comes back
@@ -113,8 +116,8 @@ def _clear(target: Path) -> None:
 
 
 def abandoned(part: Path) -> bool:
-    """Whether the process is gone whose number the name of a part ends in."""
-    number = part.name.rpartition("-")[2]
+    """Whether the process whose number a part's name ends in is gone; another machine's are taken to live."""
+    number = part.name.rpartition("-")[2].removeprefix(HOST)
     return number.isdecimal() and not _alive(int(number))
 
 

@@ -125,6 +125,9 @@ def to_upload(folder: Path, name: str) -> tuple[str, list[CommitOperationAdd]]:
     contents: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder).as_posix()
+        if path.is_symlink() and not path.is_file():
+            what = f"{path} is a link to a folder or to nothing: what it stands for would be left out"
+            raise KitError(what, "put the files themselves there")
         if path.is_file() and not re.search(r"(^|/)\.", inside):
             _check_file(path)
             contents[inside] = path

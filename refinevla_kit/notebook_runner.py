@@ -19,6 +19,7 @@ from typing import Any
 
 from refinevla_kit.errors import KitError, as_kit_error, check_choice
 from refinevla_kit.files import read_json, replacing, write_json
+from refinevla_kit.journal import Journal
 from refinevla_kit.settings import LOOP, NOTEBOOKS, REPOSITORY, check_parameter, home, is_text, read_settings
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -107,14 +108,19 @@ def plan_parameters(
         if name in ("profile", "output"):
             raise KitError(f"{name!r} is shared by all notebooks, not a parameter of one", f"use --{name}")
         check_parameter(name, notebooks)
+    shared = [name for name in notebooks if "episodes" in NOTEBOOKS[name].model_fields]
+    if {"episodes", "dataset"} <= parameters.keys() and LOOP[0] in shared and len(shared) > 1:
+        what = "episodes would be those of the dataset in notebook 1, and numbers of starts in others"
+        raise KitError(what, "run notebook 1 by itself: --only 01")
     planned = {}
     for notebook in notebooks:
         taken = {
             name: value for name, value in parameters.items() if name in NOTEBOOKS[notebook].model_fields
         }
-        read_settings(notebook, profile, output, **taken)
+        read_settings(notebook, profile, output, **taken).check_inputs()
         path = notebook_path(notebook)
-        shown = papermill.inspect_notebook(path) if path.is_file() else {}
+        with as_kit_error(f"{path} cannot be read", "write it anew: refinevla init FOLDER"):
+            shown = papermill.inspect_notebook(path) if path.is_file() else {}
         if not shown:
             what = f"{path} is missing or has no parameters cell"
             raise KitError(what, "write it anew: refinevla init FOLDER")
@@ -172,7 +178,8 @@ def run_notebooks(
         "notebooks": {},
         "failed": None,
     }
-    with as_kit_error(f"cannot write to {folder}", "free space or choose another --output", (OSError,)):
+    writing = as_kit_error(f"cannot write to {folder}", "free space or choose another --output", (OSError,))
+    with writing, Journal(folder / ".running"):  # another run in this folder would mix its data with these
         (folder / "executed").mkdir(parents=True, exist_ok=True)
         result["notebooks"] = _earlier(folder)
         kernel = this_python(threads or os.cpu_count() or 1)

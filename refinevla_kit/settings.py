@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
@@ -19,7 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from refinevla_kit import hub
 from refinevla_kit.errors import SHIPPED, KitError, as_kit_error, check_choice
 from refinevla_kit.files import read_json, write_json
-from refinevla_kit.tasks import BACKENDS, CAMERA_SIZES, SETTINGS, find_tasks
+from refinevla_kit.tasks import BACKENDS, CAMERA_SIZES, SETTINGS, find_task, find_tasks
 
 REPOSITORY = SHIPPED if SHIPPED.is_dir() else SHIPPED.parents[1]
 """The checkout, or what an installed wheel holds of it; in there nothing is written."""
@@ -52,6 +53,15 @@ CHOICES = {
 }
 
 
+INPUTS = (
+    *("checkpoint", "dataset", "rationales", "base", "action_only", "with_reasoning", "frames", "records"),
+    *("history", "attention", "experiment"),
+)
+"""Parameters that name what is read."""
+WORDS = ("reviewed", "embedded", "official")
+"""Values of these that name no file."""
+
+
 def _as_text(value: Any) -> Any:
     """Paths are texts, and papermill reads a folder called 2024 as a number."""
     return str(value) if isinstance(value, Path) or type(value) is int else value
@@ -62,6 +72,18 @@ def _as_whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def _as_number(value: Any) -> Any:
+    """YAML reads 5e-5 as a text."""
+    with suppress(TypeError, ValueError):
+        return float(value) if isinstance(value, str) else value
+    return value
+
+
+def _as_word(value: Any) -> Any:
+    """YAML reads on and off as True and False."""
+    return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
+
 def _as_list(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
@@ -69,7 +91,8 @@ def _as_list(value: Any) -> Any:
 Text = Annotated[str, BeforeValidator(_as_text)]
 Whole = Annotated[int, BeforeValidator(_as_whole)]
 Count = Annotated[Whole, Field(ge=1)]
-Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Number = Annotated[float, BeforeValidator(_as_number), Field(allow_inf_nan=False)]
+Amount = Annotated[Number, Field(ge=0)]
 Names = Annotated[list[Any], BeforeValidator(_as_list)]
 
 
@@ -101,8 +124,21 @@ class Settings(BaseModel):
     def _check_tasks(cls, tasks: list[Any], field: Any) -> list[Any]:
         if not tasks:
             raise KitError(f"{field.field_name} is an empty list", 'name one or more, as in ["widowx"]')
-        find_tasks(*map(str, tasks))
+        name, found = field.field_name, find_tasks(*map(str, tasks))
+        if len({task.robot for task in found}) > 1:
+            remedy = 'run the notebook once for each, with robot="google_robot" for that one'
+            raise KitError(f"{name} are of two robots", remedy)
+        if name == "language_tasks":
+            if longer := [task.name for task in found if len(task.goals) != 1]:
+                raise KitError(f"{name} has {longer[0]}, which has several goals", "leave it out")
+            if len({task.source for task in found}) < 2:
+                raise KitError(f"{name} ask for one thing alone", "name tasks of two things or more")
         return tasks
+
+    @field_validator("task", check_fields=False)
+    @classmethod
+    def _check_task(cls, task: str) -> str:
+        return find_task(task).name
 
     def __str__(self) -> str:
         return "\n".join(f"{name:<20} {value}" for name, value in self)
@@ -177,6 +213,15 @@ class Settings(BaseModel):
         """What an earlier notebook remembered as `notebook/name`; None where it remembered nothing."""
         earlier, _, name = run_path.partition("/")
         return _read_places(self.output / earlier)["latest"].get(self._from_output(name))
+
+    def reading_of(self, dataset: Path) -> dict[str, Any]:
+        """What `open_dataset` is told of a dataset: what notebook 1 was, and what this one is."""
+        first = self.notebook == LOOP[0]
+        told = {} if first else self.recall(f"{LOOP[0]}/reading of {dataset}") or {}
+        names = [*(Reading.model_fields.keys() - Settings.model_fields.keys())]
+        names += ["episodes"] * bool(first and getattr(self, "dataset", None))
+        own = {name: getattr(self, name, None) for name in names}
+        return told | {name: value for name, value in own.items() if value is not None}
 
     def left(self, run_path: str) -> Path | None:
         """What an earlier notebook left as `notebook/name`; None where it left nothing.
@@ -269,6 +314,13 @@ class Settings(BaseModel):
         file = f"{name}.parquet"
         return self.find(getattr(self, name), f"03_simpler_evaluation/{file}", f"records/{file}")
 
+    def check_inputs(self) -> None:
+        """Raise `KitError` where a file or folder that is to be read is not there; the hub is not asked."""
+        for name in INPUTS:
+            value = getattr(self, name, None)
+            if isinstance(value, str) and value not in WORDS and not hub.is_name(value):
+                self.find(value, "", "")
+
     def write_summary(self, values: Mapping[str, Any]) -> None:
         """Write `summary.json` into this notebook's folder and print it as one line, for scripts to read."""
         summary = {"notebook": self.notebook, **values}
@@ -287,7 +339,16 @@ class Quickstart(Settings):
     width: Count  # of the filmed pictures, pixels
 
 
-class TeacherAnnotation(Settings):
+class Reading(Settings):
+    """Settings of a notebook that is told what a dataset's numbers mean."""
+
+    camera: Text | None  # which pictures are shown
+    columns: dict[str, Any] | None  # features by what they are, as in {action: command}
+    deltas: bool | None  # whether the actions are displacements; None infers it
+    gripper: Number | None  # the gripper command's value that means open; None infers it
+
+
+class TeacherAnnotation(Reading):
     """Settings of notebook 1."""
 
     notebook = "01_teacher_annotation"
@@ -311,14 +372,10 @@ class TeacherAnnotation(Settings):
     budget_money: Amount | None  # in the currency of the prices
     confirm: bool | None  # True makes calls that cost something; None asks
     granularity: str  # what one rationale is about
-    episodes: Any  # of a dataset that is given, as are the next: numbers, or a text such as 0-9,12
-    camera: Text | None  # which pictures are shown
-    columns: dict[str, Any] | None  # features by what they are, as in {action: command}
-    deltas: bool | None  # whether the actions are displacements; None infers it
-    gripper: float | None  # the gripper command's value that means open; None infers it
+    episodes: Any  # of a dataset that is given: how many, numbers, or a text such as 0-9,12
 
 
-class FineTuning(Settings):
+class FineTuning(Reading):
     """Settings of notebook 2."""
 
     notebook = "02_fine_tuning"
@@ -329,7 +386,7 @@ class FineTuning(Settings):
     base: Text | None  # checkpoint that both policies start from
     steps: Count
     batch_size: Count  # frames a step
-    learning_rate: float
+    learning_rate: Annotated[Number, Field(gt=0, le=1)]
     lambda_reasoning: Amount  # weight of the reasoning loss
     freeze_layers: Annotated[Whole, Field(ge=0)]  # lower language layers kept as they are
     order: str  # what an answer begins with
@@ -337,17 +394,22 @@ class FineTuning(Settings):
     adapter_preset: str  # which modules adapters change: the kit's or the authors' of a released base
     adapter_form: str  # merged into the base, or peft's own files beside it
     lora_rank: Count  # of adapters, as is the next
-    lora_alpha: float
+    lora_alpha: Annotated[Number, Field(gt=0)]
     robot: str  # whose action statistics a released base takes
     action_words: str  # the base's, refitted to the data, or adapted with their embeddings
-    cache: str  # activations of frozen layers kept on disk
+    cache: Annotated[str, BeforeValidator(_as_word)]  # activations of frozen layers kept on disk
     cache_limit_gb: Amount  # a larger one is refused
     precision: str  # of the computation
     frozen_weights: str  # in what precision the frozen parts are kept
     gradient_checkpointing: bool  # less memory, more time
     accumulate: Count  # parts that a step's frames are computed in
     texts: Count  # held-out frames that both policies write about
-    threads: Whole | None  # of torch; None is all cores
+    threads: Count | None  # of torch; None is all cores
+
+    @property
+    def shipped_base(self) -> str:
+        """Where in `data/` the base of this robot is."""
+        return f"checkpoints/{'google' if self.robot == 'google_robot' else 'compact'}_base"
 
 
 class Policies(Settings):
@@ -368,16 +430,16 @@ class SimplerEvaluation(Policies):
     google_robot: dict[str, Any]  # over the profile's values where that is the robot
     tasks: Names  # tasks, rows of the published tables or a robot
     starts: str  # the grid's first, spread over it, or dense: continuous poses drawn from the seed
-    episodes: Whole  # a task and variant
+    episodes: Count  # a task and variant
     setting: str
     variants: Names | None  # names; None is those that are scored
     backend: str
     assets: Text  # embedded, official or a folder
     workers: Annotated[Whole, Field(ge=0)]  # simulator processes
     width: Count | None  # of the pictures, pixels; None is what the policy asks for
-    preflight_starts: Whole  # demonstrations replayed a task before the run
+    preflight_starts: Annotated[Whole, Field(ge=0)]  # demonstrations replayed a task before the run
     include_demonstrator: bool  # play the scripted demonstrator too
-    threads: Whole | None  # of the policy; None is all cores
+    threads: Count | None  # of the policy; None is all cores
 
     @property
     def records_name(self) -> str:
@@ -392,11 +454,11 @@ class AttentionMaps(Policies):
 
     frames: Text | None  # dataset, or embedded or official to record new demonstrations
     task: Text
-    episodes: Whole
-    threads: Whole | None  # of torch; None is all cores
+    episodes: Count
+    threads: Count | None  # of torch; None is all cores
     every: Count  # n-th frame of an episode
-    layer: Whole | None  # from 1, the lowest; None is three fifths up
-    probes: Whole  # frames in which things are covered and patches taken away
+    layer: Count | None  # from 1, the lowest; None is three fifths up
+    probes: Count  # frames in which things are covered and patches taken away
 
 
 class PaperFigures(Settings):
@@ -425,7 +487,7 @@ class Interventions(Policies):
     told_starts: Count  # of each task, that are played under its own and another sentence
     edit_every: Count  # n-th of the frames whose rationales are edited
     workers: Annotated[Whole, Field(ge=0)]  # simulator processes
-    threads: Whole | None  # of torch; None is all cores
+    threads: Count | None  # of torch; None is all cores
 
 
 NOTEBOOKS: dict[str, type[Settings]] = {
@@ -492,7 +554,7 @@ def read_settings(
     if output is not None:
         folder = Path(str(output)).expanduser().resolve()
     given = {name: value for name, value in parameters.items() if value is not None}
-    if given.get("robot") == "google_robot":
+    if given.get("robot", usual.get("robot")) == "google_robot":
         usual = usual | usual.get("google_robot", {})
     values = usual | given | {"profile": profile, "output": folder, "seed": seed}
     try:

@@ -39,9 +39,7 @@ def main() -> None:
     parser.add_argument("dataset", help="demonstrations")
     parser.add_argument("output", type=Path, help="folder of policies")
     parser.add_argument("--name", default="with_reasoning", help="the policy's, and its folder's")
-    parser.add_argument(
-        "--rationales", type=Path, help='a table of them, or "reviewed"; default the dataset\'s'
-    )
+    parser.add_argument("--rationales", help='a table of them, or "reviewed"; default the dataset\'s')
     parser.add_argument("--without-rationales", action="store_true", help="train on actions alone")
     parser.add_argument("-p", "--parameter", action="append", default=[], help="NAME=VALUE; repeatable")
     parser.add_argument("--column", action="append", default=[], help="action=NAME and the like; repeatable")

@@ -297,3 +297,11 @@ def test_the_base_of_another_owner_stays_his(folder: Path) -> None:
         _, files = hub.to_upload(folder, "somebody/mine")
         [card] = [file for file in files if file.path_in_repo == "README.md"]
         assert card.path_or_fileobj == (folder / "README.md").read_bytes()
+
+
+@pytest.mark.parametrize("leads", ["videos", "nowhere"])
+def test_a_link_that_would_be_left_out_is_refused(folder: Path, tmp_path: Path, leads: str) -> None:
+    (tmp_path / "videos").mkdir()
+    (folder / "videos").symlink_to(tmp_path / leads)
+    with pytest.raises(KitError, match=r"videos is a link to a folder or to nothing"):
+        hub.to_upload(folder, "somebody/mine")

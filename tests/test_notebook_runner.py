@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from refinevla_kit.errors import KitError
+from refinevla_kit.journal import Journal
 from refinevla_kit.notebook_runner import (
     copy_notebooks,
     failure_line,
@@ -230,7 +231,7 @@ def test_kernel_that_dies_is_reported(write_notebook: WriteNotebook, tmp_path: P
 def test_unwritable_output_is_one_line(write_notebook: WriteNotebook, tmp_path: Path) -> None:
     write_notebook("01_teacher_annotation", "pass")
     (tmp_path / "file").write_text("")
-    with pytest.raises(KitError, match="cannot write to"):
+    with pytest.raises(KitError, match="cannot write"):
         run_notebooks(["1"], "smoke", tmp_path / "file", progress=False)
 
 
@@ -238,3 +239,31 @@ def test_full_disk_is_one_line(write_notebook: WriteNotebook, small_disk: Path) 
     write_notebook("01_teacher_annotation", "print('x' * 100_000)")
     with pytest.raises(KitError, match="No space left on device"):
         run_notebooks(["1"], "smoke", small_disk / "run", progress=False)
+
+
+def test_two_runs_in_one_folder_are_refused(write_notebook: WriteNotebook, tmp_path: Path) -> None:
+    write_notebook("01_teacher_annotation", "pass")
+    with Journal(tmp_path / "run" / ".running"), pytest.raises(KitError, match="another run is writing to"):
+        run_notebooks(["1"], "smoke", tmp_path / "run", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"base": "/no/such"}, "/no/such does not exist"),
+        ({"dataset": "data/demo", "episodes": 2}, "episodes would be those of the dataset in notebook 1"),
+    ],
+)
+def test_what_an_earlier_notebook_does_not_need_is_checked_before_it_runs(
+    given: dict[str, object], says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(KitError, match=says):
+        run_notebooks(["1", "2", "3"], "smoke", tmp_path / "run", given, progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_notebook_that_is_none_is_one_line(write_notebook: WriteNotebook, tmp_path: Path) -> None:
+    write_notebook("01_teacher_annotation", "pass")
+    (tmp_path / "own/notebooks/01_teacher_annotation.ipynb").write_text("<<<<<<< HEAD")
+    with pytest.raises(KitError, match=r"01_teacher_annotation.ipynb cannot be read .* -> write it anew"):
+        run_notebooks(["1"], "smoke", tmp_path / "run", progress=False)

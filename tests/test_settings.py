@@ -102,6 +102,9 @@ def test_a_misspelt_parameter_is_an_error_at_every_run_of_the_cell() -> None:
         ("steps", 0, "steps is 0"),
         ("order", "rationale", r"did you mean 'rationale_first'"),
         ("lambda_reasoning", float("nan"), "lambda_reasoning is nan"),
+        ("learning_rate", -1.0, "learning_rate is -1"),
+        ("learning_rate", 1e39, "learning_rate is 1e"),
+        ("threads", -1, "threads is -1"),
     ],
 )
 def test_a_value_of_another_kind_is_refused(name: str, value: object, message: str) -> None:
@@ -284,3 +287,47 @@ def test_a_profile_of_ones_own_that_does_not_hold_is_one_line(
     with pytest.raises(KitError, match=says) as error:
         read_settings("02_fine_tuning", "own")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("notebook", "given", "says"),
+    [
+        ("04_attention_maps", {"layer": 0}, "layer is 0"),
+        ("04_attention_maps", {"probes": 0}, "probes is 0"),
+        ("04_attention_maps", {"task": "nonsense"}, "unknown task 'nonsense'"),
+        ("00_quickstart", {"task": "widowx"}, "unknown task 'widowx'"),
+        ("03_simpler_evaluation", {"tasks": ["widowx", "google_robot"]}, "tasks are of two robots"),
+        ("06_interventions", {"language_tasks": ["widowx_language"]}, "which has several goals"),
+        ("06_interventions", {"language_tasks": ["widowx_language_carrot_on_towel"]}, "one thing alone"),
+    ],
+)
+def test_what_would_stop_a_notebook_late_is_said_at_once(
+    notebook: str, given: dict[str, object], says: str
+) -> None:
+    with pytest.raises(KitError, match=says):
+        read_settings(notebook, "smoke", **given)  # type: ignore[arg-type]
+
+
+def test_what_yaml_takes_for_something_else_is_understood(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / PROFILES).mkdir(parents=True)
+    text = (REPOSITORY / PROFILES / "smoke.yaml").read_text()
+    own = text.replace("cache: auto", "cache: off").replace("learning_rate: 3.0e-4", "learning_rate: 5e-5")
+    (tmp_path / PROFILES / "own.yaml").write_text(own.replace("robot: widowx", "robot: google_robot"))
+    monkeypatch.chdir(tmp_path)
+    settings = read_settings(NOTEBOOK, "own")
+    assert (settings.cache, settings.learning_rate) == ("off", 5e-5)
+    assert settings.shipped_base == "checkpoints/google_base"
+    assert read_settings("03_simpler_evaluation", "own").tasks == ["google_robot_pick_horizontal_coke_can"]
+
+
+def test_a_dataset_is_read_as_notebook_1_was_told_unless_this_one_is_told_otherwise(tmp_path: Path) -> None:
+    data = str(tmp_path / "data")
+    told = {"columns": {"action": "command"}, "gripper": 1, "episodes": "0-2", "dataset": data}
+    first = read_settings("01_teacher_annotation", "smoke", tmp_path / "run", **told)
+    reading = first.remember(f"reading of {data}", first.reading_of(Path(data)))
+    assert reading == {"columns": {"action": "command"}, "gripper": 1.0, "episodes": "0-2"}
+    second = read_settings(NOTEBOOK, "smoke", tmp_path / "run", gripper=0.0)
+    assert second.reading_of(Path(data)) == reading | {"gripper": 0.0}
+    assert read_settings("05_paper_figures", "smoke", tmp_path / "run").reading_of(Path(data)) == reading

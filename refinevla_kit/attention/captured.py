@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from refinevla_kit.episodes import EpisodeDataset, open_dataset
-from refinevla_kit.errors import KitError, as_kit_error, checked_integer
+from refinevla_kit.errors import KitError, as_kit_error, check_choice, checked_integer
 from refinevla_kit.files import replacing
 from refinevla_kit.policies.contract import Action, Array
 from refinevla_kit.simulator.contract import PHASES
@@ -78,7 +78,12 @@ class Frame:
 
 
 def demonstrations(
-    source: str | Path, tasks: Sequence[str], episodes: int, folder: Path, seed: int = 0
+    source: str | Path,
+    tasks: Sequence[str],
+    episodes: int,
+    folder: Path,
+    seed: int = 0,
+    reading: Mapping[str, Any] | None = None,
 ) -> EpisodeDataset:
     """Demonstrations of `tasks` with masks.
 
@@ -91,12 +96,12 @@ def demonstrations(
         episodes: how many of each to record.
         folder: where new ones go; a recording that is there is taken as it is (`Settings.place` keeps others
             apart).
+        reading: how a dataset is opened.
     """
     assets = str(source)
     if assets not in ANEW:
-        dataset = open_dataset(source)
-        shown = (any(i.task == task and dataset.masks(i.index) for i in dataset.episodes) for task in tasks)
-        if all(shown):
+        dataset = open_dataset(source, **(reading or {}))
+        if _shows_all(dataset, tasks):
             return dataset
         assets = "embedded"
     if not folder.exists():
@@ -104,6 +109,21 @@ def demonstrations(
 
         record(folder, [find_task(task) for task in tasks], episodes, assets, seed=seed + UNSEEN)
     return open_dataset(folder)
+
+
+def shown_layer(asked: int | None, layers: int) -> int:
+    """The layer that is shown, from 1: the one that was asked for, else the one three fifths up.
+
+    Raises:
+        KitError: there is none of that number.
+    """
+    check_choice("layer", asked or 1, range(1, layers + 1))
+    return asked or upper_middle(layers) + 1
+
+
+def _shows_all(dataset: EpisodeDataset, tasks: Sequence[str]) -> bool:
+    """Whether a dataset has a demonstration of each task with masks."""
+    return all(any(i.task == task and dataset.masks(i.index) for i in dataset.episodes) for task in tasks)
 
 
 def frames_of(settings: Any, tasks: Sequence[str], left: str = "") -> tuple[EpisodeDataset, list[Frame]]:
@@ -119,8 +139,12 @@ def frames_of(settings: Any, tasks: Sequence[str], left: str = "") -> tuple[Epis
 
     source = settings.frames if settings.frames in ANEW else settings.find(settings.frames, left, "demo")
     made_from = settings.pick("episodes", "seed") | {"tasks": tasks, "source": source}
+    reading = {} if source in ANEW else settings.reading_of(source)
+    if settings.frames not in (None, *ANEW) and not _shows_all(open_dataset(source, **reading), tasks):
+        what = f"{source} lacks a demonstration of {', '.join(tasks)} with the simulator's masks"
+        raise KitError(what, 'record some with the kit, or set frames to "embedded"')
     place = settings.place("demonstrations", made_from | {"code": recording_code()})
-    dataset = demonstrations(source, tasks, settings.episodes, place, settings.seed)
+    dataset = demonstrations(source, tasks, settings.episodes, place, settings.seed, reading)
     how = settings.episodes, settings.every
     return dataset, [frame for task in tasks for frame in choose_frames(dataset, task, *how)]
 

@@ -352,6 +352,7 @@ def over_episodes(table: pd.DataFrame, measure: str, keys: Sequence[str]) -> pd.
     Returns:
         Columns policy, keys, the measure, low, high (NaN with one episode), episodes.
     """
+    _check_one_checkpoint(table)
     kept = ["policy", *keys]
     means = table.groupby([*kept, "task", "episode"], sort=False)[measure].mean().reset_index()
     rows = [
@@ -361,8 +362,18 @@ def over_episodes(table: pd.DataFrame, measure: str, keys: Sequence[str]) -> pd.
     return pd.DataFrame(rows, columns=[*kept, measure, "low", "high", "episodes"])
 
 
+def _check_one_checkpoint(table: pd.DataFrame) -> None:
+    """Raises `KitError` where a policy's rows are of several checkpoints, which no mean should mix."""
+    if "checkpoint_hash" in table:
+        counts = table.groupby("policy")["checkpoint_hash"].nunique()
+        if (counts > 1).any():
+            what = f"the rows of {counts.idxmax()!r} are of {counts.max()} checkpoints"
+            raise KitError(what, "keep those of one, or give each a name of its own")
+
+
 def _by_episode(table: pd.DataFrame, layer: int, measure: str, stages: bool) -> pd.DataFrame:
     """Means over the frames and queries of an episode (of an episode's stage)."""
+    _check_one_checkpoint(table)
     if measure not in MEASURES or measure not in (*table.columns, "ratio"):
         raise KitError(
             f"these scores have no {measure!r}", f"choose one of {', '.join(MEASURES)}, or score again"

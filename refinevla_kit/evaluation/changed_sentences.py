@@ -74,7 +74,7 @@ def tell_otherwise(
         raise KitError(what, "choose of find_tasks('widowx_language'), those of one pair")
     at = checked_integer(at, "at", 0)
     episodes = plan(policy, chosen, "dense", n, **where).values()
-    lanes = min(batch, len(episodes)) if batches(policy) else 1
+    lanes = min(checked_integer(batch, "batch", 1), len(episodes)) if batches(policy) else 1
     described = {"desc": name_of(policy), "unit": "episode", "disable": not progress}
     rows = []
     with Engine(workers, lanes) as engine, tqdm(total=2 * len(episodes), **described) as bar:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +110,8 @@ def preflight(
     Args:
         policy: needs `round_trip(actions)` (see `Policy`) for the replay; without it only the conventions are
             checked.
-        episodes: number of grid starts (the first ones), the ids themselves, or "dense" for `n` continuous
-            starts drawn from `seed`.
+        episodes: number of grid starts (the first ones, at most all; 0 replays none), the ids themselves, or
+            "dense" for `n` continuous starts drawn from `seed`.
         assets: as in `simulator.make`; demonstrations exist on the ManiSkill backend.
         progress: show a bar.
         engine: plays the episodes; None plays them in this process.
@@ -121,9 +122,15 @@ def preflight(
     """
     task = find_task(task)
     report = Preflight(name_of(policy), task.name, 0, tuple(mismatches(policy, task)))
-    if not hasattr(policy, "round_trip"):
-        note = "only the conventions were checked: the policy has no round_trip(actions)"
-        return replace(report, note=note)
+    why = "" if hasattr(policy, "round_trip") else "the policy has no round_trip(actions)"
+    if episodes == 0:
+        why = "no start is replayed"
+    elif find_spec("mani_skill") is None:
+        why = "demonstrations are replayed in ManiSkill 3, which is not here"
+    if why:
+        return replace(report, note=f"only the conventions were checked: {why}")
+    if isinstance(episodes, int):
+        episodes = min(episodes, len(task.protocol().starts))
     # Small pictures: nobody looks.
     scene = Scene(
         task.name, BASE, VISUAL_MATCHING, MANISKILL, str(assets or "embedded"), 48, 36, privileged=True
@@ -175,6 +182,8 @@ def _replays(
     wanted: dict[PlannedEpisode, list[Array]] = {start: [] for start in starts}
 
     def demonstrate(take: Take) -> Action:
+        if not take.steps:
+            wanted[take.episode].clear()  # an episode whose process died begins anew
         wanted[take.episode].append(expert.act(_state(take)))
         return plain_action(wanted[take.episode][-1])
 

@@ -7,8 +7,10 @@ line the kill cut in half is dropped when the journal is opened again.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cache
 from importlib import metadata
@@ -116,6 +118,7 @@ COLUMNS = {
     field.name: {"str": str, "int": int, "bool": bool, "float": float}[str(field.type)]
     for field in fields(EpisodeRecord)
 }
+BEGINS = b'{"policy": '  # a line of a journal, which a kill may have cut
 LATER: dict[str, Any] = {  # columns that earlier versions lack
     field.name: field.default for field in fields(EpisodeRecord) if field.default is not MISSING
 }
@@ -218,6 +221,17 @@ def save_parquet(records: Iterable[EpisodeRecord], path: str | Path) -> Path:
 def journal_path(path: Path) -> Path:
     """Where the journal of `path` lies while a run is going on."""
     return path.with_suffix(".jsonl")
+
+
+def check_journal(path: Path) -> None:
+    """Raises `KitError` where what lies there is no journal of records, which would be cut and removed."""
+    with suppress(OSError), path.open("rb") as lines:
+        first = lines.readline()
+        if first.endswith(b"\n"):
+            with as_kit_error(f"{path} is no journal of an evaluation", "move it away", (ValueError,)):
+                parse_record(json.loads(first), f"{path}, line 1")
+        elif not BEGINS.startswith(first[: len(BEGINS)]):
+            raise KitError(f"{path} is no journal of an evaluation", "move it away")
 
 
 def add_record(journal: Journal, record: EpisodeRecord) -> None:

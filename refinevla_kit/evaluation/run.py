@@ -25,6 +25,7 @@ from refinevla_kit.evaluation.records import (
     EpisodeRecord,
     Key,
     add_record,
+    check_journal,
     journal_path,
     load_records,
     save_parquet,
@@ -122,6 +123,7 @@ def evaluate(
         raise KitError(f"policy {name_of(policy)!r} has nothing to act with", remedy)
     wanted = plan(policy, tasks, episodes, n, **where)
     folder = _video_folder(videos)
+    check_journal(journal_path(output))
     with Journal(journal_path(output)) as journal:
         records = {record.key: record for record in load_records(output)}
         done = [records[key] for key in wanted if key in records]
@@ -133,6 +135,9 @@ def evaluate(
                 stacklevel=2,
             )
         left = {key: episode for key, episode in wanted.items() if key not in records}
+        if folder and done:
+            what = f"{len(done)} of {len(wanted)} episodes are recorded in {output} already"
+            warnings.warn(f"{what} and not filmed again: give another output to film all", stacklevel=2)
         described = {"desc": name_of(policy), "unit": "episode", "disable": not progress}
         with tqdm(total=len(wanted), initial=len(done), **described) as bar:
             for record in _play(
@@ -214,7 +219,7 @@ def plan(
         start, ids = wanted_starts(task, setting, episodes, n)
         found = find_backend(protocol, backend)
         size = _camera_size(policy, task, width, height)
-        place = str(assets or ("embedded" if found == MANISKILL else "official"))
+        place = str(Path(assets or ("embedded" if found == MANISKILL else "official")))  # "pack/" is "pack"
         for name in protocol.scored_variants if variants is None else variants:
             variant = protocol.variant(name).name
             scene = Scene(task.name, variant, setting, found, place, *size, privileged)

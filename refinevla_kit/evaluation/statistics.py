@@ -257,11 +257,11 @@ def compare(
 def compare_each(
     records: Sequence[EpisodeRecord], a: str, b: str, rules: Iterable[Rule] = RULES
 ) -> list[Comparison]:
-    """`compare` by each rule: the tasks one by one, then the average where there are several; nothing where
-    one of the two has not played.
+    """`compare` by each rule: the tasks that both have played one by one, then the average where there are
+    several.
     """
     played = {policy: [record.task for record in records if record.policy == policy] for policy in (a, b)}
-    tasks = list(dict.fromkeys(played[a])) if played[b] else []
+    tasks = [task for task in dict.fromkeys(played[a]) if task in played[b]]
     tasks += [AVERAGE] * (len(tasks) > 1)
     return [compare(records, a, b, rule, task) for rule in rules for task in tasks]
 
@@ -310,11 +310,13 @@ def _shared(
 
 def against_base(records: Iterable[EpisodeRecord], policy: str, rule: Rule = "last") -> list[Comparison]:
     """What each change of the scene costs one policy: its success in every variant minus that in "base", from
-    the same starts.
+    the same starts; nothing where that was not played.
     """
     played = [record for record in records if record.policy == policy]
     as_policies = [replace(record, policy=record.variant, variant=BASE) for record in played]
-    variants = dict.fromkeys(record.policy for record in as_policies if record.policy != BASE)
+    variants = dict.fromkeys(record.policy for record in as_policies)
+    if variants.pop(BASE, BASE):  # the unchanged scene was not played
+        return []
     return [compare(as_policies, variant, BASE, rule) for variant in variants]
 
 

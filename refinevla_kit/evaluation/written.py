@@ -16,12 +16,12 @@ import numpy as np
 from refinevla_kit.episodes import EpisodeDataset
 from refinevla_kit.evaluation.intervals import Rate, rate
 from refinevla_kit.policies.vla_policy import LONGEST_RATIONALE, VLAPolicy
-from refinevla_kit.teacher.answers import load_rationales, lookup
+from refinevla_kit.teacher.answers import lookup
 from refinevla_kit.teacher.audit import Finding, Scene
 from refinevla_kit.teacher.requests import without_pictures
 from refinevla_kit.teacher.schema import Request
 from refinevla_kit.teacher.wording import read_wording
-from refinevla_kit.training.examples import held_out
+from refinevla_kit.training.examples import held_out, read_rationales
 
 LEAST = 8  # statements that a whole rationale makes, at least
 
@@ -64,9 +64,9 @@ def read_again(
 
     Args:
         policy: whose tokens the length is counted in.
-        table: of rationales; None where there are none.
+        table: of rationales, or the decisions about one; None where there are none.
     """
-    rationales, found = load_rationales(table) if table else [], []
+    rationales, found = read_rationales(Path(table))[0] if table else [], []
     for episode, frame in frames:
         answer = lookup(rationales, episode, frame)
         text = answer.rationale.text() if answer and answer.rationale else ""

@@ -145,8 +145,13 @@ def rationale_cards(dataset: EpisodeDataset, answers: Sequence[StoredRationale])
             for (name, mask), colour in zip(shown.items(), COLOURS):
                 _name_thing(left, name, mask, colour)
             right.set_axis_off()
-            text = _card_text(answer)
-            right.text(0, 1, text, fontsize=9.5, va="top", linespacing=1.25, transform=right.transAxes)
+            look: dict[str, Any] = {
+                "va": "top",
+                "linespacing": 1.25,
+                "transform": right.transAxes,
+                "parse_math": True,
+            }
+            right.text(0, 1, _card_text(answer), fontsize=9.5, **look)
     return figure
 
 
@@ -172,12 +177,15 @@ def _framed(ax: Axes, image: Array, colour: str, title: str) -> None:
 
 
 def _card_text(answer: StoredRationale) -> str:
+    """With headings in bold, as Matplotlib's formulas have it; what was written is none."""
     if answer.refusal:
-        return textwrap.fill(f"Refused ({answer.refusal.kind}): {answer.refusal.reason}", 88)
+        said = textwrap.fill(f"Refused ({answer.refusal.kind}): {answer.refusal.reason}", 88)
+        return said.replace("$", r"\$")
     parts = []
     for heading, part in zip(HEADINGS, PARTS, strict=True):
         bold = f"$\\bf{{{heading.replace(' ', '~')}}}$"
-        parts.append(f"{bold}\n{textwrap.fill(getattr(answer.rationale, part), 88)}")
+        said = textwrap.fill(getattr(answer.rationale, part), 88).replace("$", r"\$")  # no formula
+        parts.append(f"{bold}\n{said}")
     return "\n".join(parts)
 
 

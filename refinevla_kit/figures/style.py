@@ -78,6 +78,7 @@ SETTINGS: dict[Any, Any] = {
     "xtick.major.size": 0,
     "ytick.major.size": 0,
     "text.color": INK,
+    "text.parse_math": False,  # a model may write anything
     "lines.linewidth": 1.8,
     "figure.facecolor": "white",
     "legend.frameon": False,
@@ -102,7 +103,7 @@ def page(width: float, height: float, title: str = "") -> Iterator[Figure]:
 
 def headline(figure: FigureBase, title: str) -> None:
     """The title of a figure or of a part of one."""
-    figure.suptitle(title, x=0.01, ha="left", parse_math=False)
+    figure.suptitle(title, x=0.01, ha="left")
 
 
 @contextmanager

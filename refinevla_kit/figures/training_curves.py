@@ -47,6 +47,8 @@ def load_histories(path: str | Path, names: Collection[str] | None = None) -> di
         if missing := {"step", "split", "policy"} - set(frame.columns):
             raise KitError(f"{file} has no column {', '.join(sorted(missing))}", remedy)
         for policy, rows in frame.groupby("policy", sort=False):
+            if str(policy) in histories:
+                raise KitError(f"{path} holds several histories of {policy}", "give the folder of one run")
             if names is None or policy in names:
                 histories[str(policy)] = rows
     return histories

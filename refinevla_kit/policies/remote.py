@@ -64,6 +64,7 @@ from refinevla_kit.policies.contract import (
     read_answer,
 )
 
+LONGEST = 1e6  # s to wait
 LARGEST = 64 * 2**20  # bytes of a message, both ways; an image of 640 x 480 has 0.9 MB
 # Observations sent before their answers are read, so that neither side waits for the other to empty its
 # buffers
@@ -150,6 +151,8 @@ class RemotePolicy:
         execute: int = 1,
     ) -> None:
         execute = checked_integer(execute, "RemotePolicy's execute", 1)
+        if not isinstance(timeout, int | float) or not 0 < timeout < LONGEST:
+            raise KitError(f"RemotePolicy's timeout is {timeout!r}", "give seconds, such as 60")
         self.url, self.timeout, self._observation, self._execute = url, timeout, observation, execute
         self._instruction, self._chunk = "", deque[Action]()
         self._opened = ExitStack()
@@ -216,9 +219,8 @@ class RemotePolicy:
         return KitError(what, remedy)
 
     def _connect(self) -> None:
-        with as_kit_error(
-            f"no policy server answers at {self.url}", START, (OSError, InvalidURI, InvalidHandshake)
-        ):
+        unreachable = (OSError, InvalidURI, InvalidHandshake, ValueError, OverflowError)
+        with as_kit_error(f"no policy server answers at {self.url}", START, unreachable):
             opened = connect(
                 self.url,
                 compression=None,
@@ -238,7 +240,7 @@ class RemotePolicy:
         if busy:
             remedy = "wait until the other client has gone, or start another server"
             raise self._failed(f"the policy server at {self.url}: {_text(busy)}", remedy)
-        if self.metadata not in ({}, metadata):
+        if self.metadata and pack(self.metadata) != pack(metadata):
             what = f"another policy is served at {self.url} than before ({name!r})"
             raise self._failed(what, "make a new RemotePolicy for it")
         self.metadata = metadata
@@ -332,7 +334,7 @@ def serve(
     """
     session = _Session(policy)
     with as_kit_error(
-        f"cannot listen on {host}:{port}", "choose another port; 0 takes a free one", (OSError,)
+        f"cannot listen on {host}:{port}", "choose another port; 0 takes a free one", (OSError, OverflowError)
     ):
         # origins: a web page in this machine's browser could connect too, but browsers say where the page is
         # from

@@ -358,17 +358,17 @@ class ProcessStation:
 
     Attributes:
         asked: lanes whose request is not answered yet, in order.
-        answered: whether the process has answered anything.
+        answered: whether the process, or one before it, has answered anything.
     """
 
     def __init__(self) -> None:
+        self.answered = False
         self._start()
 
     def _start(self) -> None:
         self._launch()
         self.asked: deque[int] = deque()
         self._replies: dict[int, tuple[StepResult, Masks]] = {}
-        self.answered = False
 
     def _launch(self) -> None:
         # A fork would copy the parent's threads and its Vulkan state.

@@ -19,7 +19,7 @@ import numpy as np
 
 from refinevla_kit.episodes.contract import Episode
 from refinevla_kit.episodes.writer import DatasetWriter
-from refinevla_kit.errors import KitError, check_choice
+from refinevla_kit.errors import KitError, check_choice, checked_integer
 from refinevla_kit.policies.contract import Action
 from refinevla_kit.rollouts.engine import Engine, Masks, PlannedEpisode, Scene, Take
 from refinevla_kit.rollouts.players import FunctionPlayer, plain_action
@@ -112,7 +112,7 @@ def record(
     how = Manner(**manner)
     robot = chosen[0].robot
     folder = str(resolve_assets(assets) if robot == "widowx" else assets)
-    height = even_height(robot, width)
+    height = even_height(robot, checked_integer(width, "width", 2, 4096))
     planned = []
     for task in chosen:
         for place, name in enumerate(variants):

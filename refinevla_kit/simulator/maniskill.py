@@ -281,7 +281,7 @@ def build_environment(name: str, *, render_backend: str = "cpu", **arguments: An
     """The registered environment `name`, one scene on the CPU.
 
     Raises:
-        KitError: no Vulkan device.
+        KitError: no Vulkan device, or a file of the assets is missing.
     """
     from mani_skill.utils.registration import REGISTERED_ENVS
 
@@ -301,6 +301,9 @@ def build_environment(name: str, *, render_backend: str = "cpu", **arguments: An
                 "install Mesa's Vulkan driver (a checkout's `make setup` does) and run `refinevla doctor`"
             )
             raise KitError(f"no Vulkan device to render with ({error})", remedy) from error
+        if "No such file" in str(error):
+            remedy = "copy the whole pack again, or give another `assets`"
+            raise KitError(f"the asset pack is incomplete ({error})", remedy) from error
         raise
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,18 +98,22 @@ class ActivationCache:
 def open_or_write(
     vla: VLA, examples: Examples, config: TrainingConfig, folder: str | Path, progress: bool = True
 ) -> ActivationCache:
-    """The cache of this model and data in `folder`, written first where there is none.
+    """The cache of this model and data in `folder`, written first where there is none, or one of something
+    else.
 
     Args:
         folder: of all caches of a project; each depth, layout and precision has its own folder in it
             (`cache_path`).
 
     Raises:
-        KitError: the cache there is of something else, damaged, or would be too large; nothing is written
-            then.
+        KitError: the cache there is damaged, or would be too large; nothing is written then.
     """
     path, key = cache_path(folder, config), cache_key(vla, examples, config)
-    if not (path / KEY).is_file():
+    there = (path / KEY).is_file()
+    other = _other(_stored(path)["key"], key) if there else []
+    if other and progress:
+        tqdm.write(f"the activation cache {path} was made with other {', '.join(other)}: it is made anew")
+    if other or not there:
         _write(path, vla, examples, config, key, progress)
     return open_cache(path, key)
 
@@ -176,11 +180,9 @@ def open_cache(path: str | Path, key: dict[str, Any]) -> ActivationCache:
         KitError: its key is not `key` (which says what differs), or it cannot be read.
     """
     path, again = Path(path), "delete that folder, it is made again"
-    with as_kit_error(f"the activation cache {path} cannot be read", again):
-        stored = read_json(path / KEY)
-        found, pad, width = stored["key"], int(stored["pad"]), int(stored["width"])
-        other = [name for name in {**key, **found} if found.get(name) != key.get(name)]
-    if other:
+    stored = _stored(path)
+    pad, width = stored["pad"], stored["width"]
+    if other := _other(stored["key"], key):
         what = f"the activation cache {path} was made with other {', '.join(other)} than this run has"
         raise KitError(what, "delete that folder, or give another `cache_folder`")
     precision = key["stored precision"]
@@ -195,6 +197,18 @@ def open_cache(path: str | Path, key: dict[str, Any]) -> ActivationCache:
             f"the activation cache {path} is damaged ({len(states)} states of {offsets[-1]} tokens)", again
         )
     return ActivationCache(states, parts["ids"], parts["types"], parts["kinds"], offsets, precision, pad)
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    """What is kept of how a cache was made."""
+    with as_kit_error(f"the activation cache {path} cannot be read", "delete that folder, it is made again"):
+        stored = read_json(path / KEY)
+        return {"key": dict(stored["key"]), "pad": int(stored["pad"]), "width": int(stored["width"])}
+
+
+def _other(found: Mapping[str, Any], key: Mapping[str, Any]) -> list[str]:
+    """What two keys differ in."""
+    return [name for name in {**key, **found} if found.get(name) != key.get(name)]
 
 
 def _write(

@@ -228,7 +228,7 @@ def load_examples(
     _seven(source, table.actions)
     if rationales == REVIEWED:
         rationales = find_rationales(source.path, elsewhere, reviews=True)
-    stored, notes = _read(Path(rationales)) if rationales else ([], [])
+    stored, notes = read_rationales(Path(rationales)) if rationales else ([], [])
     known = {item.index for item in source.episodes}
     strange = {row.episode for row in stored} - known - source.left_out.keys()
     if strange:
@@ -253,6 +253,8 @@ def load_examples(
     if other := _other_state(states.shape[1], source.state_names):
         states = np.zeros((len(states), 0), np.float32)
         notes.append(f"the robot's own state is not read: {other}")
+    if missing := int((~np.isfinite(table.actions).all(axis=1)).sum()):
+        notes.append(f"{missing} frames have no action (what is no number) and teach none")
     if source.left_out:
         notes.append(f"{len(source.left_out)} episodes cannot be read")
     if source.gripper is None:
@@ -419,7 +421,7 @@ def rationales_of(settings: Settings, dataset: Path, given: str | None = None) -
     return find_rationales(dataset, settings.output / tables, given == REVIEWED, last)
 
 
-def _read(path: Path) -> tuple[list[StoredRationale], list[str]]:
+def read_rationales(path: Path) -> tuple[list[StoredRationale], list[str]]:
     """The rationales to train on, from a table or from the decisions about one, and what to say of them."""
     decided = path.name.endswith(SUFFIX)
     table = path.with_name(path.name.removesuffix(SUFFIX) + ".parquet") if decided else path

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from tqdm.auto import tqdm
@@ -61,6 +61,7 @@ BOARD, ADAPTER_FOLDER = "tensorboard", "adapter"  # folders in a run's
 ACTION_NUMBERS = ("loss_action", "action_accuracy", "action_l1")
 # Of a collapse: held-out frames that are looked at; it takes at least so many, of so many episodes, to judge.
 LOOKED_AT, FEWEST, EPISODES = 16, 8, 2
+SMALLER = "raise accumulate, set gradient_checkpointing, or see what fits: refinevla plan"
 
 
 def fine_tune(
@@ -122,7 +123,8 @@ def fine_tune(
         if config.tensorboard:
             watchers.append(stack.enter_context(_board(folder / BOARD)))
         run = _Run(vla, examples, config, folder, name, identity)
-        run.train(Path(cache_folder or folder / "activations"), watchers, progress)
+        with as_kit_error(f"a step of {name} does not fit", SMALLER, (torch.OutOfMemoryError,)):
+            run.train(Path(cache_folder or folder / "activations"), watchers, progress)
     vla.model.eval()
     return run.history
 
@@ -263,7 +265,9 @@ class _Run:
         processes, number = self.accelerator.num_processes, self.accelerator.process_index
         config = self.config
         drawn = rows_of_step(self.examples, self.training, config.seed, step, config.batch_size)
-        return _parts(np.sort(np.array_split(drawn, processes)[number]), self.examples, config)
+        # As many in each process: dividing a model, they wait for one another at every part.
+        parts = min(config.accumulate, len(drawn) // processes)
+        return _parts(np.sort(np.array_split(drawn, processes)[number]), self.examples, parts)
 
     def _backward(self, model: nn.Module, batches: list[Batch]) -> dict[str, float]:
         """Gradients of one step, its frames in parts and over processes; each part counts by its tokens, or
@@ -310,6 +314,9 @@ def _check(examples: Examples, config: TrainingConfig) -> None:
     if config.lambda_reasoning > 0 and not any(examples.rationales):
         what = "the reasoning loss is on, but no frame has a rationale"
         raise KitError(what, "annotate the dataset (notebook 01) or set lambda_reasoning to 0")
+    if not (config.lambda_reasoning or np.isfinite(examples.actions).all(axis=1).any()):
+        what = "no frame has an action of seven numbers"
+        raise KitError(what, "mend the action's column, or name another: columns={'action': ...}")
     if examples.proprioception is None:
         return
     unknown = ~np.isfinite(examples.proprioception).all(axis=1)
@@ -338,15 +345,20 @@ def validate(
     model = runner(vla, config, kept)
     sums: dict[str, float] = {}
     sizes: dict[str, int] = {}
-    for part in np.array_split(chosen, math.ceil(len(chosen) / config.batch_size)):
+    for part in np.array_split(chosen, math.ceil(len(chosen) / _at_once(config))):
         batch = make_batch(vla, examples, part, config, kept)
         with torch.autocast(vla.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             losses = forward(model, vla, batch, config)
+        spoken = int((batch.sequences.kinds == RATIONALE_KIND).any(1).sum())
+        texts = spoken if config.texts_alike else losses.rationale_tokens
         for key, value in losses.to_floats().items():
-            sums[key] = sums.get(key, 0) + len(part) * value
-            sizes[key] = sizes.get(key, 0) + len(part)
+            count = texts if key == "loss_reasoning" else losses.action_tokens
+            sums[key] = sums.get(key, 0) + count * value
+            sizes[key] = sizes.get(key, 0) + count
     vla.model.train(was_training)
-    return {key: sums[key] / sizes[key] for key in sums}
+    means = {key: sums[key] / sizes[key] for key in sums if key != "loss"}
+    whole = means.get("loss_action", 0.0) + config.lambda_reasoning * means.get("loss_reasoning", 0.0)
+    return {"loss": whole} | means
 
 
 @torch.no_grad()
@@ -370,7 +382,9 @@ def check_collapse(
     acted = held_out[np.isfinite(examples.actions[held_out]).all(axis=1)]
     if len(acted) < FEWEST:
         return
-    rows = acted[np.linspace(0, len(acted) - 1, min(LOOKED_AT, len(acted))).astype(int)]
+    most = LOOKED_AT if config.accumulate == 1 else max(FEWEST, _at_once(config))
+    count = min(most, len(acted))
+    rows = acted[np.linspace(0, len(acted) - 1, count).astype(int)]
     batch, first = make_batch(vla, examples, rows, config, kept), vla.first_action
     with torch.autocast(vla.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
         logits = runner(vla, config, kept)(batch)[:, :-1].float()  # B, K-1, V
@@ -406,15 +420,20 @@ def check_collapse(
         raise KitError(what, f"{kept_where}, with a smaller learning_rate or fewer freeze_layers")
 
 
+def _at_once(config: TrainingConfig) -> int:
+    """How many frames a training step computes at once in this process, which therefore fit."""
+    return max(1, config.batch_size // (config.accumulate * PartialState().num_processes))
+
+
 def _all_alike(values: Array | Tensor) -> bool:
     alike: Any = values == values[:1]
     return bool(alike.all())
 
 
-def _parts(rows: Array, examples: Examples, config: TrainingConfig) -> list[Array]:
-    """The frames of a step in `accumulate` parts, those with texts of like lengths together."""
+def _parts(rows: Array, examples: Examples, parts: int) -> list[Array]:
+    """The frames of a step in so many parts, those with texts of like lengths together."""
     by_length = rows[np.argsort([len(examples.rationales[row]) for row in rows], kind="stable")]
-    return [np.sort(part) for part in np.array_split(by_length, min(config.accumulate, len(rows)))]
+    return [np.sort(part) for part in np.array_split(by_length, parts)]
 
 
 def _schedule(step: int, config: TrainingConfig) -> float:

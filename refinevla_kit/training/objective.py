@@ -76,11 +76,12 @@ def tower_tokens(vla: VLA, images: Array | StreamedPictures) -> Tensor:
 
 def lay_out(vla: VLA, examples: Examples, rows: Array, config: TrainingConfig) -> Sequences:
     """The sequences of the frames `rows` (int (B,)), on the CPU."""
-    plans = np.nan_to_num(examples.plans(rows, vla.chunk))  # B, steps, A
+    plans = examples.plans(rows, vla.chunk)  # B, steps, A
+    known = [bool(np.isfinite(plan).all()) for plan in plans]  # a frame only spoken about has no action
+    plans = np.nan_to_num(plans)
     words = vla.bins.encode(vla.own_actions(plans)).reshape(len(rows), -1) + vla.first_action  # B, T
     prefixes, answers = [], []
-    for row, action in zip(rows, words, strict=True):
-        acted = np.isfinite(examples.actions[row]).all()  # a frame that is only spoken about has no action
+    for row, action, acted in zip(rows, words, known, strict=True):
         text = examples.rationales[row] if config.lambda_reasoning > 0 else ""
         order = config.orders[int(row) % len(config.orders)]
         prefixes.append(vla.prefix_ids(examples.instructions[row]))

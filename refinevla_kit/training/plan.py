@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from refinevla_kit.errors import KitError
+from refinevla_kit import hub
+from refinevla_kit.errors import KitError, as_kit_error
+from refinevla_kit.files import read_json
 from refinevla_kit.training.activation_cache import cache_bytes
 from refinevla_kit.training.config import TrainingConfig
 from refinevla_kit.training.examples import Examples
 from refinevla_kit.training.step_cost import StepCost, step_cost
 from refinevla_kit.vlas import load_vla
-from refinevla_kit.vlas.checkpoint import CONFIG, open_folder
+from refinevla_kit.vlas.checkpoint import CONFIG, locate
 from refinevla_kit.vlas.contract import VLA
 from refinevla_kit.vlas.random_start import REAL_OPENVLA, REAL_SPATIALVLA, random_openvla, random_spatialvla
 
@@ -143,7 +145,12 @@ def skeleton_of(base: str | Path) -> VLA:
     Args:
         base: "spatialvla" or "openvla" for the released sizes; a checkpoint's folder or hub name otherwise.
     """
-    config = RELEASED[str(base)] if base in RELEASED else open_folder(base).json(CONFIG)
+    if base in RELEASED:
+        config = RELEASED[str(base)]
+    else:  # of the hub's, sizes alone
+        folder = hub.download(str(base), (CONFIG,)) if hub.is_name(base) else locate(base)
+        with as_kit_error(f"{folder / CONFIG} cannot be read", "give a checkpoint, or a name on the hub"):
+            config = dict(read_json(folder / CONFIG))
     kind = str(config.get("model_type", base))
     if kind in MAKERS:
         return MAKERS[kind](config, [SENTENCE, WORDS], ACTIONS, device="meta")

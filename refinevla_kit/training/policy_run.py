@@ -19,7 +19,7 @@ from refinevla_kit.training.loop import ADAPTER_FOLDER, TrainingConfig, Watch, f
 from refinevla_kit.training.resume import effective
 from refinevla_kit.vlas import load_vla
 from refinevla_kit.vlas.action_tokens import STATISTICS
-from refinevla_kit.vlas.checkpoint import ADAPTER, checkpoint_hash, files_hash, locate
+from refinevla_kit.vlas.checkpoint import ADAPTER, CONFIG, checkpoint_hash, files_hash, locate
 from refinevla_kit.vlas.contract import VLA
 
 WORK = "training"  # folder of histories and states, beside the policies
@@ -78,6 +78,8 @@ def train_policy(
         )
     if target.resolve() == Path(base).resolve():
         raise KitError(f"{target} is the base itself and would be replaced", "give another name or output")
+    if target.exists() and not (target / CONFIG).is_file():
+        raise KitError(f"{target} is no checkpoint and would be replaced", "give another name or output")
     folder = locate(base).resolve()
     if config.adapter_form == "peft" and (folder / ADAPTER).exists():
         what = f"{base} is adapters already, and adapters on adapters are not read"

@@ -16,7 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from refinevla_kit.errors import KitError, as_kit_error, listed
-from refinevla_kit.files import read_json, replacing, write_json
+from refinevla_kit.files import clear, read_json, replacing, write_json
+from refinevla_kit.journal import sync
 from refinevla_kit.training.config import TrainingConfig
 from refinevla_kit.training.examples import Examples
 from refinevla_kit.training.sharding import whole
@@ -79,6 +80,8 @@ def save_state(
         save_file(tensors, part / "state.safetensors")
         write_json(part / "state.json", {"step": step, "identity": identity})
         write_history(part / ROWS, history)
+        for file in (*part.iterdir(), part):
+            sync(file)  # the state before it goes now
     write_history(folder / HISTORY, history)
 
 
@@ -91,6 +94,7 @@ def resume(
         KitError: it cannot be read, is of another run, or its tensors are not exactly those that train now.
     """
     state, again = folder / RESUME, "delete that folder to start again"
+    clear(state)  # a kill while it was replaced may have left the one before
     if not (state / "state.json").is_file():
         return 0, []
     # No lack of memory is among these: that state is good.
@@ -102,8 +106,9 @@ def resume(
     keys = {**identity, **found}
     other = [key for key in keys if key not in identity or found.get(key) != identity[key]]
     if other:
-        what = f"{folder} holds a run with another {', '.join(other)}"
-        raise KitError(what, "give another output folder, or delete this one")
+        said = [f"{key} ({str(found.get(key))[:12]}, now {str(identity.get(key))[:12]})" for key in other]
+        what = f"{folder} holds a run with another {', '.join(said)}"
+        raise KitError(what, "set back what was set otherwise, or give another output folder")
     trained = {name: p for name, p in vla.model.named_parameters() if p.requires_grad}
     wanted = {f"model.{name}": p.shape for name, p in trained.items()}
     for number, p in enumerate(trained.values()):

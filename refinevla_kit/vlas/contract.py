@@ -216,7 +216,8 @@ class VLA(ABC):
         """
         own = self.conventions.robot
         if robot != own:
-            raise KitError(f"a {type(self).__name__} acts for the {own} alone", f'set robot to "{own}"')
+            what = f"a {type(self).__name__} acts for the {own} alone, not for the {robot}"
+            raise KitError(what, f"give a checkpoint of the {robot}, or tasks and data of the {own}")
         return self
 
     def fitted(self, actions: Array, adapt: bool, robot: str = "widowx") -> VLA:

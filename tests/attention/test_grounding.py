@@ -409,3 +409,11 @@ def test_of_patches_it_is_the_map_over_pixels_and_of_pixels_the_means(
     np.testing.assert_allclose(resample(patches, size), to_pixels(patches, size))
     mask = np.random.default_rng(1).random(size) < 0.3
     np.testing.assert_allclose(resample(mask, grid), to_patches(mask, grid))
+
+
+def test_rows_of_two_checkpoints_are_not_averaged(policy: VLAPolicy, image: Array) -> None:
+    looked = frames(image)
+    scores = score_captures(looked, capture_frames(policy, looked))
+    both = pd.concat([scores, scores.assign(checkpoint_hash="another", share=0.0)])
+    with pytest.raises(KitError, match=r"the rows of .* are of 2 checkpoints -> keep those of one"):
+        summarise_scores(both, 1)

@@ -152,4 +152,20 @@ def test_an_encoding_that_returns_something_else_says_so() -> None:
     with pytest.raises(KitError, match=r"tokens.round_trip made \(2, 6\) of actions \(2, 7\)"):
         preflight(policy, CARROT, episodes=1)
     with pytest.raises(KitError, match="no episodes"):
-        preflight(Tokens(*FINE), CARROT, episodes=0)
+        preflight(Tokens(*FINE), CARROT, episodes=[])
+
+
+def test_where_nothing_can_or_shall_be_replayed_the_conventions_are_checked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert "no start is replayed" in str(preflight(Tokens(*FINE), CARROT, episodes=0))
+    monkeypatch.setattr("refinevla_kit.evaluation.preflight.find_spec", lambda _: None)
+    assert "ManiSkill 3, which is not here" in str(preflight(Tokens(*FINE), CARROT))
+
+
+def test_a_task_with_fewer_starts_is_replayed_from_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawer, played = find_task("google_robot_open_top_drawer"), []
+    monkeypatch.setattr("refinevla_kit.evaluation.preflight._replays", lambda *given: played.extend(given[2]))
+    with pytest.raises(TypeError):
+        preflight(Tokens(*FINE), drawer)
+    assert len(played) == 9

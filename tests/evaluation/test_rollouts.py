@@ -27,9 +27,10 @@ from refinevla_kit import __version__
 from refinevla_kit.conventions import ROBOT_CONVENTIONS, WIDOWX
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation import EpisodeRecord, evaluate, load_records
+from refinevla_kit.evaluation.run import plan
 from refinevla_kit.policies.contract import Action, ask, read_answer
 from refinevla_kit.policies.conversion import converted
-from refinevla_kit.rollouts.engine import Scene
+from refinevla_kit.rollouts.engine import ProcessStation, Scene
 from refinevla_kit.rollouts.players import DemonstratorPolicy
 from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.simulator.contract import Array, Observation, StepResult
@@ -784,7 +785,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_leaves_no_parts(tmp_path: Path
         r"told: cannot write .*(mp4|jsonl) \(File too large\) -> free space and run again", done.stdout
     ), done.stdout + done.stderr
     assert (
-        load_records(tmp_path) == []
+        not list(tmp_path.rglob("records*"))
         and not list(tmp_path.rglob("*.part*"))
         and not list(tmp_path.rglob("*.mp4"))
     )
@@ -851,3 +852,36 @@ def test_importing_evaluation_loads_neither_torch_nor_a_simulator() -> None:
         ).stdout.strip()
         == "[]"
     )
+
+
+def test_what_is_no_journal_is_never_cut_or_removed(tmp_path: Path, rooms: None) -> None:
+    for content in ('{"a": 1}', '{"a": 1}\n', "notes\n"):
+        mine = tmp_path / "records.jsonl"
+        mine.write_text(content)
+        with pytest.raises(KitError, match=r"records.jsonl.* is no(t an evaluation record| journal)"):
+            evaluate(Ends(), CARROT, 1, workers=0, output=tmp_path, **SMALL)
+        assert mine.read_text() == content
+
+
+def test_episodes_that_are_there_are_not_filmed_and_that_is_said(tmp_path: Path, rooms: None) -> None:
+    evaluate(Ends(), CARROT, 2, workers=0, output=tmp_path, **SMALL)
+    with pytest.warns(UserWarning, match="2 of 2 episodes are recorded in .* and not filmed again"):
+        evaluate(Ends(), CARROT, 2, workers=0, output=tmp_path, videos=tmp_path / "v", **SMALL)
+
+
+def test_a_folder_of_assets_is_the_same_however_it_is_written() -> None:
+    keys = [plan(Ends(), CARROT, 1, assets=name).keys() for name in ("pack", "pack/", "./pack")]
+    assert keys[0] == keys[1] == keys[2]
+
+
+@pytest.mark.slow
+def test_a_process_that_is_started_again_has_answered_before() -> None:
+    """So an episode that kills each new one at its reset is a crash, and no fault of the machine."""
+    station = ProcessStation()
+    try:
+        assert not station.answered
+        station.answered = True
+        station.restart()
+        assert station.answered
+    finally:
+        station.close()

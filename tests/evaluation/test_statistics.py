@@ -309,3 +309,11 @@ def test_records_of_two_machines_count_an_episode_once_and_contradictions_are_na
 def test_a_rule_that_does_not_exist_is_refused() -> None:
     with pytest.raises(KitError, match="unknown rule 'best'"):
         statistics.summarise([row("p", 0, True)], "best")  # type: ignore[arg-type]
+
+
+def test_without_the_unchanged_scene_or_a_task_of_both_there_is_nothing_to_compare() -> None:
+    dark = [replace(row("a", 0, True, variant=name), setting="variant_aggregation") for name in ("x", "y")]
+    assert statistics.against_base(dark, "a") == []
+    other = "widowx_spoon_on_towel"
+    records = [row("a", 0, True), row("a", 0, True, task=other), row("b", 0, False)]
+    assert {each.task for each in statistics.compare_each(records, "a", "b")} == {records[0].task}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from refinevla_kit.evaluation.written import (
 from refinevla_kit.policies import load_policy
 from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.teacher import OracleTeacher, load_rationales
+from refinevla_kit.teacher.reviews import decide, reviews_path
 from refinevla_kit.training.examples import find_rationales, load_examples
 
 DEMO = REPOSITORY / "data" / "demo"
@@ -87,3 +90,14 @@ def test_without_a_simulator_nothing_is_judged() -> None:
     blind = judged(replace(one.request, state=None, masks=None), "The carrot is held.", policy)
     assert blind.findings == () and truth([blind]).episodes == 0
     assert truth([blind]).bounded[1:] == (0, 1)
+
+
+def test_what_a_person_has_let_pass_is_read_too(tmp_path: Path) -> None:
+    """Notebook 2 with `rationales="reviewed"`."""
+    policy, dataset = load_policy(SHIPPED), open_dataset(DEMO)
+    table = Path(shutil.copy(find_rationales(DEMO), tmp_path / "r.parquet"))
+    first, second = load_rationales(table)[:2]
+    decide(reviews_path(table), first, "accept")
+    frames = [(one.episode, one.start) for one in (first, second)]
+    again = read_again(policy, dataset, frames, reviews_path(table))
+    assert [one.text for one in again] == [first.rationale.text(), ""]

@@ -82,3 +82,11 @@ def test_a_card_shows_the_first_frame_its_masks_and_the_words(dataset) -> None:
     assert 4 <= picture.texts[0].get_position()[0] <= 16
     assert all(part in words.texts[0].get_text() for part in ("seen", "now", "there", "next"))
     assert refused.texts[0].get_text() == "Refused (no_state): a real robot"
+
+
+def test_what_a_model_writes_is_no_formula(dataset) -> None:
+    """Matplotlib would stop at a macro that it does not know."""
+    words = "It lies $\\SI{5}{cm}$ to the left, for $2."
+    spoken = stored(0, 3, Rationale(words, words, words, words))
+    figure = rationale_cards(dataset, [spoken, stored(3, 8, Refusal("blocked", words))])
+    figure.canvas.draw()

@@ -254,6 +254,14 @@ def test_training_curves_show_each_policy_and_split(tmp_path: Path) -> None:
     assert list(axes.lines[0].get_ydata()) == pytest.approx([1, 1 / 2, 1 / 3, 1 / 4])
 
 
+def test_two_histories_of_one_policy_are_not_told_apart(tmp_path: Path) -> None:
+    for run in ("a", "b"):
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "history.jsonl").write_text('{"step": 1, "split": "train", "policy": "p"}\n')
+    with pytest.raises(KitError, match="several histories of p -> give the folder of one run"):
+        load_histories(tmp_path)
+
+
 def test_a_foreign_history_is_refused(tmp_path: Path) -> None:
     pd.DataFrame({"epoch": [1]}).to_parquet(tmp_path / "history.parquet")
     with pytest.raises(KitError, match="no column policy, split, step"):

@@ -37,7 +37,7 @@ from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation import evaluate, load_records
 from refinevla_kit.policies import remote
 from refinevla_kit.policies.contract import Action, Array
-from refinevla_kit.policies.remote import RemotePolicy, pack, unpack
+from refinevla_kit.policies.remote import RemotePolicy, pack, serve, unpack
 from refinevla_kit.policies.vla_policy import load_policy
 from refinevla_kit.settings import REPOSITORY
 
@@ -365,6 +365,13 @@ def test_an_address_without_a_policy_server_is_refused_before_the_first_episode(
         assert "timed out" in told(f"ws://127.0.0.1:{port}")
     assert "refused" in told(f"ws://127.0.0.1:{port}")
     assert "isn't a valid URI" in told("http://127.0.0.1:8000")
+    for odd in ("ws://127.0.0.1:99999", "ws://127.0.0.1:PORT", "ws://a..b:8000"):
+        told(odd)
+    for timeout in (None, 0, float("inf"), "5"):
+        with pytest.raises(KitError, match=r"timeout is .* -> give seconds"):
+            RemotePolicy("ws://127.0.0.1:8000", timeout=timeout)  # type: ignore[arg-type]
+    with pytest.raises(KitError, match="cannot listen on"):
+        serve(object(), port=99999)
     with answering(metadata="<html>hello</html>") as url, pytest.raises(KitError, match="<html>hello</html>"):
         RemotePolicy(url, timeout=5)
     with (
@@ -621,3 +628,11 @@ def test_the_example_evaluates_a_policy_of_another_environment(tmp_path: Path) -
         server.kill()
         server.communicate()
     assert re.search(rf"reacher {CARROT} 0 failure 60", run.stdout), run.stdout + run.stderr
+
+
+def test_a_server_that_tells_an_array_of_itself_is_the_same_after_a_lost_connection() -> None:
+    told = {"name": "fake", "action_low": np.zeros(7)}
+    with answering(metadata=told) as url:
+        policy = RemotePolicy(url, timeout=5)
+        policy.close()
+        policy.reset("go")

@@ -10,7 +10,14 @@ import torch
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.training import activation_cache
-from refinevla_kit.training.activation_cache import STATES, cache_bytes, cache_path, open_or_write
+from refinevla_kit.training.activation_cache import (
+    STATES,
+    cache_bytes,
+    cache_key,
+    cache_path,
+    open_cache,
+    open_or_write,
+)
 from refinevla_kit.training.examples import Examples, join
 from refinevla_kit.training.freezing import UpperLayers, freeze_lower
 from refinevla_kit.training.loop import TrainingConfig, fine_tune, validate
@@ -173,7 +180,9 @@ def test_seeds_and_weights_of_the_reasoning_loss_share_a_cache(
     assert [path.name for path in shared.iterdir()] == ["below_layer_2-action_first-rationales-fp32"]
 
 
-def test_a_cache_of_something_else_is_refused_and_says_what_differs(tmp_path: Path) -> None:
+def test_a_cache_of_something_else_is_made_anew_and_says_what_differs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     examples = some()
     vla = made(examples, proprioception=True)
     open_or_write(vla, examples, CONFIG, tmp_path, progress=False)
@@ -186,18 +195,22 @@ def test_a_cache_of_something_else_is_refused_and_says_what_differs(tmp_path: Pa
         (replace(examples, actions=-examples.actions), "actions"),
         (replace(examples, proprioception=moved), "proprioception"),
     ):
-        with pytest.raises(
-            KitError, match=f"below_layer_2.* was made with other .*{what}.* -> delete that folder"
-        ):
-            open_or_write(vla, other, CONFIG, tmp_path, progress=False)
-    with pytest.raises(KitError, match="other frozen weights than this run has"):
-        open_or_write(made(examples, proprioception=True, seed=1), examples, CONFIG, tmp_path, progress=False)
+        found = open_or_write(vla, other, CONFIG, tmp_path)
+        assert f"was made with other {what}: it is made anew" in capsys.readouterr().out
+        fresh = open_or_write(vla, other, CONFIG, tmp_path / "fresh" / what, progress=False)
+        assert np.array_equal(found.states, fresh.states)
+        open_or_write(vla, examples, CONFIG, tmp_path, progress=False)
+    open_or_write(made(examples, proprioception=True, seed=1), examples, CONFIG, tmp_path)
+    assert "other frozen weights" in capsys.readouterr().out
+    open_or_write(vla, examples, CONFIG, tmp_path, progress=False)
     with torch.no_grad():
         vla.model.lm_head.weight += 1  # above the boundary: no matter
-    open_or_write(vla, examples, CONFIG, tmp_path, progress=False)
+    open_or_write(vla, examples, CONFIG, tmp_path)
+    assert not capsys.readouterr().out
     cache_path(tmp_path, CONFIG).rename(cache_path(tmp_path, replace(CONFIG, freeze_layers=1)))
-    with pytest.raises(KitError, match=r"other .*freeze depth"):
-        open_or_write(vla, examples, replace(CONFIG, freeze_layers=1), tmp_path, progress=False)
+    with pytest.raises(KitError, match=r"was made with other .*freeze depth.* -> delete that folder"):
+        wanted = replace(CONFIG, freeze_layers=1)
+        open_cache(cache_path(tmp_path, wanted), cache_key(vla, examples, wanted))
 
 
 def test_a_cache_above_the_limit_names_both_sizes_and_writes_nothing(tmp_path: Path) -> None:

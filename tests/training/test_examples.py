@@ -7,6 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from refinevla_kit.episodes import DatasetWriter, Episode, open_dataset
@@ -16,6 +17,7 @@ from refinevla_kit.training.examples import load_examples, trainable
 from refinevla_kit.vlas.compact import CompactConfig, build
 from refinevla_kit.vlas.compact_parts import train_vocabulary
 from refinevla_kit.vlas.spherical_grid import SphericalGrid
+from tests.episodes.strangers import write_stranger
 
 
 def written(
@@ -95,3 +97,15 @@ def test_the_demonstrations_that_are_shipped_can_be_trained_on() -> None:
     assert trainable(demo.path) is None
     demo.cameras = ()
     assert trainable(demo) == "demo has no pictures -> record at least one episode, with a camera"
+
+
+def test_frames_whose_action_is_no_number_are_counted(tmp_path: Path) -> None:
+    path = write_stranger(
+        tmp_path / "d", column=lambda columns, _: columns | {"action": pa.array(gaps(columns["action"]))}
+    )
+    assert "4 frames have no action (what is no number) and teach none" in load_examples(path).about
+
+
+def gaps(actions: pa.Array) -> list[list[float]]:
+    rows = actions.to_pylist()
+    return [[float("nan"), *row[1:]] if number < 2 else row for number, row in enumerate(rows)]

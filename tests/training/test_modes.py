@@ -160,9 +160,9 @@ def test_frames_in_parts_are_the_same_step(alike: bool, tmp_path: Path) -> None:
 
 def test_frames_with_texts_of_like_lengths_are_computed_together() -> None:
     examples = replace(some(), rationales=tuple("far" * (row % 3) for row in range(24)))
-    parts = loop._parts(np.arange(24), examples, replace(CONFIG, accumulate=3))
+    parts = loop._parts(np.arange(24), examples, 3)
     assert [{len(examples.rationales[row]) for row in part} for part in parts] == [{0}, {3}, {6}]
-    (whole,) = loop._parts(np.arange(24), examples, CONFIG)
+    (whole,) = loop._parts(np.arange(24), examples, 1)
     assert sorted(np.concatenate(parts)) == whole.tolist()
 
 

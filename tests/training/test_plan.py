@@ -22,7 +22,7 @@ from refinevla_kit.training.config import TrainingConfig
 from refinevla_kit.training.examples import Examples
 from refinevla_kit.training.freezing import freeze_lower, lighten
 from refinevla_kit.training.loop import fine_tune
-from refinevla_kit.training.plan import CARDS, WORDS, Job, parse_gpus, plan, table
+from refinevla_kit.training.plan import CARDS, WORDS, Job, parse_gpus, plan, skeleton_of, table
 from refinevla_kit.training.step_cost import step_cost
 from refinevla_kit.vlas import load_vla
 from refinevla_kit.vlas.contract import VLA
@@ -32,6 +32,7 @@ from refinevla_kit.vlas.random_start import (
     small_openvla,
     small_spatialvla,
 )
+from tests.vlas.reference import FOLDER
 
 FRAMES = 4
 UPPER = ("upper layers",)
@@ -182,3 +183,15 @@ def test_what_cannot_be_planned_is_one_line() -> None:
         CliRunner().invoke(app, ["plan", "--base", "openvla"], catch_exceptions=False)
     with pytest.raises(KitError, match="16 GPUs share steps of 8 frames -> raise the batch"):
         plan(COMPACT, Job(1000, batch=8), parse_gpus("16x80"))
+
+
+def test_of_a_model_of_the_hub_its_sizes_alone_are_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def download(name: str, files: Any, *_: Any) -> Path:
+        asked.append((name, tuple(files)))
+        return FOLDER / "openvla"
+
+    monkeypatch.setattr("refinevla_kit.hub.download", download)
+    assert len(skeleton_of("somebody/openvla").layers) == 3
+    assert asked == [("somebody/openvla", ("config.json",))]

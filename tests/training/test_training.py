@@ -6,6 +6,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from refinevla_kit.errors import KitError
 from refinevla_kit.policies.vla_policy import load_policy
 from refinevla_kit.settings import LOOP, REPOSITORY, read_settings
+from refinevla_kit.training import loop
 from refinevla_kit.training.examples import Examples, find_rationales, join, rationales_of
 from refinevla_kit.training.freezing import freeze_lower
 from refinevla_kit.training.loop import TrainingConfig, fine_tune
@@ -549,3 +551,43 @@ def test_a_table_of_refusals_alone_is_not_preferred(tmp_path: Path) -> None:
     pq.write_table(rows, folder / "oracle-segment.parquet")
     os.utime(folder / "gemini-segment.parquet", (1e9, 1e9))
     assert find_rationales(tmp_path / "mine").name == "gemini-segment.parquet"
+
+
+def test_a_folder_that_is_no_checkpoint_is_never_replaced(examples: Examples, tmp_path: Path) -> None:
+    mine = tmp_path / "policy" / "notes.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    with pytest.raises(KitError, match=r"policy is no checkpoint and would be replaced -> give another name"):
+        train_policy("nowhere", examples, CONFIG, tmp_path, "policy", progress=False)
+    assert mine.read_text() == "mine"
+
+
+def test_frames_without_an_action_teach_none(vla: CompactVLA, examples: Examples, tmp_path: Path) -> None:
+    none = replace(examples, actions=np.full_like(examples.actions, np.nan))
+    with pytest.raises(KitError, match="no frame has an action of seven numbers"):
+        fine_tune(vla, none, replace(CONFIG, lambda_reasoning=0), tmp_path, "p", progress=False)
+
+
+def test_a_lack_of_memory_is_one_line(
+    vla: CompactVLA, examples: Examples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr("refinevla_kit.training.loop.forward", full)
+    with pytest.raises(KitError, match=r"a step of p does not fit \(CUDA out .*\) -> raise accumulate"):
+        fine_tune(vla, examples, CONFIG, tmp_path, "p", progress=False)
+
+
+def test_each_process_has_as_many_parts_of_a_step(vla: CompactVLA, examples: Examples) -> None:
+    """Dividing a model, they wait for one another at each."""
+    counts = []
+    for number in range(8):
+        run: Any = SimpleNamespace(
+            accelerator=SimpleNamespace(num_processes=8, process_index=number),
+            config=replace(CONFIG, batch_size=30, accumulate=4),
+            examples=join([examples] * 3),
+            training=np.arange(30),
+        )
+        counts.append(len(loop._Run._parts(run, 0)))
+    assert counts == [3] * 8
