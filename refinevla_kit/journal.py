@@ -9,6 +9,7 @@ import json
 import mmap
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -90,6 +91,7 @@ class Journal:
     def remove(self) -> None:
         """Delete the file; the lock is held until `close`."""
         self.path.unlink()
+        self.end = -1
         sync(self.path.parent)
 
     def close(self) -> None:
@@ -103,8 +105,9 @@ class Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not self.end:  # an empty file would be taken for a run without results
-            self.path.unlink(missing_ok=True)
+        if self.end == 0:  # an empty file would be taken for a run without results
+            with suppress(OSError):
+                self.remove()
         self.close()
 
 

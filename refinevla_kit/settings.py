@@ -218,7 +218,7 @@ class Settings(BaseModel):
         """What `open_dataset` is told of a dataset: what notebook 1 was, and what this one is."""
         first = self.notebook == LOOP[0]
         told = {} if first else self.recall(f"{LOOP[0]}/reading of {dataset}") or {}
-        names = [*(Reading.model_fields.keys() - Settings.model_fields.keys())]
+        names = sorted(Reading.model_fields.keys() - Settings.model_fields.keys())
         names += ["episodes"] * bool(first and getattr(self, "dataset", None))
         own = {name: getattr(self, name, None) for name in names}
         return told | {name: value for name, value in own.items() if value is not None}
