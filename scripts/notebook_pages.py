@@ -1,9 +1,10 @@
 """Make pages of the notebooks that a run has executed: what they look like, for readers who do not run them.
 
-    python -m scripts.notebook_pages [runs/laptop] [--output docs/executed]
+    refinevla run 04 --output runs/few -p episodes=2 -p every=8     # an explorer of few frames: 2 MB, not 17
+    python -m scripts.notebook_pages [runs/laptop] [--explorer runs/few] [--output docs/executed]
 
-Writes one HTML page a notebook, with its pictures made small enough for a repository, and the explorer's
-page beside them. The folder is replaced as a whole.
+Writes one HTML page a notebook, with its pictures made small enough for a repository and without what needs a
+kernel, and the explorer's page beside them. The folder is replaced as a whole.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from refinevla_kit.settings import REPOSITORY
 WIDTH = 1100  # pixels of a picture at most
 COLOURS = 128
 LONGEST = 4000  # characters of a printed text that are kept
+LARGEST = 1_000_000  # characters of a film or a table
 EXPLORER = "04_attention_maps/explorer.html"
 
 
@@ -36,17 +38,18 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path, nargs="?", default=REPOSITORY / "runs" / "laptop")
+    parser.add_argument("--explorer", type=Path, help="the run whose explorer is taken; default the same")
     parser.add_argument("--output", type=Path, default=REPOSITORY / "docs" / "executed")
     given = parser.parse_args()
     try:
-        pages = write_pages(given.run, given.output)
+        pages = write_pages(given.run, given.output, given.explorer or given.run)
     except KitError as error:
         raise SystemExit(f"notebook_pages: {error}") from None
     for page in pages:
         print(f"{page.stat().st_size / 1e6:6.2f} MB  {page}")
 
 
-def write_pages(run: Path, output: Path) -> list[Path]:
+def write_pages(run: Path, output: Path, explorer: Path) -> list[Path]:
     """The pages that were written.
 
     Raises:
@@ -61,6 +64,7 @@ def write_pages(run: Path, output: Path) -> list[Path]:
         part.mkdir(parents=True)
         for path in notebooks:
             notebook = nbformat.read(path, as_version=4)
+            notebook.metadata.pop("widgets", None)  # their state, which only a kernel shows
             for cell in notebook.cells:
                 if cell.cell_type == "markdown":
                     cell.source = from_docs(cell.source)
@@ -68,8 +72,8 @@ def write_pages(run: Path, output: Path) -> list[Path]:
                     cell.outputs = [shown for each in cell.outputs if (shown := lightened(each, path))]
             page, _ = exporter.from_notebook_node(notebook)
             (part / f"{path.stem}.html").write_text(without_places(page, run))
-        if (run / EXPLORER).exists():
-            shutil.copyfile(run / EXPLORER, part / "explorer.html")
+        if (explorer / EXPLORER).exists():
+            shutil.copyfile(explorer / EXPLORER, part / "explorer.html")
     return sorted(output.glob("*.html"))
 
 
@@ -95,6 +99,8 @@ def lightened(output: Any, path: Path) -> Any:
     data = output.data
     if "image/png" in data:
         data["image/png"] = small_picture(data["image/png"])
+    if len(data.get("text/html", "")) > LARGEST:
+        data["text/html"] = "<p><em>A film, which the notebook shows where it is run.</em></p>"
     data.pop("application/vnd.jupyter.widget-view+json", None)  # needs a kernel; the explorer has a page
     return output if data else None
 
