@@ -328,7 +328,7 @@ def test_a_fitted_model_keeps_whose_data_they_were(
 def test_a_robot_that_a_base_has_no_statistics_of_is_one_line(
     bases: dict[str, Path], examples: Examples, tmp_path: Path
 ) -> None:
-    with pytest.raises(KitError, match='acts for the widowx alone -> set robot to "widowx"'):
+    with pytest.raises(KitError, match="acts for the widowx alone, not for the google_robot"):
         train_policy(bases["compact"], examples, replace(CONFIG, robot="google_robot"), tmp_path, "p")
     folder = Path(shutil.copytree(FOLDER / "openvla", tmp_path / "one"))
     file = folder / "dataset_statistics.json"
