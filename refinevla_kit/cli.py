@@ -245,9 +245,12 @@ def annotate(
 
 
 def _report_annotation(path: Path, failure: str) -> None:
-    """Print what an annotation run left at `path`; a run that failed ends with exit status 1."""
+    """Print what an annotation run left at `path`; a run that failed ends with exit status 1, but not one in
+    which the oracle only found nothing to speak from.
+    """
     from refinevla_kit.teacher import summarise
 
+    status = 1
     result = {"rationales": str(path), "answers": 0, "refusals": {}, "money": 0.0, "stopped": failure}
     if path.is_file():
         summary = summarise(path)
@@ -255,10 +258,11 @@ def _report_annotation(path: Path, failure: str) -> None:
         result |= {"answers": summary.rationales, "refusals": summary.refusals, "money": summary.money}
         if not (failure or summary.stopped or summary.rationales):
             failure = _nothing_answered(summary.refusals)
+            status = 0 if [*summary.refusals] == ["no_state"] else 1
         result["stopped"] = failure or summary.stopped
     _print_json(result)
     if failure:
-        raise SystemExit(_fail(failure, 1))
+        raise SystemExit(_fail(failure, status))
 
 
 def _nothing_answered(refusals: dict[str, int]) -> str:

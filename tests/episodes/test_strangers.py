@@ -517,7 +517,7 @@ def test_an_export_numbers_frames_where_the_table_does_not(tmp_path):
             "front",
         ],
     )
-    assert result.exit_code == 1, result.output  # the oracle has nothing to say about it
+    assert result.exit_code == 0, result.output
     assert "no rationale was written (3 no_state)" in result.output
     export_language(tmp_path / "d", load_rationales(tmp_path / "o.parquet"), tmp_path / "out")
     assert "1 of 6 frames" in result.output and "open is 1 (as told)" in result.output
