@@ -139,6 +139,9 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
                 heights = [row[name] for row in of_kind]
                 axes.plot([row["episodes"] for row in of_kind], heights, line, color=colour, label=told)
             axes.set(xscale="log", xlabel="episodes in the dataset", title=what, ylim=(0, None))
+            axes.minorticks_off()
+            sizes = sorted({row["episodes"] for row in rows})
+            axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
         panels[0].legend(frameon=False)
         save_figure(figure, path, {"made_by": "benchmarks/scale.py", "rows": rows})
 

@@ -78,7 +78,7 @@ SETTINGS: dict[Any, Any] = {
     "xtick.major.size": 0,
     "ytick.major.size": 0,
     "text.color": INK,
-    "text.parse_math": False,  # a model may write anything
+    "text.parse_math": False,  # a model may write anything; axes with log scales set their ticks' labels
     "lines.linewidth": 1.8,
     "figure.facecolor": "white",
     "legend.frameon": False,
