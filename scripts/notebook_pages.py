@@ -20,7 +20,6 @@ from typing import Any
 import nbformat
 from nbconvert import HTMLExporter
 from PIL import Image
-from traitlets.config import Config
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.files import replacing
@@ -29,6 +28,19 @@ from refinevla_kit.settings import REPOSITORY
 WIDTH = 1100  # pixels of a picture at most
 COLOURS = 128
 LONGEST = 4000  # characters of a printed text that are kept
+PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{style}</style></head>
+<body>{body}</body></html>
+"""
+STYLE = """
+body { max-width: 1100px; margin: 2em auto; padding: 0 1em; font: 15px/1.5 sans-serif; color: #222; }
+pre { overflow-x: auto; padding: 0.6em; font-size: 13px; line-height: 1.35; }
+.highlight pre { background: #f4f4f4; border-left: 3px solid #0072b2; }
+.jp-InputPrompt, .jp-OutputPrompt, .prompt, .anchor-link { display: none; }
+img { max-width: 100%; }
+table { border-collapse: collapse; display: block; overflow-x: auto; font-size: 13px; }
+td, th { border-bottom: 1px solid #e3e3e3; padding: 0.2em 0.6em; text-align: right; }
+"""
 LARGEST = 1_000_000  # characters of a film or a table
 EXPLORER = "04_attention_maps/explorer.html"
 
@@ -58,8 +70,9 @@ def write_pages(run: Path, output: Path, explorer: Path) -> list[Path]:
     notebooks = sorted((run / "executed").glob("0*.ipynb"))
     if not notebooks:
         raise KitError(f"no executed notebooks in {run}", "run `make reproduce` first, or name another run")
-    nothing_fetched = dict.fromkeys(("mathjax_url", "require_js_url", "jquery_url", "mermaid_js_url"), "")
-    exporter = HTMLExporter(config=Config({"HTMLExporter": {"theme": "light", **nothing_fetched}}))
+    exporter = HTMLExporter(
+        template_name="basic"
+    )  # without scripts and JupyterLab's theme
     with replacing(output) as part:
         part.mkdir(parents=True)
         for path in notebooks:
@@ -71,6 +84,7 @@ def write_pages(run: Path, output: Path, explorer: Path) -> list[Path]:
                 if cell.cell_type == "code":
                     cell.outputs = [shown for each in cell.outputs if (shown := lightened(each, path))]
             page, _ = exporter.from_notebook_node(notebook)
+            page = PAGE.format(title=path.stem, style=STYLE, body=page)
             (part / f"{path.stem}.html").write_text(without_places(page, run))
         if (explorer / EXPLORER).exists():
             shutil.copyfile(explorer / EXPLORER, part / "explorer.html")
