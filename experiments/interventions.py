@@ -19,7 +19,7 @@ from experiments.following import HELD_OUT
 from refinevla_kit.attention import captured, grounding, interventions
 from refinevla_kit.attention.captured import Frame
 from refinevla_kit.errors import KitError
-from refinevla_kit.figures.style import markdown
+from refinevla_kit.figures.style import label, markdown
 from refinevla_kit.files import replacing
 from refinevla_kit.policies import load_policy
 from refinevla_kit.policies.vla_policy import VLAPolicy
@@ -60,9 +60,7 @@ def compared(table: pd.DataFrame) -> str:
         values = [rows[rows["arm"] == BASE]["value"].mean(), *(arm.mean() for arm in arms)]
         change = f"{difference.mean():+.3f} ({low:+.3f} to {high:+.3f})"
         lines.append([str(measure), *(f"{value:.3f}" for value in values), change])
-    return markdown(
-        ["", "base", "actions only", "with reasoning loss", "difference (95 % over seeds)"], lines
-    )
+    return markdown(["", "base", *map(label, ARMS), "difference (95 % over seeds)"], lines)
 
 
 def main() -> None:

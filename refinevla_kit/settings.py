@@ -81,7 +81,7 @@ def _as_number(value: Any) -> Any:
 
 def _as_word(value: Any) -> Any:
     """YAML reads on and off as True and False."""
-    return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
 def _as_list(value: Any) -> Any:
