@@ -70,9 +70,7 @@ def write_pages(run: Path, output: Path, explorer: Path) -> list[Path]:
     notebooks = sorted((run / "executed").glob("0*.ipynb"))
     if not notebooks:
         raise KitError(f"no executed notebooks in {run}", "run `make reproduce` first, or name another run")
-    exporter = HTMLExporter(
-        template_name="basic"
-    )  # without scripts and JupyterLab's theme
+    exporter = HTMLExporter(template_name="basic")  # without scripts and JupyterLab's theme
     with replacing(output) as part:
         part.mkdir(parents=True)
         for path in notebooks:

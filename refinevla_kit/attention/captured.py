@@ -84,6 +84,7 @@ def demonstrations(
     folder: Path,
     seed: int = 0,
     reading: Mapping[str, Any] | None = None,
+    strict: bool = False,
 ) -> EpisodeDataset:
     """Demonstrations of `tasks` with masks.
 
@@ -97,12 +98,20 @@ def demonstrations(
         folder: where new ones go; a recording that is there is taken as it is (`Settings.place` keeps others
             apart).
         reading: how a dataset is opened.
+        strict: refuse a dataset that would be left aside.
+
+    Raises:
+        KitError: it is refused.
     """
     assets = str(source)
     if assets not in ANEW:
         dataset = open_dataset(source, **(reading or {}))
-        if _shows_all(dataset, tasks):
+        shown = (any(i.task == task and dataset.masks(i.index) for i in dataset.episodes) for task in tasks)
+        if all(shown):
             return dataset
+        if strict:
+            what = f"{source} lacks a demonstration of {', '.join(tasks)} with the simulator's masks"
+            raise KitError(what, 'record some with the kit, or set frames to "embedded"')
         assets = "embedded"
     if not folder.exists():
         from refinevla_kit.rollouts.recording import record
@@ -121,11 +130,6 @@ def shown_layer(asked: int | None, layers: int) -> int:
     return asked or upper_middle(layers) + 1
 
 
-def _shows_all(dataset: EpisodeDataset, tasks: Sequence[str]) -> bool:
-    """Whether a dataset has a demonstration of each task with masks."""
-    return all(any(i.task == task and dataset.masks(i.index) for i in dataset.episodes) for task in tasks)
-
-
 def frames_of(settings: Any, tasks: Sequence[str], left: str = "") -> tuple[EpisodeDataset, list[Frame]]:
     """The demonstrations that a notebook's settings ask for, and those of their frames that are looked at.
 
@@ -140,11 +144,11 @@ def frames_of(settings: Any, tasks: Sequence[str], left: str = "") -> tuple[Epis
     source = settings.frames if settings.frames in ANEW else settings.find(settings.frames, left, "demo")
     made_from = settings.pick("episodes", "seed") | {"tasks": tasks, "source": source}
     reading = {} if source in ANEW else settings.reading_of(source)
-    if settings.frames not in (None, *ANEW) and not _shows_all(open_dataset(source, **reading), tasks):
-        what = f"{source} lacks a demonstration of {', '.join(tasks)} with the simulator's masks"
-        raise KitError(what, 'record some with the kit, or set frames to "embedded"')
-    place = settings.place("demonstrations", made_from | {"code": recording_code()})
-    dataset = demonstrations(source, tasks, settings.episodes, place, settings.seed, reading)
+    strict = settings.frames not in (None, *ANEW)
+    place = settings.folder  # in which a refused dataset leaves no trace
+    if not strict:
+        place = settings.place("demonstrations", made_from | {"code": recording_code()})
+    dataset = demonstrations(source, tasks, settings.episodes, place, settings.seed, reading, strict)
     how = settings.episodes, settings.every
     return dataset, [frame for task in tasks for frame in choose_frames(dataset, task, *how)]
 
