@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import sys
 from concurrent.futures import Executor
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -89,10 +89,19 @@ def annotate_dataset(
         if confirm is not True:
             first = next(requests(opened, granularity, keyframes), None)
             if first and costs(teacher, first, limits.prices):
-                expected = _estimate(opened, teacher, granularity, keyframes, limits, store)
-                _confirm(replace(expected, batched=executor == BATCH), confirm)
-        if executor == BATCH:
-            return _in_batches(store, limits, teacher, opened, granularity, keyframes)
+                batched = executor == BATCH
+                _confirm(_estimate(opened, teacher, granularity, keyframes, limits, batched, store), confirm)
+        about = {"model": getattr(teacher, "model", ""), "dataset": opened.name}
+        if executor == BATCH:  # the journal stays while the server works on a batch
+            batches = BatchRun(store, limits, teacher, opened)
+            batches.drive(granularity, keyframes)
+            store.compact(batches.budget.total, batches.stopped, **about)
+            if batches.stopped:
+                print(batches.stopped, flush=True)
+            if not target.exists() or not store.fruitful:
+                why = batches.stopped or "nothing was answered"
+                raise RunFailed(f"no rationale was written: {why}", "run again")
+            return target
         bar = tqdm(
             total=max(total, store.done), initial=store.done, desc="rationales", unit="", disable=not progress
         )
@@ -106,7 +115,6 @@ def annotate_dataset(
                     requests(opened, granularity, keyframes, last, partial(store.wanted, again=True)),
                 )
             )
-        about = {"model": getattr(teacher, "model", ""), "dataset": opened.name}
         again = {"again": sorted(run.again)} if run.again else {}
         store.compact(run.budget.total, run.stopped, **about, **again)
     if run.stopped and store.fruitful:
@@ -122,25 +130,6 @@ def annotate_dataset(
         raise error
     return target
 
-
-def _in_batches(
-    store: Store,
-    limits: Limits,
-    teacher: Teacher,
-    dataset: EpisodeDataset,
-    granularity: str,
-    keyframes: int,
-) -> Path:
-    """See `annotate_dataset`; the journal stays while the server works on a batch."""
-    run = BatchRun(store, limits, teacher, dataset)
-    run.drive(granularity, keyframes)
-    about = {"model": getattr(teacher, "model", ""), "dataset": dataset.name}
-    store.compact(run.budget.total, run.stopped, **about)
-    if run.stopped:
-        print(run.stopped, flush=True)
-    if not store.target.exists() or not store.fruitful:
-        raise RunFailed(f"no rationale was written: {run.stopped or 'nothing was answered'}", "run again")
-    return store.target
 
 
 @dataclass(frozen=True)
@@ -166,7 +155,7 @@ class Estimate:
     worst: Spent
     hours: float
     limits: Limits
-    batched: bool = False
+    batched: bool
 
     @property
     def money(self) -> float | None:
@@ -216,11 +205,9 @@ def estimate(
     """What `annotate_dataset` with the same arguments is still going to take; no call is made."""
     opened, target, identity = _place(dataset, teacher, granularity, keyframes, output)
     batched = executor == BATCH
-    how = (opened, teacher, granularity, keyframes, halved(limits) if batched else limits)
-    if not target.parent.exists():
-        return replace(_estimate(*how, None), batched=batched)
-    with Store(target, identity) as store:
-        return replace(_estimate(*how, store), batched=batched)
+    limits = halved(limits) if batched else limits
+    with Store(target, identity) if target.parent.exists() else nullcontext() as store:
+        return _estimate(opened, teacher, granularity, keyframes, limits, batched, store)
 
 
 def _estimate(
@@ -229,6 +216,7 @@ def _estimate(
     granularity: str,
     keyframes: int,
     limits: Limits,
+    batched: bool,
     store: Store | None,
 ) -> Estimate:
     """See `estimate`; `store` holds what an earlier run has answered."""
@@ -252,7 +240,7 @@ def _estimate(
     minutes = [left * LATENCY / limits.concurrency / 60]
     minutes += [left / limits.requests_per_minute] if limits.requests_per_minute else []
     minutes += [typical.tokens / limits.tokens_per_minute] if limits.tokens_per_minute else []
-    return Estimate(left, total, len(chosen), typical, worst, max(minutes) / 60, limits)
+    return Estimate(left, total, len(chosen), typical, worst, max(minutes) / 60, limits, batched)
 
 
 def _confirm(expected: Estimate, confirmed: bool | None) -> None:
@@ -297,9 +285,7 @@ def attended() -> bool:
     return sys.stdin is not None and sys.stdin.isatty()
 
 
-def written_by(
-    dataset: EpisodeDataset, teacher: Teacher, granularity: str = "segment", keyframes: int = 3
-) -> dict[str, Any]:
+def written_by(dataset: EpisodeDataset, teacher: Teacher, granularity: str = "segment") -> dict[str, Any]:
     """What tells one table of answers from another: whose they are, and which dataset they are about, by its
     first episode.
 
@@ -307,7 +293,7 @@ def written_by(
     """
     first = dataset.episodes[0].index
     about = digest(dataset, first, episode_spans(dataset, first, granularity))
-    _, _, identity = _place(dataset, teacher, granularity, keyframes, None)
+    _, _, identity = _place(dataset, teacher, granularity, 3, None)
     return identity | {"dataset": dataset.name, "first_episode": [about]}
 
 

@@ -11,8 +11,8 @@ import json
 import re
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
@@ -106,12 +106,10 @@ class StoredRationale:
         return self.episode, self.start, self.end
 
 
-@contextmanager
-def _reading(path: str | Path) -> Iterator[None]:
+def _reading(path: str | Path) -> AbstractContextManager[None]:
     """What is raised while a table is read becomes one line."""
     remedy = "give the parquet file that notebook 01 wrote, or annotate the dataset"
-    with as_kit_error(f"no rationales can be read from {path}", remedy):
-        yield
+    return as_kit_error(f"no rationales can be read from {path}", remedy)
 
 
 def load_rationales(path: str | Path) -> list[StoredRationale]:
@@ -166,11 +164,10 @@ class Summary:
 
 def summarise(path: str | Path) -> Summary:
     """Count what `path` holds. Raises `KitError` for a file that is missing or of another kind."""
-    names = ["refusal_kind", "instruction_matches", "currency", "prices_as_of"]
+    names = ["refusal_kind", "instruction_matches", "prices_as_of", "currency"]
     with _reading(path):
-        table = pq.read_table(path, columns=names)
-        kinds, matches, currencies, dates = (table[name].to_pylist() for name in names)
-    as_of, currency = max(zip(dates, currencies, strict=True), default=("", ""))
+        kinds, matches, *prices = pq.read_table(path, columns=names).select(names).to_pydict().values()
+    as_of, currency = max(zip(*prices, strict=True), default=("", ""))
     about = run_of(Path(path))
     spent = Spent(*about.get("spent", ()))
     return Summary(
@@ -251,16 +248,17 @@ def row_reply(row: Row) -> Reply:
 
 def _stored(row: Row) -> StoredRationale:
     """Tables of older versions lack some columns."""
-    rationale, refusal = None, None
+    given = row | {"rationale": None, "refusal": None}
     if row["refusal_kind"] is not None:
-        refusal = Refusal(row["refusal_kind"], row["refusal_reason"])
+        given["refusal"] = Refusal(row["refusal_kind"], row["refusal_reason"])
     else:
         texts = {part: row[part] for part in PARTS} | {"mismatch": row.get("mismatch") or ""}
         matches = row.get("instruction_matches") is not False
-        rationale = Rationale(**texts, instruction_matches=matches, facts=read_facts(row.get("facts")))
-    given = ADDED | {name: value for name, value in row.items() if value or name not in ADDED}
-    names = [field.name for field in fields(StoredRationale) if field.name not in ("rationale", "refusal")]
-    return StoredRationale(rationale=rationale, refusal=refusal, **{name: given[name] for name in names})
+        given["rationale"] = Rationale(
+            **texts, instruction_matches=matches, facts=read_facts(row.get("facts"))
+        )
+    given |= {name: default for name, default in ADDED.items() if not row.get(name)}
+    return StoredRationale(**{field.name: given[field.name] for field in fields(StoredRationale)})
 
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]

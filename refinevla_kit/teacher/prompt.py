@@ -23,6 +23,7 @@ from PIL import Image
 from refinevla_kit.episodes.columns import filled
 from refinevla_kit.episodes.contract import ACTION_NAMES
 from refinevla_kit.errors import KitError, as_kit_error
+from refinevla_kit.teacher.requests import keyframe_indices
 from refinevla_kit.teacher.schema import Array, Refusal, Reply, Request
 
 FOLDER = Path(__file__).parent / "prompts"
@@ -76,10 +77,7 @@ def load_prompt(name: str = "rationale_v2") -> Prompt:
 
 
 def render(
-    prompt: Prompt,
-    request: Request,
-    previous: Reply | None = None,
-    state: bool = False,
+    prompt: Prompt, request: Request, previous: Reply | None = None, state: bool = False
 ) -> list[Part]:
     """What to show the model, in order; the same request gives the same parts.
 
@@ -148,12 +146,11 @@ def action_table(request: Request) -> str:
     """
     actions = np.asarray(request.actions, np.float64)
     spread = np.ptp(filled(actions, request.deltas), axis=0)
-    rows = np.unique(np.linspace(0, len(actions) - 1, min(ROWS, len(actions))).round().astype(int))
     columns = sorted(sorted(range(actions.shape[1]), key=lambda i: -spread[i])[:COLUMNS])
     units = " (metres, radians and gripper, robot frame: x forward, y left, z up)" if request.tool else ""
     names = _names(request)
     lines = [f"Actions by frame{units}: {' '.join(names[i] for i in columns)}"]
-    for row in rows:
+    for row in keyframe_indices(0, len(actions), ROWS):
         lines.append(f"{request.start + row}: {' '.join(_number(actions[row, i]) for i in columns)}")
     return "\n".join(lines)
 
