@@ -92,8 +92,8 @@ class Received:
     @property
     def reason(self) -> str:
         """The same in one line."""
-        messages = [self.error, at(self.error, "message"), at(self.error, "detail")]
-        message = next((text for text in messages if isinstance(text, str)), "")
+        messages = [self.error, at(self.error, "message"), at(self.error, "detail"), ""]
+        message = next(text for text in messages if isinstance(text, str))
         return one_line(scrub(message) or self.raw) or "no reason given"
 
     def failure(self) -> CallFailed:
@@ -206,7 +206,7 @@ class ServedTeacher:
         A picture counts with `picture_tokens`; turns and markers with 256.
         Output: `max_output_tokens`, at which servers cut off thinking and answer together.
         """
-        parts = render(self._prompt, request, state=self.state)
+        parts = self.parts(request)
         texts = [part for part in parts if isinstance(part, str)]
         text = "".join([*texts, self._prompt.repair, json.dumps(self._prompt.schema)])
         size = len(text.encode("utf-8", "replace")) + self.picture_tokens * (len(parts) - len(texts))

@@ -59,7 +59,7 @@ def api_key() -> str:
     name = GEMINI_KEYS[0]
     if not key_in(GEMINI_KEYS) and attended():
         with suppress(EOFError, NotImplementedError):  # a notebook run without a person before it
-            os.environ[name] = getpass.getpass("Gemini API key (not shown, not stored): ").strip()
+            os.environ[name] = getpass.getpass("Gemini API key (not shown, not stored): ")
     if not (key := key_in(GEMINI_KEYS)):
         remedy = f"set the environment variable {name}, or run this in JupyterLab or a terminal and be asked"
         raise KitError("there is no Gemini API key", remedy)
@@ -106,14 +106,14 @@ class _Gemini(ServedTeacher):
     def _ask(self, parts: list[Part]) -> Received | CallFailed:
         contents: list[Any] = []
         for part in parts:
-            if isinstance(part, str):
-                contents.append(part)
-            else:
-                contents.append({"inline_data": {"mime_type": "image/jpeg", "data": jpeg(part)}})
+            if not isinstance(part, str):
+                part = {"inline_data": {"mime_type": "image/jpeg", "data": jpeg(part)}}
+            contents.append(part)
         try:
             self._client(contents)
         except _Intercepted as intercepted:
-            return intercepted.received
+            received: Received = intercepted.args[0]
+            return received
         return CallFailed("connection", "the SDK kept the answer to itself")
 
     def _read(self, received: Received, request: Request) -> Answer | CallFailed:
@@ -231,15 +231,9 @@ class GeminiBatches:
         self.read = teacher.read
         self._teacher, self._client = teacher, teacher.client()
         config = teacher.config()
-        schema = types.Schema.model_validate(config.response_schema)
-        self._generation: dict[str, Any] = {
-            "maxOutputTokens": config.max_output_tokens,
-            "responseMimeType": config.response_mime_type,
-            "responseSchema": schema.model_dump(mode="json", by_alias=True, exclude_none=True),
-        }
-        if config.thinking_config:
-            thinking = config.thinking_config.model_dump(mode="json", by_alias=True, exclude_none=True)
-            self._generation["thinkingConfig"] = thinking
+        config.response_schema = types.Schema.model_validate(config.response_schema)
+        names = {"max_output_tokens", "response_mime_type", "response_schema", "thinking_config"}
+        self._generation = config.model_dump(mode="json", by_alias=True, exclude_none=True, include=names)
 
     def line(self, key: str, request: Request, previous: Reply | None) -> str:
         """What a call would send, as one line."""
@@ -250,10 +244,8 @@ class GeminiBatches:
             else:
                 data = base64.b64encode(jpeg(part)).decode()
                 parts.append({"inlineData": {"mimeType": "image/jpeg", "data": data}})
-        contents = [{"role": "user", "parts": parts}]
-        return json.dumps(
-            {"key": key, "request": {"contents": contents, "generationConfig": self._generation}}
-        )
+        asked = {"contents": [{"role": "user", "parts": parts}], "generationConfig": self._generation}
+        return json.dumps({"key": key, "request": asked})
 
     def submit(self, file: Path, name: str) -> str:
         """See `BatchServer`."""
@@ -290,9 +282,9 @@ class GeminiBatches:
         for text in content.splitlines():
             with suppress(ValueError):  # a line that is none answers nothing
                 line = json.loads(text)
-                response, failed = at(line, "response"), at(line, "error") or {"code": 500}
-                said = {"error": failed} if response is None else response
-                status = 500 if response is None else 200
+                status, said = 200, at(line, "response")
+                if said is None:
+                    status, said = 500, {"error": at(line, "error") or {"code": 500}}
                 yield str(at(line, "key")), Received(status, "", json.dumps(said).encode())
 
 
@@ -362,8 +354,4 @@ def _received(status: int, headers: Mapping[str, str], body: bytes) -> NoReturn:
 
 
 class _Intercepted(Exception):
-    """No error, but the way in which a response leaves the SDK."""
-
-    def __init__(self, received: Received) -> None:
-        super().__init__(received.status)
-        self.received = received
+    """No error, but the way in which a response (`Received`) leaves the SDK."""
