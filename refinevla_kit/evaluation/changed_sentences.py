@@ -7,7 +7,6 @@ the scene instead.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,13 +15,13 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from refinevla_kit.errors import KitError, checked_integer
-from refinevla_kit.evaluation.run import plan, tasks_of
+from refinevla_kit.evaluation.run import Tasks, plan, tasks_of
 from refinevla_kit.policies.contract import identity_of, name_of
 from refinevla_kit.rollouts.engine import Engine, Masks, PlannedEpisode
 from refinevla_kit.rollouts.players import PolicyPlayer, PolicyTake, batches
 from refinevla_kit.simulator.contract import Arrangement, StepResult
 from refinevla_kit.simulator.geometry import start_pose
-from refinevla_kit.tasks import SOURCES, Task, find_task, put
+from refinevla_kit.tasks import SOURCES, find_task, put
 
 
 class _ToldTake(PolicyTake):
@@ -43,7 +42,7 @@ class _ToldTake(PolicyTake):
 
 def tell_otherwise(
     policy: Any,
-    tasks: str | Task | Iterable[str | Task],
+    tasks: Tasks,
     n: int,
     at: int = 0,
     *,
@@ -81,21 +80,20 @@ def tell_otherwise(
         for told in (False, True):
             player = PolicyPlayer(policy, partial(_ToldTake, told=told, at=at))
             for take in engine.play(episodes, player):
-                rows.append({"policy": name_of(policy), "checkpoint_hash": identity_of(policy), **_row(take)})
+                asked = take.other if told else take.task.source
+                row = {
+                    "policy": name_of(policy),
+                    "checkpoint_hash": identity_of(policy),
+                    "task": take.task.name,
+                    "episode": take.episode.number,
+                    "at": at,
+                    "told": told,
+                    "named": take.task.source,
+                    "other": take.other,
+                    "touched_first": take.touched_first,
+                    "lifted_first": take.lifted_first,
+                    "obeyed": asked == (take.lifted_first if at else take.touched_first),
+                }
+                rows.append(row)
                 bar.update()
     return pd.DataFrame(rows).sort_values(["task", "episode", "told"], ignore_index=True)
-
-
-def _row(take: _ToldTake) -> dict[str, Any]:
-    asked = take.other if take.told else take.task.source
-    return {
-        "task": take.task.name,
-        "episode": take.episode.number,
-        "at": take.at,
-        "told": take.told,
-        "named": take.task.source,
-        "other": take.other,
-        "touched_first": take.touched_first,
-        "lifted_first": take.lifted_first,
-        "obeyed": asked == (take.lifted_first if take.at else take.touched_first),
-    }

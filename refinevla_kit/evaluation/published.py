@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 
 from refinevla_kit.errors import as_kit_error
@@ -38,6 +39,7 @@ README = "SpatialVLA README"
 TABLES = (TABLE_1, TABLE_2, f"{README}, row shift corrected", README)
 MISPLACED = "one row too low"  # in the note of a number that its source prints in another model's row
 TIERS = ("secondary", "primary")
+Row = dict[str, str]  # of the leaderboard
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ class Standing:
     """
 
     column: str
-    rows: list[tuple[dict[str, str], Rate]]
+    rows: list[tuple[Row, Rate]]
     ours: Rate
     alike: tuple[int, int]
     alike_starts: tuple[int, int]
@@ -159,8 +161,8 @@ class Spread:
     """One model's different numbers in a column: its lowest and highest row, and how many papers print it."""
 
     column: str
-    low: dict[str, str]
-    high: dict[str, str]
+    low: Row
+    high: Row
     papers: int
 
     @property
@@ -193,8 +195,7 @@ def select(numbers: Iterable[Published], **conditions: str) -> list[Published]:
     return [
         number
         for number in numbers
-        if number.value is not None
-        and all(getattr(number, name) == value for name, value in conditions.items())
+        if number.value is not None and conditions.items() <= vars(number).items()
     ]
 
 
@@ -214,12 +215,12 @@ def inconsistencies(numbers: Iterable[Published]) -> list[Inconsistency]:
     """The printed rates that no count of the protocol's episodes gives, and the printed means that do not
     follow from the cells beside them. `experiments.printed_numbers` finds them.
     """
-    cells = {tuple(getattr(number, name) for name in CELL): number for number in numbers}
-    known = read_json(INCONSISTENCIES)["inconsistencies"]
+    where = itemgetter(*CELL)
+    cells = {where(vars(number)): number for number in numbers}
     return [
-        Inconsistency(cells[cell], each["why"], each["stated"], each["fits"])
-        for each in known
-        if (cell := tuple(each[name] for name in CELL)) in cells
+        Inconsistency(cells[where(each)], each["why"], each["stated"], each["fits"])
+        for each in read_json(INCONSISTENCIES)["inconsistencies"]
+        if where(each) in cells
     ]
 
 
@@ -258,11 +259,25 @@ def claims(numbers: Sequence[Published]) -> list[Claim]:
         else:
             (gain,) = select(numbers, **entry["gain"])
             cell = replace(base, value=base.value + gain.percent / 100, mark=gain.tier)
-        found.append(_claim(entry["name"], entry["version"], cell, base, entry.get("assumed", "")))
+        ours, theirs = cell.rate(), base.rate()
+        low, high = unpaired_difference(ours, theirs)
+        claim = Claim(
+            entry["name"],
+            entry["version"],
+            ours,
+            theirs,
+            low,
+            high,
+            widest=unpaired_difference(cell.rate(cell.starts), base.rate(cell.starts)),
+            needed=episodes_needed_unpaired(cell.value, base.value),
+            tier=min(cell.mark, base.mark, key=TIERS.index),
+            assumed=entry.get("assumed", ""),
+        )
+        found.append(claim)
     return found
 
 
-def load_leaderboard() -> list[dict[str, str]]:
+def load_leaderboard() -> list[Row]:
     """Success of many models as third parties list it (2026-08-10), one row a model and paper.
 
     `stands` says whose number it is and what differs from the protocol; "google_vm: 4 tasks" is said of that
@@ -272,7 +287,7 @@ def load_leaderboard() -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def standings(numbers: Iterable[Published], rows: Sequence[dict[str, str]]) -> list[Standing]:
+def standings(numbers: Iterable[Published], rows: Sequence[Row]) -> list[Standing]:
     """ReFineVLA among the leaderboard's `rows`, one column after the other.
 
     Each row is taken to be of the protocol's episodes, although few say how many they played. Google averages
@@ -290,18 +305,20 @@ def standings(numbers: Iterable[Published], rows: Sequence[dict[str, str]]) -> l
         ]
         alike = []
         for share in (1, ours.starts):
-            ends = [unpaired_difference(cell.rate(share), ours.rate(share)) for _, cell in cells]
-            same = [row for row, (low, high) in zip(cells, ends, strict=True) if low <= 0 <= high]
-            up = sum(cell.value > ours.value for _, cell in same)
-            alike.append((up, len(same) - up))
+            same = []
+            for _, cell in cells:
+                low, high = unpaired_difference(cell.rate(share), ours.rate(share))
+                if low <= 0 <= high:
+                    same.append(cell.value > ours.value)
+            alike.append((same.count(True), same.count(False)))
         values = [(row, cell.rate()) for row, cell in cells]
         found.append(Standing(column, values, ours.rate(), alike[0], alike[1], len(filled) - len(kept)))
     return found
 
 
-def spreads(rows: Iterable[dict[str, str]], papers: int = 2) -> list[Spread]:
+def spreads(rows: Iterable[Row], papers: int = 2) -> list[Spread]:
     """The models whose numbers in at least so many papers lie a point or more apart, the widest first."""
-    groups: dict[tuple[str, str], list[dict[str, str]]] = {}
+    groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         for column in COLUMNS:
             if row[column]:
@@ -328,25 +345,8 @@ class _Cell:
 
     def rate(self, share: float = 1.0) -> Rate:
         size = self.size * share
-        return Rate(
-            self.value, *wilson(self.value * size, size), round(self.value * self.episodes), self.episodes
-        )
-
-
-def _claim(name: str, version: str, a: _Cell, b: _Cell, assumed: str) -> Claim:
-    low, high = unpaired_difference(a.rate(), b.rate())
-    return Claim(
-        name,
-        version,
-        a.rate(),
-        b.rate(),
-        low,
-        high,
-        widest=unpaired_difference(a.rate(a.starts), b.rate(a.starts)),
-        needed=episodes_needed_unpaired(a.value, b.value),
-        tier=min(a.mark, b.mark, key=TIERS.index),
-        assumed=assumed,
-    )
+        successes = round(self.value * self.episodes)
+        return Rate(self.value, *wilson(self.value * size, size), successes, self.episodes)
 
 
 def rows_of(numbers: Iterable[Published], metrics: Sequence[str]) -> list[dict[str, Published]]:

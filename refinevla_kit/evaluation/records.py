@@ -17,6 +17,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from refinevla_kit import __version__
 from refinevla_kit.errors import KitError, as_kit_error
 from refinevla_kit.files import replacing
@@ -140,22 +143,23 @@ def parse_record(row: Any, where: str) -> EpisodeRecord:
     """A record from a decoded row; raises `KitError` for another protocol version, or naming the column that
     is missing, unknown or ill-typed.
     """
-    if isinstance(row, dict) and "policy" in row and row.get("protocol", 1) != PROTOCOL_VERSION:
+    given: dict[str, Any] = row if isinstance(row, dict) else {}
+    if "policy" in given and given.get("protocol", 1) != PROTOCOL_VERSION:
         raise KitError(
-            f"{where} was recorded under protocol version {row.get('protocol', 1)}, this is version "
+            f"{where} was recorded under protocol version {given.get('protocol', 1)}, this is version "
             f"{PROTOCOL_VERSION}",
             "evaluate again into a new file: episodes of two versions are not the same episodes",
         )
-    if isinstance(row, dict):
-        row = {**LATER, **{name: _as_written(name, value) for name, value in row.items()}}
-    kinds = {name: type(value) for name, value in row.items()} if isinstance(row, dict) else {}
+    if given:
+        given = LATER | {name: _as_written(name, value) for name, value in given.items()}
+    kinds = {name: type(value) for name, value in given.items()}
     wrong = [name for name in kinds | COLUMNS if kinds.get(name) is not COLUMNS.get(name)]
     if wrong:
         raise KitError(
             f"{where} is not an evaluation record of this version (columns that differ: {', '.join(wrong)})",
             "take out what is no column of a record, mend the others, or evaluate again into a new file",
         )
-    return EpisodeRecord(**row)
+    return EpisodeRecord(**given)
 
 
 def _as_written(name: str, value: Any) -> Any:
@@ -208,9 +212,6 @@ def distinct(records: Iterable[EpisodeRecord]) -> list[EpisodeRecord]:
 
 def save_parquet(records: Iterable[EpisodeRecord], path: str | Path) -> Path:
     """Write records as parquet, one row each, in the order given."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     types = {str: pa.string(), int: pa.int64(), bool: pa.bool_(), float: pa.float64()}
     schema = pa.schema([(name, types[kind]) for name, kind in COLUMNS.items()])
     with replacing(path) as part:
@@ -241,9 +242,6 @@ def add_record(journal: Journal, record: EpisodeRecord) -> None:
 
 
 def _load_parquet(path: Path) -> list[EpisodeRecord]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     with as_kit_error(
         f"{path} is not a readable parquet file",
         "give a records.parquet that evaluate() wrote",

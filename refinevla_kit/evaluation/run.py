@@ -35,7 +35,7 @@ from refinevla_kit.files import abandoned, replacing
 from refinevla_kit.journal import Journal
 from refinevla_kit.policies.contract import Action, has, identity_of, name_of
 from refinevla_kit.policies.conversion import check_conventions
-from refinevla_kit.rollouts.engine import Engine, Masks, PlannedEpisode, ProcessStation, Scene
+from refinevla_kit.rollouts.engine import Engine, Masks, PlannedEpisode, Scene
 from refinevla_kit.rollouts.players import PolicyPlayer, PolicyTake, batches
 from refinevla_kit.rollouts.ray_station import EXECUTORS
 from refinevla_kit.simulator import find_backend
@@ -53,11 +53,12 @@ from refinevla_kit.tasks import (
 LARGEST_SIDE = 4096  # pixels
 LARGEST_SEED = 2**32 - 1
 Overlay = Callable[[Observation, Any], Array]
+Tasks = str | Task | Iterable[str | Task]  # as `tasks_of` reads them
 
 
 def evaluate(
     policy: Any,
-    tasks: str | Task | Iterable[str | Task],
+    tasks: Tasks,
     episodes: str | int | Iterable[int] | None = None,
     n: int | None = None,
     *,
@@ -134,32 +135,39 @@ def evaluate(
                 "from another of that name; give it one, or another output, when it has changed",
                 stacklevel=2,
             )
-        left = {key: episode for key, episode in wanted.items() if key not in records}
+        keys = {episode: key for key, episode in wanted.items() if key not in records}
         if folder and done:
             what = f"{len(done)} of {len(wanted)} episodes are recorded in {output} already"
             warnings.warn(f"{what} and not filmed again: give another output to film all", stacklevel=2)
         described = {"desc": name_of(policy), "unit": "episode", "disable": not progress}
         with tqdm(total=len(wanted), initial=len(done), **described) as bar:
-            for record in _play(
-                policy, left, journal, (workers, EXECUTORS[executor]), batch, folder, overlay
-            ):
-                records[record.key] = record
-                done.append(record)
-                bar.set_postfix_str(_success(done), refresh=False)
-                bar.update()
+
+            def begin(episode: PlannedEpisode) -> _FilmedTake:
+                path = _video_path(folder, keys[episode]) if folder else None
+                return _FilmedTake(episode, path, overlay)
+
+            player = PolicyPlayer(policy, begin)
+            lanes = min(batch, len(keys)) if batches(policy) else 1
+            with Engine(workers, lanes, EXECUTORS[executor]) as engine:
+                for take in engine.play(keys, player):
+                    record = _record(keys[take.episode], take)
+                    take.keep()
+                    add_record(journal, record)
+                    records[record.key] = record
+                    done.append(record)
+                    bar.set_postfix_str(_success(done), refresh=False)
+                    bar.update()
         save_parquet(sorted(records.values(), key=lambda record: record.key), output)
         journal.remove()  # its rows are in the parquet file now
     return output
 
 
-def tasks_of(tasks: str | Task | Iterable[str | Task]) -> tuple[Task, ...]:
+def tasks_of(tasks: Tasks) -> tuple[Task, ...]:
     """`find_tasks` of one task or several, as `evaluate` takes them."""
     return find_tasks(*([tasks] if isinstance(tasks, str | Task) else tasks))
 
 
-def line_up(
-    policies: Sequence[Any], tasks: str | Task | Iterable[str | Task]
-) -> list[tuple[Any, list[Task]]]:
+def line_up(policies: Sequence[Any], tasks: Tasks) -> list[tuple[Any, list[Task]]]:
     """Who plays what, robot by robot: a policy of the kit with that robot's action statistics, the
     demonstrator with its script for that robot.
 
@@ -176,7 +184,7 @@ def line_up(
 
 def plan(
     policy: Any,
-    tasks: str | Task | Iterable[str | Task],
+    tasks: Tasks,
     episodes: Any = None,
     n: int | None = None,
     *,
@@ -279,31 +287,6 @@ def _camera_size(policy: Any, task: Task, width: Any, height: Any) -> tuple[int,
         height = max(1, round(width * full_height / full_width))
     height = checked_integer(height, "height", 1, LARGEST_SIDE)
     return width or max(1, round(height * full_width / full_height)), height
-
-
-def _play(
-    policy: Any,
-    episodes: dict[Key, PlannedEpisode],
-    journal: Journal,
-    simulators: tuple[int, type[ProcessStation]],
-    batch: int,
-    folder: Path | None,
-    overlay: Overlay | None,
-) -> Iterator[EpisodeRecord]:
-    """Play the episodes, yielding each record when it is on the disk."""
-    keys = {episode: key for key, episode in episodes.items()}
-
-    def begin(episode: PlannedEpisode) -> _FilmedTake:
-        return _FilmedTake(episode, _video_path(folder, keys[episode]) if folder else None, overlay)
-
-    player = PolicyPlayer(policy, begin)
-    workers, station = simulators
-    with Engine(workers, min(batch, len(episodes)) if batches(policy) else 1, station) as engine:
-        for take in engine.play(episodes.values(), player):
-            record = _record(keys[take.episode], take)
-            take.keep()
-            add_record(journal, record)
-            yield record
 
 
 def _success(done: list[EpisodeRecord]) -> str:

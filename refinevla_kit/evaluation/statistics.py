@@ -31,7 +31,7 @@ from refinevla_kit.evaluation.intervals import (
     paired_size,
     sign_flip,
 )
-from refinevla_kit.evaluation.records import KEY, EpisodeRecord, distinct
+from refinevla_kit.evaluation.records import KEY, EpisodeRecord, Key, distinct
 from refinevla_kit.simulator.contract import Array
 from refinevla_kit.tasks import (
     ALL_TASKS,
@@ -230,10 +230,8 @@ def compare(
     # beyond zero.
     gains = np.array(list(by_start.values()))
     weight = list(weights.values())
-    if min((gains > 0).sum(), (gains < 0).sum()) >= FEWEST:
-        low, high = paired_bootstrap(differences, weights=weight)
-    else:
-        low, high = paired_adjusted(differences, weight)
+    enough = min((gains > 0).sum(), (gains < 0).sum()) >= FEWEST
+    low, high = (paired_bootstrap if enough else paired_adjusted)(differences, weight)
     cells = Counter((won_a, won_b) for _, won_a, won_b in shared)
     pooled = np.concatenate(differences)
     starts_needed = paired_size((pooled**2).mean(), pooled.mean()) if abs(pooled.mean()) > 1e-9 else None
@@ -292,9 +290,9 @@ def _shared(
             f"the records of {a!r} and {b!r} are of {' and '.join(settings)}",
             f"choose one, as in setting={settings[0]!r}",
         )
-    played: dict[str, dict[tuple[object, ...], EpisodeRecord]] = {a: {}, b: {}}
+    played: dict[str, dict[Key, EpisodeRecord]] = {a: {}, b: {}}
     for record in chosen:
-        played[record.policy][tuple(getattr(record, name) for name in PAIRED)] = record
+        played[record.policy][shared_key(record)] = record
     shared = [
         (record, succeeded(record, rule), succeeded(played[b][place], rule))
         for place, record in played[a].items()
@@ -326,6 +324,11 @@ def succeeded(record: EpisodeRecord, rule: Rule) -> bool:
     if rule == "named":
         return record.right_object and record.right_target
     return record.success_last if rule == "last" else record.success_any
+
+
+def shared_key(record: EpisodeRecord) -> Key:
+    """What two policies' records of one episode have in common."""
+    return tuple(getattr(record, name) for name in PAIRED)
 
 
 def start_of(record: EpisodeRecord) -> Hashable:
@@ -388,10 +391,13 @@ def task_weights(tasks: Iterable[str], published: bool = False) -> dict[str, flo
 def _is_scored(record: EpisodeRecord) -> bool:
     """Whether averages contain the episode's variant: SIMPLER plays camera variants, but leaves them out."""
     protocols = ALL_TASKS[record.task].protocols if record.task in ALL_TASKS else ()
-    variants = [
-        one for protocol in protocols if protocol.setting == record.setting for one in protocol.variants
-    ]
-    return all(variant.scored for variant in variants if variant.name == record.variant)
+    return all(
+        variant.scored
+        for protocol in protocols
+        if protocol.setting == record.setting
+        for variant in protocol.variants
+        if variant.name == record.variant
+    )
 
 
 def _check_one_kind(records: Iterable[EpisodeRecord]) -> None:

@@ -21,11 +21,12 @@ from scipy import stats
 from refinevla_kit.errors import as_kit_error
 from refinevla_kit.evaluation.intervals import TWO_SIDED, Rate
 from refinevla_kit.evaluation.records import EpisodeRecord
-from refinevla_kit.evaluation.statistics import AVERAGE, PAIRED, Comparison, Rule, compare, summarise
+from refinevla_kit.evaluation.statistics import AVERAGE, Comparison, Rule, compare, shared_key, summarise
 
 EQUAL = 1e-9  # a smaller range of rates is rounding
 WEIGHT = "lambda_reasoning"
 REFERENCES = ("action_only", "with_reasoning")  # the arms from which the others are varied
+Arms = Mapping[str, Mapping[str, Any]]  # name -> factors
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def arms_of(study: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def sweep(
-    records: Sequence[EpisodeRecord], arms: Mapping[str, Mapping[str, Any]], factor: str, rule: Rule = "last"
+    records: Sequence[EpisodeRecord], arms: Arms, factor: str, rule: Rule = "last"
 ) -> dict[str, list[tuple[float, Rate]]]:
     """Average success by the value of one factor: policy's name -> its points, by value.
 
@@ -140,9 +141,9 @@ def sweep(
     played: dict[str, set[Any]] = {}
     for record in records:
         if record.policy in arms_shown:
-            played.setdefault(record.policy, set()).add(_episode(record))
+            played.setdefault(record.policy, set()).add(shared_key(record))
     common = set.intersection(*played.values()) if played else set()
-    kept = [record for record in records if record.policy in played and _episode(record) in common]
+    kept = [record for record in records if record.policy in played and shared_key(record) in common]
     scores = summarise(as_one_policy(kept), rule)
     rates = {score.policy: score.rate for score in scores if score.task == AVERAGE}
     lines = {
@@ -152,12 +153,7 @@ def sweep(
     return {name: points for name, points in lines.items() if points}
 
 
-def _episode(record: EpisodeRecord) -> tuple[Any, ...]:
-    """What two policies' records of one episode have in common."""
-    return tuple(getattr(record, name) for name in PAIRED)
-
-
-def _varied(arms: Mapping[str, Mapping[str, Any]], reference: str, factor: str) -> list[str]:
+def _varied(arms: Arms, reference: str, factor: str) -> list[str]:
     """Arms that differ from `reference` in nothing but `factor`, itself among them; without a reasoning loss
     nothing about rationales matters.
     """

@@ -3,15 +3,22 @@
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from refinevla_kit.evaluation.intervals import Rate
 from refinevla_kit.evaluation.records import EpisodeRecord, load_records
-from refinevla_kit.evaluation.training_seeds import WEIGHT, arms_of, sweep
-from refinevla_kit.figures.style import DASHED, MUTED, canvas, colours, name_policies, offsets, per_cent
+from refinevla_kit.evaluation.training_seeds import WEIGHT, Arms, arms_of, sweep
+from refinevla_kit.figures.style import (
+    DASHED,
+    MUTED,
+    beside_each_other,
+    canvas,
+    colours,
+    name_policies,
+    per_cent,
+)
 from refinevla_kit.files import read_json
 from refinevla_kit.tasks import VISUAL_MATCHING
 
@@ -24,7 +31,7 @@ PAPERS_WEIGHT = 0.3  # of the reasoning loss, where the paper has its peak
 Lines = Mapping[str, Sequence[tuple[float, Rate]]]  # policy's name -> its points (x, rate)
 
 
-def sweeps(records: Sequence[EpisodeRecord], arms: Mapping[str, Mapping[str, Any]]) -> dict[str, Lines]:
+def sweeps(records: Sequence[EpisodeRecord], arms: Arms) -> dict[str, Lines]:
     """What was varied, of `FACTORS` -> `training_seeds.sweep`, where that has more than the main comparison's
     own value.
 
@@ -61,12 +68,11 @@ def sensitivity(varied: Mapping[str, Lines], claims: Mapping[str, str] | None = 
         for axes, (factor, lines) in zip(panels, varied.items(), strict=True):
             values = sorted({x for line in lines.values() for x, _ in line})
             step = 0.06 * min([b - a for a, b in pairwise(values)], default=1.0)
-            for shift, (name, line) in zip(
-                offsets(len(lines), step * len(lines)), lines.items(), strict=True
-            ):
+            shifts = beside_each_other(lines, step * len(lines))
+            for name, line in lines.items():
                 places, rates, low, high = np.transpose([(x, *rate.bounded) for x, rate in line])
                 reach = np.abs([low - rates, high - rates])
-                axes.errorbar(places + shift, rates, reach, fmt="o-", color=colour[name], markersize=5)
+                axes.errorbar(places + shifts[name], rates, reach, fmt="o-", color=colour[name], markersize=5)
             if factor == WEIGHT:
                 axes.axvline(PAPERS_WEIGHT, color=MUTED, linewidth=1.0, linestyle=DASHED)
             axes.text(
