@@ -8,6 +8,7 @@ there are at least two.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,13 +20,13 @@ from refinevla_kit.figures.overlays import THING_LABELS
 from refinevla_kit.figures.style import (
     MUTED,
     bar,
+    beside_each_other,
     canvas,
     colours,
     label,
     name_bars,
     name_policies,
     note,
-    offsets,
     p_text,
     per_cent,
     text_table,
@@ -86,15 +87,13 @@ def cover_bars(summary: pd.DataFrame, title: str = "") -> Figure:
     measure = next(name for name in MEASURE_LABELS if name in summary)
     things, fills = (list(dict.fromkeys(summary[name])) for name in ("covered", "fill"))
     colour = colours(summary["policy"])
-    count = len(colour) * len(fills)
-    places = dict(zip(colour, offsets(count).reshape(-1, len(fills)), strict=True))
+    places = beside_each_other(product(colour, fills))
     with canvas(8.0, 3.6) as (figure, (axes,)):
         for row in summary.itertuples():
-            fill = fills.index(row.fill)
-            x = things.index(row.covered) + places[row.policy][fill]
-            look = {"hatch": HATCHES[fill % 3], "edgecolor": "white"}
+            x = things.index(row.covered) + places[row.policy, row.fill]
+            look = {"hatch": HATCHES[fills.index(row.fill) % 3], "edgecolor": "white"}
             bounded = (getattr(row, measure), row.low, row.high)
-            bar(axes, x, bounded, 0.8 / count * 0.86, colour[row.policy], **look)
+            bar(axes, x, bounded, 0.8 / len(places) * 0.86, colour[row.policy], **look)
         for number, fill in enumerate(fills):
             name = FILL_LABELS.get(fill, f"covered with {fill}")
             axes.bar(0, 0, color=MUTED, hatch=HATCHES[number % 3], edgecolor="white", label=name)

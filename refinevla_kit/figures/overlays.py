@@ -67,6 +67,7 @@ LARGEST = 4.0  # multiples of even attention; scales end here at least, so that 
 ACROSS = 4  # plots in a row
 VISIBLE = 0.005  # of a patch; what covers less is not named
 SMALL: dict[str, Any] = {"fontsize": 7.5, "color": MUTED}
+ByName = Mapping[str, Array]  # policy -> its map, or thing -> its mask
 ENDS = (0.05, 0.1, 0.25, 0.5, 1.0)  # of scales of shares, so that they stay put while a slider moves
 
 
@@ -115,8 +116,8 @@ class View:
     """
 
     image: Array
-    maps: Mapping[str, Array]
-    masks: Mapping[str, Array] = field(default_factory=dict)
+    maps: ByName
+    masks: ByName = field(default_factory=dict)
     title: str = ""
     detail: str = ""
     opacity: float = 0.9
@@ -161,7 +162,7 @@ class Peak:
         return f"{text}; {', '.join(parts) or 'none of the objects on it'}"
 
 
-def peak(patch_map: Array, masks: Mapping[str, Array]) -> Peak:
+def peak(patch_map: Array, masks: ByName) -> Peak:
     """Where a map, float (rows, columns), is largest, and what is there."""
     row, column = (int(place) for place in np.unravel_index(int(np.argmax(patch_map)), patch_map.shape))
     times = float(_relative(patch_map)[row, column])
@@ -254,7 +255,7 @@ def draw_overlay(
     axes: Axes,
     image: Array,
     heat: Array,
-    masks: Mapping[str, Array],
+    masks: ByName,
     norm: Normalize,
     opacity: float = 0.9,
 ) -> None:
@@ -306,7 +307,7 @@ def token_grid(
     image: Array,
     maps: Mapping[str, Array | Sequence[Array]],
     dimensions: Sequence[str],
-    masks: Mapping[str, Array],
+    masks: ByName,
     title: str = "",
     size: float = 1.45,
 ) -> Figure:
@@ -320,8 +321,8 @@ def token_grid(
         title: above the grid.
         size: width of a picture, inches.
     """
-    columns, shape = len(dimensions) + 1, image.shape[0] / image.shape[1]
-    height = (size * shape + 0.1) * len(maps) + 0.75
+    columns = len(dimensions) + 1
+    height = (size * image.shape[0] / image.shape[1] + 0.1) * len(maps) + 0.75
     with canvas(size * columns + 0.6, height, len(maps), columns, title) as (figure, axes):
         for panel in axes[::columns]:
             show_picture(panel, image)
@@ -374,7 +375,7 @@ def _draw_rows(
     figure: Figure,
     axes: Sequence[Axes],
     maps: Mapping[str, Array | Sequence[Array]],
-    pictures: Sequence[tuple[Array, Mapping[str, Array]]],
+    pictures: Sequence[tuple[Array, ByName]],
     top: float,
 ) -> None:
     """A row of overlays a policy in the last columns of `axes`, with the scale and the outlines' names."""
@@ -509,8 +510,7 @@ def _mark_peak(panel: Axes, view: View, patch_map: Array) -> None:
     brightest = peak(patch_map, view.masks)
     height, width = np.divide(view.image.shape[:2], patch_map.shape)
     corner = (brightest.column * width, brightest.row * height)
-    dashed = (0, (2, 2))
-    panel.add_patch(Rectangle(corner, width, height, fill=False, edgecolor="white", linestyle=dashed))
+    panel.add_patch(Rectangle(corner, width, height, fill=False, edgecolor="white", linestyle=(0, (2, 2))))
     panel.text(0, -0.02, str(brightest), transform=panel.transAxes, va="top", **SMALL)
 
 

@@ -386,15 +386,12 @@ def table_1(published: Sequence[Published], own: Sequence[EpisodeRecord]) -> pd.
     columns = [(task, metric) for task in tasks for metric in ("grasp", "success")] + [(AVERAGE, "success")]
     chosen = select(published, table=TABLE_1, setting=VISUAL_MATCHING)
     rows = _printed(chosen, lambda number: (number.task, number.metric))
-    own = [record for record in own if record.setting == VISUAL_MATCHING]
-    for policy in dict.fromkeys(record.policy for record in own):
-        played = [record for record in own if record.policy == policy]
+    for policy, played in _by_policy(own, lambda record: record.setting == VISUAL_MATCHING).items():
         rates = {(score.task, "success"): score.rate for score in summarise(played)}
         for task in tasks:
             if grasped := [record.grasped for record in played if record.task == task]:
                 rates[task, "grasp"] = rate(sum(grasped), len(grasped))
-        cells = {column: _cell(value) for column, value in rates.items()}
-        rows[label(policy)] = cells | {MARK: f"{OWN}, {len(played)} episodes"}
+        rows[label(policy)] = _own_row(rates, played)
     return text_table(rows, [*columns, MARK])
 
 
@@ -408,16 +405,10 @@ def table_2(published: Sequence[Published], own: Sequence[EpisodeRecord] = ()) -
     """
     columns = [(setting, task) for setting in SETTINGS for task in GOOGLE]
     rows = _by_setting(published, TABLE_2)
-    own = [record for record in own if find_task(record.task).robot == "google_robot"]
-    for policy in dict.fromkeys(record.policy for record in own):
-        played = [record for record in own if record.policy == policy]
-        scores = {(score.setting, score.task): score.rate for score in summarise(played)}
-        cells: dict[Any, str] = {}
-        for setting, task in columns:
-            key = setting, PUBLISHED_AVERAGE if task == AVERAGE else task
-            if key in scores:
-                cells[setting, task] = _cell(scores[key])
-        rows[label(policy)] = cells | {MARK: f"{OWN}, {len(played)} episodes"}
+    google = _by_policy(own, lambda record: find_task(record.task).robot == "google_robot")
+    for policy, played in google.items():
+        scores = [score for score in summarise(played) if score.task != AVERAGE]
+        rows[label(policy)] = _own_row({(each.setting, _column(each)): each.rate for each in scores}, played)
     return text_table(rows, [*columns, MARK])
 
 
@@ -440,12 +431,9 @@ def table_3(published: Sequence[Published], own: Sequence[EpisodeRecord]) -> pd.
         if not played:
             continue
         scores = [score for score in summarise(played) if score.task == AVERAGE]
-        cells: dict[Any, str] = {
-            (each.setting, AVERAGE): rate_text(each.rate, counts=False, decimals=1) for each in scores
-        }
+        cells: dict[Any, str] = {(each.setting, AVERAGE): _cell(each.rate) for each in scores}
         for setting in SETTINGS:
-            each = by_seed(own, policy, control, setting=setting) if policy != control else {}
-            if each:
+            if policy != control and (each := by_seed(own, policy, control, setting=setting)):
                 found = difference_over_seeds(each)
                 interval = f" ({interval_text(found.low, found.high)})" if found.known else ""
                 cells[setting, MINUS] = f"{points_text(found.mean)}{interval}"
@@ -466,6 +454,20 @@ def peaks(published: Sequence[Published]) -> dict[str, str]:
                 place = number.task.replace("_", " ")
                 found[factor] = f"the paper ({number.tier}): {number.percent:+.1f} points at\n{place}"
     return found
+
+
+def _by_policy(
+    records: Sequence[EpisodeRecord], wanted: Callable[[EpisodeRecord], bool]
+) -> dict[str, list[EpisodeRecord]]:
+    played: dict[str, list[EpisodeRecord]] = {}
+    for record in filter(wanted, records):
+        played.setdefault(record.policy, []).append(record)
+    return played
+
+
+def _own_row(rates: Mapping[Any, Rate], played: Sequence[EpisodeRecord]) -> dict[Any, str]:
+    cells = {column: _cell(value) for column, value in rates.items()}
+    return cells | {MARK: f"{OWN}, {len(played)} episodes"}
 
 
 def _stands(row: Mapping[str, str], column: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import cycle, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -84,6 +84,7 @@ SETTINGS: dict[Any, Any] = {
     "legend.frameon": False,
 }
 Bounded = tuple[float, float, float]  # a value, low and high end of its interval
+K = TypeVar("K")
 DASHED, DOTTED = (0, (4, 3)), (0, (1.5, 1))
 DPI = 160
 # Left out of a picture's metadata, so that the same figure has the same bytes
@@ -145,15 +146,11 @@ def note(axes: Axes, text: str) -> None:
     axes.set_title(text, fontweight="normal", fontsize=8, color=MUTED)
 
 
-def beside_each_other(names: Iterable[str], width: float = 0.8) -> dict[str, float]:
+def beside_each_other(names: Iterable[K], width: float = 0.8) -> dict[K, float]:
     """Where the bars or dots of each name stand at one place, about 0."""
     listed = list(names)
-    return dict(zip(listed, offsets(len(listed), width), strict=True))
-
-
-def offsets(count: int, width: float = 0.8) -> Any:
-    """float (count,): where bars or dots of one place stand beside each other, about 0."""
-    return (np.arange(count) - (count - 1) / 2) * width / count
+    count = len(listed)
+    return {name: (place - (count - 1) / 2) * width / count for place, name in enumerate(listed)}
 
 
 def bar(axes: Axes, x: float, bounded: Bounded, width: float, colour: str, **look: Any) -> None:

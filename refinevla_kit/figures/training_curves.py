@@ -67,18 +67,18 @@ def training_curves(histories: Mapping[str, pd.DataFrame], panels: Mapping[str, 
         if any(column in frame and frame[column].notna().any() for frame in histories.values())
     }
     colour = colours(histories)
+    held_out = [policy for policy, frame in histories.items() if frame["split"].nunique() > 1]
     with canvas(max(5.0, 2.9 * len(panels)), 3.0, columns=len(panels)) as (figure, all_axes):
         for axes, (column, title) in zip(all_axes, panels.items(), strict=True):
             for policy, frame in histories.items():
-                held_out = frame["split"].nunique() > 1
                 for split, part in frame.dropna(subset=[column]).groupby("split") if column in frame else ():
-                    alpha, width = (0.35, 1.0) if split == "train" and held_out else (1.0, 1.9)
+                    alpha, width = (0.35, 1.0) if split == "train" and policy in held_out else (1.0, 1.9)
                     shade = colour[policy]
                     axes.plot(part["step"], part[column], color=shade, alpha=alpha, linewidth=width)
             axes.set_title(title)
             axes.set_xlabel("training step")
             axes.set_ylim(bottom=0)
-        if any(frame["split"].nunique() > 1 for frame in histories.values()):
+        if held_out:
             figure.supxlabel("thin: training, strong: held out", x=0.99, ha="right", fontsize=8, color=MUTED)
         name_policies(figure, colour)
     return figure

@@ -31,7 +31,7 @@ from refinevla_kit.figures.overlays import View, comparison
 from refinevla_kit.figures.style import save_figure
 from refinevla_kit.files import file_name
 from refinevla_kit.simulator.contract import Array
-from refinevla_kit.widgets.exploration import ATTENTION, Commentary, Exploration, Method, QueryGroup
+from refinevla_kit.widgets.exploration import ATTENTION, Captures, Commentary, Exploration, Method, QueryGroup
 from refinevla_kit.widgets.explorer_page import (
     EACH_HEAD,
     EASY_PAGE,
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 def attribution_methods(
     policies: Mapping[str, VLAPolicy],
     frames: Sequence[Frame],
-    captures: Mapping[str, Sequence[Capture]],
+    captures: Captures,
     names: Sequence[str] = ("relevance", "grad_cam"),
 ) -> dict[str, Method]:
     """Methods of `attention.attribution` for an explorer: computed on these policies when they are chosen,
@@ -72,14 +72,10 @@ def attribution_methods(
             remedy = "give it to attribution_methods, or choose the method 'attention'"
             raise KitError(f"{policy} is not here to compute {method}", remedy)
         capture = captures[policy][index]
-        maps = []
-        for row in group.rows:
-            target, rationale = capture.queries[row], capture.rationale or None
-            attribution = attribute(
-                policies[policy], frames[index], target, method, capture.action, rationale
-            )
-            maps.append(attribution.patch_map)
-        return np.mean(maps, axis=0)
+        known = capture.action, capture.rationale or None
+        targets = [capture.queries[row] for row in group.rows]
+        answers = [attribute(policies[policy], frames[index], each, method, *known) for each in targets]
+        return np.mean([answer.patch_map for answer in answers], axis=0)
 
     return {name: partial(compute, name) for name in names}
 
@@ -136,7 +132,7 @@ class AttentionExplorer(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget
     def __init__(
         self,
         frames: Sequence[Frame],
-        captures: Mapping[str, Sequence[Capture]],
+        captures: Captures,
         layer: int | None = None,
         methods: Mapping[str, Method] | None = None,
         folder: str | Path = ".",
@@ -165,11 +161,6 @@ class AttentionExplorer(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget
         }
         super().__init__(state=page_state(self.exploration, held, kept), choice=choice)
         self.on_msg(self._answer)
-
-    @property
-    def box(self) -> AttentionExplorer:
-        """What to display, as other widgets of the kit have it: this one is displayed itself."""
-        return self
 
     def choose(self, **values: Any) -> None:
         """Set parts of `choice`, such as `choose(episode=3, step=5, query="word:carrot:1", layer=4)`.
@@ -217,8 +208,7 @@ class AttentionExplorer(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget
             return self.export(self._folder / "explorer.html")
         commentary, frame = self.exploration.commentary, self.exploration.frames[self._index(self.choice)]
         name = f"{commentary.name if commentary else 'explorer'}-{frame.episode}-{frame.step}"
-        query = "_".join(str(self.choice["query"]).split(":"))
-        if query:
+        if query := str(self.choice["query"]).replace(":", "_"):
             name += f"-{query}-layer{self.choice['layer']}"
         hashes = {
             policy: captures[0].checkpoint_hash for policy, captures in self.exploration.captures.items()
@@ -244,33 +234,28 @@ class AttentionExplorer(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget
 
     def _answer(self, _: Any, question: dict[str, Any], __: Any) -> None:
         """Answer the page, which waits for the reply with the question's id."""
-        answers = {"save": self._saved, "text": self._text, "map": self._map, "layer": self._layer}
         try:
-            self.send({"id": question["id"], "answer": answers[question["ask"]](question)})
+            self.send({"id": question["id"], "answer": self._reply(question)})
         except Exception as error:  # whatever it is: the page waits, and an exception would be swallowed here
             self.send({"id": question["id"], "error": str(error)})
 
-    def _saved(self, question: Mapping[str, Any]) -> str:
-        return str(self.save(question["form"]))
+    def _reply(self, question: Mapping[str, Any]) -> Any:
+        """What the page asks for.
 
-    def _text(self, question: Mapping[str, Any]) -> str:
-        """A rationale for a frame, written by the policy that played."""
-        commentary = self.exploration.commentary
-        return commentary.write(question["index"]) if commentary else ""
-
-    def _map(self, question: Mapping[str, Any]) -> dict[int, dict[str, list[float]]]:
-        """The frame's number -> policy -> a number a patch, by the method chosen."""
-        view = self._view(question["choice"])
-        index = self._index(question["choice"])
-        return {index: {name: patch_map.ravel().tolist() for name, patch_map in view.maps.items()}}
-
-    def _layer(self, question: Mapping[str, Any]) -> dict[int, dict[str, dict[str, str]]]:
-        """Number of each frame of the episode -> policy -> attention of one layer; the next moves need no
-        kernel then.
+        "save": the path of what was saved. "text": a rationale for a frame, written by the policy that
+        played. "map": the frame's number -> policy -> a number a patch, by the method chosen. "layer": number
+        of each frame of the episode -> policy -> attention of one layer; the next moves need no kernel then.
         """
+        asked, commentary = question["ask"], self.exploration.commentary
+        if asked == "save":
+            return str(self.save(question["form"]))
+        if asked == "text":
+            return commentary.write(question["index"]) if commentary else ""
         choice = question["choice"]
-        captures = self.exploration.captures.items()
-        layer = choice["layer"] - 1
+        if asked == "map":
+            maps = self._view(choice).maps
+            return {self._index(choice): {name: each.ravel().tolist() for name, each in maps.items()}}
+        layer, captures = choice["layer"] - 1, self.exploration.captures.items()
         return {
             index: {name: packed(policy_captures[index].patches[layer]) for name, policy_captures in captures}
             for index in self.exploration.episodes[choice["episode"]]

@@ -66,6 +66,7 @@ class QueryGroup:
 
 
 Method = Callable[[str, int, QueryGroup], Array]
+Captures = Mapping[str, Sequence[Capture]]  # policy's name -> one a frame
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def query_groups(capture: Capture) -> dict[str, QueryGroup]:
     by_kind = {kind: [i for i, query in enumerate(capture.queries) if query.kind == kind] for kind in KINDS}
     if actions := by_kind[ACTION_QUERY]:
         groups.append(QueryGroup(ACTIONS, ACTIONS, "all dimensions", "all action dimensions", tuple(actions)))
-    for row in by_kind[ACTION_QUERY]:
+    for row in actions:
         name = capture.queries[row].label
         groups.append(QueryGroup(f"{ACTIONS}:{name}", ACTIONS, name, f"action {name}", (row,)))
     rows = by_kind[RATIONALE_QUERY]
@@ -154,7 +155,7 @@ class Exploration:
     def __init__(
         self,
         frames: Sequence[Frame],
-        captures: Mapping[str, Sequence[Capture]],
+        captures: Captures,
         methods: Mapping[str, Method] | None = None,
         commentary: Commentary | None = None,
     ) -> None:
@@ -215,11 +216,8 @@ class Exploration:
         maps = self.maps(index, key, layer, head, method)
         frame = self.frames[index]
         episode = self.episodes[frame.episode]
-        details: list[str] = []
-        plots: list[Plot] = []
-        if self.commentary:
-            details.append(self.commentary.notes[index])
-            plots += self.commentary.plots
+        details = [self.commentary.notes[index]] if self.commentary else []
+        plots = [*self.commentary.plots] if self.commentary else []
         if maps:
             heads = "mean of heads" if head is None else f"head {head + 1}"
             where = f"layer {layer + 1}, {heads}" if method == ATTENTION else method
@@ -264,10 +262,9 @@ class Exploration:
                 known = masks and key in self.groups[name][index]
                 found = shares(self._map(name, index, key, layer, head, ATTENTION), masks) if known else {}
                 share[name].append(missing | found)
-        everything = [
-            frame[thing] for frames in (area, *share.values()) for frame in frames for thing in SHOWN
-        ]
-        end = scale_end(everything)
+        end = scale_end(
+            [frame[thing] for frames in (area, *share.values()) for frame in frames for thing in SHOWN]
+        )
         colour = colours([*self.captures])
         plots = []
         for thing in SHOWN:
@@ -299,7 +296,7 @@ class Exploration:
         return (heads.mean(0) if head is None else heads[head]).reshape(capture.grid)
 
 
-def _check(frames: Sequence[Frame], captures: Mapping[str, Sequence[Capture]], needed: bool) -> None:
+def _check(frames: Sequence[Frame], captures: Captures, needed: bool) -> None:
     """Raise `KitError` unless captures belong to these frames and to each other."""
     if not isinstance(captures, Mapping):
         remedy = "give a mapping: the policy's name to its captures, one a frame"

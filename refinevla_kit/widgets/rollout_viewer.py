@@ -72,11 +72,8 @@ class RolloutViewer:
         players = policies.values() if isinstance(policies, Mapping) else policies
         self.records, self._replayer, self._folder = list(records), Replayer(players), Path(folder)
         self._played: dict[int, tuple[Rollout, AttentionExplorer]] = {}
-        filters = {name: [(ALL, ALL)] for name in FILTERS}
-        for name, options in filters.items():
-            options += [
-                (label(value), value) for value in dict.fromkeys(getattr(one, name) for one in records)
-            ]
+        values = {name: dict.fromkeys(getattr(one, name) for one in records) for name in FILTERS}
+        filters = {name: [(label(each), each) for each in (ALL, *found)] for name, found in values.items()}
         self.policy, self.task, self.variant, self.outcome = (
             widgets.Dropdown(
                 options=options,
@@ -145,26 +142,23 @@ class RolloutViewer:
             self.message.value = f"<b>{escape(str(error))}</b>"
             return
         self._moments.children = [explorer]
+        said = "It ended as recorded."
         if rollout.differences:
-            differences = [
-                f"{name} {now} (recorded: {was})" for name, (was, now) in rollout.differences.items()
-            ]
-            ended = (
-                f"The replay ended otherwise than the record: {', '.join(differences)}. Rounding can do that."
-            )
-        else:
-            ended = "It ended as recorded."
-        unread = "" if explorer.exploration.captures else " The attention of this policy cannot be read."
-        self.message.value = ended + unread
+            words = [f"{name} {now} (recorded: {was})" for name, (was, now) in rollout.differences.items()]
+            said = f"The replay ended otherwise than the record: {', '.join(words)}. Rounding can do that."
+        if not explorer.exploration.captures:
+            said += " The attention of this policy cannot be read."
+        self.message.value = said
 
     def _list(self) -> None:
         """Fill the table with what the filters let through; the chosen row stays when it is among them."""
         wanted = {name: getattr(self, name).value for name in FILTERS}
-        kept = []
-        for number, record in enumerate(self.records):
-            alike = all(value in (ALL, getattr(record, name)) for name, value in wanted.items())
-            if alike and OUTCOMES[self.outcome.value](record):
-                kept.append(number)
+        kept = [
+            number
+            for number, record in enumerate(self.records)
+            if all(value in (ALL, getattr(record, name)) for name, value in wanted.items())
+            and OUTCOMES[self.outcome.value](record)
+        ]
         before = self.row.value
         self.row.options = [(_line(self.records[number]), number) for number in kept]
         self.row.value = before if before in kept else kept[0] if kept else None
@@ -241,11 +235,8 @@ def comment(rollout: Rollout, policy: Any) -> Commentary:
     record, steps = rollout.record, len(rollout.actions)
     notes = []
     for step, observation in enumerate(rollout.observations):
-        states = []
-        if step and rollout.grasped[step - 1]:
-            states.append("held")
-        if step and rollout.success[step - 1]:
-            states.append("solved")
+        reached = {"held": rollout.grasped, "solved": rollout.success} if step else {}
+        states = [name for name, after_step in reached.items() if after_step[step - 1]]
         state = f" ({', '.join(states)})" if states else ""
         notes.append(f"{observation.instruction}: step {step} of {steps}{state}")
 
