@@ -131,7 +131,6 @@ def annotate_dataset(
     return target
 
 
-
 @dataclass(frozen=True)
 class Estimate:
     """Requests still to be made and what they take; money in the currency of `limits.prices`.

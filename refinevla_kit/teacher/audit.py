@@ -19,7 +19,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby, product
+from itertools import groupby, pairwise, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,7 +30,7 @@ from refinevla_kit.simulator.contract import MASK_NAMES, ORDERS, PHASES, Array
 from refinevla_kit.tasks import THINGS
 from refinevla_kit.teacher.prose import name_in_scene, objects_named, read_prose
 from refinevla_kit.teacher.requests import without_pictures
-from refinevla_kit.teacher.schema import MOTIONS, PARTS, Facts, Rationale, Request
+from refinevla_kit.teacher.schema import MOTIONS, PARTS, ZONES, Facts, Rationale, Request
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,6 +42,7 @@ Verdict = Literal["true", "false", "undecided"]
 Answer = tuple[bool | None, str]  # holds, does not, cannot be said; and why
 AUDITED = (*PARTS, "facts")
 COUNTS = ("true", "false", "undecided", "unread")
+Centre = tuple[float, float] | None  # fractions of the picture from its left and top; None: not in view
 UNKNOWN: Answer = (None, "nothing recorded decides this")
 
 VISIBLE_SHARE = 0.0003  # of the picture's pixels (6 of 160 x 120): a smaller mask counts as not in view
@@ -218,10 +219,11 @@ class Scene:
 
     def __init__(self, request: Request) -> None:
         self.request, self.state = request, request.state
+        state = request.state
         masks = named_masks(request.instruction, request.masks)
         self.centres = {name: _centroid(mask) for name, mask in masks.items()}
         objects = [name for name in masks if name not in MASK_NAMES]
-        self.known = self.state is not None and bool(objects)
+        self.known = state is not None and bool(objects)
         named = roles(request.instruction, objects)
         self.names = objects_named(request.instruction)
         if self.known:
@@ -232,17 +234,17 @@ class Scene:
             verb = request.instruction.split()[0]
             self.target, self.order = "", ORDERS.get(verb, ORDERS["pick"])
         self.held = "nothing"
-        if self.state is not None and self.state.grasped:
+        if state and state.grasped:
             self.held = self.source
-        elif self.state is not None and self.state.held is not None and self.state.held >= 0:
-            self.held = THINGS[int(self.state.held)]
+        elif state and state.held is not None and state.held >= 0:
+            self.held = THINGS[int(state.held)]
         metres = request.deltas and request.metric and request.actions.shape[1] >= 3
         self.moved = filled(request.actions[:, :3], True) if metres else None
         self.opens = request.open
         finger = gripper_dimension(request.proprioception_names, 0, False)
         self.opening: float | None = None
-        if self.state is not None:
-            self.opening = float(self.state.opening)
+        if state:
+            self.opening = float(state.opening)
         elif request.proprioception is not None and finger is not None and (request.gripper or 0) > 0:
             self.opening = float(request.proprioception[0, finger])
 
@@ -289,10 +291,11 @@ class Scene:
             checks[f"{way}_cm"] = partial(self._length, way, False)
             checks[f"{way}_height_cm"] = partial(self._length, way, True)
             checks[f"{way}_side"] = partial(self._beside, *ends)
-        findings = []
-        for name, value in vars(facts).items():
-            if value is not None:
-                findings.append(_finding("facts", name, f"{name}: {value}", checks[name](value)))
+        findings = [
+            _finding("facts", name, f"{name}: {value}", checks[name](value))
+            for name, value in vars(facts).items()
+            if value is not None
+        ]
         named = [("source", facts.source), ("target", facts.target)]
         return findings + self._naming([("facts", name, f"{role}: {name}") for role, name in named if name])
 
@@ -302,16 +305,16 @@ class Scene:
         findings = []
         for said in statements:
             if said.kind == "object":
-                answer = self._object(said.subject)
+                holds, why = self._object(said.subject)
             elif said.kind == "held":
-                answer = self._held(said.subject)
+                holds, why = self._held(said.subject)
             elif said.kind == "side":
-                answer = self._beside(said.subject, said.object, said.relation)
+                holds, why = self._beside(said.subject, said.object, said.relation)
             else:
-                answer = self._sub_task(said.relation)
-            if answer[0] is not None and not said.holds:
-                answer = (not answer[0], answer[1])
-            findings.append(_finding(said.part, said.kind, said.text, answer))
+                holds, why = self._sub_task(said.relation)
+            if holds is not None:
+                holds = holds == said.holds
+            findings.append(_finding(said.part, said.kind, said.text, (holds, why)))
         objects = [(said.part, said.subject, said.text) for said in statements if said.kind == "object"]
         return findings + self._naming(objects), unread
 
@@ -416,13 +419,13 @@ class Scene:
         reason = f"the sub-task of this frame is to {PHASES[now]}"
         if now in stated:
             return True, reason
-        if PHASES[now] in self.order:
-            place, numbers = self.order.index(PHASES[now]), [PHASES.index(name) for name in self.order]
-            ahead, before = numbers[place + 1 : place + 2], numbers[max(place - 1, 0) : place]
-            begun = any(
-                each in stated and self._looks_like(each, len(self.request.actions)) for each in ahead
-            )
-            if begun or any(each in stated and self._looks_like(each, 1) for each in before):
+        order = [PHASES.index(name) for name in self.order]
+        for last, following in pairwise(order):
+            begun = now == last and following in stated
+            ending = now == following and last in stated
+            if begun and self._looks_like(following, len(self.request.actions)):
+                return None, reason
+            if ending and self._looks_like(last, 1):
                 return None, reason
         return False, reason
 
@@ -484,7 +487,7 @@ def _grade(value: float, no: float, yes: float) -> bool | None:
     return True if value >= yes else False if value <= no else None
 
 
-def _centroid(mask: Array) -> tuple[float, float] | None:
+def _centroid(mask: Array) -> Centre:
     """Centre of a mask as fractions (x from the left, y from the top) of the picture; None when too little of
     it is visible.
     """
@@ -494,16 +497,15 @@ def _centroid(mask: Array) -> tuple[float, float] | None:
     return (float(columns.mean()) + 0.5) / mask.shape[1], (float(rows.mean()) + 0.5) / mask.shape[0]
 
 
-def zone(centre: tuple[float, float] | None) -> str | None:
+def zone(centre: Centre) -> str | None:
     """One of `schema.ZONES`, None when not in view."""
     if centre is None:
         return None
-    column = "left" if centre[0] < NEAR_SIDE else "right" if centre[0] > 1 - NEAR_SIDE else ""
-    row = "top" if centre[1] < NEAR_SIDE else "bottom" if centre[1] > 1 - NEAR_SIDE else ""
-    return f"{row} {column}".strip() or "centre"
+    column, row = (0 if place < NEAR_SIDE else 2 if place > 1 - NEAR_SIDE else 1 for place in centre)
+    return ZONES[3 * row + column]
 
 
-def _side(centre: tuple[float, float] | None, seen_from: tuple[float, float] | None) -> str | None:
+def _side(centre: Centre, seen_from: Centre) -> str | None:
     """The larger of the two image offsets in words, None when both are within `SIDE_SHARE` or one is not in
     view.
     """

@@ -18,8 +18,10 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.teacher.answers import Row, Span, repairable, reply_row, row_reply
@@ -109,13 +111,7 @@ class BatchRun:
         KitError: the teacher has no batch mode.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        limits: Limits,
-        teacher: Teacher,
-        dataset: EpisodeDataset,
-    ) -> None:
+    def __init__(self, store: Store, limits: Limits, teacher: Teacher, dataset: EpisodeDataset) -> None:
         self.store, self.limits, self.teacher, self.dataset = store, limits, teacher, dataset
         self.budget = Budget(limits, store.spent)
         self.stopped = ""
@@ -165,22 +161,23 @@ class BatchRun:
                     reserved = reserved.plus(worst)
             if not spans:
                 return None
-            name = _name(self.store.identity, spans, self.store.journal.end)
-            batch = OpenBatch(name, spans, reserved)
-            self.store.open_batch(batch)
-            batch.job = self._server.submit(file, name)
-        self.store.note_job(batch)
+            # of these requests, at this place of the journal: no other batch has that name
+            content = json.dumps([self.store.identity, spans, self.store.journal.end]).encode()
+            name = f"refinevla-{hashlib.sha256(content).hexdigest()[:16]}"
+            self.store.log_batch(name, reserved, requests=spans)
+            self.store.log_batch(name, job=self._server.submit(file, name))
+        batch = self.store.batches[name]
         print(f"{len(spans):,} requests are with the server as {batch.job} ({name})")
         return batch
 
     def _finish(self, batch: OpenBatch) -> None:
         """Wait for a batch and store its answers; what it did not answer is open again."""
         if not batch.job:  # the run was killed before it noted one
-            batch.job = self._server.find(batch.name) or ""
-            if not batch.job:  # nor had the server got it
+            job_name = self._server.find(batch.name)
+            if not job_name:  # nor had the server got it
                 self._close(batch)
                 return
-            self.store.note_job(batch)
+            self.store.log_batch(batch.name, job=job_name)
         try:
             while not (job := self._server.look(batch.job)).ended:
                 time.sleep(POLL)
@@ -193,14 +190,18 @@ class BatchRun:
             raise
         except BatchLost as lost:
             self.stopped = f"{lost.what}; what {batch.name} may have cost stays counted. {lost.remedy}."
-            self.store.close_batch(batch, refund=False)
+            self.store.log_batch(batch.name, closed=True)
             return
         self._close(batch)
 
     def _take(self, batch: OpenBatch, file: str) -> None:
         """Journal the answers that are not there yet."""
         left = {_key(span): span for span in batch.left}
-        known = {request.span: request for request in self._known(batch.left)}
+        known = {
+            request.span: request
+            for episode, spans in groupby(sorted(batch.left), key=itemgetter(0))
+            for request in without_pictures(self.dataset, episode, [*spans])
+        }
         for key, received in self._server.download(file):
             span = left.pop(key, None)
             if span not in known:
@@ -227,20 +228,8 @@ class BatchRun:
     def _close(self, batch: OpenBatch) -> None:
         """What is still reserved is given back: the server did not answer it, and does not charge it."""
         self.budget.settle(batch.reserved, Spent())
-        self.store.close_batch(batch)
-
-    def _known(self, spans: list[Span]) -> Iterator[Request]:
-        """What is known of requests, without pictures."""
-        for episode in sorted({span[0] for span in spans}):
-            of_episode = sorted(span for span in spans if span[0] == episode)
-            yield from without_pictures(self.dataset, episode, of_episode)
+        self.store.log_batch(batch.name, Spent().minus(batch.reserved), closed=True)
 
 
 def _key(span: Span) -> str:
     return "-".join(map(str, span))
-
-
-def _name(identity: dict[str, Any], spans: list[Span], place: int) -> str:
-    """One that no other batch has: of these requests, at this place of the journal."""
-    content = json.dumps([identity, spans, place]).encode()
-    return f"refinevla-{hashlib.sha256(content).hexdigest()[:16]}"

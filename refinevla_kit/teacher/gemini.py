@@ -106,9 +106,10 @@ class _Gemini(ServedTeacher):
     def _ask(self, parts: list[Part]) -> Received | CallFailed:
         contents: list[Any] = []
         for part in parts:
-            if not isinstance(part, str):
-                part = {"inline_data": {"mime_type": "image/jpeg", "data": jpeg(part)}}
-            contents.append(part)
+            if isinstance(part, str):
+                contents.append(part)
+            else:
+                contents.append({"inline_data": {"mime_type": "image/jpeg", "data": jpeg(part)}})
         try:
             self._client(contents)
         except _Intercepted as intercepted:

@@ -191,21 +191,15 @@ class _Wording:
         gripper = f"{facts.gripper} gripper" if facts.gripper else "gripper"
         if self.held:
             gripper = f"gripper with the {facts.source}"
-        source = self.pick(
-            "seen" if facts.source_zone else "hidden", name=words["source"], zone=facts.source_zone
-        )
-        if facts.target is None:
-            hand = self.hand(gripper)
-            return self.pick("alone", source=source, gripper=hand)
-        target = self.pick(
-            "seen" if facts.target_zone else "hidden", name=words["target"], zone=facts.target_zone
-        )
-        hand = self.hand(gripper)
-        return self.pick("observation", source=source, target=target, gripper=hand)
+        places = {"source": self.seen(words["source"], facts.source_zone)}
+        if facts.target:
+            places["target"] = self.seen(words["target"], facts.target_zone)
+        places["gripper"] = self.seen(gripper, facts.gripper_zone, "gripper")
+        return self.pick("observation" if facts.target else "alone", **places)
 
-    def hand(self, gripper: str) -> str:
-        zone = self.facts.gripper_zone
-        return self.pick("gripper" if zone else "hidden", name=gripper, zone=zone)
+    def seen(self, name: str, zone: str | None, slot: str = "seen") -> str:
+        """Where in the picture a thing is."""
+        return self.pick(slot if zone else "hidden", name=name, zone=zone)
 
     def situation(self) -> str:
         held = self.pick("held" if self.held else "not held")

@@ -117,7 +117,6 @@ def jpeg(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-
 def action_words(request: Request) -> str:
     """The actions in words: net displacement in the robot's frame, turn and gripper; of other robots, the
     dimensions that change most.

@@ -203,23 +203,18 @@ class Store:
         self.journal.append(row | {"spent": spent} | more)
         self.fruitful |= row["refusal_kind"] is None
 
-    def open_batch(self, batch: OpenBatch) -> None:
-        """Journal requests before a server is told of them."""
-        self.batches[batch.name] = batch
-        self._log_batch(batch.name, batch.reserved, requests=batch.requests)
+    def log_batch(self, name: str, spent: Spent = Spent(), **what: Any) -> None:
+        """Journal what becomes of a batch, which changes what was spent by `spent`.
 
-    def note_job(self, batch: OpenBatch) -> None:
-        """Journal that the server has them."""
-        self._log_batch(batch.name, Spent(), job=batch.job)
-
-    def close_batch(self, batch: OpenBatch, refund: bool = True) -> None:
-        """Journal that nothing more will come, and whether what is still reserved is given back."""
-        del self.batches[batch.name]
-        self._log_batch(batch.name, Spent().minus(batch.reserved) if refund else Spent(), closed=True)
-
-    def _log_batch(self, name: str, spent: Spent, **what: Any) -> None:
-        self.journal.append({"batch": name, "spent": spent} | what)
+        Args:
+            name: the batch's.
+            spent: reserved for it, before a server is told of it; or, less than 0, given back.
+            what: its `requests`, the `job` that the server has, or `closed=True`: nothing more will come.
+        """
+        line = {"batch": name, "spent": spent} | what
+        self.journal.append(line)
         self.journal.sync()
+        self._note_batch(line)
 
     def _note_batch(self, line: dict[str, Any]) -> None:
         name = line["batch"]
