@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -190,12 +191,9 @@ def _replays(
     def demonstrate_encoded(take: Take) -> Action:
         return plain_action(encoded(policy, expert.act(_state(take))[None])[0])
 
-    def repeat(actions: dict[PlannedEpisode, Array]) -> Callable[[Take], Action]:
-        def decide(take: Take) -> Action:
-            last = take.steps == len(actions[take.episode]) - 1
-            return plain_action(actions[take.episode][take.steps], terminate=last)
-
-        return decide
+    def repeat(actions: dict[PlannedEpisode, Array], take: Take) -> Action:
+        last = take.steps == len(actions[take.episode]) - 1
+        return plain_action(actions[take.episode][take.steps], terminate=last)
 
     described = {"desc": f"preflight {task.name}", "unit": "episode", "disable": not progress}
     with tqdm(total=4 * len(starts), **described) as bar:
@@ -210,7 +208,8 @@ def _replays(
         rates = {"demonstrator": success(demonstrate), "ceiling": success(demonstrate_encoded)}
         recorded = {start: np.stack(actions) for start, actions in wanted.items()}
         decoded = {start: encoded(policy, actions) for start, actions in recorded.items()}
-        rates |= {"replay": success(repeat(recorded)), "replay_encoded": success(repeat(decoded))}
+        rates["replay"] = success(partial(repeat, recorded))
+        rates["replay_encoded"] = success(partial(repeat, decoded))
     return rates, np.concatenate(list(recorded.values())), np.concatenate(list(decoded.values()))
 
 

@@ -56,11 +56,8 @@ class Rollout:
             "steps": len(self.actions),
             "reason": self.reason,
         }
-        return {
-            name: (getattr(self.record, name), value)
-            for name, value in now.items()
-            if getattr(self.record, name) != value
-        }
+        recorded = vars(self.record)
+        return {name: (recorded[name], value) for name, value in now.items() if recorded[name] != value}
 
 
 class _KeptTake(PolicyTake):

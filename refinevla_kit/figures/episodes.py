@@ -7,7 +7,7 @@ from __future__ import annotations
 import textwrap
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from refinevla_kit.episodes import EpisodeDataset
 from refinevla_kit.episodes.columns import filled
 from refinevla_kit.episodes.segments import Segment
+from refinevla_kit.evaluation.replay import Rollout
 from refinevla_kit.figures.overlays import Line, Plot, outline, show_picture
 from refinevla_kit.figures.style import (
     BLUE,
@@ -33,9 +34,6 @@ from refinevla_kit.figures.style import (
 from refinevla_kit.simulator.contract import ACTION_NAMES, Array
 from refinevla_kit.teacher.answers import StoredRationale
 from refinevla_kit.teacher.schema import PARTS
-
-if TYPE_CHECKING:
-    from refinevla_kit.evaluation.replay import Rollout
 
 COLOURS = (BLUE, VERMILION, GREEN, ORANGE, SKY, PINK)  # of segments, in turn; of x, y, z
 HEADINGS = ("Observation", "Situation analysis", "Spatial reasoning", "Task planning")

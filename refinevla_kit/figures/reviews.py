@@ -26,7 +26,7 @@ from refinevla_kit.tasks import ALL_TASKS
 from refinevla_kit.teacher.answers import StoredRationale
 from refinevla_kit.teacher.audit import Audit
 from refinevla_kit.teacher.prompt import AXES
-from refinevla_kit.teacher.reviews import VERDICTS, Decision, applied
+from refinevla_kit.teacher.reviews import VERDICTS, Decision, shown
 from refinevla_kit.teacher.schema import PARTS, Array, Request
 
 WIDTH = 84  # characters of a line
@@ -153,7 +153,7 @@ def _gripper(is_open: Array, start: int) -> str:
 
 def _rationale(answer: StoredRationale, found: Audit | None, decision: Decision | None) -> list[Paragraph]:
     edits = decision.edits if decision else {}
-    rationale = applied(answer, decision).rationale if decision and edits else answer.rationale
+    rationale = shown(answer, decision)
     notes = []
     if decision and decision.reason:
         notes.append(f"Rejected: {decision.reason}")

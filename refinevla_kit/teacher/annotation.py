@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm.auto import tqdm
 
+from refinevla_kit.episodes import EpisodeDataset, open_dataset
+from refinevla_kit.episodes.contract import rationales_folder
 from refinevla_kit.errors import KitError
 from refinevla_kit.teacher.batches import BatchRun, halved
 from refinevla_kit.teacher.limits import NANO, Budget, Limits, Prices, Spent
@@ -25,9 +27,6 @@ from refinevla_kit.teacher.requests import count_requests, digest, episode_spans
 from refinevla_kit.teacher.scheduler import Run, blamed, connect
 from refinevla_kit.teacher.schema import Request, RunFailed, Teacher, Usage
 from refinevla_kit.teacher.store import Store
-
-if TYPE_CHECKING:
-    from refinevla_kit.episodes import EpisodeDataset
 
 OUTPUT_TOKENS = 300  # of a rationale in the four parts, as long as nothing is measured
 MEASURED = 20  # calls made before their average replaces the assumption
@@ -304,8 +303,6 @@ def _place(
     output: str | Path | None,
 ) -> tuple[EpisodeDataset, Path, dict[str, Any]]:
     """The dataset, where its answers go, and whose they are."""
-    from refinevla_kit.episodes import open_dataset
-    from refinevla_kit.episodes.contract import rationales_folder
 
     opened = open_dataset(dataset) if isinstance(dataset, str | Path) else dataset
     default = rationales_folder(opened.path) / f"{teacher.name}-{granularity}.parquet"

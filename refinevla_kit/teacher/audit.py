@@ -21,22 +21,19 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, pairwise, product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 
+from refinevla_kit.episodes import EpisodeDataset, open_dataset
 from refinevla_kit.episodes.columns import filled, gripper_dimension
 from refinevla_kit.simulator.contract import MASK_NAMES, ORDERS, PHASES, Array
 from refinevla_kit.tasks import THINGS
+from refinevla_kit.teacher.answers import StoredRationale, load_rationales
 from refinevla_kit.teacher.prose import name_in_scene, objects_named, read_prose
 from refinevla_kit.teacher.requests import without_pictures
 from refinevla_kit.teacher.schema import MOTIONS, PARTS, ZONES, Facts, Rationale, Request
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from refinevla_kit.episodes import EpisodeDataset
-    from refinevla_kit.teacher.answers import StoredRationale
 
 Verdict = Literal["true", "false", "undecided"]
 Answer = tuple[bool | None, str]  # holds, does not, cannot be said; and why
@@ -162,11 +159,6 @@ def audit_dataset(
         One row an answer: episode, start, end, teacher, refusal (its kind, or ""), doubt, doubts (reasons,
         one a line), and for each of `AUDITED` <part>_true, _false, _undecided and _unread.
     """
-    import pandas as pd
-
-    from refinevla_kit.episodes import open_dataset
-    from refinevla_kit.teacher.answers import load_rationales
-
     opened = open_dataset(dataset) if isinstance(dataset, str | Path) else dataset
     stored = load_rationales(answers) if isinstance(answers, str | Path) else answers
     rows = []

@@ -21,8 +21,9 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
+from refinevla_kit.episodes import EpisodeDataset
 from refinevla_kit.errors import KitError
 from refinevla_kit.teacher.answers import Row, Span, repairable, reply_row, row_reply
 from refinevla_kit.teacher.client import Received
@@ -30,9 +31,6 @@ from refinevla_kit.teacher.limits import Budget, Limits, Prices, Spent
 from refinevla_kit.teacher.requests import digest, episode_spans, requests, without_pictures
 from refinevla_kit.teacher.schema import CallFailed, Reply, Request, Teacher, Usage
 from refinevla_kit.teacher.store import OpenBatch, Store
-
-if TYPE_CHECKING:
-    from refinevla_kit.episodes import EpisodeDataset
 
 DISCOUNT = 0.5  # of the direct price: ai.google.dev/gemini-api/docs/batch-api, seen 2026-11; secondary
 LARGEST = 1_500_000_000  # bytes of a file; the server takes 2 GB
@@ -42,17 +40,13 @@ POLL = 30.0  # s between two looks at a job
 
 @dataclass(frozen=True)
 class Job:
-    """How a batch stands.
+    """How a batch ended: nothing more will come.
 
     Attributes:
-        name: the server's.
-        ended: nothing more will come.
         failure: why there are no answers; "" where there are.
         file: of the answers, the server's name.
     """
 
-    name: str
-    ended: bool
     failure: str = ""
     file: str = ""
 
@@ -73,8 +67,8 @@ class BatchServer(Protocol):
     def find(self, name: str) -> str | None:
         """The job that was submitted under a name; None where there is none."""
 
-    def look(self, job: str) -> Job:
-        """How it stands. Raises `BatchLost`."""
+    def look(self, job: str) -> Job | None:
+        """How it ended, None as long as the server works on it. Raises `BatchLost`."""
 
     def download(self, file: str) -> Iterator[tuple[str, Received]]:
         """(key, response) of each request that was answered. Raises `BatchLost`."""
@@ -179,7 +173,7 @@ class BatchRun:
                 return
             self.store.log_batch(batch.name, job=job_name)
         try:
-            while not (job := self._server.look(batch.job)).ended:
+            while not (job := self._server.look(batch.job)):
                 time.sleep(POLL)
             if job.failure:
                 self.stopped = f"The batch {batch.name} failed ({job.failure}); run again to ask anew."

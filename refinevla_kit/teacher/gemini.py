@@ -264,17 +264,17 @@ class GeminiBatches:
             jobs = self._client.batches.list(config={"page_size": 100})
             return next((str(job.name) for job in jobs if job.display_name == name), None)
 
-    def look(self, job: str) -> Job:
+    def look(self, job: str) -> Job | None:
         """See `BatchServer`."""
         with _told("looked at"):
             found = self._client.batches.get(name=job)
         state = found.state.name.removeprefix("JOB_STATE_") if found.state else "UNSPECIFIED"
         if state in ("SUCCEEDED", "PARTIALLY_SUCCEEDED"):
-            return Job(job, True, file=str(found.dest.file_name) if found.dest else "")
+            return Job(file=str(found.dest.file_name) if found.dest else "")
         if state in ("FAILED", "CANCELLED", "EXPIRED"):
             why = found.error.message if found.error else ""
-            return Job(job, True, one_line(scrub(f"{state.lower()} {why or ''}")))
-        return Job(job, False)
+            return Job(one_line(scrub(f"{state.lower()} {why or ''}")))
+        return None
 
     def download(self, file: str) -> Iterator[tuple[str, Received]]:
         """See `BatchServer`."""

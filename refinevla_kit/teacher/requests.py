@@ -8,17 +8,16 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby, islice
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from refinevla_kit.episodes import EpisodeDataset, EpisodeInfo
+from refinevla_kit.episodes.contract import sidecar_path
+from refinevla_kit.episodes.segments import same
 from refinevla_kit.errors import KitError, check_choice
 from refinevla_kit.settings import GRANULARITIES
 from refinevla_kit.teacher.answers import Span
 from refinevla_kit.teacher.schema import Request
-
-if TYPE_CHECKING:
-    from refinevla_kit.episodes import EpisodeDataset, EpisodeInfo
 
 FRAMES = 64  # decoded at a time
 
@@ -35,7 +34,6 @@ def episode_spans(dataset: EpisodeDataset, episode: int, granularity: str) -> li
     """The frames of `dataset` that a teacher is asked about together; where the instruction changes, another
     question begins. Raises `KitError` for an unknown granularity.
     """
-    from refinevla_kit.episodes.segments import same
 
     check_choice("granularity", granularity, GRANULARITIES)
     if granularity == "segment":
@@ -139,7 +137,6 @@ def digest(dataset: EpisodeDataset, episode: int, spans: list[Span]) -> str:
     That is instructions, actions, where it is cut, the simulator's state, and what a person said of the
     numbers' meaning and the camera.
     """
-    from refinevla_kit.episodes.contract import sidecar_path
 
     beside = sidecar_path(dataset.path, episode)
     sentences = [sentence for sentence, _ in groupby(dataset.instructions(episode))]

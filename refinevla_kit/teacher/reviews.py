@@ -146,6 +146,11 @@ def applied(answer: StoredRationale, decision: Decision) -> StoredRationale:
     return replace(answer, rationale=rationale, refusal=None)
 
 
+def shown(answer: StoredRationale, decision: Decision | None) -> Rationale | None:
+    """The rationale that a reviewer sees: the teacher's, or as it was edited."""
+    return applied(answer, decision).rationale if decision and decision.edits else answer.rationale
+
+
 def reviewed(
     rationales: Sequence[StoredRationale], decisions: Decisions
 ) -> tuple[list[StoredRationale], dict[str, int]]:

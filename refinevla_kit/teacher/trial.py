@@ -7,19 +7,17 @@ from __future__ import annotations
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from refinevla_kit.episodes import EpisodeDataset
 from refinevla_kit.errors import KitError
 from refinevla_kit.proportions import wilson
 from refinevla_kit.teacher.annotation import annotate_dataset
 from refinevla_kit.teacher.answers import load_rationales
 from refinevla_kit.teacher.audit import COUNTS, Score, audit_answers
 from refinevla_kit.teacher.schema import Teacher
-
-if TYPE_CHECKING:
-    from refinevla_kit.episodes import EpisodeDataset
 
 
 def stratified(dataset: EpisodeDataset, count: int, seed: int = 0) -> list[int]:

@@ -82,10 +82,8 @@ def _ways(sentence: str) -> Iterator[tuple[str, Any]]:
         if not whole or not match:
             continue
         way = "reach" if whole["a"] == "gripper" else "goal"
-        if way == "reach":
-            yield "source", match["name"]
-        else:
-            yield "source", whole["a"]
+        yield "source", match["name"] if way == "reach" else whole["a"]
+        if way == "goal":
             yield "target", None if match["name"] == START else match["name"]
         if match["slot"] != "far":
             yield f"{way}_cm", float(match.get("beside") or 0)
@@ -101,14 +99,13 @@ def _plan(sentence: str) -> Iterator[tuple[str, Any]]:
     if not match:
         return
     yield "motion", match["motion"]
-    first = _match([slot for slot in SLOTS if slot.startswith("do ")], match["do"])
-    if first:
-        yield "sub_task", first["slot"].removeprefix("do ")
-        if "source" in first:
-            yield "source", first["source"]
-    after = _match([slot for slot in SLOTS if slot.startswith("then ")], match["next"].split(" and ")[0])
-    if after:
-        yield "next_sub_task", after["slot"].removeprefix("then ")
+    following = match["next"].split(" and ")[0]
+    for field, start, words in (("sub_task", "do ", match["do"]), ("next_sub_task", "then ", following)):
+        phase = _match([slot for slot in SLOTS if slot.startswith(start)], words)
+        if phase:
+            yield field, phase["slot"].removeprefix(start)
+            if "source" in phase:
+                yield "source", phase["source"]
 
 
 def _match(slots: Iterable[str], text: str) -> dict[str, Any] | None:

@@ -28,11 +28,11 @@ from refinevla_kit.teacher.requests import requests
 from refinevla_kit.teacher.reviews import (
     VERDICTS,
     Decision,
-    applied,
     decide,
     decision_of,
     load_decisions,
     reviews_path,
+    shown,
 )
 from refinevla_kit.teacher.schema import PARTS, Rationale, Request
 
@@ -180,7 +180,7 @@ class RationaleReviewer:
 
     def figure(self) -> Figure:
         """What is on show, drawn by the pure function; for a run without a browser."""
-        request, rationale = self._request(), self._rationale()
+        request, rationale = self._request(), shown(self.answer, self.decision)
         found = audit(request, rationale) if rationale else None
         return review_card(request, self.answer, found, self.decision, action_paths(self._dataset, request))
 
@@ -229,7 +229,7 @@ class RationaleReviewer:
 
     def _enter(self, mode: str) -> None:
         if mode == EDITING:
-            rationale = self._rationale() or Rationale("", "", "", "")
+            rationale = shown(self.answer, self.decision) or Rationale("", "", "", "")
             for part, field in self.parts.items():
                 field.value = getattr(rationale, part)
             self.matches.value = rationale.instruction_matches
@@ -280,19 +280,12 @@ class RationaleReviewer:
         self.progress.value = f"{counts.total()} of {len(self._answers)} reviewed ({done})"
         self.of.value = f"of {len(self._shown)}"
 
-    def _rationale(self) -> Rationale | None:
-        """The text on show: the teacher's, or the reviewer's."""
-        if self.decision and self.decision.edits:
-            return applied(self.answer, self.decision).rationale
-        return self.answer.rationale
-
     def _request(self) -> Request:
-        episode = self.answer.episode
-        span = (episode, self.answer.start, self.answer.end)
-        infos = [self._dataset.info(episode)]
+        span = self.answer.span
+        infos = [self._dataset.info(span[0])]
         request = next(requests(self._dataset, "trajectory", self._keyframes, infos, lambda *_: [span]), None)
         if request is None:
-            raise KitError(self._dataset.left_out[episode], "copy the dataset again, pictures included")
+            raise KitError(self._dataset.left_out[span[0]], "copy the dataset again, pictures included")
         return request
 
     def _try(self, what: Any) -> None:
