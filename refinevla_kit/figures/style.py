@@ -325,15 +325,18 @@ def show_table(frame: pd.DataFrame, path: str | Path, made_from: Mapping[str, An
 
 def save_source(about: Mapping[str, Any], path: Path, made_from: Mapping[str, Any]) -> None:
     """Write the JSON beside a picture or table: what made it, files with their SHA-256."""
-    files = {name: value for name, value in made_from.items() if isinstance(value, Path) and value.is_file()}
     home = f"{REPOSITORY.as_posix()}/"  # what made a picture should not say whose machine it was
     values = {
         name: str(value).removeprefix(home) if isinstance(value, Path | str) else value
         for name, value in made_from.items()
     }
-    digests = {name: sha256(file)[:16] for name, file in files.items()}
-    source = {"made_from": values, "sha256": digests, "refinevla_kit": __version__}
-    write_json(path.with_suffix(".json"), {**about, **source})
+    digests = {
+        name: sha256(value)[:16]
+        for name, value in made_from.items()
+        if isinstance(value, Path) and value.is_file()
+    }
+    source = {**about, "made_from": values, "sha256": digests, "refinevla_kit": __version__}
+    write_json(path.with_suffix(".json"), source)
 
 
 def show_figure(figure: Figure, path: str | Path, made_from: dict[str, Any], width: int = 900) -> None:
