@@ -40,11 +40,13 @@ class Prompt:
     """A versioned prompt.
 
     Attributes:
+        name: of the question's file.
         question, repair: templates.
         schema: the answer's shape in the form that Gemini's API takes.
         hash: the first 16 hex digits of the SHA-256 of the three files.
     """
 
+    name: str
     question: str
     repair: str
     schema: dict[str, Any]
@@ -71,7 +73,7 @@ def load_prompt(name: str = "rationale_v2") -> Prompt:
         remedy = "put $frames where the pictures belong ($instruction, $actions and $state likewise)"
         raise KitError(f"the prompt {question} has no $frames", remedy)
     digest = hashlib.sha256(b"\0".join(contents)).hexdigest()[:16]
-    return Prompt(asked, repair, json.loads(schema), digest)
+    return Prompt(question.stem, asked, repair, json.loads(schema), digest)
 
 
 def render(
