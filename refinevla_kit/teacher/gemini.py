@@ -113,8 +113,7 @@ class _Gemini(ServedTeacher):
         try:
             self._client(contents)
         except _Intercepted as intercepted:
-            received: Received = intercepted.args[0]
-            return received
+            return intercepted.received
         return CallFailed("connection", "the SDK kept the answer to itself")
 
     def _read(self, received: Received, request: Request) -> Answer | CallFailed:
@@ -355,4 +354,8 @@ def _received(status: int, headers: Mapping[str, str], body: bytes) -> NoReturn:
 
 
 class _Intercepted(Exception):
-    """No error, but the way in which a response (`Received`) leaves the SDK."""
+    """No error, but the way in which a response leaves the SDK."""
+
+    def __init__(self, received: Received) -> None:
+        super().__init__(received.status)
+        self.received = received
