@@ -107,13 +107,11 @@ def record(
 ) -> None:
     """Record the scripted demonstrator's episodes as a LeRobot dataset, labelled with what it would do."""
     from refinevla_kit.rollouts.recording import record as record_episodes
-    from refinevla_kit.tasks import WIDOWX_TASKS, find_tasks
+    from refinevla_kit.tasks import WIDOWX_TASKS
 
-    tasks = task or WIDOWX_TASKS
-    scored = find_tasks(*tasks)[0].protocol(setting).scored_variants
     result = record_episodes(
         output,
-        tasks,
+        task or WIDOWX_TASKS,
         episodes,
         assets=assets,
         start=start,
@@ -121,7 +119,7 @@ def record(
         workers=workers,
         random_moves=random_moves,
         setting=setting,
-        variants=variant or scored,
+        variants=variant,
         disturb=disturb,
         noise=noise,
         settle=settle,

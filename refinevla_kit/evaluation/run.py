@@ -38,8 +38,9 @@ from refinevla_kit.policies.conversion import check_conventions
 from refinevla_kit.rollouts.engine import Engine, Masks, PlannedEpisode, ProcessStation, Scene
 from refinevla_kit.rollouts.players import PolicyPlayer, PolicyTake, batches
 from refinevla_kit.rollouts.ray_station import EXECUTORS
-from refinevla_kit.simulator import find_backend
+from refinevla_kit.simulator import find_backend, picture_size
 from refinevla_kit.simulator.contract import Array, Observation, StepResult
+from refinevla_kit.simulator.geometry import start_pose
 from refinevla_kit.tasks import (
     CAMERA_SIZES,
     MANISKILL,
@@ -47,10 +48,9 @@ from refinevla_kit.tasks import (
     VISUAL_MATCHING,
     Task,
     find_task,
-    find_tasks,
+    tasks_of,
 )
 
-LARGEST_SIDE = 4096  # pixels
 LARGEST_SEED = 2**32 - 1
 Overlay = Callable[[Observation, Any], Array]
 
@@ -152,11 +152,6 @@ def evaluate(
     return output
 
 
-def tasks_of(tasks: str | Task | Iterable[str | Task]) -> tuple[Task, ...]:
-    """`find_tasks` of one task or several, as `evaluate` takes them."""
-    return find_tasks(*([tasks] if isinstance(tasks, str | Task) else tasks))
-
-
 def line_up(
     policies: Sequence[Any], tasks: str | Task | Iterable[str | Task]
 ) -> list[tuple[Any, list[Task]]]:
@@ -208,6 +203,9 @@ def plan(
     chosen = tasks_of(tasks)
     if not chosen:
         raise KitError("no tasks were asked for", 'name one, as in tasks="widowx"')
+    if n is not None and not isinstance(episodes, str):
+        remedy = f'say episodes={n}, or episodes="dense" (or "spread") with it'
+        raise KitError(f"n={n} with episodes={episodes}", remedy)
     episodes = wanted_episodes(episodes)
     variants = [variants] if isinstance(variants, str) else variants and list(variants)
     who = (name_of(policy), identity_of(policy), PROTOCOL_VERSION)
@@ -255,6 +253,8 @@ def wanted_starts(
             remedy = 'give a number, ids, None, episodes="spread" or episodes="dense" with n=200 or so'
             raise KitError(what, remedy)
         n = checked_integer(n, "n", 1)
+        if episodes == "dense":
+            start_pose(task, episodes, 0, 0, setting)  # not every task has such starts
         return ("grid", protocol.spread(n)) if episodes == "spread" else ("dense", list(range(n)))
     if episodes is None:
         episodes = protocol.scored
@@ -269,16 +269,10 @@ def wanted_starts(
 
 def _camera_size(policy: Any, task: Task, width: Any, height: Any) -> tuple[int, int]:
     """Width and height in pixels."""
-    full_width, full_height = CAMERA_SIZES[task.robot]
     if width is None and height is None:
         asked = getattr(getattr(policy, "conventions", None), "image_size", None)
-        width, height = asked or (full_width, full_height)
-    if width is not None:
-        width = checked_integer(width, "width", 1, LARGEST_SIDE)
-    if height is None:
-        height = max(1, round(width * full_height / full_width))
-    height = checked_integer(height, "height", 1, LARGEST_SIDE)
-    return width or max(1, round(height * full_width / full_height)), height
+        width, height = asked or CAMERA_SIZES[task.robot]
+    return picture_size(task.robot, width, height)
 
 
 def _play(
@@ -323,7 +317,7 @@ def _record(key: Key, take: PolicyTake) -> EpisodeRecord:
         grasped=take.grasped,
         steps=take.steps,
         reason=take.reason,
-        wall_time=round(time.perf_counter() - take.began, 3),
+        wall_time=round(time.perf_counter() - take.began, 3) if take.began else 0.0,
         unsolved=take.unsolved,
         touched_first=take.touched_first,
         lifted_first=take.lifted_first,

@@ -121,7 +121,8 @@ def test_table_2_takes_the_kits_own_google_robot_alone_with_the_published_weight
     cells = table.loc["demonstrator", "visual matching"]
     assert cells["pick coke can"].startswith("50.0 %") and cells["move near"].startswith("100.0 %")
     assert cells["average"].startswith("75.0 %"), "3 : 1 : 2"
-    assert table.loc["demonstrator", ("mark", "")] == f"this kit, {len(own)} episodes"
+    counted = [record for record in own if "apple" not in record.task]  # the average leaves the apple out
+    assert table.loc["demonstrator", ("mark", "")] == f"this kit, {len(counted)} episodes"
 
 
 def test_table_3_gives_our_difference_its_interval_over_training_runs() -> None:
