@@ -153,7 +153,8 @@ def skeleton_of(base: str | Path) -> VLA:
             config = dict(read_json(folder / CONFIG))
     kind = str(config.get("model_type", base))
     if kind in MAKERS:
-        return MAKERS[kind](config, [SENTENCE, WORDS], ACTIONS, device="meta")
+        with as_kit_error(f"{base}: its {CONFIG} makes no {kind}", "give that of a released model"):
+            return MAKERS[kind](config, [SENTENCE, WORDS], ACTIONS, device="meta")
     vla = load_vla(base)
     vla.model.to(torch.device("meta"))  # type: ignore[arg-type]
     return vla
