@@ -281,7 +281,7 @@ def plan(
     dataset: Annotated[str | None, Option(help="folder or hub name, whose frames are counted")] = None,
     frames: Annotated[int | None, Option(min=1, help="instead of a dataset")] = None,
     batch: Annotated[int, Option(min=1, help="frames a step, over all GPUs")] = 32,
-    epochs: Annotated[float, Option(min=0.001, help="how often each frame is seen")] = 1.0,
+    epochs: Annotated[float, Option(min=0.001, max=1e6, help="how often each frame is seen")] = 1.0,
     rationale: Annotated[int, Option(min=0, help="words of a rationale")] = 90,
     upper: Annotated[int, Option(min=1, help="language layers that train where the upper ones do")] = 2,
     tflops: Annotated[

@@ -201,8 +201,7 @@ def patch(
         0 where nothing is. All 0 for a policy that says the same to both.
     """
     check_policy(policy)
-    if len(others) != len(frames):
-        raise KitError(f"{len(others)} other instructions for {len(frames)} frames", "give one a frame")
+    _check_others(others, frames)
     last = len(policy.vla.layers) - 1
     chosen = range(last + 1) if layers is None else [checked_integer(n, "layer", 0, last) for n in layers]
     rows: list[tuple[Any, ...]] = []
@@ -258,6 +257,7 @@ def edit_rationales(
     if policy.order == "action_first":
         what = f"{policy.name} acts before its rationale: no text changes what it does"
         raise KitError(what, "load it with order='rationale_first'")
+    _check_others(others, frames)
     rng, rows = np.random.default_rng(seed), list[tuple[Any, ...]]()
     for frame, other in zip(frames, others, strict=True):
         run = _Run.of(policy, frame)
@@ -272,6 +272,11 @@ def edit_rationales(
                 distance = divergence(plain, run.after(said).chances())
                 rows.append((*_owner(policy, frame), edit, control, words if said != text else 0, distance))
     return pd.DataFrame(rows, columns=[*OWNER, "edit", "control", "words", "divergence"])
+
+
+def _check_others(others: Sequence[str], frames: Sequence[Moment]) -> None:
+    if len(others) != len(frames):
+        raise KitError(f"{len(others)} other instructions for {len(frames)} frames", "give one a frame")
 
 
 def edited(text: str, edit: str, own: str, other: str, rng: np.random.Generator) -> str:

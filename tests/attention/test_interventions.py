@@ -301,6 +301,12 @@ def test_an_edited_rationale_moves_who_acts_on_it_and_nobody_who_does_not_read_i
         (lambda policy: layer_states(policy, frames(1), STATE), "small has no token of the state"),
         (lambda policy: knock_out(object(), frames(1)), "has no attention"),
         (lambda policy: edit_rationales(policy, frames(1), [SPOON]), "small acts before its rationale"),
+        (
+            lambda policy: edit_rationales(
+                VLAPolicy(policy.vla, "writer", "abc", "rationale_first"), frames(2), [SPOON]
+            ),
+            "1 other instructions for 2 frames",
+        ),
         (lambda _: edited("a", "verb", "", "", np.random.default_rng(0)), "unknown edit 'verb' -> choose"),
     ],
 )
