@@ -2,11 +2,13 @@
 time and memory.
 
     python benchmarks/annotation.py [--calls 2000] [--concurrency 32] [--latency 0.2] [--rows 100000]
-    [--executor threads]
+    [--stored 100000] [--executor threads]
 
 Throughput: a teacher that posts to a server in another process, as a share of concurrency / latency, over the
 whole run. Bookkeeping: a teacher that answers at once, with a rationale of usual length; all else is real
-(decoding, journal, table). Prints a table and, as its last line, one JSON object.
+(decoding, journal, table). Stored: that many answers in the journal of a run that was killed, gone on with,
+put into the table and opened again, in a process of its own. Prints a table and, as its last line, one JSON
+object.
 """
 
 from __future__ import annotations
@@ -16,10 +18,15 @@ import asyncio
 import http.client
 import json
 import multiprocessing
+import os
+import resource
+import subprocess
+import sys
 import tempfile
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +42,9 @@ from refinevla_kit.teacher import (
     annotate_dataset,
     summarise,
 )
+from refinevla_kit.teacher.answers import reply_row
+from refinevla_kit.teacher.limits import Spent
+from refinevla_kit.teacher.store import Store
 
 PRICES = Prices(0.3, 2.5, "EUR", "2026-11-24")
 SAID = Rationale(
@@ -45,6 +55,7 @@ SAID = Rationale(
     )
 )
 FRAMES = 500  # an episode
+IDENTITY = {"teacher": "direct", "version": "1", "prompt_hash": "0", "granularity": "step"}
 
 
 class Direct:
@@ -118,6 +129,48 @@ def resident() -> float:
     return int(status.split()[0]) / 1024
 
 
+def store_and_die(target: Path, rows: int) -> None:
+    """Leave the journal of a run that is killed when it has `rows` answers; no two have the same text."""
+    cost = Spent(1, 900, 250, 1)
+    store = Store(target, IDENTITY)
+    for row in range(rows):
+        episode, frame = divmod(row, FRAMES)
+        if not frame:
+            store.wanted(episode, "1", [])
+        span = (episode, frame, frame + 1)
+        said = replace(SAID, observation=f"{SAID.observation} This is frame {row}.")
+        reply = Reply(said, said.text(), 900, 250)
+        store.journal.append({"asked": span, "spent": cost})
+        store.add(reply_row(span, reply, cost, PRICES, 1), Spent())
+    os._exit(0)  # as SIGKILL does: nothing is closed, nothing goes into the table
+
+
+def go_on(target: Path, rows: int) -> dict[str, float]:
+    """Rows a second of opening what was left, of putting it into the table, and of opening that, and the most
+    memory of it all.
+    """
+    times = [time.perf_counter()]
+    with Store(target, IDENTITY) as store:
+        assert store.done == rows
+        times.append(time.perf_counter())
+        store.compact(store.spent)
+        times.append(time.perf_counter())
+    with Store(target, IDENTITY) as store:
+        assert store.done == rows
+        times.append(time.perf_counter())
+    resumed, compacted, reopened = (rows / seconds for seconds in np.diff(times))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"resumed": resumed, "compacted": compacted, "reopened": reopened, "peak_mb": peak}
+
+
+def stored(folder: Path, rows: int) -> dict[str, float]:
+    """What `go_on` measures, in a process of its own."""
+    for step in ("die", "go_on"):
+        command = [sys.executable, __file__, "--step", step, "--stored", str(rows), "--folder", str(folder)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -127,10 +180,18 @@ def main() -> None:
         ("concurrency", 32),
         ("latency", 0.2),
         ("rows", 100_000),
+        ("stored", 100_000),
         ("executor", "threads"),
     ):
         parser.add_argument(f"--{name}", type=type(default), default=default)
+    parser.add_argument("--step", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.step == "die":
+        store_and_die(options.folder / "answers.parquet", options.stored)
+    if options.step:
+        print(json.dumps(go_on(options.folder / "answers.parquet", options.stored)))
+        return
     limits = Limits(options.concurrency, prices=PRICES, budget_money=1e6)
     port = multiprocessing.Value("i", 0)
     server = multiprocessing.get_context("fork").Process(
@@ -150,6 +211,8 @@ def main() -> None:
         teacher, began = Direct(marks), time.perf_counter()
         path = annotate_dataset(data, teacher, "step", 1, False, limits=limits, confirm=True)
         bookkeeping, after = summarise(path).rationales / (time.perf_counter() - began), resident()
+    with tempfile.TemporaryDirectory() as folder:
+        again = stored(Path(folder), options.stored)
     share = rate * options.latency / options.concurrency
     print(
         f"throughput   {rate:8.1f} a second of {options.concurrency / options.latency:.1f} possible: "
@@ -159,15 +222,19 @@ def main() -> None:
     for calls, megabytes in teacher.memory.items():
         print(f"memory       {megabytes:8.1f} MB at {calls} answers")
     print(f"memory       {after:8.1f} MB after the table")
+    for what in ("resumed", "compacted", "reopened"):
+        print(f"{what:<12} {again[what]:8.0f} answers a second of {options.stored:,}")
+    print(f"memory       {again['peak_mb']:8.1f} MB at most, of these three")
     print(
         json.dumps(
             {
                 "benchmark": "annotation",
-                **vars(options),
+                **{name: value for name, value in vars(options).items() if name not in ("step", "folder")},
                 "per_second": rate,
                 "share": share,
                 "bookkeeping_per_second": bookkeeping,
                 "memory_mb": teacher.memory | {"end": after},
+                "stored": {"rows": options.stored, **again},
             }
         )
     )

@@ -10,7 +10,7 @@ training    Makes datasets in the layout of the public Bridge conversion (LeRobo
             to the first batch, steps a second and the memory beyond the model's.
 estimate    Opens a dataset of as many trajectories as the paper annotates and estimates what a paid teacher
             would take for it, in a process of its own.
-annotation  `benchmarks/annotation.py` with this many rows.
+annotation  `benchmarks/annotation.py`, its stored answers as many as this.
 planner     The memory that `refinevla plan` says against what two steps take: three models, five ways.
 
 Prints tables of ratios and, as its last line, one JSON object. `--picture` draws how the costs of training
@@ -54,7 +54,7 @@ def main() -> None:
         "--work", type=Path, help="folder for the datasets, which stay; default a temporary one"
     )
     parser.add_argument("--trajectories", type=int, default=125_000, help="that are estimated")
-    parser.add_argument("--rows", type=int, default=1_000_000, help="that are annotated")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="of answers that are stored")
     parser.add_argument("--picture", type=Path, help="where the growth of training's costs is drawn")
     parser.add_argument("--dataset", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -74,7 +74,7 @@ def main() -> None:
             print_row("estimate", report["estimate"])
         if "annotation" in parts:
             script = Path(__file__).with_name("annotation.py")
-            report["annotation"] = last_line([str(script), "--rows", str(given.rows)], temporary)
+            report["annotation"] = last_line([str(script), "--stored", str(given.rows)], temporary)
             print_row("annotation", report["annotation"])
         if "planner" in parts:
             report["planner"] = planner_rows(Path(temporary))

@@ -1,10 +1,13 @@
 """What the second experiment's trained policies use of the sentence: the same interventions on each of them,
 arm against arm by training seed, and on the base that all started from.
 
-    python -m experiments.interventions [runs/experiment/following_laptop] [--output data/experiment_2]
+    python -m experiments.interventions [runs/experiment/following_laptop] [--parts states,episodes]
+        [--output data/experiment_2]
 
-Takes the policies that are in the run's folder, about 20 s each on two cores. Writes `interventions.parquet`
-(a row a policy and measure) and prints the table of docs/experiment_2.md.
+Takes the policies that are in the run's folder. `states`, about half a minute each on two cores, writes
+`interventions.parquet`, a row a policy and measure; `episodes`, about two minutes each, writes
+`told_otherwise.parquet`, a row an episode, and goes on where it was stopped. Both print tables of
+docs/experiment_2.md.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from experiments.following import HELD_OUT
 from refinevla_kit.attention import captured, grounding, interventions
 from refinevla_kit.attention.captured import Frame
 from refinevla_kit.errors import KitError
+from refinevla_kit.evaluation import changed_sentences
 from refinevla_kit.figures.style import label, markdown
 from refinevla_kit.files import replacing
 from refinevla_kit.policies import load_policy
@@ -28,13 +32,19 @@ from refinevla_kit.settings import REPOSITORY
 ARMS = ("action_only", "with_reasoning")
 BASE = "base"
 EPISODES, EVERY, SEED = 4, 8, 0  # as in notebook 6: demonstrations of each task, frames of each, their seed
+EDITED = (
+    4  # every so manieth frame: a text is written first, which takes a hundred times as long as an action
+)
+STARTS = 3  # a task
+CHANGED_AT = 6  # the step at which the sentence changes: the arm is on its way, nothing is held yet
 
 
-def measures(policy: VLAPolicy, frames: list[Frame]) -> dict[str, float]:
+def measures(path: Path, frames: list[Frame]) -> dict[str, float]:
     """Means over frames, by name: nats that the action's distribution moves where picture or sentence are
     hidden from it in all layers; nats between the frame's sentence and another one; the share of these that
     comes over with the states of a place before a layer (from 1).
     """
+    policy = load_policy(path)
     hidden = interventions.knock_out(policy, frames, layers=1)
     found = {
         f"{role} hidden from the action, nats": float(rows["divergence"].mean())
@@ -45,7 +55,54 @@ def measures(policy: VLAPolicy, frames: list[Frame]) -> dict[str, float]:
     own = moved[~moved["control"]]
     for (place, layer), rows in own.groupby(["place", "layer"], sort=False):
         found[f"carried by the {place} before layer {layer + 1}"] = float(rows["recovered"].mean())
-    return found
+    return found | moved_by_texts(load_policy(path, order="rationale_first"), frames[::EDITED])
+
+
+def moved_by_texts(writer: VLAPolicy, frames: list[Frame]) -> dict[str, float]:
+    """Nats that the action of a policy that writes first moves where its text is exchanged, by edit. What as
+    many words in other places move it is taken off; a text that is left out has no such control.
+    """
+    others = [captured.other_sentence(frame) for frame in frames]
+    moved = interventions.edit_rationales(writer, frames, others)
+    means = moved.groupby(["edit", "control"], sort=False)["divergence"].mean().unstack()
+    beyond = means[False] - means[True].fillna(0.0)
+    return {f"text edited ({edit}), nats beyond its control": value for edit, value in beyond.items()}
+
+
+def told(policy: VLAPolicy, arm: str, seed: int, workers: int) -> pd.DataFrame:
+    """Episodes of `tell_otherwise` on the held-out pairs: as it is; with the sentence hidden from all tokens;
+    and with another sentence from a step on.
+    """
+    hides = [interventions.Knockout("instruction", by) for by in ("image", "state", "action")]
+    deaf = interventions.blocked(policy, *hides)
+    ways = {
+        "listening": (policy, 0),
+        "sentence hidden": (deaf, 0),
+        "changed on the way": (policy, CHANGED_AT),
+    }
+    tables = []
+    for way, (player, at) in ways.items():
+        table = changed_sentences.tell_otherwise(
+            player, HELD_OUT, STARTS, at, workers=workers, progress=False, seed=SEED
+        )
+        tables.append(table.assign(way=way, arm=arm, seed=seed))
+    return pd.concat(tables)
+
+
+def obeyed(table: pd.DataFrame) -> str:
+    """How often each arm does what it is told, as Markdown, and what differs between the two."""
+    lines = []
+    for (way, other), rows in table.groupby(["way", "told"], sort=False):
+        cells = []
+        for arm in (BASE, *ARMS):
+            of_arm = rows[rows["arm"] == arm]["obeyed"]
+            cells.append(f"{of_arm.sum()}/{len(of_arm)} = {of_arm.mean():.0%}")
+        rates = rows.groupby(["seed", "arm"])["obeyed"].mean().unstack()
+        difference = 100 * (rates[ARMS[1]] - rates[ARMS[0]]).dropna()
+        low, high = grounding.mean_interval(difference)
+        change = f"{difference.mean():+.1f} ({low:+.1f} to {high:+.1f})"
+        lines.append([f"{way}, told {'the other thing' if other else 'its own task'}", *cells, change])
+    return markdown(["", "base", *map(label, ARMS), "difference, points (95 % over seeds)"], lines)
 
 
 def compared(table: pd.DataFrame) -> str:
@@ -69,6 +126,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path, nargs="?", default=Path("runs/experiment/following_laptop"))
+    parser.add_argument("--parts", default="states,episodes", help="comma-separated")
+    parser.add_argument("--workers", type=int, default=2, help="simulator processes")
     parser.add_argument("--output", type=Path, default=REPOSITORY / "data" / "experiment_2")
     given = parser.parse_args()
     policies = {(BASE, -1): REPOSITORY / "data" / "checkpoints" / "compact_base"}
@@ -78,19 +137,39 @@ def main() -> None:
             policies[arm, int(rest.partition("-")[0])] = folder / arm
     if len(policies) == 1:
         raise KitError(f"no trained policies in {given.run}", "run python -m experiments.reasoning_loss")
-    dataset = captured.demonstrations("embedded", HELD_OUT, EPISODES, given.run / "shown", SEED)
+    if "states" in given.parts:
+        read_states(policies, given.run / "shown", given.output / "interventions.parquet")
+    if "episodes" in given.parts:
+        play(policies, given.workers, given.output / "told_otherwise.parquet")
+
+
+def read_states(policies: dict[tuple[str, int], Path], shown: Path, output: Path) -> None:
+    """`measures` of each policy, as a table in `output` and printed."""
+    dataset = captured.demonstrations("embedded", HELD_OUT, EPISODES, shown, SEED)
     frames = [frame for name in HELD_OUT for frame in captured.choose_frames(dataset, name, EPISODES, EVERY)]
     rows = [
         {"arm": arm, "seed": seed, "measure": measure, "value": value, "frames": len(frames)}
         for (arm, seed), path in tqdm(policies.items(), unit="policy")
-        for measure, value in measures(load_policy(path), frames).items()
+        for measure, value in measures(path, frames).items()
     ]
     table = pd.DataFrame(rows)
-    with replacing(given.output / "interventions.parquet") as part:
+    with replacing(output) as part:
         table.to_parquet(part)
     seeds = table[table["arm"] == ARMS[0]]["seed"].nunique()
     print(f"{len(frames)} frames of {len(HELD_OUT)} held-out pairs; {seeds} training seeds an arm\n")
     print(compared(table))
+
+
+def play(policies: dict[tuple[str, int], Path], workers: int, output: Path) -> None:
+    """The episodes of each policy that `output` has none of, and the table of all."""
+    table = pd.read_parquet(output) if output.exists() else pd.DataFrame(columns=["arm", "seed"])
+    done = set(zip(table["arm"], table["seed"], strict=True))
+    for (arm, seed), path in tqdm(policies.items(), unit="policy"):
+        if (arm, seed) not in done:
+            table = pd.concat([table, told(load_policy(path), arm, seed, workers)], ignore_index=True)
+            with replacing(output) as part:
+                table.to_parquet(part)
+    print(obeyed(table))
 
 
 if __name__ == "__main__":

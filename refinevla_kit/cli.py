@@ -107,13 +107,11 @@ def record(
 ) -> None:
     """Record the scripted demonstrator's episodes as a LeRobot dataset, labelled with what it would do."""
     from refinevla_kit.rollouts.recording import record as record_episodes
-    from refinevla_kit.tasks import WIDOWX_TASKS, find_tasks
+    from refinevla_kit.tasks import WIDOWX_TASKS
 
-    tasks = task or WIDOWX_TASKS
-    scored = find_tasks(*tasks)[0].protocol(setting).scored_variants
     result = record_episodes(
         output,
-        tasks,
+        task or WIDOWX_TASKS,
         episodes,
         assets=assets,
         start=start,
@@ -121,7 +119,7 @@ def record(
         workers=workers,
         random_moves=random_moves,
         setting=setting,
-        variants=variant or scored,
+        variants=variant,
         disturb=disturb,
         noise=noise,
         settle=settle,
@@ -283,7 +281,7 @@ def plan(
     dataset: Annotated[str | None, Option(help="folder or hub name, whose frames are counted")] = None,
     frames: Annotated[int | None, Option(min=1, help="instead of a dataset")] = None,
     batch: Annotated[int, Option(min=1, help="frames a step, over all GPUs")] = 32,
-    epochs: Annotated[float, Option(min=0.001, help="how often each frame is seen")] = 1.0,
+    epochs: Annotated[float, Option(min=0.001, max=1e6, help="how often each frame is seen")] = 1.0,
     rationale: Annotated[int, Option(min=0, help="words of a rationale")] = 90,
     upper: Annotated[int, Option(min=1, help="language layers that train where the upper ones do")] = 2,
     tflops: Annotated[

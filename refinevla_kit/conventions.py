@@ -98,13 +98,10 @@ class Conventions:
     def from_dict(cls, value: Mapping[str, Any]) -> Conventions:
         """Inverse of `to_dict`; raises `KitError` for an unknown field or value."""
         known = [field.name for field in fields(cls)]
-        for name in value:
-            check_choice("convention", name, known)
-        with as_kit_error(
-            f"conventions: {dict(value)}",
-            "see refinevla_kit.conventions.Conventions",
-            (TypeError, ValueError),
-        ):
+        remedy = "see refinevla_kit.conventions.Conventions"
+        with as_kit_error(f"conventions: {value}", remedy, (TypeError, ValueError)):
+            for name in value:
+                check_choice("convention", name, known)
             return cls(**value)
 
 

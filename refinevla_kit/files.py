@@ -144,9 +144,16 @@ def read_json(path: str | Path) -> Any:
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
+def plain_number(value: Any) -> Any:
+    """A number of NumPy or torch as Python has it; for `json.dumps`."""
+    if not hasattr(value, "item"):
+        raise TypeError(f"JSON has no {type(value).__name__}")
+    return value.item()
+
+
 def write_json(path: str | Path, value: Any) -> Path:
     """Write `value` as indented JSON, atomically. Returns the path."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=plain_number)
     with replacing(path) as part:
         part.write_text(text + "\n", encoding="utf-8")
     return Path(path)

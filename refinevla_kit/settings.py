@@ -555,7 +555,7 @@ def read_settings(
         folder = Path(str(output)).expanduser().resolve()
     given = {name: value for name, value in parameters.items() if value is not None}
     if given.get("robot", usual.get("robot")) == "google_robot":
-        usual = usual | usual.get("google_robot", {})
+        usual = usual | (given.get("google_robot") or usual.get("google_robot", {}))
     values = usual | given | {"profile": profile, "output": folder, "seed": seed}
     try:
         return NOTEBOOKS[notebook](**values)

@@ -718,6 +718,11 @@ def find_tasks(*names: str | Task) -> tuple[Task, ...]:
     return tuple(dict.fromkeys(task for name in names for task in _called(name)))
 
 
+def tasks_of(tasks: str | Task | Iterable[str | Task]) -> tuple[Task, ...]:
+    """`find_tasks` of one task or several."""
+    return find_tasks(*([tasks] if isinstance(tasks, str | Task) else tasks))
+
+
 def _called(name: str | Task) -> list[Task]:
     found = [task for task in ALL_TASKS.values() if name in (task, *_names_of(task))]
     if found:
@@ -733,10 +738,17 @@ def _called(name: str | Task) -> list[Task]:
 def _names_of(task: Task) -> tuple[str, ...]:
     """Everything that `find_tasks` finds a task by."""
     if task.suite == SIMPLER:
-        decides = (LANGUAGE, f"{task.robot}_{LANGUAGE}") if task.group == "move_near" else ()
+        if task.name not in TASKS:  # a user's, no part of the benchmark
+            return (task.name,)
+        decides = (LANGUAGE, f"{task.robot}_{LANGUAGE}") if decided_by_the_sentence(task) else ()
         return task.name, task.robot, task.group, task.part, *decides
     kind = "held_out" if task.held_out else "trained"
     return task.name, LANGUAGE, task.group, f"{LANGUAGE}_{kind}", f"{task.group}_{kind}"
+
+
+def decided_by_the_sentence(task: Task) -> bool:
+    """Whether several things lie in the scene and the sentence says which is meant."""
+    return task.suite == LANGUAGE or task.group == "move_near"
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

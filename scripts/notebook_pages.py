@@ -33,13 +33,15 @@ PAGE = """<!DOCTYPE html>
 <body>{body}</body></html>
 """
 STYLE = """
-body { max-width: 1100px; margin: 2em auto; padding: 0 1em; font: 15px/1.5 sans-serif; color: #222; }
+:root { color-scheme: light dark; --code: #f4f4f4; --line: #e3e3e3; }
+@media (prefers-color-scheme: dark) { :root { --code: #2b2b2b; --line: #4a4a4a; } }
+body { max-width: 1100px; margin: 2em auto; padding: 0 1em; font: 15px/1.5 sans-serif; }
 pre { overflow-x: auto; padding: 0.6em; font-size: 13px; line-height: 1.35; }
-.highlight pre { background: #f4f4f4; border-left: 3px solid #0072b2; }
+.highlight pre { background: var(--code); border-left: 3px solid #0072b2; }
 .jp-InputPrompt, .jp-OutputPrompt, .prompt, .anchor-link { display: none; }
 img { max-width: 100%; }
-table { border-collapse: collapse; display: block; overflow-x: auto; font-size: 13px; }
-td, th { border-bottom: 1px solid #e3e3e3; padding: 0.2em 0.6em; text-align: right; }
+table { border: 0; margin-bottom: 1em; border-collapse: collapse; display: block; overflow-x: auto; font-size: 13px; }
+td, th { border: 0; border-bottom: 1px solid var(--line); padding: 0.2em 0.6em; text-align: right; }
 """
 LARGEST = 1_000_000  # characters of a film or a table
 EXPLORER = "04_attention_maps/explorer.html"

@@ -60,6 +60,12 @@ def test_a_robot_brings_its_tasks_unless_others_are_named() -> None:
     settings = read_settings(notebook, "laptop", robot="google_robot")
     assert (settings.tasks, settings.starts) == (["google_robot"], "spread")
     assert settings.records_name == "google_robot.parquet"
+    instead = {"tasks": ["move_near"], "starts": "spread"}
+    assert read_settings(notebook, "laptop", robot="google_robot", google_robot=instead).tasks == [
+        "move_near"
+    ]
+    with pytest.raises(KitError, match="foo"):
+        read_settings(notebook, "laptop", robot="google_robot", google_robot={"foo": 3})
     assert read_settings(notebook, "laptop", robot="google_robot", tasks=["move_near"]).tasks == ["move_near"]
     assert read_settings(notebook, "laptop").starts == "grid"
     with pytest.raises(KitError, match="unknown robot 'widowy'"):

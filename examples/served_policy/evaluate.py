@@ -3,9 +3,11 @@ there how to start it.
 
 An openpi server says neither its name nor its conventions and wants its own keys:
 
+    def observation(image, instruction):
+        return {"observation/image": image, "observation/state": np.zeros(8), "prompt": instruction}
+
     RemotePolicy(url, name="pi0_bridge", conventions=Conventions(robot="widowx", ...), execute=5, timeout=300,
-                 observation=lambda image, instruction: {"observation/image": image, "observation/state":
-                 np.zeros(8), "prompt": instruction})
+                 observation=observation)
 """
 
 import argparse

@@ -29,7 +29,7 @@ from refinevla_kit.attention.captured import ACTION_QUERY, INSTRUCTION_QUERY, Fr
 from refinevla_kit.attention.flows import Answer, Question, head_mean, raw, relevance, rollout, top_k
 from refinevla_kit.attention.forward import check_policy, token_sequences
 from refinevla_kit.attention.grounding import resample, to_pixels
-from refinevla_kit.errors import KitError, check_choice
+from refinevla_kit.errors import KitError, check_choice, checked_integer
 from refinevla_kit.policies.contract import Action, Array
 from refinevla_kit.policies.vla_policy import VLAPolicy
 from refinevla_kit.simulator.contract import Observation
@@ -189,6 +189,7 @@ def integrated_gradients(question: Question, fill: Fill = BLUR, steps: int = 32)
     pictures, up to `residual`. A flat start makes it large: the tower's group norms divide by how much a
     picture varies, which near a flat one changes within the first step.
     """
+    steps = checked_integer(steps, "steps", 1)
     start = question.pixels(filling(question.image, fill))
     gradients, residual = IntegratedGradients(question.score).attribute(
         question.pixels(),

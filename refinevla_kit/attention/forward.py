@@ -368,16 +368,24 @@ def _words(tokenizer: PreTrainedTokenizerFast, pieces: Sequence[int], kind: str,
     before = ""
     for position, (name, token) in enumerate(zip(names, pieces, strict=True), start):
         text = str(tokenizer.decode([token])).strip()
-        goes_on = bool(words) and before[-1:].isalnum() and text[:1].isalnum() and name[:1] not in SPACES
+        goes_on = bool(words) and _spells(before[-1:]) and _spells(text[:1]) and name[:1] not in SPACES
         if goes_on:
             last = words.pop()
-            words.append(Query(last.label + text, kind, (*last.positions, position), (*last.tokens, token)))
-        elif any(letter.isalnum() for letter in text):
+            tokens = (*last.tokens, token)
+            label = str(tokenizer.decode(list(tokens))).strip()
+            words.append(Query(label, kind, (*last.positions, position), tokens))
+        elif any(map(_spells, text)):
             words.append(Query(text, kind, (position,), (token,)))
         before = text
+    words = [word for word in words if any(map(str.isalnum, word.label))]
     if not words:
         raise KitError(f"the {kind} has no words", f"give one that has, or leave {kind!r} out of the queries")
     return words
+
+
+def _spells(letter: str) -> bool:
+    """Whether a token's letter is part of a word; of one in several tokens each has the sign for "none"."""
+    return letter.isalnum() or letter == "\ufffd"
 
 
 def _capture(

@@ -88,7 +88,7 @@ class Knockout:
             readers = readers.clone()
             readers[:, prefix - 1] = True
         if self.control is not None:
-            hidden = _as_many(hidden, readers, prefix, self.control)
+            hidden = _as_many(hidden, readers, ids[:, :prefix] != vla.marks.pad, self.control)
         own = torch.eye(ids.shape[1], dtype=torch.bool, device=ids.device)
         square = (readers[:, :, None] & hidden[:, None] & ~own)[:, None, -new:]  # B, 1, new, N
 
@@ -110,10 +110,14 @@ def blocked(policy: VLAPolicy, *knockouts: Knockout) -> VLAPolicy:
     """The same policy, which acts and writes under these knock-outs; its records say so.
 
     Raises:
-        KitError: a layer that the policy does not have.
+        KitError: a layer that the policy does not have; something hidden from the action of one that writes
+            first and has no token before its action, whose first word cannot be told from the text's.
     """
     check_policy(policy)
     for knockout in knockouts:
+        if knockout.by == ACTION and policy.vla.marks.action is None and policy.order == "rationale_first":
+            what = f"{policy.name} has no token that says where its action begins behind a rationale"
+            raise KitError(what, "load it with order='action_first'")
         for layer in knockout.layers:
             checked_integer(layer, f"layer of {policy.name}", 0, len(policy.vla.layers) - 1)
     name = f"{policy.name} without {'; '.join(map(str, knockouts))}" if knockouts else policy.name
@@ -153,7 +157,8 @@ def knock_out(
     """
     check_policy(policy)
     rows: list[tuple[Any, ...]] = []
-    tried = bands(policy, layers) if layers is None or isinstance(layers, int) else layers
+    tried = bands(policy, layers) if layers is None or isinstance(layers, int) else list(layers)
+    blocked(policy, *(Knockout(role, by, tuple(band)) for role in read for band in tried))  # what can be
     for number, frame in enumerate(frames):
         run = _Run.of(policy, frame)
         plain = run.chances()
@@ -196,9 +201,9 @@ def patch(
         0 where nothing is. All 0 for a policy that says the same to both.
     """
     check_policy(policy)
-    if len(others) != len(frames):
-        raise KitError(f"{len(others)} other instructions for {len(frames)} frames", "give one a frame")
-    chosen = range(len(policy.vla.layers)) if layers is None else list(layers)
+    _check_others(others, frames)
+    last = len(policy.vla.layers) - 1
+    chosen = range(last + 1) if layers is None else [checked_integer(n, "layer", 0, last) for n in layers]
     rows: list[tuple[Any, ...]] = []
     sentences = dict.fromkeys(frame.instruction for frame in frames)
     for frame, other in zip(frames, others, strict=True):
@@ -252,6 +257,7 @@ def edit_rationales(
     if policy.order == "action_first":
         what = f"{policy.name} acts before its rationale: no text changes what it does"
         raise KitError(what, "load it with order='rationale_first'")
+    _check_others(others, frames)
     rng, rows = np.random.default_rng(seed), list[tuple[Any, ...]]()
     for frame, other in zip(frames, others, strict=True):
         run = _Run.of(policy, frame)
@@ -268,21 +274,32 @@ def edit_rationales(
     return pd.DataFrame(rows, columns=[*OWNER, "edit", "control", "words", "divergence"])
 
 
+def _check_others(others: Sequence[str], frames: Sequence[Moment]) -> None:
+    if len(others) != len(frames):
+        raise KitError(f"{len(others)} other instructions for {len(frames)} frames", "give one a frame")
+
+
 def edited(text: str, edit: str, own: str, other: str, rng: np.random.Generator) -> str:
     """A text after one of `EDITS`; `own` and `other`: see `edit_rationales`."""
     if edit == "object":
         named, instead = _difference(own.split(), other.split())
-        return re.sub(rf"\b{re.escape(named)}\b", instead, text, flags=re.IGNORECASE) if named else text
+        word = re.compile(rf"\b{re.escape(named)}\b", re.IGNORECASE)
+        return word.sub(lambda _: instead, text) if named else text
     if edit == "direction":
         pairs = [pair.split() for pair in OPPOSITES]
         opposite = dict(pairs) | {b: a for a, b in pairs}
-        return re.sub(r"\w+", lambda word: opposite.get(word[0], word[0]), text)
+        return re.sub(r"\w+", lambda word: _as_before(word[0], opposite.get(word[0].lower())), text)
     if edit == "order":
         return "\n".join(reversed(text.split("\n")))
     if edit == "noise":
         return _scrambled(text, len(text.split()), rng)
     check_choice("edit", edit, EDITS)
     return ""
+
+
+def _as_before(word: str, instead: str | None) -> str:
+    """`instead`, with a capital where the word has one; the word itself for None."""
+    return word if instead is None else instead.capitalize() if word[0].isupper() else instead
 
 
 def _difference(own: list[str], other: list[str]) -> tuple[str, str]:
@@ -340,16 +357,18 @@ def probe(
         the commonest label: what saying nothing else gives).
 
     Raises:
-        KitError: fewer episodes than parts, or one label only.
+        KitError: fewer episodes than parts, fewer than two parts, or one label only.
     """
+    folds = checked_integer(folds, "folds", 2)
     names, target = np.unique(np.asarray(labels), return_inverse=True)
     _, owner = np.unique(np.asarray(episodes), return_inverse=True)
-    if owner.max() + 1 < folds or len(names) < 2:
-        what = f"{owner.max() + 1} episodes with {len(names)} labels for {folds} parts"
+    count = len(np.unique(owner))
+    if count < folds or len(names) < 2:
+        what = f"{count} episodes with {len(names)} labels for {folds} parts"
         raise KitError(what, "give more episodes, of at least two labels")
     commonest = np.bincount(target).max() / len(target)
     rng = np.random.default_rng(seed)
-    part = rng.permutation(owner.max() + 1)[owner] % folds
+    part = rng.permutation(count)[owner] % folds
     rows = []
     for control in (False, True):
         wanted = rng.permutation(target) if control else target
@@ -410,6 +429,7 @@ class _Run:
 
     def at(self, role: str) -> Array:
         """Positions of the tokens of a role."""
+        check_choice("role", role, ROLES)
         (found,) = roles_of(self.policy.vla, self.ids, self.sequence.prefix)[role]
         return np.flatnonzero(found.cpu().numpy())
 
@@ -444,11 +464,17 @@ def _put(layer: int, at: Array, states: Tensor) -> Edit:
     return edit
 
 
-def _as_many(hidden: Tensor, readers: Tensor, prefix: int, seed: int) -> Tensor:
-    """As many tokens as are hidden, drawn row by row from the others of the prefix that are no readers."""
-    random = torch.Generator().manual_seed(seed)
-    order = torch.rand(prefix, generator=random).to(hidden.device)  # the same however long the answer is
-    free = ~(hidden | readers)[:, :prefix]
+def _as_many(hidden: Tensor, readers: Tensor, real: Tensor, seed: int) -> Tensor:
+    """As many tokens as are hidden, drawn row by row from the others of the prefix that are no readers; the
+    same ones however long the answer is and whatever other rows there are.
+
+    Args:
+        real: bool (B, prefix), what of the prefix is no padding on its left.
+    """
+    prefix = real.shape[1]
+    random = torch.rand(prefix, generator=torch.Generator().manual_seed(seed)).to(hidden.device)
+    order = random[(real.cumsum(1) - 1).clamp(min=0)]  # B, prefix
+    free = real & ~(hidden | readers)[:, :prefix]
     place = (order + ~free).argsort(1).argsort(1)  # the free ones first, B, prefix
     drawn = torch.zeros_like(hidden)
     drawn[:, :prefix] = free & (place < hidden.sum(1, keepdim=True))

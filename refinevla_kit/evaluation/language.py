@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from refinevla_kit.evaluation.intervals import Rate, rate
 from refinevla_kit.evaluation.records import EpisodeRecord, distinct
-from refinevla_kit.evaluation.statistics import RULES, Rule, succeeded
+from refinevla_kit.evaluation.statistics import RULES, Rule, check_one_kind, is_scored, succeeded
 from refinevla_kit.tasks import find_task, find_tasks
 
 KINDS = ("trained", "held out", "move near")
@@ -41,11 +41,16 @@ class Following:
 
 def following(records: Iterable[EpisodeRecord], rule: Rule = RULES[0]) -> list[Following]:
     """Rates of each policy's episodes of the language suite, in the order in which they first appear; other
-    records are passed over.
+    records, and variants that are not scored, are passed over.
+
+    Raises:
+        KitError: as `summarise`.
     """
     suite = {task.name for task in find_tasks("language")}
     groups: dict[tuple[str, str, str, str], list[EpisodeRecord]] = {}
-    for record in distinct(record for record in records if record.task in suite):
+    kept = distinct(record for record in records if record.task in suite and is_scored(record))
+    check_one_kind(kept)
+    for record in kept:
         task = find_task(record.task)
         kind = KINDS[task.held_out] if task.group.endswith("language") else KINDS[2]
         groups.setdefault((record.policy, record.setting, task.robot, kind), []).append(record)

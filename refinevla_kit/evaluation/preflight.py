@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from refinevla_kit.errors import KitError
+from refinevla_kit.errors import KitError, as_kit_error
 from refinevla_kit.evaluation.intervals import Rate, rate
 from refinevla_kit.evaluation.run import wanted_episodes, wanted_starts
 from refinevla_kit.policies.contract import Action, name_of
@@ -118,25 +118,25 @@ def preflight(
         engine: plays the episodes; None plays them in this process.
 
     Raises:
-        KitError: what `simulator.make` raises, or a `round_trip` that returns something else than float (N,
-            7).
+        KitError: what `simulator.make` raises, or a `round_trip` that fails or returns something else than
+            float (N, 7).
     """
-    task = find_task(task)
+    task, wanted = find_task(task), wanted_episodes(episodes)
     report = Preflight(name_of(policy), task.name, 0, tuple(mismatches(policy, task)))
     why = "" if hasattr(policy, "round_trip") else "the policy has no round_trip(actions)"
-    if episodes == 0:
+    if wanted == 0:
         why = "no start is replayed"
     elif find_spec("mani_skill") is None:
         why = "demonstrations are replayed in ManiSkill 3, which is not here"
     if why:
         return replace(report, note=f"only the conventions were checked: {why}")
-    if isinstance(episodes, int):
-        episodes = min(episodes, len(task.protocol().starts))
+    if isinstance(wanted, int):
+        wanted = min(wanted, len(task.protocol().starts))
     # Small pictures: nobody looks.
     scene = Scene(
         task.name, BASE, VISUAL_MATCHING, MANISKILL, str(assets or "embedded"), 48, 36, privileged=True
     )
-    kind, numbers = wanted_starts(task, VISUAL_MATCHING, wanted_episodes(episodes), n)
+    kind, numbers = wanted_starts(task, VISUAL_MATCHING, wanted, n)
     starts = [PlannedEpisode(scene, kind, number, seed) for number in numbers]
     encoded(policy, np.zeros((2, 7), np.float32))  # fails before a simulator is made, if it does
     with nullcontext(engine) if engine else Engine(workers=0) as playing:
@@ -215,7 +215,9 @@ def _replays(
 
 def encoded(policy: Any, actions: Array) -> Array:
     """float32 (N, 7): what the policy's encoding leaves of such actions."""
-    decoded = np.asarray(policy.round_trip(actions), np.float32)
+    remedy = "see what it raises for float32 (2, 7) of zeros"
+    with as_kit_error(f"{name_of(policy)}.round_trip failed", remedy):
+        decoded = np.asarray(policy.round_trip(actions), np.float32)
     if decoded.shape != actions.shape or not np.isfinite(decoded).all():
         raise KitError(
             f"{name_of(policy)}.round_trip made {decoded.shape} of actions {actions.shape}",

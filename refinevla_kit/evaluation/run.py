@@ -38,8 +38,9 @@ from refinevla_kit.policies.conversion import check_conventions
 from refinevla_kit.rollouts.engine import Engine, Masks, PlannedEpisode, Scene
 from refinevla_kit.rollouts.players import PolicyPlayer, PolicyTake, batches
 from refinevla_kit.rollouts.ray_station import EXECUTORS
-from refinevla_kit.simulator import find_backend
+from refinevla_kit.simulator import find_backend, picture_size
 from refinevla_kit.simulator.contract import Array, Observation, StepResult
+from refinevla_kit.simulator.geometry import start_pose
 from refinevla_kit.tasks import (
     CAMERA_SIZES,
     MANISKILL,
@@ -47,10 +48,9 @@ from refinevla_kit.tasks import (
     VISUAL_MATCHING,
     Task,
     find_task,
-    find_tasks,
+    tasks_of,
 )
 
-LARGEST_SIDE = 4096  # pixels
 LARGEST_SEED = 2**32 - 1
 Overlay = Callable[[Observation, Any], Array]
 Tasks = str | Task | Iterable[str | Task]  # as `tasks_of` reads them
@@ -162,11 +162,6 @@ def evaluate(
     return output
 
 
-def tasks_of(tasks: Tasks) -> tuple[Task, ...]:
-    """`find_tasks` of one task or several, as `evaluate` takes them."""
-    return find_tasks(*([tasks] if isinstance(tasks, str | Task) else tasks))
-
-
 def line_up(policies: Sequence[Any], tasks: Tasks) -> list[tuple[Any, list[Task]]]:
     """Who plays what, robot by robot: a policy of the kit with that robot's action statistics, the
     demonstrator with its script for that robot.
@@ -216,6 +211,9 @@ def plan(
     chosen = tasks_of(tasks)
     if not chosen:
         raise KitError("no tasks were asked for", 'name one, as in tasks="widowx"')
+    if n is not None and not isinstance(episodes, str):
+        remedy = f'say episodes={n}, or episodes="dense" (or "spread") with it'
+        raise KitError(f"n={n} with episodes={episodes}", remedy)
     episodes = wanted_episodes(episodes)
     variants = [variants] if isinstance(variants, str) else variants and list(variants)
     who = (name_of(policy), identity_of(policy), PROTOCOL_VERSION)
@@ -263,6 +261,8 @@ def wanted_starts(
             remedy = 'give a number, ids, None, episodes="spread" or episodes="dense" with n=200 or so'
             raise KitError(what, remedy)
         n = checked_integer(n, "n", 1)
+        if episodes == "dense":
+            start_pose(task, episodes, 0, 0, setting)  # not every task has such starts
         return ("grid", protocol.spread(n)) if episodes == "spread" else ("dense", list(range(n)))
     if episodes is None:
         episodes = protocol.scored
@@ -277,16 +277,10 @@ def wanted_starts(
 
 def _camera_size(policy: Any, task: Task, width: Any, height: Any) -> tuple[int, int]:
     """Width and height in pixels."""
-    full_width, full_height = CAMERA_SIZES[task.robot]
     if width is None and height is None:
         asked = getattr(getattr(policy, "conventions", None), "image_size", None)
-        width, height = asked or (full_width, full_height)
-    if width is not None:
-        width = checked_integer(width, "width", 1, LARGEST_SIDE)
-    if height is None:
-        height = max(1, round(width * full_height / full_width))
-    height = checked_integer(height, "height", 1, LARGEST_SIDE)
-    return width or max(1, round(height * full_width / full_height)), height
+        width, height = asked or CAMERA_SIZES[task.robot]
+    return picture_size(task.robot, width, height)
 
 
 def _success(done: list[EpisodeRecord]) -> str:
@@ -306,7 +300,7 @@ def _record(key: Key, take: PolicyTake) -> EpisodeRecord:
         grasped=take.grasped,
         steps=take.steps,
         reason=take.reason,
-        wall_time=round(time.perf_counter() - take.began, 3),
+        wall_time=round(time.perf_counter() - take.began, 3) if take.began else 0.0,
         unsolved=take.unsolved,
         touched_first=take.touched_first,
         lifted_first=take.lifted_first,

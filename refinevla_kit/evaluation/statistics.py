@@ -16,12 +16,13 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from math import ceil
+from fractions import Fraction
+from math import ceil, lcm
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-from refinevla_kit.errors import KitError, check_choice
+from refinevla_kit.errors import KitError, check_choice, listed
 from refinevla_kit.evaluation.intervals import (
     FEWEST,
     Rate,
@@ -37,10 +38,11 @@ from refinevla_kit.tasks import (
     ALL_TASKS,
     BASE,
     GROUPS,
-    LANGUAGE_TASKS,
     PUBLISHED_WEIGHTS,
     TASKS,
     VISUAL_MATCHING,
+    decided_by_the_sentence,
+    find_task,
 )
 
 Rule = Literal["last", "any", "named"]
@@ -84,11 +86,13 @@ class Comparison:
 
     Attributes:
         task: task, row of the published tables, or average.
-        both, only_a, only_b, neither: episodes that succeeded under both, one or none of the two.
+        both, only_a, only_b, neither: episodes that succeeded under both, one or none of the two; only those
+            that count in the average, where it is one.
         difference, low, high: rate of a minus rate of b, with its paired bootstrap interval over starts.
             Where hardly a start speaks for one of the two, a bootstrap has nothing to draw from: there the
             interval is that of `paired_adjusted`.
-        p_value: two-sided exact McNemar test (`sign_flip`).
+        p_value: two-sided exact McNemar test (`sign_flip`), in which an episode weighs what it does in the
+            difference.
         needed: paired episodes that would resolve this difference with 80 % power, None when there is no
             difference to resolve.
     """
@@ -135,7 +139,7 @@ def summarise(records: Iterable[EpisodeRecord], rule: Rule = "last") -> list[Sco
         KitError: a policy's records are of two checkpoints, backends, asset packs, kinds of start or
             resolutions; two records of one episode contradict each other (the same one twice counts once).
     """
-    return _scores([record for record in records if _is_scored(record)], rule)
+    return _scores([record for record in records if is_scored(record)], rule)
 
 
 def summarise_variants(records: Iterable[EpisodeRecord], rule: Rule = "last") -> list[Score]:
@@ -152,7 +156,7 @@ def summarise_variants(records: Iterable[EpisodeRecord], rule: Rule = "last") ->
 
 def _scores(records: list[EpisodeRecord], rule: Rule) -> list[Score]:
     records = distinct(records)
-    _check_one_kind(records)
+    check_one_kind(records)
     played: dict[tuple[str, str], list[tuple[EpisodeRecord, bool]]] = defaultdict(list)
     for record in records:
         played[record.policy, record.setting].append((record, succeeded(record, rule)))
@@ -216,25 +220,25 @@ def compare(
         setting: None takes the one there is.
 
     Raises:
-        KitError: no shared episode, two settings and none chosen, or records of one policy that do not belong
-            together.
+        KitError: no shared episode, a row of which not all tasks are shared, two settings and none chosen, or
+            records of one policy that do not belong together.
     """
     shared = _shared(records, a, b, rule, task, setting)
     values = _values((record, won_a - won_b) for record, won_a, won_b in shared)
     weights = task_weights(values, published=task == PUBLISHED_AVERAGE)
     differences = [values[name] for name in weights]
+    shares, unit = _shares([record for record, *_ in shared], weights)
     by_start = Counter[Hashable]()
     for record, won_a, won_b in shared:
-        by_start[start_of(record)] += won_a - won_b
+        by_start[start_of(record)] += shares[record.task, record.variant] * (won_a - won_b)
     # A bootstrap cannot draw what it has not seen: with hardly a loss on one side its interval never reaches
     # beyond zero.
-    gains = np.array(list(by_start.values()))
+    gains = np.array(list(by_start.values())) / unit * len(by_start)  # their mean is the difference
     weight = list(weights.values())
     enough = min((gains > 0).sum(), (gains < 0).sum()) >= FEWEST
     low, high = (paired_bootstrap if enough else paired_adjusted)(differences, weight)
     cells = Counter((won_a, won_b) for _, won_a, won_b in shared)
-    pooled = np.concatenate(differences)
-    starts_needed = paired_size((pooled**2).mean(), pooled.mean()) if abs(pooled.mean()) > 1e-9 else None
+    starts_needed = paired_size((gains**2).mean(), gains.mean()) if abs(gains.mean()) > 1e-9 else None
     return Comparison(
         a,
         b,
@@ -248,8 +252,25 @@ def compare(
         low=low,
         high=high,
         p_value=sign_flip(by_start.values()),
-        needed=None if starts_needed is None else ceil(len(shared) / len(pooled) * starts_needed),
+        needed=None if starts_needed is None else ceil(len(shared) / len(gains) * starts_needed),
     )
+
+
+def _shares(
+    records: Sequence[EpisodeRecord], weights: dict[str, float]
+) -> tuple[dict[tuple[str, str], int], int]:
+    """What an episode of a task and variant weighs in the average, in whole units, and how many units there
+    are in all: the test is exact in whole numbers. Where it would take more than 100,000, shares are rounded
+    to these.
+    """
+    episodes = Counter((record.task, record.variant) for record in records)
+    variants = Counter(task for task, _ in episodes)
+    shares = {
+        (task, variant): Fraction(weights[task]).limit_denominator(10_000) / (number * variants[task])
+        for (task, variant), number in episodes.items()
+    }
+    unit = min(lcm(*(share.denominator for share in shares.values())), 100_000)
+    return {place: round(share * unit) for place, share in shares.items()}, unit
 
 
 def compare_each(
@@ -274,21 +295,23 @@ def _shared(
         check_choice("policy among these records:", policy, known)
     tasks: Collection[str] = GROUPS[task].tasks if task in GROUPS else (task,)
     if task in AVERAGES:
-        tasks = averaged(record.task for record in records)
+        ours, theirs = ({record.task for record in records if record.policy == policy} for policy in (a, b))
+        counted = averaged(record.task for record in records if record.task in ours & theirs)
+        tasks = task_weights(counted, published=task == PUBLISHED_AVERAGE)
     chosen = distinct(
         record
         for record in records
         if record.policy in (a, b)
         and setting in (None, record.setting)
-        and _is_scored(record)
+        and is_scored(record)
         and record.task in tasks
     )
-    _check_one_kind(chosen)
+    check_one_kind(chosen)
     settings = list(dict.fromkeys(record.setting for record in chosen))
     if len(settings) > 1:
         raise KitError(
             f"the records of {a!r} and {b!r} are of {' and '.join(settings)}",
-            f"choose one, as in setting={settings[0]!r}",
+            f"choose one, as in [r for r in records if r.setting == {settings[0]!r}]",
         )
     played: dict[str, dict[Key, EpisodeRecord]] = {a: {}, b: {}}
     for record in chosen:
@@ -303,26 +326,43 @@ def _shared(
             f"{a!r} and {b!r} share no episode" + ("" if task in AVERAGES else f" of {task}"),
             "evaluate both on the same tasks, episodes, assets, seed and size of pictures (`width=`)",
         )
+    lacking = sorted(set(tasks) - {record.task for record, *_ in shared})
+    if lacking and task in GROUPS:
+        what = f"{a!r} and {b!r} share only some tasks of {task}"
+        raise KitError(what, f"evaluate both on {listed(lacking)} too, or compare a task")
     return shared
 
 
 def against_base(records: Iterable[EpisodeRecord], policy: str, rule: Rule = "last") -> list[Comparison]:
     """What each change of the scene costs one policy: its success in every variant minus that in "base", from
-    the same starts; nothing where that was not played.
+    the same starts; nothing where that was not played. One setting after the other.
     """
-    played = [record for record in records if record.policy == policy]
-    as_policies = [replace(record, policy=record.variant, variant=BASE) for record in played]
-    variants = dict.fromkeys(record.policy for record in as_policies)
-    if variants.pop(BASE, BASE):  # the unchanged scene was not played
-        return []
-    return [compare(as_policies, variant, BASE, rule) for variant in variants]
+    settings: dict[str, list[EpisodeRecord]] = defaultdict(list)
+    for record in records:
+        if record.policy == policy:
+            settings[record.setting].append(replace(record, policy=record.variant, variant=BASE))
+    comparisons = []
+    for as_policies in settings.values():
+        variants = dict.fromkeys(record.policy for record in as_policies)
+        if BASE in variants:  # the unchanged scene was played
+            comparisons += [compare(as_policies, name, BASE, rule) for name in variants if name != BASE]
+    return comparisons
 
 
 def succeeded(record: EpisodeRecord, rule: Rule) -> bool:
-    """Whether the episode is a success under `rule`; raises `KitError` for an unknown one."""
+    """Whether the episode is a success under `rule`. Where the sentence names no target ("pick the can") the
+    right object is enough for "named".
+
+    Raises:
+        KitError: an unknown rule; "named" for a task that the sentence does not decide.
+    """
     check_choice("rule", rule, get_args(Rule))
     if rule == "named":
-        return record.right_object and record.right_target
+        task = find_task(record.task)
+        if not decided_by_the_sentence(task):
+            what = f"rule 'named' is for tasks that the sentence decides, which {task.name} is not"
+            raise KitError(what, "give it records of find_tasks('language')")
+        return record.right_object and (record.right_target or not task.target)
     return record.success_last if rule == "last" else record.success_any
 
 
@@ -360,9 +400,9 @@ def row_of(task: str) -> str:
 
 
 def averaged(tasks: Iterable[str]) -> list[str]:
-    """What averages count of these: SIMPLER's tasks; the language suite's only where there are no others."""
+    """What averages count of these: SIMPLER's tasks; others only where there are none of them."""
     tasks = list(tasks)
-    return [task for task in tasks if task not in LANGUAGE_TASKS] or tasks
+    return [task for task in tasks if task in TASKS] or tasks
 
 
 def task_weights(tasks: Iterable[str], published: bool = False) -> dict[str, float]:
@@ -388,7 +428,7 @@ def task_weights(tasks: Iterable[str], published: bool = False) -> dict[str, flo
     return {task: weights[task] / total for task in present if weights[task]}
 
 
-def _is_scored(record: EpisodeRecord) -> bool:
+def is_scored(record: EpisodeRecord) -> bool:
     """Whether averages contain the episode's variant: SIMPLER plays camera variants, but leaves them out."""
     protocols = ALL_TASKS[record.task].protocols if record.task in ALL_TASKS else ()
     return all(
@@ -400,7 +440,7 @@ def _is_scored(record: EpisodeRecord) -> bool:
     )
 
 
-def _check_one_kind(records: Iterable[EpisodeRecord]) -> None:
+def check_one_kind(records: Iterable[EpisodeRecord]) -> None:
     """Raises `KitError` where a policy's records are of two kinds (`ONE_KIND`): their mean would be the rate
     of neither.
     """

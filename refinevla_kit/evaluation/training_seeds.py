@@ -146,10 +146,12 @@ def sweep(
     kept = [record for record in records if record.policy in played and shared_key(record) in common]
     scores = summarise(as_one_policy(kept), rule)
     rates = {score.policy: score.rate for score in scores if score.task == AVERAGE}
-    lines = {
-        name: sorted((float(arms[arm][factor]), rates[arm]) for arm in names if arm in rates)
-        for name, names in varied.items()
-    }
+    remedy = f"choose {WEIGHT} or another factor that is a number in each arm"
+    with as_kit_error(f"{factor!r} is no axis of a picture", remedy, (KeyError, TypeError, ValueError)):
+        lines = {
+            name: sorted((float(arms[arm][factor]), rates[arm]) for arm in names if arm in rates)
+            for name, names in varied.items()
+        }
     return {name: points for name, points in lines.items() if points}
 
 

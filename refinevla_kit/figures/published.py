@@ -205,7 +205,7 @@ def resolvable_gains(base: float = 0.45) -> Figure:
             gains = [resolvable_gain(base, int(size), discordant) for size in sizes]
             known = [(size, found) for size, found in zip(sizes, gains, strict=True) if found is not None]
             axes.plot(*zip(*known), color=colour, label=name)
-            axes.plot(*known[0], "o", color=colour, markersize=5)
+            axes.plot(*zip(*known[:1]), "o", color=colour, markersize=5)
         published = f"ReFineVLA on the WidowX, {points_text(CLAIMED_GAIN)}"
         axes.axhline(CLAIMED_GAIN, color=VERMILION, linewidth=1.0, linestyle=DASHED, label=published)
         axes.legend(labelcolor="linecolor")
@@ -380,17 +380,23 @@ def table_1(published: Sequence[Published], own: Sequence[EpisodeRecord]) -> pd.
 
     Args:
         published: the printed numbers.
-        own: of visual matching.
+        own: any; of visual matching and these tasks some are taken. An average is of all four.
     """
     tasks = [task.name for task in WIDOWX_TASKS]
     columns = [(task, metric) for task in tasks for metric in ("grasp", "success")] + [(AVERAGE, "success")]
     chosen = select(published, table=TABLE_1, setting=VISUAL_MATCHING)
     rows = _printed(chosen, lambda number: (number.task, number.metric))
-    for policy, played in _by_policy(own, lambda record: record.setting == VISUAL_MATCHING).items():
+
+    def counts(record: EpisodeRecord) -> bool:
+        return record.setting == VISUAL_MATCHING and record.task in tasks
+
+    for policy, played in _by_policy(own, counts).items():
         rates = {(score.task, "success"): score.rate for score in summarise(played)}
         for task in tasks:
             if grasped := [record.grasped for record in played if record.task == task]:
                 rates[task, "grasp"] = rate(sum(grasped), len(grasped))
+        if not all((task, "success") in rates for task in tasks):
+            rates.pop((AVERAGE, "success"), None)
         rows[label(policy)] = _own_row(rates, played)
     return text_table(rows, [*columns, MARK])
 
@@ -405,7 +411,7 @@ def table_2(published: Sequence[Published], own: Sequence[EpisodeRecord] = ()) -
     """
     columns = [(setting, task) for setting in SETTINGS for task in GOOGLE]
     rows = _by_setting(published, TABLE_2)
-    google = _by_policy(own, lambda record: find_task(record.task).robot == "google_robot")
+    google = _by_policy(own, lambda record: find_task(record.task).group in GOOGLE)
     for policy, played in google.items():
         scores = [score for score in summarise(played) if score.task != AVERAGE]
         rows[label(policy)] = _own_row({(each.setting, _column(each)): each.rate for each in scores}, played)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from refinevla_kit.errors import as_kit_error
 from refinevla_kit.evaluation.intervals import Rate
 from refinevla_kit.evaluation.records import EpisodeRecord, load_records
 from refinevla_kit.evaluation.training_seeds import WEIGHT, Arms, arms_of, sweep
@@ -49,7 +50,9 @@ def sweeps(records: Sequence[EpisodeRecord], arms: Arms) -> dict[str, Lines]:
 
 def of_experiment(folder: Path, claims: Mapping[str, str]) -> Figure | None:
     """`sensitivity` of an experiment's records and study in a folder; None where it varied nothing."""
-    study = read_json(folder / "study.json")
+    remedy = "give the folder with its records.parquet and study.json"
+    with as_kit_error(f"{folder} is no experiment", remedy, (OSError, ValueError)):
+        study = read_json(folder / "study.json")
     records = [record for record in load_records(folder) if record.setting == VISUAL_MATCHING]
     varied = sweeps(records, arms_of(study))
     return sensitivity(varied, claims) if varied else None

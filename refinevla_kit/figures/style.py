@@ -259,7 +259,9 @@ def text_table(
 
 def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table in Markdown, without a line end after it."""
-    return "\n".join(f"| {' | '.join(line)} |" for line in (heads, ["---"] * len(heads), *rows))
+    lines = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in (heads, *rows)]
+    lines.insert(1, ["---"] * len(heads))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def label(name: str) -> str:
@@ -306,11 +308,11 @@ def save_table(frame: pd.DataFrame, path: str | Path, made_from: Mapping[str, An
     """
     path = Path(path).with_suffix(".md")
     heads = [" ".join(column).strip() if isinstance(column, tuple) else str(column) for column in frame]
-    rows = {str(name): list(map(str, row)) for name, row in zip(frame.index, frame.to_numpy(), strict=True)}
-    text = markdown(["", *heads], [[name, *row] for name, row in rows.items()])
+    rows = [[str(name), *map(str, row)] for name, row in zip(frame.index, frame.to_numpy(), strict=True)]
+    text = markdown(["", *heads], rows)
     with replacing(path) as part:
         part.write_text(text + "\n", encoding="utf-8")
-    cells = {name: dict(zip(heads, row, strict=True)) for name, row in rows.items()}
+    cells = [dict(zip(["row", *heads], row, strict=True)) for row in rows]
     save_source({"table": path.name, "cells": cells}, path, made_from)
     return path
 

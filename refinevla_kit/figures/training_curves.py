@@ -66,6 +66,8 @@ def training_curves(histories: Mapping[str, pd.DataFrame], panels: Mapping[str, 
         for column, title in PANELS.items()
         if any(column in frame and frame[column].notna().any() for frame in histories.values())
     }
+    if not panels:
+        raise KitError("there is no training history to draw", "give that of a policy that was trained")
     colour = colours(histories)
     held_out = [policy for policy, frame in histories.items() if frame["split"].nunique() > 1]
     with canvas(max(5.0, 2.9 * len(panels)), 3.0, columns=len(panels)) as (figure, all_axes):

@@ -198,7 +198,9 @@ def read_answer(answer: Any, axis_angle: bool = False) -> list[Action]:
     if rows.ndim != 2 or rows.shape[1] != 7 or not len(rows):
         raise KitError(f"returned an action of shape {numbers.shape}", SHAPE)
     over = said.get("terminate", said.get("terminate_episode"))
-    finished = over is not None and bool(numeric(over).reshape(-1)[:1].any())
+    flags = numeric(over).reshape(-1) if over is not None else np.zeros(1)
+    # one a row, of which the last counts; else RT-1's three, of which the first does
+    finished = bool(flags[len(rows) - 1 :][:1].any() if len(flags) == len(rows) else flags[:1].any())
     if isinstance(answer, Action) and len(rows) == 1:
         return [replace(answer, processed=rows[0])]
     none = np.zeros((len(rows), 0))
@@ -311,7 +313,7 @@ def _split(found: Any, count: int) -> list[Any]:
         beside = found[1] is None or isinstance(found[1], Mapping)
         if count != 2 or (beside and not isinstance(found[0], Mapping)):
             found = _of_pair(*found)
-        elif all(getattr(each, "shape", ()) == (2, 7) for each in found):
+        elif all(np.shape(each) == (2, 7) for each in found):
             _of_pair(*found)  # two chunks, or raw and processed actions
     columns: dict[Any, list[Any] | None] = {}
     if isinstance(found, Mapping):

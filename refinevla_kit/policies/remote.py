@@ -37,7 +37,6 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext, suppress
-from dataclasses import replace
 from http import HTTPStatus
 from math import ceil
 from typing import Any
@@ -128,9 +127,9 @@ class RemotePolicy:
         name, checkpoint_hash, conventions: for records and checks; None: what the server says of itself.
         observation: makes the message of an image (uint8 (H, W, 3)) and an instruction, for servers that want
             other keys or more than these. Its name goes into the identity: give the function another when it
-            has changed.
-        execute: how many actions of an answer are executed before the server is asked again. More than 1
-            makes the policy stateful, and is another policy in records.
+            has changed. A lambda has none.
+        execute: how many actions of an answer are executed before the server is asked again; it goes into the
+            identity. More than 1 makes the policy stateful. None: the one there is; of several, say how many.
 
     Raises:
         KitError: no server there, something else that answers, no name, a policy that serves another client.
@@ -148,9 +147,10 @@ class RemotePolicy:
         checkpoint_hash: str | None = None,
         conventions: Conventions | None = None,
         observation: Callable[[Array, str], Mapping[str, Any]] = _observation,
-        execute: int = 1,
+        execute: int | None = None,
     ) -> None:
-        execute = checked_integer(execute, "RemotePolicy's execute", 1)
+        if execute is not None:
+            execute = checked_integer(execute, "RemotePolicy's execute", 1)
         if not isinstance(timeout, int | float) or not 0 < timeout < LONGEST:
             raise KitError(f"RemotePolicy's timeout is {timeout!r}", "give seconds, such as 60")
         self.url, self.timeout, self._observation, self._execute = url, timeout, observation, execute
@@ -167,14 +167,17 @@ class RemotePolicy:
             raise KitError(f"the policy server at {url} says no name", remedy)
         self.name = name or _text(said["name"])
         identity = _text(said.get("checkpoint_hash") or "") if checkpoint_hash is None else checkpoint_hash
-        self.checkpoint_hash = identity + (f"+execute={execute}" if execute > 1 else "")
+        self.checkpoint_hash = identity + (f"+execute={execute}" if execute else "")
         if observation is not _observation:
             called = getattr(observation, "__qualname__", type(observation).__name__)
+            if "<lambda>" in called:
+                what = "RemotePolicy's observation is a lambda, and records tell policies apart by its name"
+                raise KitError(what, "give a function with a name (def)")
             self.checkpoint_hash += f"+observation={called}"
         self.conventions = conventions
         if conventions is None and said.get("conventions"):
             self.conventions = Conventions.from_dict(said["conventions"])
-        if execute == 1 and said.get("stateless", True):
+        if execute in (None, 1) and said.get("stateless", True):
             self.act_batch = self._act_batch
 
     def reset(self, instruction: str) -> None:
@@ -190,7 +193,7 @@ class RemotePolicy:
         """See `Policy.act`."""
         if not self._chunk:
             (answer,) = self._answers([self._message(image, self._instruction, proprioception)])
-            self._chunk.extend(self._actions(answer, self._execute))
+            self._chunk.extend(self._actions(answer))
         return self._chunk.popleft()
 
     def _message(self, image: Array, instruction: str, proprioception: Array | None) -> dict[str, Any]:
@@ -206,7 +209,7 @@ class RemotePolicy:
         messages = (self._message(*each) for each in zip(images, instructions, states, strict=True))
         # All of them before one can be refused, so that none is left for the next question.
         answers = list(self._answers(messages))
-        return [self._actions(answer, 1)[0] for answer in answers]
+        return [self._actions(answer)[0] for answer in answers]
 
     def close(self) -> None:
         """Let go of the server; it goes on serving others."""
@@ -288,8 +291,8 @@ class RemotePolicy:
             raise KitError(what, "begin the episode again with reset(instruction)")
         return self._socket
 
-    def _actions(self, answer: Mapping[str, Any], most: int) -> list[Action]:
-        """The first actions of an answer; that it is over holds after the last of them."""
+    def _actions(self, answer: Mapping[str, Any]) -> list[Action]:
+        """Those of an answer that are executed; where it says that it is over, that is after the last row."""
         server = f"the policy server at {self.url}"
         try:
             if "actions" not in answer:
@@ -304,8 +307,11 @@ class RemotePolicy:
             raise KitError(
                 f"{server} returned {said}", "check its un-normalisation statistics and its checkpoint"
             )
-        over, actions = actions[-1].terminate, actions[:most]
-        return [*actions[:-1], replace(actions[-1], terminate=over)]
+        if self._execute is None and len(actions) > 1:
+            what = f"{server} answers with {len(actions)} actions at a time"
+            remedy = f"say how many are executed: RemotePolicy(url, execute={len(actions)}), or fewer"
+            raise KitError(what, remedy)
+        return actions[: self._execute]
 
 
 def _text(value: Any) -> str:
@@ -367,6 +373,9 @@ class _Session:
         self._instruction: str | None = None
         self._stateless = has(policy, "act_batch")
         conventions = getattr(policy, "conventions", None)
+        if getattr(policy, "needs_state", False):
+            what = f"{name_of(policy)} reads the simulator's state, which no message carries"
+            raise KitError(what, "serve a policy that acts on pictures")
         self._metadata = {
             "name": name_of(policy),
             "checkpoint_hash": identity_of(policy),
@@ -420,6 +429,8 @@ class _Session:
             said = ", ".join(map(repr, message)) if listed else f"a {type(message).__name__}"
             remedy = "send {'observation/image': uint8 (H, W, 3), 'prompt': the instruction}"
             raise KitError(f"an observation without 'prompt', but {said}", remedy)
+        if not isinstance(message["prompt"], str | bytes):
+            raise KitError(f"an observation whose 'prompt' is {message['prompt']!r}", "send the instruction")
         instruction, started = _text(message["prompt"]), time.perf_counter()
         if not self._stateless and (message.get("reset") or instruction != self._instruction):
             self._instruction = instruction

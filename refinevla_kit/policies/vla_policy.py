@@ -383,7 +383,8 @@ def load_policy(
     identity = files_hash(folder) + "".join(
         f"+{word}={how[word]}" for word in ("dataset", "camera", "dtype") if how.get(word)
     )
-    return VLAPolicy(vla, name or Path(path).name, identity, order or _trained_order(vla), decoding)
+    name = name or Path(path).absolute().name  # also of "."
+    return VLAPolicy(vla, name, identity, order or _trained_order(vla), decoding)
 
 
 def load_policies(

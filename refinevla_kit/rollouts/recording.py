@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 
 from refinevla_kit.episodes.contract import Episode
 from refinevla_kit.episodes.writer import DatasetWriter
-from refinevla_kit.errors import KitError, check_choice, checked_integer
+from refinevla_kit.errors import KitError, as_kit_error, check_choice, checked_integer
 from refinevla_kit.policies.contract import Action
 from refinevla_kit.rollouts.engine import Engine, Masks, PlannedEpisode, Scene, Take
 from refinevla_kit.rollouts.players import FunctionPlayer, plain_action
@@ -27,7 +27,7 @@ from refinevla_kit.settings import CHOICES
 from refinevla_kit.simulator.contract import Array, Observation, StepResult
 from refinevla_kit.simulator.demonstrator import Demonstrator
 from refinevla_kit.simulator.maniskill import resolve_assets
-from refinevla_kit.tasks import BASE, CAMERA_SIZES, VISUAL_MATCHING, Task, find_task, find_tasks
+from refinevla_kit.tasks import BASE, CAMERA_SIZES, VISUAL_MATCHING, Task, find_task, tasks_of
 
 ATTEMPTS = 20  # draws of one episode; the demonstrator succeeds in more than nine of ten
 Drive = Callable[[Observation, Task], Array]
@@ -64,10 +64,19 @@ class Manner:
     noise: float = 0.0
     settle: int = 3
 
+    def __post_init__(self) -> None:
+        for name, least in (("seed", 0), ("random_moves", 0), ("settle", 1)):
+            checked_integer(getattr(self, name), name, least)
+        for name in ("disturb", "noise"):
+            share = getattr(self, name)
+            with as_kit_error(f"{name} is {share!r}", "give a share from 0 to 1", (TypeError, ValueError)):
+                if not 0 <= share <= 1:
+                    raise ValueError("no share")
+
 
 def record(
     path: str | Path,
-    tasks: Sequence[str | Task],
+    tasks: str | Task | Iterable[str | Task],
     episodes_per_task: int,
     assets: str | Path = "embedded",
     start: str = "random",
@@ -77,14 +86,14 @@ def record(
     progress: bool = True,
     overwrite: bool = False,
     setting: str = VISUAL_MATCHING,
-    variants: Sequence[str] = (BASE,),
+    variants: str | Sequence[str] | None = (BASE,),
     **manner: Any,
 ) -> dict[str, Any]:
     """Record demonstrations into a new dataset at `path`.
 
     Args:
         path: folder of the dataset; it appears when everything is recorded.
-        tasks: as `find_tasks` takes them, recorded one after the other.
+        tasks: as `evaluate` takes them, recorded one after the other.
         episodes_per_task: how many of each; with start="grid", the grid configurations 0 .. n - 1.
         assets: as `simulator.make` takes them.
         start: "random" (continuous poses around the grid; a failed episode is drawn again) or "grid" (a
@@ -94,20 +103,21 @@ def record(
         progress: show a bar.
         overwrite: replace what is at `path`, unless it holds what was paid for or reviewed
             (`files.paid_files`).
-        setting, variants: of each task's protocol; `episodes_per_task` are recorded in each variant, from
-            starts of their own.
+        setting, variants: of each task's protocol; None: the variants that are scored. `episodes_per_task`
+            are recorded in each, from starts of their own.
         manner: fields of `Manner`: seed, random_moves, drive, disturb, noise, settle.
 
     Returns:
         {"path", "episodes", "frames", "successes", "failures" (attempts that failed), "seconds", "bytes"}.
 
     Raises:
-        KitError: unknown task or start, `path` exists, whatever the simulator raises, or the demonstrator
-            failing 20 times in a row.
+        KitError: unknown task or start, a number out of bounds, `path` exists, whatever the simulator raises,
+            or the demonstrator failing 20 times in a row.
     """
     from tqdm.auto import tqdm
 
-    chosen = find_tasks(*tasks)
+    chosen = tasks_of(tasks)
+    variants = [variants] if isinstance(variants, str) else variants
     _check(chosen, episodes_per_task, start, workers)
     how = Manner(**manner)
     robot = chosen[0].robot
@@ -115,8 +125,9 @@ def record(
     height = even_height(robot, checked_integer(width, "width", 2, 4096))
     planned = []
     for task in chosen:
-        for place, name in enumerate(variants):
-            variant = task.protocol(setting).variant(name).name
+        protocol = task.protocol(setting)
+        for place, name in enumerate(protocol.scored_variants if variants is None else variants):
+            variant = protocol.variant(name).name
             scene = Scene(task.name, variant, setting, "auto", folder, width, height, True, True)
             first = 0 if start == "grid" else place * episodes_per_task
             for number in range(first, first + episodes_per_task):
@@ -295,11 +306,10 @@ class _DemonstratedTake(Take):
 
 
 def _check(tasks: Sequence[Task], episodes: int, start: str, workers: int) -> None:
-    if not tasks or episodes < 1 or workers < 1:
-        raise KitError(
-            f"nothing to record: {len(tasks)} tasks, {episodes} episodes a task, {workers} workers",
-            "ask for at least one of each",
-        )
+    if not tasks:
+        raise KitError("no tasks to record", 'name one, as in tasks="widowx"')
+    checked_integer(episodes, "episodes a task", 1)
+    checked_integer(workers, "workers", 1)
     check_choice("start", start, CHOICES["start"])
     if len({(task.control_hz, task.robot) for task in tasks}) > 1:
         raise KitError(

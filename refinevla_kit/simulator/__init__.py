@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refinevla_kit.errors import KitError, check_choice
+from refinevla_kit.errors import KitError, check_choice, checked_integer
 from refinevla_kit.tasks import (
     BACKENDS,
     BASE,
@@ -24,7 +24,8 @@ from refinevla_kit.tasks import (
 if TYPE_CHECKING:
     from refinevla_kit.simulator.contract import Simulator
 
-__all__ = ["find_backend", "make"]
+__all__ = ["find_backend", "make", "picture_size"]
+LARGEST_SIDE = 4096  # pixels
 SHADERS = ("default", "rt", "rt-med", "rt-fast")
 
 
@@ -48,8 +49,8 @@ def make(
         assets: "embedded" (generated on first use), "official" (what the backend's downloader or package
             brought) or a directory in the backend's layout. None: embedded with ManiSkill 3, official with
             the original SimplerEnv (which has no other).
-        width, height: camera resolution in pixels; the intrinsics are scaled with it. None: a quarter of
-            SIMPLER's own (`CAMERA_SIZES`).
+        width, height: camera resolution in pixels; the intrinsics are scaled with it. With one of them, the
+            other follows the camera's aspect; with none, a quarter of SIMPLER's own (`CAMERA_SIZES`).
         privileged: put `SceneState` into every observation.
         backend: "maniskill", "simpler_env" or "auto": the first of them that is installed and can play the
             task in this setting.
@@ -64,8 +65,9 @@ def make(
     chosen = task if isinstance(task, Task) else find_task(task)
     protocol = chosen.protocol(setting)
     change = protocol.variant(variant)
-    full_width, full_height = CAMERA_SIZES[chosen.robot]
-    size = (width or full_width // 4, height or full_height // 4)
+    if width is None and height is None:
+        width = CAMERA_SIZES[chosen.robot][0] // 4
+    size = picture_size(chosen.robot, width, height)
     name = find_backend(protocol, backend)
     google = chosen.robot == "google_robot" and name == MANISKILL
     if shader not in SHADERS or (shader != SHADERS[0] and not google):
@@ -87,6 +89,21 @@ def make(
     from refinevla_kit.simulator.maniskill import ManiSkillSimulator
 
     return ManiSkillSimulator(chosen, assets or "embedded", *size, privileged, protocol, change)
+
+
+def picture_size(robot: str, width: int | None = None, height: int | None = None) -> tuple[int, int]:
+    """Width and height in pixels; one that is not given follows the aspect of the robot's camera.
+
+    Raises:
+        KitError: no whole number, or not from 1 to `LARGEST_SIDE`.
+    """
+    full_width, full_height = CAMERA_SIZES[robot]
+    if width is not None:
+        width = checked_integer(width, "width", 1, LARGEST_SIDE)
+    if height is None:
+        height = max(1, round((width or full_width) * full_height / full_width))
+    height = checked_integer(height, "height", 1, LARGEST_SIDE)
+    return width or max(1, round(height * full_width / full_height)), height
 
 
 def find_backend(protocol: Protocol, backend: str = "auto") -> str:

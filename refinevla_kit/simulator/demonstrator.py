@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from transforms3d.quaternions import rotate_vector
 
+from refinevla_kit.errors import KitError
 from refinevla_kit.simulator import google_demonstrator
 from refinevla_kit.simulator.contract import Array, Observation, SceneState
 from refinevla_kit.tasks import Task
@@ -68,6 +69,8 @@ BALANCES = {"carrot": 0.006, "spoon": -0.003}
 def recipe_of(task: Task, state: SceneState) -> Recipe:
     """Of what `state` asks for."""
     if not task.goals:
+        if task.name not in RECIPES:
+            raise KitError(f"no demonstrator is written for {task.name}", "play it with a policy of your own")
         return RECIPES[task.name]
     source, target = task.goals[_goal_of(state)]
     return Recipe(

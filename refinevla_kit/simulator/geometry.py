@@ -90,6 +90,8 @@ def start_pose(task: Task, start: str, number: int, seed: int, setting: str = VI
         place = SINK_CENTRE + rng.uniform(-1, 1, 2) * SINK_REACH[start]
         lying = qmult(_about_z(rng.uniform(-np.pi, np.pi)), EGGPLANT_LYING)
         return Pose(np.concatenate([place, [SINK_HEIGHT], lying]), SINK_TARGET.copy())
+    if task.name not in DENSE:
+        raise KitError(f"{task.name} has no starts between those of its grid", "play its grid: episodes=3")
     reach, apart, yaw = (DENSE if dense else RANDOM)[task.name]
     source, target = TABLE_CENTRE + rng.uniform(-reach, reach, (2, 2))
     while np.linalg.norm(source - target) < apart:

@@ -285,6 +285,9 @@ def build_environment(name: str, *, render_backend: str = "cpu", **arguments: An
     """
     from mani_skill.utils.registration import REGISTERED_ENVS
 
+    if name not in REGISTERED_ENVS:
+        what = f"{name} was registered after the first simulator was made"
+        raise KitError(what, "say register_task where your file begins, and start it again")
     spec = REGISTERED_ENVS[name]
     arguments = {**spec.default_kwargs, "num_envs": 1, "sim_backend": "physx_cpu", **arguments}
     try:

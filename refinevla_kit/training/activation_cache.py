@@ -52,6 +52,8 @@ GEOMETRY = (
     "attn_logit_softcapping",
     "rms_norm_eps",
     "rope_parameters",
+    "sliding_window",
+    "layer_types",
 )
 
 
@@ -147,6 +149,9 @@ def cache_key(vla: VLA, examples: Examples, config: TrainingConfig) -> dict[str,
         + ("" if examples.picture is None else _hash(examples.picture)),
         "proprioception": None if own is None else _hash(np.ascontiguousarray(own)),
         "frames": len(examples),
+        # where plans of several steps end
+        "episodes": _hash(bytes_of(examples.episodes)) if vla.chunk > 1 else None,
+        "settings": _hash(json.dumps(vla.settings, sort_keys=True).encode()),
         "instructions": _hash(json.dumps(examples.instructions).encode()),
         "actions": _hash(np.ascontiguousarray(examples.actions)),
         "rationales": _hash(json.dumps(examples.rationales).encode()) if reads_rationales else None,

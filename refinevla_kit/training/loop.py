@@ -384,7 +384,7 @@ def check_collapse(
         return
     most = LOOKED_AT if config.accumulate == 1 else max(FEWEST, _at_once(config))
     count = min(most, len(acted))
-    rows = acted[np.linspace(0, len(acted) - 1, count).astype(int)]
+    rows, pictures = examples.look(acted[np.linspace(0, len(acted) - 1, count).astype(int)])
     batch, first = make_batch(vla, examples, rows, config, kept), vla.first_action
     with torch.autocast(vla.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
         logits = runner(vla, config, kept)(batch)[:, :-1].float()  # B, K-1, V
@@ -401,10 +401,10 @@ def check_collapse(
         raise KitError(what, f"{kept_where}, {remedy}")
     low, high = vla.bins.ranges[0]
     starts = logits[torch.arange(len(logits), device=logits.device), places.int().argmax(1)]  # B, V
-    pictures, episodes = examples.shown(rows), len(np.unique(examples.episodes[rows]))
+    episodes = len(np.unique(examples.episodes[rows]))
     should_differ = (
         episodes >= EPISODES
-        and not _all_alike(pictures)
+        and not all(np.array_equal(pictures[0], picture) for picture in pictures)
         and not _all_alike(target[places].view(len(rows), -1))
     )
     if not (should_differ and _all_alike(starts[:, first + low : first + high].argmax(-1))):

@@ -47,7 +47,8 @@ def with_others(examples: Examples, others: Mapping[str, float]) -> Examples:
     if rest <= 0:
         what = f"{', '.join(others)} take {1 - rest:g} of each step"
         raise KitError(what, "leave something for the first dataset: give shares below 1 together")
-    loaded = [load_examples(name, _rationales(name)) for name in others]
+    stream = None if isinstance(examples.images, np.ndarray) else True
+    loaded = [load_examples(name, _rationales(name), stream=stream) for name in others]
     return mix([examples, *loaded], [rest, *others.values()])
 
 

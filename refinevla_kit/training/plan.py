@@ -133,6 +133,9 @@ def parse_gpus(text: str, tflops: float | None = None, price: float | None = Non
     match = re.fullmatch(r"(\d+)x(\d+)", text.strip())
     if not match or not all(int(number) for number in match.groups()):
         raise KitError(f"gpus is {text!r}", "write COUNTxGIGABYTES of one, such as 1x80 or 8x80")
+    for name, number in (("tflops", tflops), ("price", price)):
+        if number is not None and not 0 < number < math.inf:
+            raise KitError(f"{name} is {number}", "give a number above 0, or leave it out")
     count, gigabytes = map(int, match.groups())
     nearest = max((size for size in CARDS if size <= gigabytes), default=min(CARDS))
     model, speed = CARDS[nearest]
@@ -153,7 +156,8 @@ def skeleton_of(base: str | Path) -> VLA:
             config = dict(read_json(folder / CONFIG))
     kind = str(config.get("model_type", base))
     if kind in MAKERS:
-        return MAKERS[kind](config, [SENTENCE, WORDS], ACTIONS, device="meta")
+        with as_kit_error(f"{base}: its {CONFIG} makes no {kind}", "give that of a released model"):
+            return MAKERS[kind](config, [SENTENCE, WORDS], ACTIONS, device="meta")
     vla = load_vla(base)
     vla.model.to(torch.device("meta"))  # type: ignore[arg-type]
     return vla

@@ -51,6 +51,7 @@ def identity_of(
     base = hashlib.sha256()
     for tensor in vla.model.state_dict().values():
         base.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    base.update(json.dumps(vla.settings, sort_keys=True).encode() if vla.settings else b"")
     data = examples.digest(vla.reads_state)
     return {**effective(config), **counts, "frames": len(examples), "base": base.hexdigest(), "data": data}
 
@@ -75,6 +76,7 @@ def save_state(
     identity: dict[str, Any],
 ) -> None:
     """Trained weights and moments as safetensors, the rest as JSON, in one folder that is replaced whole."""
+    write_history(folder / HISTORY, history)  # first: nothing writes it once the last state is there
     with replacing(folder / RESUME) as part:
         part.mkdir(parents=True)
         save_file(tensors, part / "state.safetensors")
@@ -82,7 +84,6 @@ def save_state(
         write_history(part / ROWS, history)
         for file in (*part.iterdir(), part):
             sync(file)  # the state before it goes now
-    write_history(folder / HISTORY, history)
 
 
 def resume(

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from refinevla_kit.vlas.contract import VLA
 
 __all__ = ["load_vla"]
-MALFORMED = (AttributeError, LookupError, TypeError, ValueError)  # what an odd file of settings leads to
 
 
 def load_vla(
@@ -50,8 +49,7 @@ def load_vla(
     if kind not in ("spatialvla", "openvla", "paligemma"):
         what = f"{path} holds a {kind!r}, which the kit does not know"
         raise KitError(what, "give a compact VLA, a SpatialVLA or an OpenVLA")
-    damaged = f"the checkpoint {path} is damaged"
-    with as_kit_error(damaged, checkpoint.COPY, MALFORMED):
+    with as_kit_error(f"the checkpoint {path} is damaged", checkpoint.COPY):  # whatever odd settings lead to
         vla: VLA
         if not isinstance(config["text_config"], dict):
             raise TypeError("text_config is no object")
@@ -61,6 +59,5 @@ def load_vla(
             vla = openvla.load(folder, dtype, device_map, dataset)
         else:
             vla = compact.load(folder)
-    with as_kit_error(damaged, checkpoint.COPY, (*MALFORMED, RuntimeError)):
         vla.pixel_values([np.zeros((8, 8, 3), np.uint8)])  # as the folder says
     return vla

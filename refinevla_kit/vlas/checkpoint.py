@@ -128,6 +128,8 @@ def _with_base(folder: Folder) -> Folder:
     """Adapters and the base that they name."""
     path, name = folder.path, folder.json(ADAPTER).get("base_model_name_or_path")
     remedy = f"name the base as base_model_name_or_path in {path / ADAPTER}, or merge them into it"
+    if Path(str(name)).resolve() == path.resolve():
+        raise KitError(f"the adapters in {path} name their own folder as their base", remedy)
     try:
         base = open_folder(str(name))
     except KitError as error:
@@ -212,6 +214,7 @@ def _merged(model: PreTrainedModel, folder: Path) -> Any:
     if not isinstance(settings, LoraConfig):
         raise KitError(f"{folder} holds {settings.peft_type} adapters", "give LoRA's, or a merged model")
     with as_kit_error(f"the adapters in {folder} do not fit their base", COPY, (RuntimeError, ValueError)):
+        settings.task_type = None  # of peft's own wrappers, which want more of a model than there is
         wrapped: Any = get_peft_model(model, settings)
         report: Any = set_peft_model_state_dict(wrapped, weights)
     missing = [name for name in report.missing_keys if "lora_" in name]

@@ -189,6 +189,11 @@ class VLA(ABC):
         return 1
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """What else than weights, tokens and the decoder's form makes its states: texts and numbers."""
+        return {}
+
+    @property
     def ranges(self) -> tuple[tuple[int, int], ...]:
         """First and one past the last word allowed at each place of an answer, of all its steps."""
         return self.bins.ranges * self.chunk

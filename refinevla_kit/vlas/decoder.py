@@ -45,13 +45,15 @@ def in_turn(edits: Sequence[Edit]) -> Edit | None:
 
 
 def embed(vla: VLA, ids: Tensor, image_words: Tensor | None) -> Tensor:
-    """Words of a sequence (B, N, d); `image_words` (B, image_tokens, d) take the places of `image_id`, None
-    where there are none.
+    """Words of a sequence (B, N, d); `image_words` (B, image_tokens, d) take the first places of `image_id`,
+    None where there are none. Further ones are in a text that spells it.
     """
     words = vla.words(ids)
     if image_words is None:
         return words
-    return words.masked_scatter((ids == vla.image_id)[..., None], image_words.to(words.dtype))
+    places = ids == vla.image_id
+    places &= places.cumsum(1) <= vla.image_tokens
+    return words.masked_scatter(places[..., None], image_words.to(words.dtype))
 
 
 def positions_of(vla: VLA, length: int, device: torch.device) -> Tensor:

@@ -321,6 +321,7 @@ def to_square(image: Array, size: tuple[int, int], strategy: str, border: tuple[
     Raises:
         KitError: another strategy, or no RGB picture.
     """
+    image = resized(image, np.shape(image)[1::-1])  # a picture, or refused
     if strategy == "resize-naive":
         return resized(image, size)
     check_choice("image_resize_strategy", strategy, ("resize-naive", "resize-crop", "letterbox"))

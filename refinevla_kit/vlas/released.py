@@ -160,6 +160,11 @@ class ReleasedVLA(VLA):
         return self._model.language_model.lm_head
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """How it makes pictures and plans: the authors' files say it."""
+        return {name: content.decode() for name, content in self.folder.files.items() if "processor" in name}
+
+    @property
     def reads_state(self) -> bool:
         return False
 

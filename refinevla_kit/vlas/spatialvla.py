@@ -242,6 +242,11 @@ class SpatialVLA(ReleasedVLA):
         return int(self._processor["action_chunk_size"])
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """See `ReleasedVLA.settings`."""
+        return {**super().settings, "camera": self.camera}
+
+    @property
     def grid(self) -> tuple[int, int]:
         side = self._vision.image_size // self._vision.patch_size
         return side, side

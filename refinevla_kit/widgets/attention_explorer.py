@@ -26,7 +26,7 @@ from refinevla_kit.attention.captured import (
     Frame,
     upper_middle,
 )
-from refinevla_kit.errors import KitError, check_choice
+from refinevla_kit.errors import KitError, check_choice, checked_integer
 from refinevla_kit.figures.overlays import View, comparison
 from refinevla_kit.figures.style import save_figure
 from refinevla_kit.files import file_name
@@ -143,7 +143,7 @@ class AttentionExplorer(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget
         layers = self.exploration.layers
         shown = upper_middle(layers) + 1 if layer is None else layer
         if captures:
-            check_choice("layer", shown, range(1, layers + 1))
+            shown = checked_integer(shown, "layer", 1, layers)
         kept = range(len(frames))
         size = head_bytes(self.exploration, kept)
         held = MEAN if size <= EASY_PAGE else NOTHING
@@ -185,6 +185,9 @@ class AttentionExplorer(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget
             check_choice("query", choice["query"], alike)
         elif choice["query"] not in alike:
             choice["query"] = alike[0] if alike else ""
+        choice["layer"] = checked_integer(choice["layer"], "layer", 1, max(1, self.exploration.layers))
+        if not isinstance(choice["opacity"], int | float) or not 0 <= choice["opacity"] <= 1:
+            raise KitError(f"opacity is {choice['opacity']!r}", "give a number from 0 to 1")
         self._view(choice)
         self.choice = choice
 

@@ -35,7 +35,7 @@ from refinevla_kit.figures.overlays import (
     check_view,
 )
 from refinevla_kit.figures.style import FORMATS, INK, colours, label
-from refinevla_kit.files import replacing
+from refinevla_kit.files import plain_number, replacing
 from refinevla_kit.simulator.contract import Array
 from refinevla_kit.widgets.exploration import ATTENTION, KIND_LABELS, Exploration
 
@@ -92,7 +92,9 @@ def write_page(
 
 def page_html(state: Mapping[str, Any], choice: Mapping[str, Any]) -> str:
     """The page as text. Whatever policies, instructions and rationales say stays text in it."""
-    store = json.dumps([state, choice], ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    store = json.dumps(
+        [state, choice], ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=plain_number
+    )
     store = store.replace("<", "\\u003c")  # "</script>" and "<!--" would end or hide the rest of the page
     names = ", ".join(policy["name"] for policy in state["policies"]) or state["frames"][0]["title"]
     return f"""<!DOCTYPE html>

@@ -279,6 +279,19 @@ def test_words_are_joined_and_punctuation_is_left_out(policy: VLAPolicy) -> None
     assert len(longest.positions) == len(longest.tokens) > 1
 
 
+def test_words_of_any_script_are_words(image: Array) -> None:
+    """A letter of several tokens is no sign, and none of it is lost."""
+    policy = small_policy()
+    for text, labels in (
+        ("naïve café", ["naïve", "café"]),
+        ("把胡萝卜 放在盘子上", ["把胡萝卜", "放在盘子上"]),
+    ):
+        found = capture(policy, image, text, queries=("instruction",))
+        assert [query.label for query in found.queries] == labels
+    with pytest.raises(KitError, match="has no words"):
+        capture(policy, image, "?! …", queries=("instruction",))
+
+
 def test_a_rationale_that_nothing_asks_about_comes_only_where_it_is_read(policy: VLAPolicy) -> None:
     assert (
         token_sequence(policy, INSTRUCTION, action_of(policy), TEXT).ids

@@ -155,6 +155,29 @@ def test_rows_of_several_lengths_are_blocked_alike(any_policy: VLAPolicy) -> Non
     np.testing.assert_allclose(together[0].log_probability, alone[0].log_probability, atol=1e-5)
 
 
+@pytest.mark.parametrize("by", [IMAGE, INSTRUCTION])
+def test_the_control_of_a_row_is_the_same_beside_others(by: str, any_policy: VLAPolicy) -> None:
+    """A batch fills shorter sentences up; what fills them is never what the control hides."""
+    policy = blocked(any_policy, Knockout(INSTRUCTION, by, (), 0))
+    images = np.stack([frame.image for frame in frames(2)])
+    states = np.stack([frame.proprioception for frame in frames(2) if frame.proprioception is not None])
+    together = policy.decide(images, [CARROT, "put the carrot on the plate and stop there"], states)
+    alone = policy.decide(images[:1], [CARROT], states[:1])
+    np.testing.assert_allclose(together[0].log_probability, alone[0].log_probability, atol=1e-5)
+    plain = any_policy.decide(images[:1], [CARROT], states[:1])
+    hides_some = by == INSTRUCTION  # for the picture's readers there is nothing but the sentence to hide
+    if hides_some:
+        assert not np.allclose(alone[0].log_probability, plain[0].log_probability, atol=1e-6)
+
+
+def test_a_first_word_that_cannot_be_told_from_the_text_is_not_blocked() -> None:
+    """SpatialVLA has no token before its action: behind a rationale its first word follows like any other."""
+    writer = VLAPolicy(small("spatialvla").vla, "writer", "abc", "rationale_first")
+    with pytest.raises(KitError, match=r"no token that says where its action begins.*order='action_first'"):
+        knock_out(writer, frames(1))
+    assert blocked(writer, Knockout(IMAGE, RATIONALE)).changes
+
+
 def test_records_say_what_was_blocked(policy: VLAPolicy) -> None:
     changed = blocked(policy, Knockout(IMAGE, ACTION, (0, 1)))
     assert changed.name == "small without image from action in 0,1"
@@ -236,6 +259,12 @@ def test_an_edit_changes_what_its_name_says(edit: str, expected: str) -> None:
     assert edited(TEXT, edit, own, other, np.random.default_rng(0)) == expected
 
 
+def test_an_edit_takes_capitals_and_any_other_sentence() -> None:
+    rng = np.random.default_rng(0)
+    assert edited("Left of it. Go up.", "direction", "", "", rng) == "Right of it. Go down."
+    assert edited("the can", "object", "take the can", r"take the \d", rng) == r"the \d"
+
+
 def test_noise_has_the_same_words_in_other_places() -> None:
     noisy = edited(TEXT, "noise", "", "", np.random.default_rng(0))
     assert sorted(noisy.split()) == sorted(TEXT.split()) and noisy.split() != TEXT.split()
@@ -260,11 +289,24 @@ def test_an_edited_rationale_moves_who_acts_on_it_and_nobody_who_does_not_read_i
         (lambda policy: Knockout("picture"), "unknown role 'picture' -> choose one of image, state"),
         (lambda policy: blocked(policy, Knockout(IMAGE, layers=(7,))), "layer of small .* 7"),
         (lambda policy: bands(policy, 9), "bands .* 9"),
+        (lambda policy: knock_out(policy, frames(1), layers=[(99,)]), "layer of small .* 99"),
+        (lambda policy: knock_out(policy, frames(1), read="image"), "unknown role 'i'"),
+        (lambda policy: patch(policy, frames(1), [SPOON], layers=[-1]), "layer .* -1"),
+        (lambda policy: patch(policy, frames(1), [SPOON], ["hand"]), "unknown role 'hand'"),
+        (lambda policy: layer_states(policy, frames(1), "hand"), "unknown role 'hand'"),
+        (lambda policy: probe(np.zeros((4, 1, 2)), ["a", "b"] * 2, range(4), 1), "folds is 1"),
+        (lambda policy: probe(np.zeros((0, 1, 2)), [], []), "0 episodes with 0 labels"),
         (lambda policy: patch(policy, frames(2), [SPOON]), "1 other instructions for 2 frames"),
         (lambda policy: probe(np.zeros((4, 1, 2)), ["a"] * 4, range(4)), "4 episodes with 1 labels"),
         (lambda policy: layer_states(policy, frames(1), STATE), "small has no token of the state"),
         (lambda policy: knock_out(object(), frames(1)), "has no attention"),
         (lambda policy: edit_rationales(policy, frames(1), [SPOON]), "small acts before its rationale"),
+        (
+            lambda policy: edit_rationales(
+                VLAPolicy(policy.vla, "writer", "abc", "rationale_first"), frames(2), [SPOON]
+            ),
+            "1 other instructions for 2 frames",
+        ),
         (lambda _: edited("a", "verb", "", "", np.random.default_rng(0)), "unknown edit 'verb' -> choose"),
     ],
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.language import following
 from refinevla_kit.evaluation.records import COLUMNS, EpisodeRecord, load_records, parse_record
 from refinevla_kit.evaluation.run import evaluate
@@ -96,3 +97,12 @@ def test_an_evaluation_says_what_the_demonstrator_moved(tmp_path: Path) -> None:
     assert (pair.touched_first, pair.lifted_first, pair.ended_on) == ("carrot", "carrot", "towel")
     assert both.right_object and both.right_target and both.ended_on == "towel"
     assert all(each.right_object.rate == 1 for each in following([pair, both]))
+
+
+def test_following_counts_what_a_summary_counts() -> None:
+    scored = [ended(CARROT, number, "carrot", "plate", True) for number in range(6)]
+    moved = replace(scored[0], variant="camera_1", setting="variant_aggregation", lifted_first="")
+    (rates,) = following([*scored, moved])
+    assert rates.right_object.episodes == 6
+    with pytest.raises(KitError, match="mix checkpoint_hash"):
+        following([*scored, replace(scored[0], episode_id=9, checkpoint_hash="1" * 16)])

@@ -151,6 +151,9 @@ def test_an_encoding_that_returns_something_else_says_so() -> None:
     policy.round_trip = lambda actions: actions[:, :6]  # type: ignore[method-assign]
     with pytest.raises(KitError, match=r"tokens.round_trip made \(2, 6\) of actions \(2, 7\)"):
         preflight(policy, CARROT, episodes=1)
+    policy.round_trip = lambda actions: actions @ np.ones(3)  # type: ignore[method-assign]
+    with pytest.raises(KitError, match=r"tokens.round_trip failed \(matmul"):
+        preflight(policy, CARROT, episodes=np.arange(2))
     with pytest.raises(KitError, match="no episodes"):
         preflight(Tokens(*FINE), CARROT, episodes=[])
 

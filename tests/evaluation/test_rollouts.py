@@ -606,8 +606,22 @@ def test_two_answers_in_a_tuple_are_told_from_an_answer_and_something_else() -> 
             SimpleNamespace(act_batch=lambda images, instructions, found=found: found), images, ["go"] * 2
         )
         assert [read_answer(answer)[0].processed.tolist() for answer in answers] == rows.tolist()
-    with pytest.raises(KitError, match="both may be its action"):
-        ask(SimpleNamespace(act_batch=lambda images, instructions: (rows, rows)), images, ["go"] * 2)
+    for raw in (rows, rows.tolist()):
+        with pytest.raises(KitError, match="both may be its action"):
+            ask(
+                SimpleNamespace(act_batch=lambda images, instructions, raw=raw: (raw, raw)),
+                images,
+                ["go"] * 2,
+            )
+
+
+def test_the_end_is_said_for_the_answer_or_for_each_row() -> None:
+    for said, ends in ((True, True), ([0, 0, 1], True), ([1, 0, 0], False), ([[0], [0], [1]], True)):
+        actions = read_answer({"actions": np.zeros((3, 7)), "terminate_episode": said})
+        assert [action.terminate for action in actions] == [False, False, ends]
+    for said, ends in (([1, 0, 0], True), ([0, 1, 0], False)):  # RT-1's: over, going on, neither
+        (action,) = read_answer({"action": np.zeros(7), "terminate_episode": said})
+        assert action.terminate == ends
 
 
 class Unspeakable(Exception):
@@ -870,6 +884,10 @@ def test_episodes_that_are_there_are_not_filmed_and_that_is_said(tmp_path: Path,
 
 
 def test_a_folder_of_assets_is_the_same_however_it_is_written() -> None:
+    with pytest.raises(KitError, match=r"n=5 with episodes=None -> say episodes=5"):
+        plan(Ends(), CARROT, n=5)
+    with pytest.raises(KitError, match="photograph"):
+        plan(DemonstratorPolicy("google_robot"), ["google_robot_move_near", "open_drawer"], "dense", 2)
     keys = [plan(Ends(), CARROT, 1, assets=name).keys() for name in ("pack", "pack/", "./pack")]
     assert keys[0] == keys[1] == keys[2]
 

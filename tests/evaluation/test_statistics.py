@@ -16,7 +16,7 @@ from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation import intervals, statistics
 from refinevla_kit.evaluation.records import EpisodeRecord
 from refinevla_kit.evaluation.statistics import AVERAGE, PUBLISHED_AVERAGE, RULES, start_values, task_weights
-from refinevla_kit.tasks import GROUPS
+from refinevla_kit.tasks import ALL_TASKS, GROUPS, find_task, find_tasks
 from tests.evaluation.rows import row
 
 
@@ -317,3 +317,85 @@ def test_without_the_unchanged_scene_or_a_task_of_both_there_is_nothing_to_compa
     other = "widowx_spoon_on_towel"
     records = [row("a", 0, True), row("a", 0, True, task=other), row("b", 0, False)]
     assert {each.task for each in statistics.compare_each(records, "a", "b")} == {records[0].task}
+
+
+CANS = tuple(GROUPS["pick_coke_can"].tasks)
+APPLE = "google_robot_place_apple_in_closed_top_drawer"
+
+
+def won(policy: str, wins: int, episodes: int, *tasks: str) -> list[EpisodeRecord]:
+    """The first `wins` of all starts of the tasks, one task after the other."""
+    starts = [(task, number) for task in tasks for number in range(episodes)]
+    return [row(policy, number, place < wins, task=task) for place, (task, number) in enumerate(starts)]
+
+
+def test_the_test_weighs_episodes_as_the_difference_does() -> None:
+    """75 starts of one row and 27 of another, each half of the average: 20 gains of the first are less than
+    15 losses of the second.
+    """
+    a = [*won("a", 20, 25, *CANS), *won("a", 0, 27, APPLE)]
+    b = [*won("b", 0, 25, *CANS), *won("b", 15, 27, APPLE)]
+    comparison = statistics.compare([*a, *b], "a", "b")
+    assert comparison.difference == pytest.approx((20 / 75 - 15 / 27) / 2)
+    assert comparison.high < 0 and comparison.p_value < 0.1  # it was 0.5 when each start weighed the same
+    flips = np.random.default_rng(0).choice([-1, 1], (200_000, 35)) @ np.repeat([1 / 75, 1 / 27], [20, 15])
+    drawn = (np.abs(flips) >= 15 / 27 - 20 / 75 - 1e-9).mean()
+    assert comparison.p_value == pytest.approx(drawn, abs=0.002)
+
+
+def test_what_an_average_leaves_out_is_in_none_of_its_numbers() -> None:
+    tasks = [
+        task for group in ("pick_coke_can", "move_near", "open_close_drawer") for task in GROUPS[group].tasks
+    ]
+    records = [*won("a", 5, 9, *tasks), *won("b", 5, 9, *tasks)]
+    apple = [*won("a", 9, 9, APPLE), *won("b", 0, 9, APPLE)]
+    published = statistics.compare([*records, *apple], "a", "b", task=PUBLISHED_AVERAGE)
+    assert published == statistics.compare(records, "a", "b", task=PUBLISHED_AVERAGE)
+    assert published.p_value == 1.0
+    with pytest.raises(KitError, match="share no episode"):
+        statistics.compare(apple, "a", "b", task=PUBLISHED_AVERAGE)
+
+
+def test_a_comparison_does_not_look_at_other_policies() -> None:
+    said = [
+        row(policy, number, True, task="widowx_language_carrot_on_plate")
+        for policy in "ab"
+        for number in (0, 1)
+    ]
+    alone = statistics.compare_each(said, "a", "b")
+    assert statistics.compare_each([*said, row("c", 0, True)], "a", "b") == alone
+    assert statistics.compare([*said, row("a", 0, True)], "a", "b") == statistics.compare(said, "a", "b")
+
+
+def test_a_row_of_which_not_all_tasks_are_shared_is_no_row() -> None:
+    records = [*won("a", 9, 9, CANS[0]), *won("b", 0, 9, CANS[0])]
+    with pytest.raises(KitError, match=f"share only some tasks of pick_coke_can.* {CANS[1]} "):
+        statistics.compare(records, "a", "b", task="pick_coke_can")
+
+
+def test_what_the_sentence_does_not_decide_has_no_named_thing() -> None:
+    with pytest.raises(KitError, match="'named' is for tasks that the sentence decides"):
+        statistics.summarise([row("a", 0, True)], "named")
+    picked = replace(row("a", 0, True, task="google_robot_language_pick_apple"), lifted_first="apple")
+    assert statistics.succeeded(picked, "named")
+
+
+def test_two_settings_are_each_held_against_their_own_base() -> None:
+    plain = [row("a", number, number < 3) for number in range(6)]
+    varied = [
+        replace(row("a", number, number < 2, variant=variant), setting="variant_aggregation")
+        for variant in ("base", "table_1")
+        for number in range(6)
+    ]
+    (change,) = statistics.against_base([*plain, *varied], "a")
+    assert (change.a, change.difference) == ("table_1", 0.0)
+
+
+def test_a_task_of_ones_own_is_in_no_average_of_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = replace(find_task("widowx_carrot_on_plate"), name="my_carrot")
+    monkeypatch.setitem(ALL_TASKS, own.name, own)
+    assert own not in find_tasks("widowx") and find_tasks("my_carrot") == (own,)
+    assert find_tasks("widowx_carrot_on_plate") == (find_task("widowx_carrot_on_plate"),)
+    records = [row("a", 0, False), row("a", 0, True, task=own.name)]
+    scores = {score.task: score.rate.rate for score in statistics.summarise(records)}
+    assert scores == {"widowx_carrot_on_plate": 0.0, "my_carrot": 1.0, AVERAGE: 0.0}

@@ -39,6 +39,7 @@ from refinevla_kit.policies import remote
 from refinevla_kit.policies.contract import Action, Array
 from refinevla_kit.policies.remote import RemotePolicy, pack, serve, unpack
 from refinevla_kit.policies.vla_policy import load_policy
+from refinevla_kit.rollouts.players import DemonstratorPolicy
 from refinevla_kit.settings import REPOSITORY
 
 CARROT = "widowx_carrot_on_plate"
@@ -249,16 +250,13 @@ def test_an_openpi_server_drops_in() -> None:
             "server_timing": {"infer_ms": 1.0},
         }
 
+    def wrist(image: Array, text: str) -> dict[str, Any]:
+        return {"observation/wrist_image": image, "prompt": text}
+
     with answering(infer, infer, infer, metadata={"action_horizon": 10}) as url:
         with pytest.raises(KitError, match="says no name"):
             RemotePolicy(url)
-        policy = RemotePolicy(
-            url,
-            name="pi0",
-            conventions=WIDOWX,
-            execute=3,
-            observation=lambda image, text: {"observation/wrist_image": image, "prompt": text},
-        )
+        policy = RemotePolicy(url, name="pi0", conventions=WIDOWX, execute=3, observation=wrist)
         assert not hasattr(policy, "act_batch"), "the rest of a chunk is remembered"
         policy.reset("put carrot on plate")
         assert [policy.act(IMAGE).processed[0] for _ in range(4)] == [100, 107, 114, 200]
@@ -456,6 +454,33 @@ def test_every_array_of_an_answer_has_a_row_an_action_as_openpis_chunk_broker_ta
         assert (action.normalised.tolist(), action.tokens.tolist()) == ([0.5] * 7, [0, 1, 2])
 
 
+def test_of_an_answer_with_several_actions_is_said_how_many_are_executed() -> None:
+    """Whether it is over holds after the last of them, not after those that are executed."""
+
+    class Chunks:
+        name = "chunks"
+
+        def act_batch(self, images: Array, instructions: list[str]) -> list[Any]:
+            return [{"actions": np.zeros((3, 7)), "terminate": True} for _ in images]
+
+    for execute, ends in ((1, [False, False]), (2, [False, False]), (3, [False, False, True])):
+        with served(Chunks()) as client:
+            policy = RemotePolicy(client.url, timeout=20, execute=execute)  # type: ignore[attr-defined]
+            policy.reset("go")
+            assert [policy.act(IMAGE).terminate for _ in ends] == ends
+            assert hasattr(policy, "act_batch") == (execute == 1)
+    with served(Chunks()) as client:
+        policy = RemotePolicy(client.url, timeout=20)  # type: ignore[attr-defined]
+        policy.reset("go")
+        with pytest.raises(KitError, match=r"3 actions at a time -> say how many.*execute=3"):
+            policy.act(IMAGE)
+
+
+def test_what_reads_the_simulators_state_is_not_served() -> None:
+    with pytest.raises(KitError, match="demonstrator reads the simulator's state"):
+        remote.serve(DemonstratorPolicy())
+
+
 def test_a_prompt_of_bytes_is_text_and_what_has_no_name_or_hash_is_served() -> None:
     class Nameless:
         name = checkpoint_hash = None
@@ -502,6 +527,7 @@ def test_a_second_openpi_client_of_a_policy_that_remembers_is_told_why_and_distu
         (b"\xc1 not msgpack", "cannot be read"),
         ("words", "cannot be read|without 'prompt'"),
         (pack([1, 2]), "without 'prompt', but a list"),
+        (pack({"prompt": None, "observation/image": IMAGE}), "whose 'prompt' is None"),
         (pack({"observation/image": IMAGE}), "without 'prompt', but 'observation/image'"),
         (
             pack({"prompt": "go", "image": IMAGE}),
@@ -527,6 +553,7 @@ def test_a_second_openpi_client_of_a_policy_that_remembers_is_told_why_and_distu
         "noise",
         "words",
         "list",
+        "prompt of nothing",
         "no prompt",
         "other keys",
         "float",
@@ -571,6 +598,8 @@ def test_what_the_client_makes_of_answers_is_in_its_identity() -> None:
             for options in ({}, {"execute": 2}, {"execute": 5}, {"observation": wrist})
         ]
         assert hashes[:3] == ["abc", "abc+execute=2", "abc+execute=5"] and hashes[3].endswith("wrist")
+        with pytest.raises(KitError, match="is a lambda"):
+            RemotePolicy(url, 20, observation=lambda image, instruction: {})
         for execute in (0, -1, True, 1.5):
             with pytest.raises(KitError, match="execute is"):
                 RemotePolicy(url, 20, execute=execute)  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.simulator import make, maniskill
+from refinevla_kit.simulator import make, maniskill, picture_size
 from refinevla_kit.simulator.contract import Simulator
 from refinevla_kit.simulator.demonstrator import Demonstrator
 from refinevla_kit.simulator.geometry import project, start_pose
@@ -184,6 +185,20 @@ def test_a_bad_action_is_one_clear_line(carrot: Simulator, action: np.ndarray) -
 def test_an_episode_outside_the_grid_names_the_range(carrot: Simulator) -> None:
     with pytest.raises(KitError, match="choose 0 to 23"):
         carrot.reset(24)
+
+
+def test_one_side_of_the_picture_gives_the_other() -> None:
+    assert picture_size("widowx", 320) == (320, 240) and picture_size("widowx", height=120) == (160, 120)
+    for size in ({"width": "640"}, {"width": -5}, {"height": 0}, {"height": 1.5}):
+        with pytest.raises(KitError, match="give a whole number"):
+            make("widowx_carrot_on_plate", **size)
+
+
+def test_a_task_of_ones_own_has_the_starts_of_its_grid() -> None:
+    own = replace(find_task("widowx_carrot_on_plate"), name="my_carrot")
+    with pytest.raises(KitError, match="my_carrot has no starts between those of its grid"):
+        start_pose(own, "dense", 0, 0)
+    assert start_pose(own, "grid", 3, 0) == 3
 
 
 def test_an_unknown_task_names_the_known_ones() -> None:

@@ -1,5 +1,7 @@
 """Training from stored states is the same training, and states of anything else are refused."""
 
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,9 +24,12 @@ from refinevla_kit.training.examples import Examples, join
 from refinevla_kit.training.freezing import UpperLayers, freeze_lower
 from refinevla_kit.training.loop import TrainingConfig, fine_tune, validate
 from refinevla_kit.training.objective import Losses, WholeModel, forward, make_batch, tower_tokens
+from refinevla_kit.training.resume import identity_of
+from refinevla_kit.vlas import load_vla
 from refinevla_kit.vlas.action_tokens import UniformBins
 from refinevla_kit.vlas.compact import CompactConfig, CompactVLA, build
 from refinevla_kit.vlas.compact_parts import train_vocabulary
+from tests.vlas.reference import FOLDER
 
 SMALL = CompactConfig(layers=3, hidden=64, heads=2, feedforward=96, channels=16)
 CONFIG = TrainingConfig(
@@ -207,10 +212,37 @@ def test_a_cache_of_something_else_is_made_anew_and_says_what_differs(
         vla.model.lm_head.weight += 1  # above the boundary: no matter
     open_or_write(vla, examples, CONFIG, tmp_path)
     assert not capsys.readouterr().out
+    assert cache_key(vla, examples, CONFIG) == cache_key(
+        vla, replace(examples, episodes=examples.episodes[::-1]), CONFIG
+    ), "a plan of one step does not ask where an episode ends"
     cache_path(tmp_path, CONFIG).rename(cache_path(tmp_path, replace(CONFIG, freeze_layers=1)))
     with pytest.raises(KitError, match=r"was made with other .*freeze depth.* -> delete that folder"):
         wanted = replace(CONFIG, freeze_layers=1)
         open_cache(cache_path(tmp_path, wanted), cache_key(vla, examples, wanted))
+
+
+@pytest.mark.parametrize("model", ["spatialvla", "openvla"])
+def test_what_a_released_model_does_with_pictures_and_plans_is_part_of_the_key(
+    model: str, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(FOLDER / model, tmp_path / model))
+    file = folder / ("processor_config.json" if model == "spatialvla" else "preprocessor_config.json")
+    examples = some(6)
+    before, begun = load_vla(folder), load_vla(folder)
+    key = cache_key(before, examples, CONFIG)
+    assert cache_key(begun, examples, CONFIG) == key
+    changed = json.loads(file.read_text())
+    for name in ("intrinsic_config", "means"):
+        if name in changed:
+            changed[name] = json.loads(json.dumps(changed[name]).replace("0.", "0.1"))
+    file.write_text(json.dumps(changed))
+    other = load_vla(folder)
+    assert [name for name in key if cache_key(other, examples, CONFIG)[name] != key[name]] == ["settings"]
+    counts = {"training": 6}
+    assert identity_of(before, examples, CONFIG, counts) != identity_of(other, examples, CONFIG, counts)
+    moved = replace(examples, episodes=examples.episodes[::-1])
+    found = [name for name in key if cache_key(before, moved, CONFIG)[name] != key[name]]
+    assert found == (["episodes"] if before.chunk > 1 else [])
 
 
 def test_a_cache_above_the_limit_names_both_sizes_and_writes_nothing(tmp_path: Path) -> None:

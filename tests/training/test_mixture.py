@@ -108,6 +108,8 @@ def test_a_run_on_two_cameras_is_the_same_after_a_stop(tmp_path: Path) -> None:
         fine_tune(stopped, mixed, CONFIG, tmp_path / "parts", "parts", progress=False, watch=stop)
     fine_tune(again, mixed, CONFIG, tmp_path / "parts", "parts", progress=False)
     assert weights(again) == weights(whole)
+    looked = replace(CONFIG, steps=6, collapse_grace=1, validate_every=2, save_every=0)
+    fine_tune(vla(), mixed, looked, tmp_path / "looked", "looked", progress=False)  # a collapse is looked for
     with pytest.raises(KitError, match="pictures of 2 sizes"):
         mix([load_examples(tmp_path / "first"), load_examples(tmp_path / "wide")], [1, 1])
 
@@ -118,6 +120,8 @@ def test_others_take_their_share_of_the_first(tmp_path: Path) -> None:
     mixed = with_others(first, {str(other): 0.25})
     assert mixed.shares == (0.75, 0.25) and len(mixed) == 2 * len(first)
     assert with_others(first, {}) is first
+    streamed = load_examples(tmp_path / "first", stream=True)
+    assert with_others(streamed, {str(other): 0.25}).shares == mixed.shares
     with pytest.raises(KitError, match=r"take 1 of each step -> leave something for the first dataset"):
         with_others(first, {str(other): 1.0})
     with pytest.raises(KitError, match="is not a folder"):

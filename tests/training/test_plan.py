@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -195,3 +196,18 @@ def test_of_a_model_of_the_hub_its_sizes_alone_are_downloaded(monkeypatch: pytes
     monkeypatch.setattr("refinevla_kit.hub.download", download)
     assert len(skeleton_of("somebody/openvla").layers) == 3
     assert asked == [("somebody/openvla", ("config.json",))]
+
+
+@pytest.mark.parametrize(
+    "numbers", [(0.0, None), (-5.0, None), (math.inf, None), (None, -3.0), (None, math.nan)]
+)
+def test_speed_and_price_are_above_zero(numbers: tuple[float | None, float | None]) -> None:
+    with pytest.raises(KitError, match=r"(tflops|price) is .* -> give a number above 0"):
+        parse_gpus("1x80", *numbers)
+
+
+@pytest.mark.parametrize("kind", ["spatialvla", "openvla"])
+def test_sizes_that_make_no_model_are_one_line(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    with pytest.raises(KitError, match=f"its config.json makes no {kind}"):
+        skeleton_of(tmp_path)

@@ -24,10 +24,12 @@ from safetensors.torch import load_file, save_file
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.policies import load_policy
+from refinevla_kit.policies.vla_policy import VLAPolicy
 from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.training.config import TrainingConfig
 from refinevla_kit.training.policy_run import train_policy
 from refinevla_kit.vlas import load_vla
+from refinevla_kit.vlas.openvla import to_square
 from tests.training.launched import noise
 from tests.vlas.reference import FOLDER
 
@@ -64,6 +66,32 @@ def test_another_model(copy: Path) -> None:
 def test_no_model_at_all(tmp_path: Path) -> None:
     refused(tmp_path / "nowhere", "there is no checkpoint")
     refused(tmp_path, "has no config.json")
+
+
+def test_odd_settings_of_any_kind(copy: Path) -> None:
+    content = json.loads((copy / "config.json").read_text())
+    edited(copy / "config.json", text_config=content["text_config"] | {"num_attention_heads": 3})
+    refused(copy, "is damaged")
+
+
+def test_adapters_that_name_their_own_folder(copy: Path) -> None:
+    (copy / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(copy)}))
+    refused(copy, "name their own folder as their base")
+
+
+def test_pictures_that_are_none_of_rgb() -> None:
+    for picture in (np.zeros((50, 80), np.uint8), np.zeros((50, 80, 4), np.uint8), np.ones((50, 80, 3))):
+        for strategy in ("letterbox", "resize-crop", "resize-naive"):
+            with pytest.raises(KitError, match="a picture is"):
+                to_square(picture, (56, 56), strategy, (1, 2, 3))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_sentence_that_spells_a_mark_of_the_model_is_acted_on(model: str) -> None:
+    policy = VLAPolicy(load_vla(FOLDER / model), model)
+    picture = np.zeros((64, 64, 3), np.uint8)
+    (action,) = policy.decide([picture], ["put the <image> on the <pad> plate"])
+    assert np.isfinite(action.processed).all()
 
 
 def test_an_unknown_statistics_key_is_told_the_known_ones(copy: Path) -> None:

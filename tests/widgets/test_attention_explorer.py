@@ -104,6 +104,14 @@ def test_what_another_method_computed_is_not_called_attention() -> None:
     assert any(text.startswith("share of grad_cam") for text in texts)
 
 
+def test_controls_are_numbers_in_their_range(explorer: AttentionExplorer) -> None:
+    for values in ({"opacity": 5}, {"opacity": "x"}, {"layer": "2"}, {"layer": 99}):
+        before = dict(explorer.choice)
+        with pytest.raises(KitError, match=r"opacity is|layer is"):
+            explorer.choose(**values)
+        assert explorer.choice == before
+
+
 def test_a_shorter_episode_holds_the_step(explorer: AttentionExplorer) -> None:
     explorer.choose(step=2)
     explorer.choose(episode=4)  # has two frames
@@ -168,7 +176,7 @@ def test_a_frame_that_cannot_be_shown_says_so_and_the_others_are() -> None:
     ("choice", "says"),
     [
         ({"step": 3}, "unknown frame 3 -> choose 0 to 2"),
-        ({"layer": 4}, "unknown layer 4"),
+        ({"layer": 4}, "layer is 4"),
         ({"head": 3}, "unknown head 3"),
         ({"episode": 7}, "unknown episode 7"),
         ({"query": "word:spoon:1"}, "choose one of word:The:1"),
@@ -193,7 +201,7 @@ def test_what_cannot_be_chosen_is_said(
         ({}, None, "nothing to explore"),
         (list(CAPTURES.values()), None, "captures are given as list -> give a mapping"),
         ({"a": CAPTURES["action_only"][:2]}, None, "2 captures of a for 5 frames"),
-        (CAPTURES, 4, "choose 1 to 3"),
+        (CAPTURES, 4, "whole number from 1 to 3"),
     ],
 )
 def test_what_does_not_fit_is_refused(
