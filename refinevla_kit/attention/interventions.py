@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -162,7 +163,8 @@ def knock_out(
                 for drawn in (None, seed + number):
                     changed = run.without(Knockout(role, by, tuple(band), drawn))
                     distance = divergence(plain, changed)
-                    rows.append((*_owner(policy, frame), role, by, _named(band), drawn is not None, distance))
+                    shown = f"{band[0]}-{band[-1]}" if len(band) > 1 else str(band[0])
+                    rows.append((*_owner(policy, frame), role, by, shown, drawn is not None, distance))
     columns = [*OWNER, "read", "by", "layers", "control", "divergence"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -203,10 +205,10 @@ def patch(
     sentences = dict.fromkeys(frame.instruction for frame in frames)
     for frame, other in zip(frames, others, strict=True):
         run = _Run.of(policy, frame)
-        receiver, plain = run.told(other), run.chances()
+        receiver, plain = replace(run, instruction=other), run.chances()
         apart = divergence(plain, receiver.chances())
         thirds = [sentence for sentence in sentences if sentence not in (frame.instruction, other)]
-        strangers = [(True, run.told(sentence)) for sentence in thirds[:1]]
+        strangers = [(True, replace(run, instruction=sentence)) for sentence in thirds[:1]]
         for control, donor in ((False, run), *strangers):
             states = donor.states()
             for place in places:
@@ -263,7 +265,8 @@ def edit_rationales(
             if edit != "empty" and changed != text:
                 texts.append((True, _scrambled(text, words, rng)))
             for control, said in texts:
-                distance = divergence(plain, run.after(said).chances())
+                told = replace(run, action=replace(run.action, rationale=said))
+                distance = divergence(plain, told.chances())
                 rows.append((*_owner(policy, frame), edit, control, words if said != text else 0, distance))
     return pd.DataFrame(rows, columns=[*OWNER, "edit", "control", "words", "divergence"])
 
@@ -377,7 +380,6 @@ class _Run:
     policy: VLAPolicy
     instruction: str
     words: Tensor  # 1, image_tokens, d
-    sequence: TokenSequence
     action: Action
 
     @classmethod
@@ -385,19 +387,14 @@ class _Run:
         """With the policy's own answer."""
         image, own, vla = np.asarray(frame.image)[None], state_batch(frame), policy.vla
         (action,) = policy.decide(image, [frame.instruction], own)
-        sequence = _answered(policy, frame.instruction, action)
         words = vla.see(vla.pixel_values(image), vla.states(own))
-        return cls(policy, frame.instruction, words, sequence, action)
+        return cls(policy, frame.instruction, words, action)
 
-    def told(self, instruction: str) -> _Run:
-        """The same picture and answer after another instruction."""
-        sequence = _answered(self.policy, instruction, self.action)
-        return replace(self, instruction=instruction, sequence=sequence)
-
-    def after(self, rationale: str) -> _Run:
-        """The same, with another text before the action."""
-        action = replace(self.action, rationale=rationale)
-        return replace(self, sequence=_answered(self.policy, self.instruction, action))
+    @cached_property
+    def sequence(self) -> TokenSequence:
+        """What is fed."""
+        action = self.action
+        return token_sequence(self.policy, self.instruction, action.tokens.tolist(), action.rationale)
 
     @property
     def ids(self) -> Tensor:
@@ -428,10 +425,6 @@ class _Run:
 
         forward_pass(self.policy, self.words, [self.sequence], keep)
         return kept
-
-
-def _answered(policy: VLAPolicy, instruction: str, action: Action) -> TokenSequence:
-    return token_sequence(policy, instruction, action.tokens.tolist(), action.rationale)
 
 
 def _put(layer: int, at: Array, states: Tensor) -> Edit:
@@ -471,7 +464,3 @@ def _owner(policy: VLAPolicy, frame: Moment) -> Iterator[Any]:
     known = isinstance(frame, Frame)
     yield from (policy.name, policy.checkpoint_hash)
     yield from (getattr(frame, name) if known else "" for name in OWNER[2:])
-
-
-def _named(band: Layers) -> str:
-    return f"{band[0]}-{band[-1]}" if len(band) > 1 else str(band[0])
