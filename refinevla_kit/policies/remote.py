@@ -38,6 +38,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from http import HTTPStatus
 from math import ceil
 from typing import Any
@@ -313,8 +314,7 @@ def _text(value: Any) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
-def _announce(url: str) -> None:
-    print(f"serving at {url}", flush=True)
+_announce = partial(print, "serving at", flush=True)
 
 
 def serve(
