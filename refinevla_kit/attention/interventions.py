@@ -324,7 +324,6 @@ def probe(
     labels: Sequence[str],
     episodes: Sequence[Any],
     folds: int = 5,
-    ridge: float = 1.0,
     seed: int = 0,
 ) -> pd.DataFrame:
     """How well a label is read from states by a linear map (ridge regression on one column a label), tried on
@@ -335,7 +334,6 @@ def probe(
         labels: one a frame.
         episodes: what tells the frames' episodes apart; all of one are in one part.
         folds: parts, each tried once.
-        ridge: penalty, for states scaled to unit variance.
         seed: of the parts and of the shuffled labels.
 
     Returns:
@@ -360,7 +358,7 @@ def probe(
             said = np.empty_like(target)
             for fold in range(folds):
                 new = part == fold
-                said[new] = _read(states[~new, layer], wanted[~new], states[new, layer], len(names), ridge)
+                said[new] = _read(states[~new, layer], wanted[~new], states[new, layer], len(names))
             right = pd.Series(said == wanted, dtype=float).groupby(owner).mean()
             rows.append((layer, control, *mean_with_interval(right), len(right), commonest))
     columns = ["layer", "control", "accuracy", "low", "high", "episodes", "commonest"]
@@ -448,14 +446,16 @@ def _as_many(hidden: Tensor, readers: Tensor, prefix: int, seed: int) -> Tensor:
     return drawn
 
 
-def _read(states: Array, target: Array, new: Array, labels: int, ridge: float) -> Array:
-    """The label that a ridge regression fitted to `states` (n, d) reads from `new` (m, d)."""
+def _read(states: Array, target: Array, new: Array, labels: int) -> Array:
+    """The label that a ridge regression fitted to `states` (n, d) reads from `new` (m, d), with a penalty of
+    1 for states scaled to unit variance.
+    """
     mean, scale = states.mean(0), states.std(0) + 1e-6
     known, asked = (states - mean) / scale, (new - mean) / scale
     columns = np.eye(labels)[target]
     prior = columns.mean(0)
     # as many equations as frames: decoders are wider than there are frames
-    weights = np.linalg.solve(known @ known.T + ridge * np.eye(len(known)), columns - prior)
+    weights = np.linalg.solve(known @ known.T + np.eye(len(known)), columns - prior)
     scores: Array = asked @ (known.T @ weights) + prior
     return scores.argmax(1)
 

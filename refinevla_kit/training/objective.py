@@ -146,10 +146,9 @@ def forward(model: Any, vla: VLA, batch: Batch, config: TrainingConfig) -> Losse
         batch: what it sees.
         config: how the reasoning loss is weighed.
     """
-    logits = model(batch)
-    kinds = batch.sequences.kinds[:, -logits.shape[1] :][:, 1:]
-    action, reasoning, *compared = objective(logits, batch.sequences, config.texts_alike)
-    action_logits, action_target = compared
+    logits, sequences = model(batch), batch.sequences
+    kinds = sequences.kinds[:, -logits.shape[1] :][:, 1:]
+    action, reasoning, action_logits, action_target = objective(logits, sequences, config.texts_alike)
     with torch.no_grad():
         accuracy = (action_logits.argmax(-1) == action_target).float().mean()
         spoken = vla.is_action(action_target)
