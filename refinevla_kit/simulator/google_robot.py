@@ -91,9 +91,9 @@ class GoogleRobotSimulator(ManiSkillSimulator):
                 f"episode {episode} is outside the grid of {self.task.name} in {self.protocol.setting}",
                 f"choose 0 to {len(starts) - 1}",
             )
-        environment, start = self._env, episode if isinstance(episode, Start) else starts[episode]
-        environment.start, environment.seed = start, (SIMPLER_SEED + seed) % 2**32
-        environment.reset(seed=seed, options={"reconfigure": True})
+        start = episode if isinstance(episode, Start) else starts[episode]
+        self._env.start, self._env.seed = start, (SIMPLER_SEED + seed) % 2**32
+        self._env.reset(seed=seed, options={"reconfigure": True})
         self._photograph = self._background(start)
         self._steps = 0
         self._ids = self._segmentation_ids()
