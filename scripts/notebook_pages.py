@@ -40,7 +40,8 @@ pre { overflow-x: auto; padding: 0.6em; font-size: 13px; line-height: 1.35; }
 .highlight pre { background: var(--code); border-left: 3px solid #0072b2; }
 .jp-InputPrompt, .jp-OutputPrompt, .prompt, .anchor-link { display: none; }
 img { max-width: 100%; }
-table { border: 0; margin-bottom: 1em; border-collapse: collapse; display: block; overflow-x: auto; font-size: 13px; }
+table { border: 0; border-collapse: collapse; display: block; overflow-x: auto; }
+table { margin-bottom: 1em; font-size: 13px; }
 td, th { border: 0; border-bottom: 1px solid var(--line); padding: 0.2em 0.6em; text-align: right; }
 """
 LARGEST = 1_000_000  # characters of a film or a table

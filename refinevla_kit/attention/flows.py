@@ -118,14 +118,25 @@ class Answer:
     details: dict[str, Any]
 
 
-def raw(question: Question, layer: int | None = None, head: int = 0, exclude: Sequence[str] = ()) -> Answer:
-    """One layer's and head's attention, both from 0; `layer` None is `upper_middle`."""
-    return _of_layer(question, layer, head, exclude)
+def raw(
+    question: Question, layer: int | None = None, head: int | None = 0, exclude: Sequence[str] = ()
+) -> Answer:
+    """One layer's and head's attention, both from 0; `layer` None is `upper_middle`, `head` None the mean."""
+    rows = _rows(question)  # layers, heads, N
+    layer = upper_middle(len(rows)) if layer is None else checked_integer(layer, "layer", 0, len(rows) - 1)
+    if head is None:
+        row = rows[layer].mean(0)
+    else:
+        row = rows[layer, checked_integer(head, "head", 0, rows.shape[1] - 1)]
+    kept = _without(torch.from_numpy(row), question.excluded(exclude)).numpy()
+    answer = _answer(question, kept, exclude, row)
+    answer.details.update({"layer": layer} if head is None else {"layer": layer, "head": head})
+    return answer
 
 
 def head_mean(question: Question, layer: int | None = None, exclude: Sequence[str] = ()) -> Answer:
     """One layer's attention, mean over heads."""
-    return _of_layer(question, layer, None, exclude)
+    return raw(question, layer, None, exclude)
 
 
 def top_k(question: Question, k: int = 3, layers: Sequence[int] | None = None) -> Answer:
@@ -208,19 +219,6 @@ def relevance(question: Question, exclude: Sequence[str] = ()) -> Answer:
         flow = flow + moved @ flow
     row = question.row(flow - one).numpy()
     return _answer(question, row, exclude, row / max(float(row.sum()), 1e-300))
-
-
-def _of_layer(question: Question, layer: int | None, head: int | None, exclude: Sequence[str]) -> Answer:
-    rows = _rows(question)  # layers, heads, N
-    layer = upper_middle(len(rows)) if layer is None else checked_integer(layer, "layer", 0, len(rows) - 1)
-    if head is None:
-        row = rows[layer].mean(0)
-    else:
-        row = rows[layer, checked_integer(head, "head", 0, rows.shape[1] - 1)]
-    kept = _without(torch.from_numpy(row), question.excluded(exclude)).numpy()
-    answer = _answer(question, kept, exclude, row)
-    answer.details.update({"layer": layer} if head is None else {"layer": layer, "head": head})
-    return answer
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -167,7 +168,8 @@ def knock_out(
                 for drawn in (None, seed + number):
                     changed = run.without(Knockout(role, by, tuple(band), drawn))
                     distance = divergence(plain, changed)
-                    rows.append((*_owner(policy, frame), role, by, _named(band), drawn is not None, distance))
+                    shown = f"{band[0]}-{band[-1]}" if len(band) > 1 else str(band[0])
+                    rows.append((*_owner(policy, frame), role, by, shown, drawn is not None, distance))
     columns = [*OWNER, "read", "by", "layers", "control", "divergence"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -208,10 +210,10 @@ def patch(
     sentences = dict.fromkeys(frame.instruction for frame in frames)
     for frame, other in zip(frames, others, strict=True):
         run = _Run.of(policy, frame)
-        receiver, plain = run.told(other), run.chances()
+        receiver, plain = replace(run, instruction=other), run.chances()
         apart = divergence(plain, receiver.chances())
         thirds = [sentence for sentence in sentences if sentence not in (frame.instruction, other)]
-        strangers = [(True, run.told(sentence)) for sentence in thirds[:1]]
+        strangers = [(True, replace(run, instruction=sentence)) for sentence in thirds[:1]]
         for control, donor in ((False, run), *strangers):
             states = donor.states()
             for place in places:
@@ -269,7 +271,8 @@ def edit_rationales(
             if edit != "empty" and changed != text:
                 texts.append((True, _scrambled(text, words, rng)))
             for control, said in texts:
-                distance = divergence(plain, run.after(said).chances())
+                told = replace(run, action=replace(run.action, rationale=said))
+                distance = divergence(plain, told.chances())
                 rows.append((*_owner(policy, frame), edit, control, words if said != text else 0, distance))
     return pd.DataFrame(rows, columns=[*OWNER, "edit", "control", "words", "divergence"])
 
@@ -338,7 +341,6 @@ def probe(
     labels: Sequence[str],
     episodes: Sequence[Any],
     folds: int = 5,
-    ridge: float = 1.0,
     seed: int = 0,
 ) -> pd.DataFrame:
     """How well a label is read from states by a linear map (ridge regression on one column a label), tried on
@@ -349,7 +351,6 @@ def probe(
         labels: one a frame.
         episodes: what tells the frames' episodes apart; all of one are in one part.
         folds: parts, each tried once.
-        ridge: penalty, for states scaled to unit variance.
         seed: of the parts and of the shuffled labels.
 
     Returns:
@@ -376,7 +377,7 @@ def probe(
             said = np.empty_like(target)
             for fold in range(folds):
                 new = part == fold
-                said[new] = _read(states[~new, layer], wanted[~new], states[new, layer], len(names), ridge)
+                said[new] = _read(states[~new, layer], wanted[~new], states[new, layer], len(names))
             right = pd.Series(said == wanted, dtype=float).groupby(owner).mean()
             rows.append((layer, control, *mean_with_interval(right), len(right), commonest))
     columns = ["layer", "control", "accuracy", "low", "high", "episodes", "commonest"]
@@ -396,7 +397,6 @@ class _Run:
     policy: VLAPolicy
     instruction: str
     words: Tensor  # 1, image_tokens, d
-    sequence: TokenSequence
     action: Action
 
     @classmethod
@@ -404,19 +404,14 @@ class _Run:
         """With the policy's own answer."""
         image, own, vla = np.asarray(frame.image)[None], state_batch(frame), policy.vla
         (action,) = policy.decide(image, [frame.instruction], own)
-        sequence = _answered(policy, frame.instruction, action)
         words = vla.see(vla.pixel_values(image), vla.states(own))
-        return cls(policy, frame.instruction, words, sequence, action)
+        return cls(policy, frame.instruction, words, action)
 
-    def told(self, instruction: str) -> _Run:
-        """The same picture and answer after another instruction."""
-        sequence = _answered(self.policy, instruction, self.action)
-        return replace(self, instruction=instruction, sequence=sequence)
-
-    def after(self, rationale: str) -> _Run:
-        """The same, with another text before the action."""
-        action = replace(self.action, rationale=rationale)
-        return replace(self, sequence=_answered(self.policy, self.instruction, action))
+    @cached_property
+    def sequence(self) -> TokenSequence:
+        """What is fed."""
+        action = self.action
+        return token_sequence(self.policy, self.instruction, action.tokens.tolist(), action.rationale)
 
     @property
     def ids(self) -> Tensor:
@@ -450,10 +445,6 @@ class _Run:
         return kept
 
 
-def _answered(policy: VLAPolicy, instruction: str, action: Action) -> TokenSequence:
-    return token_sequence(policy, instruction, action.tokens.tolist(), action.rationale)
-
-
 def _put(layer: int, at: Array, states: Tensor) -> Edit:
     def edit(number: int, words: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if number == layer:
@@ -481,14 +472,16 @@ def _as_many(hidden: Tensor, readers: Tensor, real: Tensor, seed: int) -> Tensor
     return drawn
 
 
-def _read(states: Array, target: Array, new: Array, labels: int, ridge: float) -> Array:
-    """The label that a ridge regression fitted to `states` (n, d) reads from `new` (m, d)."""
+def _read(states: Array, target: Array, new: Array, labels: int) -> Array:
+    """The label that a ridge regression fitted to `states` (n, d) reads from `new` (m, d), with a penalty of
+    1 for states scaled to unit variance.
+    """
     mean, scale = states.mean(0), states.std(0) + 1e-6
     known, asked = (states - mean) / scale, (new - mean) / scale
     columns = np.eye(labels)[target]
     prior = columns.mean(0)
     # as many equations as frames: decoders are wider than there are frames
-    weights = np.linalg.solve(known @ known.T + ridge * np.eye(len(known)), columns - prior)
+    weights = np.linalg.solve(known @ known.T + np.eye(len(known)), columns - prior)
     scores: Array = asked @ (known.T @ weights) + prior
     return scores.argmax(1)
 
@@ -497,7 +490,3 @@ def _owner(policy: VLAPolicy, frame: Moment) -> Iterator[Any]:
     known = isinstance(frame, Frame)
     yield from (policy.name, policy.checkpoint_hash)
     yield from (getattr(frame, name) if known else "" for name in OWNER[2:])
-
-
-def _named(band: Layers) -> str:
-    return f"{band[0]}-{band[-1]}" if len(band) > 1 else str(band[0])

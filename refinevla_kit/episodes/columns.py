@@ -8,11 +8,11 @@ import math
 import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from refinevla_kit.episodes.contract import ACTION_NAMES
 from refinevla_kit.episodes.meta import as_number
@@ -29,9 +29,17 @@ STEP, REACH = 0.2, 2.0
 OPEN_X = ("widowx", "google_robot")
 
 
-@dataclass(frozen=True)
 class Columns:
     """Features by what the kit needs them for.
+
+    Args:
+        features: of an info.json: name -> description, as LeRobot writes them.
+        given: a feature each for some of `ROLES`, which is then taken.
+        camera: the camera to show, or a part of its name that no other has.
+        where: the dataset, for messages.
+
+    Raises:
+        KitError: nothing is the action, several may be, or what is given is not there.
 
     Attributes:
         action: the feature of the action.
@@ -42,60 +50,40 @@ class Columns:
         kept: those of `cameras` whose pictures lie in the tables.
     """
 
-    action: str
-    state: str
-    instruction: str
-    cameras: tuple[str, ...]
-    camera: str
-    kept: tuple[str, ...]
-
-
-def find_columns(features: Any, given: Mapping[str, str] | None, camera: str | None, where: str) -> Columns:
-    """Map the `features` of an info.json.
-
-    Args:
-        features: name -> description, as LeRobot writes them.
-        given: a feature each for some of `ROLES`, which is then taken.
-        camera: the camera to show, or a part of its name that no other has.
-        where: the dataset, for messages.
-
-    Raises:
-        KitError: nothing is the action, several may be, or what is given is not there.
-    """
-    if not isinstance(features, dict) or not all(isinstance(feature, dict) for feature in features.values()):
-        what = f"{where}/meta/info.json has no table of features"
-        raise KitError(what, "write there what each column is, as LeRobot does ('features')")
-    if given is not None and not isinstance(given, Mapping):
-        raise KitError(
-            f"columns={given!r} is no mapping", "write columns={'action': 'the name of its feature'}"
-        )
-    dtypes = {name: str(feature.get("dtype")) for name, feature in features.items()}
-    given = dict(given or {})
-    for role, name in given.items():
-        check_choice("role of a column", role, ROLES)
-        if name == "" and role == "state":
-            continue
-        check_choice("feature", name, features)
-        if not _may_be(role, dtypes[name]):
-            what = f"the feature {name!r} of {where} is {dtypes[name]}, which is no {role}"
-            raise KitError(what, f"name another for columns={{{role!r}: ...}}")
-    vectors = [name for name, dtype in dtypes.items() if re.match(r"float|int|uint", dtype)]
-    texts = [name for name in SENTENCES if dtypes.get(name) in ("string", "str")]
-    depths = {name for name in features if _is_depth(name, features[name])}
-    pictures = [name for name, dtype in dtypes.items() if dtype in ("video", "image")]
-    cameras = tuple(sorted(pictures, key=lambda name: (name in depths, name)))
-    if camera:
-        shown = _camera(cameras, camera, where)
-    else:
-        shown = next((name for name in cameras if name not in depths), "")
-    return Columns(
-        given["action"] if "action" in given else _action(vectors, features, where),
-        given["state"] if "state" in given else _state(vectors),
-        given.get("instruction") or ("task_index" if "task_index" in features or not texts else texts[0]),
-        cameras,
-        shown,
-        tuple(name for name in cameras if dtypes[name] == "image"),
-    )
+    def __init__(
+        self, features: Any, given: Mapping[str, str] | None, camera: str | None, where: str
+    ) -> None:
+        if not isinstance(features, dict) or not all(isinstance(each, dict) for each in features.values()):
+            what = f"{where}/meta/info.json has no table of features"
+            raise KitError(what, "write there what each column is, as LeRobot does ('features')")
+        if given is not None and not isinstance(given, Mapping):
+            raise KitError(
+                f"columns={given!r} is no mapping", "write columns={'action': 'the name of its feature'}"
+            )
+        dtypes = {name: str(feature.get("dtype")) for name, feature in features.items()}
+        given = dict(given or {})
+        for role, name in given.items():
+            check_choice("role of a column", role, ROLES)
+            if name == "" and role == "state":
+                continue
+            check_choice("feature", name, features)
+            if not _may_be(role, dtypes[name]):
+                what = f"the feature {name!r} of {where} is {dtypes[name]}, which is no {role}"
+                raise KitError(what, f"name another for columns={{{role!r}: ...}}")
+        vectors = [name for name, dtype in dtypes.items() if re.match(r"float|int|uint", dtype)]
+        texts = [name for name in SENTENCES if dtypes.get(name) in ("string", "str")]
+        usual = texts[0] if texts and "task_index" not in features else "task_index"
+        depths = {name for name in features if _is_depth(name, features[name])}
+        pictures = [name for name, dtype in dtypes.items() if dtype in ("video", "image")]
+        self.cameras = tuple(sorted(pictures, key=lambda name: (name in depths, name)))
+        if camera:
+            self.camera = _camera(self.cameras, camera, where)
+        else:
+            self.camera = next((name for name in self.cameras if name not in depths), "")
+        self.kept = tuple(name for name in self.cameras if dtypes[name] == "image")
+        self.action = given["action"] if "action" in given else _action(vectors, features, where)
+        self.state = given["state"] if "state" in given else _state(vectors)
+        self.instruction = given.get("instruction") or usual
 
 
 def flat_names(names: Any, width: int) -> tuple[str, ...]:
@@ -195,16 +183,11 @@ def filled(actions: Array, deltas: bool | None) -> Array:
     after it.
     """
     values = np.array(actions, np.float64)
-    missing = ~np.isfinite(values)
-    if not missing.any():
+    known = np.isfinite(values)
+    if known.all():
         return values
-    values[missing] = 0
-    if not deltas:
-        rows = np.arange(len(values))[:, None]
-        before = np.maximum.accumulate(np.where(missing, -1, rows), axis=0)
-        first = (~missing).argmax(0)
-        values = np.take_along_axis(values, np.where(before < 0, first, before), axis=0)
-    return values
+    table = pd.DataFrame(np.where(known, values, np.nan))
+    return (table if deltas else table.ffill().bfill()).fillna(0).to_numpy()
 
 
 def episode_numbers(wanted: int | str | Iterable[int] | None, known: Sequence[int]) -> list[int]:

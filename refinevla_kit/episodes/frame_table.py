@@ -73,8 +73,15 @@ def frame_table(source: EpisodeDataset) -> FrameTable:
         return _one_by_one(source)
     place = _place(source)
     if place.is_file():
-        with suppress(SafetensorError, OSError, ValueError, KeyError, TypeError):
-            return _load(place, source)
+        with (
+            suppress(SafetensorError, OSError, ValueError, KeyError, TypeError),
+            safe_open(place, "np") as held,
+        ):
+            about, arrays = held.metadata(), {name: held.get_tensor(name) for name in ARRAYS}
+            for episode, why in json.loads(about["left_out"]).items():
+                if int(episode) not in source.left_out:
+                    source.leave_out(int(episode), KitError(why, meta.AGAIN))
+            return FrameTable(**arrays, sentences=tuple(json.loads(about["sentences"])))
     table = _at_once(source) or _one_by_one(source)
     arrays = {name: np.ascontiguousarray(getattr(table, name)) for name in ARRAYS}
     about = {"sentences": json.dumps(table.sentences), "left_out": json.dumps(source.left_out)}
@@ -92,15 +99,6 @@ def _place(source: EpisodeDataset) -> Path:
     numbers = [info.index for info in source.episodes]
     made = [VERSION, str(source.path.resolve()), stamps, columns, numbers]
     return root / f"{hashlib.sha256(json.dumps(made).encode()).hexdigest()[:20]}.safetensors"
-
-
-def _load(place: Path, source: EpisodeDataset) -> FrameTable:
-    with safe_open(place, "np") as held:
-        about, arrays = held.metadata(), {name: held.get_tensor(name) for name in ARRAYS}
-    for episode, why in json.loads(about["left_out"]).items():
-        if int(episode) not in source.left_out:
-            source.leave_out(int(episode), KitError(why, meta.AGAIN))
-    return FrameTable(**arrays, sentences=tuple(json.loads(about["sentences"])))
 
 
 def _one_by_one(source: EpisodeDataset) -> FrameTable:

@@ -100,7 +100,7 @@ class EpisodeDataset:
         self._info = info = meta.read_info(self.path)
         self.version, self.robot_type = info["codebase_version"], str(info.get("robot_type") or "unknown")
         self.fps = meta.rate_of(info.get("fps"), self.path)
-        self.columns = meaning.find_columns(info.get("features"), columns, camera, str(path))
+        self.columns = meaning.Columns(info.get("features"), columns, camera, str(path))
         self.cameras, self.camera = self.columns.cameras, self.columns.camera
         if deltas is not None and not (isinstance(deltas, bool | int | np.bool_) and deltas in (0, 1)):
             raise KitError(f"deltas={deltas!r}", "give True (displacements), False (positions) or None")

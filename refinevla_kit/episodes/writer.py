@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from refinevla_kit.episodes.contract import ACTION_NAMES, CAMERA, SIDECAR, STATE_NAMES, Episode, sidecar_path
+from refinevla_kit.episodes.meta import PATHS
 from refinevla_kit.episodes.video import PIXELS, VideoWriter
 from refinevla_kit.errors import KitError
 from refinevla_kit.files import replacing, write_json
@@ -34,8 +35,6 @@ from refinevla_kit.simulator.contract import PHASES, STATE, Array, SceneState
 CHUNK = 1000  # files a folder; these three are LeRobot's defaults
 DATA_MEGABYTES, VIDEO_MEGABYTES = 100, 200  # a file
 FIRST_FILE = "chunk-000/file-000.parquet"  # tables are small: 100 MB would be 1.3 million frames
-VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
-DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 
 
@@ -216,7 +215,7 @@ class DatasetWriter:
         if self._video is None:
             self._video_index += 1
             self._place = {"chunk_index": self._video_index // CHUNK, "file_index": self._video_index % CHUNK}
-            path = self._root / VIDEO_PATH.format(video_key=self.camera, **self._place)
+            path = self._root / PATHS["v3"]["video_path"].format(video_key=self.camera, **self._place)
             self._video = VideoWriter(path, self.fps, *self._size)
         start = self._video.frames
         self._video.write(images)
@@ -280,8 +279,7 @@ class DatasetWriter:
             "video_files_size_in_mb": VIDEO_MEGABYTES,
             "fps": self.fps,
             "splits": {"train": f"0:{len(self._rows)}"},
-            "data_path": DATA_PATH,
-            "video_path": VIDEO_PATH,
+            **PATHS["v3"],
             "features": features,
             "refinevla": {"deltas": self.deltas},
         }

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from refinevla_kit.conventions import ROBOT_CONVENTIONS, Conventions, Rotation, robot_of
+from refinevla_kit.conventions import ROBOT_CONVENTIONS, Conventions, robot_of
 from refinevla_kit.errors import KitError
 from refinevla_kit.policies.contract import Array, ask, begin, has, identity_of, name_of, read_answer
 from refinevla_kit.tasks import Task, find_task
@@ -141,7 +141,14 @@ class ActionConversion:
         action = numbers.astype(np.float64)
         if np.isfinite(action).all():  # anything else is for the caller to refuse
             action[:3] *= _METRES[self._ours.unit or "m"]
-            action[3:6] = _rotation(action[3:6], self._ours.rotation)
+            if self._ours.rotation not in (None, "euler_xyz_extrinsic"):  # which both robots take
+                from scipy.spatial.transform import Rotation
+
+                # scipy: capitals are intrinsic
+                by_axis = self._ours.rotation == "axis_angle"
+                turned = action[3:6]
+                turn = Rotation.from_rotvec(turned) if by_axis else Rotation.from_euler("XYZ", turned)
+                action[3:6] = turn.as_euler("xyz")
             action[6] = self._gripper(float(action[6]))
         return action.astype(np.float32)
 
@@ -273,14 +280,3 @@ def _convertible(name: str, ours: Conventions, robots: Conventions) -> bool:
         return ours.sticky_gripper is not None or _relative(ours.gripper)
     special = {"unit": ours.unit in _METRES, "sticky_gripper": _relative(robots.gripper)}
     return special.get(name, name in _CONVERTED)
-
-
-def _rotation(angles: Array, form: Rotation | None) -> Array:
-    """float64 (3,) radians -> extrinsic XYZ Euler angles, which both robots take."""
-    if form in (None, "euler_xyz_extrinsic"):
-        return angles
-    from scipy.spatial.transform import Rotation as Turn
-
-    # scipy: capitals are intrinsic
-    turn = Turn.from_rotvec(angles) if form == "axis_angle" else Turn.from_euler("XYZ", angles)
-    return turn.as_euler("xyz")

@@ -217,7 +217,11 @@ class VLAPolicy:
         texts = [""] * decoder.batch
         if self.order != "action_first":
             texts = self._texts(decoder) if rationales is None else self._take(decoder, rationales)
-        return self._plan(decoder, texts)
+        tokens, log_probability = (x.cpu().numpy() for x in self._action_tokens(decoder))
+        words = (tokens - self._first).reshape(decoder.batch, self.vla.chunk, -1)  # B, C, T
+        normalised, processed = self.vla.bins.decode_normalised(words), self.vla.bins.decode(words)
+        rows = zip(processed, normalised, tokens, log_probability, texts, strict=True)
+        return [Action(*row) for row in rows]
 
     def _decoder(
         self, images: Array | Sequence[Array], instructions: Sequence[str], proprioception: Array | None
@@ -225,14 +229,6 @@ class VLAPolicy:
         vla = self.vla
         prefixes = [vla.prefix_ids(text) for text in instructions]
         return _Decoder(vla, vla.pixel_values(images), vla.states(proprioception), prefixes, self.changes)
-
-    def _plan(self, decoder: _Decoder, texts: Sequence[str]) -> list[Action]:
-        """One answer a row, with its rationale."""
-        tokens, log_probability = (x.cpu().numpy() for x in self._action_tokens(decoder))
-        words = (tokens - self._first).reshape(decoder.batch, self.vla.chunk, -1)  # B, C, T
-        normalised, processed = self.vla.bins.decode_normalised(words), self.vla.bins.decode(words)
-        rows = zip(processed, normalised, tokens, log_probability, texts, strict=True)
-        return [Action(*row) for row in rows]
 
     def _action_tokens(self, decoder: _Decoder) -> tuple[Tensor, Tensor]:
         """Action tokens (B, T) of all steps and their log-probabilities among the words allowed at their

@@ -73,22 +73,23 @@ def make(
     if shader not in SHADERS or (shader != SHADERS[0] and not google):
         what = f"{chosen.name} on {name} is not drawn with shader {shader!r}"
         raise KitError(what, f"choose one of {', '.join(SHADERS)}" if google else "leave shader out")
+    where = assets or ("official" if name == SIMPLER_ENV else "embedded")
+    arguments = chosen, where, *size, privileged, protocol, change
     if name == SIMPLER_ENV:
         from refinevla_kit.simulator.simpler_env import SimplerEnvSimulator
 
-        return SimplerEnvSimulator(chosen, assets or "official", *size, privileged, protocol, change)
+        return SimplerEnvSimulator(*arguments)
     if google:
         from refinevla_kit.simulator.google_robot import GoogleRobotSimulator
 
-        where = assets or "embedded"
-        return GoogleRobotSimulator(chosen, where, *size, privileged, protocol, change, shader)
+        return GoogleRobotSimulator(*arguments, shader)
     if chosen.goals:
         from refinevla_kit.simulator.language import LanguageSimulator
 
-        return LanguageSimulator(chosen, assets or "embedded", *size, privileged, protocol, change)
+        return LanguageSimulator(*arguments)
     from refinevla_kit.simulator.maniskill import ManiSkillSimulator
 
-    return ManiSkillSimulator(chosen, assets or "embedded", *size, privileged, protocol, change)
+    return ManiSkillSimulator(*arguments)
 
 
 def picture_size(robot: str, width: int | None = None, height: int | None = None) -> tuple[int, int]:

@@ -25,6 +25,7 @@ LEAN = (
 )  # m beside the object and rad turned away, beyond what allows to descend, at which the full height is kept
 SPEED = 0.04  # m a step and axis
 TURN = 0.3  # rad a step
+UP = np.array([0.0, 0.0, 1.0])
 START_YAW = -np.pi / 2  # the tool's y axis, along which the fingers open, points to world -y at rest
 
 
@@ -186,25 +187,22 @@ def _goal(task: Task, state: SceneState) -> tuple[Array, float, float]:
     source, target, tool = (pose[:3].astype(np.float64) for pose in (state.source, state.target, state.tcp))
     held_offset = tool - _carried(recipe, state.source)  # keeps the object, not the tool, on its way
     turn = _yaw_error(recipe, state.source, state.tcp_target)
+    grip = source + recipe.grasp_height * UP
     if phase == REACH:
-        return (
-            np.array([source[0], source[1], source[2] + recipe.grasp_height + _hover(recipe, state)]),
-            turn,
-            1.0,
-        )
+        return grip + _hover(recipe, state) * UP, turn, 1.0
     if phase == DESCEND:
-        return np.array([source[0], source[1], source[2] + recipe.grasp_height]), turn, 1.0
+        return grip, turn, 1.0
     if phase == GRASP:
-        return np.array([source[0], source[1], source[2] + recipe.grasp_height]), 0.0, -1.0
+        return grip, 0.0, -1.0
     if phase == LIFT:
-        return np.array([tool[0], tool[1], recipe.lift]), 0.0, -1.0
+        return np.append(tool[:2], recipe.lift), 0.0, -1.0
     if phase == CARRY:
-        return np.array([target[0] + held_offset[0], target[1] + held_offset[1], recipe.lift]), 0.0, -1.0
+        return np.append((target + held_offset)[:2], recipe.lift), 0.0, -1.0
     if phase == LOWER:
-        return np.append(target[:2] + held_offset[:2], target[2] + recipe.release + held_offset[2]), 0.0, -1.0
+        return target + recipe.release * UP + held_offset, 0.0, -1.0
     if phase == RELEASE:
         return state.tcp_target[:3].astype(np.float64), 0.0, 1.0
-    return np.array([state.tcp_target[0], state.tcp_target[1], recipe.lift]), 0.0, 1.0
+    return np.append(state.tcp_target[:2], recipe.lift), 0.0, 1.0
 
 
 def _hover(recipe: Recipe, state: SceneState) -> float:

@@ -42,15 +42,29 @@ HEIGHTS = {  # of source and target (m, world), put_on_in_scene.py
 SINK_CENTRE, SINK_HEIGHT = np.array([-0.105, 0.206]), 0.933
 SINK_REACH = {"random": np.array([0.02, 0.025]), "dense": np.array([0.01, 0.015])}  # m; dense: the grid's own
 SINK_TARGET = np.array([-0.125, 0.025, 1.0, 1.0, 0.0, 0.0, 0.0])
-RADII = {"carrot": 0.06, "green block": 0.022, "eggplant": 0.05, "spoon": 0.07}  # m, bounding circles
-RADII |= {"yellow block": 0.022, "plate": 0.056, "towel": 0.071}
+RADII = {  # m, bounding circles
+    "carrot": 0.06,
+    "green block": 0.022,
+    "eggplant": 0.05,
+    "spoon": 0.07,
+    "yellow block": 0.022,
+    "plate": 0.056,
+    "towel": 0.071,
+}
 # Of the language tasks' scenes. Where things are drawn: centre and half the sides of the rectangle (m);
 # the least radius that is kept free, so that the open gripper comes between; what is left between two.
 SPREAD_CENTRE, SPREAD = np.array([-0.16, 0.02]), np.array([0.11, 0.13])
 LEAST_ROOM, GAP, DRAWS = 0.048, 0.008, 4096
 # m, world: where they are let go, just above the table
-LAID_AT = {"carrot": 0.8875, "spoon": 0.88, "green block": 0.8875, "eggplant": 0.892}
-LAID_AT |= {"plate": 0.8695, "towel": 0.875, "yellow block": 0.8875}
+LAID_AT = {
+    "carrot": 0.8875,
+    "spoon": 0.88,
+    "green block": 0.8875,
+    "eggplant": 0.892,
+    "plate": 0.8695,
+    "towel": 0.875,
+    "yellow block": 0.8875,
+}
 SHIFT = 0.02  # m that move near's things are moved by, at most
 # One of the eight resting rotations of put_on_in_scene.py.
 EGGPLANT_LYING = np.array([0.559342, 0.817133, -0.138906, -0.0116353])

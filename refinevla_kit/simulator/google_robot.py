@@ -5,7 +5,6 @@ How closely they follow the original, measured step by step: docs/google_robot.m
 """
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -20,7 +19,7 @@ from refinevla_kit.simulator.contract import (
     vector,
 )
 from refinevla_kit.simulator.demonstrator import observed
-from refinevla_kit.simulator.geometry import CAMERAS, intrinsic
+from refinevla_kit.simulator.geometry import intrinsic
 from refinevla_kit.simulator.maniskill import (
     FARTHEST,
     FIRSTS,
@@ -30,7 +29,6 @@ from refinevla_kit.simulator.maniskill import (
 )
 from refinevla_kit.tasks import SIMPLER_SEED, Protocol, Start, Task, Variant
 
-TEXTURES = ["Color", "Segmentation"]
 FARTHEST_MOVE, WIDEST_TURN = 1.0, np.pi / 2  # m, rad: the controller's own range
 
 
@@ -85,22 +83,17 @@ class GoogleRobotSimulator(ManiSkillSimulator):
             KitError: an episode outside the grid of the task in this setting; a start of the WidowX.
         """
         starts = self.protocol.starts
-        if isinstance(episode, Start):
-            return self._start(episode, seed)
-        if not isinstance(episode, int | np.integer):
+        if not isinstance(episode, int | np.integer | Start):
             what = f"{self.task.name} does not start from this {type(episode).__name__}"
             raise KitError(what, "give the number of an episode, or a `tasks.Start`")
-        if not 0 <= episode < len(starts):
+        if not isinstance(episode, Start) and not 0 <= episode < len(starts):
             raise KitError(
                 f"episode {episode} is outside the grid of {self.task.name} in {self.protocol.setting}",
                 f"choose 0 to {len(starts) - 1}",
             )
-        return self._start(starts[episode], seed)
-
-    def _start(self, start: Start, seed: int) -> Observation:
-        environment = self._env
-        environment.start, environment.seed = start, (SIMPLER_SEED + seed) % 2**32
-        environment.reset(seed=seed, options={"reconfigure": True})
+        start = episode if isinstance(episode, Start) else starts[episode]
+        self._env.start, self._env.seed = start, (SIMPLER_SEED + seed) % 2**32
+        self._env.reset(seed=seed, options={"reconfigure": True})
         self._photograph = self._background(start)
         self._steps = 0
         self._ids = self._segmentation_ids()
@@ -173,11 +166,7 @@ class GoogleRobotSimulator(ManiSkillSimulator):
     @property
     def tool(self) -> Array:
         """Measured pose of the tool, float32 (7,), world frame."""
-        return vector(self._tool.entity_pose)
-
-    @property
-    def _tool(self) -> Any:
-        return self._env.links["link_gripper_tcp"]
+        return vector(self._env.links["link_gripper_tcp"].entity_pose)
 
     @property
     def _source(self) -> Array:
@@ -229,10 +218,7 @@ class GoogleRobotSimulator(ManiSkillSimulator):
 
     def _take_picture(self) -> Array:
         """uint8 (H, W, 3): robot, things and cabinet before the photograph, else the whole room."""
-        sensor = self._env._sensors[CAMERAS[self.task.robot]]
-        self._env.scene.update_render(update_sensors=True, update_human_render_cameras=False)
-        sensor.capture()
-        colour, bodies = (texture[0].numpy() for texture in sensor.camera.get_picture(TEXTURES))
+        colour, bodies = self._textures("Color", "Segmentation")
         self._segmentation = bodies[..., 1]
         image = (colour[..., :3].clip(0, 1) * 255).astype(np.uint8)
         if self._photograph is None:

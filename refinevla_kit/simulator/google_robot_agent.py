@@ -184,11 +184,6 @@ class PlannedController(BaseController):
         return np.asarray(self._body.get_qpos()[self._order], np.float64)
 
     @property
-    def velocities(self) -> Array:
-        """Measured joint velocities, float64 (11,), order of `JOINTS` (rad/s)."""
-        return np.asarray(self._body.get_qvel()[self._order], np.float64)
-
-    @property
     def tool_pose(self) -> Pose:
         """The measured pose of the tool in the base frame."""
         return self._body.root_pose.inv() * self._tool.entity_pose
@@ -196,7 +191,8 @@ class PlannedController(BaseController):
     def set_action(self, action: Any) -> None:
         """Plan the next control step's waypoints."""
         command = np.asarray(action, np.float64)[0]
-        measured, speeds, last = self.positions, self.velocities, self.target
+        measured, last = self.positions, self.target
+        speeds = np.asarray(self._body.get_qvel()[self._order], np.float64)  # measured, rad/s
         self.target = np.empty(len(JOINTS))
         self.target[ARM] = self._solve(command[:6], measured[ARM])
         self.target[HAND] = self._fingers(float(command[6]), last[HAND])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from refinevla_kit.errors import KitError
@@ -16,9 +15,16 @@ TASKS, ROBOTS = Path("data/tasks/google_robot_real2sim"), Path("data/robots/goog
 ORIGINAL_ROBOTS = Path("mani_skill2_real2sim/assets/descriptions/googlerobot_description")
 
 
-@dataclass(frozen=True)
 class GoogleRobotAssets:
     """Folders of one asset pack. Each method names a file and raises `KitError` where it is missing.
+
+    Args:
+        assets: "embedded"; "official", the folder that REFINEVLA_OFFICIAL_ASSETS names, else ManiSkill's own
+            (MS_ASSET_DIR); or a folder: in ManiSkill's layout (it holds data/tasks/google_robot_real2sim and
+            data/robots/googlerobot), a checkout of ManiSkill2_real2sim, or the data folder of one.
+
+    Raises:
+        KitError: a folder in none of these layouts.
 
     Attributes:
         robots: the robot's URDFs and meshes.
@@ -28,11 +34,28 @@ class GoogleRobotAssets:
         remedy: how to get what is missing.
     """
 
-    robots: Path
-    custom: Path
-    stages: Path
-    photographs: Path
-    remedy: str
+    def __init__(self, assets: str | Path) -> None:
+        embedded = str(assets) == "embedded"
+        self.remedy = RESTORE if embedded else CLONE
+        names = ("REFINEVLA_OFFICIAL_ASSETS", "MS_ASSET_DIR")
+        official = next(filter(None, map(os.environ.get, names)), "~/.maniskill")
+        known = {"embedded": EMBEDDED, "official": Path(official)}
+        root = known.get(str(assets), Path(assets)).expanduser().resolve()
+        tasks = root / TASKS
+        checkout = root if (root / "data/custom").is_dir() else root.parent
+        data = checkout / "data"
+        if tasks.is_dir():
+            self.robots, self.stages = root / ROBOTS, tasks / "stages"
+        elif not (data / "custom").is_dir() or root not in (checkout, data):
+            layouts = f"{TASKS}, or ManiSkill2_real2sim's data"
+            raise KitError(
+                f"asset directory {root} lacks the Google Robot's tasks ({layouts})",
+                self.remedy if embedded else f'use assets="embedded", or {CLONE}',
+            )
+        else:
+            tasks = data
+            self.robots, self.stages = checkout / ORIGINAL_ROBOTS, data / "hab2_bench_assets/stages"
+        self.custom, self.photographs = tasks / "custom", tasks / "real_inpainting"
 
     def robot(self, colours: str) -> Path:
         """The robot's URDF; `colours`: SIMPLER's `urdf_version`, "" for the base's."""
@@ -69,36 +92,3 @@ class GoogleRobotAssets:
         if path.is_file():
             return path
         raise KitError(f"{path} of the Google Robot's assets is missing", self.remedy)
-
-
-def google_robot_assets(assets: str | Path) -> GoogleRobotAssets:
-    """Where the files of an asset pack lie.
-
-    Args:
-        assets: "embedded"; "official", the folder that REFINEVLA_OFFICIAL_ASSETS names, else ManiSkill's own
-            (MS_ASSET_DIR); or a folder: in ManiSkill's layout (it holds data/tasks/google_robot_real2sim and
-            data/robots/googlerobot), a checkout of ManiSkill2_real2sim, or the data folder of one.
-
-    Raises:
-        KitError: a folder in none of these layouts.
-    """
-    embedded = str(assets) == "embedded"
-    remedy = RESTORE if embedded else CLONE
-    names = ("REFINEVLA_OFFICIAL_ASSETS", "MS_ASSET_DIR")
-    official = next(filter(None, map(os.environ.get, names)), "~/.maniskill")
-    known = {"embedded": EMBEDDED, "official": Path(official)}
-    root = known.get(str(assets), Path(assets)).expanduser().resolve()
-    if (root / TASKS).is_dir():
-        tasks = root / TASKS
-        folders = (root / ROBOTS, tasks / "custom", tasks / "stages", tasks / "real_inpainting")
-        return GoogleRobotAssets(*folders, remedy)
-    checkout = root if (root / "data/custom").is_dir() else root.parent
-    data = checkout / "data"
-    if not (data / "custom").is_dir() or root not in (checkout, data):
-        raise KitError(
-            f"asset directory {root} lacks the Google Robot's tasks ({TASKS}, or ManiSkill2_real2sim's data)",
-            remedy if embedded else f'use assets="embedded", or {CLONE}',
-        )
-    stages = data / "hab2_bench_assets/stages"
-    folders = (checkout / ORIGINAL_ROBOTS, data / "custom", stages, data / "real_inpainting")
-    return GoogleRobotAssets(*folders, remedy)

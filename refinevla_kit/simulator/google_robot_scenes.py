@@ -8,7 +8,6 @@ kilograms; poses are position and quaternion (w, x, y, z).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,8 +24,8 @@ from refinevla_kit.simulator import google_robot_agent as agent
 from refinevla_kit.simulator import variants
 from refinevla_kit.simulator.contract import RISEN, Array
 from refinevla_kit.simulator.google_robot_agent import ITERATIONS, SMALLEST_IMPULSE, impulse_of
-from refinevla_kit.simulator.google_robot_assets import google_robot_assets
-from refinevla_kit.tasks import ALL_TASKS, BASE, SIMPLER_SEED, VISUAL_MATCHING, Start, find_task
+from refinevla_kit.simulator.google_robot_assets import GoogleRobotAssets
+from refinevla_kit.tasks import ALL_TASKS, SIMPLER_SEED, Start, find_task
 
 SIMULATION_HZ, CONTROL_HZ = 513, 3
 SETTLING_SLEEP = 0.1  # m2/s2, for 0.005 while things fall: an orange would roll away before it comes to rest
@@ -66,18 +65,11 @@ class GoogleRobotScene(BaseEnv):
     settling_iterations = ITERATIONS  # of the solver, while things fall into place
     on_table = True  # things stand on the stage, which for a cabinet's scenes is only looked at
 
-    def __init__(
-        self,
-        task: str,
-        assets: str | Path = "embedded",
-        setting: str = VISUAL_MATCHING,
-        variant: str = BASE,
-        **arguments: Any,
-    ) -> None:
+    def __init__(self, task: str, assets: str, setting: str, variant: str, **arguments: Any) -> None:
         self.task = find_task(task)
         protocol = self.task.protocol(setting)
         self.environment, self.build = self.task.original(protocol.variant(variant))
-        self.files = google_robot_assets(assets)
+        self.files = GoogleRobotAssets(assets)
         self.start: Start = protocol.starts[0]
         self.seed = SIMPLER_SEED
         self.flags: dict[str, bool] = {}
@@ -334,7 +326,7 @@ class PickCan(GoogleRobotScene):
         for body in bodies:
             _release(body)
             self._settle(0.5)
-        if bodies and _moving(bodies):
+        if _moving(bodies):
             self._settle(1.5)
 
     def _judge(self) -> dict[str, Any]:
@@ -444,23 +436,14 @@ class PickNamed(MoveNear, PickCan):
     the places in turn, so that the place does not tell.
     """
 
+    instruction = GoogleRobotScene.instruction
+    target = GoogleRobotScene.target
+    ended_on = GoogleRobotScene.ended_on
     _judge = PickCan._judge
-
-    @property
-    def instruction(self) -> str:
-        return self.task.instruction
 
     @property
     def source(self) -> Any:
         return next(entity for model, entity in self.objects.items() if spoken(model) == self.task.source)
-
-    @property
-    def target(self) -> Any:
-        return None
-
-    @property
-    def ended_on(self) -> str:
-        return ""
 
     def _order(self, number: int) -> tuple[int, ...]:
         first, second = NEAR_PAIRS[number % 6]
@@ -564,9 +547,7 @@ class PlaceApple(Drawer):
     """
 
     contact_offset = 0.005
-    drawer = 0
     subtask = 0
-    _closes = False
 
     @property
     def instruction(self) -> str:

@@ -89,7 +89,19 @@ class ManiSkillSimulator:
         self.instruction = task.instruction
         self._assets = resolve_assets(assets)
         import_maniskill(self.scenes)
-        self._env = _make_environment(task, variant, self._assets, width, height)
+        import sapien
+        from mani_skill.envs.tasks.digital_twins.base_env import BaseDigitalTwinEnv
+
+        _read_from(self._assets)
+        overlays: dict[str, Any] = {}
+        BaseDigitalTwinEnv._rgb_overlay_images = overlays
+        BaseDigitalTwinEnv._objects_to_remove_from_greenscreen = []
+        camera = camera_setting(task, variant)
+        pose = sapien.Pose(camera.camera_position, camera.camera_quaternion)
+        size = {"width": width, "height": height}
+        sensors = {**size, "intrinsic": intrinsic(task.robot, width, height), CAMERA: {"pose": pose}}
+        self._env = build_environment(task.env_id, obs_mode="rgb+segmentation", sensor_configs=sensors)
+        self._env._rgb_overlay_images = overlays
         self._env._obs_mode = "none"
         self._grid = (self._env.xyz_configs, self._env.quat_configs)  # as converted by the first reset
         self._dressed = protocol.setting == VARIANT_AGGREGATION
@@ -219,11 +231,7 @@ class ManiSkillSimulator:
         """uint8 (H, W, 3), what ManiSkill's own observation shows: its rendering of robot and objects, before
         the photograph.
         """
-        sensor = self._env._sensors[CAMERA]
-        self._env.scene.update_render(update_sensors=True, update_human_render_cameras=False)
-        sensor.capture()
-        textures = sensor.camera.get_picture(["Color", "PositionSegmentation"])
-        colour, position = (texture[0].numpy() for texture in textures)
+        colour, position = self._textures("Color", "PositionSegmentation")
         self._segmentation = position[..., 3]
         if self._photograph is None:
             return np.ascontiguousarray(colour[..., :3])
@@ -231,6 +239,13 @@ class ManiSkillSimulator:
         image = self._photograph.copy()
         image[shown] = colour[shown, :3]
         return image
+
+    def _textures(self, *names: str) -> list[Array]:
+        """What the camera sees now, (H, W, ...) each, by SAPIEN's names."""
+        sensor = self._env._sensors[CAMERAS[self.task.robot]]
+        self._env.scene.update_render(update_sensors=True, update_human_render_cameras=False)
+        sensor.capture()
+        return [texture[0].numpy() for texture in sensor.camera.get_picture(list(names))]
 
     def _segmentation_ids(self) -> dict[str, Array]:
         def ids(*things: Any) -> Array:
@@ -245,24 +260,6 @@ class ManiSkillSimulator:
 def _vector(pose: Any) -> Array:
     """float32 (7,): position and quaternion (w, x, y, z) of a ManiSkill pose."""
     return np.array(pose.raw_pose[0].numpy(), np.float32)
-
-
-def _make_environment(task: Task, variant: Variant, assets: Path, width: int, height: int) -> Any:
-    """ManiSkill's twin of a WidowX task, reading its files from `assets`."""
-    import sapien
-    from mani_skill.envs.tasks.digital_twins.base_env import BaseDigitalTwinEnv
-
-    _read_from(assets)
-    overlays: dict[str, Any] = {}
-    BaseDigitalTwinEnv._rgb_overlay_images = overlays
-    BaseDigitalTwinEnv._objects_to_remove_from_greenscreen = []
-    camera = camera_setting(task, variant)
-    pose = sapien.Pose(camera.camera_position, camera.camera_quaternion)
-    size = {"width": width, "height": height}
-    sensors = {**size, "intrinsic": intrinsic(task.robot, width, height), CAMERA: {"pose": pose}}
-    environment = build_environment(task.env_id, obs_mode="rgb+segmentation", sensor_configs=sensors)
-    environment._rgb_overlay_images = overlays
-    return environment
 
 
 def import_maniskill(environments: str) -> None:

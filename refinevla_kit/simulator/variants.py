@@ -149,9 +149,9 @@ def dress(
 
     build, scene = dict(variant.build), environment.scene.sub_scenes[0]
     room = SINK_ROOM if task.name == SINK_TASK else TABLE_ROOM
-    hidden = ("scene-0_arena", "scene-0_dummy_sink_target_plane")  # the stage; a plane meant to be invisible
+    hidden = ("arena", "dummy_sink_target_plane")  # the stage; a plane meant to be invisible
     for entity in scene.entities:
-        if entity.name in (*hidden, "arena", "dummy_sink_target_plane"):
+        if entity.name.removeprefix("scene-0_") in hidden:
             entity.find_component_by_type(sapien.render.RenderBodyComponent).disable()
     ids: dict[str, Array] = {}
     for role in dict.fromkeys(role for role, *_ in room.boxes):

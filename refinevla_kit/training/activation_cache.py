@@ -27,6 +27,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from refinevla_kit.errors import KitError, as_kit_error
@@ -38,7 +39,7 @@ from refinevla_kit.training.freezing import boundary_states
 from refinevla_kit.training.objective import Batch, lay_out, tower_tokens
 from refinevla_kit.training.pictures import bytes_of
 from refinevla_kit.vlas.contract import VLA
-from refinevla_kit.vlas.sequence import Sequences
+from refinevla_kit.vlas.sequence import Sequences, padded_sequences
 
 STATES, SEQUENCES, KEY = "states.bin", "sequences.safetensors", "cache.json"
 FORMAT, CHUNK = "refinevla-activations-2", 64
@@ -81,20 +82,11 @@ class ActivationCache:
         """Sequences (B, N) of the frames `rows` (int (B,)), padded on the right, and their states float32 (B,
         N, d), 0 on padding.
         """
-        starts, ends = self.offsets[rows], self.offsets[rows + 1]
-        shape = (len(rows), int((ends - starts).max()))
-        ids, mask = torch.full(shape, self.pad), torch.zeros(shape, dtype=torch.int64)
-        types, kinds = torch.ones(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
-        states = torch.zeros(*shape, self.states.shape[1])
-        for row, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
-            n = end - start
-            ids[row, :n] = self.ids[start:end]
-            types[row, :n] = self.types[start:end]
-            kinds[row, :n] = self.kinds[start:end]
-            mask[row, :n] = 1
-            stored = torch.from_numpy(np.array(self.states[start:end]))
-            states[row, :n] = stored.view(STORED[self.precision][1])
-        return Sequences(ids, mask, types, kinds), states
+        spans = [slice(self.offsets[row], self.offsets[row + 1]) for row in rows.tolist()]
+        parts = ([part[span].long() for span in spans] for part in (self.ids, self.types, self.kinds))
+        stored = [torch.from_numpy(np.array(self.states[span])) for span in spans]
+        states = [part.view(STORED[self.precision][1]) for part in stored]
+        return padded_sequences(self.pad, *parts), pad_sequence(states, batch_first=True).float()
 
 
 def open_or_write(
@@ -259,7 +251,7 @@ def _states(
     own = None if examples.proprioception is None else examples.proprioception[rows]
     tokens = tower_tokens(vla, examples.shown(rows)).to(device).float()
     batch = Batch(sequences.to(device), tokens=tokens, states=vla.states(own))
-    with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+    with config.autocast(device):
         states = boundary_states(vla, batch, config.depth)
     return states.cpu().to(STORED[config.stored_precision][1])
 

@@ -171,6 +171,10 @@ class TrainingConfig:
         """Steps before a collapse is looked for."""
         return max(self.steps // 2, LEAST_GRACE) if self.collapse_grace is None else self.collapse_grace
 
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """Inside, this `precision` is computed in."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
     def caches(self, frames: int) -> bool:
         """Whether a run over `frames` frames works from an activation cache."""
         pays = self.cache == "auto" and self.steps * self.batch_size >= frames

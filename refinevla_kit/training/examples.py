@@ -201,7 +201,6 @@ def _stacked(parts: Sequence[Examples]) -> Examples:
 def load_examples(
     dataset: EpisodeDataset | str | Path,
     rationales: str | Path | None = None,
-    elsewhere: str | Path | None = None,
     strict: bool = False,
     stream: bool | None = None,
 ) -> Examples:
@@ -213,7 +212,6 @@ def load_examples(
             (`find_rationales` says which) with the decisions beside it; or such a file of decisions. Reviewed
             means accepted or edited by a person, nothing else. Rationales whose teacher finds that the
             instruction does not match are never trained on.
-        elsewhere: see `find_rationales`.
         strict: refuse rationales that leave an episode without any. Otherwise such episodes train the action
             only, and `about` counts them.
         stream: leave the pictures in their files until a step needs them; None where they would take more
@@ -227,7 +225,7 @@ def load_examples(
     table = frame_table(source)
     _seven(source, table.actions)
     if rationales == REVIEWED:
-        rationales = find_rationales(source.path, elsewhere, reviews=True)
+        rationales = find_rationales(source.path, reviews=True)
     stored, notes = read_rationales(Path(rationales)) if rationales else ([], [])
     known = {item.index for item in source.episodes}
     strange = {row.episode for row in stored} - known - source.left_out.keys()
@@ -236,7 +234,7 @@ def load_examples(
         raise KitError(what, "annotate this dataset anew (notebook 01)")
     images = _images(source, table, stream)
     table = table.only(np.array([item.index for item in source.episodes]))
-    texts = tuple("" for _ in range(len(table)))
+    texts: tuple[str, ...] = ("",) * len(table)
     if rationales:
         rows = (lookup(stored, *place) for place in zip(table.episodes.tolist(), table.frames.tolist()))
         texts = tuple(row.rationale.text() if row and row.rationale else "" for row in rows)

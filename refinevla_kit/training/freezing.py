@@ -63,8 +63,8 @@ def freeze_lower(vla: VLA, layers: int, tower: bool = True) -> dict[str, int]:
         module.requires_grad_(False)
     if not layers and vla.state_encoder is not None:
         vla.state_encoder.requires_grad_(True)
-    trainable = sum(p.numel() for p in vla.model.parameters() if p.requires_grad)
-    return {"trainable": trainable, "frozen": sum(p.numel() for p in vla.model.parameters()) - trainable}
+    trainable = vla.model.num_parameters(only_trainable=True)
+    return {"trainable": trainable, "frozen": vla.model.num_parameters() - trainable}
 
 
 def preset_of(vla: VLA, config: TrainingConfig) -> AdapterPreset:

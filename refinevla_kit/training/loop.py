@@ -53,8 +53,6 @@ from refinevla_kit.vlas.action_tokens import check_actions
 from refinevla_kit.vlas.contract import VLA
 from refinevla_kit.vlas.sequence import ACTION_KIND, RATIONALE_KIND
 
-__all__ = ["TrainingConfig", "fine_tune", "validate"]
-
 Kept = ActivationCache | Tensor | None  # see `make_batch`
 Watch = Callable[[dict[str, Any]], None]
 BOARD, ADAPTER_FOLDER = "tensorboard", "adapter"  # folders in a run's
@@ -293,7 +291,7 @@ class _Run:
             if isinstance(model, FSDPModule):
                 model.set_requires_gradient_sync(number == parts - 1)
             with accelerator.no_sync(model) if number < parts - 1 else nullcontext():
-                with torch.autocast(self.vla.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                with config.autocast(self.vla.device):
                     losses = forward(model, self.vla, batch, config)
                 total = act * losses.action + config.lambda_reasoning * think * losses.reasoning
                 if not torch.isfinite(total):
@@ -347,7 +345,7 @@ def validate(
     sizes: dict[str, int] = {}
     for part in np.array_split(chosen, math.ceil(len(chosen) / _at_once(config))):
         batch = make_batch(vla, examples, part, config, kept)
-        with torch.autocast(vla.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        with config.autocast(vla.device):
             losses = forward(model, vla, batch, config)
         spoken = int((batch.sequences.kinds == RATIONALE_KIND).any(1).sum())
         texts = spoken if config.texts_alike else losses.rationale_tokens
@@ -386,7 +384,7 @@ def check_collapse(
     count = min(most, len(acted))
     rows, pictures = examples.look(acted[np.linspace(0, len(acted) - 1, count).astype(int)])
     batch, first = make_batch(vla, examples, rows, config, kept), vla.first_action
-    with torch.autocast(vla.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+    with config.autocast(vla.device):
         logits = runner(vla, config, kept)(batch)[:, :-1].float()  # B, K-1, V
     target = batch.sequences.input_ids[:, -logits.shape[1] :]  # B, K-1
     places = batch.sequences.kinds[:, -logits.shape[1] :] == ACTION_KIND

@@ -60,9 +60,8 @@ def training_memory(vla: VLA, config: TrainingConfig) -> Memory:
 
 def marked_memory(vla: VLA, config: TrainingConfig) -> Memory:
     """The same of a model on which it is marked already what trains."""
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in vla.model.parameters()]
-    trainable = sum(size for size, trains in sizes if trains)
-    frozen = sum(size for size, trains in sizes if not trains)
+    trainable = vla.model.num_parameters(only_trainable=True)
+    frozen = vla.model.num_parameters() - trainable
     kept = BFLOAT16 if config.frozen_weights == "bf16" else FLOAT32
     weights = frozen * kept + trainable * FLOAT32
     return Memory(trainable, frozen, weights, trainable * FLOAT32, 2 * trainable * FLOAT32)
@@ -70,10 +69,9 @@ def marked_memory(vla: VLA, config: TrainingConfig) -> Memory:
 
 def check_training_memory(vla: VLA, device: torch.device) -> None:
     """Raises `KitError` where a model that is ready to train does not fit the device."""
-    parameters = list(vla.model.parameters())
-    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-    needed = 3 * FLOAT32 * trained  # gradients and moments
+    needed = 3 * FLOAT32 * vla.model.num_parameters(only_trainable=True)  # gradients and moments
     if device.type == "cuda":
+        parameters = vla.model.parameters()
         needed += sum(p.numel() * p.element_size() for p in parameters if p.device.type != "cuda")
         free = torch.cuda.mem_get_info(device)[0]
     else:

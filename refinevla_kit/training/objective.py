@@ -23,7 +23,6 @@ from refinevla_kit.simulator.contract import Array
 from refinevla_kit.training.config import TrainingConfig
 from refinevla_kit.training.examples import Examples
 from refinevla_kit.training.pictures import StreamedPictures
-from refinevla_kit.vlas.action_tokens import ActionTokens
 from refinevla_kit.vlas.contract import VLA
 from refinevla_kit.vlas.decoder import hidden_states, logits_of
 from refinevla_kit.vlas.sequence import (
@@ -147,8 +146,16 @@ def forward(model: Any, vla: VLA, batch: Batch, config: TrainingConfig) -> Losse
         batch: what it sees.
         config: how the reasoning loss is weighed.
     """
-    weight, alike = config.lambda_reasoning, config.texts_alike
-    return joint_loss(model(batch), batch.sequences, weight, vla.first_action, vla.bins, alike)
+    logits, sequences = model(batch), batch.sequences
+    kinds = sequences.kinds[:, -logits.shape[1] :][:, 1:]
+    action, reasoning, action_logits, action_target = objective(logits, sequences, config.texts_alike)
+    with torch.no_grad():
+        accuracy = (action_logits.argmax(-1) == action_target).float().mean()
+        spoken = vla.is_action(action_target)
+        l1 = _distance(action_logits[spoken], action_target[spoken], vla)
+    total = action + config.lambda_reasoning * reasoning
+    rationale_tokens = int((kinds == RATIONALE_KIND).sum())
+    return Losses(total, action, reasoning, accuracy, l1, len(action_target), rationale_tokens)
 
 
 @dataclass(frozen=True)
@@ -183,39 +190,16 @@ class Losses:
         return {name: float(value.detach()) for name, value in values.items()}
 
 
-def joint_loss(
-    logits: Tensor,
-    sequences: Sequences,
-    lambda_reasoning: float,
-    first_action: int,
-    bins: ActionTokens,
-    texts_alike: bool = False,
-) -> Losses:
-    """The objective on one batch.
+def objective(
+    logits: Tensor, sequences: Sequences, texts_alike: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The two losses, and what the first one compares.
 
     Args:
         logits: (B, K, V): of the last K places of the sequences (the image places before them predict
             nothing).
         sequences: as `pad_batch` gives them, (B, N) with N >= K.
-        lambda_reasoning: weight of the rationale tokens' loss; 0 trains on actions alone.
-        first_action: vocabulary id of action word 0.
-        bins: the policy's action tokens.
         texts_alike: see `TrainingConfig`.
-    """
-    action, reasoning, action_logits, action_target = objective(logits, sequences, texts_alike)
-    with torch.no_grad():
-        accuracy = (action_logits.argmax(-1) == action_target).float().mean()
-        spoken = (action_target >= first_action) & (action_target < first_action + bins.words)
-        l1 = _distance(action_logits[spoken], action_target[spoken], first_action, bins)
-    total = action + lambda_reasoning * reasoning
-    rationale_tokens = int((sequences.kinds[:, -logits.shape[1] :][:, 1:] == RATIONALE_KIND).sum())
-    return Losses(total, action, reasoning, accuracy, l1, len(action_target), rationale_tokens)
-
-
-def objective(
-    logits: Tensor, sequences: Sequences, texts_alike: bool = False
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The two losses, and what the first one compares; see `joint_loss` for the arguments.
 
     Returns:
         The mean loss of action tokens and that of rationale tokens; logits (A, V) and targets (A,) of the A
@@ -229,30 +213,28 @@ def objective(
     is_action, is_rationale = kind == ACTION_KIND, kind == RATIONALE_KIND
     action_logits, action_target = predicted[is_action], target[is_action]  # A, V and A
     action = _mean_loss(action_logits, action_target)
-    shares = _shares_of_texts(is_rationale) if texts_alike else None
+    shares = None
+    if texts_alike:  # what each of the R tokens counts, 1 in all
+        lengths, rows = is_rationale.sum(1), torch.where(is_rationale)[0]  # B and R
+        shares = 1 / lengths[rows] / (lengths > 0).sum()
     reasoning = _mean_loss(predicted[is_rationale], target[is_rationale], shares)
     return action, reasoning, action_logits, action_target
 
 
-def _shares_of_texts(is_rationale: Tensor) -> Tensor:
-    """What each of the R tokens that are marked in (B, N) counts where every text counts alike; 1 in all."""
-    lengths, rows = is_rationale.sum(1), torch.where(is_rationale)[0]  # B and R
-    return 1 / lengths[rows] / (lengths > 0).sum()
-
-
-def _distance(logits: Tensor, target: Tensor, first_action: int, bins: ActionTokens) -> Tensor:
+def _distance(logits: Tensor, target: Tensor, vla: VLA) -> Tensor:
     """Mean |decoded best - decoded right| of logits (A, V) and targets (A,).
 
     The T words of an action stand in a row, so A is a multiple of T.
     """
+    bins, first = vla.bins, vla.first_action
     places = len(bins.ranges)
     by_place = logits.view(-1, places, logits.shape[-1])  # actions, T, V
     best = [
-        by_place[:, t, first_action + low : first_action + high].argmax(-1) + low
+        by_place[:, t, first + low : first + high].argmax(-1) + low
         for t, (low, high) in enumerate(bins.ranges)
     ]
     likeliest = torch.stack(best, 1).cpu().numpy()
-    right = (target.view(-1, places) - first_action).cpu().numpy()
+    right = (target.view(-1, places) - first).cpu().numpy()
     difference = np.abs(bins.decode_normalised(likeliest) - bins.decode_normalised(right))
     return torch.from_numpy(difference).to(logits.device).mean()
 

@@ -42,6 +42,8 @@ class StreamedPictures:
         self._episodes, self._frames = episodes.astype(np.int32), frames.astype(np.int32)
         self.unreadable: dict[tuple[int, int], KitError] = {}
         self._coming: dict[bytes, Future[Any]] = {}
+        self._pool = ThreadPoolExecutor(DECODERS, "decoder")
+        self._background = ThreadPoolExecutor(1, "ahead")
 
     @classmethod
     def joined(cls, parts: Sequence[StreamedPictures]) -> StreamedPictures:
@@ -95,14 +97,6 @@ class StreamedPictures:
         for array in (self._source, self._episodes, self._frames):
             found.update(np.ascontiguousarray(array).tobytes())
         return found.hexdigest()
-
-    @cached_property
-    def _pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(DECODERS, "decoder")
-
-    @cached_property
-    def _background(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(1, "ahead")
 
     def _place(self, row: int) -> tuple[int, int]:
         """Number of its dataset, and of its episode there."""

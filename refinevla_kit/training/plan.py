@@ -190,42 +190,47 @@ def _way(name: str, base: str | Path, job: Job, gpus: Gpus, upper: int) -> Way:
     how = WAYS[name] | {"freeze_layers": max(0, len(model.layers) - upper)}
     if how.get("mode") == "lora" and model.adapter_preset is not None:
         how["adapter_preset"] = "authors"
+
+    def attempt(parts: int, recomputed: bool) -> Way:
+        """A step in so many parts; divided among the GPUs only where it fits no other way."""
+        at_once = math.ceil(job.batch / gpus.count / parts)
+        model = skeleton_of(base)
+        config = TrainingConfig(
+            job.steps,
+            batch_size=job.batch,
+            accumulate=parts,
+            gradient_checkpointing=recomputed,
+            cache="off",
+            **how,
+        )
+        cost = step_cost(model, config, _frames(model, at_once, job.rationale))
+        peak: float = cost.peak
+        if gpus.count > 1:  # several keep the gradients twice, in the buckets that are sent
+            peak += cost.memory.gradients
+        dividable = gpus.count > 1 and config.frozen_weights == "fp32"  # one precision throughout
+        sharded = dividable and peak > gpus.usable
+        if sharded:
+            peak = cost.memory.total / gpus.count + max(0, cost.activations - cost.memory.gradients)
+        operations = cost.flops / at_once * job.frames * job.epochs
+        hours = operations / (gpus.count * gpus.tflops * 1e12 * REACHED) / 3600
+        cached = 0
+        if config.constant_below:
+            width = int(model.decoder.config.hidden_size)
+            cached = cache_bytes(cost.tokens * job.frames, width, config.stored_precision)
+        return Way(name, config, cost, sharded, peak, peak <= gpus.usable, hours, cached)
+
     share = math.ceil(job.batch / gpus.count)  # frames of one GPU
     fewer = [2**power for power in range(math.ceil(math.log2(share)))]  # parts, below one a frame
     for recomputed in (False, True):
-        smallest = _attempt(name, base, job, gpus, how, share, recomputed)
+        smallest = attempt(share, recomputed)
         if not smallest.fits:
             continue
         for count in fewer:
-            way = _attempt(name, base, job, gpus, how, count, recomputed)
+            way = attempt(count, recomputed)
             if way.fits:
                 return way
         return smallest
     return smallest
-
-
-def _attempt(
-    name: str, base: str | Path, job: Job, gpus: Gpus, how: dict[str, Any], parts: int, recomputed: bool
-) -> Way:
-    """One way with a step in so many parts; divided among the GPUs only where it fits no other way."""
-    at_once = math.ceil(job.batch / gpus.count / parts)
-    model = skeleton_of(base)
-    config = TrainingConfig(
-        job.steps,
-        batch_size=job.batch,
-        accumulate=parts,
-        gradient_checkpointing=recomputed,
-        cache="off",
-        **how,
-    )
-    cost = step_cost(model, config, _frames(model, at_once, job.rationale))
-    peaks = [_peak(cost, gpus.count, sharded) for sharded in (False, True)]
-    dividable = gpus.count > 1 and config.frozen_weights == "fp32"  # one precision throughout
-    sharded = dividable and peaks[0] > gpus.usable
-    peak = peaks[sharded]
-    hours = _hours(cost, at_once, job, gpus)
-    cached = _cache(model, config, cost, job)
-    return Way(name, config, cost, sharded, peak, peak <= gpus.usable, hours, cached)
 
 
 def _frames(vla: VLA, count: int, words: int) -> Examples:
@@ -237,25 +242,6 @@ def _frames(vla: VLA, count: int, words: int) -> Examples:
     pictures = np.zeros((count, height, width, 3), np.uint8)
     episodes = np.zeros(count, np.int64)
     return Examples(pictures, actions, episodes, (SENTENCE,) * count, (text,) * count, proprioception=states)
-
-
-def _peak(cost: StepCost, gpus: int, sharded: bool) -> float:
-    """Bytes on one GPU; several keep the gradients twice, in the buckets that are sent."""
-    if sharded:
-        return cost.memory.total / gpus + max(0, cost.activations - cost.memory.gradients)
-    return cost.peak + (cost.memory.gradients if gpus > 1 else 0)
-
-
-def _hours(cost: StepCost, at_once: int, job: Job, gpus: Gpus) -> float:
-    operations = cost.flops / at_once * job.frames * job.epochs
-    return operations / (gpus.count * gpus.tflops * 1e12 * REACHED) / 3600
-
-
-def _cache(vla: VLA, config: TrainingConfig, cost: StepCost, job: Job) -> int:
-    if not config.constant_below:
-        return 0
-    width = int(vla.decoder.config.hidden_size)
-    return cache_bytes(cost.tokens * job.frames, width, config.stored_precision)
 
 
 def table(ways: list[Way], job: Job, gpus: Gpus) -> str:

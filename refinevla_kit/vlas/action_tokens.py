@@ -70,13 +70,13 @@ class ActionTokens(Protocol):
         """For the checkpoint's statistics file; `kind` names the scheme."""
 
 
-def fit_limits(actions: Array, quantile: float = 0.01) -> tuple[float, ...]:
+def fit_limits(actions: Array) -> tuple[float, ...]:
     """Half ranges from data, float (N, A) actions: the larger of |1 %| and |99 %| quantiles of each
     dimension.
     """
     if len(actions) == 0:
         raise KitError("no actions to fit action tokens to", "record at least one episode")
-    low, high = np.quantile(actions, [quantile, 1 - quantile], axis=0)  # A, A
+    low, high = np.quantile(actions, [0.01, 0.99], axis=0)  # A, A
     limits = np.maximum(np.maximum(np.abs(low), np.abs(high)), SMALLEST_RANGE)
     return tuple(float(x) for x in limits)
 
@@ -143,9 +143,9 @@ class UniformBins:
     limits: tuple[float, ...]
 
     @classmethod
-    def fit(cls, actions: Array, quantile: float = 0.01) -> UniformBins:
+    def fit(cls, actions: Array) -> UniformBins:
         """From data; see `fit_limits`."""
-        return cls(fit_limits(actions, quantile))
+        return cls(fit_limits(actions))
 
     @property
     def ranges(self) -> tuple[tuple[int, int], ...]:

@@ -37,6 +37,7 @@ OWN = "refinevla"  # whose statistics a fitted model has
 COPY = "copy or download the whole folder again"
 NUMBERS = ("BF16", "F16", "F32", "F64")  # dtypes that a weight may be stored in
 KEPT = (".json", ".model", ".txt", ".py")  # beside the weights; code is copied along, never run
+EXACT = ("state_mean", "state_scale")  # in metres: bfloat16 would shift them by half a millimetre
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,12 @@ def read_model(
         KitError: an adapter, too little memory, damaged files, tensors that are not the model's, or numbers
             that are none.
     """
-    check_memory(folder.path, count_numbers(folder.weights()), dtype, device_map)
+    needed = count_numbers(folder.weights()) * dtype.itemsize
+    free = psutil.virtual_memory().available
+    if device_map in (None, "cpu") and needed > free:  # else accelerate spreads over devices and disk
+        sizes = f"takes {needed / 1e9:.1f} GB in {dtype}, and {free / 1e9:.1f} GB of memory are free"
+        remedy = 'load it in torch.bfloat16, with device_map="auto", or on a larger machine'
+        raise KitError(f"{folder.path} {sizes}", remedy)
     with (
         as_kit_error(
             f"the checkpoint {folder.path} is damaged",
@@ -318,16 +324,6 @@ def count_numbers(files: list[Path]) -> int:
     return total
 
 
-def check_memory(path: Path, numbers: int, dtype: torch.dtype, device_map: Any) -> None:
-    """Raises `KitError` where the weights alone are more than this machine has free."""
-    if device_map not in (None, "cpu"):
-        return  # accelerate spreads over devices and disk
-    needed, free = numbers * dtype.itemsize, psutil.virtual_memory().available
-    if needed > free:
-        what = f"{path} takes {needed / 1e9:.1f} GB in {dtype}, and {free / 1e9:.1f} GB of memory are free"
-        raise KitError(what, 'load it in torch.bfloat16, with device_map="auto", or on a larger machine')
-
-
 def write_folder(
     model: PreTrainedModel,
     files: Mapping[str, bytes],
@@ -341,13 +337,7 @@ def write_folder(
     """
     config = json.loads(files[CONFIG]) | {"torch_dtype": str(dtype).removeprefix("torch.")}
     skipped = ("model.safetensors.index.json", CONFIG)
-    with replacing(path) as part, quiet():
-        part.mkdir(parents=True)
-        if adapter is None:
-            state = {name: tensor.detach().to(dtype) for name, tensor in model.state_dict().items()}
-            model.save_pretrained(part, state_dict=state)
-        else:
-            copy_adapter(adapter, part)
+    with new_folder(model, path, dtype, adapter) as part:
         for name, content in files.items():
             if name not in skipped:
                 (part / name).write_bytes(content)
@@ -355,10 +345,25 @@ def write_folder(
     return Path(path)
 
 
-def copy_adapter(adapter: Path, path: Path) -> None:
-    """Put peft's own two files into a folder."""
-    for name in (ADAPTER, ADAPTERS):
-        shutil.copy(adapter / name, path / name)
+@contextmanager
+def new_folder(
+    model: PreTrainedModel, path: str | Path, dtype: torch.dtype, adapter: Path | None
+) -> Iterator[Path]:
+    """A folder that takes its name when the block ends well, with the weights in it, or peft's own two files
+    in their place.
+    """
+    with replacing(path) as part, quiet():
+        part.mkdir(parents=True)
+        if adapter is None:
+            state = {
+                name: tensor.detach() if name.endswith(EXACT) else tensor.detach().to(dtype)
+                for name, tensor in model.state_dict().items()
+            }
+            model.save_pretrained(part, state_dict=state)
+        else:
+            for name in (ADAPTER, ADAPTERS):
+                shutil.copy(adapter / name, part / name)
+        yield part
 
 
 @contextmanager

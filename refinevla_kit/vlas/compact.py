@@ -27,10 +27,10 @@ from transformers import (
 
 from refinevla_kit.conventions import ROBOT_CONVENTIONS, Conventions
 from refinevla_kit.errors import KitError, as_kit_error, check_choice
-from refinevla_kit.files import replacing, write_json
+from refinevla_kit.files import write_json
 from refinevla_kit.simulator.contract import Array
 from refinevla_kit.vlas.action_tokens import STATISTICS, ActionTokens, UniformBins
-from refinevla_kit.vlas.checkpoint import CONFIG, COPY, Folder, copy_adapter, open_folder, quiet, read_model
+from refinevla_kit.vlas.checkpoint import CONFIG, COPY, Folder, new_folder, open_folder, read_model
 from refinevla_kit.vlas.compact_parts import (
     ACTION,
     EOS,
@@ -218,19 +218,10 @@ class CompactVLA(VLA):
         """Write a checkpoint directory: safetensors, config, tokenizer, dataset statistics. Appears whole or
         not at all.
         """
-        exact = ("state_mean", "state_scale")  # in metres: bfloat16 would shift them by half a millimetre
-        tensors = {
-            name: x.detach() if name.endswith(exact) else x.detach().to(dtype)
-            for name, x in self.model.state_dict().items()
-        }
         about = {"format": FORMAT, "action_tokens": self.bins.to_dict(), "provenance": self.provenance}
-        with replacing(path) as part, quiet():
-            part.mkdir(parents=True)
-            if adapter is None:
-                self.model.save_pretrained(part, state_dict=tensors)
-            else:
+        with new_folder(self.model, path, dtype, adapter) as part:
+            if adapter is not None:
                 self.model.config.save_pretrained(part)
-                copy_adapter(adapter, part)
             self.tokenizer.save_pretrained(part)
             write_json(part / STATISTICS, about)
         return Path(path)

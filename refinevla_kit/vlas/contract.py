@@ -69,11 +69,13 @@ class VLA(ABC):
         two_way: the prefix is read in both directions (PaliGemma); else everything is causal (Llama).
         first_position: the position of a sequence's first token: 1 for the PaliGemma family, 0 for Llama.
         image_start: where in a sequence the words of the picture begin.
+        adapter_preset: how its authors train adapters; None where they never did.
     """
 
     two_way: ClassVar[bool]
     first_position: ClassVar[int]
     image_start: ClassVar[int] = 0
+    adapter_preset: ClassVar[AdapterPreset | None] = None
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
@@ -105,9 +107,9 @@ class VLA(ABC):
         """Width and height in pixels of the picture that the tower takes."""
 
     @property
-    @abstractmethod
     def reads_state(self) -> bool:
         """It wants the robot's own state beside the picture; its token follows the patches."""
+        return False
 
     @property
     @abstractmethod
@@ -140,9 +142,9 @@ class VLA(ABC):
         takes them.
         """
 
-    @abstractmethod
     def states(self, proprioception: Array | None) -> Tensor | None:
         """float (B, 15) -> what `image_words` takes; None for a policy that reads no state."""
+        return None
 
     @abstractmethod
     def look(self, pixels: Tensor) -> Tensor:
@@ -264,11 +266,6 @@ class VLA(ABC):
     def constant(self) -> tuple[nn.Module, ...]:
         """What never learns, whatever is trained."""
         return ()
-
-    @property
-    def adapter_preset(self) -> AdapterPreset | None:
-        """How its authors train adapters; None where they never did."""
-        return None
 
     @property
     def state_encoder(self) -> nn.Module | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -26,11 +26,10 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.configuration_utils import SubConfigSpec
 
 from refinevla_kit.errors import KitError, check_choice, listed
 from refinevla_kit.simulator.contract import Array
-from refinevla_kit.vlas.action_tokens import dimension_names
+from refinevla_kit.vlas.action_tokens import STATISTICS, dimension_names
 from refinevla_kit.vlas.checkpoint import (
     CONFIG,
     Folder,
@@ -46,29 +45,20 @@ from refinevla_kit.vlas.contract import VLA, AdapterPreset, Marks
 from refinevla_kit.vlas.released import (
     PREPROCESSOR,
     Quantiles,
+    QuantileWords,
     ReleasedVLA,
     check_picture,
-    own_dataset,
-    statistics_of,
 )
 from refinevla_kit.vlas.vision_tower import TOWERS, VisionTower
 
-STATISTICS = "dataset_statistics.json"
 SPACE = 29871  # Llama's token of a lone space: what the prompt ends with before an action
-# The authors' vla-scripts/finetune.py: rank 32, alpha 16, every linear layer but the head's.
-ADAPTERS = AdapterPreset(
-    32,
-    16.0,
-    r"(language_model\.model|vision_backbone)\..*\."
-    r"([qkvo]_proj|gate_proj|up_proj|down_proj|qkv|attn\.proj|fc[12])|projector\.fc[123]",
-)
 
 
 class OpenVLAConfig(PreTrainedConfig):  # type: ignore[misc]
     """The authors' config.json."""
 
     model_type = "openvla"
-    sub_configs_defaults = {"text_config": SubConfigSpec(config_class=LlamaConfig)}  # noqa: RUF012
+    sub_configs_defaults = {"text_config": LlamaConfig}  # type: ignore[dict-item]  # noqa: RUF012
 
     text_config: Any = None
     timm_model_ids: Any = None
@@ -105,6 +95,7 @@ class _Towers(nn.Module):
             self.add_module(name, VisionTower(size, image))
 
     def forward(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, 3 or 6, s, s), normalised for each tower -> tokens of all (B, patches, e)."""
         parts = zip(self.children(), pixels.split(3, dim=1), strict=True)
         return torch.cat([tower(part) for tower, part in parts], -1)
 
@@ -146,19 +137,9 @@ class OpenVLAModel(PreTrainedModel):  # type: ignore[misc]
         self.language_model.set_attn_implementation("eager")  # the weights of attention can be read
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.language_model.model.embed_tokens
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.language_model.lm_head
-
-    def look(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, 3 or 6, s, s), normalised for each tower -> tokens of all (B, patches, e)."""
-        return self.vision_backbone(pixels)
-
 
 @dataclass(frozen=True)
-class UniformWords:
+class UniformWords(QuantileWords):
     """OpenVLA's words, as its authors number them: a word a dimension, the centre between two of evenly
     spaced edges. Word 0 is the highest value: ids descend.
 
@@ -180,17 +161,8 @@ class UniformWords:
         return ((0, self.edges),) * len(self.quantiles.low)
 
     @property
-    def limits(self) -> tuple[float, ...]:
-        """See `ActionTokens`."""
-        return self.quantiles.limits
-
-    @property
     def words(self) -> int:
         return self.edges
-
-    def encode(self, actions: Array) -> Array:
-        """float (..., A) in the dataset's units -> int64 (..., A)."""
-        return self.encode_normalised(self.quantiles.normalise(actions))
 
     def encode_normalised(self, actions: Array) -> Array:
         """float (..., A) in [-1, 1] -> int64 (..., A)."""
@@ -202,10 +174,6 @@ class UniformWords:
         edges = np.linspace(-1, 1, self.edges)
         place = np.clip(self.edges - 1 - np.asarray(words), 0, self.edges - 2)
         return ((edges[:-1] + edges[1:]) / 2)[place]
-
-    def decode(self, words: Array) -> Array:
-        """int (..., A) -> float64 (..., A) in the dataset's units."""
-        return self.quantiles.restore(self.decode_normalised(words))
 
     def to_dict(self) -> dict[str, Any]:
         """For records; the checkpoint has them in its own form."""
@@ -221,6 +189,13 @@ class OpenVLA(ReleasedVLA):
     two_way = False
     first_position = 0
     image_start = 1
+    # The authors' vla-scripts/finetune.py: rank 32, alpha 16, every linear layer but the head's.
+    adapter_preset = AdapterPreset(
+        32,
+        16.0,
+        r"(language_model\.model|vision_backbone)\..*\."
+        r"([qkvo]_proj|gate_proj|up_proj|down_proj|qkv|attn\.proj|fc[12])|projector\.fc[123]",
+    )
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -257,10 +232,6 @@ class OpenVLA(ReleasedVLA):
         return tuple(module for tower in towers for module in tower.unused)
 
     @property
-    def adapter_preset(self) -> AdapterPreset:
-        return ADAPTERS
-
-    @property
     def projector(self) -> tuple[nn.Module, ...]:
         return (self._model.projector,)
 
@@ -290,19 +261,17 @@ class OpenVLA(ReleasedVLA):
         return self.folder.json(PREPROCESSOR)  # asked for at every step
 
     def look(self, pixels: Tensor) -> Tensor:
-        return self._model.look(pixels.to(self.model.dtype))
+        return self._model.vision_backbone(pixels.to(self.model.dtype))
 
     def image_words(self, tokens: Tensor, states: Tensor | None) -> Tensor:
         projector = self._model.projector
         return projector(tokens.to(projector.fc1.weight.dtype))
 
     def fitted(self, actions: Array, adapt: bool, robot: str = "widowx") -> VLA:
-        """The same model with statistics of these actions; there is no grid to adapt."""
+        """See `ReleasedVLA.fitted`; there is no grid to adapt."""
         if adapt:
             raise KitError("OpenVLA's bins are even: there is no grid to adapt", 'take "refitted"')
-        dataset = own_dataset(robot)
-        statistics = {**self.statistics, dataset: statistics_of(self.own_actions(actions))}
-        return replace(self, statistics=statistics).with_dataset(dataset)
+        return super().fitted(actions, adapt, robot)
 
     def save(self, path: str | Path, dtype: torch.dtype = torch.float32, adapter: Path | None = None) -> Path:
         """Write the authors' layout: their key names, their files, with these statistics."""

@@ -38,15 +38,7 @@ REAL_SPATIALVLA: Config = {
     "spatial_token_num": 8194,
     "action_token_begin_idx": 257153,
     "image_token_index": 257152,
-    "text_config": {
-        "hidden_size": 2304,
-        "intermediate_size": 9216,
-        "model_type": "gemma2",
-        "num_hidden_layers": 26,
-        "num_key_value_heads": 4,
-        "tie_word_embeddings": False,
-        "vocab_size": 265347,
-    },
+    "text_config": {"model_type": "gemma2", "tie_word_embeddings": False, "vocab_size": 265347},
     "vision_config": {
         "hidden_size": 1152,
         "intermediate_size": 4304,
@@ -58,19 +50,6 @@ REAL_SPATIALVLA: Config = {
     },
     "vision_zoe_config": {
         "model_type": "zoedepth",
-        "backbone_hidden_size": 1024,
-        "backbone_config": {
-            "model_type": "beit",
-            "hidden_size": 1024,
-            "image_size": 384,
-            "intermediate_size": 4096,
-            "layer_norm_eps": 1e-12,
-            "num_attention_heads": 16,
-            "num_hidden_layers": 24,
-            "out_features": ["stage6", "stage12", "stage18", "stage24"],
-            "use_relative_position_bias": True,
-            "reshape_hidden_states": False,
-        },
         "bin_configurations": [
             {"name": "nyu", "n_bins": 64, "min_depth": 1e-3, "max_depth": 10.0},
             {"name": "kitti", "n_bins": 64, "min_depth": 1e-3, "max_depth": 80.0},
@@ -82,7 +61,9 @@ REAL_SPATIALVLA: Config = {
         "patch_transformer_num_attention_heads": 4,
     },
 }
-"""The configuration of the released SpatialVLA 4B at 224 pixels, as far as it decides shapes."""
+"""The configuration of the released SpatialVLA 4B at 224 pixels, as far as it decides shapes and is not what
+transformers' classes begin with.
+"""
 REAL_OPENVLA: Config = {
     "text_config": {"model_type": "llama", "vocab_size": 32064, "pad_token_id": 32000},
     "image_sizes": [224, 224],
@@ -222,7 +203,7 @@ def random_spatialvla(
         "preprocessor_config.json": pictures,
     }
     marks = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"}
-    return _made(files, raw, marks, spatialvla.load, seed, where)
+    return _made(files, raw, marks, spatialvla.load, seed, **where)
 
 
 def random_openvla(config: Config, texts: Sequence[str], actions: Array, seed: int = 0, **where: Any) -> VLA:
@@ -255,7 +236,7 @@ def random_openvla(config: Config, texts: Sequence[str], actions: Array, seed: i
         openvla.PREPROCESSOR: pictures,
     }
     marks = {"pad_token": "<PAD>", "eos_token": "</s>", "bos_token": "<s>", "unk_token": "<unk>"}
-    return _made(files, raw, marks, openvla.load, seed, where)
+    return _made(files, raw, marks, openvla.load, seed, **where)
 
 
 def _made(
@@ -264,12 +245,26 @@ def _made(
     marks: dict[str, str],
     load: Any,
     seed: int,
-    where: dict[str, Any],
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
 ) -> VLA:
     """The model of these files and words, read as from a folder that has weights, too."""
 
     def fresh(kind: type[PreTrainedModel], config: PreTrainedConfig, _: Folder, *__: Any) -> PreTrainedModel:
-        return fresh_model(kind, config, seed, **where)
+        """Random weights, made on their device in their precision: nothing larger is ever in memory."""
+        usual, devices = torch.get_default_dtype(), [device] if device.startswith("cuda") else []
+        torch.set_default_dtype(dtype)
+        try:
+            with torch.random.fork_rng(devices=devices), torch.device(device):
+                torch.manual_seed(seed)
+                model = kind(config)
+                for name, values in model.named_parameters():
+                    # timm's position; zero by default, and then patches have none
+                    if name.endswith("pos_embed"):
+                        torch.nn.init.normal_(values, std=0.02)
+        finally:
+            torch.set_default_dtype(usual)
+        return model.eval()
 
     with tempfile.TemporaryDirectory() as name:
         for file, content in files.items():
@@ -277,25 +272,3 @@ def _made(
         PreTrainedTokenizerFast(tokenizer_object=raw, **marks).save_pretrained(name)
         vla: VLA = load(open_folder(name), read=fresh)
     return vla
-
-
-def fresh_model(
-    kind: type[PreTrainedModel],
-    config: PreTrainedConfig,
-    seed: int,
-    dtype: torch.dtype = torch.float32,
-    device: str = "cpu",
-) -> PreTrainedModel:
-    """A model with random weights, made on its device in its precision: nothing larger is ever in memory."""
-    usual, devices = torch.get_default_dtype(), [device] if device.startswith("cuda") else []
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.random.fork_rng(devices=devices), torch.device(device):
-            torch.manual_seed(seed)
-            model: PreTrainedModel = kind(config)
-            for name, values in model.named_parameters():
-                if name.endswith("pos_embed"):  # timm's position; zero by default, and then patches have none
-                    torch.nn.init.normal_(values, std=0.02)
-    finally:
-        torch.set_default_dtype(usual)
-    return model.eval()

@@ -4,12 +4,13 @@ and the way into their modules.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from refinevla_kit.conventions import GOOGLE_ROBOT, WIDOWX, Conventions, Reference, robot_of
 from refinevla_kit.errors import KitError, as_kit_error, listed
@@ -74,6 +75,32 @@ class Quantiles:
         return {"q01": list(self.low), "q99": list(self.high), "mask": list(self.scaled)}
 
 
+class QuantileWords(ABC):
+    """Action words of numbers that a dataset's quantiles scale, see `ActionTokens`."""
+
+    quantiles: Quantiles
+
+    @property
+    def limits(self) -> tuple[float, ...]:
+        return self.quantiles.limits
+
+    @abstractmethod
+    def encode_normalised(self, actions: Array) -> Array:
+        """float (..., A), scaled -> int64 (..., T)."""
+
+    @abstractmethod
+    def decode_normalised(self, words: Array) -> Array:
+        """int (..., T) -> float64 (..., A), scaled."""
+
+    def encode(self, actions: Array) -> Array:
+        """float (..., A) in the dataset's units -> int64 (..., T)."""
+        return self.encode_normalised(self.quantiles.normalise(actions))
+
+    def decode(self, words: Array) -> Array:
+        """int (..., T) -> float64 (..., A) in the dataset's units."""
+        return self.quantiles.restore(self.decode_normalised(words))
+
+
 def check_picture(folder: Folder, stated: Sequence[Any], size: Any) -> None:
     """Raises `KitError` where the files of a checkpoint differ about the picture's size.
 
@@ -86,11 +113,6 @@ def check_picture(folder: Folder, stated: Sequence[Any], size: Any) -> None:
         said, own = f"{stated[0]} x {stated[1]}", f"{size} x {size}"
         told = f"pictures of {said} in {PREPROCESSOR} and of {own} in config.json"
         raise KitError(f"{folder.path} has {told}", "copy both files of one checkpoint")
-
-
-def own_dataset(robot: str) -> str:
-    """Under what name a checkpoint keeps the statistics that it was fitted to."""
-    return OWN if robot == "widowx" else f"{OWN}_{robot}"
 
 
 def statistics_of(actions: Array) -> dict[str, Any]:
@@ -122,13 +144,6 @@ def gripper_to_share(actions: Array) -> Array:
     """float (..., 7) with the kit's gripper, +1 open and -1 closed -> with 1 open and 0 closed."""
     actions = np.array(actions, np.float64)
     actions[..., 6] = (actions[..., 6] + 1) / 2
-    return actions
-
-
-def gripper_from_share(actions: Array) -> Array:
-    """Inverse of `gripper_to_share`; all or nothing."""
-    actions = np.array(actions, np.float64)
-    actions[..., 6] = np.where(actions[..., 6] > 0.5, 1.0, -1.0)
     return actions
 
 
@@ -165,13 +180,6 @@ class ReleasedVLA(VLA):
         return {name: content.decode() for name, content in self.folder.files.items() if "processor" in name}
 
     @property
-    def reads_state(self) -> bool:
-        return False
-
-    def states(self, proprioception: Array | None) -> Tensor | None:
-        return None
-
-    @property
     def conventions(self) -> Conventions:
         own: dict[str, Any] = {
             "image_size": self.image_size,
@@ -183,16 +191,12 @@ class ReleasedVLA(VLA):
             return replace(GOOGLE_ROBOT, **own)
         return replace(WIDOWX, **own)
 
-    @property
-    def usual_dataset(self) -> str:
-        """Whose statistics are taken where nothing is said: those it was fitted to, else the first."""
-        return str(self.provenance.get("dataset") or next(iter(self.statistics)))
-
     def on(self, robot: str) -> VLA:
         """The same weights with this robot's statistics: those it was fitted to, else the first whose name
         tells the robot. A name that tells none counts as the WidowX.
         """
-        known, usual = [*self.statistics], self.usual_dataset
+        known = [*self.statistics]
+        usual = str(self.provenance.get("dataset") or known[0])
         unsure = (robot_of(usual) or "widowx") == robot
         named = [key for key in known if robot_of(key) == robot]
         keys = [usual] if unsure and usual.startswith(OWN) else named or [usual] * unsure
@@ -207,11 +211,20 @@ class ReleasedVLA(VLA):
         bins = replace(self.bins, quantiles=quantiles)  # type: ignore[type-var]
         return replace(self, bins=bins, dataset=dataset)
 
+    def fitted(self, actions: Array, adapt: bool, robot: str = "widowx") -> VLA:
+        """The same model with statistics of these actions."""
+        dataset = OWN if robot == "widowx" else f"{OWN}_{robot}"
+        statistics = {**self.statistics, dataset: statistics_of(self.own_actions(actions))}
+        return replace(self, statistics=statistics).with_dataset(dataset)
+
     def own_actions(self, actions: Array) -> Array:
         return gripper_to_share(actions)
 
     def kit_actions(self, actions: Array) -> Array:
-        return gripper_from_share(actions)
+        """Inverse of `own_actions`; a gripper's all or nothing."""
+        actions = np.array(actions, np.float64)
+        actions[..., 6] = np.where(actions[..., 6] > 0.5, 1.0, -1.0)
+        return actions
 
     @property
     def _model(self) -> Any:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from refinevla_kit.errors import check_choice
 from refinevla_kit.settings import ORDERS
@@ -80,17 +81,19 @@ def pad_batch(
     prefixes: Sequence[list[int]], answers: Sequence[tuple[list[int], list[int]]], pad: int
 ) -> Sequences:
     """Put prefixes and answers together and pad on the right."""
-    longest = max(len(p) + len(a[0]) for p, a in zip(prefixes, answers, strict=True))
-    shape = (len(prefixes), longest)
-    ids, mask = torch.full(shape, pad), torch.zeros(shape, dtype=torch.int64)
-    types, kinds = torch.ones(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
-    for row, (prefix, (answer, kind)) in enumerate(zip(prefixes, answers, strict=True)):
-        n, m = len(prefix), len(prefix) + len(answer)
-        ids[row, :m] = torch.tensor(prefix + answer)
-        mask[row, :m] = 1
-        types[row, :n] = 0
-        kinds[row, n:m] = torch.tensor(kind)
-    return Sequences(ids, mask, types, kinds)
+    ids, types, kinds = list[Tensor](), list[Tensor](), list[Tensor]()
+    for prefix, (answer, kind) in zip(prefixes, answers, strict=True):
+        ids.append(torch.tensor(prefix + answer))
+        types.append(torch.tensor([0] * len(prefix) + [1] * len(answer)))
+        kinds.append(torch.tensor([NOT_PREDICTED] * len(prefix) + kind))
+    return padded_sequences(pad, ids, types, kinds)
+
+
+def padded_sequences(pad: int, ids: list[Tensor], types: list[Tensor], kinds: list[Tensor]) -> Sequences:
+    """Put B rows, int64 each, together and pad on the right."""
+    mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
+    types_and_kinds = pad_sequence(types, True, 1), pad_sequence(kinds, True, NOT_PREDICTED)
+    return Sequences(pad_sequence(ids, True, pad), mask, *types_and_kinds)
 
 
 def roles_of(vla: VLA, ids: Tensor, prefix: int) -> dict[str, Tensor]:

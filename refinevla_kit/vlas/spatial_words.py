@@ -17,7 +17,7 @@ from torch import Tensor
 
 from refinevla_kit.errors import as_kit_error
 from refinevla_kit.simulator.contract import Array
-from refinevla_kit.vlas.released import Quantiles
+from refinevla_kit.vlas.released import Quantiles, QuantileWords
 
 SPANS = {
     "theta": (0.0, math.pi),
@@ -75,7 +75,7 @@ class PolarWords:
 
 
 @dataclass(frozen=True)
-class SpatialWords(PolarWords):
+class SpatialWords(PolarWords, QuantileWords):
     """SpatialVLA's three words a step, as its authors number them: translation, rotation, gripper.
 
     Unlike `SphericalGrid` it is exact to their code: cells decode to mid-points, and translations are clipped
@@ -107,21 +107,13 @@ class SpatialWords(PolarWords):
             part: {f"{name}_bins": list(next(edges)) for name in names} for part, names in COORDINATES.items()
         }
 
-    @property
-    def limits(self) -> tuple[float, ...]:
-        """See `ActionTokens`."""
-        return self.quantiles.limits
-
-    def encode(self, actions: Array) -> Array:
-        """float (..., 7) in the dataset's units -> int64 (..., 3)."""
-        return self.encode_normalised(self.quantiles.normalise(actions))
-
     def encode_normalised(self, actions: Array) -> Array:
         """float (..., 7) in [-1, 1], gripper 0 or 1 -> int64 (..., 3)."""
         unit = np.clip(np.asarray(actions, np.float64), -1, 1)
         x, y, z = (unit[..., i] for i in range(3))
-        polar = [np.arctan2(np.sqrt(x**2 + y**2), z), np.arctan2(y, x), np.sqrt(x**2 + y**2 + z**2)]
-        return self.of_coordinates([*polar, *(unit[..., i] for i in (3, 4, 5))], unit[..., 6] >= 0.5)
+        # not by `polar`: roots as the authors take them
+        place = [np.arctan2(np.sqrt(x**2 + y**2), z), np.arctan2(y, x), np.sqrt(x**2 + y**2 + z**2)]
+        return self.of_coordinates([*place, *(unit[..., i] for i in (3, 4, 5))], unit[..., 6] >= 0.5)
 
     def decode_normalised(self, words: Array) -> Array:
         """int (..., 3) -> float64 (..., 7) in [-1, 1], gripper 0 or 1; a word of another place becomes the
@@ -131,13 +123,15 @@ class SpatialWords(PolarWords):
         words = np.clip(words, lows, highs - 1)
         return np.clip(self.to_actions(words, [middles(each) for each in self.edges]), -1.0, 1.0)
 
-    def decode(self, words: Array) -> Array:
-        """int (..., 3) -> float64 (..., 7) in the dataset's units."""
-        return self.quantiles.restore(self.decode_normalised(words))
-
     def to_dict(self) -> dict[str, Any]:
         """For records; the checkpoint has them in its own form."""
         return {"kind": "spatialvla", "bin_policy": self.to_processor(), **self.quantiles.to_dict()}
+
+
+def polar(x: Array, y: Array, z: Array) -> list[Array]:
+    """theta, phi and r of translations."""
+    across = np.hypot(x, y)
+    return [np.arctan2(across, z), np.arctan2(y, x), np.hypot(across, z)]
 
 
 def middles(edges: Sequence[float]) -> Array:
@@ -165,9 +159,7 @@ def edges_of(
 
 def gaussians_of(actions: Array) -> dict[str, dict[str, float]]:
     """Mean and deviation of each coordinate of normalised actions, float (N, 7), for `edges_of`."""
-    x, y, z = np.asarray(actions, np.float64)[:, :3].T
-    across = np.hypot(x, y)
-    columns = [np.arctan2(across, z), np.arctan2(y, x), np.hypot(across, z), *np.asarray(actions)[:, 3:6].T]
+    columns = [*polar(*np.asarray(actions, np.float64)[:, :3].T), *np.asarray(actions)[:, 3:6].T]
     return {
         name: {"mu": float(column.mean()), "sigma": float(column.std())}
         for name, column in zip(SPANS, columns, strict=True)

@@ -31,7 +31,6 @@ from transformers import (
     ZoeDepthConfig,
     ZoeDepthForDepthEstimation,
 )
-from transformers.configuration_utils import SubConfigSpec
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.simulator.contract import Array
@@ -53,8 +52,6 @@ from refinevla_kit.vlas.released import (
     Quantiles,
     ReleasedVLA,
     check_picture,
-    own_dataset,
-    statistics_of,
 )
 from refinevla_kit.vlas.spatial_words import LEAST_DEVIATION, SpatialWords, adapted, edges_of, gaussians_of
 
@@ -62,15 +59,6 @@ PROCESSOR = "processor_config.json"
 RESCALE = 0.00392156862745098
 DEPTH_PADDING = 31  # pixels on each side of the picture that the depth is estimated from
 DEPTH_SIZE = 384  # pixels, height and width of that picture
-# The authors' finetune_lora.sh: --lora 32 --lora_alpha 32 --lora_target linear, which spatialvla_finetune.py
-# spells out. Its "out_proj" also hits ZoeDepth, which is left as it is here.
-ADAPTERS = AdapterPreset(
-    32,
-    32.0,
-    r"(language_model\.model|vision_tower)\..*\."
-    r"([qkvo]_proj|out_proj|gate_proj|up_proj|down_proj|fc[12])"
-    r"|multi_modal_projector\.linear|position_embedding_3d\.position_embedding_head\.[03]",
-)
 DEPTH_OFFSET = 2.0  # metres; a point's distance is centred on it and all coordinates are divided by it
 
 
@@ -79,9 +67,9 @@ class SpatialVLAConfig(PreTrainedConfig):  # type: ignore[misc]
 
     model_type = "spatialvla"
     sub_configs_defaults = {  # noqa: RUF012 - transformers' own protocol
-        "text_config": SubConfigSpec(config_class=Gemma2Config),
-        "vision_config": SubConfigSpec(config_class=SiglipVisionConfig),
-        "vision_zoe_config": SubConfigSpec(config_class=ZoeDepthConfig),
+        "text_config": Gemma2Config,  # type: ignore[dict-item]
+        "vision_config": SiglipVisionConfig,  # type: ignore[dict-item]
+        "vision_zoe_config": ZoeDepthConfig,  # type: ignore[dict-item]
     }
 
     text_config: Any = None
@@ -166,12 +154,6 @@ class SpatialVLAModel(PreTrainedModel):  # type: ignore[misc]
         self.vision_zoe_model.eval()
         return self
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.language_model.model.embed_tokens
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.language_model.lm_head
-
     @torch.no_grad()
     def depth(self, pixels: Tensor) -> Tensor:
         """Pixels (B, 3, s, s) in 0..1 -> metres (B, 1, s, s)."""
@@ -207,16 +189,6 @@ class SpatialVLAModel(PreTrainedModel):  # type: ignore[misc]
         places = self.position_embedding_3d(points)
         return self.multi_modal_projector.linear(tokens.to(places.dtype) + places)
 
-    def words(self, ids: Tensor) -> Tensor:
-        """Vocabulary ids (B, N) -> embeddings (B, N, h); those of action words are of their own table."""
-        embedding: Any = self.language_model.model.embed_tokens
-        first, count = self.config.action_token_begin_idx, self.config.spatial_token_num
-        acts = (ids >= first) & (ids < first + count)
-        actions = self.spatial_embed_tokens((ids - first).clamp(0, count - 1)) * embedding.embed_scale.to(
-            embedding.weight.dtype
-        )
-        return torch.where(acts[..., None], actions, embedding(ids))
-
 
 def _bicubic(images: Tensor, size: int) -> Tensor:
     return functional.interpolate(images, (size, size), mode="bicubic", align_corners=True)
@@ -236,6 +208,15 @@ class SpatialVLA(ReleasedVLA):
     reference = "motion"
     two_way = True
     first_position = 1
+    # The authors' finetune_lora.sh: --lora 32 --lora_alpha 32 --lora_target linear, which
+    # spatialvla_finetune.py spells out. Its "out_proj" also hits ZoeDepth, which is left as it is here.
+    adapter_preset = AdapterPreset(
+        32,
+        32.0,
+        r"(language_model\.model|vision_tower)\..*\."
+        r"([qkvo]_proj|out_proj|gate_proj|up_proj|down_proj|fc[12])"
+        r"|multi_modal_projector\.linear|position_embedding_3d\.position_embedding_head\.[03]",
+    )
 
     @property
     def chunk(self) -> int:
@@ -275,10 +256,6 @@ class SpatialVLA(ReleasedVLA):
     @property
     def constant(self) -> tuple[nn.Module, ...]:
         return (self._model.vision_zoe_model,)
-
-    @property
-    def adapter_preset(self) -> AdapterPreset:
-        return ADAPTERS
 
     @property
     def projector(self) -> tuple[nn.Module, ...]:
@@ -328,7 +305,11 @@ class SpatialVLA(ReleasedVLA):
         return self._model.image_words(tokens[..., :width], tokens[..., width:])
 
     def words(self, ids: Tensor) -> Tensor:
-        return self._model.words(ids)
+        """See `VLA.words`; those of action words are of their own table."""
+        embedding, table = self.decoder.embed_tokens, self._model.spatial_embed_tokens
+        numbers = (ids - self.first_action).clamp(0, table.num_embeddings - 1)
+        actions = table(numbers) * embedding.embed_scale.to(embedding.weight.dtype)
+        return torch.where(self.is_action(ids)[..., None], actions, embedding(ids))
 
     def with_dataset(self, dataset: str) -> VLA:
         """See `ReleasedVLA.with_dataset`; the camera is the dataset's, too, where there is one."""
@@ -337,18 +318,16 @@ class SpatialVLA(ReleasedVLA):
 
     def fitted(self, actions: Array, adapt: bool, robot: str = "widowx") -> VLA:
         """The same model with statistics of these actions; adapted, with cells and embeddings for them."""
-        assert isinstance(self.bins, SpatialWords)
-        own = self.own_actions(actions)
-        dataset = own_dataset(robot)
-        statistics = {**self.statistics, dataset: statistics_of(own)}
-        bins = replace(self.bins, quantiles=Quantiles.from_statistics(statistics[dataset], dataset))
-        if adapt:
-            unit = bins.quantiles.normalise(own[np.isfinite(own).all(axis=1)])
-            edges = edges_of(gaussians_of(np.clip(unit, -1, 1)), bins.cells, LEAST_DEVIATION)
-            table = self._model.spatial_embed_tokens.weight.data
-            table.copy_(adapted(table, bins.edges, edges))
-            bins = replace(bins, edges=edges)
-        return replace(self, bins=bins, statistics=statistics, dataset=dataset)
+        refitted = super().fitted(actions, adapt, robot)
+        if not adapt:
+            return refitted
+        bins, own = refitted.bins, self.own_actions(actions)
+        assert isinstance(bins, SpatialWords)
+        unit = bins.quantiles.normalise(own[np.isfinite(own).all(axis=1)])
+        edges = edges_of(gaussians_of(np.clip(unit, -1, 1)), bins.cells, LEAST_DEVIATION)
+        table = self._model.spatial_embed_tokens.weight.data
+        table.copy_(adapted(table, bins.edges, edges))
+        return replace(refitted, bins=replace(bins, edges=edges))
 
     def save(self, path: str | Path, dtype: torch.dtype = torch.float32, adapter: Path | None = None) -> Path:
         """Write the authors' layout: their key names, their files, with these statistics and cells."""

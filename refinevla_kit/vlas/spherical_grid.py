@@ -33,7 +33,7 @@ from scipy.stats import norm
 from refinevla_kit.errors import KitError, as_kit_error
 from refinevla_kit.simulator.contract import Array
 from refinevla_kit.vlas.action_tokens import check_words, fit_limits
-from refinevla_kit.vlas.spatial_words import SPANS, PolarWords, middles
+from refinevla_kit.vlas.spatial_words import SPANS, PolarWords, middles, polar
 
 CELLS = (16, 32, 8, 16, 16, 16)
 # of a coordinate's span: cells of one that never changes stay wide enough for float32
@@ -73,13 +73,13 @@ class SphericalGrid(PolarWords):
                 raise KitError(what, "fit the grid again, with a larger deviation")
 
     @classmethod
-    def fit(cls, actions: Array, quantile: float = 0.01) -> SphericalGrid:
+    def fit(cls, actions: Array) -> SphericalGrid:
         """From data, float (N, 7): limits as `fit_limits`, and a Gaussian for each coordinate of the clipped,
         normalised actions.
 
         Actions of no translation have no direction and are left out of theta and phi.
         """
-        limits = fit_limits(actions, quantile)
+        limits = fit_limits(actions)
         unit = np.clip(np.asarray(actions, np.float64) / np.asarray(limits), -1.0, 1.0)
         coordinates = _coordinates(unit)  # N, 6
         moving = coordinates[:, 2] > 1e-3
@@ -146,7 +146,5 @@ def _coordinates(unit: Array) -> Array:
     """float64 (..., 7) normalised actions -> (..., 6), as `SPANS`. Zeros lose their sign first, so that
     arctan2 answers 0 or pi and never -pi.
     """
-    x, y, z = (unit[..., i] + 0.0 for i in range(3))
-    across = np.hypot(x, y)
-    polar = [np.arctan2(across, z), np.arctan2(y, x), np.hypot(across, z)]
-    return np.concatenate([np.stack(polar, axis=-1), unit[..., 3:6]], axis=-1)
+    place = polar(*(unit[..., i] + 0.0 for i in range(3)))
+    return np.stack([*place, *(unit[..., i] for i in (3, 4, 5))], axis=-1)

@@ -14,7 +14,7 @@ from refinevla_kit.simulator import find_backend, make
 from refinevla_kit.simulator.contract import Pose
 from refinevla_kit.simulator.geometry import start_pose
 from refinevla_kit.simulator.google_robot import GoogleRobotSimulator
-from refinevla_kit.simulator.google_robot_assets import google_robot_assets
+from refinevla_kit.simulator.google_robot_assets import GoogleRobotAssets
 from refinevla_kit.tasks import GOOGLE_TASKS, MANISKILL, VARIANT_AGGREGATION, find_task
 from scripts.google_robot_agreement import Agreement, compare_pictures, replay
 
@@ -215,9 +215,9 @@ def test_an_unknown_way_of_drawing_names_the_known_ones() -> None:
 
 def test_a_missing_file_of_the_assets_is_named(tmp_path: Path) -> None:
     with pytest.raises(KitError, match=r"lacks the Google Robot's tasks.*ManiSkill2_real2sim"):
-        google_robot_assets(tmp_path)
+        GoogleRobotAssets(tmp_path)
     (tmp_path / "data/tasks/google_robot_real2sim").mkdir(parents=True)
-    files = google_robot_assets(tmp_path)
+    files = GoogleRobotAssets(tmp_path)
     for what in (files.robot, files.station, files.stage, files.photograph, files.collision):
         with pytest.raises(KitError, match=r"anything.*is missing"):
             what("anything")
@@ -226,7 +226,7 @@ def test_a_missing_file_of_the_assets_is_named(tmp_path: Path) -> None:
 def test_the_originals_own_checkout_is_understood(tmp_path: Path) -> None:
     (tmp_path / "data/custom").mkdir(parents=True)
     for folder in (tmp_path, tmp_path / "data"):
-        files = google_robot_assets(folder)
+        files = GoogleRobotAssets(folder)
         assert files.custom == tmp_path / "data/custom"
         assert files.stages == tmp_path / "data/hab2_bench_assets/stages"
         assert files.robots.parent.parent == tmp_path / "mani_skill2_real2sim/assets"

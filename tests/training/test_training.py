@@ -7,7 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -23,12 +23,13 @@ from refinevla_kit.training import loop
 from refinevla_kit.training.examples import Examples, find_rationales, join, rationales_of
 from refinevla_kit.training.freezing import freeze_lower
 from refinevla_kit.training.loop import TrainingConfig, fine_tune
-from refinevla_kit.training.objective import WholeModel, forward, joint_loss, make_batch, tower_tokens
+from refinevla_kit.training.objective import Batch, WholeModel, forward, make_batch, tower_tokens
 from refinevla_kit.training.policy_run import made_from, train_policy
 from refinevla_kit.training.resume import HISTORY, read_history
 from refinevla_kit.vlas.action_tokens import ActionTokens, UniformBins
 from refinevla_kit.vlas.compact import CompactConfig, CompactVLA, build, load
-from refinevla_kit.vlas.compact_parts import first_action_id, train_vocabulary
+from refinevla_kit.vlas.compact_parts import train_vocabulary
+from refinevla_kit.vlas.contract import VLA
 from refinevla_kit.vlas.sequence import ACTION_KIND, RATIONALE_KIND, pad_batch
 from refinevla_kit.vlas.spherical_grid import SphericalGrid
 
@@ -109,8 +110,16 @@ def test_a_policy_that_is_always_right_has_no_action_error(vla: CompactVLA, exam
     certain = (
         50.0 * torch.nn.functional.one_hot(s.input_ids.roll(-1, 1), len(vla.tokenizer)).float()
     )  # place t names token t + 1
-    losses = joint_loss(certain, s, 0.3, first_action_id(vla.tokenizer), vla.bins)
+    losses = forward(lambda _: certain, vla, Batch(s), CONFIG)
     assert float(losses.action_accuracy) == 1 and float(losses.action_l1) == 0 and float(losses.total) < 1e-5
+
+
+class Speaks(NamedTuple):
+    """Of a VLA what the objective asks for."""
+
+    first_action: int
+    bins: ActionTokens
+    is_action = VLA.is_action
 
 
 @pytest.mark.parametrize("kind", [UniformBins, SphericalGrid])
@@ -129,7 +138,9 @@ def test_the_action_error_is_that_of_the_decoded_actions(kind: Any, examples: Ex
     error = np.abs(
         bins.decode_normalised(torch.stack(said, 1).numpy()) - bins.decode_normalised(words)
     ).mean()
-    assert float(joint_loss(logits, s, 0.3, first, bins).action_l1) == pytest.approx(float(error), rel=1e-5)
+    vla: Any = Speaks(first, bins)
+    losses = forward(lambda _: logits, vla, Batch(s), CONFIG)
+    assert float(losses.action_l1) == pytest.approx(float(error), rel=1e-5)
     if kind is UniformBins:  # as it was when there was only one scheme
         assert float(error) == pytest.approx(
             np.abs(torch.stack(said, 1).numpy() - words).mean() * 2 / bins.words, rel=1e-5
