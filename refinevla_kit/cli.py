@@ -72,7 +72,7 @@ def reproduce(
     print(f"executed notebooks, records and pictures: {result['output']}")
     _print_json(result)
     if result["failed"]:
-        raise SystemExit(_fail(failure_line(result["failed"]), 1))
+        raise SystemExit(_fail(failure_line(result["failed"], len(chosen) == 1), 1))
 
 
 @app.command()

@@ -154,7 +154,8 @@ def _gpu() -> str:
 
     if not torch.cuda.is_available():
         what = f"none for torch {torch.__version__}; smoke and laptop need none"
-        raise KitError(what, "for the gpu profile: a CUDA build of torch")
+        lacking = "an NVIDIA GPU with its driver" if torch.version.cuda else "a CUDA build of torch"
+        raise KitError(what, f"for the gpu profile: {lacking}")
     memory = torch.cuda.get_device_properties(0).total_memory / 2**30
     return f"{torch.cuda.get_device_name(0)}, {memory:.0f} GiB"
 

@@ -210,7 +210,7 @@ def _execute(
     executed = folder / "executed" / f"{notebook}.ipynb"
     try:
         papermill.execute_notebook(
-            notebook_path(notebook),
+            _linked(notebook_path(notebook), executed.parent),
             executed,
             parameters=values,
             kernel_name="python3",
@@ -227,6 +227,18 @@ def _execute(
     else:
         return None
     return {"notebook": notebook, "cell": cell, "message": message, "executed": str(executed)}
+
+
+def _linked(path: Path, folder: Path) -> Any:
+    """The notebook, with its links to files as they are from another folder."""
+    import nbformat
+
+    notebook = nbformat.read(path, as_version=4)
+    beside = Path(os.path.relpath(path.parent.parent, folder)).as_posix()
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = cell.source.replace("](../", f"]({beside}/")
+    return notebook
 
 
 def _earlier(folder: Path) -> dict[str, Any]:
@@ -253,11 +265,15 @@ def _outcome(notebook: str, folder: Path, failed: Mapping[str, str] | None) -> d
     }
 
 
-def failure_line(failed: Mapping[str, str]) -> str:
-    """A failure as one line for the terminal, with the command that goes on from there."""
+def failure_line(failed: Mapping[str, str], alone: bool = False) -> str:
+    """A failure as one line for the terminal, with the command that goes on from there.
+
+    Args:
+        alone: no other notebook was asked for.
+    """
     at = failed["notebook"]
     left = ",".join(name[:2] for name in NOTEBOOKS if name == at or LOOP[0] <= at < name)
     stopped = f"notebook {failed['notebook']}, cell {failed['cell']}: {failed['message']}"
-    again = f"`refinevla reproduce --only {left}`"
-    remedy = f"once that is mended, go on with {again}, the same profile and output"
+    again = f"`refinevla run {at[:2]}`" if alone else f"`refinevla reproduce --only {left}`"
+    remedy = f"once that is mended, go on with {again} and the same options"
     return f"{stopped} (stopped at {failed['executed']}) -> {remedy}"

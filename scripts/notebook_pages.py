@@ -96,8 +96,8 @@ def from_docs(text: str) -> str:
     """A notebook's text with its links as they are from a folder of docs/; the picture at its head goes, for
     the cells show it again.
     """
-    text = re.sub(r"!\[[^]]*\]\(\.\./figures/[^)]*\)\n*", "", text)
-    return re.sub(r"\]\(\.\./(docs/)?", lambda link: "](../" if link[1] else "](../../", text)
+    text = re.sub(r"!\[[^]]*\]\((\.\./)+figures/[^)]*\)\n*", "", text)
+    return re.sub(r"\]\((?:\.\./)+(docs/)?", lambda link: "](../" if link[1] else "](../../", text)
 
 
 def lightened(output: Any, path: Path) -> Any:

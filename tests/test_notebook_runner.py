@@ -52,7 +52,7 @@ def write_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WriteNote
         parameters = new_code_cell(
             "profile = 'smoke'\noutput = None\nmore = {}\nworkers = None", metadata={"tags": ["parameters"]}
         )
-        node.cells = [new_markdown_cell("Words."), parameters]
+        node.cells = [new_markdown_cell("Words, [linked](../figures/seen.png)."), parameters]
         node.cells += [new_code_cell(source) for source in sources]
         nbformat.write(node, folder / "notebooks" / f"{name}.ipynb")
 
@@ -205,14 +205,16 @@ def test_failure_names_notebook_cell_and_message_and_ends_the_run(
     assert line.startswith(
         "notebook 01_teacher_annotation, cell In [4]: KitError: bad dataset -> record anew (stopped at "
     )
-    assert line.endswith(
-        "go on with `refinevla reproduce --only 01,02,03,04,05,06`, the same profile and output"
-    )
+    assert line.endswith("go on with `refinevla reproduce --only 01,02,03,04,05,06` and the same options")
+    assert "`refinevla run 01` and the same options" in failure_line(result["failed"], alone=True)
     write_notebook("03_simpler_evaluation", "1")
     again = run_notebooks(["3"], "smoke", tmp_path / "run", progress=False)
     assert (
         again["failed"] is None and again["notebooks"]["01_teacher_annotation"]["failed"] == result["failed"]
     ), "what failed is not forgotten"
+    executed = tmp_path / "run" / "executed" / "03_simpler_evaluation.ipynb"
+    (link,) = re.findall(r"\]\(([^)]*)", nbformat.read(executed, as_version=4).cells[0].source)
+    assert (executed.parent / link).resolve() == tmp_path / "own" / "figures" / "seen.png"
     assert len(line.splitlines()) == 1
     assert (
         list(result["notebooks"]) == ["01_teacher_annotation"]

@@ -151,6 +151,12 @@ class EpisodeDataset:
         """float32 (T, P): the robot's own state; (T, 0) where there is none."""
         return self._vectors(episode, self.columns.state)
 
+    @property
+    def successes(self) -> int | None:
+        """How many episodes succeeded; None where that is said of none."""
+        known = [info.success for info in self.episodes if info.success is not None]
+        return sum(known) if known else None
+
     def instructions(self, episode: int) -> list[str]:
         """The sentence that holds in each of the T frames."""
         info = self.info(episode)
@@ -277,10 +283,10 @@ class EpisodeDataset:
         kinds = {
             True: "displacements",
             False: "absolute positions",
-            None: "positions or displacements: not known, not told",
+            None: "positions or displacements: not told",
         }
         unit = " in metres and radians" if self.metric else ""
-        sense = "open is not known, not told" if self.gripper is None else f"open is {self.gripper:g}"
+        sense = "open is not told" if self.gripper is None else f"open is {self.gripper:g}"
         place = "none is named, "
         if self.gripper_dimension is not None:
             place = f"number {self.gripper_dimension} of the action, "

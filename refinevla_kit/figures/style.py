@@ -224,6 +224,8 @@ def p_text(value: float) -> str:
 
 def rate_text(rate: Rate, counts: bool = True, decimals: int = 0) -> str:
     """'18/24 = 75 % (55-88)'; without counts '75 % (55-88)'. The interval is whole per cents."""
+    if not rate.episodes:
+        return "nothing to count"
     interval = f"{100 * rate.rate:.{decimals}f} % ({100 * rate.low:.0f}-{100 * rate.high:.0f})"
     return f"{rate.successes}/{rate.episodes} = {interval}" if counts else interval
 

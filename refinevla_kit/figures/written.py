@@ -84,7 +84,8 @@ def truth_by_kind(written: Mapping[str, Sequence[Written]]) -> Figure:
     with canvas(6.4, 0.9 + 0.27 * len(kinds)) as (figure, (axes,)):
         for name, each in rates.items():
             for kind, found in each.items():
-                dot(axes, kinds.index(kind) + places[name], found.bounded, colour[name])
+                if found.episodes:
+                    dot(axes, kinds.index(kind) + places[name], found.bounded, colour[name])
         name_lines(axes, [kind.replace("_", " ") for kind in kinds])
         axes.set_xlim(0, 1.02)
         per_cent(axes.xaxis)

@@ -129,9 +129,10 @@ def check_actions(limits: Sequence[float], actions: Array) -> None:
             )
     if bad:
         what = f"the actions do not fit the checkpoint's action tokens ({'; '.join(bad)})"
-        raise KitError(
-            what, "check units and robot of the data set, or start from a base whose tokens were fitted to it"
+        remedy = (
+            'check units and robot of the data set; where they are right, train with action_words="refitted"'
         )
+        raise KitError(what, remedy)
 
 
 @dataclass(frozen=True)

@@ -214,6 +214,12 @@ class CompactVLA(VLA):
             for part in ("state", "state_mean", "state_scale"):
                 delattr(tower, part)
 
+    def fitted(self, actions: Array, adapt: bool, robot: str = "widowx") -> VLA:
+        """The same model with bins over the range of these actions: what its words move is learned anew."""
+        if adapt or not isinstance(self.bins, UniformBins):
+            raise KitError("a compact VLA's bins have no grid to adapt", 'take "refitted", or "base"')
+        return replace(self, bins=UniformBins.fit(actions[np.isfinite(actions).all(axis=1)]))
+
     def save(self, path: str | Path, dtype: torch.dtype = torch.float32, adapter: Path | None = None) -> Path:
         """Write a checkpoint directory: safetensors, config, tokenizer, dataset statistics. Appears whole or
         not at all.

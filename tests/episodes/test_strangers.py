@@ -176,7 +176,7 @@ def test_displacements_are_told_in_centimetres_and_poses_are_not(tmp_path):
     assert open_dataset(large).deltas is None
     told = words(large)
     assert "cm" not in told and "displacement" not in told and "position" not in told
-    assert "not known, not told" in str(open_dataset(large))
+    assert "displacements: not told" in str(open_dataset(large))
     assert "position targets" in words(large, deltas=False)
 
 
