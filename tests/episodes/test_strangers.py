@@ -213,7 +213,7 @@ def test_a_gripper_of_unknown_sense_is_not_told(tmp_path):
 def test_what_is_told_of_a_gripper_that_no_name_tells_is_not_taken_for_one(tmp_path):
     numbers = write_stranger(tmp_path / "numbers", names=[f"motor_{i}" for i in range(7)])
     assert "  gripper     none is named, open is 1 (as told)" in str(open_dataset(numbers, gripper=1))
-    assert "  gripper     none is named, open is not known" in str(open_dataset(numbers))
+    assert "  gripper     none is named, open is not told" in str(open_dataset(numbers))
     named = write_stranger(tmp_path / "named", names=POSE)
     assert "  gripper     number 6 of the action, open is 1 (as told)" in str(open_dataset(named, gripper=1))
 
