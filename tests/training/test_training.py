@@ -277,7 +277,7 @@ def test_the_reasoning_loss_without_rationales_is_an_error(
 def test_bins_are_refitted_where_another_robot_moves_further(
     vla: CompactVLA, examples: Examples, tmp_path: Path
 ) -> None:
-    """Its actions come back as they were, to half a bin but for a few; with the base's bins they are refused."""
+    """Its actions come back, to half a bin but for a few; with the base's bins they are refused."""
     base = vla.save(tmp_path / "base")
     far = replace(examples, actions=np.concatenate([5 * examples.actions[:, :6], examples.actions[:, 6:]], 1))
     with pytest.raises(KitError, match=r"do not fit .* train with action_words=\"refitted\""):
