@@ -5,7 +5,7 @@ arm against arm by training seed, and on the base that all started from.
         [--output data/experiment_2]
 
 Takes the policies that are in the run's folder. `states`, about half a minute each on two cores, writes
-`interventions.parquet`, a row a policy and measure; `episodes`, about two minutes each, writes
+`interventions.parquet`, a row a policy and measure; `episodes`, about a minute each, writes
 `told_otherwise.parquet`, a row an episode, and goes on where it was stopped. Both print tables of
 docs/experiment_2.md.
 """
@@ -35,7 +35,7 @@ EPISODES, EVERY, SEED = 4, 8, 0  # as in notebook 6: demonstrations of each task
 EDITED = (
     4  # every so manieth frame: a text is written first, which takes a hundred times as long as an action
 )
-STARTS = 3  # a task
+STARTS, AT_ONCE = 2, 16  # of a task; episodes played at a time
 CHANGED_AT = 6  # the step at which the sentence changes: the arm is on its way, nothing is held yet
 
 
@@ -83,7 +83,7 @@ def told(policy: VLAPolicy, arm: str, seed: int, workers: int) -> pd.DataFrame:
     tables = []
     for way, (player, at) in ways.items():
         table = changed_sentences.tell_otherwise(
-            player, HELD_OUT, STARTS, at, workers=workers, progress=False, seed=SEED
+            player, HELD_OUT, STARTS, at, workers=workers, batch=AT_ONCE, progress=False, seed=SEED
         )
         tables.append(table.assign(way=way, arm=arm, seed=seed))
     return pd.concat(tables)
@@ -135,6 +135,7 @@ def main() -> None:
         arm, _, rest = folder.name.rpartition("-seed")
         if arm in ARMS and (folder / arm).is_dir():
             policies[arm, int(rest.partition("-")[0])] = folder / arm
+    policies = dict(sorted(policies.items(), key=lambda policy: policy[0][::-1]))  # both arms of a seed
     if len(policies) == 1:
         raise KitError(f"no trained policies in {given.run}", "run python -m experiments.reasoning_loss")
     if "states" in given.parts:
