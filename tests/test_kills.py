@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +94,12 @@ def run_on(script: str, arguments: list[str], progress: Callable[[], int], kills
         killed += 1
 
 
-def size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+def seen(path: Path, what: str) -> int:
+    """A number of a file's `stat`; 0 while it is not there, as in the moment in which it is replaced."""
+    try:
+        return int(getattr(path.stat(), what))
+    except FileNotFoundError:
+        return 0
 
 
 @pytest.mark.slow
@@ -104,11 +109,7 @@ def test_streamed_training_that_is_killed_ends_as_one_that_is_not(tmp_path: Path
     results, counts = [], []
     for name, kills in (("whole", 0), ("killed", KILLS)):
         work = tmp_path / name / WORK / "policy"
-        state = work / RESUME / "state.json"
-
-        def saved(state: Path = state) -> int:
-            return state.stat().st_mtime_ns if state.exists() else 0
-
+        saved = partial(seen, work / RESUME / "state.json", "st_mtime_ns")
         arguments = [str(base), str(dataset), str(tmp_path / name), str(12 * KILLS)]
         counts.append(run_on(TRAINING, arguments, saved, kills))
         weights = (tmp_path / name / "policy" / "model.safetensors").read_bytes()
@@ -135,7 +136,7 @@ def test_an_evaluation_on_a_cluster_that_is_killed_plays_each_episode_once(tmp_p
         far = tmp_path / "far.parquet"
 
         def played() -> int:
-            return size(journal_path(far))
+            return seen(journal_path(far), "st_size")
 
         killed = run_on(EVALUATION, [str(far), episodes, cluster.address, str(REPOSITORY)], played, KILLS)
     finally:

@@ -1,11 +1,11 @@
 """One teacher-forced pass of a policy: the sequence it is fed, which rows of attention belong to what, and
 what it would say there.
 
-An action dimension's row is that of the position whose output *predicts* its token: the action marker for the
-first dimension, then each token for the next one; likewise for the words of a rationale. (The ReFineVLA paper
-does not say which position it shows; this is the one where the decision is made.) A word that the tokenizer
-splits is one query: the mean of its tokens' rows. Punctuation and line ends are in the sequence, but no
-queries.
+A token's attention is read at the position just before it, whose output *predicts* it: the action marker for
+the first dimension, then each token for the next one; likewise for the words of a rationale. (The ReFineVLA
+paper does not say which position it shows; this is the one where the decision is made.) A word that the
+tokenizer splits is one query: the mean of its tokens' rows. Punctuation and line ends are in the sequence, but
+no queries.
 
 The sequence is fed in one piece with the policy's own greedy tokens, which gives the rows that cached
 decoding used. Token types are passed, so the prefix is read in both directions; without them the model would
@@ -272,13 +272,7 @@ def query_rows(policy: VLAPolicy, words: Tensor, sequences: Sequence[TokenSequen
     found = []
     for sequence, own in zip(sequences, rows, strict=True):
         places = [[place_of[position] for position in query.positions] for query in sequence.queries]
-        means = own.take(
-            [place[0] for place in places], axis=2
-        )  # layers, heads, Q, N; most words are a token
-        for number, place in enumerate(places):
-            if len(place) > 1:
-                means[:, :, number] = own.take(place, axis=2).mean(2)
-        found.append(means)
+        found.append(np.stack([own[:, :, place].mean(2) for place in places], axis=2))  # layers, heads, Q, N
     return found
 
 

@@ -198,9 +198,9 @@ def patch(
 
     Returns:
         A row a frame, place, layer, and whether it is the control: columns `OWNER`, place, layer, control,
-        apart (nats between the two runs), left (nats between the patched run and the frame's own), recovered:
-        apart less left, as a share of the mean `apart`; its mean is 1 where all is as in the frame's own run,
-        0 where nothing is. All 0 for a policy that says the same to both.
+        apart (nats between the two runs), left (nats between the patched run and the frame's own), recovered
+        ((apart - left) / mean of apart). Its mean is 1 where the patch restores the frame's own run, 0 where
+        it changes nothing. All 0 for a policy that says the same to both.
     """
     check_policy(policy)
     _check_others(others, frames)

@@ -266,7 +266,8 @@ def wanted_starts(
         return ("grid", protocol.spread(n)) if episodes == "spread" else ("dense", list(range(n)))
     if episodes is None:
         episodes = protocol.scored
-    ids, most = list(range(episodes)) if isinstance(episodes, int) else episodes, len(protocol.starts) - 1
+    ids = list(range(episodes)) if isinstance(episodes, int) else episodes
+    most = len(protocol.starts) - 1
     if not ids or max(ids) > most:
         what = (
             f"episode {max(ids)} is outside the grid of {task.name}" if ids else "no episodes were asked for"

@@ -200,7 +200,8 @@ def read_answer(answer: Any, axis_angle: bool = False) -> list[Action]:
     over = said.get("terminate", said.get("terminate_episode"))
     flags = numeric(over).reshape(-1) if over is not None else np.zeros(1)
     # one a row, of which the last counts; else RT-1's three, of which the first does
-    finished = bool(flags[len(rows) - 1 :][:1].any() if len(flags) == len(rows) else flags[:1].any())
+    place = len(rows) - 1 if len(flags) == len(rows) else 0
+    finished = bool(flags[place : place + 1].any())
     if isinstance(answer, Action) and len(rows) == 1:
         return [replace(answer, processed=rows[0])]
     none = np.zeros((len(rows), 0))

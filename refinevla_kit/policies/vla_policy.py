@@ -1,9 +1,9 @@
 """Acting with a VLA: key-value cached, batched, restricted at each place to the action words allowed there.
 
 Uniform bins lie in order, so of what the policy holds likely the *median* bin can be said instead of the
-likeliest. A demonstrator that is already on its way commands exactly nothing in many frames, and that one bin
-outweighs each of the twenty that a correction is spread over: the likeliest word then stands still beside the
-object (docs/log.md has the figures). The median loses the least distance, and of two minds takes the larger
+likeliest. In many frames of a demonstration the command is exactly zero. That one bin outweighs each of the
+twenty that a correction is spread over, so the likeliest word stands still beside the object (docs/log.md has
+the figures). The median loses the least distance, and of two minds takes the larger
 side.
 
 A VLA that plans several steps in one answer acts on the mean of all plans for a step, the newest counting
@@ -127,7 +127,7 @@ class VLAPolicy:
 
     @property
     def conventions(self) -> Conventions:
-        """See `Policy`. What can be converted is: these are the robot's."""
+        """See `Policy`. What the kit can convert is converted already, so these are the robot's."""
         own, robot = self.vla.conventions, self._robot
         return replace(
             own, gripper=robot.gripper, sticky_gripper=robot.sticky_gripper, gripper_reference=None

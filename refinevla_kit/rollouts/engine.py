@@ -284,9 +284,8 @@ class Engine:
         if not death.station.answered:
             raise KitError(
                 f"{take.episode}: a simulator process failed before its first step: {why}",
-                "run in this process (workers=0 in `evaluate`, 1 in `record`), where the fault shows itself, "
-                "or with fewer workers where memory ran out; a script must guard its entry with "
-                "`if __name__ == '__main__'`",
+                "set workers=0 (`evaluate`) or 1 (`record`) to see the fault; take fewer workers where memory "
+                "ran out; a script needs `if __name__ == '__main__'`",
             ) from death
         death.station.restart()
         take.episode.crashes += 1

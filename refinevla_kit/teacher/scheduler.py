@@ -46,7 +46,7 @@ Ask = Callable[[Request, Reply | None], Awaitable[Reply]]
 
 
 class Refusals:
-    """Refused requests since rationales last outweighed them: a rationale weighs `FORGIVEN` refusals.
+    """A running count: a refusal adds 1, a rationale takes `FORGIVEN` off; at 0 it starts anew.
 
     Attributes:
         rows: the refusals.

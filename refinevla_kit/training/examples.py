@@ -93,8 +93,8 @@ class Examples:
         return self.images[self.pictures(rows)]
 
     def look(self, rows: Array) -> tuple[Array, Array]:
-        """These frames, int64 (B,), and their pictures. In place of one whose picture cannot be read the next
-        episode's first is taken that can: the same one in every run.
+        """These frames, int64 (B,), and their pictures. A frame whose picture cannot be read is replaced by
+        the first frame of the next episode that can be read: the same one in every run.
 
         Raises:
             KitError: no picture of the data can be read.

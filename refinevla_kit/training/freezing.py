@@ -145,7 +145,7 @@ def recomputing(vla: VLA) -> Iterator[None]:
     for layer in layers:
         layer.gradient_checkpointing = True
         layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
-        layer._can_checkpoint_with_cache = True  # `_Earlier` only gives, so it can be read twice
+        layer._can_checkpoint_with_cache = True  # `_Earlier` never changes: it can be read twice
     try:
         yield
     finally:

@@ -268,26 +268,27 @@ class _Run:
         return _parts(np.sort(np.array_split(drawn, processes)[number]), self.examples, parts)
 
     def _backward(self, model: nn.Module, batches: list[Batch]) -> dict[str, float]:
-        """Gradients of one step, its frames in parts and over processes; each part counts by its tokens, or
-        by its texts, so that neither makes a difference.
+        """Gradients of one step. Each part weighs its share of the step's tokens (or texts), so dividing a
+        step into parts and over processes changes nothing.
 
         Returns the history's numbers, of the frames of all processes.
         """
         accelerator, config = self.accelerator, self.config
         processes, parts = accelerator.num_processes, len(batches)
         kinds = [batch.sequences.kinds for batch in batches]
-        acts, thinks = ([each == kind for each in kinds] for kind in (ACTION_KIND, RATIONALE_KIND))
+        spoken = [each == RATIONALE_KIND for each in kinds]
         if config.texts_alike:
-            thinks = [tokens.any(1) for tokens in thinks]
-        counts = [[int(counted.sum()) for counted in each] for each in (acts, thinks)]
-        own = torch.tensor([sum(numbers) for numbers in counts], device=accelerator.device)
+            spoken = [tokens.any(1) for tokens in spoken]
+        acts = [int((each == ACTION_KIND).sum()) for each in kinds]
+        thinks = [int(each.sum()) for each in spoken]
+        own = torch.tensor([sum(acts), sum(thinks)], device=accelerator.device)
         actions, rationales = accelerator.reduce(own, "sum").tolist()
         names = ["loss", *(ACTION_NUMBERS if actions else ()), *(("loss_reasoning",) if rationales else ())]
         row = dict.fromkeys(names, 0.0)
         for number, batch in enumerate(batches):
             # Gradients are averaged over processes, hence their number.
-            act = processes * counts[0][number] / max(1, actions)
-            think = processes * counts[1][number] / max(1, rationales)
+            act = processes * acts[number] / max(1, actions)
+            think = processes * thinks[number] / max(1, rationales)
             if isinstance(model, FSDPModule):
                 model.set_requires_gradient_sync(number == parts - 1)
             with accelerator.no_sync(model) if number < parts - 1 else nullcontext():

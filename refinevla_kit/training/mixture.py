@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +82,7 @@ def rows_of_step(examples: Examples, training: Array, seed: int, step: int, batc
     given, taken = (_counts(count * batch, examples.shares) for count in (step, step + 1))
     borders = np.searchsorted(examples.origin, np.arange(len(examples.shares) + 1))
     rows = []
-    for number, (first, last) in enumerate(zip(*np.searchsorted(training, [borders[:-1], borders[1:]]))):
+    for number, (first, last) in enumerate(pairwise(np.searchsorted(training, borders))):
         own = training[first:last]
         if not len(own):
             raise KitError(f"dataset {number} of the mixture has no frame to train on", "leave it out")

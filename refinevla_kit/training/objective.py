@@ -165,8 +165,8 @@ class Losses:
     Attributes:
         total, action, reasoning: the objective and its two parts.
         action_accuracy: share of action tokens whose most likely token is the right one.
-        action_l1: mean distance between the action of the most likely words allowed at each place and that of
-            the right ones, over dimensions, in multiples of `ActionTokens.limits`.
+        action_l1: mean absolute difference between the likeliest allowed action and the right one, over
+            dimensions, in multiples of `ActionTokens.limits`.
         action_tokens, rationale_tokens: how many there were.
     """
 
