@@ -4,8 +4,8 @@ what it would say there.
 A token's attention is read at the position just before it, whose output *predicts* it: the action marker for
 the first dimension, then each token for the next one; likewise for the words of a rationale. (The ReFineVLA
 paper does not say which position it shows; this is the one where the decision is made.) A word that the
-tokenizer splits is one query: the mean of its tokens' rows. Punctuation and line ends are in the sequence, but
-no queries.
+tokenizer splits is one query: the mean of its tokens' rows. Punctuation and line ends are in the sequence,
+but no queries.
 
 The sequence is fed in one piece with the policy's own greedy tokens, which gives the rows that cached
 decoding used. Token types are passed, so the prefix is read in both directions; without them the model would

@@ -284,7 +284,7 @@ class Engine:
         if not death.station.answered:
             raise KitError(
                 f"{take.episode}: a simulator process failed before its first step: {why}",
-                "set workers=0 (`evaluate`) or 1 (`record`) to see the fault; take fewer workers where memory "
+                "set workers=0 (`evaluate`) or 1 (`record`) to see the fault; take fewer where memory "
                 "ran out; a script needs `if __name__ == '__main__'`",
             ) from death
         death.station.restart()
