@@ -284,8 +284,8 @@ class Engine:
         if not death.station.answered:
             raise KitError(
                 f"{take.episode}: a simulator process failed before its first step: {why}",
-                "set workers=0 (`evaluate`) or 1 (`record`) to see the fault; take fewer where memory "
-                "ran out; a script needs `if __name__ == '__main__'`",
+                "set workers=0 (`evaluate`) or 1 (`record`) to see the fault, or run with fewer workers "
+                "where memory ran out; guard a script with `if __name__ == '__main__'`",
             ) from death
         death.station.restart()
         take.episode.crashes += 1
