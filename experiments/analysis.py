@@ -90,8 +90,13 @@ def contrasts(
 
 
 def interactions(results: Results) -> list[SeedComparison]:
-    """How much larger the main contrasts are in variant aggregation than in visual matching."""
-    pairs = {pair for block in results.profile.blocks if not block.exploratory for pair in block.contrasts}
+    """How much larger the main contrasts are in variant aggregation than in visual matching; none where the
+    main comparison is of one setting: what exploratory blocks play in the other are other tasks.
+    """
+    main = [block for block in results.profile.blocks if not block.exploratory]
+    if len({block.setting for block in main}) < 2:
+        return []
+    pairs = {pair for block in main for pair in block.contrasts}
     ordered = [
         pair
         for block in results.profile.blocks

@@ -250,11 +250,12 @@ def results_text(results: Results, texts: str = "") -> str:
     """The report in Markdown. `texts`: of `text_use`."""
     study, parts = results.study, list[str]()
     bases, data = study["bases"], study["data"]
-    planned = sum(len(block.seeds) * len(block.arms) for block in results.profile.blocks)
-    done = len({(one.policy, one.seed, one.setting) for one in results.records})
+    blocks = results.profile.blocks
+    planned = {(block.name, arm.name, seed) for block in blocks for arm in block.arms for seed in block.seeds}
+    played = {(block.name, one.policy, one.seed) for block in blocks for one in of_block(results, block)}
     parts.append(
         f"Profile `{results.profile.name}`: {len(study['runs'])} training runs, "
-        f"{len(results.records):,} episodes; {done} of {planned} stages of the "
+        f"{len(results.records):,} episodes; {len(planned & played)} of {len(planned)} stages of the "
         f"plan are done. Bases: {', '.join(f'{name} {digest}' for name, digest in bases.items() if digest)}; "
         f"{data['episodes']} demonstrations, {data['frames']:,} frames (content {data['hash']}); "
         f"{study['assets']} assets; "
