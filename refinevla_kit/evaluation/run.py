@@ -211,10 +211,10 @@ def plan(
     chosen = tasks_of(tasks)
     if not chosen:
         raise KitError("no tasks were asked for", 'name one, as in tasks="widowx"')
-    if n is not None and not isinstance(episodes, str):
+    episodes = wanted_episodes(episodes)
+    if n not in (None, episodes) and not isinstance(episodes, str):
         remedy = f'say episodes={n}, or episodes="dense" (or "spread") with it'
         raise KitError(f"n={n} with episodes={episodes}", remedy)
-    episodes = wanted_episodes(episodes)
     variants = [variants] if isinstance(variants, str) else variants and list(variants)
     who = (name_of(policy), identity_of(policy), PROTOCOL_VERSION)
     privileged = bool(getattr(policy, "needs_state", False))

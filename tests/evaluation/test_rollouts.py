@@ -884,6 +884,7 @@ def test_episodes_that_are_there_are_not_filmed_and_that_is_said(tmp_path: Path,
 
 
 def test_a_folder_of_assets_is_the_same_however_it_is_written() -> None:
+    assert len(plan(Ends(), CARROT, 5, 5)) == 5  # said twice
     with pytest.raises(KitError, match=r"n=5 with episodes=None -> say episodes=5"):
         plan(Ends(), CARROT, n=5)
     with pytest.raises(KitError, match="photograph"):
