@@ -718,7 +718,10 @@ def find_tasks(*names: str | Task) -> tuple[Task, ...]:
     return tuple(dict.fromkeys(task for name in names for task in _called(name)))
 
 
-def tasks_of(tasks: str | Task | Iterable[str | Task]) -> tuple[Task, ...]:
+Tasks = str | Task | Iterable[str | Task]  # as `tasks_of` reads them
+
+
+def tasks_of(tasks: Tasks) -> tuple[Task, ...]:
     """`find_tasks` of one task or several."""
     return find_tasks(*([tasks] if isinstance(tasks, str | Task) else tasks))
 

@@ -114,6 +114,13 @@ def blocked(policy: VLAPolicy, *knockouts: Knockout) -> VLAPolicy:
         KitError: a layer that the policy does not have; something hidden from the action of one that writes
             first and has no token before its action, whose first word cannot be told from the text's.
     """
+    _check_knockouts(policy, knockouts)
+    name = f"{policy.name} without {'; '.join(map(str, knockouts))}" if knockouts else policy.name
+    return policy.changed(name, (*policy.changes, *knockouts))
+
+
+def _check_knockouts(policy: VLAPolicy, knockouts: Iterable[Knockout]) -> None:
+    """Raises `KitError` where one cannot be; see `blocked`."""
     check_policy(policy)
     for knockout in knockouts:
         if knockout.by == ACTION and policy.vla.marks.action is None and policy.order == "rationale_first":
@@ -121,8 +128,6 @@ def blocked(policy: VLAPolicy, *knockouts: Knockout) -> VLAPolicy:
             raise KitError(what, "load it with order='action_first'")
         for layer in knockout.layers:
             checked_integer(layer, f"layer of {policy.name}", 0, len(policy.vla.layers) - 1)
-    name = f"{policy.name} without {'; '.join(map(str, knockouts))}" if knockouts else policy.name
-    return policy.changed(name, (*policy.changes, *knockouts))
 
 
 def bands(policy: VLAPolicy, count: int | None = None) -> list[Layers]:
@@ -159,7 +164,7 @@ def knock_out(
     check_policy(policy)
     rows: list[tuple[Any, ...]] = []
     tried = bands(policy, layers) if layers is None or isinstance(layers, int) else list(layers)
-    blocked(policy, *(Knockout(role, by, tuple(band)) for role in read for band in tried))  # what can be
+    _check_knockouts(policy, [Knockout(role, by, tuple(band)) for role in read for band in tried])
     for number, frame in enumerate(frames):
         run = _Run.of(policy, frame)
         plain = run.chances()

@@ -15,13 +15,13 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from refinevla_kit.errors import KitError, checked_integer
-from refinevla_kit.evaluation.run import Tasks, plan
+from refinevla_kit.evaluation.run import plan
 from refinevla_kit.policies.contract import identity_of, name_of
 from refinevla_kit.rollouts.engine import Engine, Masks, PlannedEpisode
 from refinevla_kit.rollouts.players import PolicyPlayer, PolicyTake, batches
 from refinevla_kit.simulator.contract import Arrangement, StepResult
 from refinevla_kit.simulator.geometry import start_pose
-from refinevla_kit.tasks import SOURCES, find_task, put, tasks_of
+from refinevla_kit.tasks import SOURCES, Tasks, find_task, put, tasks_of
 
 
 class _ToldTake(PolicyTake):

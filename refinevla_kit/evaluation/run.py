@@ -47,13 +47,13 @@ from refinevla_kit.tasks import (
     PROTOCOL_VERSION,
     VISUAL_MATCHING,
     Task,
+    Tasks,
     find_task,
     tasks_of,
 )
 
 LARGEST_SEED = 2**32 - 1
 Overlay = Callable[[Observation, Any], Array]
-Tasks = str | Task | Iterable[str | Task]  # as `tasks_of` reads them
 
 
 def evaluate(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from refinevla_kit.settings import CHOICES
 from refinevla_kit.simulator.contract import Array, Observation, StepResult
 from refinevla_kit.simulator.demonstrator import Demonstrator
 from refinevla_kit.simulator.maniskill import resolve_assets
-from refinevla_kit.tasks import BASE, CAMERA_SIZES, VISUAL_MATCHING, Task, find_task, tasks_of
+from refinevla_kit.tasks import BASE, CAMERA_SIZES, VISUAL_MATCHING, Task, Tasks, find_task, tasks_of
 
 ATTEMPTS = 20  # draws of one episode; the demonstrator succeeds in more than nine of ten
 Drive = Callable[[Observation, Task], Array]
@@ -76,7 +76,7 @@ class Manner:
 
 def record(
     path: str | Path,
-    tasks: str | Task | Iterable[str | Task],
+    tasks: Tasks,
     episodes_per_task: int,
     assets: str | Path = "embedded",
     start: str = "random",

@@ -143,7 +143,7 @@ def cache_key(vla: VLA, examples: Examples, config: TrainingConfig) -> dict[str,
         "frames": len(examples),
         # where plans of several steps end
         "episodes": _hash(bytes_of(examples.episodes)) if vla.chunk > 1 else None,
-        "settings": _hash(json.dumps(vla.settings, sort_keys=True).encode()),
+        "settings": _hash(vla.settings.encode()),
         "instructions": _hash(json.dumps(examples.instructions).encode()),
         "actions": _hash(np.ascontiguousarray(examples.actions)),
         "rationales": _hash(json.dumps(examples.rationales).encode()) if reads_rationales else None,

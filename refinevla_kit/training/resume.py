@@ -51,7 +51,7 @@ def identity_of(
     base = hashlib.sha256()
     for tensor in vla.model.state_dict().values():
         base.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    base.update(json.dumps(vla.settings, sort_keys=True).encode() if vla.settings else b"")
+    base.update(vla.settings.encode())
     data = examples.digest(vla.reads_state)
     return {**effective(config), **counts, "frames": len(examples), "base": base.hexdigest(), "data": data}
 

@@ -191,9 +191,9 @@ class VLA(ABC):
         return 1
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """What else than weights, tokens and the decoder's form makes its states: texts and numbers."""
-        return {}
+    def settings(self) -> str:
+        """What else than weights, tokens and the decoder's form makes its states, to be compared."""
+        return ""
 
     @property
     def ranges(self) -> tuple[tuple[int, int], ...]:

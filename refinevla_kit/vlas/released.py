@@ -175,9 +175,10 @@ class ReleasedVLA(VLA):
         return self._model.language_model.lm_head
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> str:
         """How it makes pictures and plans: the authors' files say it."""
-        return {name: content.decode() for name, content in self.folder.files.items() if "processor" in name}
+        files = sorted(self.folder.files.items())
+        return "\n".join(content.decode() for name, content in files if "processor" in name)
 
     @property
     def conventions(self) -> Conventions:

@@ -223,9 +223,9 @@ class SpatialVLA(ReleasedVLA):
         return int(self._processor["action_chunk_size"])
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> str:
         """See `ReleasedVLA.settings`."""
-        return {**super().settings, "camera": self.camera}
+        return f"{super().settings}\n{self.camera}"
 
     @property
     def grid(self) -> tuple[int, int]:
