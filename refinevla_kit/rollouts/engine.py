@@ -157,11 +157,11 @@ class Engine:
     Args:
         workers: processes; no more than there are lanes are started.
         lanes: episodes played at the same time.
-        station: makes what stands for a process; None for one of this machine.
+        station: makes what stands for a process, from its number; None for one of this machine.
     """
 
     def __init__(
-        self, workers: int, lanes: int = 1, station: Callable[[], ProcessStation] | None = None
+        self, workers: int, lanes: int = 1, station: Callable[[int], ProcessStation] | None = None
     ) -> None:
         self._process = station or ProcessStation
         self._stations: list[Station] = []
@@ -184,7 +184,8 @@ class Engine:
         for episode in episodes:
             self._queues.setdefault(self._queue_of(episode), deque()).append(episode)
         while len(self._stations) < max(self._workers, 1):
-            self._stations.append(self._process() if self._workers else LocalStation())
+            number = len(self._stations)
+            self._stations.append(self._process(number) if self._workers else LocalStation())
         count = len(self._stations)
         self._lanes = [_Lane(self._stations[index % count], index) for index in range(self._count)]
         tables = [[lane for lane in self._lanes if lane.number // count % 2 == side] for side in (0, 1)]
@@ -356,12 +357,13 @@ class ProcessStation:
     """A `LocalStation` in a spawned process, which `restart` replaces when it has died.
 
     Attributes:
+        number: of the station, from 0.
         asked: lanes whose request is not answered yet, in order.
         answered: whether the process, or one before it, has answered anything.
     """
 
-    def __init__(self) -> None:
-        self.answered = False
+    def __init__(self, number: int = 0) -> None:
+        self.number, self.answered = number, False
         self._start()
 
     def _start(self) -> None:

@@ -33,9 +33,21 @@ class RayStation(ProcessStation):
     def _launch(self) -> None:
         self._ray = cluster()
         # No share of a core is reserved: after a loss all stations fit what is left.
-        options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": "SPREAD"}
+        options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": self._place()}
         self._actor = self._ray.remote(**options)(_Actor).remote()
         self._coming: deque[Any] = deque()
+
+    def _place(self) -> Any:
+        """Machines in turn, each as often as it has cores: what takes no share of a core, Ray itself may put
+        on one machine.
+        """
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        alive = [node for node in self._ray.nodes() if node["Alive"]]
+        cores = sorted(
+            (core, node["NodeID"]) for node in alive for core in range(int(node["Resources"].get("CPU", 1)))
+        )
+        return NodeAffinitySchedulingStrategy(cores[self.number % len(cores)][1], soft=True)
 
     def request(self, lane: int, *message: Any) -> None:
         """See `LocalStation.request`."""
@@ -58,6 +70,7 @@ class RayStation(ProcessStation):
         """
         for _ in range(RESTARTS):
             self.close()
+            self.number += 1
             self._start()
             with suppress(self._ray.exceptions.RayError):
                 self._ray.get(self._actor.__ray_ready__.remote(), timeout=engine.PATIENCE)

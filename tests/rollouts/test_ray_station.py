@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from refinevla_kit.errors import KitError
@@ -58,12 +60,23 @@ def test_episodes_of_a_lost_machine_are_played_again(cluster: Any, tmp_path: Pat
         DemonstratorPolicy(), TASKS, 2, workers=2, output=tmp_path / "whole.parquet", progress=False
     )
     lost = cluster.add_node(num_cpus=2, object_store_memory=80_000_000)
-    policy = _Losing(lambda: cluster.remove_node(lost, allow_graceful=False))
+    policy = _Losing(lambda: lose(cluster, lost))
     with pytest.warns(RuntimeWarning, match="its actor is lost .*; the process was started again"):
         path = evaluate(
             policy, TASKS, 2, workers=4, output=tmp_path / "x.parquet", progress=False, executor="ray"
         )
     assert outcomes(path) == outcomes(whole)
+
+
+def lose(cluster: Any, node: Any) -> None:
+    """Take a machine away, with all that runs on it."""
+    (raylet,) = node.all_processes["raylet"]
+    running = psutil.Process(raylet.process.pid).children(recursive=True)
+    cluster.remove_node(node, allow_graceful=False)
+    for process in running:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(running)
 
 
 class _Losing(DemonstratorPolicy):
