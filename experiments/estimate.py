@@ -116,8 +116,7 @@ def detectable(seeds: int, episodes: int, discordant: float, between: float, pow
 
 def scenes(profile: Profile, stage: Stage) -> int:
     """Tasks and variants that a stage plays."""
-    tasks = profile.tasks_of(stage.block)
-    if stage.block.setting != VARIANT_AGGREGATION:
-        return len(tasks)
-    scored = [find_task(task).protocol(stage.block.setting).scored_variants for task in tasks]
-    return sum(len(profile.variants or variants) for variants in scored)
+    setting = stage.block.setting
+    chosen = profile.variants if setting == VARIANT_AGGREGATION else None
+    scored = [find_task(task).protocol(setting).scored_variants for task in profile.tasks_of(stage.block)]
+    return sum(len(chosen or variants) for variants in scored)

@@ -18,6 +18,8 @@ GAIN = 0.04
 NAMED: Rule = "named"
 PAIRS = tuple(task.name for task in find_tasks("widowx_language_trained") if len(task.goals) == 1)
 HELD_OUT = tuple(task.name for task in find_tasks("widowx_language_held_out") if len(task.goals) == 1)
+PICKED = tuple(task.name for task in find_tasks("google_robot_language_trained"))
+HELD_OUT_PICKED = tuple(task.name for task in find_tasks("google_robot_language_held_out"))
 LONG = tuple(task.name for task in find_tasks("widowx_language") if len(task.goals) > 1)
 
 CONTROL = Arm("action_only", freeze_layers=1)
@@ -145,5 +147,29 @@ FOLLOWING = {
         episodes_per_task=160,
         steps=640,
         blocks=design(tuple(range(16)), 24, tuple(range(8)), 8),
+    ),
+    # the two main arms on the other robot
+    "following_google": replace(
+        _LAPTOP,
+        name="following_google",
+        tasks=PICKED,
+        episodes_per_task=16,
+        blocks=(
+            Block(
+                "google",
+                "Does it on the Google Robot, among things that were not picked in training?",
+                (CONTROL, JOINT),
+                (0, 1, 2, 3),
+                VISUAL_MATCHING,
+                6,
+                ((JOINT.name, CONTROL.name),),
+                exploratory=False,
+                tasks=HELD_OUT_PICKED,
+                rule=NAMED,
+            ),
+        ),
+        learning_rate=5e-4,
+        confounded=0.0,
+        experiment="experiment_2_google",
     ),
 }

@@ -3,7 +3,8 @@ docs/experiment_2.md say what is asked and how it is answered.
 
     python -m experiments.reasoning_loss --profile smoke|laptop|full [--only main,variants] [--published]
     [--dry-run] [--output DIR]
-    python -m experiments.reasoning_loss --profile following_smoke|following_laptop|following_full ...
+    python -m experiments.reasoning_loss --profile following_smoke|following_laptop|following_full|
+        following_google ...
 
 One command, started again after any stop. Records of what is finished are always in DIR/records, the report
 in DIR/report; `python -m experiments.report --records DIR/records --publish` makes them the repository's.
@@ -22,6 +23,7 @@ from experiments.report import SHIPPED, write_report
 from experiments.runner import Study, carry_out, possible, start_from
 from refinevla_kit.errors import KitError
 from refinevla_kit.settings import REPOSITORY
+from refinevla_kit.tasks import find_task
 
 CHECKPOINTS = REPOSITORY / "data" / "checkpoints"
 
@@ -45,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--base",
         type=Path,
-        help="default earlier_base, which knew no texts; of following_* compact_base",
+        help="default earlier_base, which knew no texts; of following_* the robot's own base",
     )
     twins = [CHECKPOINTS / "grounded_base", CHECKPOINTS / "ungrounded_base"]
     parser.add_argument(
@@ -71,7 +73,9 @@ def main(arguments: list[str] | None = None) -> None:
     profile = profiles[given.profile]
     base, others = CHECKPOINTS / "earlier_base", dict(zip(("grounded", "ungrounded"), given.grounding))
     if given.profile in FOLLOWING:
-        base, others = CHECKPOINTS / "compact_base", {"wordless": given.wordless}
+        robot = find_task(profile.tasks[0]).robot
+        base = CHECKPOINTS / ("google_base" if robot == "google_robot" else "compact_base")
+        others = {"wordless": given.wordless}
     try:
         stages, whole = plan(profile, [name for name in given.only.split(",") if name]), plan(profile)
         output = given.output or REPOSITORY / "runs/experiment" / profile.name
