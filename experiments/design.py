@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.statistics import Rule
-from refinevla_kit.tasks import VARIANT_AGGREGATION, VISUAL_MATCHING, WIDOWX_TASKS
+from refinevla_kit.tasks import VARIANT_AGGREGATION, VISUAL_MATCHING, WIDOWX_TASKS, find_task
 from refinevla_kit.training.config import TrainingConfig
 from refinevla_kit.training.resume import ADDED, without_unchanged
 
@@ -130,6 +130,7 @@ class Profile:
             validate_every=every,
             save_every=every,
             collapse_grace=self.steps,
+            robot=find_task(self.tasks[0]).robot,
         )
 
     def arms(self) -> dict[str, Arm]:

@@ -16,7 +16,7 @@ from experiments.controls import TEXTS, movement_texts
 from experiments.data import Layout, choose, copy_episodes, given_to, layouts
 from experiments.design import Arm, Profile, plan, run_key
 from experiments.estimate import scenes
-from experiments.following import FOLLOWING, HELD_OUT, PAIRS
+from experiments.following import FOLLOWING, HELD_OUT, JOINT, PAIRS
 from experiments.report import write_report
 from experiments.runner import Study, carry_out
 from refinevla_kit.episodes import open_dataset
@@ -61,7 +61,8 @@ def test_nothing_that_is_scored_is_trained_on(profile: Profile) -> None:
     assert primary.rule == "named" and primary.contrasts == (PRIMARY,)
     assert all(find_task(name).held_out for name in primary.tasks)
     robots = {find_task(name).robot for name in (*profile.tasks, *primary.tasks)}
-    assert len(robots) == 1 and len(primary.tasks) == (2 if robots == {"google_robot"} else 4)
+    assert robots == {profile.training(JOINT, 0).robot}
+    assert len(primary.tasks) == (2 if robots == {"google_robot"} else 4)
 
 
 @pytest.mark.parametrize("name", ["following_smoke", "following_laptop", "following_full"])
