@@ -5,14 +5,15 @@ arm against arm by training seed, and on the base that all started from.
         [--output data/experiment_2]
 
 Takes the policies that are in the run's folder. `states`, about half a minute each on two cores, writes
-`interventions.parquet`, a row a policy and measure; `episodes`, about a minute each, writes
-`told_otherwise.parquet`, a row an episode, and goes on where it was stopped. Both print tables of
+`interventions.parquet`, a row a policy and measure; `episodes`, of the two main arms, about a minute each,
+writes `told_otherwise.parquet`, a row an episode. Both go on where they were stopped, and print tables of
 docs/experiment_2.md.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -21,8 +22,9 @@ from tqdm.auto import tqdm
 from experiments.following import HELD_OUT
 from refinevla_kit.attention import captured, grounding, interventions
 from refinevla_kit.attention.captured import Frame
+from refinevla_kit.episodes import EpisodeDataset
 from refinevla_kit.errors import KitError
-from refinevla_kit.evaluation import changed_sentences
+from refinevla_kit.evaluation import changed_sentences, written
 from refinevla_kit.figures.style import label, markdown
 from refinevla_kit.files import replacing
 from refinevla_kit.policies import load_policy
@@ -37,12 +39,19 @@ EDITED = (
 )
 STARTS, AT_ONCE = 2, 16  # of a task; episodes played at a time
 CHANGED_AT = 6  # the step at which the sentence changes: the arm is on its way, nothing is held yet
+HIDDEN, APART, TRUE = (
+    "instruction hidden from the action, nats",
+    "between two sentences, nats",
+    "true statements",
+)
+EXCHANGED = "text edited (object), nats beyond its control"
 
 
-def measures(path: Path, frames: list[Frame]) -> dict[str, float]:
-    """Means over frames, by name: nats that the action's distribution moves where picture or sentence are
+def measures(path: Path, dataset: EpisodeDataset, frames: list[Frame]) -> pd.DataFrame:
+    """A row a mean over frames: nats that the action's distribution moves where picture or sentence are
     hidden from it in all layers; nats between the frame's sentence and another one; the share of these that
-    comes over with the states of a place before a layer (from 1).
+    comes over with the states of a place before a layer (from 1); nats that an edited text moves the action;
+    and the share of true statements in what the policy writes.
     """
     policy = load_policy(path)
     hidden = interventions.knock_out(policy, frames, layers=1)
@@ -55,7 +64,10 @@ def measures(path: Path, frames: list[Frame]) -> dict[str, float]:
     own = moved[~moved["control"]]
     for (place, layer), rows in own.groupby(["place", "layer"], sort=False):
         found[f"carried by the {place} before layer {layer + 1}"] = float(rows["recovered"].mean())
-    return found | moved_by_texts(load_policy(path, order="rationale_first"), frames[::EDITED])
+    found |= moved_by_texts(load_policy(path, order="rationale_first"), frames[::EDITED])
+    texts = written.write_about(policy, dataset, [(frame.episode, frame.step) for frame in frames])
+    found[TRUE] = written.truth(texts).rate
+    return pd.DataFrame({"measure": found.keys(), "value": found.values(), "frames": len(frames)})
 
 
 def moved_by_texts(writer: VLAPolicy, frames: list[Frame]) -> dict[str, float]:
@@ -69,7 +81,7 @@ def moved_by_texts(writer: VLAPolicy, frames: list[Frame]) -> dict[str, float]:
     return {f"text edited ({edit}), nats beyond its control": value for edit, value in beyond.items()}
 
 
-def told(policy: VLAPolicy, arm: str, seed: int, workers: int) -> pd.DataFrame:
+def told(policy: VLAPolicy, workers: int) -> pd.DataFrame:
     """Episodes of `tell_otherwise` on the held-out pairs: as it is; with the sentence hidden from all tokens;
     and with another sentence from a step on.
     """
@@ -85,7 +97,7 @@ def told(policy: VLAPolicy, arm: str, seed: int, workers: int) -> pd.DataFrame:
         table = changed_sentences.tell_otherwise(
             player, HELD_OUT, STARTS, at, workers=workers, batch=AT_ONCE, progress=False, seed=SEED
         )
-        tables.append(table.assign(way=way, arm=arm, seed=seed))
+        tables.append(table.assign(way=way))
     return pd.concat(tables)
 
 
@@ -120,6 +132,24 @@ def compared(table: pd.DataFrame) -> str:
     return markdown(["", "base", *map(label, ARMS), "difference (95 % over seeds)"], lines)
 
 
+def of_arms(table: pd.DataFrame) -> str:
+    """A row an arm, as Markdown: its mean of some measures and, in brackets, what that is more than the
+    control's of the same seeds, with its 95 % interval over them.
+    """
+    chosen = (HIDDEN, APART, EXCHANGED, TRUE)
+    values = table[table["measure"].isin(chosen)].set_index(["measure", "arm", "seed"])["value"]
+    lines = []
+    for arm in sorted(set(table["arm"]) - {BASE, *ARMS}):
+        cells = []
+        for measure in chosen:
+            difference = (values[measure, arm] - values[measure, ARMS[0]]).dropna()
+            low, high = grounding.mean_interval(difference)
+            change = f"{difference.mean():+.3f}, {low:+.3f} to {high:+.3f}"
+            cells.append(f"{values[measure, arm].mean():.3f} ({change})")
+        lines.append([label(arm), *cells])
+    return markdown(["", *chosen], lines)
+
+
 def main() -> None:
     """Entry point; see the module's docstring."""
     parser = argparse.ArgumentParser(
@@ -133,7 +163,7 @@ def main() -> None:
     policies = {(BASE, -1): REPOSITORY / "data" / "checkpoints" / "compact_base"}
     for folder in sorted(given.run.glob("runs/*-seed*")):
         arm, _, rest = folder.name.rpartition("-seed")
-        if arm in ARMS and (folder / arm).is_dir():
+        if (folder / arm).is_dir():
             policies[arm, int(rest.partition("-")[0])] = folder / arm
     policies = dict(sorted(policies.items(), key=lambda policy: policy[0][::-1]))  # both arms of a seed
     if len(policies) == 1:
@@ -141,36 +171,39 @@ def main() -> None:
     if "states" in given.parts:
         read_states(policies, given.run / "shown", given.output / "interventions.parquet")
     if "episodes" in given.parts:
-        play(policies, given.workers, given.output / "told_otherwise.parquet")
+        main_arms = {name: path for name, path in policies.items() if name[0] in (BASE, *ARMS)}
+        played = continued(
+            main_arms,
+            given.output / "told_otherwise.parquet",
+            lambda path: told(load_policy(path), given.workers),
+        )
+        print(obeyed(played))
 
 
-def read_states(policies: dict[tuple[str, int], Path], shown: Path, output: Path) -> None:
+def read_states(policies: Mapping[tuple[str, int], Path], shown: Path, output: Path) -> None:
     """`measures` of each policy, as a table in `output` and printed."""
     dataset = captured.demonstrations("embedded", HELD_OUT, EPISODES, shown, SEED)
     frames = [frame for name in HELD_OUT for frame in captured.choose_frames(dataset, name, EPISODES, EVERY)]
-    rows = [
-        {"arm": arm, "seed": seed, "measure": measure, "value": value, "frames": len(frames)}
-        for (arm, seed), path in tqdm(policies.items(), unit="policy")
-        for measure, value in measures(path, frames).items()
-    ]
-    table = pd.DataFrame(rows)
-    with replacing(output) as part:
-        table.to_parquet(part)
+    table = continued(policies, output, lambda path: measures(path, dataset, frames))
     seeds = table[table["arm"] == ARMS[0]]["seed"].nunique()
     print(f"{len(frames)} frames of {len(HELD_OUT)} held-out pairs; {seeds} training seeds an arm\n")
-    print(compared(table))
+    print(f"{compared(table)}\n\n{of_arms(table)}")
 
 
-def play(policies: dict[tuple[str, int], Path], workers: int, output: Path) -> None:
-    """The episodes of each policy that `output` has none of, and the table of all."""
+def continued(
+    policies: Mapping[tuple[str, int], Path], output: Path, made: Callable[[Path], pd.DataFrame]
+) -> pd.DataFrame:
+    """The table in `output` with the rows of each policy (arm and training seed) that it has none of yet; it
+    is whole after each of them.
+    """
     table = pd.read_parquet(output) if output.exists() else pd.DataFrame(columns=["arm", "seed"])
     done = set(zip(table["arm"], table["seed"], strict=True))
     for (arm, seed), path in tqdm(policies.items(), unit="policy"):
         if (arm, seed) not in done:
-            table = pd.concat([table, told(load_policy(path), arm, seed, workers)], ignore_index=True)
+            table = pd.concat([table, made(path).assign(arm=arm, seed=seed)], ignore_index=True)
             with replacing(output) as part:
                 table.to_parquet(part)
-    print(obeyed(table))
+    return table
 
 
 if __name__ == "__main__":

@@ -39,10 +39,10 @@ def test_both_tables_are_made_of_the_policies_in_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for seed in (0, 1):
-        for arm in interventions.ARMS:
+        for arm in (*interventions.ARMS, "empty_texts"):
             folder = tmp_path / "run" / "runs" / f"{arm}-seed{seed}-0"
             folder.mkdir(parents=True)
-            (folder / arm).symlink_to(SHIPPED / arm)
+            (folder / arm).symlink_to(SHIPPED / ("action_only" if arm == "empty_texts" else arm))
     monkeypatch.setattr(interventions, "HELD_OUT", interventions.HELD_OUT[:1])
     monkeypatch.setattr(interventions, "EPISODES", 1)
     monkeypatch.setattr(interventions, "EVERY", 40)
@@ -52,10 +52,14 @@ def test_both_tables_are_made_of_the_policies_in_a_run(
     interventions.main()
     states = pd.read_parquet(tmp_path / "interventions.parquet")
     played = pd.read_parquet(tmp_path / "told_otherwise.parquet")
-    assert set(states["arm"]) == set(played["arm"]) == {"base", *interventions.ARMS}
+    assert set(played["arm"]) == {"base", *interventions.ARMS}
+    assert set(states["arm"]) == {*played["arm"], "empty_texts"}
     assert states["measure"].str.startswith("text edited").any()
+    assert states[states["measure"] == interventions.TRUE]["value"].between(0, 1).all()
     assert played.groupby(["arm", "seed", "way", "told"]).size().eq(1).all()
-    assert "changed on the way, told the other thing" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "changed on the way, told the other thing" in printed
+    assert "(+0.000, +0.000 to +0.000)" in printed, "the other arm is the control under another name"
     written = (tmp_path / "told_otherwise.parquet").read_bytes()
     monkeypatch.setattr(sys, "argv", [*arguments, "--parts", "episodes"])
     interventions.main()
