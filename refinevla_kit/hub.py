@@ -26,8 +26,8 @@ SECRET = re.compile(
     rb"\b(hf_[^\W_]{30}|AIza[\w-]{35}|sk-[\w-]{20}|gh[a-z]_\w{36}|AKIA[A-Z\d]{16})|-BEGIN [A-Z ]*PRIVATE KEY"
 )
 """Keys of this hub, Google, OpenAI and its likes, GitHub, Amazon, and of ssh."""
-LOCAL = re.compile(rb"(?<![\w.:/])/([\w.-]+/)+[\w.-]+|\b[A-Z]:\\\\\w")
-"""An absolute path of two parts or more, or one of Windows as JSON has it."""
+LOCAL = re.compile(rb"(\bfile://|(?<![\w.:/]))/([\w.-]+/)+[\w.-]+|\b[A-Z]:\\\\\w")
+"""An absolute path of two parts or more, also as an address, or one of Windows as JSON has it."""
 
 
 def is_name(source: str | Path) -> bool:
@@ -182,12 +182,14 @@ def _texts(path: Path) -> Iterator[bytes]:
     elif path.suffix == ".parquet":
         with ParquetFile(path) as table:
             yield str(table.schema_arrow.metadata).encode()
-            words = [field.name for field in table.schema_arrow if "string" in str(field.type)]
+            words = [
+                field.name for field in table.schema_arrow if re.search("string|binary", str(field.type))
+            ]
             for batch in table.iter_batches(columns=words):
                 yield str(batch.to_pydict()).encode()
     elif path.suffix == ".npz":
         with np.load(path) as arrays:
-            yield str([array.tolist() for array in arrays.values() if array.dtype.kind == "U"]).encode()
+            yield str([array.tolist() for array in arrays.values() if array.dtype.kind in "US"]).encode()
     else:
         yield path.read_bytes()
 

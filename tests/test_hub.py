@@ -253,10 +253,22 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: pd.DataFrame({"raw": [TOKEN]}).to_parquet(f / "a.parquet"),
         r"a.parquet holds what looks like a key",
     ),
+    "a key in a table of bytes": (
+        lambda f: pd.DataFrame({"raw": [TOKEN.encode()]}).to_parquet(f / "a.parquet"),
+        r"a.parquet holds what looks like a key",
+    ),
+    "a key in an array of bytes": (
+        lambda f: np.savez(f / "a.npz", a=np.array([TOKEN.encode()])),
+        r"a.npz holds what looks like a key",
+    ),
     "a key in an array": (lambda f: np.savez(f / "a.npz", a=np.array([TOKEN])), r"a.npz holds what looks"),
     "a path": (
         lambda f: (f / "config.json").write_text('{"_name_or_path": "/somewhere/models/base"}'),
         r"config.json names a path of this machine, /somewhere/models/base -> write a name",
+    ),
+    "a path as an address": (
+        lambda f: (f / "a.json").write_text('{"base": "file:///somewhere/models/base"}'),
+        r"a.json names a path of this machine, file:///somewhere/models/base",
     ),
     "a path of Windows": (
         lambda f: (f / "a.jsonl").write_text(json.dumps({"base": "C:\\models\\base"})),
