@@ -77,6 +77,7 @@ def moved_by_texts(writer: VLAPolicy, frames: list[Frame]) -> dict[str, float]:
     others = [captured.other_sentence(frame) for frame in frames]
     moved = interventions.edit_rationales(writer, frames, others)
     means = moved.groupby(["edit", "control"], sort=False)["divergence"].mean().unstack()
+    means = means.reindex(columns=[False, True])  # a policy that writes nothing has no control
     beyond = means[False] - means[True].fillna(0.0)
     return {f"text edited ({edit}), nats beyond its control": value for edit, value in beyond.items()}
 
@@ -137,15 +138,16 @@ def of_arms(table: pd.DataFrame) -> str:
     control's of the same seeds, with its 95 % interval over them.
     """
     chosen = (HIDDEN, APART, EXCHANGED, TRUE)
-    values = table[table["measure"].isin(chosen)].set_index(["measure", "arm", "seed"])["value"]
+    values = table.pivot(index=["arm", "seed"], columns="measure", values="value").reindex(columns=chosen)
     lines = []
     for arm in sorted(set(table["arm"]) - {BASE, *ARMS}):
         cells = []
         for measure in chosen:
-            difference = (values[measure, arm] - values[measure, ARMS[0]]).dropna()
+            own = values.loc[arm, measure]
+            difference = (own - values.loc[ARMS[0], measure]).dropna()
             low, high = grounding.mean_interval(difference)
             change = f"{difference.mean():+.3f}, {low:+.3f} to {high:+.3f}"
-            cells.append(f"{values[measure, arm].mean():.3f} ({change})")
+            cells.append(f"{own.mean():.3f} ({change})" if len(difference) else "it writes nothing")
         lines.append([label(arm), *cells])
     return markdown(["", *chosen], lines)
 
