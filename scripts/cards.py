@@ -37,6 +37,7 @@ RECORDS = REPOSITORY / "data" / "records" / "records.parquet"
 DATASETS = (
     "data/demo",
     *(f"data/{name}{part}" for name in ("experiment", "experiment_2") for part in ("/dataset", "")),
+    "data/experiment_2_google",
     "data/records",
 )
 RESULT = re.compile(r"^\| (\w+) \| ([\w ]+) \| (\w+) \| (\d+)/(\d+) \| (\d+)/(\d+) \|$", re.MULTILINE)
@@ -53,6 +54,7 @@ ABOUT = {
     "learned from.",
     "experiment_2": "The second controlled experiment, on what the reasoning loss does for following the "
     "sentence: its episodes, what was trained (study.json), and in `dataset` what all learned from.",
+    "experiment_2_google": "The same on the Google Robot: its episodes and what was trained (study.json).",
 }
 
 
