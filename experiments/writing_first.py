@@ -1,0 +1,99 @@
+"""Teaches policies to write a rationale first and to act on it, and plays them beside one that acts first.
+
+    python -m experiments.writing_first [runs/laptop] [--steps 480] [--episodes 24] [--seed 0]
+        [--output runs/writing_first]
+
+A teacher's text is always true; a policy that learned from such texts alone trusts what it then writes
+itself, of which a tenth is wrong. So there are two: one that has learned from the teacher's texts; and one for
+which the first has written about every frame of the demonstrations, and which has learned the same actions
+after the teacher's text and after the written one, as often after either. Both start from `compact_base`.
+
+Takes the demonstrations of notebook 1 and the policy of notebook 2 that acts first. Goes on where it was
+stopped; prints a table, and leaves `records.parquet`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm.auto import trange
+
+from refinevla_kit.evaluation import evaluate, load_records
+from refinevla_kit.evaluation.records import save_parquet
+from refinevla_kit.evaluation.statistics import compare_each
+from refinevla_kit.figures.style import markdown
+from refinevla_kit.figures.success import comparison_table
+from refinevla_kit.files import read_json, write_json
+from refinevla_kit.policies import load_policy
+from refinevla_kit.settings import REPOSITORY
+from refinevla_kit.training.config import TrainingConfig
+from refinevla_kit.training.examples import Examples, load_examples
+from refinevla_kit.training.mixture import mix
+from refinevla_kit.training.policy_run import train_policy
+
+ACTS_FIRST, TAUGHT, OWN = "acts_first", "writes_first", "writes_first_own_texts"
+AT_ONCE = 64  # frames written about together
+
+
+def written_by(policy_folder: Path, examples: Examples, path: Path) -> tuple[str, ...]:
+    """What a policy writes about every frame before it acts; kept in `path`."""
+    if not path.exists():
+        policy = load_policy(policy_folder)
+        texts: list[str] = []
+        for first in trange(0, len(examples), AT_ONCE, desc="writing", unit="batch"):
+            rows = np.arange(first, min(first + AT_ONCE, len(examples)))
+            sentences = [examples.instructions[row] for row in rows]
+            own = None if examples.proprioception is None else examples.proprioception[rows]
+            texts += [action.rationale for action in policy.decide(examples.shown(rows), sentences, own)]
+        write_json(path, texts)
+    return tuple(read_json(path))
+
+
+def main() -> None:
+    """Entry point; see the module's docstring."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, nargs="?", default=REPOSITORY / "runs" / "laptop")
+    parser.add_argument("--steps", type=int, default=480)
+    parser.add_argument("--episodes", type=int, default=24, help="starts of the grid a task")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=2, help="simulator processes")
+    parser.add_argument("--output", type=Path, default=REPOSITORY / "runs" / "writing_first")
+    given = parser.parse_args()
+    data = read_json(given.run / "01_teacher_annotation" / "summary.json")
+    examples = load_examples(data["dataset"], data["rationales_file"])
+    base = REPOSITORY / "data" / "checkpoints" / "compact_base"
+    config = TrainingConfig(
+        given.steps,
+        32,
+        5e-4,
+        lambda_reasoning=0.3,
+        freeze_layers=3,
+        order="rationale_first",
+        seed=given.seed,
+        validate_every=max(1, given.steps // 6),
+    )
+    train_policy(base, examples, config, given.output, TAUGHT)
+    texts = written_by(given.output / TAUGHT, examples, given.output / "written.json")
+    both = mix([examples, replace(examples, rationales=texts)], [1, 1])
+    train_policy(base, both, config, given.output, OWN)
+    torch.set_num_threads(1)  # the simulators have the other cores
+    records = []
+    acting = given.run / "02_fine_tuning" / "with_reasoning"
+    for name, folder in {ACTS_FIRST: acting, TAUGHT: given.output / TAUGHT, OWN: given.output / OWN}.items():
+        played = given.output / f"{name}.parquet"
+        evaluate(load_policy(folder, name), "widowx", given.episodes, workers=given.workers, output=played)
+        records += load_records(played)
+    save_parquet(records, given.output / "records.parquet")
+    for name in (TAUGHT, OWN):
+        table = comparison_table(compare_each(records, name, ACTS_FIRST, ["last"])).reset_index()
+        print(markdown(list(map(str, table.columns)), table.astype(str).to_numpy().tolist()), "\n")
+
+
+if __name__ == "__main__":
+    main()
