@@ -3,10 +3,10 @@
     python -m experiments.writing_first [runs/laptop] [--steps 480] [--episodes 24] [--seed 0]
         [--output runs/writing_first]
 
-A teacher's text is always true; a policy that learned from such texts alone trusts what it then writes
-itself, of which a tenth is wrong. So there are two: one that has learned from the teacher's texts; and one for
-which the first has written about every frame of the demonstrations, and which has learned the same actions
-after the teacher's text and after the written one, as often after either. Both start from `compact_base`.
+A teacher's text is always true. A policy that learned from such texts alone trusts what it then writes
+itself, of which a tenth is wrong. So there are two. One has learned from the teacher's texts. For the other
+one, the first has written about every frame of the demonstrations; it has learned the same actions after the
+teacher's text and after the written one, as often after either. Both start from `compact_base`.
 
 Takes the demonstrations of notebook 1 and the policy of notebook 2 that acts first. Goes on where it was
 stopped; prints a table, and leaves `records.parquet`.
