@@ -34,9 +34,8 @@ from refinevla_kit.settings import REPOSITORY
 ARMS = ("action_only", "with_reasoning")
 BASE = "base"
 EPISODES, EVERY, SEED = 4, 8, 0  # as in notebook 6: demonstrations of each task, frames of each, their seed
-EDITED = (
-    4  # every so manieth frame: a text is written first, which takes a hundred times as long as an action
-)
+# every so manieth frame: a text is written first, which takes a hundred times as long as an action
+EDITED = 4
 STARTS, AT_ONCE = 2, 16  # of a task; episodes played at a time
 CHANGED_AT = 6  # the step at which the sentence changes: the arm is on its way, nothing is held yet
 HIDDEN, APART, TRUE = (
