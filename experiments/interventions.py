@@ -50,7 +50,7 @@ def measures(path: Path, dataset: EpisodeDataset, frames: list[Frame]) -> pd.Dat
     """A row a mean over frames: nats that the action's distribution moves where picture or sentence are
     hidden from it in all layers; nats between the frame's sentence and another one; the share of these that
     comes over with the states of a place before a layer (from 1); nats that an edited text moves the action;
-    and the share of true statements in what the policy writes.
+    and the share of true statements in what the policy writes. What is not there has no row.
     """
     policy = load_policy(path)
     hidden = interventions.knock_out(policy, frames, layers=1)
@@ -63,22 +63,27 @@ def measures(path: Path, dataset: EpisodeDataset, frames: list[Frame]) -> pd.Dat
     own = moved[~moved["control"]]
     for (place, layer), rows in own.groupby(["place", "layer"], sort=False):
         found[f"carried by the {place} before layer {layer + 1}"] = float(rows["recovered"].mean())
-    found |= moved_by_texts(load_policy(path, order="rationale_first"), frames[::EDITED])
     texts = written.write_about(policy, dataset, [(frame.episode, frame.step) for frame in frames])
-    found[TRUE] = written.truth(texts).rate
-    return pd.DataFrame({"measure": found.keys(), "value": found.values(), "frames": len(frames)})
+    if any(text.findings for text in texts):
+        found[TRUE] = written.truth(texts).rate
+    rows = pd.DataFrame({"measure": found.keys(), "value": found.values(), "frames": len(frames)})
+    edited = moved_by_texts(load_policy(path, order="rationale_first"), frames[::EDITED])
+    return pd.concat([rows, edited], ignore_index=True).assign(checkpoint_hash=policy.checkpoint_hash)
 
 
-def moved_by_texts(writer: VLAPolicy, frames: list[Frame]) -> dict[str, float]:
-    """Nats that the action of a policy that writes first moves where its text is exchanged, by edit. What as
-    many words in other places move it is taken off; a text that is left out has no such control.
+def moved_by_texts(writer: VLAPolicy, frames: list[Frame]) -> pd.DataFrame:
+    """Nats that the action of a policy that writes first moves where its text is exchanged, a row an edit,
+    over the frames whose text has something to edit. What as many words in other places move it is taken off;
+    a text that is left out has no such control.
     """
     others = [captured.other_sentence(frame) for frame in frames]
     moved = interventions.edit_rationales(writer, frames, others)
-    means = moved.groupby(["edit", "control"], sort=False)["divergence"].mean().unstack()
-    means = means.reindex(columns=[False, True])  # a policy that writes nothing has no control
-    beyond = means[False] - means[True].fillna(0.0)
-    return {f"text edited ({edit}), nats beyond its control": value for edit, value in beyond.items()}
+    edited, controls = (
+        moved[moved["control"].eq(side)].groupby("edit", sort=False) for side in (False, True)
+    )
+    beyond = edited["divergence"].mean().sub(controls["divergence"].mean(), fill_value=0.0)
+    named = [f"text edited ({edit}), nats beyond its control" for edit in beyond.index]
+    return pd.DataFrame({"measure": named, "value": beyond, "frames": edited.size().loc[beyond.index]})
 
 
 def told(policy: VLAPolicy, workers: int) -> pd.DataFrame:
@@ -133,20 +138,22 @@ def compared(table: pd.DataFrame) -> str:
 
 
 def of_arms(table: pd.DataFrame) -> str:
-    """A row an arm, as Markdown: its mean of some measures and, in brackets, what that is more than the
-    control's of the same seeds, with its 95 % interval over them.
+    """A row an arm, as Markdown: its mean of some measures and, in brackets, what that is more than actions
+    only from the same base have in the same seeds, with its 95 % interval over them.
     """
     chosen = (HIDDEN, APART, EXCHANGED, TRUE)
     values = table.pivot(index=["arm", "seed"], columns="measure", values="value").reindex(columns=chosen)
     lines = []
     for arm in sorted(set(table["arm"]) - {BASE, *ARMS}):
+        control = f"{ARMS[0]}_wordless" if arm.endswith("_wordless") else ARMS[0]
         cells = []
         for measure in chosen:
             own = values.loc[arm, measure]
-            difference = (own - values.loc[ARMS[0], measure]).dropna()
+            difference = (own - values.loc[control, measure]).dropna()
             low, high = grounding.mean_interval(difference)
             change = f"{difference.mean():+.3f}, {low:+.3f} to {high:+.3f}"
-            cells.append(f"{own.mean():.3f} ({change})" if len(difference) else "it writes nothing")
+            compared_with = f" ({change})" if len(difference) and arm != control else ""
+            cells.append(f"{own.mean():.3f}{compared_with}" if own.notna().any() else "none")
         lines.append([label(arm), *cells])
     return markdown(["", *chosen], lines)
 
@@ -165,10 +172,12 @@ def main() -> None:
     for folder in sorted(given.run.glob("runs/*-seed*")):
         arm, _, rest = folder.name.rpartition("-seed")
         if (folder / arm).is_dir():
-            policies[arm, int(rest.partition("-")[0])] = folder / arm
+            policies[arm, int(rest.partition("-")[0])] = path = folder / arm
     policies = dict(sorted(policies.items(), key=lambda policy: policy[0][::-1]))  # both arms of a seed
     if len(policies) == 1:
         raise KitError(f"no trained policies in {given.run}", "run python -m experiments.reasoning_loss")
+    if (robot := load_policy(path).vla.conventions.robot) != "widowx":
+        raise KitError(f"{path} acts for the {robot}", "give a run of following_laptop or following_full")
     if "states" in given.parts:
         read_states(policies, given.run / "shown", given.output / "interventions.parquet")
     if "episodes" in given.parts:
@@ -194,14 +203,22 @@ def read_states(policies: Mapping[tuple[str, int], Path], shown: Path, output: P
 def continued(
     policies: Mapping[tuple[str, int], Path], output: Path, made: Callable[[Path], pd.DataFrame]
 ) -> pd.DataFrame:
-    """The table in `output` with the rows of each policy (arm and training seed) that it has none of yet; it
-    is whole after each of them.
+    """The table in `output` with the rows of each policy that it has none of yet; it is whole after each of
+    them.
+
+    Raises:
+        KitError: it has rows of another policy of that arm and training seed.
     """
-    table = pd.read_parquet(output) if output.exists() else pd.DataFrame(columns=["arm", "seed"])
-    done = set(zip(table["arm"], table["seed"], strict=True))
-    for (arm, seed), path in tqdm(policies.items(), unit="policy"):
-        if (arm, seed) not in done:
-            table = pd.concat([table, made(path).assign(arm=arm, seed=seed)], ignore_index=True)
+    columns = ["arm", "seed", "checkpoint_hash"]
+    table = pd.read_parquet(output) if output.exists() else pd.DataFrame(columns=columns)
+    done = table.groupby(columns[:2])["checkpoint_hash"].first().to_dict()
+    for name, path in tqdm(policies.items(), unit="policy"):
+        own = load_policy(path).checkpoint_hash
+        if done.get(name, own) != own:
+            what = f"{output} has rows of another {name[0]} of seed {name[1]} than {path}"
+            raise KitError(what, "give another --output")
+        if name not in done:
+            table = pd.concat([table, made(path).assign(arm=name[0], seed=name[1])], ignore_index=True)
             with replacing(output) as part:
                 table.to_parquet(part)
     return table

@@ -1,5 +1,5 @@
-"""The controlled experiments on the reasoning loss that the paper does not report. docs/experiment.md and
-docs/experiment_2.md say what is asked and how it is answered.
+"""The controlled experiments on the reasoning loss that the paper does not report. docs/experiment.md,
+docs/experiment_2.md and docs/experiment_2_google.md say what is asked and how it is answered.
 
     python -m experiments.reasoning_loss --profile smoke|laptop|full [--only main,variants] [--published]
     [--dry-run] [--output DIR]
@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--published",
         action="store_true",
-        help="go on from the records and demonstrations in data/experiment",
+        help="go on from the records and demonstrations in data/, where the profile's are there",
     )
     parser.add_argument("--assets", default="embedded", help="embedded | official | a folder")
     parser.add_argument("--workers", type=int, help="simulator processes; default one a core, 0 for none")
@@ -76,6 +76,8 @@ def main(arguments: list[str] | None = None) -> None:
         robot = find_task(profile.tasks[0]).robot
         base = CHECKPOINTS / ("google_base" if robot == "google_robot" else "compact_base")
         others = {"wordless": given.wordless}
+    named = {arm.base for arm in profile.arms().values()}
+    others = {name: path for name, path in others.items() if name in named}
     try:
         stages, whole = plan(profile, [name for name in given.only.split(",") if name]), plan(profile)
         output = given.output or REPOSITORY / "runs/experiment" / profile.name

@@ -1,5 +1,5 @@
 """The report of an experiment, from its records alone: pictures with the JSON of what made them, tables, and
-the section of its page, docs/experiment.md or docs/experiment_2.md.
+the section of its page, docs/experiment.md or another one's.
 
     python -m experiments.report [--records DIR/records] [--publish]
 

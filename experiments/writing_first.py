@@ -6,10 +6,11 @@
 A teacher's text is always true. A policy that learned from such texts alone trusts what it then writes
 itself, of which a tenth is wrong. So there are two. One has learned from the teacher's texts. For the other
 one, the first has written about every frame of the demonstrations; it has learned the same actions after the
-teacher's text and after the written one, as often after either. Both start from `compact_base`.
+teacher's text and after the written one, as often after either. The third acts first. All start from
+`compact_base` and take as many steps.
 
-Takes the demonstrations of notebook 1 and the policy of notebook 2 that acts first. Goes on where it was
-stopped; prints a table, and leaves `records.parquet`.
+Takes the demonstrations of notebook 1 on the WidowX. Goes on where it was stopped; prints a table, and leaves
+`records.parquet`.
 """
 
 from __future__ import annotations
@@ -40,17 +41,19 @@ AT_ONCE = 64  # frames written about together
 
 
 def written_by(policy_folder: Path, examples: Examples, path: Path) -> tuple[str, ...]:
-    """What a policy writes about every frame before it acts; kept in `path`."""
-    if not path.exists():
-        policy = load_policy(policy_folder)
+    """What a policy writes about every frame before it acts; kept in `path`, for this policy."""
+    policy = load_policy(policy_folder)
+    kept = read_json(path) if path.exists() else {}
+    if kept.get("policy") != policy.checkpoint_hash:
         texts: list[str] = []
         for first in trange(0, len(examples), AT_ONCE, desc="writing", unit="batch"):
             rows = np.arange(first, min(first + AT_ONCE, len(examples)))
             sentences = [examples.instructions[row] for row in rows]
             own = None if examples.proprioception is None else examples.proprioception[rows]
             texts += [action.rationale for action in policy.decide(examples.shown(rows), sentences, own)]
-        write_json(path, texts)
-    return tuple(read_json(path))
+        kept = {"policy": policy.checkpoint_hash, "texts": texts}
+        write_json(path, kept)
+    return tuple(kept["texts"])
 
 
 def main() -> None:
@@ -78,16 +81,16 @@ def main() -> None:
         seed=given.seed,
         validate_every=max(1, given.steps // 6),
     )
+    train_policy(base, examples, replace(config, order="action_first"), given.output, ACTS_FIRST)
     train_policy(base, examples, config, given.output, TAUGHT)
     texts = written_by(given.output / TAUGHT, examples, given.output / "written.json")
     both = mix([examples, replace(examples, rationales=texts)], [1, 1])
     train_policy(base, both, config, given.output, OWN)
     torch.set_num_threads(1)  # the simulators have the other cores
     records = []
-    acting = given.run / "02_fine_tuning" / "with_reasoning"
-    for name, folder in {ACTS_FIRST: acting, TAUGHT: given.output / TAUGHT, OWN: given.output / OWN}.items():
-        played = given.output / f"{name}.parquet"
-        evaluate(load_policy(folder, name), "widowx", given.episodes, workers=given.workers, output=played)
+    for name in (ACTS_FIRST, TAUGHT, OWN):
+        policy, played = load_policy(given.output / name), given.output / f"{name}.parquet"
+        evaluate(policy, "widowx", given.episodes, workers=given.workers, output=played)
         records += load_records(played)
     save_parquet(records, given.output / "records.parquet")
     for name in (TAUGHT, OWN):

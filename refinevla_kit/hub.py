@@ -26,8 +26,10 @@ SECRET = re.compile(
     rb"\b(hf_[^\W_]{30}|AIza[\w-]{35}|sk-[\w-]{20}|gh[a-z]_\w{36}|AKIA[A-Z\d]{16})|-BEGIN [A-Z ]*PRIVATE KEY"
 )
 """Keys of this hub, Google, OpenAI and its likes, GitHub, Amazon, and of ssh."""
-LOCAL = re.compile(rb"(\bfile://|(?<![\w.:/]))/([\w.-]+/)+[\w.-]+|\b[A-Z]:\\\\\w")
-"""An absolute path of two parts or more, also as an address, or one of Windows as JSON has it."""
+LOCAL = re.compile(rb"\bfile://[\w./]+|(?<![\w.:/])/([\w.-]+/)+[\w.-]+|\b[A-Z]:(/|\\\\?)\w")
+"""An absolute path of two parts or more, an address of one, or one of Windows, also as JSON has it."""
+ESCAPED = re.compile(rb"\\(x..|u....|.)")
+"""A sign as JSON or Python writes it: its last letter stands before what begins in the next line."""
 
 
 def is_name(source: str | Path) -> bool:
@@ -160,7 +162,7 @@ def _check_file(path: Path) -> None:
     if path.suffix[1:] not in UPLOADED.split():
         raise KitError(f"{path} is of no kind that is uploaded ({UPLOADED})", "take it out of the folder")
     with as_kit_error(f"{path} is not what its name says", "store it anew, arrays without Python objects"):
-        for text in _texts(path):
+        for text in (form for raw in _texts(path) for form in (raw, ESCAPED.sub(b" ", raw))):
             if SECRET.search(text):  # which no message quotes
                 raise KitError(f"{path} holds what looks like a key", "take it out, and replace that key")
             if path.suffix in STATED and path.name != "tokenizer.json" and (local := LOCAL.search(text)):

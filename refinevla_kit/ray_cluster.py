@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from refinevla_kit.errors import as_kit_error, install
@@ -23,3 +24,25 @@ def cluster() -> Any:
         with as_kit_error("executor ray: no cluster answers", remedy, (ConnectionError, RuntimeError)):
             ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     return ray
+
+
+def place(ray: Any, number: int) -> Any:
+    """Where the actor of this number is put, if that machine is there: what takes no share of a core, Ray
+    itself may put on one machine.
+    """
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    turns = machines_in_turn(ray.nodes())
+    return NodeAffinitySchedulingStrategy(turns[number % len(turns)], soft=True)
+
+
+def machines_in_turn(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The identities of a cluster's machines, each as often as it has cores; where none says how many, each
+    once.
+
+    Args:
+        nodes: from `ray.nodes`.
+    """
+    alive = {node["NodeID"]: int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]}
+    cores = sorted((core, name) for name, count in alive.items() for core in range(count))
+    return [name for _, name in cores] or sorted(alive)

@@ -54,7 +54,9 @@ ABOUT = {
     "learned from.",
     "experiment_2": "The second controlled experiment, on what the reasoning loss does for following the "
     "sentence: its episodes, what was trained (study.json), and in `dataset` what all learned from.",
-    "experiment_2_google": "The same on the Google Robot: its episodes and what was trained (study.json).",
+    "experiment_2_google": "The second controlled experiment's companion on the Google Robot, on what the "
+    "reasoning loss does for picking things that were not picked in training: its episodes and what was "
+    "trained (study.json).",
 }
 
 
@@ -79,12 +81,17 @@ def license_of(folder: Path) -> str | None:
     named = RepoCard(text).data.get("license") if REGEX_YAML_BLOCK.search(text) else None
     if named:
         return str(named)
-    shipped = REPOSITORY / "data" in folder.resolve().parents
-    return LICENSED if shipped else None
+    return LICENSED if is_shipped(folder) else None
+
+
+def is_shipped(folder: Path) -> bool:
+    """Whether it lies in this repository's `data/`."""
+    return REPOSITORY / "data" in folder.resolve().parents
 
 
 def renew(folder: Path, records: Iterable[EpisodeRecord] = ()) -> None:
-    """Give a folder's card a new head; where there is no card, write one of what the folder tells.
+    """Give a folder's card a new head; where there is no card, or it is of what is shipped here as records,
+    write one of what the folder tells.
 
     Args:
         folder: of a checkpoint, a dataset or records.
@@ -96,7 +103,7 @@ def renew(folder: Path, records: Iterable[EpisodeRecord] = ()) -> None:
     card = folder / CARD
     if not any((*folder.rglob("*.safetensors"), *folder.rglob("*.parquet"))):
         raise KitError(f"{folder} has neither weights nor tables", "give a checkpoint, a dataset or records")
-    if card.exists():
+    if card.exists() and not (folder.name in ABOUT and is_shipped(folder)):
         text = REGEX_YAML_BLOCK.sub("", card.read_text(encoding="utf-8"), count=1)
     elif any(folder.glob("*.safetensors")):
         text = policy_text(folder, records)

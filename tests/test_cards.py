@@ -123,3 +123,9 @@ def test_a_policy_of_ones_own_gets_no_rates_of_a_shipped_one(tmp_path: Path) -> 
     (tmp_path / "empty").mkdir()
     with pytest.raises(SystemExit, match=r"cards: .*empty has neither weights nor tables -> give"):
         cards.main([str(tmp_path / "empty")])
+
+
+@pytest.mark.parametrize("name", cards.ABOUT)
+def test_a_card_of_records_tells_what_is_there(name: str) -> None:
+    folder = REPOSITORY / "data" / name
+    assert cards.dataset_text(folder).strip() in (folder / cards.CARD).read_text(encoding="utf-8")

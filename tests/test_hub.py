@@ -257,6 +257,18 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: pd.DataFrame({"raw": [TOKEN.encode()]}).to_parquet(f / "a.parquet"),
         r"a.parquet holds what looks like a key",
     ),
+    "a key in the next line of an answer": (
+        lambda f: pd.DataFrame({"raw": [f"as you asked:\n{TOKEN}"]}).to_parquet(f / "a.parquet"),
+        r"a.parquet holds what looks like a key",
+    ),
+    "a key behind a sign that is not shown": (
+        lambda f: pd.DataFrame({"raw": [b"\x14" + TOKEN.encode()]}).to_parquet(f / "a.parquet"),
+        r"a.parquet holds what looks like a key",
+    ),
+    "a key in the next line of a JSON": (
+        lambda f: (f / "a.json").write_text(json.dumps({"prompt": f"é\t\n{TOKEN}"})),
+        r"a.json holds what looks like a key",
+    ),
     "a key in an array of bytes": (
         lambda f: np.savez(f / "a.npz", a=np.array([TOKEN.encode()])),
         r"a.npz holds what looks like a key",
@@ -265,6 +277,18 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a path": (
         lambda f: (f / "config.json").write_text('{"_name_or_path": "/somewhere/models/base"}'),
         r"config.json names a path of this machine, /somewhere/models/base -> write a name",
+    ),
+    "a path in the next line": (
+        lambda f: (f / "a.json").write_text(json.dumps({"log": "from\n/somewhere/models/base"})),
+        r"a.json names a path of this machine, /somewhere/models/base",
+    ),
+    "a path as an address of Windows": (
+        lambda f: (f / "a.json").write_text('{"base": "file:///C:/models/base"}'),
+        r"a.json names a path of this machine, file:///C",
+    ),
+    "a path of Windows with other slashes": (
+        lambda f: (f / "a.json").write_text('{"base": "C:/models/base"}'),
+        r"a.json names a path of this machine, C:/m",
     ),
     "a path as an address": (
         lambda f: (f / "a.json").write_text('{"base": "file:///somewhere/models/base"}'),

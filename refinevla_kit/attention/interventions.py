@@ -254,8 +254,9 @@ def edit_rationales(
         seed: of the noise, and of the control, which puts as many of the text's words into other places.
 
     Returns:
-        A row a frame, edit, and whether it is the control ("empty" has none): columns `OWNER`, edit, control,
-        words (that the edit changed), divergence (nats, the sum over action words).
+        A row a frame, edit, and whether it is the control ("empty" has none), where the edit finds something
+        to change in the text: columns `OWNER`, edit, control, words (changed), divergence (nats, the sum over
+        action words).
 
     Raises:
         KitError: a policy that acts first.
@@ -271,14 +272,16 @@ def edit_rationales(
         plain, text = run.chances(), run.action.rationale
         for edit in edits:
             changed = edited(text, edit, frame.instruction, other, rng)
+            if changed == text:
+                continue
             words = sum(a != b for a, b in zip(text.split(), changed.split())) or len(text.split())
             texts = [(False, changed)]
-            if edit != "empty" and changed != text:
+            if edit != "empty":
                 texts.append((True, _scrambled(text, words, rng)))
             for control, said in texts:
                 told = replace(run, action=replace(run.action, rationale=said))
                 distance = divergence(plain, told.chances())
-                rows.append((*_owner(policy, frame), edit, control, words if said != text else 0, distance))
+                rows.append((*_owner(policy, frame), edit, control, words, distance))
     return pd.DataFrame(rows, columns=[*OWNER, "edit", "control", "words", "divergence"])
 
 

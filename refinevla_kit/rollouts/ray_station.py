@@ -9,7 +9,7 @@ from collections import deque
 from contextlib import suppress
 from typing import Any
 
-from refinevla_kit.ray_cluster import cluster
+from refinevla_kit.ray_cluster import cluster, place
 from refinevla_kit.rollouts import engine
 from refinevla_kit.rollouts.engine import Answer, ProcessStation, StationDied
 
@@ -33,21 +33,9 @@ class RayStation(ProcessStation):
     def _launch(self) -> None:
         self._ray = cluster()
         # No share of a core is reserved: after a loss all stations fit what is left.
-        options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": self._place()}
-        self._actor = self._ray.remote(**options)(_Actor).remote()
+        remote = self._ray.remote(num_cpus=0, scheduling_strategy=place(self._ray, self.number))
+        self._actor = remote(_Actor).remote()
         self._coming: deque[Any] = deque()
-
-    def _place(self) -> Any:
-        """Machines in turn, each as often as it has cores: what takes no share of a core, Ray itself may put
-        on one machine.
-        """
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        alive = [node for node in self._ray.nodes() if node["Alive"]]
-        cores = sorted(
-            (core, node["NodeID"]) for node in alive for core in range(int(node["Resources"].get("CPU", 1)))
-        )
-        return NodeAffinitySchedulingStrategy(cores[self.number % len(cores)][1], soft=True)
 
     def request(self, lane: int, *message: Any) -> None:
         """See `LocalStation.request`."""

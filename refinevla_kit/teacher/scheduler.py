@@ -21,7 +21,7 @@ from functools import partial
 from typing import Any
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.ray_cluster import cluster
+from refinevla_kit.ray_cluster import cluster, machines_in_turn, place
 from refinevla_kit.teacher.answers import Row, repairable, reply_row, row_reply, span_of
 from refinevla_kit.teacher.limits import NANO, Budget, Limits, Rate, Spent, backoff
 from refinevla_kit.teacher.schema import CallFailed, Refusal, Reply, Request, RunFailed, Teacher, Usage
@@ -416,12 +416,13 @@ def _ray(teacher: Teacher, concurrency: int) -> Iterator[Ask]:
     Connects to the cluster that `ray.init` or RAY_ADDRESS names, else starts one on this machine.
     """
     ray = cluster()
-    count = max(1, min(concurrency, int(ray.cluster_resources().get("CPU", 1))))
+    count = min(concurrency, len(machines_in_turn(ray.nodes())))
     calls = -(-concurrency // count)  # at a time, of each worker
     # A dead worker is replaced. Its calls may have been paid for: the run decides whether they are repeated.
-    options: dict[str, Any] = {"max_concurrency": calls, "max_restarts": -1, "max_task_retries": 0}
-    actor: Any = ray.remote(num_cpus=0, **options)(_Worker)
-    workers = [actor.remote(teacher) for _ in range(count)]
+    actor = ray.remote(num_cpus=0, max_concurrency=calls, max_restarts=-1, max_task_retries=0)(_Worker)
+    workers = [
+        actor.options(scheduling_strategy=place(ray, number)).remote(teacher) for number in range(count)
+    ]
     # a call that waits for its worker would reach the server in another minute than it was counted in
     ray.get([worker.__ray_ready__.remote() for worker in workers])
     free = workers * calls

@@ -281,6 +281,8 @@ def test_an_edited_rationale_moves_who_acts_on_it_and_nobody_who_does_not_read_i
     assert (table.divergence > 0).all() and (table.words > 0).all()
     unread = edit_rationales(blocked(policy, Knockout(RATIONALE)), shown, others, ("direction",))
     np.testing.assert_allclose(unread[~unread.control].divergence, 0, atol=1e-5)
+    same = [frame.instruction for frame in shown]
+    assert edit_rationales(policy, shown, same, ("object",)).empty, "no text has anything to exchange"
 
 
 @pytest.mark.parametrize(
