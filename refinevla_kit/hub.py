@@ -29,7 +29,7 @@ SECRET = re.compile(
 LOCAL = re.compile(rb"\bfile://[\w./]+|(?<![\w.:/])/([\w.-]+/)+[\w.-]+|\b[A-Z]:(/|\\\\?)\w")
 """An absolute path of two parts or more, an address of one, or one of Windows, also as JSON has it."""
 ESCAPED = re.compile(rb"\\(x..|u....|.)")
-"""A sign as JSON or Python writes it: its last letter stands before what begins in the next line."""
+"""An escaped sign, such as the n of a line break: it hides that a new word begins behind it."""
 
 
 def is_name(source: str | Path) -> bool:
