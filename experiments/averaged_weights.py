@@ -20,7 +20,7 @@ from refinevla_kit.evaluation import evaluate, load_records
 from refinevla_kit.evaluation.intervals import rate
 from refinevla_kit.evaluation.records import save_parquet
 from refinevla_kit.evaluation.statistics import compare
-from refinevla_kit.figures.style import markdown, rate_text
+from refinevla_kit.figures.style import interval_text, markdown, points_text, rate_text
 from refinevla_kit.files import read_json
 from refinevla_kit.policies import load_policy
 from refinevla_kit.settings import REPOSITORY
@@ -85,8 +85,8 @@ def main() -> None:
             last = [one.success_last for one in records if one.policy == name and one.task in tasks]
             cells.append(rate_text(rate(sum(last), len(last))))
         against = compare(of_four, name, "base")
-        low, high = 100 * against.low, 100 * against.high
-        lines.append([*cells, f"{100 * against.difference:+.1f} ({low:+.1f} to {high:+.1f})"])
+        change = f"{points_text(against.difference)} ({interval_text(against.low, against.high)})"
+        lines.append([*cells, change])
     heads = [
         "",
         "held-out action loss",

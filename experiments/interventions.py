@@ -30,6 +30,7 @@ from refinevla_kit.files import replacing
 from refinevla_kit.policies import load_policy
 from refinevla_kit.policies.vla_policy import VLAPolicy
 from refinevla_kit.settings import REPOSITORY
+from refinevla_kit.vlas.checkpoint import files_hash
 
 ARMS = ("action_only", "with_reasoning")
 BASE = "base"
@@ -38,12 +39,10 @@ EPISODES, EVERY, SEED = 4, 8, 0  # as in notebook 6: demonstrations of each task
 EDITED = 4
 STARTS, AT_ONCE = 2, 16  # of a task; episodes played at a time
 CHANGED_AT = 6  # the step at which the sentence changes: the arm is on its way, nothing is held yet
-HIDDEN, APART, TRUE = (
-    "instruction hidden from the action, nats",
-    "between two sentences, nats",
-    "true statements",
-)
-EXCHANGED = "text edited (object), nats beyond its control"
+HIDDEN = "{} hidden from the action, nats"
+APART = "between two sentences, nats"
+EDITED_TEXT = "text edited ({}), nats beyond its control"
+TRUE = "true statements"
 
 
 def measures(path: Path, dataset: EpisodeDataset, frames: list[Frame]) -> pd.DataFrame:
@@ -55,11 +54,11 @@ def measures(path: Path, dataset: EpisodeDataset, frames: list[Frame]) -> pd.Dat
     policy = load_policy(path)
     hidden = interventions.knock_out(policy, frames, layers=1)
     found = {
-        f"{role} hidden from the action, nats": float(rows["divergence"].mean())
+        HIDDEN.format(role): float(rows["divergence"].mean())
         for role, rows in hidden[~hidden["control"]].groupby("read", sort=False)
     }
     moved = interventions.patch(policy, frames, [captured.other_sentence(frame) for frame in frames])
-    found["between two sentences, nats"] = float(moved["apart"].mean())
+    found[APART] = float(moved["apart"].mean())
     own = moved[~moved["control"]]
     for (place, layer), rows in own.groupby(["place", "layer"], sort=False):
         found[f"carried by the {place} before layer {layer + 1}"] = float(rows["recovered"].mean())
@@ -82,7 +81,7 @@ def moved_by_texts(writer: VLAPolicy, frames: list[Frame]) -> pd.DataFrame:
         moved[moved["control"].eq(side)].groupby("edit", sort=False) for side in (False, True)
     )
     beyond = edited["divergence"].mean().sub(controls["divergence"].mean(), fill_value=0.0)
-    named = [f"text edited ({edit}), nats beyond its control" for edit in beyond.index]
+    named = [EDITED_TEXT.format(edit) for edit in beyond.index]
     return pd.DataFrame({"measure": named, "value": beyond, "frames": edited.size().loc[beyond.index]})
 
 
@@ -116,8 +115,8 @@ def obeyed(table: pd.DataFrame) -> str:
             cells.append(f"{of_arm.sum()}/{len(of_arm)} = {of_arm.mean():.0%}")
         rates = rows.groupby(["seed", "arm"])["obeyed"].mean().unstack()
         difference = 100 * (rates[ARMS[1]] - rates[ARMS[0]]).dropna()
-        low, high = grounding.mean_interval(difference)
-        change = f"{difference.mean():+.1f} ({low:+.1f} to {high:+.1f})"
+        mean, low, high = grounding.mean_with_interval(difference)
+        change = f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
         lines.append([f"{way}, told {'the other thing' if other else 'its own task'}", *cells, change])
     return markdown(["", "base", *map(label, ARMS), "difference, points (95 % over seeds)"], lines)
 
@@ -130,9 +129,9 @@ def compared(table: pd.DataFrame) -> str:
     for measure, rows in table.groupby("measure", sort=False):
         arms = [rows[rows["arm"] == arm].set_index("seed")["value"] for arm in ARMS]
         difference = (arms[1] - arms[0]).dropna()
-        low, high = grounding.mean_interval(difference)
+        mean, low, high = grounding.mean_with_interval(difference)
         values = [rows[rows["arm"] == BASE]["value"].mean(), *(arm.mean() for arm in arms)]
-        change = f"{difference.mean():+.3f} ({low:+.3f} to {high:+.3f})"
+        change = f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"
         lines.append([str(measure), *(f"{value:.3f}" for value in values), change])
     return markdown(["", "base", *map(label, ARMS), "difference (95 % over seeds)"], lines)
 
@@ -141,7 +140,7 @@ def of_arms(table: pd.DataFrame) -> str:
     """A row an arm, as Markdown: its mean of some measures and, in brackets, what that is more than actions
     only from the same base have in the same seeds, with its 95 % interval over them.
     """
-    chosen = (HIDDEN, APART, EXCHANGED, TRUE)
+    chosen = (HIDDEN.format("instruction"), APART, EDITED_TEXT.format("object"), TRUE)
     values = table.pivot(index=["arm", "seed"], columns="measure", values="value").reindex(columns=chosen)
     lines = []
     for arm in sorted(set(table["arm"]) - {BASE, *ARMS}):
@@ -150,9 +149,10 @@ def of_arms(table: pd.DataFrame) -> str:
         for measure in chosen:
             own = values.loc[arm, measure]
             difference = (own - values.loc[control, measure]).dropna()
-            low, high = grounding.mean_interval(difference)
-            change = f"{difference.mean():+.3f}, {low:+.3f} to {high:+.3f}"
-            compared_with = f" ({change})" if len(difference) and arm != control else ""
+            mean, low, high = grounding.mean_with_interval(difference)
+            compared_with = (
+                f" ({mean:+.3f}, {low:+.3f} to {high:+.3f})" if len(difference) and arm != control else ""
+            )
             cells.append(f"{own.mean():.3f}{compared_with}" if own.notna().any() else "none")
         lines.append([label(arm), *cells])
     return markdown(["", *chosen], lines)
@@ -213,7 +213,7 @@ def continued(
     table = pd.read_parquet(output) if output.exists() else pd.DataFrame(columns=columns)
     done = table.groupby(columns[:2])["checkpoint_hash"].first().to_dict()
     for name, path in tqdm(policies.items(), unit="policy"):
-        own = load_policy(path).checkpoint_hash
+        own = files_hash(path)  # what the policy calls itself, without loading it
         if done.get(name, own) != own:
             what = f"{output} has rows of another {name[0]} of seed {name[1]} than {path}"
             raise KitError(what, "give another --output")
