@@ -26,14 +26,13 @@ def cluster() -> Any:
     return ray
 
 
-def place(ray: Any, number: int) -> Any:
-    """Where the actor of this number is put, if that machine is there: what takes no share of a core, Ray
-    itself may put on one machine.
+def place(machine: str) -> Any:
+    """Where an actor is put, if that machine is there: what takes no share of a core, Ray itself may put on
+    one machine. See `machines_in_turn`.
     """
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    turns = machines_in_turn(ray.nodes())
-    return NodeAffinitySchedulingStrategy(turns[number % len(turns)], soft=True)
+    return NodeAffinitySchedulingStrategy(machine, soft=True)
 
 
 def machines_in_turn(nodes: Sequence[Mapping[str, Any]]) -> list[str]:

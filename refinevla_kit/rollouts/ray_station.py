@@ -9,7 +9,7 @@ from collections import deque
 from contextlib import suppress
 from typing import Any
 
-from refinevla_kit.ray_cluster import cluster, place
+from refinevla_kit.ray_cluster import cluster, machines_in_turn, place
 from refinevla_kit.rollouts import engine
 from refinevla_kit.rollouts.engine import Answer, ProcessStation, StationDied
 
@@ -33,7 +33,9 @@ class RayStation(ProcessStation):
     def _launch(self) -> None:
         self._ray = cluster()
         # No share of a core is reserved: after a loss all stations fit what is left.
-        remote = self._ray.remote(num_cpus=0, scheduling_strategy=place(self._ray, self.number))
+        turns = machines_in_turn(self._ray.nodes())
+        machine = turns[self.number % len(turns)]
+        remote = self._ray.remote(num_cpus=0, scheduling_strategy=place(machine))
         self._actor = remote(_Actor).remote()
         self._coming: deque[Any] = deque()
 

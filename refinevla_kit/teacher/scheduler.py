@@ -416,13 +416,11 @@ def _ray(teacher: Teacher, concurrency: int) -> Iterator[Ask]:
     Connects to the cluster that `ray.init` or RAY_ADDRESS names, else starts one on this machine.
     """
     ray = cluster()
-    count = min(concurrency, len(machines_in_turn(ray.nodes())))
-    calls = -(-concurrency // count)  # at a time, of each worker
+    machines = machines_in_turn(ray.nodes())[:concurrency]
+    calls = -(-concurrency // len(machines))  # at a time, of each worker
     # A dead worker is replaced. Its calls may have been paid for: the run decides whether they are repeated.
     actor = ray.remote(num_cpus=0, max_concurrency=calls, max_restarts=-1, max_task_retries=0)(_Worker)
-    workers = [
-        actor.options(scheduling_strategy=place(ray, number)).remote(teacher) for number in range(count)
-    ]
+    workers = [actor.options(scheduling_strategy=place(each)).remote(teacher) for each in machines]
     # a call that waits for its worker would reach the server in another minute than it was counted in
     ray.get([worker.__ray_ready__.remote() for worker in workers])
     free = workers * calls
