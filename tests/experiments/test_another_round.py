@@ -1,0 +1,56 @@
+"""One more round of learning from a base, with several seeds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments import another_round
+from experiments.another_round import DRIVEN, FIRST_SEED, main
+from experiments.bases import ROUNDS, Recording
+from refinevla_kit.evaluation import load_records
+from refinevla_kit.files import sha256
+from refinevla_kit.policies import load_policy
+from refinevla_kit.tasks import find_tasks
+
+TASK = "widowx_carrot_on_plate"
+
+
+@pytest.mark.slow
+def test_each_seed_drives_learns_and_plays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    monkeypatch.setattr(another_round, "DRIVEN", {"widowx": (Recording("driven", TASK, 1),)})
+    monkeypatch.setattr(another_round, "LEARNING", replace(another_round.LEARNING, steps=1, batch_size=4))
+    monkeypatch.setattr(another_round, "PUBLISHED_WEIGHTS", {"widowx": {TASK: 1}})
+    given = ["widowx", "--episodes", "1", "--workers", "0", "--output", str(tmp_path)]
+    main([*given, "--seeds", "1", "--until", "learn"])
+    folder = tmp_path / "widowx"
+    made = sha256(folder / "seed_1" / "base")
+    assert not (folder / "records.parquet").exists()
+    main([*given, "--seeds", "0", "1"])
+    assert sha256(folder / "seed_1" / "base") == made, "what is finished is not done again"
+    made_by = {seed: folder / f"seed_{seed}" / "base" for seed in (0, 1)}
+    policies = [load_policy(path) for path in made_by.values()]
+    rounds = [policy.vla.provenance["improved"][-1] for policy in policies]
+    assert [one["seed"] for one in rounds] == [FIRST_SEED, FIRST_SEED + 1]
+    assert {one["kept"] for one in rounds} == {ROUNDS["widowx"][-1].kept}
+    assert rounds[0]["driven"] != rounds[1]["driven"], "each seed drives episodes of its own"
+    records = load_records(folder / "records.parquet")
+    assert [record.policy for record in records] == ["base", "seed_0", "seed_1", "mean"]
+    assert len({record.checkpoint_hash for record in records}) == 4
+    mean, *seeds = (load_policy(path).vla.model.state_dict() for path in (folder / "mean", *made_by.values()))
+    for name, tensor in mean.items():
+        torch.testing.assert_close(tensor, (seeds[0][name] + seeds[1][name]) / 2, rtol=1e-2, atol=1e-4)
+    assert len({(record.task, record.episode_id) for record in records}) == 1
+    assert "seed_0" in capsys.readouterr().out
+
+
+def test_nothing_that_is_held_out_is_driven() -> None:
+    for robot, recordings in DRIVEN.items():
+        tasks = [task for one in recordings for task in find_tasks(one.tasks)]
+        assert {task.robot for task in tasks} == {robot} and not any(task.held_out for task in tasks)
