@@ -40,6 +40,7 @@ from refinevla_kit.figures.style import (
     bar,
     beside_each_other,
     canvas,
+    check_shown,
     colours,
     headline,
     label,
@@ -344,6 +345,7 @@ def attention_over_time(
         maps: policy -> float (rows, columns) a moment, as `fused_maps` gives them.
         title: above the rows.
     """
+    check_shown(frames)
     columns, rows = len(frames), len(maps) + 1
     height, width = frames[0].image.shape[:2]
     tall = (2.1 * height / width + 0.08) * rows + 0.75

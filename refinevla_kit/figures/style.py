@@ -21,7 +21,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from refinevla_kit import __version__
-from refinevla_kit.errors import check_choice
+from refinevla_kit.errors import KitError, check_choice
 from refinevla_kit.evaluation.intervals import Rate
 from refinevla_kit.files import replacing, sha256, write_json
 from refinevla_kit.settings import REPOSITORY
@@ -112,6 +112,7 @@ def canvas(
     width: float, height: float, rows: int = 1, columns: int = 1, title: str = "", **arguments: Any
 ) -> Iterator[tuple[Figure, list[Axes]]]:
     """A figure (inches) and its axes, row by row."""
+    check_shown(columns)
     with page(width, height, title) as figure:
         yield figure, list(figure.subplots(rows, columns, squeeze=False, **arguments).flat)
 
@@ -120,6 +121,12 @@ def colours(names: Iterable[str]) -> dict[str, str]:
     """Each name once, in order, with its colour: its own where it is known, else the next of the palette."""
     spare = cycle(OTHERS)
     return {name: KNOWN[name] if name in KNOWN else next(spare) for name in dict.fromkeys(names)}
+
+
+def check_shown(what: Any) -> None:
+    """Raise `KitError` where there is nothing of what a picture or a table is of."""
+    if not what:
+        raise KitError("there is nothing to show", "give what was recorded, measured or published")
 
 
 def name_policies(figure: Figure, colour: dict[str, str]) -> None:
@@ -149,6 +156,7 @@ def note(axes: Axes, text: str) -> None:
 def beside_each_other(names: Iterable[K], width: float = 0.8) -> dict[K, float]:
     """Where the bars or dots of each name stand at one place, about 0."""
     listed = list(names)
+    check_shown(listed)
     count = len(listed)
     return {name: (place - (count - 1) / 2) * width / count for place, name in enumerate(listed)}
 
@@ -251,6 +259,7 @@ def text_table(
             has two levels of columns.
         names: headings of the rows' levels.
     """
+    check_shown(columns)
     cells = [[row.get(column, "") for column in columns] for row in rows.values()]
     heads = [list(map(label, [column] if isinstance(column, str) else column)) for column in columns]
     levels = list(zip_longest(*heads, fillvalue=""))

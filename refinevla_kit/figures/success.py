@@ -18,6 +18,7 @@ from refinevla_kit.figures.style import (
     beside,
     beside_each_other,
     canvas,
+    check_shown,
     colours,
     dot,
     interval_text,
@@ -72,6 +73,7 @@ def paired_differences(comparisons: Sequence[Comparison]) -> Figure:
     """The difference between two policies on the same episodes, one line a task, with its bootstrap interval
     and the exact p-value.
     """
+    check_shown(comparisons)
     first = comparisons[0]
     a, b = label(first.a), label(first.b)
     title = f"{a} minus {b}, same episodes, {first.rule} step"
