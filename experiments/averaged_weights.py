@@ -1,21 +1,25 @@
 """What fine-tuning costs on what the base can do already, and what the average of both weights gives back.
 
-    python -m experiments.averaged_weights [runs/laptop] [--shares 0,0.25,0.5] [--episodes 24]
+    python -m experiments.averaged_weights [runs/laptop] [--shares 0 0.25 0.5] [--episodes 24]
         [--output runs/averaged_weights]
 
-Both policies of notebook 2 against `compact_base`: each weight is `share` of the base's and the rest of the
-fine-tuned one's (Wortsman et al. 2022, arXiv 2109.01903). All play the four tasks from the grid, which the
-base can do, and the two things after one another that it cannot; so does the base. Goes on where it was
-stopped; prints a table with the held-out action loss, and leaves `records.parquet`.
+Both policies of a run of notebook 2 on the WidowX are fine-tuned as there, but for the share of the base in
+the average of its weights and theirs (`TrainingConfig.base_share`). All play the four tasks from the grid,
+which the shipped base can do, and the two things after one another that it cannot; so does the base. Goes on
+where it was stopped; prints a table with the held-out action loss, and leaves `records.parquet`.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation import evaluate, load_records
 from refinevla_kit.evaluation.intervals import rate
 from refinevla_kit.evaluation.records import save_parquet
@@ -28,23 +32,27 @@ from refinevla_kit.tasks import WIDOWX_TASKS, find_tasks
 from refinevla_kit.training.config import TrainingConfig
 from refinevla_kit.training.examples import Examples, load_examples
 from refinevla_kit.training.loop import validate
+from refinevla_kit.training.policy_run import train_policy
 from refinevla_kit.vlas.compact import load
 
-BASE = REPOSITORY / "data" / "checkpoints" / "compact_base"
-ARMS = ("action_only", "with_reasoning")
 FOUR = tuple(task.name for task in WIDOWX_TASKS)
 IN_TURN = tuple(task.name for task in find_tasks("widowx_language_held_out") if len(task.goals) > 1)
 
 
-@torch.no_grad()
-def average(policy: Path, share: float, path: Path) -> Path:
-    """A checkpoint at `path` with the average of the weights of `policy` and of the base, whose part is
-    `share`.
-    """
-    vla, base = load(policy), dict(load(BASE).model.named_parameters())
-    for name, tensor in vla.model.named_parameters():
-        tensor.lerp_(base[name], share)
-    return vla.save(path)
+def find_summary(run: Path) -> dict[str, Any]:
+    """What notebook 2 says of itself in a run's folder."""
+    path = run / "02_fine_tuning" / "summary.json"
+    if not path.is_file():
+        raise KitError(f"there is no {path}", "run notebooks 1 and 2 into this folder first")
+    return dict(read_json(path))
+
+
+def configs_of(tuned: Mapping[str, Any]) -> dict[str, TrainingConfig]:
+    """How notebook 2 fine-tuned both policies, from its summary."""
+    given = {name: tuned[name] for name in tuned.keys() & asdict(TrainingConfig(1)).keys()}
+    config = TrainingConfig(**given)
+    control = replace(config, lambda_reasoning=0, order=TrainingConfig.order)
+    return {"action_only": control, "with_reasoning": config}
 
 
 def held_out_loss(path: Path, examples: Examples) -> float:
@@ -59,18 +67,24 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path, nargs="?", default=REPOSITORY / "runs" / "laptop")
-    parser.add_argument("--shares", default="0,0.25,0.5", help="of the base, comma-separated")
+    parser.add_argument("--shares", type=float, nargs="+", default=[0, 0.25, 0.5], help="of the base")
     parser.add_argument("--episodes", type=int, default=24, help="starts of the grid a task")
     parser.add_argument("--workers", type=int, default=2, help="simulator processes")
     parser.add_argument("--output", type=Path, default=REPOSITORY / "runs" / "averaged_weights")
     given = parser.parse_args()
-    examples = load_examples(read_json(given.run / "01_teacher_annotation" / "summary.json")["dataset"])
+    try:
+        tuned = find_summary(given.run)
+        examples, base = load_examples(tuned["dataset"], tuned["rationales"]), Path(tuned["base"])
+        players = {"base": base}
+        for arm, config in configs_of(tuned).items():
+            for share in given.shares:
+                name = f"{arm}_{share:g}"
+                one = replace(config, base_share=share)
+                train_policy(base, examples, one, given.output, name)
+                players[name] = given.output / name
+    except KitError as error:
+        raise SystemExit(f"averaged_weights: {error}") from None
     torch.set_num_threads(1)  # the simulators have the other cores
-    players = {"base": BASE}
-    for arm in ARMS:
-        for share in map(float, given.shares.split(",")):
-            name = f"{arm}_{share:g}"
-            players[name] = average(given.run / "02_fine_tuning" / arm, share, given.output / name)
     records = []
     for name, path in players.items():
         policy, played = load_policy(path, name), given.output / f"{name}.parquet"

@@ -389,6 +389,7 @@ class FineTuning(Reading):
     learning_rate: Annotated[Number, Field(gt=0, le=1)]
     lambda_reasoning: Amount  # weight of the reasoning loss
     freeze_layers: Annotated[Whole, Field(ge=0)]  # lower language layers kept as they are
+    base_share: Annotated[Number, Field(ge=0, lt=1)]  # in the average of its weights and the trained ones
     order: str  # what an answer begins with
     mode: str  # upper layers, lora or full
     adapter_preset: str  # which modules adapters change: the kit's or the authors' of a released base

@@ -29,8 +29,8 @@ def load_histories(path: str | Path, names: Collection[str] | None = None) -> di
     Args:
         names: of the policies wanted; None: all there are.
 
-    A history has one row a logged step: columns step, split ("train", "validation"), policy and any of
-    `PANELS`.
+    A history has one row a logged step: columns step, split ("train", "validation", "averaged"), policy and
+    any of `PANELS`.
 
     Raises:
         KitError: no such path, or a file that is not a training history.
@@ -55,7 +55,8 @@ def load_histories(path: str | Path, names: Collection[str] | None = None) -> di
 
 
 def training_curves(histories: Mapping[str, pd.DataFrame], panels: Mapping[str, str] | None = None) -> Figure:
-    """One panel a quantity, one line a policy. Training thin, any other split (validation) strong.
+    """One panel a quantity, one line a policy. Training thin, validation strong, a diamond the average with
+    the base.
 
     Args:
         histories: policy name -> table from `load_histories`.
@@ -75,12 +76,21 @@ def training_curves(histories: Mapping[str, pd.DataFrame], panels: Mapping[str, 
             for policy, frame in histories.items():
                 for split, part in frame.dropna(subset=[column]).groupby("split") if column in frame else ():
                     alpha, width = (0.35, 1.0) if split == "train" and policy in held_out else (1.0, 1.9)
-                    shade = colour[policy]
-                    axes.plot(part["step"], part[column], color=shade, alpha=alpha, linewidth=width)
+                    axes.plot(
+                        part["step"],
+                        part[column],
+                        color=colour[policy],
+                        alpha=alpha,
+                        linewidth=width,
+                        marker="D" if split == "averaged" else None,
+                    )
             axes.set_title(title)
             axes.set_xlabel("training step")
             axes.set_ylim(bottom=0)
         if held_out:
-            figure.supxlabel("thin: training, strong: held out", x=0.99, ha="right", fontsize=8, color=MUTED)
+            key = "thin: training, strong: held out"
+            if any("averaged" in frame["split"].values for frame in histories.values()):
+                key += ", diamond: held out, averaged with the base"
+            figure.supxlabel(key, x=0.99, ha="right", fontsize=8, color=MUTED)
         name_policies(figure, colour)
     return figure

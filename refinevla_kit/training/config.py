@@ -72,6 +72,9 @@ class TrainingConfig:
         adapter_form: "merged" saves adapters merged into the base's weights. "peft" saves them alone, as
             peft's own files, and the base by its name.
         robot: whose action statistics a released base takes; it has some for each robot of its data.
+        base_share: share of the weights before training, 0 to less than 1, in their average with those after
+            it, which is what the policy gets (Wortsman et al. 2022, arXiv 2109.01903): it keeps more of what
+            the base can do. Of adapters the change is made less by as much.
         texts_alike: in the reasoning loss each text counts alike, however long, instead of each word: for
             short answers beside rationales.
     """
@@ -107,6 +110,7 @@ class TrainingConfig:
     adapter_form: str = "merged"
     robot: str = "widowx"
     texts_alike: bool = False
+    base_share: float = 0.0
 
     def __post_init__(self) -> None:
         if self.precision == "auto":
@@ -120,6 +124,9 @@ class TrainingConfig:
                 share = self.warmup / self.steps
                 remedy += f"; for {self.warmup:g} of the {self.steps} steps give {share:.3g}"
             raise KitError(f"warmup is {self.warmup:g}", remedy)
+        if self.base_share >= 1:
+            remedy = "give the share of the base in the average, 0 to less than 1"
+            raise KitError(f"base_share is {self.base_share:g}", remedy)
         if self.accumulate > self.batch_size:
             what = f"{self.batch_size} frames a step cannot be computed in {self.accumulate} parts"
             raise KitError(what, f"set accumulate to 1 to {self.batch_size}")

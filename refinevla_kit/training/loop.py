@@ -91,8 +91,8 @@ def fine_tune(
             nothing about the run.
 
     Returns:
-        The history: one row a step ({"step", "split": "train", "policy", losses, "seconds"}) and one an
-            evaluation ("validation").
+        The history: one row a step ({"step", "split": "train", "policy", losses, "seconds"}), one an
+            evaluation ("validation") and one of what is left after `TrainingConfig.base_share` ("averaged").
 
     Raises:
         KitError: no examples, actions outside the checkpoint's tokens, rationales missing though the
@@ -144,8 +144,18 @@ class _Run:
         # Autocast is entered in `backward`, not by accelerate: it keeps the first precision it was given for
         # as long as the process lives.
         self.accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
-        check_training_memory(vla, self.accelerator.device)
+        check_training_memory(vla, self.accelerator.device, config.base_share > 0)
         vla.model.to(self.accelerator.device)
+        # What adapters add is a product of two, one of which is 0 at first: with it the product gets smaller.
+        # The other, by its name in peft, stays.
+        self.before = {
+            name: parameter.detach().clone()
+            for name, parameter in vla.model.named_parameters()
+            if config.base_share
+            and parameter.requires_grad
+            and "lora_A" not in name
+            and "lora_embedding_B" not in name
+        }
         self.trained = [parameter for parameter in vla.model.parameters() if parameter.requires_grad]
         self.optimizer: Any = torch.optim.AdamW(
             self.trained, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.95)
@@ -189,11 +199,13 @@ class _Run:
                 self._step(model, kept)
                 validates, saves = self._due(config.validate_every), self._due(config.save_every)
                 if validates and len(self.held_out):
-                    with sharding.at_hand(model):
-                        scores = validate(self.vla, self.examples, self.held_out, config, kept)
-                    self._note("validation", scores)
+                    scores = self._validate("validation", model, kept)
                     names = [name for name in ("action_accuracy", "loss") if name in scores]
                     bar.set_postfix({name: f"{scores[name]:.2f}" for name in names}, refresh=False)
+                if config.base_share and self.ended:
+                    self._average()
+                    if validates and len(self.held_out):
+                        self._validate("averaged", model, kept)
                 if accelerator.is_main_process:
                     for row in self.history[shown:]:
                         for watcher in watchers:
@@ -221,6 +233,8 @@ class _Run:
             device, processes = accelerator.device, accelerator.num_processes
             sharding.shard(model, self.optimizer, device, processes)
             self.trained = self.optimizer.param_groups[0]["params"]
+            parts = dict(self.vla.model.named_parameters())
+            self.before = {name: sharding.divided(was, parts[name]) for name, was in self.before.items()}
             return model
         model, self.optimizer = accelerator.prepare(model, self.optimizer)
         return model
@@ -241,6 +255,20 @@ class _Run:
 
     def _note(self, split: str, values: dict[str, float]) -> None:
         self.history.append({"step": self.step, "split": split, "policy": self.name, **values})
+
+    def _validate(self, split: str, model: nn.Module, kept: Kept) -> dict[str, float]:
+        """Scores on what is held out, noted in the history."""
+        with sharding.at_hand(model):
+            scores = validate(self.vla, self.examples, self.held_out, self.config, kept)
+        self._note(split, scores)
+        return scores
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Make what was trained the average of itself and of what it was, in place."""
+        parameters = dict(self.vla.model.named_parameters())
+        for name, was in self.before.items():
+            parameters[name].lerp_(was, self.config.base_share)
 
     def _step(self, model: nn.Module, kept: Kept) -> None:
         """One step of the optimiser, noted in the history."""
@@ -396,7 +424,8 @@ def check_collapse(
             f"{name} gives no action tokens at step {step}: in {len(rows)} held-out frames, none is the "
             "most likely at any place of the action"
         )
-        remedy = "with a smaller learning_rate or lambda_reasoning, or from a base that has learned actions"
+        smaller = "a smaller learning_rate, lambda_reasoning or base_share"
+        remedy = f"with {smaller}, or from a base that has learned actions"
         raise KitError(what, f"{kept_where}, {remedy}")
     low, high = vla.bins.ranges[0]
     starts = logits[torch.arange(len(logits), device=logits.device), places.int().argmax(1)]  # B, V
@@ -416,7 +445,9 @@ def check_collapse(
             f"{name} has collapsed at step {step}: its action is the same on {len(rows)} different "
             f"held-out frames of {episodes} episodes"
         )
-        raise KitError(what, f"{kept_where}, with a smaller learning_rate or fewer freeze_layers")
+        raise KitError(
+            what, f"{kept_where}, with a smaller learning_rate or base_share, or fewer freeze_layers"
+        )
 
 
 def _at_once(config: TrainingConfig) -> int:

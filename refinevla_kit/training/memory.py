@@ -63,13 +63,19 @@ def marked_memory(vla: VLA, config: TrainingConfig) -> Memory:
     trainable = vla.model.num_parameters(only_trainable=True)
     frozen = vla.model.num_parameters() - trainable
     kept = BFLOAT16 if config.frozen_weights == "bf16" else FLOAT32
-    weights = frozen * kept + trainable * FLOAT32
-    return Memory(trainable, frozen, weights, trainable * FLOAT32, 2 * trainable * FLOAT32)
+    trained = trainable * FLOAT32
+    copies = 1 + bool(config.base_share)  # with those from before, for the average
+    return Memory(trainable, frozen, frozen * kept + copies * trained, trained, 2 * trained)
 
 
-def check_training_memory(vla: VLA, device: torch.device) -> None:
-    """Raises `KitError` where a model that is ready to train does not fit the device."""
-    needed = 3 * FLOAT32 * vla.model.num_parameters(only_trainable=True)  # gradients and moments
+def check_training_memory(vla: VLA, device: torch.device, averaged: bool = False) -> None:
+    """Raises `KitError` where a model that is ready to train does not fit the device.
+
+    Args:
+        averaged: with the weights from before, of which a copy is kept.
+    """
+    # gradients and moments
+    needed = (3 + averaged) * FLOAT32 * vla.model.num_parameters(only_trainable=True)
     if device.type == "cuda":
         parameters = vla.model.parameters()
         needed += sum(p.numel() * p.element_size() for p in parameters if p.device.type != "cuda")

@@ -106,7 +106,7 @@ def train_policy(
         frames=len(examples),
         base=checkpoint_hash(folder),
         base_statistics=sha256(statistics)[:12] if statistics.exists() else None,
-        validation=next((row for row in reversed(history) if row["split"] == "validation"), None),
+        validation=next((row for row in reversed(history) if row["split"] != "train"), None),
         reads_state=vla.reads_state,
     )
     adapter = work / name / ADAPTER_FOLDER if config.adapter_form == "peft" else None

@@ -27,7 +27,7 @@ RESUME, ROWS, HISTORY = "resume", "rows.jsonl", "history.jsonl"
 # settings that change nothing about the weights
 WITHOUT_EFFECT = ("cache_limit_gb", "tensorboard", "collapse_grace", "gradient_checkpointing")
 # settings that came later: left out at their usual values, so that what was made before still counts
-ADDED = ("frozen_weights", "adapter_preset", "adapter_form", "robot", "texts_alike")
+ADDED = ("frozen_weights", "adapter_preset", "adapter_form", "robot", "texts_alike", "base_share")
 
 
 def effective(config: TrainingConfig) -> dict[str, Any]:

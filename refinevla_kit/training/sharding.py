@@ -49,16 +49,16 @@ def shard(model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.devi
     for layer in [each for each in model.modules() if isinstance(each, GradientCheckpointingLayer)]:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    divided = dict(model.named_parameters())
+    in_parts = dict(model.named_parameters())
     optimizer.state.clear()
-    groups[0]["params"] = [divided[name] for name in trained]
+    groups[0]["params"] = [in_parts[name] for name in trained]
     for parameter, state in zip(groups[0]["params"], states, strict=True):
         if state:
-            optimizer.state[parameter] = {key: _divided(value, parameter) for key, value in state.items()}
+            optimizer.state[parameter] = {key: divided(value, parameter) for key, value in state.items()}
 
 
-def _divided(value: Any, parameter: Any) -> Any:
-    """A moment, as its parameter is."""
+def divided(value: Any, parameter: Any) -> Any:
+    """A moment of a divided parameter, or its value of before, divided likewise."""
     if not isinstance(value, Tensor) or not value.dim():
         return value
     return distribute_tensor(value, parameter.device_mesh, parameter.placements)

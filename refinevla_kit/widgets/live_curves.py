@@ -1,8 +1,8 @@
 """Training curves that grow while a policy trains: give it to `fine_tune` or `train_policy` as `watch`.
 
 A thin shell over `figures.training_curves`: one display, whose picture is replaced. Drawing takes time that
-training does not have, so it happens at evaluations and at most once in `pause` seconds. Without a notebook
-nothing is shown; `figure` gives the picture all the same.
+training does not have, so it happens at evaluations, and until the end at most once in `pause` seconds.
+Without a notebook nothing is shown; `figure` gives the picture all the same.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class LiveCurves:
     def __call__(self, row: dict[str, Any]) -> None:
         """Take note of a row; draw at evaluations."""
         self.rows.append(row)
-        if row["split"] != "train" and time.monotonic() - self._drawn >= self._pause:
+        rested = time.monotonic() - self._drawn >= self._pause
+        if row["split"] == "averaged" or (rested and row["split"] != "train"):
             self.draw()
 
     def again(self) -> LiveCurves:

@@ -1,25 +1,26 @@
-"""The average of a fine-tuned policy's weights and its base's."""
+"""The trainings of which several shares of the base are compared."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-import torch
 
-from experiments.averaged_weights import BASE, average
-from refinevla_kit.vlas.compact import load
-
-POLICY = BASE.with_name("with_reasoning")
+from experiments.averaged_weights import configs_of, find_summary
+from refinevla_kit.errors import KitError
+from refinevla_kit.settings import read_settings
 
 
-@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
-def test_each_weight_lies_between_both(tmp_path: Path, share: float) -> None:
-    found, own, base = (
-        dict(load(path).model.named_parameters())
-        for path in (average(POLICY, share, tmp_path / "a"), POLICY, BASE)
-    )
-    assert found.keys() == own.keys() == base.keys()
-    assert any(not torch.equal(own[name], base[name]) for name in own), "fine-tuning has changed some"
-    for name, tensor in found.items():
-        torch.testing.assert_close(tensor, (1 - share) * own[name] + share * base[name])
+def test_both_policies_are_trained_as_notebook_2_trained_them(tmp_path: Path) -> None:
+    settings = read_settings("02_fine_tuning", "laptop", tmp_path, 3, order="rationale_first", steps=7)
+    settings.write_summary(settings.as_dict())
+    control, reasoning = configs_of(find_summary(tmp_path)).values()
+    assert (reasoning.steps, reasoning.seed, reasoning.learning_rate) == (7, 3, settings.learning_rate)
+    assert reasoning.order == "rationale_first" and reasoning.lambda_reasoning == settings.lambda_reasoning
+    assert control.order == "action_first" and control.lambda_reasoning == 0
+    assert control.base_share == reasoning.base_share == settings.base_share
+
+
+def test_a_folder_without_such_a_run_is_said(tmp_path: Path) -> None:
+    with pytest.raises(KitError, match=r"there is no .*summary.json -> run notebooks 1 and 2"):
+        find_summary(tmp_path)

@@ -246,12 +246,15 @@ def test_training_curves_show_each_policy_and_split(tmp_path: Path) -> None:
             for split in ("train", "validation")
             for step in range(4)
         ]
+        rows.append(rows[-1] | {"split": "averaged", "action_l1": 0.2})
         (tmp_path / policy / "history.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
     histories = load_histories(tmp_path)
     assert list(histories) == ["action_only", "with_reasoning"]
     (axes,) = training_curves(histories).axes
-    assert len(axes.lines) == 4
-    assert list(axes.lines[0].get_ydata()) == pytest.approx([1, 1 / 2, 1 / 3, 1 / 4])
+    assert len(axes.lines) == 6
+    averaged, training = axes.lines[:2]
+    assert list(training.get_ydata()) == pytest.approx([1, 1 / 2, 1 / 3, 1 / 4])
+    assert averaged.get_marker() == "D" and list(averaged.get_ydata()) == [0.2]
 
 
 def test_two_histories_of_one_policy_are_not_told_apart(tmp_path: Path) -> None:

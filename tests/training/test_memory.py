@@ -72,6 +72,11 @@ def test_too_little_memory_is_said_before_loading_and_before_training(
     free(monkeypatch, memory, size=1000)
     with pytest.raises(KitError, match=r"GB more, and 0\.0 GB of cpu are free -> freeze more"):
         check_training_memory(vla, torch.device("cpu"))
+    copies = 4 * vla.model.num_parameters(only_trainable=True)
+    free(monkeypatch, memory, size=3 * copies)
+    check_training_memory(vla, torch.device("cpu"))
+    with pytest.raises(KitError, match="GB more"):
+        check_training_memory(vla, torch.device("cpu"), averaged=True)
     free(monkeypatch, checkpoint, size=1000)
     opened: list[Callable[..., Any]] = []
     monkeypatch.setattr(checkpoint, "quiet", opened.append)

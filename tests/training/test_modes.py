@@ -107,7 +107,39 @@ def test_merging_changes_nothing_about_what_the_model_says() -> None:
     )
 
 
-@pytest.mark.parametrize("config", [LORA, replace(CONFIG, cache="on")])
+@pytest.mark.parametrize(
+    "config",
+    [
+        replace(CONFIG, cache="on", base_share=0.25),
+        replace(CONFIG, mode="full", freeze_tower=False, base_share=0.5),
+        replace(LORA, base_share=0.25),
+    ],
+    ids=["upper", "full", "lora"],
+)
+def test_a_policy_may_keep_a_share_of_its_base(config: loop.TrainingConfig, tmp_path: Path) -> None:
+    """Its weights lie between the base's and those that it would have; the same when it is made again."""
+    examples, base = some(), copied(made(some()))
+    held_out, share = examples.split()[1], config.base_share
+    vlas, histories = [], []
+    for name in ("averaged", "averaged", "alone"):
+        own = config if name == "averaged" else replace(config, base_share=0.0)
+        vlas.append(made(some()))
+        histories.append(fine_tune(vlas[-1], examples, own, tmp_path / name, "p", progress=False))
+    averaged, again, alone = map(copied, vlas)
+    assert moved(vlas[2], base), "it has learned something"
+    for name, tensor in averaged.items():
+        torch.testing.assert_close(
+            tensor, share * base[name] + (1 - share) * alone[name], rtol=1e-4, atol=1e-6
+        )
+        assert torch.equal(tensor, again[name])
+    last = histories[0][-1]
+    assert histories[1] == histories[0] and last["split"] == "averaged" and last["step"] == config.steps
+    assert validate(vlas[0], examples, held_out, config)["loss"] == pytest.approx(last["loss"], abs=5e-3)
+    for one, other in zip(histories[0][:-1], histories[2], strict=True):
+        assert one | {"seconds": 0} == other | {"seconds": 0}, "until then the training is the same"
+
+
+@pytest.mark.parametrize("config", [replace(LORA, base_share=0.5), replace(CONFIG, cache="on")])
 def test_a_killed_run_continues_bit_for_bit_in_every_mode(
     config: loop.TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,12 +212,12 @@ def test_every_other_frame_is_answered_the_other_way_round() -> None:
     assert both.orders[0] == "action_first" and CONFIG.orders == ("action_first",)
 
 
-def test_a_run_without_progress_ends_early_and_stays_ended(tmp_path: Path) -> None:
-    config = replace(CONFIG, steps=30, learning_rate=0.0, validate_every=2, early_stop=2)
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_run_without_progress_ends_early_and_stays_ended(share: float, tmp_path: Path) -> None:
+    config = replace(CONFIG, steps=30, learning_rate=0.0, validate_every=2, early_stop=2, base_share=share)
     history = fine_tune(made(some()), some(), config, tmp_path, "p", progress=False)
-    assert (
-        history[-1]["step"] == 6 and history[-1]["split"] == "validation"
-    )  # the first evaluation, then two no better
+    # the first evaluation, then two no better
+    assert history[-1]["step"] == 6 and history[-1]["split"] == ("averaged" if share else "validation")
     assert fine_tune(made(some()), some(), config, tmp_path, "p", progress=False) == history
 
 

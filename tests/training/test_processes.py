@@ -139,6 +139,7 @@ WAYS: dict[str, dict[str, Any]] = {
         "adapter_preset": "authors",
         "adapter_form": "peft",
         "gradient_checkpointing": True,
+        "base_share": 0.25,
     },
 }
 
@@ -179,7 +180,7 @@ def test_divided_among_two_processes_a_model_learns_what_it_learns_in_one(
     """
     source = base if model == "compact" else FOLDER / model
     more = {} if model == "compact" else {"action_words": "refitted"}
-    config = replace(CONFIG, cache="off", mode="full", freeze_tower=False, **more)
+    config = replace(CONFIG, cache="off", mode="full", freeze_tower=False, base_share=0.25, **more)
     train_policy(source, noise(), config, tmp_path / "alone", "policy", progress=False)
     stopped = launch(2, source, tmp_path / "two", config, **SHARDED, STOP_IN_THE_THIRD_STEP="yes")
     folder = tmp_path / "two" / config.cache
@@ -189,10 +190,12 @@ def test_divided_among_two_processes_a_model_learns_what_it_learns_in_one(
     train_policy(source, noise(), config, tmp_path / "one", "policy", progress=False)
     done = launch(2, source, tmp_path / "two", config, **SHARDED)
     assert done.returncode == 0, done.stderr[-2000:]
-    alone, *others = (
-        load_vla(where / "policy").model.state_dict()
-        for where in (tmp_path / "alone", tmp_path / "one", folder)
-    )
+    folders = (tmp_path / "alone", tmp_path / "one", folder)
+    for where in folders:
+        *_, validated, averaged = read_history(where / "training" / "policy" / "history.jsonl")
+        assert (validated["split"], averaged["split"]) == ("validation", "averaged")
+        assert abs(averaged["loss"] - validated["loss"]) > 1e-3, "the average is another policy"
+    alone, *others = (load_vla(where / "policy").model.state_dict() for where in folders)
     for other in others:
         assert alone.keys() == other.keys()
         for name, value in alone.items():

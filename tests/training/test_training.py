@@ -367,6 +367,7 @@ WRONG = [
         r"warmup is 2 -> give the share of the steps .*; for 2 of the 100 steps give 0\.02",
     ),
     ({"warmup": 1}, "warmup is 1 "),
+    ({"base_share": 1.0}, "base_share is 1 -> give the share of the base in the average, 0 to less than 1"),
     ({"freeze_tower": "no"}, "freeze_tower is 'no'"),
     ({"seed": 2**64}, "seed is 18446744073709551616"),
     ({"accumulate": 5}, "4 frames a step cannot be computed in 5 parts"),
@@ -394,7 +395,7 @@ def test_numpys_own_numbers_are_settings(vla: CompactVLA, examples: Examples, tm
 
 
 def test_zero_is_never(vla: CompactVLA, examples: Examples, tmp_path: Path) -> None:
-    config = replace(CONFIG, validate_every=0, save_every=0, warmup=0, clip=0)
+    config = replace(CONFIG, validate_every=0, save_every=0, warmup=0, clip=0, base_share=0.5)
     history = fine_tune(vla, examples, config, tmp_path, "p", progress=False)
     assert {row["split"] for row in history} == {"train"} and len(history) == 6
     assert read_history(tmp_path / HISTORY) == history and not (tmp_path / "resume").exists()

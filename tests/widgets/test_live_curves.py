@@ -1,5 +1,6 @@
 """Live curves: they hold what training reports, while it trains, and change nothing about it."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ from refinevla_kit.vlas.compact import CompactConfig, CompactVLA, build
 from refinevla_kit.vlas.compact_parts import train_vocabulary
 from refinevla_kit.widgets.live_curves import LiveCurves
 
-CONFIG = TrainingConfig(steps=4, batch_size=4, freeze_layers=1, precision="fp32", validate_every=2)
+CONFIG = TrainingConfig(
+    steps=4, batch_size=4, freeze_layers=1, precision="fp32", validate_every=2, base_share=0.5
+)
 
 
 @pytest.fixture
@@ -46,16 +49,32 @@ def test_what_is_drawn_is_the_history_of_both_policies(examples: Examples, tmp_p
         histories += fine_tune(
             base(examples), examples, config, tmp_path / name, name, progress=False, watch=live.again()
         )
-    assert live.rows == histories and {row["split"] for row in histories} == {"train", "validation"}
+    assert live.rows == histories and {row["split"] for row in histories} == {
+        "train",
+        "validation",
+        "averaged",
+    }
     panels = {axes.get_title(loc="left"): axes for axes in live.figure().axes}
     assert set(panels) == {"loss on action tokens", "loss on rationale tokens"}
     strong = [line for line in panels["loss on rationale tokens"].lines if line.get_alpha() == 1.0]
     expected = [
-        row["loss_reasoning"]
-        for row in histories
-        if row["split"] == "validation" and row["policy"] == "with_reasoning"
+        [
+            row["loss_reasoning"]
+            for row in histories
+            if row["split"] == split and row["policy"] == "with_reasoning"
+        ]
+        for split in ("averaged", "validation")
     ]
-    assert [list(line.get_ydata()) for line in strong] == [pytest.approx(expected)]
+    assert [list(line.get_ydata()) for line in strong] == [pytest.approx(each) for each in expected]
+
+
+def test_what_is_left_at_the_end_is_always_shown(examples: Examples, tmp_path: Path) -> None:
+    """Within the pause after the last evaluation, too; other evaluations wait for it."""
+    live, drawn = LiveCurves(pause=3600), list[int]()
+    live.draw = lambda: drawn.append(len(live.rows))  # type: ignore[method-assign]
+    live._drawn = time.monotonic()
+    history = fine_tune(base(examples), examples, CONFIG, tmp_path, "p", progress=False, watch=live)
+    assert drawn == [len(history)]
 
 
 def test_watching_changes_nothing(examples: Examples, tmp_path: Path) -> None:
