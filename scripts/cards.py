@@ -198,6 +198,8 @@ def policy_text(folder: Path, records: Iterable[EpisodeRecord] = ()) -> str:
     text = f"# VLA, {folder.name}\n\nMade by `{made.get('made_by', 'another program')}`{begun}."
     if "training" in made:
         text += f" Fine-tuned on {made['frames']} frames: {made['training']}."
+        if share := made["training"].get("base_share"):
+            text += f" Its weights are the average of the base's ({share:.0%}) and what training gave."
     return f"{text}\n" + (f"\n{GRID}:\n\n{rate_table(rows)}" if rows else "")
 
 

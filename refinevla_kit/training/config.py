@@ -59,7 +59,7 @@ class TrainingConfig:
         accumulate: parts that a step's frames are computed in, like lengths together; less memory and less
             padding, the same step.
         early_stop: evaluations without a better held-out action loss after which training ends; 0 never does.
-            The last weights are kept.
+            The last weights are kept, or their average.
         collapse_grace: steps before a policy that says the same everywhere, or no action at all, is stopped;
             None is half the run, at least 100.
         tensorboard: also write the history for TensorBoard, where it is installed.
