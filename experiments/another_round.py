@@ -110,9 +110,10 @@ def play(players: dict[str, Path], robot: str, episodes: int, workers: int, fold
         evaluate(policy, PUBLISHED_WEIGHTS[robot], "spread", episodes, workers=workers, output=played)
         records += load_records(played)
     save_parquet(records, folder / "records.parquet")
-    of_each = [compare(records, name, "base", task=PUBLISHED_AVERAGE) for name in players if name != "base"]
-    for table in (success_table(summarise(records)), comparison_table(of_each)):
-        print(table.to_string(), "\n")
+    print(success_table(summarise(records)).to_string())
+    for name in [*players][1:]:  # all but the base
+        against = compare(records, name, "base", task=PUBLISHED_AVERAGE)
+        print("\n", comparison_table([against]).T.to_string())
 
 
 if __name__ == "__main__":
