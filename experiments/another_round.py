@@ -96,7 +96,8 @@ def main(arguments: list[str] | None = None) -> None:
             players[name] = learn_again(given.robot, seed, folder / name, given.official)
         if given.until == "play":
             made = {name: path for name, path in players.items() if name != "base"}
-            players["mean"] = mean_of(made, folder / "mean")
+            if len(made) > 1:
+                players["mean"] = mean_of(made, folder / "mean")
             play(players, given.robot, given.episodes, given.workers, folder)
     except KitError as error:
         raise SystemExit(f"another_round: {error}") from None

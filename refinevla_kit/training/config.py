@@ -74,7 +74,7 @@ class TrainingConfig:
         robot: whose action statistics a released base takes; it has some for each robot of its data.
         base_share: share of the weights before training, 0 to less than 1, in their average with those after
             it, which is what the policy gets (Wortsman et al. 2022, arXiv 2109.01903): it keeps more of what
-            the base can do. Of adapters the change is made less by as much.
+            the base can do. Of adapters, what they add is scaled down by as much.
         texts_alike: in the reasoning loss each text counts alike, however long, instead of each word: for
             short answers beside rationales.
     """
