@@ -170,9 +170,15 @@ class _Run:
     @property
     def stalled(self) -> bool:
         """The last `early_stop` evaluations brought no better action loss than there had been."""
-        rows = [row for row in self.history if row["split"] == "validation" and "loss_action" in row]
-        losses, patience = [row["loss_action"] for row in rows], self.config.early_stop
-        return 0 < patience < len(losses) and min(losses[-patience:]) >= min(losses[:-patience])
+        patience = self.config.early_stop
+        if not patience:
+            return False  # asked in every step, and a long history takes long to look through
+        losses = [
+            row["loss_action"]
+            for row in self.history
+            if row["split"] == "validation" and "loss_action" in row
+        ]
+        return patience < len(losses) and min(losses[-patience:]) >= min(losses[:-patience])
 
     def train(self, cache_folder: Path, watchers: Sequence[Watch], progress: bool) -> None:
         """Go on until the run has ended."""
