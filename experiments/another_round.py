@@ -17,15 +17,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 
-from experiments.bases import ROUNDS, Recording, drive
-from experiments.pretraining import blend, improve, save_base
+from experiments.bases import ROUNDS, Recording, Round, drive, learn_round
+from experiments.playing import play_each
+from experiments.pretraining import save_base
 from refinevla_kit.errors import KitError
-from refinevla_kit.evaluation import evaluate, load_records
-from refinevla_kit.evaluation.records import save_parquet
 from refinevla_kit.evaluation.statistics import PUBLISHED_AVERAGE, compare, summarise
 from refinevla_kit.figures.success import comparison_table, success_table
-from refinevla_kit.policies import load_policy
 from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.tasks import PUBLISHED_WEIGHTS
 from refinevla_kit.vlas.compact import load
@@ -48,10 +47,8 @@ def learn_again(robot: str, seed: int, folder: Path, official: Path | None) -> P
     base, target = shipped(robot), folder / "base"
     driven = drive(base, DRIVEN[robot], folder, official, FIRST_SEED + seed)
     if not target.exists():
-        config = replace(LEARNING, seed=FIRST_SEED + seed)
-        vla = improve(base, [], driven, folder / "learning", config)
-        blend(vla, base, ROUNDS[robot][-1].kept)
-        save_base(vla, target)
+        one = Round(replace(LEARNING, seed=FIRST_SEED + seed), kept=ROUNDS[robot][-1].kept)
+        learn_round(one, base, [], driven, folder / "learning", target, PartialState())
     return target
 
 
@@ -105,12 +102,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def play(players: dict[str, Path], robot: str, episodes: int, workers: int, folder: Path) -> None:
     """Play what the published average is of, and print how each went, and each seed beside the base."""
-    records = []
-    for name, path in players.items():
-        policy, played = load_policy(path, name), folder / f"{name}.parquet"
-        evaluate(policy, PUBLISHED_WEIGHTS[robot], "spread", episodes, workers=workers, output=played)
-        records += load_records(played)
-    save_parquet(records, folder / "records.parquet")
+    records = play_each(players, folder, PUBLISHED_WEIGHTS[robot], "spread", episodes, workers=workers)
     print(success_table(summarise(records)).to_string())
     for name in [*players][1:]:  # all but the base
         against = compare(records, name, "base", task=PUBLISHED_AVERAGE)

@@ -13,20 +13,18 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from experiments.playing import play_each
 from refinevla_kit.errors import KitError
-from refinevla_kit.evaluation import evaluate, load_records
 from refinevla_kit.evaluation.intervals import rate
-from refinevla_kit.evaluation.records import save_parquet
 from refinevla_kit.evaluation.statistics import compare
 from refinevla_kit.figures.style import interval_text, markdown, points_text, rate_text
 from refinevla_kit.files import read_json
-from refinevla_kit.policies import load_policy
 from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.tasks import WIDOWX_TASKS, find_tasks
 from refinevla_kit.training.config import TrainingConfig
@@ -49,7 +47,7 @@ def find_summary(run: Path) -> dict[str, Any]:
 
 def configs_of(tuned: Mapping[str, Any]) -> dict[str, TrainingConfig]:
     """How notebook 2 fine-tuned both policies, from its summary."""
-    given = {name: tuned[name] for name in tuned.keys() & asdict(TrainingConfig(1)).keys()}
+    given = {name: tuned[name] for name in tuned.keys() & TrainingConfig.__dataclass_fields__.keys()}
     config = TrainingConfig(**given)
     control = replace(config, lambda_reasoning=0, order=TrainingConfig.order)
     return {"action_only": control, "with_reasoning": config}
@@ -85,12 +83,7 @@ def main() -> None:
     except KitError as error:
         raise SystemExit(f"averaged_weights: {error}") from None
     torch.set_num_threads(1)  # the simulators have the other cores
-    records = []
-    for name, path in players.items():
-        policy, played = load_policy(path, name), given.output / f"{name}.parquet"
-        evaluate(policy, [*FOUR, *IN_TURN], given.episodes, workers=given.workers, output=played)
-        records += load_records(played)
-    save_parquet(records, given.output / "records.parquet")
+    records = play_each(players, given.output, [*FOUR, *IN_TURN], given.episodes, workers=given.workers)
     of_four = [record for record in records if record.task in FOUR]
     lines = []
     for name, path in players.items():

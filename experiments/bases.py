@@ -323,18 +323,33 @@ def learn(
             seen = driven * one.times
             if one.afresh:
                 taken, seen = [], new
-            if one.config.grounding_steps:
-                size = CompactConfig(layers=5, proprioception=True, patch=one.patch)
-                vla = pretrain([*taken, *seen], work, one.config, model=size, start=base)
-            else:
-                vla = improve(base, taken, seen, work, one.config)
-            if one.kept:
-                blend(vla, base, one.kept)
-            if state.is_main_process:
-                save_base(vla, target)
-            state.wait_for_everyone()
+            learn_round(one, base, taken, seen, work, target, state)
         base = target
     return base
+
+
+def learn_round(
+    one: Round,
+    base: Path,
+    taken: Sequence[Path],
+    seen: Sequence[Path],
+    work: Path,
+    target: Path,
+    state: PartialState,
+) -> None:
+    """Learn from what was demonstrated (`taken`) and driven (`seen`), as a round says, and save the result as
+    `target`.
+    """
+    if one.config.grounding_steps:
+        size = CompactConfig(layers=5, proprioception=True, patch=one.patch)
+        vla = pretrain([*taken, *seen], work, one.config, model=size, start=base)
+    else:
+        vla = improve(base, taken, seen, work, one.config)
+    if one.kept:
+        blend(vla, base, one.kept)
+    if state.is_main_process:
+        save_base(vla, target)
+    state.wait_for_everyone()
 
 
 def judge(base: Path, datasets: Sequence[Path], most: int, seed: int = 99) -> str:

@@ -23,8 +23,7 @@ import numpy as np
 import torch
 from tqdm.auto import trange
 
-from refinevla_kit.evaluation import evaluate, load_records
-from refinevla_kit.evaluation.records import save_parquet
+from experiments.playing import play_each
 from refinevla_kit.evaluation.statistics import compare_each
 from refinevla_kit.figures.style import markdown
 from refinevla_kit.figures.success import comparison_table
@@ -87,12 +86,8 @@ def main() -> None:
     both = mix([examples, replace(examples, rationales=texts)], [1, 1])
     train_policy(base, both, config, given.output, OWN)
     torch.set_num_threads(1)  # the simulators have the other cores
-    records = []
-    for name in (ACTS_FIRST, TAUGHT, OWN):
-        policy, played = load_policy(given.output / name), given.output / f"{name}.parquet"
-        evaluate(policy, "widowx", given.episodes, workers=given.workers, output=played)
-        records += load_records(played)
-    save_parquet(records, given.output / "records.parquet")
+    players = {name: given.output / name for name in (ACTS_FIRST, TAUGHT, OWN)}
+    records = play_each(players, given.output, "widowx", given.episodes, workers=given.workers)
     for name in (TAUGHT, OWN):
         table = comparison_table(compare_each(records, name, ACTS_FIRST, ["last"])).reset_index()
         print(markdown(list(map(str, table.columns)), table.astype(str).to_numpy().tolist()), "\n")
