@@ -1,13 +1,17 @@
-"""What chance does to a base: one more round of learning from the shipped base, with several seeds.
+"""What chance does to a base: one more round of learning from a base, with several seeds.
 
-    python -m experiments.another_round google_robot [--seeds 0 1] [--episodes 3] [--output FOLDER]
-    python -m experiments.another_round widowx --official FOLDER
+    python -m experiments.another_round google_robot [--openings 6] [--seeds 0 1] [--episodes 3]
+    python -m experiments.another_round widowx --official FOLDER [--base FOLDER]
 
 The round is like the last one of the WidowX's base: with each seed the base drives other episodes, learns
 from these alone, in another order, and is averaged with what it was. Then the base, what the seeds made of it
 and the mean of their weights (Wortsman et al. 2022, arXiv 2203.05482) play the same starts, spread over the
 grid. Goes on where it was stopped, so that each seed may have a process of its own (`--until learn`); prints
 a table, and leaves `records.parquet`.
+
+It goes on from the shipped base. With `--base`, the one that the WidowX's last round went on from, the seeds
+are other seeds of that round. With `--openings`, the demonstrator opens drawers too, which the Google Robot's
+base otherwise forgets.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
-from experiments.bases import ROUNDS, Recording, Round, drive, learn_round
+from experiments.bases import BASES, ROUNDS, Recording, Round, drive, learn_round
 from experiments.playing import play_each
 from experiments.pretraining import save_base
 from refinevla_kit.errors import KitError
@@ -29,7 +33,6 @@ from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.tasks import PUBLISHED_WEIGHTS
 from refinevla_kit.vlas.compact import load
 
-BASES = {"widowx": "compact_base", "google_robot": "google_base"}
 DRIVEN = {
     "widowx": ROUNDS["widowx"][-1].driven,
     "google_robot": (
@@ -39,16 +42,30 @@ DRIVEN = {
     ),
 }
 LEARNING = ROUNDS["widowx"][-1].config
+OPENED = "open_drawer"
 FIRST_SEED = 1000  # the recipe has lower ones
 
 
-def learn_again(robot: str, seed: int, folder: Path, official: Path | None) -> Path:
-    """The checkpoint that one seed makes of the shipped base, where it is not there yet."""
-    base, target = shipped(robot), folder / "base"
-    driven = drive(base, DRIVEN[robot], folder, official, FIRST_SEED + seed)
+def learn_again(
+    base: Path, robot: str, seed: int, folder: Path, official: Path | None, openings: int = 0
+) -> Path:
+    """The checkpoint that one seed makes of a base, where it is not there yet.
+
+    Args:
+        base: the checkpoint that is gone on from.
+        robot: whose.
+        seed: of what is driven and of the learning.
+        folder: of all that this seed makes.
+        official: SimplerEnv's own assets; without, those are left out.
+        openings: demonstrations of opening each drawer, a variant.
+    """
+    target, seed = folder / "base", FIRST_SEED + seed
+    opened = [Recording("openings", OPENED, openings, noise=0.5)] if openings else []
+    shown = drive(None, opened, folder, official, seed)
+    driven = drive(base, DRIVEN[robot], folder, official, seed)
     if not target.exists():
-        one = Round(replace(LEARNING, seed=FIRST_SEED + seed), kept=ROUNDS[robot][-1].kept)
-        learn_round(one, base, [], driven, folder / "learning", target, PartialState())
+        one = Round(replace(LEARNING, seed=seed), kept=ROUNDS[robot][-1].kept)
+        learn_round(one, base, shown, driven, folder / "learning", target, PartialState())
     return target
 
 
@@ -65,11 +82,6 @@ def mean_of(seeds: dict[str, Path], target: Path) -> Path:
     return target
 
 
-def shipped(robot: str) -> Path:
-    """The base that is gone on from."""
-    return REPOSITORY / "data" / "checkpoints" / BASES[robot]
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; see the module's docstring."""
     parser = argparse.ArgumentParser(
@@ -77,20 +89,29 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("robot", choices=sorted(BASES))
+    parser.add_argument("robot", choices=sorted(DRIVEN))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--base", type=Path, help="what is gone on from; by default the shipped base")
+    parser.add_argument(
+        "--openings", type=int, default=0, help="demonstrations of opening, a drawer and variant"
+    )
     parser.add_argument("--official", type=Path, help="SimplerEnv's own assets; without, those are left out")
     parser.add_argument("--until", choices=("learn", "play"), default="play", help="the last stage")
     parser.add_argument("--episodes", type=int, default=3, help="starts a task and variant")
     parser.add_argument("--workers", type=int, default=2, help="simulator processes")
     parser.add_argument("--output", type=Path, default=REPOSITORY / "runs" / "another_round")
     given = parser.parse_args(arguments)
+    if given.openings and given.robot != "google_robot":
+        parser.error("--openings: only the Google Robot has drawers")
     torch.set_num_threads(1)  # a process a seed, and simulators beside a policy
-    folder, players = given.output / given.robot, {"base": shipped(given.robot)}
+    base = given.base or BASES[given.robot]
+    folder, players = given.output / given.robot, {"base": base}
     try:
         for seed in given.seeds:
             name = f"seed_{seed}"
-            players[name] = learn_again(given.robot, seed, folder / name, given.official)
+            players[name] = learn_again(
+                base, given.robot, seed, folder / name, given.official, given.openings
+            )
         if given.until == "play":
             made = {name: path for name, path in players.items() if name != "base"}
             if len(made) > 1:

@@ -31,11 +31,10 @@ from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.written import by_kind, truth, write_about
 from refinevla_kit.policies import load_policy
 from refinevla_kit.rollouts.recording import record
-from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.tasks import VARIANT_AGGREGATION, VISUAL_MATCHING, find_tasks
 from refinevla_kit.teacher import annotate_dataset
 from refinevla_kit.teacher.oracle import OracleTeacher
-from refinevla_kit.training.examples import held_out, load_examples
+from refinevla_kit.training.examples import SHIPPED_BASE, held_out, load_examples
 from refinevla_kit.vlas.compact import CompactConfig
 
 
@@ -91,8 +90,8 @@ RECORDINGS: dict[str, tuple[Recording, ...]] = {
     ),
 }
 
-_SHIPPED = REPOSITORY / "data" / "checkpoints"
-STARTS = {"widowx": _SHIPPED / "acting_base", "google_robot": _SHIPPED / "compact_base"}
+BASES = {"widowx": SHIPPED_BASE, "google_robot": SHIPPED_BASE.with_name("google_base")}  # what they gave
+STARTS = {"widowx": SHIPPED_BASE.with_name("acting_base"), "google_robot": SHIPPED_BASE}
 STAGES = ("record", "learn", "judge")
 DRIVEN_SEED = 98  # and the round's number; demonstrations have those from 0 on
 
@@ -260,16 +259,17 @@ def record_all(robot: str, folder: Path, official: Path | None) -> list[Path]:
 
 
 def drive(
-    base: Path, wanted: Sequence[Recording], folder: Path, official: Path | None, seed: int
+    base: Path | None, wanted: Sequence[Recording], folder: Path, official: Path | None, seed: int
 ) -> list[Path]:
-    """Let a base act in what it is to learn from, where that is not recorded yet; each process has its share.
+    """Let a base, or without one the demonstrator, act in what is to be learned from, where that is not
+    recorded yet; each process has its share.
 
     Returns all the datasets, in the order of `wanted`.
     """
     state = PartialState()
     able = [one for one in wanted if official is not None or not one.official]
     for one in able[state.process_index :: state.num_processes]:
-        _record(folder / one.name, one, seed, official, (), PolicyDrive(base))
+        _record(folder / one.name, one, seed, official, (), PolicyDrive(base) if base else None)
     state.wait_for_everyone()
     return [folder / one.name for one in able]
 

@@ -30,6 +30,7 @@ from refinevla_kit.files import replacing
 from refinevla_kit.policies import load_policy
 from refinevla_kit.policies.vla_policy import VLAPolicy
 from refinevla_kit.settings import REPOSITORY
+from refinevla_kit.training.examples import SHIPPED_BASE
 from refinevla_kit.vlas.checkpoint import files_hash
 
 ARMS = ("action_only", "with_reasoning")
@@ -168,7 +169,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="simulator processes")
     parser.add_argument("--output", type=Path, default=REPOSITORY / "data" / "experiment_2")
     given = parser.parse_args()
-    policies = {(BASE, -1): REPOSITORY / "data" / "checkpoints" / "compact_base"}
+    policies = {(BASE, -1): SHIPPED_BASE}
     for folder in sorted(given.run.glob("runs/*-seed*")):
         arm, _, rest = folder.name.rpartition("-seed")
         if (folder / arm).is_dir():

@@ -1,7 +1,7 @@
 """Teaches policies to write a rationale first and to act on it, and plays them beside one that acts first.
 
-    python -m experiments.writing_first [runs/laptop] [--steps 480] [--episodes 24] [--seed 0]
-        [--output runs/writing_first]
+    python -m experiments.writing_first [runs/laptop] [--steps 480] [--base-share 0.5] [--episodes 24]
+        [--seed 0] [--output runs/writing_first]
 
 A teacher's text is always true. A policy that learned from such texts alone trusts what it then writes
 itself, of which a tenth is wrong. So there are two. One has learned from the teacher's texts. For the other
@@ -31,7 +31,7 @@ from refinevla_kit.files import read_json, write_json
 from refinevla_kit.policies import load_policy
 from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.training.config import TrainingConfig
-from refinevla_kit.training.examples import Examples, load_examples
+from refinevla_kit.training.examples import SHIPPED_BASE, Examples, load_examples
 from refinevla_kit.training.mixture import mix
 from refinevla_kit.training.policy_run import train_policy
 
@@ -62,6 +62,7 @@ def main() -> None:
     )
     parser.add_argument("run", type=Path, nargs="?", default=REPOSITORY / "runs" / "laptop")
     parser.add_argument("--steps", type=int, default=480)
+    parser.add_argument("--base-share", type=float, default=0.5, help="of the base's weights in each average")
     parser.add_argument("--episodes", type=int, default=24, help="starts of the grid a task")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2, help="simulator processes")
@@ -69,7 +70,6 @@ def main() -> None:
     given = parser.parse_args()
     data = read_json(given.run / "01_teacher_annotation" / "summary.json")
     examples = load_examples(data["dataset"], data["rationales_file"])
-    base = REPOSITORY / "data" / "checkpoints" / "compact_base"
     config = TrainingConfig(
         given.steps,
         32,
@@ -79,12 +79,13 @@ def main() -> None:
         order="rationale_first",
         seed=given.seed,
         validate_every=max(1, given.steps // 6),
+        base_share=given.base_share,
     )
-    train_policy(base, examples, replace(config, order="action_first"), given.output, ACTS_FIRST)
-    train_policy(base, examples, config, given.output, TAUGHT)
+    train_policy(SHIPPED_BASE, examples, replace(config, order="action_first"), given.output, ACTS_FIRST)
+    train_policy(SHIPPED_BASE, examples, config, given.output, TAUGHT)
     texts = written_by(given.output / TAUGHT, examples, given.output / "written.json")
     both = mix([examples, replace(examples, rationales=texts)], [1, 1])
-    train_policy(base, both, config, given.output, OWN)
+    train_policy(SHIPPED_BASE, both, config, given.output, OWN)
     torch.set_num_threads(1)  # the simulators have the other cores
     players = {name: given.output / name for name in (ACTS_FIRST, TAUGHT, OWN)}
     records = play_each(players, given.output, "widowx", given.episodes, workers=given.workers)

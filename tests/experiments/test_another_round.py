@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from experiments import another_round
-from experiments.another_round import DRIVEN, FIRST_SEED, main
-from experiments.bases import ROUNDS, Recording
+from experiments.another_round import DRIVEN, FIRST_SEED, learn_again, main
+from experiments.bases import BASES, ROUNDS, Recording
 from refinevla_kit.evaluation import load_records
 from refinevla_kit.files import sha256
 from refinevla_kit.policies import load_policy
@@ -48,6 +48,30 @@ def test_each_seed_drives_learns_and_plays(
         torch.testing.assert_close(tensor, (seeds[0][name] + seeds[1][name]) / 2, rtol=1e-2, atol=1e-4)
     assert len({(record.task, record.episode_id) for record in records}) == 1
     assert "seed_0" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_round_goes_on_from_the_base_that_is_named_and_learns_from_what_the_demonstrator_opens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(another_round, "DRIVEN", {"widowx": (Recording("driven", TASK, 1),)})
+    monkeypatch.setattr(another_round, "LEARNING", replace(another_round.LEARNING, steps=1, batch_size=4))
+    monkeypatch.setattr(another_round, "OPENED", TASK)
+    base = learn_again(BASES["widowx"], "widowx", 0, tmp_path / "once", None)
+    made = learn_again(base, "widowx", 1, tmp_path / "twice", None, openings=1)
+    once, twice = (load_policy(path).vla.provenance["improved"] for path in (base, made))
+    assert twice[:-1] == once and once[-1]["seed"] == FIRST_SEED
+    assert [[one["name"] for one in rounds[-1]["demonstrations"]] for rounds in (once, twice)] == [
+        [],
+        ["openings"],
+    ]
+    assert [[one["name"] for one in rounds[-1]["driven"]] for rounds in (once, twice)] == [["driven"]] * 2
+
+
+def test_openings_are_of_a_robot_that_has_drawers(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["widowx", "--openings", "1"])
+    assert "only the Google Robot has drawers" in capsys.readouterr().err
 
 
 def test_nothing_that_is_held_out_is_driven() -> None:
