@@ -339,6 +339,16 @@ def _asked(paths: Sequence[str | Path], config: PretrainingConfig) -> list[Quest
     return in_groups(asked, TOGETHER, config.seed)
 
 
+def acted_and_asked(
+    examples: Examples, points: Sequence[Examples], asked: Sequence[Question], acting: bool = True
+) -> Examples:
+    """Frames to act in (where wanted), then those that ask for a place, then those that are asked about; an
+    episode's frames all on one side of the split to held-out ones.
+    """
+    acted = [examples] if acting else []
+    return join([*acted, *points, *([as_examples(examples, asked)] if asked else [])])
+
+
 def _act_and_answer(
     vla: CompactVLA,
     examples: Examples,
@@ -347,12 +357,9 @@ def _act_and_answer(
     config: PretrainingConfig,
     work: str | Path,
 ) -> list[dict[str, Any]]:
-    """Train the language model on all, an episode's frames on one side of the split to held-out ones."""
-    acted = [examples] if config.acting else []
-    parts = [*acted, *points, *([as_examples(examples, asked)] if asked else [])]
-    episodes = np.concatenate([part.episodes for part in parts])
-    together = replace(join(parts), episodes=episodes)
-    del examples, points, parts  # gigabytes, twice
+    """Train the language model on all."""
+    together = acted_and_asked(examples, points, asked, config.acting)
+    del examples, points  # gigabytes, twice
     training = TrainingConfig(
         steps=config.steps,
         batch_size=config.batch_size,

@@ -130,7 +130,10 @@ class Examples:
         repeated.
         """
         rows = np.asarray(rows)
-        ends = np.searchsorted(self.episodes, self.episodes[rows], side="right") - 1  # B
+        last = np.flatnonzero(
+            np.diff(self.episodes, append=-1)
+        )  # of each episode, in whatever order they are
+        ends = last[np.searchsorted(last, rows)]  # B
         frames = np.minimum(rows[:, None] + np.arange(steps), ends[:, None])  # B, steps
         return self.actions[frames]
 

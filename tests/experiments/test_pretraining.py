@@ -14,6 +14,7 @@ from experiments.driving import PolicyDrive
 from experiments.grounding import THINGS, load_places
 from experiments.pretraining import (
     PretrainingConfig,
+    acted_and_asked,
     blend,
     carry_over,
     improve,
@@ -30,10 +31,14 @@ from refinevla_kit.policies.vla_policy import VLAPolicy, load_policy
 from refinevla_kit.rollouts.recording import record
 from refinevla_kit.tasks import VARIANT_AGGREGATION
 from refinevla_kit.teacher import OracleTeacher, annotate_dataset
-from refinevla_kit.training.examples import load_examples
+from refinevla_kit.training.config import TrainingConfig
+from refinevla_kit.training.examples import SHIPPED_BASE, held_out, load_examples
+from refinevla_kit.training.objective import lay_out
 from refinevla_kit.vlas.action_tokens import UniformBins
 from refinevla_kit.vlas.compact import CompactConfig, build, load
 from refinevla_kit.vlas.compact_parts import train_vocabulary
+from refinevla_kit.vlas.sequence import ACTION_KIND
+from tests.conftest import REPOSITORY
 
 CARROT = "widowx_carrot_on_plate"
 SMALL = CompactConfig(layers=2, hidden=64, heads=2, feedforward=64, channels=16, proprioception=True)
@@ -130,6 +135,22 @@ def test_a_base_that_reads_learns_questions_and_rationales_beside_actions(
     frames = load_examples(dataset)
     found = accuracy(policy, frames, ask(dataset, 0.2, seed=1))
     assert sum(rate.episodes for rate in found.values()) == len(ask(dataset, 0.2, seed=1))
+
+
+def test_a_frame_that_is_asked_about_is_taught_no_action() -> None:
+    demonstrated = load_examples(REPOSITORY / "data" / "demo")
+    asked = ask(REPOSITORY / "data" / "demo", 0.5, seed=0)
+    together = acted_and_asked(demonstrated, [], asked)
+    assert len(np.unique(demonstrated.episodes)) > 1
+    vla, rows = load(SHIPPED_BASE), np.arange(len(together))
+    kinds = lay_out(vla, together, rows, TrainingConfig(1, lambda_reasoning=1)).kinds
+    taught = (kinds == ACTION_KIND).sum(1).numpy()
+    of_actions = vla.chunk * demonstrated.actions.shape[1]
+    assert set(taught[: len(demonstrated)]) == {of_actions}
+    assert set(taught[len(demonstrated) :]) == {0}
+    kept_back = held_out(together.episodes)
+    about = np.array([one.row for one in asked])
+    np.testing.assert_array_equal(kept_back[len(demonstrated) :], kept_back[: len(demonstrated)][about])
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ without.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -109,3 +110,15 @@ def test_frames_whose_action_is_no_number_are_counted(tmp_path: Path) -> None:
 def gaps(actions: pa.Array) -> list[list[float]]:
     rows = actions.to_pylist()
     return [[float("nan"), *row[1:]] if number < 2 else row for number, row in enumerate(rows)]
+
+
+def test_a_plan_stays_in_its_episode_whatever_order_episodes_are_in(tmp_path: Path) -> None:
+    examples = load_examples(written(tmp_path / "data"))
+    rows = np.arange(len(examples))
+    plans = examples.plans(rows, 3)
+    for first in (0, 4):  # two episodes of four frames
+        for row in range(first, first + 4):
+            ahead = [min(row + step, first + 3) for step in range(3)]
+            np.testing.assert_array_equal(plans[row], examples.actions[ahead])
+    turned = replace(examples, episodes=1 - examples.episodes)
+    np.testing.assert_array_equal(turned.plans(rows, 3), plans)
