@@ -29,8 +29,10 @@ from experiments.pretraining import save_base
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.statistics import PUBLISHED_AVERAGE, compare, summarise
 from refinevla_kit.figures.success import comparison_table, success_table
+from refinevla_kit.policies import load_policy
+from refinevla_kit.policies.conversion import check_conventions
 from refinevla_kit.settings import REPOSITORY
-from refinevla_kit.tasks import PUBLISHED_WEIGHTS
+from refinevla_kit.tasks import PUBLISHED_WEIGHTS, find_tasks
 from refinevla_kit.vlas.compact import load
 
 DRIVEN = {
@@ -71,15 +73,13 @@ def learn_again(
 
 @torch.no_grad()
 def mean_of(seeds: dict[str, Path], target: Path) -> Path:
-    """A checkpoint with the mean of the weights of several, where it is not there yet."""
-    if not target.exists():
-        vla, *others = map(load, seeds.values())
-        weights = [dict(one.model.named_parameters()) for one in (vla, *others)]
-        for name, tensor in weights[0].items():
-            tensor.copy_(torch.stack([each[name] for each in weights]).mean(0))
-        vla.provenance["improved"][-1].update(mean_of=list(seeds))
-        save_base(vla, target)
-    return target
+    """A checkpoint with the mean of the weights of several."""
+    vla, *others = map(load, seeds.values())
+    weights = [dict(one.model.named_parameters()) for one in (vla, *others)]
+    for name, tensor in weights[0].items():
+        tensor.copy_(torch.stack([each[name] for each in weights]).mean(0))
+    vla.provenance["improved"][-1].update(mean_of=list(seeds))
+    return save_base(vla, target)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -105,8 +105,11 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("--openings: only the Google Robot has drawers")
     torch.set_num_threads(1)  # a process a seed, and simulators beside a policy
     base = given.base or BASES[given.robot]
-    folder, players = given.output / given.robot, {"base": base}
     try:
+        policy = load_policy(base)
+        check_conventions(policy, find_tasks(given.robot)[0])
+        made_from = f"{given.robot}-{policy.checkpoint_hash}-{given.openings}-openings"
+        folder, players = given.output / made_from, {"base": base}
         for seed in given.seeds:
             name = f"seed_{seed}"
             players[name] = learn_again(
@@ -115,7 +118,8 @@ def main(arguments: list[str] | None = None) -> None:
         if given.until == "play":
             made = {name: path for name, path in players.items() if name != "base"}
             if len(made) > 1:
-                players["mean"] = mean_of(made, folder / "mean")
+                name = "-".join(["mean", *map(str, given.seeds)])
+                players[name] = mean_of(made, folder / name)
             play(players, given.robot, given.episodes, given.workers, folder)
     except KitError as error:
         raise SystemExit(f"another_round: {error}") from None

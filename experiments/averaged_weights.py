@@ -20,29 +20,42 @@ from typing import Any
 import torch
 
 from experiments.playing import play_each
+from refinevla_kit.episodes import open_dataset
 from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.intervals import rate
 from refinevla_kit.evaluation.statistics import compare
 from refinevla_kit.figures.style import interval_text, markdown, points_text, rate_text
 from refinevla_kit.files import read_json
+from refinevla_kit.policies import load_policy
 from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.tasks import WIDOWX_TASKS, find_tasks
 from refinevla_kit.training.config import TrainingConfig
 from refinevla_kit.training.examples import Examples, load_examples
 from refinevla_kit.training.loop import validate
+from refinevla_kit.training.mixture import with_others
 from refinevla_kit.training.policy_run import train_policy
-from refinevla_kit.vlas.compact import load
 
 FOUR = tuple(task.name for task in WIDOWX_TASKS)
 IN_TURN = tuple(task.name for task in find_tasks("widowx_language_held_out") if len(task.goals) > 1)
 
 
-def find_summary(run: Path) -> dict[str, Any]:
-    """What notebook 2 says of itself in a run's folder."""
-    path = run / "02_fine_tuning" / "summary.json"
+READING = ("camera", "columns", "deltas", "gripper")  # what a run was told of its dataset
+
+
+def find_summary(run: Path, notebook: str = "02_fine_tuning") -> dict[str, Any]:
+    """What a notebook says of itself in a run's folder."""
+    path = run / notebook / "summary.json"
     if not path.is_file():
         raise KitError(f"there is no {path}", "run notebooks 1 and 2 into this folder first")
     return dict(read_json(path))
+
+
+def examples_of(said: Mapping[str, Any], rationales: str | None) -> Examples:
+    """The dataset that a notebook names in its summary, read as it was told to, and those mixed with it."""
+    told = {name: said[name] for name in READING if said.get(name) is not None}
+    return with_others(
+        load_examples(open_dataset(said["dataset"], **told), rationales), said.get("mixture") or {}
+    )
 
 
 def configs_of(tuned: Mapping[str, Any]) -> dict[str, TrainingConfig]:
@@ -54,9 +67,11 @@ def configs_of(tuned: Mapping[str, Any]) -> dict[str, TrainingConfig]:
 
 
 def held_out_loss(path: Path, examples: Examples) -> float:
-    """Nats an action word, on frames that fine-tuning held out."""
+    """Nats an action word, on frames that fine-tuning held out, in the order that the policy learned."""
     _, kept_back = examples.split()
-    return validate(load(path), examples, kept_back, TrainingConfig(1, 32))["loss_action"]
+    policy = load_policy(path)
+    config = TrainingConfig(1, 32, order=policy.order)
+    return validate(policy.vla, examples, kept_back, config)["loss_action"]
 
 
 def main() -> None:
@@ -72,7 +87,7 @@ def main() -> None:
     given = parser.parse_args()
     try:
         tuned = find_summary(given.run)
-        examples, base = load_examples(tuned["dataset"], tuned["rationales"]), Path(tuned["base"])
+        examples, base = examples_of(tuned, tuned["rationales"]), Path(tuned["base"])
         players = {"base": base}
         for arm, config in configs_of(tuned).items():
             for share in given.shares:
@@ -80,10 +95,10 @@ def main() -> None:
                 one = replace(config, base_share=share)
                 train_policy(base, examples, one, given.output, name)
                 players[name] = given.output / name
+        torch.set_num_threads(1)  # the simulators have the other cores
+        records = play_each(players, given.output, [*FOUR, *IN_TURN], given.episodes, workers=given.workers)
     except KitError as error:
         raise SystemExit(f"averaged_weights: {error}") from None
-    torch.set_num_threads(1)  # the simulators have the other cores
-    records = play_each(players, given.output, [*FOUR, *IN_TURN], given.episodes, workers=given.workers)
     of_four = [record for record in records if record.task in FOUR]
     lines = []
     for name, path in players.items():

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from refinevla_kit.evaluation import evaluate, load_records
+from refinevla_kit.evaluation import evaluate, load_records, plan
 from refinevla_kit.evaluation.records import EpisodeRecord, save_parquet
 from refinevla_kit.policies import load_policy
 
@@ -14,7 +14,8 @@ from refinevla_kit.policies import load_policy
 def play_each(players: Mapping[str, Path], folder: Path, *where: Any, workers: int) -> list[EpisodeRecord]:
     """Play every checkpoint, under its name, and keep the records of all in `folder/records.parquet`.
 
-    Each has a file of its own beside it, from which a run that was stopped goes on.
+    Each has a file of its own beside it, from which a run that was stopped goes on; of what lies there from
+    another one, that asked for other episodes, nothing is taken.
 
     Args:
         players: name -> checkpoint.
@@ -24,8 +25,9 @@ def play_each(players: Mapping[str, Path], folder: Path, *where: Any, workers: i
     """
     records: list[EpisodeRecord] = []
     for name, path in players.items():
-        played = folder / f"{name}.parquet"
-        evaluate(load_policy(path, name), *where, workers=workers, output=played)
-        records += load_records(played)
+        policy, played = load_policy(path, name), folder / f"{name}.parquet"
+        wanted = set(plan(policy, *where))
+        evaluate(policy, *where, workers=workers, output=played)
+        records += [record for record in load_records(played) if record.key in wanted]
     save_parquet(records, folder / "records.parquet")
     return records

@@ -310,7 +310,12 @@ def _frames(
 
 def _read(path: str | Path, config: PretrainingConfig) -> Examples:
     """The frames of a dataset, with its rationales where they are learned."""
-    return load_examples(path, find_rationales(path) if config.rationales else None, stream=False)
+    dataset = open_dataset(path)
+    every = sum(item.length for item in dataset.episodes)
+    found = load_examples(dataset, find_rationales(path) if config.rationales else None, stream=False)
+    if len(found) != every:  # questions are asked by the number of a frame
+        raise KitError(f"{every - len(found)} frames of {path} cannot be read", "record it anew")
+    return found
 
 
 def _spoken(read: Sequence[Examples], config: PretrainingConfig) -> list[Examples]:

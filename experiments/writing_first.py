@@ -23,7 +23,10 @@ import numpy as np
 import torch
 from tqdm.auto import trange
 
+from experiments.averaged_weights import examples_of, find_summary
 from experiments.playing import play_each
+from refinevla_kit.errors import KitError
+from refinevla_kit.evaluation.records import EpisodeRecord
 from refinevla_kit.evaluation.statistics import compare_each
 from refinevla_kit.figures.style import markdown
 from refinevla_kit.figures.success import comparison_table
@@ -31,7 +34,7 @@ from refinevla_kit.files import read_json, write_json
 from refinevla_kit.policies import load_policy
 from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.training.config import TrainingConfig
-from refinevla_kit.training.examples import SHIPPED_BASE, Examples, load_examples
+from refinevla_kit.training.examples import SHIPPED_BASE, Examples
 from refinevla_kit.training.mixture import mix
 from refinevla_kit.training.policy_run import train_policy
 
@@ -68,8 +71,19 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="simulator processes")
     parser.add_argument("--output", type=Path, default=REPOSITORY / "runs" / "writing_first")
     given = parser.parse_args()
-    data = read_json(given.run / "01_teacher_annotation" / "summary.json")
-    examples = load_examples(data["dataset"], data["rationales_file"])
+    try:
+        records = teach_and_play(given)
+    except KitError as error:
+        raise SystemExit(f"writing_first: {error}") from None
+    for name in (TAUGHT, OWN):
+        table = comparison_table(compare_each(records, name, ACTS_FIRST, ["last"])).reset_index()
+        print(markdown(list(map(str, table.columns)), table.astype(str).to_numpy().tolist()), "\n")
+
+
+def teach_and_play(given: argparse.Namespace) -> list[EpisodeRecord]:
+    """Train the three policies that are not trained yet, and play all."""
+    data = find_summary(given.run, "01_teacher_annotation")
+    examples = examples_of(data, data["rationales_file"])
     config = TrainingConfig(
         given.steps,
         32,
@@ -88,10 +102,7 @@ def main() -> None:
     train_policy(SHIPPED_BASE, both, config, given.output, OWN)
     torch.set_num_threads(1)  # the simulators have the other cores
     players = {name: given.output / name for name in (ACTS_FIRST, TAUGHT, OWN)}
-    records = play_each(players, given.output, "widowx", given.episodes, workers=given.workers)
-    for name in (TAUGHT, OWN):
-        table = comparison_table(compare_each(records, name, ACTS_FIRST, ["last"])).reset_index()
-        print(markdown(list(map(str, table.columns)), table.astype(str).to_numpy().tolist()), "\n")
+    return play_each(players, given.output, "widowx", given.episodes, workers=given.workers)
 
 
 if __name__ == "__main__":

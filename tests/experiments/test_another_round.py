@@ -29,7 +29,7 @@ def test_each_seed_drives_learns_and_plays(
     monkeypatch.setattr(another_round, "PUBLISHED_WEIGHTS", {"widowx": {TASK: 1}})
     given = ["widowx", "--episodes", "1", "--workers", "0", "--output", str(tmp_path)]
     main([*given, "--seeds", "1", "--until", "learn"])
-    folder = tmp_path / "widowx"
+    (folder,) = tmp_path.iterdir()
     made = sha256(folder / "seed_1" / "base")
     assert not (folder / "records.parquet").exists()
     main([*given, "--seeds", "0", "1"])
@@ -41,9 +41,11 @@ def test_each_seed_drives_learns_and_plays(
     assert {one["kept"] for one in rounds} == {ROUNDS["widowx"][-1].kept}
     assert rounds[0]["driven"] != rounds[1]["driven"], "each seed drives episodes of its own"
     records = load_records(folder / "records.parquet")
-    assert [record.policy for record in records] == ["base", "seed_0", "seed_1", "mean"]
+    assert [record.policy for record in records] == ["base", "seed_0", "seed_1", "mean-0-1"]
     assert len({record.checkpoint_hash for record in records}) == 4
-    mean, *seeds = (load_policy(path).vla.model.state_dict() for path in (folder / "mean", *made_by.values()))
+    mean, *seeds = (
+        load_policy(path).vla.model.state_dict() for path in (folder / "mean-0-1", *made_by.values())
+    )
     for name, tensor in mean.items():
         torch.testing.assert_close(tensor, (seeds[0][name] + seeds[1][name]) / 2, rtol=1e-2, atol=1e-4)
     assert len({(record.task, record.episode_id) for record in records}) == 1
@@ -66,6 +68,15 @@ def test_a_round_goes_on_from_the_base_that_is_named_and_learns_from_what_the_de
         ["openings"],
     ]
     assert [[one["name"] for one in rounds[-1]["driven"]] for rounds in (once, twice)] == [["driven"]] * 2
+
+
+def test_a_base_that_is_none_or_of_the_other_robot_is_refused_before_anything_is_driven(
+    tmp_path: Path,
+) -> None:
+    for base in (BASES["google_robot"], tmp_path):
+        with pytest.raises(SystemExit, match="another_round: "):
+            main(["widowx", "--base", str(base), "--output", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
 
 
 def test_openings_are_of_a_robot_that_has_drawers(capsys: pytest.CaptureFixture[str]) -> None:
