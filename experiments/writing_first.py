@@ -1,13 +1,12 @@
 """Teaches policies to write a rationale first and to act on it, and plays them beside one that acts first.
 
     python -m experiments.writing_first [runs/laptop] [--steps 480] [--base-share 0.5] [--episodes 24]
-        [--seed 0] [--output runs/writing_first]
+        [--own-texts] [--seed 0] [--output runs/writing_first]
 
 A teacher's text is always true. A policy that learned from such texts alone trusts what it then writes
-itself, of which a tenth is wrong. So there are two. One has learned from the teacher's texts. For the other
-one, the first has written about every frame of the demonstrations; it has learned the same actions after the
-teacher's text and after the written one, as often after either. The third acts first. All start from
-`compact_base` and take as many steps.
+itself, of which a tenth is wrong. So with `--own-texts` there is one more, for which the first has written
+about every frame of the demonstrations: it has learned the same actions after the teacher's text and after
+the written one, as often after either. All start from `compact_base` and take as many steps.
 
 Takes the demonstrations of notebook 1 on the WidowX. Goes on where it was stopped; prints a table, and leaves
 `records.parquet`.
@@ -67,6 +66,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=480)
     parser.add_argument("--base-share", type=float, default=0.5, help="of the base's weights in each average")
     parser.add_argument("--episodes", type=int, default=24, help="starts of the grid a task")
+    parser.add_argument("--own-texts", action="store_true", help="teach one on what the first writes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2, help="simulator processes")
     parser.add_argument("--output", type=Path, default=REPOSITORY / "runs" / "writing_first")
@@ -75,13 +75,13 @@ def main() -> None:
         records = teach_and_play(given)
     except KitError as error:
         raise SystemExit(f"writing_first: {error}") from None
-    for name in (TAUGHT, OWN):
+    for name in (TAUGHT, OWN) if given.own_texts else (TAUGHT,):
         table = comparison_table(compare_each(records, name, ACTS_FIRST, ["last"])).reset_index()
         print(markdown(list(map(str, table.columns)), table.astype(str).to_numpy().tolist()), "\n")
 
 
 def teach_and_play(given: argparse.Namespace) -> list[EpisodeRecord]:
-    """Train the three policies that are not trained yet, and play all."""
+    """Train those policies that are not trained yet, and play all."""
     data = find_summary(given.run, "01_teacher_annotation")
     examples = examples_of(data, data["rationales_file"])
     config = TrainingConfig(
@@ -97,11 +97,13 @@ def teach_and_play(given: argparse.Namespace) -> list[EpisodeRecord]:
     )
     train_policy(SHIPPED_BASE, examples, replace(config, order="action_first"), given.output, ACTS_FIRST)
     train_policy(SHIPPED_BASE, examples, config, given.output, TAUGHT)
-    texts = written_by(given.output / TAUGHT, examples, given.output / "written.json")
-    both = mix([examples, replace(examples, rationales=texts)], [1, 1])
-    train_policy(SHIPPED_BASE, both, config, given.output, OWN)
+    if given.own_texts:
+        texts = written_by(given.output / TAUGHT, examples, given.output / "written.json")
+        both = mix([examples, replace(examples, rationales=texts)], [1, 1])
+        train_policy(SHIPPED_BASE, both, config, given.output, OWN)
     torch.set_num_threads(1)  # the simulators have the other cores
-    players = {name: given.output / name for name in (ACTS_FIRST, TAUGHT, OWN)}
+    arms = (ACTS_FIRST, TAUGHT, *([OWN] if given.own_texts else []))
+    players = {name: given.output / name for name in arms}
     return play_each(players, given.output, "widowx", given.episodes, workers=given.workers)
 
 

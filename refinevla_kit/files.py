@@ -87,7 +87,9 @@ def _paid(file: Path) -> bool:
         if file.name.endswith(".parquet.part"):
             return any(any(line["spent"][1:3]) for _, line in whole_lines(file))
         if file.suffix != ".parquet":
-            return False
+            with file.open("rb") as opened:
+                if opened.read(4) != b"PAR1":  # of every table, whatever its name
+                    return False
         schema = pq.read_schema(file)
         about = json.loads((schema.metadata or {}).get(b"refinevla", b"{}"))
         if "spent" in about:

@@ -23,7 +23,8 @@ UPLOADED = "csv jpg json jsonl md model mp4 npz parquet png safetensors txt webm
 """How the names of files end that are uploaded: no code, and nothing that runs when it is read."""
 STATED = (".json", ".jsonl", ".parquet", ".safetensors")  # which say what made them, maybe by its path
 SECRET = re.compile(
-    rb"\b(hf_[^\W_]{30}|AIza[\w-]{35}|sk-[\w-]{20}|gh[a-z]_\w{36}|AKIA[A-Z\d]{16})|-BEGIN [A-Z ]*PRIVATE KEY"
+    rb"(?<![A-Za-z\d])(hf_[^\W_]{30}|AIza[\w-]{35}|AQ\.[\w-]{20}|(sk|xai)-[\w-]{20}|gsk_\w{20}|gh[a-z]_\w{36}"
+    rb"|github_pat_\w{22}|A(KI|SI)A[A-Z\d]{16})|-BEGIN [A-Z ]*PRIVATE KEY"
 )
 """Keys of this hub, Google, OpenAI and its likes, GitHub, Amazon, and of ssh."""
 LOCAL = re.compile(rb"\bfile://[\w./]+|(?<![\w.:/])/([\w.-]+/)+[\w.-]+|\b[A-Z]:(/|\\\\?)\w")
@@ -61,12 +62,7 @@ def download(name: str, files: Sequence[str], kind: str = "model", revision: str
     # seconds to import, and not needed for what lies here
     from huggingface_hub import snapshot_download
     from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE
-    from huggingface_hub.errors import (
-        DryRunError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-    )
+    from huggingface_hub.errors import DryRunError, LocalEntryNotFoundError
 
     wanted: dict[str, Any] = {"repo_type": kind, "revision": revision, "allow_patterns": list(files)}
     try:
@@ -79,8 +75,11 @@ def download(name: str, files: Sequence[str], kind: str = "model", revision: str
         what = f"{name} is no folder here, not in the hub's cache, and the hub cannot be reached"
         remedy = f"connect, or download the {kind} on another machine and give its folder"
         raise KitError(what, remedy) from error
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        what = f"{name} could not be downloaded ({type(error).__name__}: {str(error).splitlines()[0]})"
+    except KitError:
+        raise
+    except Exception as error:  # the transport's own have no base in common with the hub's
+        said = str(error).partition("\n")[0]
+        what = f"{name} could not be downloaded ({type(error).__name__}: {said})"
         remedy = "check the name, the revision and your access; what was downloaded is kept and continued"
         raise KitError(what, remedy) from error
 

@@ -204,7 +204,7 @@ def _execute(
     `cell` is the number that Jupyter shows in front of the cell, as in `In [7]`.
     """
     import papermill
-    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from nbclient.exceptions import CellTimeoutError
     from papermill.exceptions import PapermillExecutionError
 
     executed = folder / "executed" / f"{notebook}.ipynb"
@@ -221,7 +221,7 @@ def _execute(
     except PapermillExecutionError as error:
         cell = f"In [{error.exec_count}]"
         message = f"{error.ename}: {str(error.evalue).strip().partition(os.linesep)[0]}"
-    except (DeadKernelError, CellTimeoutError) as error:
+    except (RuntimeError, CellTimeoutError) as error:  # a kernel that dies, or never begins
         cell = "unknown"
         message = f"the kernel died ({str(error).splitlines()[0]}): usually not enough memory"
     else:

@@ -568,6 +568,12 @@ def put(source: str, target: str) -> str:
     return f"put the {source} on the {target}"
 
 
+def roles_of(task: Task, sentence: str) -> dict[str, str]:
+    """Thing -> "source" or "target", of the goal that a sentence asks for where a task has several."""
+    goal = next((pair for pair in task.goals if put(*pair) == sentence), (task.source, task.target))
+    return dict(zip(goal, ("source", "target")))
+
+
 def _language(goals: tuple[tuple[str, str], ...], held_out: bool) -> Task:
     carrot, (source, target) = TASKS["widowx_carrot_on_plate"], goals[0]
     name = "_then_".join("_on_".join(pair) for pair in goals).replace(" ", "_")

@@ -159,6 +159,7 @@ def test_a_folder_with_what_was_paid_for_is_never_replaced(tmp_path: Path) -> No
     paid = [
         table(made / "rationales/gemini-segment.parquet", spent=[3, 900, 20, 0]),
         table(made / "elsewhere/of_an_older_version.parquet"),
+        table(made / "elsewhere/named_otherwise", spent=[3, 900, 20, 0]),
     ]
     journal, reviews = (
         made / "rationales/gemini-step.parquet.part",

@@ -245,6 +245,19 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a token": (lambda f: (f / "notes.txt").write_text(f"token {TOKEN}"), r"notes.txt holds what looks like"),
     "a Google key": (lambda f: (f / "a.json").write_text('{"k": "AIza' + "x" * 35 + '"}'), r"a.json holds"),
     "an OpenAI key": (lambda f: (f / "a.md").write_text("key=sk-proj-" + "x" * 30), r"a.md holds what looks"),
+    **{
+        f"a key that begins with {key[:11]}": (
+            lambda f, key=key: (f / "a.md").write_text(f"key_{key}"),
+            r"a.md holds what looks like a key",
+        )
+        for key in (
+            "github_pat_" + "x" * 22,
+            "gsk_" + "x" * 20,
+            "xai-" + "x" * 20,
+            "ASIA" + "X" * 16,
+            "AQ." + "x" * 20,
+        )
+    },
     "an ssh key": (
         lambda f: (f / "a.txt").write_text("-----BEGIN OPENSSH PRIVATE KEY-----"),
         r"a.txt holds what looks like a key -> take it out, and replace that key",

@@ -269,3 +269,12 @@ def test_a_notebook_that_is_none_is_one_line(write_notebook: WriteNotebook, tmp_
     (tmp_path / "own/notebooks/01_teacher_annotation.ipynb").write_text("<<<<<<< HEAD")
     with pytest.raises(KitError, match=r"01_teacher_annotation.ipynb cannot be read .* -> write it anew"):
         run_notebooks(["1"], "smoke", tmp_path / "run", progress=False)
+
+
+def test_a_kernel_that_does_not_begin_is_reported(
+    write_notebook: WriteNotebook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_notebook("01_teacher_annotation", "pass")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    result = run_notebooks(["1"], "smoke", tmp_path / "run", progress=False)
+    assert "died" in result["failed"]["message"].lower()

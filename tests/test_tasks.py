@@ -42,6 +42,7 @@ from refinevla_kit.tasks import (
     find_task,
     find_tasks,
     register_task,
+    roles_of,
 )
 from refinevla_kit.tasks import VARIANT_AGGREGATION as AGGREGATION
 from refinevla_kit.tasks import VISUAL_MATCHING as MATCHING
@@ -456,3 +457,11 @@ def test_a_task_of_ones_own_is_found_once_it_is_registered(monkeypatch: pytest.M
     assert find_task("widowx_mine") is mine
     register_task(replace(find_task("widowx_carrot_on_plate"), name="widowx_other"))
     assert "widowx_other" in tasks.ALL_TASKS and "widowx_other" not in tasks.LANGUAGE_TASKS
+
+
+def test_what_is_moved_and_where_it_goes_is_what_the_sentence_asks_for() -> None:
+    long = find_task("widowx_language_carrot_on_plate_then_spoon_on_towel")
+    assert roles_of(long, "put the carrot on the plate") == {"carrot": "source", "plate": "target"}
+    assert roles_of(long, "put the spoon on the towel") == {"spoon": "source", "towel": "target"}
+    plain = find_task("widowx_carrot_on_plate")
+    assert roles_of(plain, plain.instruction) == {"carrot": "source", "plate": "target"}

@@ -25,7 +25,7 @@ from refinevla_kit.errors import KitError, as_kit_error, check_choice, checked_i
 from refinevla_kit.files import replacing
 from refinevla_kit.policies.contract import Action, Array
 from refinevla_kit.simulator.contract import PHASES
-from refinevla_kit.tasks import PICKED_THINGS, SOURCES, find_task
+from refinevla_kit.tasks import PICKED_THINGS, SOURCES, find_task, roles_of
 
 OWN_STATE = "robot state"
 ACTION_QUERY, RATIONALE_QUERY, INSTRUCTION_QUERY = KINDS = ("action", "rationale", "instruction")
@@ -159,7 +159,7 @@ def other_sentence(frame: Frame) -> str:
     Raises:
         KitError: there is none: the scene gives its task away.
     """
-    source = find_task(frame.task).source
+    source = next(iter(roles_of(find_task(frame.task), frame.instruction)))
     others = [name for name in (*SOURCES, *PICKED_THINGS) if name in frame.masks and name != source]
     if not others:
         what = f"in the scene of {frame.task} nothing else can be named than the {source}"
@@ -182,7 +182,6 @@ def choose_frames(dataset: EpisodeDataset, task: str, episodes: int, every: int 
         )
     if episodes < 1 or every < 1:
         raise KitError(f"{episodes} episodes, every {every}th frame", "ask for at least one of each")
-    roles = {find_task(task).source: "source", find_task(task).target: "target"}
     frames = []
     for info in [info for info in dataset.episodes if info.task == task][:episodes]:
         masks, states = dataset.masks(info.index), dataset.states(info.index)
@@ -191,12 +190,13 @@ def choose_frames(dataset: EpisodeDataset, task: str, episodes: int, every: int 
                 f"episode {info.index} of {dataset.name} has no object masks",
                 "record it with this kit: only the simulator knows them",
             )
-        steps = range(0, info.length, every)
+        steps, said = range(0, info.length, every), dataset.instructions(info.index)
         proprioception = dataset.proprioception(info.index)
         for step, image in zip(steps, dataset.images(info.index, list(steps)), strict=True):
+            roles = roles_of(find_task(task), said[step])
             named = {roles.get(name, name): mask[step] for name, mask in masks.items()}
             phase = PHASES[int(states[step].phase)]
-            place = (info.instruction, task, info.index, step, phase)
+            place = (said[step], task, info.index, step, phase)
             frames.append(Frame(image, named, *place, proprioception[step]))
     return frames
 

@@ -25,7 +25,7 @@ import pandas as pd
 from scipy import stats
 
 from refinevla_kit.attention.captured import ACTION_QUERY, STAGES, Capture, Frame
-from refinevla_kit.errors import KitError, check_choice
+from refinevla_kit.errors import KitError, as_kit_error, check_choice
 from refinevla_kit.files import replacing
 from refinevla_kit.simulator.contract import Array
 
@@ -241,6 +241,16 @@ def save_scores(table: pd.DataFrame, path: str | Path) -> Path:
     with replacing(path) as part:
         table.to_parquet(part, index=False)
     return Path(path)
+
+
+def load_scores(path: str | Path) -> pd.DataFrame:
+    """What `save_scores` wrote. Raises `KitError` for another file, or one of no scores."""
+    remedy = "give the scores.parquet that notebook 04 wrote"
+    with as_kit_error(f"{path} holds no attention scores", remedy):
+        table = pd.read_parquet(path)
+        if not len(table[["policy", "thing", "task", "episode", "layer", "phase", "share", "area"]]):
+            raise ValueError("an empty table")
+    return table
 
 
 def summarise_scores(

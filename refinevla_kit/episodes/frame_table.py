@@ -94,7 +94,8 @@ def _place(source: EpisodeDataset) -> Path:
     """Where a dataset's table is kept: other files, columns or episodes have another place."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "refinevla_kit" / "frames"
     looked_at = [file for part in ("meta", "data") for file in (source.path / part).rglob("*")]
-    stamps = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(looked_at)]
+    there = [file for file in sorted(looked_at) if file.exists()]  # no link to what is gone
+    stamps = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in there]
     columns = (source.columns.action, source.columns.state, source.columns.instruction)
     numbers = [info.index for info in source.episodes]
     made = [VERSION, str(source.path.resolve()), stamps, columns, numbers]

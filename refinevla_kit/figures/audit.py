@@ -15,6 +15,7 @@ from refinevla_kit.figures.style import (
     MUTED,
     beside_each_other,
     canvas,
+    check_shown,
     colours,
     dot,
     name_lines,
@@ -43,6 +44,7 @@ def compare_teachers(audits: pd.DataFrame | Sequence[pd.DataFrame]) -> pd.DataFr
         answers).
     """
     table = audits if isinstance(audits, pd.DataFrame) else pd.concat(audits, ignore_index=True)
+    check_shown(len(table))
     parts = [part for part in AUDITED if f"{part}_true" in table]  # tables of before there were facts
     rows = []
     for teacher, answers in table.groupby("teacher", sort=False):

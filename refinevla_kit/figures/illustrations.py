@@ -16,6 +16,7 @@ from matplotlib.image import imread
 from matplotlib.patches import FancyBboxPatch
 
 from refinevla_kit.episodes import EpisodeDataset
+from refinevla_kit.episodes.columns import filled
 from refinevla_kit.figures.episodes import HEADINGS
 from refinevla_kit.figures.sensitivity import PAPERS_WEIGHT
 from refinevla_kit.figures.style import BLUE, GREEN, GREY, INK, MUTED, ORANGE, VERMILION, canvas, page
@@ -40,10 +41,12 @@ def annotated_segment(dataset: EpisodeDataset, answer: StoredRationale) -> Figur
     """
     assert answer.rationale is not None
     rows = [answer.start + place for place in moments(answer.end - answer.start, 3)]
-    moved = dataset.actions(answer.episode)[answer.start : answer.end].sum(0)
+    acted = filled(dataset.actions(answer.episode)[answer.start : answer.end], dataset.deltas)
+    moved = acted.sum(0) if dataset.deltas else acted[-1] - acted[0]
     motion = ", ".join(f"{name} {value:+.3f}" for name, value in zip(dataset.action_names, moved[:6]))
-    instruction = dataset.info(answer.episode).instruction
-    frames = f"frames {answer.start} to {answer.end - 1}; sum of actions: {motion}"
+    instruction = dataset.instructions(answer.episode)[answer.start]
+    what = "sum" if dataset.deltas else "change"  # of positions a sum means nothing
+    frames = f"frames {answer.start} to {answer.end - 1}; {what} of actions: {motion}"
     written = _short(f"<action> a_1 ... a_n <rationale> {answer.rationale.text()}", 150)
     with canvas(13.5, 5.6) as (figure, (axes,)):
         figure.set_layout_engine("none")

@@ -288,7 +288,7 @@ def save_figure(
 
     Args:
         figure: what to save.
-        path: any suffix is replaced by that of the format.
+        path: a suffix of a format is replaced by that of each of `formats`.
         made_from: JSON values that let someone make the picture again: the function, its inputs' paths and
             settings, the numbers it shows. Paths to existing files get their SHA-256 beside them.
         formats: of `FORMATS`; "svg" and "pdf" are vectors, with text as text.
@@ -299,9 +299,9 @@ def save_figure(
     for suffix in formats or ("",):
         check_choice("format of pictures", suffix, FORMATS)
     for suffix in formats:
-        with replacing(Path(path).with_suffix(f".{suffix}")) as part, rc_context(AS_TEXT):
+        with replacing(_ending(path, suffix)) as part, rc_context(AS_TEXT):
             figure.savefig(part, format=suffix, dpi=DPI, metadata={CHANGING[suffix]: None})
-    path = Path(path).with_suffix(f".{formats[0]}")
+    path = _ending(path, formats[0])
     save_source({"picture": path.name}, path, made_from)
     return path
 
@@ -317,7 +317,7 @@ def save_table(frame: pd.DataFrame, path: str | Path, made_from: Mapping[str, An
     Returns:
         The Markdown's path.
     """
-    path = Path(path).with_suffix(".md")
+    path = _ending(path, "md")
     heads = [" ".join(column).strip() if isinstance(column, tuple) else str(column) for column in frame]
     rows = [[str(name), *map(str, row)] for name, row in zip(frame.index, frame.to_numpy(), strict=True)]
     text = markdown(["", *heads], rows)
@@ -349,7 +349,14 @@ def save_source(about: Mapping[str, Any], path: Path, made_from: Mapping[str, An
         if isinstance(value, Path) and value.is_file()
     }
     source = {**about, "made_from": values, "sha256": digests, "refinevla_kit": __version__}
-    write_json(path.with_suffix(".json"), source)
+    write_json(_ending(path, "json"), source)
+
+
+def _ending(path: str | Path, suffix: str) -> Path:
+    """A picture's or table's path with this suffix; a name may have dots of its own, as lambda_0.1 has."""
+    path = Path(path)
+    known = path.suffix[1:] in (*FORMATS, "md", "json")
+    return path.with_name(f"{path.stem if known else path.name}.{suffix}")
 
 
 def show_figure(figure: Figure, path: str | Path, made_from: dict[str, Any], width: int = 900) -> None:

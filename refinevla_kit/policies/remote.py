@@ -250,20 +250,24 @@ class RemotePolicy:
 
     def _answers(self, messages: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         waiting = 0
-        for message in messages:
-            try:
-                packed = pack(message)
-            except (TypeError, ValueError) as error:
-                what = f"an observation for {self.url} cannot be sent ({error})"
-                raise self._failed(what, "give plain values and numeric arrays") from error
-            with suppress(ConnectionClosed):  # what the server said last, and why it went, `_receive` tells
-                self._alive().send(packed)
-            waiting += 1
-            if waiting == IN_FLIGHT:
+        try:
+            for message in messages:
+                try:
+                    packed = pack(message)
+                except (TypeError, ValueError) as error:
+                    what = f"an observation for {self.url} cannot be sent ({error})"
+                    raise KitError(what, "give plain values and numeric arrays") from error
+                with suppress(ConnectionClosed):  # what the server said last, and why, `_receive` tells
+                    self._alive().send(packed)
+                waiting += 1
+                if waiting == IN_FLIGHT:
+                    yield self._receive()
+                    waiting -= 1
+            for _ in range(waiting):
                 yield self._receive()
-                waiting -= 1
-        for _ in range(waiting):
-            yield self._receive()
+        except BaseException:  # also Ctrl-C: what is still to come would be taken for the next answers
+            self.close()
+            raise
 
     def _receive(self) -> dict[str, Any]:
         server = f"the policy server at {self.url}"

@@ -69,7 +69,7 @@ SCHEMA = pa.schema(
 it; tokens, cost and attempts are of all calls. `dataset_hash` is of the episode. Metadata "refinevla": see
 `run_of`.
 """
-ADDED: dict[str, Any] = {"currency": "", "prices_as_of": "", "attempts": 1}
+ADDED: dict[str, Any] = {"currency": "", "prices_as_of": "", "attempts": 1, "dataset_hash": ""}
 
 Row = dict[str, Any]
 Span = tuple[int, int, int]
@@ -81,7 +81,7 @@ class StoredRationale:
     set.
 
     `cost` is in `currency` at prices of the day `prices_as_of`, 0 without prices; `attempts` counts the calls
-    made.
+    made; `dataset_hash` is `requests.digest` of its episode, "" where an older version wrote the table.
     """
 
     episode: int
@@ -99,6 +99,7 @@ class StoredRationale:
     currency: str = ""
     prices_as_of: str = ""
     attempts: int = 1
+    dataset_hash: str = ""
 
     @property
     def span(self) -> Span:
@@ -164,9 +165,12 @@ class Summary:
 
 def summarise(path: str | Path) -> Summary:
     """Count what `path` holds. Raises `KitError` for a file that is missing or of another kind."""
-    names = ["refusal_kind", "instruction_matches", "prices_as_of", "currency"]
+    names = ["refusal_kind", "instruction_matches"]
     with _reading(path):
-        kinds, matches, *prices = pq.read_table(path, columns=names).select(names).to_pydict().values()
+        kept = [name for name in ADDED if name in pq.read_schema(path).names]
+        table = pq.read_table(path, columns=[*names, *kept]).to_pydict()
+        kinds, matches = (table[name] for name in names)
+    prices = [table.get(name) or [""] * len(kinds) for name in ("prices_as_of", "currency")]
     as_of, currency = max(zip(*prices, strict=True), default=("", ""))
     about = run_of(Path(path))
     spent = Spent(*about.get("spent", ()))

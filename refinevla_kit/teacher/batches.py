@@ -129,8 +129,8 @@ class BatchRun:
                 self._finish(batch)
 
     def _unanswered(self, episode: int, found: str, spans: list[Span]) -> list[Span]:
-        """See `Store.wanted`, which knows nothing of what this run was answered."""
-        return [span for span in self.store.wanted(episode, found, spans) if span not in self._answered]
+        """See `Store.wanted`, which knows nothing of what this run was answered and still owes."""
+        return self.store.wanted(episode, found, [span for span in spans if span not in self._answered])
 
     def _owed(self, episode: int, found: str, spans: list[Span]) -> list[Span]:
         return [span for span in spans if span in self.store.owed]

@@ -154,6 +154,10 @@ class ServedTeacher:
             raise KitError(f"max_output_tokens is {most!r}", "give a whole number of 1 or more")
         if type(self.timeout) not in (int, float) or not self.timeout > 0:
             raise KitError(f"timeout is {self.timeout!r}", "give a number of seconds above 0")
+        if type(self.state) is not bool:
+            raise KitError(f"state is {self.state!r}", "give true or false")
+        if not isinstance(self.prompt, str | os.PathLike):
+            raise KitError(f"prompt is {self.prompt!r}", "give the name of a prompt, or a .txt file")
         self._client: Any = None
         self._prompt = load_prompt(self.prompt)
         self.prompt_hash = self._prompt.hash

@@ -109,6 +109,9 @@ def without_pictures(dataset: EpisodeDataset, episode: int, spans: Sequence[Span
     instructions = dataset.instructions(episode)
     states, masks = dataset.states(episode), dataset.masks(episode)
     for _, start, end in spans:
+        if end > len(actions):
+            what = f"frames {start} to {end - 1} of episode {episode} are not in {dataset.name}"
+            raise KitError(what, "these answers are about another recording: annotate this one")
         yield Request(
             dataset.name,
             episode,

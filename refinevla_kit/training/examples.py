@@ -10,6 +10,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from refinevla_kit.files import read_json
 from refinevla_kit.settings import REPOSITORY, Settings
 from refinevla_kit.simulator.contract import Array
 from refinevla_kit.teacher.answers import StoredRationale, load_rationales, lookup, summarise
+from refinevla_kit.teacher.requests import digest
 from refinevla_kit.teacher.reviews import SUFFIX, load_decisions, reviewed
 from refinevla_kit.training.pictures import StreamedPictures, bytes_of, check_sizes
 from refinevla_kit.vlas.action_tokens import STATISTICS, check_actions
@@ -33,6 +35,7 @@ PROPRIOCEPTION = len(STATE_NAMES)  # numbers of the kit's own state, as policies
 EVERY = 10  # so many episodes, one of them is held out
 LOOKED_AT = 200  # episodes whose actions are compared with a base before anything is paid
 STREAM_ABOVE = 4e9  # bytes of pictures
+COMPARED = 3  # episodes whose recording is held against what was written about it
 TEXTS = 2**17  # frames whose texts are in one piece of a digest
 
 
@@ -230,11 +233,14 @@ def load_examples(
     if rationales == REVIEWED:
         rationales = find_rationales(source.path, reviews=True)
     stored, notes = read_rationales(Path(rationales)) if rationales else ([], [])
-    known = {item.index for item in source.episodes}
-    strange = {row.episode for row in stored} - known - source.left_out.keys()
+    known = {item.index: item.length for item in source.episodes}
+    strange = {row.episode for row in stored if row.end > known.get(row.episode, 0)} - source.left_out.keys()
     if strange:
-        what = f"{rationales} has rationales of episode {min(strange)}, {source.path} has none such"
+        what = f"{rationales} has rationales of episode {min(strange)} that {source.path} has no frames for"
         raise KitError(what, "annotate this dataset anew (notebook 01)")
+    if _of_another(source, stored):
+        what = f"{rationales} was written about another recording than {source.path}"
+        warnings.warn(f"{what}, or one that was read otherwise (camera, columns)", stacklevel=2)
     images = _images(source, table, stream)
     table = table.only(np.array([item.index for item in source.episodes]))
     texts: tuple[str, ...] = ("",) * len(table)
@@ -263,6 +269,20 @@ def load_examples(
     sentences = tuple(table.sentences[number] for number in table.said.tolist())
     moves = _kit_gripper(source, table.actions)
     return Examples(images, moves, table.episodes, sentences, texts, "; ".join(notes), states)
+
+
+def _of_another(source: EpisodeDataset, stored: Sequence[StoredRationale]) -> bool:
+    """Whether what the first few episodes were written about is not what they are now."""
+    lengths = {item.index: item.length for item in source.episodes}
+    for episode, group in islice(groupby(stored, key=lambda row: row.episode), COMPARED):
+        rows = list(group)
+        spans = [row.span for row in rows]
+        starts, ends = [start for _, start, _ in spans], [end for _, _, end in spans]
+        whole = [0, *ends] == [*starts, lengths.get(episode)]
+        written = rows[0].dataset_hash
+        if whole and written and digest(source, episode, spans) != written:
+            return True
+    return False
 
 
 def _images(source: EpisodeDataset, table: FrameTable, stream: bool | None) -> Array | StreamedPictures:

@@ -274,6 +274,7 @@ class RationaleReviewer:
             field.layout.display = "" if mode == self._mode else "none"
         self._decide_row.layout.display = "" if self._mode == READING else "none"
         self._finish_row.layout.display = "none" if self._mode == READING else ""
+        self.place.disabled = self.filter.disabled = self._mode != READING  # what is typed would be lost
         decisions = [decision_of(self._decisions, answer) for answer in self._answers]
         counts = Counter(decision.verdict for decision in decisions if decision)
         done = ", ".join(f"{counts[verdict]} {word}" for verdict, word in VERDICTS.items())

@@ -24,7 +24,7 @@ from refinevla_kit.evaluation.replay import Replayer, Rollout
 from refinevla_kit.figures.episodes import action_plots, episode_title, outcome
 from refinevla_kit.figures.overlays import token_grid
 from refinevla_kit.figures.style import label
-from refinevla_kit.tasks import find_task
+from refinevla_kit.tasks import find_task, roles_of
 from refinevla_kit.widgets.attention_explorer import AttentionExplorer
 from refinevla_kit.widgets.exploration import Commentary
 
@@ -269,8 +269,7 @@ def named_masks(rollout: Rollout, step: int) -> dict[str, Any]:
     """Masks of a step by what the things are for the task: "source", "target", "gripper", "arm" and other
     things by name; no background.
     """
-    task = find_task(rollout.record.task)
-    roles = {task.source: "source", task.target: "target"}
+    roles = roles_of(find_task(rollout.record.task), rollout.observations[step].instruction)
     return {roles.get(name, name): mask for name, mask in rollout.masks[step].items() if name != "background"}
 
 

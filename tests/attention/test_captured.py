@@ -20,6 +20,7 @@ from refinevla_kit.attention.captured import (
     demonstrations,
     image_hash,
     load_captures,
+    other_sentence,
     save_captures,
 )
 from refinevla_kit.attention.forward import capture
@@ -164,3 +165,23 @@ def test_new_ones_are_recorded_where_a_dataset_has_none(real_dataset: Path, tmp_
     found = choose_frames(made, TASK, 1, 5)
     assert made.path == tmp_path / "new" and len(found) >= 3
     assert all(found[0].masks[thing].any() for thing in ("source", "target", "gripper"))
+
+
+def test_of_two_things_in_turn_each_frame_has_its_own_sentence_and_object(tmp_path: Path) -> None:
+    said = ["put the carrot on the plate"] * 2 + ["put the spoon on the towel"] * 2
+    long = "widowx_language_carrot_on_plate_then_spoon_on_towel"
+    one = episode(4)
+    assert one.masks is not None
+    carrot, plate = one.masks["carrot"], one.masks["plate"]
+    masks = one.masks | {"spoon": carrot[:, ::-1], "towel": plate[:, ::-1]}
+    with DatasetWriter(tmp_path / "set", fps=5, robot_type="widowx") as writer:
+        writer.add(replace(one, task=long, instruction=said, masks=masks))
+    frames = choose_frames(open_dataset(tmp_path / "set"), long, episodes=1)
+    assert [frame.instruction for frame in frames] == said
+    for frame, source in zip(frames, [carrot, carrot, masks["spoon"], masks["spoon"]], strict=True):
+        np.testing.assert_array_equal(frame.masks["source"], source[0])
+    assert "carrot" in frames[-1].masks and "spoon" in frames[0].masks
+    assert [other_sentence(frames[place]) for place in (0, -1)] == [
+        "put the spoon on the plate",
+        "put the carrot on the towel",
+    ]

@@ -27,6 +27,7 @@ from refinevla_kit.attention.grounding import (
     auc,
     compare_measures,
     compare_scores,
+    load_scores,
     mean_interval,
     nuisance,
     paired_p_value,
@@ -41,6 +42,7 @@ from refinevla_kit.attention.grounding import (
 )
 from refinevla_kit.errors import KitError
 from refinevla_kit.policies.vla_policy import VLAPolicy
+from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.simulator.contract import PHASES, Array
 
 from .conftest import INSTRUCTION, scene, small_policy
@@ -417,3 +419,15 @@ def test_rows_of_two_checkpoints_are_not_averaged(policy: VLAPolicy, image: Arra
     both = pd.concat([scores, scores.assign(checkpoint_hash="another", share=0.0)])
     with pytest.raises(KitError, match=r"the rows of .* are of 2 checkpoints -> keep those of one"):
         summarise_scores(both, 1)
+
+
+@pytest.mark.parametrize("table", [{"policy": ["a"], "layer": [1]}, {"success": [True]}])
+def test_a_table_of_something_else_holds_no_scores(table: dict[str, list], tmp_path: Path) -> None:
+    pd.DataFrame(table).to_parquet(tmp_path / "other.parquet")
+    (tmp_path / "words.parquet").write_text("no table")
+    shipped = REPOSITORY / "data/records/attention_scores.parquet"
+    pd.read_parquet(shipped)[:0].to_parquet(tmp_path / "empty.parquet")
+    for name in ("other", "words", "empty", "none"):
+        with pytest.raises(KitError, match=r"holds no attention scores .* -> give the scores.parquet"):
+            load_scores(tmp_path / f"{name}.parquet")
+    assert len(load_scores(shipped))

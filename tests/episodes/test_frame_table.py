@@ -140,3 +140,17 @@ def test_what_cannot_be_read_is_left_out_and_said_each_time(kept: bool, tmp_path
     assert "cannot be read" in source.left_out[3] and "is missing" in source.left_out[7]
     assert "holds 3 of the 4 frames of episode 9" in source.left_out[9]
     assert set(found.episodes.tolist()) == set(range(12)) - {3, 7, 9}
+
+
+def test_a_link_to_a_table_that_is_gone_costs_its_episode_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("reader", "frame_table"):
+        monkeypatch.setattr(f"refinevla_kit.episodes.{module}.CHECK_UP_TO", 1)
+    path = write_stranger(tmp_path / "data", lengths=LENGTHS)
+    lost = path / "data/chunk-000/episode_000003.parquet"
+    lost.unlink()
+    lost.symlink_to(tmp_path / "nowhere")
+    dataset = open_dataset(path)
+    found = frame_table.frame_table(dataset)
+    assert set(found.episodes) == set(range(len(LENGTHS))) - {3} and 3 in dataset.left_out

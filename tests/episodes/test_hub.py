@@ -176,3 +176,17 @@ def test_a_dataset_of_a_mixture_without_rationales_is_said(cached: Path) -> None
     examples = load_examples(cached)
     with pytest.warns(UserWarning, match=r"no rationales beside it: its actions alone are learned from"):
         assert len(with_others(examples, {"somebody/things": 0.5})) == 22
+
+
+@pytest.mark.parametrize("said", ["", "broken off\nin the middle"])
+def test_a_download_that_breaks_off_is_one_line(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    class ReadError(Exception):  # a transport's own, of no kind that the hub's library knows
+        pass
+
+    def snapshot(*_: Any, **__: Any) -> Any:
+        raise ReadError(said)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    what = rf"a/b could not be downloaded \(ReadError: {said.partition(chr(10))[0]}\) -> .*continued"
+    with pytest.raises(KitError, match=what):
+        hub.download("a/b", ("data/**",), "dataset")

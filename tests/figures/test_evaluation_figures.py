@@ -284,3 +284,10 @@ def test_a_saved_picture_says_what_made_it_and_is_the_same_each_time(tmp_path: P
     made = json.loads((tmp_path / "one.json").read_text())
     assert made["made_from"] == {"records": source.as_posix(), "rule": "both"}
     assert list(made["sha256"]) == ["records"]
+
+
+def test_pictures_whose_names_differ_behind_a_dot_are_two(tmp_path: Path) -> None:
+    made = [save_figure(success_bars(SCORES), tmp_path / f"lambda_0.{tenth}", {}) for tenth in (1, 3)]
+    assert [path.name for path in made] == ["lambda_0.1.png", "lambda_0.3.png"]
+    assert sorted(path.name for path in tmp_path.glob("*.json")) == ["lambda_0.1.json", "lambda_0.3.json"]
+    assert save_figure(success_bars(SCORES), tmp_path / "one.svg", {}) == tmp_path / "one.png"

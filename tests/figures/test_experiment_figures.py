@@ -186,6 +186,9 @@ def test_figure_2_shows_the_teachers_own_words_and_the_segments_frames() -> None
     np.testing.assert_array_equal(
         np.asarray(axes.images[0].get_array()), data.images(answer.episode, [answer.start])[0]
     )
+    assert "sum of actions" in said
+    (axes,) = annotated_segment(open_dataset(DEMO, deltas=False), answer).axes
+    assert "change of actions" in " ".join(" ".join(text.get_text().split()) for text in axes.texts)
 
 
 def test_figures_1_and_6_put_each_policys_heat_under_the_moment_it_is_of() -> None:

@@ -27,6 +27,7 @@ MADE: dict[str, Callable[[], Any]] = {
     "attention_over_time": lambda: overlays.attention_over_time([], {}),
     "share_bars": lambda: overlays.share_bars(pd.DataFrame(columns=["policy", "thing", "share", "area"])),
     "teachers_compared": lambda: audit.teachers_compared(pd.DataFrame(columns=["teacher", "measure"])),
+    "compare_teachers": lambda: audit.compare_teachers(pd.DataFrame()),
     "leaderboard": lambda: published.leaderboard([]),
     "sensitivity": lambda: sensitivity.sensitivity({}),
     "differences_table": lambda: faithfulness.differences_table(pd.DataFrame(columns=TESTS)),

@@ -665,3 +665,20 @@ def test_a_server_that_tells_an_array_of_itself_is_the_same_after_a_lost_connect
         policy = RemotePolicy(url, timeout=5)
         policy.close()
         policy.reset("go")
+
+
+def test_answers_that_nobody_took_are_not_taken_for_the_next_ones() -> None:
+    def broken(image: np.ndarray, instruction: str) -> dict[str, Any]:
+        if image[0, 0, 0] == 3:
+            raise KeyboardInterrupt
+        return {"observation/image": image, "prompt": instruction}
+
+    images = np.arange(1, 7, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 3), np.uint8)
+    with answering(*[lambda seen: {"actions": np.full(7, seen["observation/image"][0, 0, 0])}] * 6) as url:
+        policy = RemotePolicy(url, timeout=5, observation=broken)
+        with pytest.raises(KeyboardInterrupt):
+            policy.act_batch(images, ["go"] * 6)
+        with pytest.raises(KitError, match=r"the connection .* was lost in this episode"):
+            policy.act_batch(images[3:], ["go"] * 3)
+        policy.reset("go")
+        assert [action.processed[6] for action in policy.act_batch(images[3:], ["go"] * 3)] == [4, 5, 6]

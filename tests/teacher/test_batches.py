@@ -252,3 +252,26 @@ def test_a_kill_at_any_stage_loses_nothing_and_pays_for_nothing_twice(
         assert summarise(output).money == REQUESTS * ONE / NANO
     turns = min(TURNS, 3)
     assert killed >= turns * len(STAGES), "a run of three batches has three turns of each stage"
+
+
+def test_what_is_owed_when_a_run_is_cut_off_is_followed_up_by_the_next(
+    noise: EpisodeDataset, tmp_path: Path
+) -> None:
+    def script(received: Received) -> str:
+        first = received.path == "1-2-3" and not seen
+        if first:
+            seen.append(received.path)
+        return "truncated" if first else "ok"
+
+    def interrupt(stage: str) -> None:
+        if stage == "get":
+            raise ConnectionError
+
+    seen: list[str] = []
+    with BatchServer(script) as server:
+        server.at = interrupt
+        with pytest.raises(KitError, match="a batch could not be looked at"):
+            annotate(noise, server, tmp_path / "x.parquet")
+        server.at = lambda stage: None
+        path = annotate(noise, server, tmp_path / "x.parquet")
+        assert summarise(path).refusals == {} and len(server.jobs) == 2

@@ -491,6 +491,8 @@ def test_what_is_missing_or_wrong_is_said_with_its_remedy(monkeypatch: pytest.Mo
         "without user, query and fragment": {"base_url": "https://here/v1?key=secret"},
         "max_output_tokens is 0": {"max_output_tokens": 0},
         "timeout is 'long'": {"timeout": "long"},
+        "state is 'no' -> give true or false": {"state": "no"},
+        "prompt is 2 -> give the name": {"prompt": 2},
         "no prompt 'mine'": {"prompt": "mine"},
         "unknown openai option 'modle'": {"modle": "m"},
         "nobody is here to confirm it": {"confirm": None},

@@ -19,6 +19,7 @@ from refinevla_kit.teacher.answers import FORMAT
 from refinevla_kit.teacher.limits import Spent
 from refinevla_kit.teacher.schema import PARTS, Facts
 from refinevla_kit.teacher.store import Store
+from tests.conftest import REPOSITORY
 
 IDENTITY = {"teacher": "t", "version": "1", "prompt_hash": "p", "granularity": "step", "keyframes": 1}
 DIGEST = "00000000000000ff"
@@ -280,3 +281,10 @@ def test_a_summary_counts_kinds_and_cost(tmp_path: Path) -> None:
     shutil.copy(__file__, target)
     with pytest.raises(KitError, match="no rationales can be read"):
         summarise(target)
+
+
+def test_a_table_of_before_there_were_prices_is_counted_too(tmp_path: Path) -> None:
+    now = REPOSITORY / "data/demo/rationales/oracle-segment.parquet"
+    table = pq.read_table(now)
+    pq.write_table(table.drop_columns(["currency", "prices_as_of", "attempts"]), tmp_path / "old.parquet")
+    assert summarise(tmp_path / "old.parquet") == summarise(now)

@@ -4,17 +4,21 @@ without.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from refinevla_kit.episodes import DatasetWriter, Episode, open_dataset
 from refinevla_kit.episodes.contract import ACTION_NAMES, STATE_NAMES
+from refinevla_kit.errors import KitError
 from refinevla_kit.settings import REPOSITORY
-from refinevla_kit.training.examples import load_examples, trainable
+from refinevla_kit.teacher.audit import audit_dataset
+from refinevla_kit.training.examples import find_rationales, load_examples, trainable
 from refinevla_kit.vlas.compact import CompactConfig, build
 from refinevla_kit.vlas.compact_parts import train_vocabulary
 from refinevla_kit.vlas.spherical_grid import SphericalGrid
@@ -122,3 +126,26 @@ def test_a_plan_stays_in_its_episode_whatever_order_episodes_are_in(tmp_path: Pa
             np.testing.assert_array_equal(plans[row], examples.actions[ahead])
     turned = replace(examples, episodes=1 - examples.episodes)
     np.testing.assert_array_equal(turned.plans(rows, 3), plans)
+
+
+DEMO = REPOSITORY / "data" / "demo"
+
+
+def test_rationales_of_another_recording_are_said_to_be(tmp_path: Path) -> None:
+    table = pq.read_table(find_rationales(DEMO))
+    rows, path = table.to_pylist(), tmp_path / "rationales.parquet"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert any(load_examples(DEMO, find_rationales(DEMO)).rationales)
+    digests = {row["episode"]: row["dataset_hash"] for row in rows}
+    for row in rows:  # as if the episodes had been put into another order since
+        row["dataset_hash"] = digests[(row["episode"] + 1) % len(digests)]
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), path)
+    with pytest.warns(UserWarning, match="was written about another recording than"):
+        load_examples(DEMO, path)
+    rows[0]["end"] = 10_000
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), path)
+    with pytest.raises(KitError, match="has no frames for -> annotate this dataset anew"):
+        load_examples(DEMO, path)
+    with pytest.raises(KitError, match=r"are not in demo -> these answers are about another recording"):
+        audit_dataset(DEMO, path)

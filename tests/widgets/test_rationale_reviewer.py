@@ -252,3 +252,11 @@ def _texts(figure) -> list[str]:
     from matplotlib.text import Text
 
     return [text.get_text() for text in figure.findobj(Text)]
+
+
+def test_what_is_typed_is_not_left_by_going_elsewhere(reviewer: RationaleReviewer) -> None:
+    for key in ("e", "r"):
+        press(reviewer, key)
+        assert reviewer.place.disabled and reviewer.filter.disabled
+        press(reviewer, "Escape")
+        assert not reviewer.place.disabled and not reviewer.filter.disabled
