@@ -14,6 +14,7 @@ from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from refinevla_kit.episodes import EpisodeDataset, open_dataset
 from refinevla_kit.episodes.columns import filled, is_open
@@ -35,6 +36,7 @@ PROPRIOCEPTION = len(STATE_NAMES)  # numbers of the kit's own state, as policies
 EVERY = 10  # so many episodes, one of them is held out
 LOOKED_AT = 200  # episodes whose actions are compared with a base before anything is paid
 STREAM_ABOVE = 4e9  # bytes of pictures
+MOVES = 0.5  # a gripper's motion beyond this is one (SIMPLER's threshold)
 COMPARED = 3  # episodes whose recording is held against what was written about it
 TEXTS = 2**17  # frames whose texts are in one piece of a digest
 
@@ -139,6 +141,15 @@ class Examples:
         ends = last[np.searchsorted(last, rows)]  # B
         frames = np.minimum(rows[:, None] + np.arange(steps), ends[:, None])  # B, steps
         return self.actions[frames]
+
+    def holding(self) -> Examples:
+        """The same, but a gripper that is told to stay is told once more what it was told last (open at
+        first): the Google Robot's is a motion, released models say open or closed.
+        """
+        motion = self.actions[:, 6]
+        told = np.where(np.abs(motion) >= MOVES, np.sign(motion), np.nan)
+        held = pd.Series(told).groupby(self.episodes).ffill().fillna(1)
+        return replace(self, actions=np.column_stack([self.actions[:, :6], held]).astype(np.float32))
 
     @property
     def stateful(self) -> bool:

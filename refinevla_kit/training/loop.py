@@ -100,6 +100,8 @@ def fine_tune(
             that is no number, a policy that has collapsed.
     """
     _check(examples, config)
+    if vla.conventions.robot == "google_robot" and vla.conventions.gripper == "open1_closed0":
+        examples = examples.holding()
     check_actions(vla.bins.limits, vla.own_actions(examples.actions))
     if vla.reads_state and not examples.stateful:
         vla.forget_state()

@@ -7,6 +7,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +19,13 @@ from refinevla_kit.episodes.contract import ACTION_NAMES, STATE_NAMES
 from refinevla_kit.errors import KitError
 from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.teacher.audit import audit_dataset
-from refinevla_kit.training.examples import find_rationales, load_examples, trainable
+from refinevla_kit.training import loop
+from refinevla_kit.training.config import TrainingConfig
+from refinevla_kit.training.examples import Examples, find_rationales, load_examples, trainable
 from refinevla_kit.vlas.compact import CompactConfig, build
 from refinevla_kit.vlas.compact_parts import train_vocabulary
+from refinevla_kit.vlas.contract import VLA
+from refinevla_kit.vlas.random_start import random_openvla, small_openvla
 from refinevla_kit.vlas.spherical_grid import SphericalGrid
 from tests.episodes.strangers import write_stranger
 
@@ -126,6 +131,35 @@ def test_a_plan_stays_in_its_episode_whatever_order_episodes_are_in(tmp_path: Pa
             np.testing.assert_array_equal(plans[row], examples.actions[ahead])
     turned = replace(examples, episodes=1 - examples.episodes)
     np.testing.assert_array_equal(turned.plans(rows, 3), plans)
+
+
+def test_a_gripper_that_stays_holds_what_it_was_told_last(tmp_path: Path) -> None:
+    examples = load_examples(written(tmp_path / "data"))
+    motion = np.array([0, -1, 0.1, 0, 0, 0.2, 0.9, 0], np.float32)  # two episodes of four frames
+    moved = replace(examples, actions=np.column_stack([examples.actions[:, :6], motion]))
+    np.testing.assert_array_equal(moved.holding().actions[:, 6], [1, -1, -1, -1, 1, 1, 1, 1])
+    np.testing.assert_array_equal(moved.holding().actions[:, :6], moved.actions[:, :6])
+
+
+@pytest.mark.parametrize(("robot", "words"), [("google_robot", {0, 1}), ("widowx", {0, 0.5, 1})])
+def test_a_released_model_is_taught_open_or_closed_where_the_data_have_motions(
+    robot: str, words: set[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taught: list[Examples] = []
+
+    def stop(vla: VLA, examples: Examples, *_: Any) -> None:
+        taught.append(examples)
+        raise KitError("enough", "")
+
+    examples = load_examples(written(tmp_path / "data"))
+    motion = np.array([0, -1, 0, 0, 0, 1, 0, 0], np.float32)
+    moved = replace(examples, actions=np.column_stack([examples.actions[:, :6], motion]))
+    vla = random_openvla(small_openvla(32, 2, 56, 32), moved.instructions, moved.actions)
+    monkeypatch.setattr(loop, "identity_of", stop)
+    config = TrainingConfig(1, lambda_reasoning=0)
+    with pytest.raises(KitError, match="enough"):
+        loop.fine_tune(vla.fitted(moved.actions, False, robot), moved, config, tmp_path, "one", False)
+    assert set(vla.own_actions(taught[0].actions)[:, 6]) == words
 
 
 DEMO = REPOSITORY / "data" / "demo"
