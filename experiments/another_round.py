@@ -10,8 +10,8 @@ grid. Goes on where it was stopped, so that each seed may have a process of its 
 a table, and leaves `records.parquet`.
 
 It goes on from the shipped base. With `--base`, the one that the WidowX's last round went on from, the seeds
-are other seeds of that round. With `--openings`, the demonstrator opens drawers too, which the Google Robot's
-base otherwise forgets.
+are other seeds of that round, and what is shipped plays beside them. With `--openings`, the demonstrator
+opens drawers too.
 """
 
 from __future__ import annotations
@@ -110,13 +110,15 @@ def main(arguments: list[str] | None = None) -> None:
         check_conventions(policy, find_tasks(given.robot)[0])
         made_from = f"{given.robot}-{policy.checkpoint_hash}-{given.openings}-openings"
         folder, players = given.output / made_from, {"base": base}
+        if given.base:
+            players["shipped"] = BASES[given.robot]
         for seed in given.seeds:
             name = f"seed_{seed}"
             players[name] = learn_again(
                 base, given.robot, seed, folder / name, given.official, given.openings
             )
         if given.until == "play":
-            made = {name: path for name, path in players.items() if name != "base"}
+            made = {name: path for name, path in players.items() if name.startswith("seed_")}
             if len(made) > 1:
                 name = "-".join(["mean", *map(str, given.seeds)])
                 players[name] = mean_of(made, folder / name)
