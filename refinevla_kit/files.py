@@ -84,12 +84,12 @@ def _paid(file: Path) -> bool:
     import pyarrow.parquet as pq
 
     try:
-        if file.name.endswith(".parquet.part"):
+        with file.open("rb") as opened:
+            begins = opened.read(11)  # tells a journal and a table whatever they are called
+        if file.name.endswith(".parquet.part") or begins == b'{"identity"':
             return any(any(line["spent"][1:3]) for _, line in whole_lines(file))
-        if file.suffix != ".parquet":
-            with file.open("rb") as opened:
-                if opened.read(4) != b"PAR1":  # of every table, whatever its name
-                    return False
+        if file.suffix != ".parquet" and begins[:4] != b"PAR1":
+            return False
         schema = pq.read_schema(file)
         about = json.loads((schema.metadata or {}).get(b"refinevla", b"{}"))
         if "spent" in about:

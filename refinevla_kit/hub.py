@@ -23,7 +23,7 @@ UPLOADED = "csv jpg json jsonl md model mp4 npz parquet png safetensors txt webm
 """How the names of files end that are uploaded: no code, and nothing that runs when it is read."""
 STATED = (".json", ".jsonl", ".parquet", ".safetensors")  # which say what made them, maybe by its path
 SECRET = re.compile(
-    rb"(?<![A-Za-z\d])(hf_[^\W_]{30}|AIza[\w-]{35}|AQ\.[\w-]{20}|(sk|xai)-[\w-]{20}|gsk_\w{20}|gh[a-z]_\w{36}"
+    rb"(?<![A-Za-z\d])(hf_[^\W_]{30}|AIza[\w-]{35}|AQ\.[\w-]{20}|sk-[\w-]{20}|(gsk_|xai-)\w{20}|gh[a-z]_\w{36}"
     rb"|github_pat_\w{22}|A(KI|SI)A[A-Z\d]{16})|-BEGIN [A-Z ]*PRIVATE KEY"
 )
 """Keys of this hub, Google, OpenAI and its likes, GitHub, Amazon, and of ssh."""

@@ -223,7 +223,7 @@ def _execute(
         message = f"{error.ename}: {str(error.evalue).strip().partition(os.linesep)[0]}"
     except (RuntimeError, CellTimeoutError) as error:  # a kernel that dies, or never begins
         cell = "unknown"
-        message = f"the kernel died ({str(error).splitlines()[0]}): usually not enough memory"
+        message = f"the kernel died ({str(error).partition(os.linesep)[0]}): usually not enough memory"
     else:
         return None
     return {"notebook": notebook, "cell": cell, "message": message, "executed": str(executed)}

@@ -160,6 +160,7 @@ def test_a_folder_with_what_was_paid_for_is_never_replaced(tmp_path: Path) -> No
         table(made / "rationales/gemini-segment.parquet", spent=[3, 900, 20, 0]),
         table(made / "elsewhere/of_an_older_version.parquet"),
         table(made / "elsewhere/named_otherwise", spent=[3, 900, 20, 0]),
+        made / "elsewhere/named_otherwise.part",
     ]
     journal, reviews = (
         made / "rationales/gemini-step.parquet.part",
@@ -168,6 +169,7 @@ def test_a_folder_with_what_was_paid_for_is_never_replaced(tmp_path: Path) -> No
     journal.write_text('{"spent": [1, 900, 20, 0]}\n')
     reviews.write_text("{}\n")
     paid += [journal, reviews]
+    paid[3].write_text('{"identity": {}, "spent": [1, 900, 20, 0]}\n')
     assert paid_files(made) == sorted(paid)
     before = sorted(made.rglob("*"))
     for each in paid:

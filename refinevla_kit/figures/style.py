@@ -355,7 +355,7 @@ def save_source(about: Mapping[str, Any], path: Path, made_from: Mapping[str, An
 def _ending(path: str | Path, suffix: str) -> Path:
     """A picture's or table's path with this suffix; a name may have dots of its own, as lambda_0.1 has."""
     path = Path(path)
-    known = path.suffix[1:] in (*FORMATS, "md", "json")
+    known = path.suffix[1:].lower() in (*FORMATS, "md", "json", "gif", "jpg")
     return path.with_name(f"{path.stem if known else path.name}.{suffix}")
 
 

@@ -278,6 +278,9 @@ class RemotePolicy:
             raise self._failed(what, f"raise RemotePolicy's timeout, or {AGAIN}") from error
         except ConnectionClosed as error:
             raise self._failed(f"{server} has gone or hangs ({error})", AGAIN) from error
+        except BaseException:
+            self.close()
+            raise
         if isinstance(message, str):  # openpi's way of saying that the policy failed
             last = (message.strip().splitlines() or [""])[-1]
             raise self._failed(f"{server} failed: {last}", AGAIN)

@@ -147,6 +147,8 @@ class Examples:
         first): the Google Robot's is a motion, released models say open or closed.
         """
         motion = self.actions[:, 6]
+        if not (motion <= -MOVES).any():  # no motions, or never one to close
+            return self
         told = np.where(np.abs(motion) >= MOVES, np.sign(motion), np.nan)
         held = pd.Series(told).groupby(self.episodes).ffill().fillna(1)
         return replace(self, actions=np.column_stack([self.actions[:, :6], held]).astype(np.float32))
@@ -251,7 +253,8 @@ def load_examples(
         raise KitError(what, "annotate this dataset anew (notebook 01)")
     if _of_another(source, stored):
         what = f"{rationales} was written about another recording than {source.path}"
-        warnings.warn(f"{what}, or one that was read otherwise (camera, columns)", stacklevel=2)
+        otherwise = "or one that was read otherwise (camera, columns, deltas, gripper)"
+        warnings.warn(f"{what}, {otherwise}", stacklevel=2)
     images = _images(source, table, stream)
     table = table.only(np.array([item.index for item in source.episodes]))
     texts: tuple[str, ...] = ("",) * len(table)
