@@ -27,7 +27,7 @@ from refinevla_kit.evaluation.statistics import compare
 from refinevla_kit.figures.style import interval_text, markdown, points_text, rate_text
 from refinevla_kit.files import read_json
 from refinevla_kit.policies import load_policy
-from refinevla_kit.settings import REPOSITORY
+from refinevla_kit.settings import REPOSITORY, Reading, Settings
 from refinevla_kit.tasks import WIDOWX_TASKS, find_tasks
 from refinevla_kit.training.config import TrainingConfig
 from refinevla_kit.training.examples import Examples, load_examples
@@ -37,9 +37,9 @@ from refinevla_kit.training.policy_run import train_policy
 
 FOUR = tuple(task.name for task in WIDOWX_TASKS)
 IN_TURN = tuple(task.name for task in find_tasks("widowx_language_held_out") if len(task.goals) > 1)
-
-
-READING = ("camera", "columns", "deltas", "gripper")  # what a run was told of its dataset
+READING = sorted(
+    Reading.model_fields.keys() - Settings.model_fields.keys()
+)  # what a run was told of its data
 
 
 def find_summary(run: Path, notebook: str = "02_fine_tuning") -> dict[str, Any]:

@@ -182,7 +182,7 @@ def choose_frames(dataset: EpisodeDataset, task: str, episodes: int, every: int 
         )
     if episodes < 1 or every < 1:
         raise KitError(f"{episodes} episodes, every {every}th frame", "ask for at least one of each")
-    frames = []
+    asked, frames = find_task(task), []
     for info in [info for info in dataset.episodes if info.task == task][:episodes]:
         masks, states = dataset.masks(info.index), dataset.states(info.index)
         if masks is None or states is None:
@@ -193,7 +193,7 @@ def choose_frames(dataset: EpisodeDataset, task: str, episodes: int, every: int 
         steps, said = range(0, info.length, every), dataset.instructions(info.index)
         proprioception = dataset.proprioception(info.index)
         for step, image in zip(steps, dataset.images(info.index, list(steps)), strict=True):
-            roles = roles_of(find_task(task), said[step])
+            roles = roles_of(asked, said[step])
             named = {roles.get(name, name): mask[step] for name, mask in masks.items()}
             phase = PHASES[int(states[step].phase)]
             place = (said[step], task, info.index, step, phase)

@@ -27,7 +27,7 @@ _ENDS = {  # open, closed
 PRIVATE = ("image_size", "gripper_reference")  # a policy's own business, which no robot declares
 _METRES = {"m": 1.0, "cm": 0.01, "mm": 0.001}
 _CONVERTED = ("unit", "rotation", "gripper", "sticky_gripper", "resize", "colour")
-_STICKS = 0.5  # a change of openness beyond this is a gripper motion (SIMPLER's threshold)
+STICKS = 0.5  # a change of openness beyond this is a gripper motion (SIMPLER's threshold)
 _REMEDIES = {
     "robot": "evaluate it on tasks of its own robot",
     "frame": "turn translation and rotation into the robot base's axes inside the policy (the WidowX's is "
@@ -165,13 +165,13 @@ class ActionConversion:
             opened, closed = _ENDS[str(robots)]  # all or nothing, as SIMPLER's wrappers do on the WidowX
             return float(opened if openness > 0.5 else closed)
         closing = 0.0 if self._openness is None else self._openness - openness
-        begins = abs(closing) > _STICKS and self._repeats == 0
+        begins = abs(closing) > STICKS and self._repeats == 0
         if self._openness is None or begins or self._ours.gripper_reference != "motion":
             self._openness = openness
         return self._repeated(closing)
 
     def _repeated(self, closing: float) -> float:
-        if abs(closing) > _STICKS and self._repeats == 0:
+        if abs(closing) > STICKS and self._repeats == 0:
             self._held, self._repeats = closing, self._ours.sticky_gripper or 1
         if self._repeats:
             self._repeats -= 1

@@ -165,12 +165,12 @@ class Summary:
 
 def summarise(path: str | Path) -> Summary:
     """Count what `path` holds. Raises `KitError` for a file that is missing or of another kind."""
-    names = ["refusal_kind", "instruction_matches"]
+    names, dated = ["refusal_kind", "instruction_matches"], ["prices_as_of", "currency"]
     with _reading(path):
-        kept = [name for name in ADDED if name in pq.read_schema(path).names]
+        kept = [name for name in dated if name in pq.read_schema(path).names]
         table = pq.read_table(path, columns=[*names, *kept]).to_pydict()
         kinds, matches = (table[name] for name in names)
-    prices = [table.get(name) or [""] * len(kinds) for name in ("prices_as_of", "currency")]
+    prices = [table.get(name) or [""] * len(kinds) for name in dated]
     as_of, currency = max(zip(*prices, strict=True), default=("", ""))
     about = run_of(Path(path))
     spent = Spent(*about.get("spent", ()))

@@ -8,8 +8,9 @@ import hashlib
 import json
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import groupby, islice
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from refinevla_kit.episodes.contract import STATE_NAMES, rationales_folder
 from refinevla_kit.episodes.frame_table import FrameTable, frame_table
 from refinevla_kit.errors import KitError
 from refinevla_kit.files import read_json
+from refinevla_kit.policies.conversion import STICKS
 from refinevla_kit.settings import REPOSITORY, Settings
 from refinevla_kit.simulator.contract import Array
 from refinevla_kit.teacher.answers import StoredRationale, load_rationales, lookup, summarise
@@ -36,7 +38,6 @@ PROPRIOCEPTION = len(STATE_NAMES)  # numbers of the kit's own state, as policies
 EVERY = 10  # so many episodes, one of them is held out
 LOOKED_AT = 200  # episodes whose actions are compared with a base before anything is paid
 STREAM_ABOVE = 4e9  # bytes of pictures
-MOVES = 0.5  # a gripper's motion beyond this is one (SIMPLER's threshold)
 COMPARED = 3  # episodes whose recording is held against what was written about it
 TEXTS = 2**17  # frames whose texts are in one piece of a digest
 
@@ -135,21 +136,23 @@ class Examples:
         repeated.
         """
         rows = np.asarray(rows)
-        last = np.flatnonzero(
-            np.diff(self.episodes, append=-1)
-        )  # of each episode, in whatever order they are
-        ends = last[np.searchsorted(last, rows)]  # B
+        ends = self._ends[np.searchsorted(self._ends, rows)]  # B
         frames = np.minimum(rows[:, None] + np.arange(steps), ends[:, None])  # B, steps
         return self.actions[frames]
+
+    @cached_property
+    def _ends(self) -> Array:
+        """The last frame of each episode, in whatever order they are; looked for once, not in every step."""
+        return np.flatnonzero(np.diff(self.episodes, append=-1))
 
     def holding(self) -> Examples:
         """The same, but a gripper that is told to stay is told once more what it was told last (open at
         first): the Google Robot's is a motion, released models say open or closed.
         """
         motion = self.actions[:, 6]
-        if not (motion <= -MOVES).any():  # no motions, or never one to close
+        if not (motion <= -STICKS).any():  # no motions, or never one to close
             return self
-        told = np.where(np.abs(motion) >= MOVES, np.sign(motion), np.nan)
+        told = np.where(np.abs(motion) >= STICKS, np.sign(motion), np.nan)
         held = pd.Series(told).groupby(self.episodes).ffill().fillna(1)
         return replace(self, actions=np.column_stack([self.actions[:, :6], held]).astype(np.float32))
 
@@ -251,7 +254,7 @@ def load_examples(
     if strange:
         what = f"{rationales} has rationales of episode {min(strange)} that {source.path} has no frames for"
         raise KitError(what, "annotate this dataset anew (notebook 01)")
-    if _of_another(source, stored):
+    if _of_another(source, stored, known):
         what = f"{rationales} was written about another recording than {source.path}"
         otherwise = "or one that was read otherwise (camera, columns, deltas, gripper)"
         warnings.warn(f"{what}, {otherwise}", stacklevel=2)
@@ -285,9 +288,10 @@ def load_examples(
     return Examples(images, moves, table.episodes, sentences, texts, "; ".join(notes), states)
 
 
-def _of_another(source: EpisodeDataset, stored: Sequence[StoredRationale]) -> bool:
-    """Whether what the first few episodes were written about is not what they are now."""
-    lengths = {item.index: item.length for item in source.episodes}
+def _of_another(
+    source: EpisodeDataset, stored: Sequence[StoredRationale], lengths: Mapping[int, int]
+) -> bool:
+    """Whether what the first few episodes, of these lengths, were written about is not what they are now."""
     for episode, group in islice(groupby(stored, key=lambda row: row.episode), COMPARED):
         rows = list(group)
         spans = [row.span for row in rows]
