@@ -3,6 +3,7 @@ stage has a seed, and one that is finished is not done again.
 
     python -m experiments.bases widowx WORK --official FOLDER
     python -m experiments.bases google_robot WORK
+    python -m experiments.judging widowx --base WORK/widowx/base_8  # how well it reads and writes
 
 Starts are drawn at random around those that SIMPLER scores; only the drawers of visual matching have none but
 the nine places of their photographs. Pairs and things that the language suite holds out are not recorded.
@@ -13,28 +14,23 @@ from __future__ import annotations
 import argparse
 import gc
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import torch
 from accelerate import PartialState
 
 from experiments.driving import PolicyDrive
 from experiments.hands import read_hands
 from experiments.pretraining import PretrainingConfig, blend, improve, pretrain, save_base
-from experiments.questions import WORDINGS, accuracy, ask
+from experiments.questions import WORDINGS
 from experiments.random_frames import record_frames
-from refinevla_kit.episodes import open_dataset
 from refinevla_kit.errors import KitError
-from refinevla_kit.evaluation.written import by_kind, truth, write_about
-from refinevla_kit.policies import load_policy
 from refinevla_kit.rollouts.recording import record
 from refinevla_kit.tasks import VARIANT_AGGREGATION, VISUAL_MATCHING, find_tasks
 from refinevla_kit.teacher import annotate_dataset
 from refinevla_kit.teacher.oracle import OracleTeacher
-from refinevla_kit.training.examples import SHIPPED_BASE, held_out, load_examples
+from refinevla_kit.training.examples import SHIPPED_BASE
 from refinevla_kit.vlas.compact import CompactConfig
 
 
@@ -92,7 +88,7 @@ RECORDINGS: dict[str, tuple[Recording, ...]] = {
 
 BASES = {"widowx": SHIPPED_BASE, "google_robot": SHIPPED_BASE.with_name("google_base")}  # what they gave
 STARTS = {"widowx": SHIPPED_BASE.with_name("acting_base"), "google_robot": SHIPPED_BASE}
-STAGES = ("record", "learn", "judge")
+STAGES = ("record", "learn")
 DRIVEN_SEED = 98  # and the round's number; demonstrations have those from 0 on
 
 
@@ -352,38 +348,6 @@ def learn_round(
     state.wait_for_everyone()
 
 
-def judge(base: Path, datasets: Sequence[Path], most: int, seed: int = 99) -> str:
-    """How often a base answers rightly about frames of episodes that were held out, and how much of what it
-    writes of itself is true, as tables.
-
-    Args:
-        most: questions of a kind, and frames written about, of each dataset.
-    """
-    policy, rng = load_policy(base, order="rationale_first"), np.random.default_rng(seed)
-    rows, written = [], []
-    for dataset in datasets:
-        examples = load_examples(dataset)
-        kept_back = held_out(examples.episodes)
-        asked = [one for one in ask(dataset, 1.0, seed) if kept_back[one.row]]
-        kinds = {kind: [one for one in asked if one.kind == kind][:most] for kind in WORDINGS}
-        found = accuracy(policy, examples, [one for few in kinds.values() for one in few])
-        rows += [{"dataset": dataset.name, "kind": kind, **asdict(rate)} for kind, rate in found.items()]
-        first = np.searchsorted(examples.episodes, examples.episodes)  # of its episode
-        chosen = rng.permutation(np.flatnonzero(kept_back))[:most]
-        frames = [(int(examples.episodes[row]), int(row - first[row])) for row in np.sort(chosen)]
-        written += write_about(policy, open_dataset(dataset), frames)
-    if not rows:
-        what = f"no episode of {', '.join(path.name for path in datasets)} is held out to be asked about"
-        raise KitError(what, "record at least ten")
-    table = pd.DataFrame(rows)
-    totals = table.groupby("kind")[["successes", "episodes"]].sum()
-    totals["share"] = totals.successes / totals.episodes
-    rates = {**by_kind(written), "all": truth(written)}
-    true = pd.DataFrame([asdict(rate) for rate in rates.values()], list(rates))
-    ended = f"{sum(one.ended for one in written)} of {len(written)} texts end by themselves"
-    return "\n\n".join([table.to_string(), totals.to_string(), true.to_string(), ended])
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point; see the module's docstring."""
     parser = argparse.ArgumentParser(
@@ -395,7 +359,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("work", type=Path, help="folder of everything that is made on the way")
     parser.add_argument("--official", type=Path, help="SimplerEnv's own assets; without, those are left out")
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="the last stage")
-    parser.add_argument("--questions", type=int, default=30, help="held-out questions of a kind, a dataset")
     parser.add_argument("--threads", type=int, default=1, help="compute threads")
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
@@ -405,9 +368,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         state = PartialState(cpu=not torch.cuda.is_available())
         datasets = record_all(given.robot, folder, given.official)
         if given.until != "record":
-            base = learn(given.robot, datasets, folder, given.official, state)
-            if given.until == "judge" and state.is_main_process:
-                print(judge(base, datasets, given.questions))
+            learn(given.robot, datasets, folder, given.official, state)
     except KitError as error:
         raise SystemExit(f"bases: {error}") from None
 

@@ -1,8 +1,8 @@
 """Questions about a frame, answered from what the simulator knows: how a base learns to read and to write.
 
 A question stands where the instruction stands, its answer where the rationale stands, and no action goes with
-it. Facts are those of the oracle teacher (`audit.Scene.facts`); what is borderline is not asked. Places are
-places in the picture.
+it. Facts are those of the oracle teacher (`audit.Scene.facts`). Places are places in the picture. What is
+borderline can be learned from as well; a question says whether it is clear (`Question.clear`).
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
 
 from refinevla_kit.episodes import open_dataset
-from refinevla_kit.evaluation.intervals import Rate, rate
 from refinevla_kit.policies.contract import Array
 from refinevla_kit.policies.vla_policy import VLAPolicy
 from refinevla_kit.simulator.contract import MASK_NAMES
-from refinevla_kit.teacher.audit import Scene, zone
+from refinevla_kit.teacher.audit import Scene, same_length, zone
 from refinevla_kit.teacher.requests import episode_spans, without_pictures
 from refinevla_kit.teacher.schema import Facts
 from refinevla_kit.training.examples import Examples
@@ -66,12 +66,15 @@ class Question:
         row: of the frame, in the order of the dataset's frames.
         kind: a key of `WORDINGS`.
         text, answer: what is asked, and what is right.
+        clear: a careful reader could answer nothing else: a place is `POINTED` from where another word
+            begins, the things of a list lie `APART`, a sub-task is that of the frames before and after too.
     """
 
     row: int
     kind: str
     text: str
     answer: str
+    clear: bool = True
 
 
 def ask(dataset: str | Path, share: float, seed: int, kinds: Sequence[str] = ()) -> list[Question]:
@@ -86,16 +89,31 @@ def ask(dataset: str | Path, share: float, seed: int, kinds: Sequence[str] = ())
     questions, row = [], 0
     for info in source.episodes:
         spans = episode_spans(source, info.index, "step")
-        for request in without_pictures(source, info.index, spans):
-            known = askable(Scene(request)) if request.state is not None else {}
+        phases = [int(state.phase) for state in source.states(info.index) or []]
+        for frame, request in enumerate(without_pictures(source, info.index, spans)):
+            scene = Scene(request)
+            known = askable(scene) if request.state is not None else {}
+            steady = len(set(phases[max(0, frame - 1) : frame + 2])) == 1
             count = int(share) + int(rng.random() < share % 1)
             for kind in _drawn(sorted(known.keys() & (kinds or known)), count, rng):
                 slots, answer = known[kind][int(rng.integers(len(known[kind])))]
                 wordings = WORDINGS[kind]
                 text = wordings[int(rng.integers(len(wordings)))].format(task=request.instruction, **slots)
-                questions.append(Question(row, kind, text, answer))
+                clear = steady if kind == "next" else _clear(kind, slots, scene)
+                questions.append(Question(row, kind, text, answer, clear))
             row += 1
     return questions
+
+
+def _clear(kind: str, slots: dict[str, str], scene: Scene) -> bool:
+    things = _things(scene)
+    if kind == "seen":
+        return all(right - left > APART for left, right in pairwise(sorted(at[0] for at in things.values())))
+    if kind != "where":
+        return True  # other kinds are asked where they are clear alone, or a place may be off
+    across, down = _with_gripper(scene, things)[slots["a"]]
+    shifts = product((-POINTED, 0.0, POINTED), repeat=2)
+    return len({zone((across + right, down + lower)) for right, lower in shifts}) == 1
 
 
 def _drawn(kinds: Sequence[str], count: int, rng: np.random.Generator) -> list[str]:
@@ -133,8 +151,7 @@ def in_groups(questions: Sequence[Question], most: int, seed: int) -> list[Quest
 
 def askable(scene: Scene) -> dict[str, list[tuple[dict[str, str], str]]]:
     """Kind -> (words of the question, answer) of everything that can be asked about a frame."""
-    facts = scene.facts()
-    things = {name: at for name, at in scene.centres.items() if at and name not in MASK_NAMES}
+    facts, things = scene.facts(), _things(scene)
     placed = _with_gripper(scene, things)
     found: dict[str, list[tuple[dict[str, str], str]]] = {
         "seen": [({}, f"{listed_words(sorted(things, key=lambda name: things[name][0]))}.")],
@@ -149,6 +166,10 @@ def askable(scene: Scene) -> dict[str, list[tuple[dict[str, str], str]]]:
         **_of_the_task(facts),
     }
     return {kind: asked for kind, asked in found.items() if asked}
+
+
+def _things(scene: Scene) -> dict[str, tuple[float, float]]:
+    return {name: at for name, at in scene.centres.items() if at and name not in MASK_NAMES}
 
 
 def _with_gripper(scene: Scene, things: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
@@ -228,8 +249,13 @@ def as_examples(examples: Examples, questions: Sequence[Question]) -> Examples:
 
 
 def right(question: Question, answer: str) -> bool:
-    """Whether a policy's answer is the right one, word for word; places within `POINTED`."""
+    """Whether a policy's answer is the right one, word for word; places within `POINTED`, lengths as the
+    truth audit reads them.
+    """
     wanted = located(question.answer)
+    if question.kind == "distance":
+        said = re.fullmatch(r"about (\d+) cm\.", answer.strip())
+        return said is not None and bool(same_length(int(said[1]), int(question.answer.split()[1])))
     if not wanted:
         return answer.strip() == question.answer
     given = located(answer)
@@ -238,8 +264,8 @@ def right(question: Question, answer: str) -> bool:
     return all(float(np.linalg.norm(given[name] - at)) <= POINTED for name, at in wanted.items())
 
 
-def accuracy(policy: VLAPolicy, examples: Examples, questions: Sequence[Question]) -> dict[str, Rate]:
-    """How often a policy that writes first answers rightly, by kind of question.
+def answers(policy: VLAPolicy, examples: Examples, questions: Sequence[Question]) -> list[str]:
+    """What a policy that writes first answers.
 
     Args:
         policy: its order is "rationale_first".
@@ -247,12 +273,11 @@ def accuracy(policy: VLAPolicy, examples: Examples, questions: Sequence[Question
     """
     own = examples.proprioception
     states = None if own is None or own.shape[1] == 0 else own
-    answers: dict[str, list[bool]] = {}
+    given: list[str] = []
     for first in range(0, len(questions), AT_ONCE):
         few = questions[first : first + AT_ONCE]
         rows = np.array([question.row for question in few])
         situation = examples.shown(rows), [question.text for question in few]
-        said = policy.decide(*situation, None if states is None else states[rows])
-        for question, action in zip(few, said, strict=True):
-            answers.setdefault(question.kind, []).append(right(question, action.rationale))
-    return {kind: rate(sum(given), len(given)) for kind, given in sorted(answers.items())}
+        actions = policy.decide(*situation, None if states is None else states[rows])
+        given += [action.rationale for action in actions]
+    return given

@@ -362,7 +362,7 @@ class Scene:
             return UNKNOWN
         offset = self._offset(way)
         measured = 100 * float(offset[2] if upwards else np.hypot(*offset[:2]))
-        holds = _grade(abs(value - measured), max(3.0, 0.4 * abs(measured)), max(1.5, 0.25 * abs(measured)))
+        holds = same_length(value, measured)
         if value * measured < 0 and min(abs(value), abs(measured)) > 100 * LEVEL_M:
             holds = False  # above instead of below
         return holds, f"it is {measured:.0f} cm"
@@ -413,11 +413,11 @@ class Scene:
             return True, reason
         order = [PHASES.index(name) for name in self.order]
         for last, following in pairwise(order):
-            begun = now == last and following in stated
-            ending = now == following and last in stated
-            if begun and self._looks_like(following, len(self.request.actions)):
-                return None, reason
-            if ending and self._looks_like(last, 1):
+            begun = (
+                now == last and following in stated and self._looks_like(following, len(self.request.actions))
+            )
+            ending = now == following and last in stated and self._looks_like(last, 1)
+            if begun or ending:
                 return None, reason
         return False, reason
 
@@ -470,6 +470,11 @@ def motion_word(action: Array) -> str | None:
 def _finding(part: str, kind: str, text: str, answer: Answer) -> Finding:
     verdict: Verdict = "undecided" if answer[0] is None else "true" if answer[0] else "false"
     return Finding(part, kind, text, verdict, answer[1], answer[0] is False)
+
+
+def same_length(said: float, measured: float) -> bool | None:
+    """Whether a length in cm is about another, None between near enough and too far."""
+    return _grade(abs(said - measured), max(3.0, 0.4 * abs(measured)), max(1.5, 0.25 * abs(measured)))
 
 
 def _grade(value: float, no: float, yes: float) -> bool | None:
@@ -526,7 +531,7 @@ def _round_cm(metres: float) -> int | None:
     "About 15 cm" is then a class that a small model can learn.
     """
     cm = abs(metres) * 100
-    if not np.isfinite(cm) or cm >= 100:
+    if not cm < 100:  # NaN neither
         return None
     rounded = round(cm) if cm < 10 else 5 * round(cm / 5)
     return int(np.sign(metres)) * rounded

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from experiments.questions import (
+    AT_ONCE,
+    POINTED,
     STEPS,
     WORDINGS,
     Question,
-    accuracy,
+    answers,
     as_examples,
     ask,
     in_groups,
@@ -22,8 +24,11 @@ from experiments.questions import (
     right,
 )
 from refinevla_kit.episodes import open_dataset
+from refinevla_kit.policies.contract import Array
 from refinevla_kit.policies.vla_policy import VLAPolicy
 from refinevla_kit.settings import REPOSITORY
+from refinevla_kit.teacher.audit import NEAR_SIDE, Scene
+from refinevla_kit.teacher.requests import episode_spans, without_pictures
 from refinevla_kit.training.examples import load_examples
 from tests.attention.conftest import small_policy
 
@@ -101,6 +106,8 @@ def test_an_answer_is_right_word_for_word_and_a_place_nearly() -> None:
     assert right(point, location(0.53, 0.48)) and not right(point, location(0.6, 0.5))
     assert not right(point, "the carrot.") and not right(point, "<locabcd><loc0001>")
     assert not right(point, f"carrot {location(0.5, 0.5)}")
+    away = Question(0, "distance", "", "about 10 cm.")
+    assert right(away, "about 8 cm.") and not right(away, "about 7 cm.") and not right(away, "10 cm.")
 
 
 def test_questions_about_one_frame_are_asked_together() -> None:
@@ -118,12 +125,39 @@ def test_names_are_listed_as_a_person_would() -> None:
     assert listed_words(["carrot", "plate", "towel"]) == "carrot, plate and towel"
 
 
-def test_accuracy_is_counted_by_kind(questions: list[Question], monkeypatch: pytest.MonkeyPatch) -> None:
-    frames = load_examples(DEMO)
-    asked = [*kind_of(questions, "done")[:4], *kind_of(questions, "next")[:3]]
-    said = SimpleNamespace(rationale="no.")
-    monkeypatch.setattr(VLAPolicy, "decide", lambda _, images, *given: [said] * len(images))
-    found = accuracy(small_policy(), frames, asked)
-    expected = sum(question.answer == "no." for question in asked if question.kind == "done")
-    assert (found["done"].successes, found["done"].episodes) == (expected, 4)
-    assert found["next"].successes == 0
+def test_every_question_is_answered_in_its_turn(
+    questions: list[Question], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decide(_: VLAPolicy, images: Array, texts: list[str], states: Array) -> list[SimpleNamespace]:
+        assert len(images) == len(texts) == len(states)
+        return [SimpleNamespace(rationale=text) for text in texts]
+
+    monkeypatch.setattr(VLAPolicy, "decide", decide)
+    asked = questions[: AT_ONCE + 3]
+    assert answers(small_policy(), load_examples(DEMO), asked) == [question.text for question in asked]
+
+
+def test_what_is_borderline_is_not_clear() -> None:
+    asked, source = ask(DEMO, 6.0, seed=0), open_dataset(DEMO)
+    requests = [
+        request
+        for info in source.episodes
+        for request in without_pictures(source, info.index, episode_spans(source, info.index, "step"))
+    ]
+    for kind in ("where", "seen", "next"):
+        assert 0.1 < np.mean([question.clear for question in kind_of(asked, kind)]) < 0.95
+    assert all(question.clear for question in asked if question.kind not in ("where", "seen", "next"))
+    for question in kind_of(asked, "where"):
+        centres = Scene(requests[question.row]).centres
+        across, down = centres[max((name for name in centres if name in question.text), key=len)]
+        off = min(abs(share - border) for share in (across, down) for border in (NEAR_SIDE, 1 - NEAR_SIDE))
+        assert question.clear == (off >= POINTED)
+    episodes = [request.episode for request in requests]
+    phases = [request.state.phase for request in requests]
+    for question in kind_of(asked, "next"):
+        beside = [
+            row
+            for row in (question.row - 1, question.row + 1)
+            if 0 <= row < len(phases) and episodes[row] == episodes[question.row]
+        ]
+        assert question.clear == all(phases[row] == phases[question.row] for row in beside)
