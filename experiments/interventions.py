@@ -141,7 +141,7 @@ def of_arms(table: pd.DataFrame) -> str:
     """A row an arm, as Markdown: its mean of some measures and, in brackets, what that is more than actions
     only from the same base have in the same seeds, with its 95 % interval over them.
     """
-    chosen = (HIDDEN.format("instruction"), APART, EDITED_TEXT.format("object"), TRUE)
+    chosen = (HIDDEN.format("instruction"), APART, TRUE)
     values = table.pivot(index=["arm", "seed"], columns="measure", values="value").reindex(columns=chosen)
     lines = []
     for arm in sorted(set(table["arm"]) - {BASE, *ARMS}):

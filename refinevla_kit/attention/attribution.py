@@ -229,7 +229,7 @@ def occlusion(question: Question, fill: Fill = MEAN) -> Answer:
     """
     pixels, (rows, columns) = question.pixels(), question.policy.vla.grid
     height, width = pixels.shape[2] // rows, pixels.shape[3] // columns
-    window = (3, height, width)
+    window = (pixels.shape[1], height, width)  # OpenVLA's two towers see the picture in channels of their own
     start = question.pixels(filling(question.image, fill))
     falls = Occlusion(question.score).attribute(
         pixels, window, window, start, perturbations_per_eval=AT_A_TIME

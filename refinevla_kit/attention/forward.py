@@ -207,7 +207,7 @@ def token_sequence(
         instruction: the task in words.
         action_tokens: vocabulary ids, one a word of the answer.
         rationale: the text; tokenized here. A policy that writes before it acts has it in front of its action
-            whether or not it is asked about.
+            whether or not it is asked about; of none its mark is left out, as in training.
         kinds: of queries.
 
     Raises:
@@ -224,7 +224,7 @@ def token_sequence(
     text = vla.tokenizer.encode(rationale, add_special_tokens=False) if rationale else []
     tokens = [int(token) for token in action_tokens]
     act = [mark for mark in (vla.marks.action,) if mark is not None] + tokens
-    think = [mark for mark in (vla.marks.rationale,) if mark is not None] + text
+    think = [mark for mark in (vla.marks.rationale,) if mark is not None and text] + text
     if policy.order == "rationale_first":
         ids = [*prefix, *think, *act]
         act_end, thought_end = len(ids), len(prefix) + len(think)

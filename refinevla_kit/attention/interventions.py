@@ -17,7 +17,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
 from functools import cached_property
+from operator import ne
 from typing import Any
 
 import numpy as np
@@ -274,7 +276,7 @@ def edit_rationales(
             changed = edited(text, edit, frame.instruction, other, rng)
             if changed == text:
                 continue
-            words = sum(a != b for a, b in zip(text.split(), changed.split())) or len(text.split())
+            words = _words_changed(text.split(), changed.split())
             texts = [(False, changed)]
             if edit != "empty":
                 texts.append((True, _scrambled(text, words, rng)))
@@ -320,6 +322,14 @@ def _difference(own: list[str], other: list[str]) -> tuple[str, str]:
     while own and other and own[-1] == other[-1]:
         own, other = own[:-1], other[:-1]
     return " ".join(own), " ".join(other)
+
+
+def _words_changed(before: list[str], after: list[str]) -> int:
+    if len(before) == len(after):
+        return sum(map(ne, before, after))
+    # behind a name of more words all stand elsewhere, and are the same
+    parts = SequenceMatcher(None, before, after, autojunk=False).get_opcodes()
+    return sum(max(b - a, d - c) for kind, a, b, c, d in parts if kind != "equal")
 
 
 def _scrambled(text: str, count: int, rng: np.random.Generator) -> str:

@@ -16,7 +16,9 @@ from refinevla_kit.policies.vla_policy import VLAPolicy
 from refinevla_kit.rollouts.players import DemonstratorPolicy
 from refinevla_kit.simulator.contract import Array, Observation
 from refinevla_kit.vlas.compact_parts import first_action_id
+from refinevla_kit.vlas.random_start import random_openvla, small_openvla
 from refinevla_kit.vlas.sequence import ORDERS
+from tests.training.launched import noise
 from tests.vlas.paligemma import features
 
 from .conftest import INSTRUCTION, small_policy
@@ -212,6 +214,23 @@ def test_grad_cam_weights_the_towers_channels_by_their_gradient(reader: VLAPolic
     np.testing.assert_allclose(
         attribute(reader, seen, "x", "grad_cam", part="signed").patch_map, expected, rtol=1e-3, atol=1e-7
     )
+
+
+def test_occlusion_hides_a_patch_from_both_towers_of_openvla(seen: Observation) -> None:
+    """Their pictures lie in channels of one array, three each."""
+    examples = noise(4)
+    vla = random_openvla(small_openvla(), [*examples.instructions, INSTRUCTION], examples.actions)
+    policy, name = VLAPolicy(vla, "openvla", "abc"), vla.word_names[1]
+    found = attribute(policy, seen, name, "occlusion", part="signed", fill="mean").patch_map
+    asked, (rows, columns) = ask(policy, seen, name), vla.grid
+    plain, filled = asked.pixels(), asked.pixels(filling(seen.image, "mean"))
+    assert plain.shape[1] == 6
+    hidden, height, width = plain.clone(), plain.shape[2] // rows, plain.shape[3] // columns
+    patch = np.s_[:, :, height : 2 * height, width : 2 * width]
+    hidden[patch] = filled[patch]
+    with torch.no_grad():
+        fall = float(asked.score(plain)[0] - asked.score(hidden)[0])
+    assert found[1, 1] == pytest.approx(fall, abs=1e-5) and abs(fall) > 1e-4
 
 
 @pytest.mark.parametrize(("height", "width"), [(120, 160), (240, 320), (96, 200), (330, 150)])

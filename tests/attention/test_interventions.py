@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from refinevla_kit.attention.attribution import ask
 from refinevla_kit.attention.captured import Frame
 from refinevla_kit.attention.forward import forward_pass, query_score, token_sequence
 from refinevla_kit.attention.grounding import over_episodes
@@ -283,6 +284,28 @@ def test_an_edited_rationale_moves_who_acts_on_it_and_nobody_who_does_not_read_i
     np.testing.assert_allclose(unread[~unread.control].divergence, 0, atol=1e-5)
     same = [frame.instruction for frame in shown]
     assert edit_rationales(policy, shown, same, ("object",)).empty, "no text has anything to exchange"
+
+
+def test_the_control_scrambles_as_many_words_as_an_edit_changes() -> None:
+    """Behind a name of two words for one of one, every word of the text stands in another place."""
+    policy = load_policy(COMPACT_BASE, order="rationale_first")
+    frame = next(frame for frame in recorded(12) if "carrot" in frame.instruction)
+    (action,) = policy.decide(frame.image[None], [frame.instruction], frame.proprioception[None])
+    names = action.rationale.count("carrot")
+    for other, each in (("spoon", 1), ("green block", 2)):
+        table = edit_rationales(policy, [frame], [frame.instruction.replace("carrot", other)], ("object",))
+        assert table.words.tolist() == [each * names] * 2 and names > 2
+
+
+def test_a_text_left_out_is_what_a_policy_acts_on_that_is_told_none() -> None:
+    policy = load_policy(COMPACT_BASE, order="rationale_first")
+    (frame,) = recorded(1)
+    given = frame.image[None], [frame.instruction], frame.proprioception[None]
+    (silent,) = policy.decide(*given, rationales=[""])
+    asked = ask(policy, frame, policy.vla.word_names[0], silent)
+    with torch.no_grad():
+        scored = float(asked.score(asked.pixels())[0])
+    assert scored == pytest.approx(float(silent.log_probability[0]), abs=1e-4)
 
 
 @pytest.mark.parametrize(
