@@ -48,3 +48,13 @@ def test_files_and_commands_that_a_page_names_are_there(page: Path) -> None:
     targets = set(re.findall(r"\bmake ([a-z-]+)(?= |`|$)", "\n".join(re.findall(r"`(make [^`]+)`", text))))
     makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
     assert sorted(target for target in targets if f"\n{target}:" not in makefile) == []
+
+
+def test_what_a_snippet_summarises_has_no_records_of_another() -> None:
+    """A mean over two kinds of start is refused."""
+    page = (REPOSITORY / "docs" / "your_policy.md").read_text(encoding="utf-8")
+    snippets = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    outputs = [set(re.findall(r'output="(.+?)"', snippet)) for snippet in snippets]
+    for number, snippet in enumerate(snippets):
+        if "summarise(" in snippet:
+            assert not outputs[number] & set().union(*outputs[:number], *outputs[number + 1 :])

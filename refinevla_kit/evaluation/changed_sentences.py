@@ -15,7 +15,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from refinevla_kit.errors import KitError, checked_integer
-from refinevla_kit.evaluation.run import plan
+from refinevla_kit.evaluation.run import plan, processes
 from refinevla_kit.policies.contract import identity_of, name_of
 from refinevla_kit.rollouts.engine import Engine, Masks, PlannedEpisode
 from refinevla_kit.rollouts.players import PolicyPlayer, PolicyTake, batches
@@ -46,7 +46,7 @@ def tell_otherwise(
     n: int,
     at: int = 0,
     *,
-    workers: int = 0,
+    workers: int | None = 0,
     batch: int = 8,
     progress: bool = True,
     **where: Any,
@@ -62,7 +62,7 @@ def tell_otherwise(
     Returns:
         A row an episode: policy, checkpoint_hash, task, episode, at, told, named and other (the two things),
         touched_first, lifted_first, obeyed (the thing that was asked for last was touched first; with `at`,
-        lifted first).
+        lifted first), reason (why it ended, as in an `EpisodeRecord`).
 
     Raises:
         KitError: a task of another kind; what `evaluate` raises.
@@ -76,7 +76,7 @@ def tell_otherwise(
     lanes = min(checked_integer(batch, "batch", 1), len(episodes)) if batches(policy) else 1
     described = {"desc": name_of(policy), "unit": "episode", "disable": not progress}
     rows = []
-    with Engine(workers, lanes) as engine, tqdm(total=2 * len(episodes), **described) as bar:
+    with Engine(processes(workers), lanes) as engine, tqdm(total=2 * len(episodes), **described) as bar:
         for told in (False, True):
             player = PolicyPlayer(policy, partial(_ToldTake, told=told, at=at))
             for take in engine.play(episodes, player):
@@ -93,6 +93,7 @@ def tell_otherwise(
                     "touched_first": take.touched_first,
                     "lifted_first": take.lifted_first,
                     "obeyed": asked == (take.lifted_first if at else take.touched_first),
+                    "reason": take.reason,
                 }
                 rows.append(row)
                 bar.update()

@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from refinevla_kit.conventions import ROBOT_CONVENTIONS, Conventions
 from refinevla_kit.errors import KitError, as_kit_error
 from refinevla_kit.evaluation.intervals import Rate, rate
 from refinevla_kit.evaluation.run import wanted_episodes, wanted_starts
-from refinevla_kit.policies.contract import Action, name_of
-from refinevla_kit.policies.conversion import Mismatch, mismatches
+from refinevla_kit.policies.contract import Action, conventions_of, name_of
+from refinevla_kit.policies.conversion import Mismatch, mismatches, motion_as_place
 from refinevla_kit.rollouts.engine import Engine, PlannedEpisode, Scene, Take
 from refinevla_kit.rollouts.players import FunctionPlayer, plain_action
 from refinevla_kit.simulator.contract import Array, SceneState
@@ -128,6 +129,8 @@ def preflight(
         why = "no start is replayed"
     elif find_spec("mani_skill") is None:
         why = "demonstrations are replayed in ManiSkill 3, which is not here"
+    elif motion_as_place(_said_by(policy), ROBOT_CONVENTIONS[task.robot]):
+        why = "a motion of the robot's fingers is no place in which the policy says they are"
     if why:
         return replace(report, note=f"only the conventions were checked: {why}")
     if isinstance(wanted, int):
@@ -211,6 +214,11 @@ def _replays(
         rates["replay"] = success(partial(repeat, recorded))
         rates["replay_encoded"] = success(partial(repeat, decoded))
     return rates, np.concatenate(list(recorded.values())), np.concatenate(list(decoded.values()))
+
+
+def _said_by(policy: Any) -> Conventions:
+    """Conventions of what a VLA's action words say, before they are converted."""
+    return conventions_of(getattr(policy, "vla", policy))
 
 
 def encoded(policy: Any, actions: Array) -> Array:

@@ -24,7 +24,7 @@ from refinevla_kit import __version__
 from refinevla_kit.errors import KitError, as_kit_error
 from refinevla_kit.files import replacing
 from refinevla_kit.journal import Journal, whole_lines
-from refinevla_kit.tasks import PROTOCOL_VERSION, find_task
+from refinevla_kit.tasks import PROTOCOL_VERSION, SIMPLER_ENV, find_task
 
 VERSIONED = ("mani_skill", "mani_skill2_real2sim", "sapien", "torch", "transformers", "numpy")
 # What makes two rows the same episode; the first columns of a record.
@@ -33,6 +33,7 @@ KEY = (
     *("assets", "start", "episode_id", "seed", "width", "height"),
 )
 Key = tuple[Any, ...]
+BROKEN = ("physics", "crash")  # reasons for which an episode is never a success by what it moved
 OUTCOME = ("success_any", "success_last", "grasped", "steps", "reason")  # what they have in common
 
 
@@ -103,13 +104,27 @@ class EpisodeRecord:
 
     @property
     def right_object(self) -> bool:
-        """What was lifted first is what was asked for; of two goals, in the first."""
-        return self.lifted_first == find_task(self.task).source
+        """What was lifted first is what was asked for; of two goals, in the first. Never where the simulator
+        or its process broke.
+        """
+        return self.lifted_first == find_task(self.task).source and self.reason not in BROKEN
 
     @property
     def right_target(self) -> bool:
-        """What was lifted first ended where the sentence says, whatever it was; never where it says none."""
-        return bool(self.ended_on) and self.ended_on == find_task(self.task).target
+        """What was lifted first ended where the sentence says, whatever it was; never where it says none, or
+        the simulator or its process broke.
+        """
+        right = bool(self.ended_on) and self.ended_on == find_task(self.task).target
+        return right and self.reason not in BROKEN
+
+    @property
+    def tells(self) -> bool:
+        """Whether `touched_first`, `lifted_first` and `ended_on` can be believed where they are "". Not of
+        the original SimplerEnv, which does not say them, and not where something was held or solved and
+        nothing touched: that is of an earlier version.
+        """
+        silent = not (self.touched_first or self.lifted_first)
+        return not (silent and (self.backend == SIMPLER_ENV or self.grasped or self.success_any))
 
     @property
     def key(self) -> Key:

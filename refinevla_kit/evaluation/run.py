@@ -33,7 +33,7 @@ from refinevla_kit.evaluation.records import (
 )
 from refinevla_kit.files import abandoned, replacing
 from refinevla_kit.journal import Journal
-from refinevla_kit.policies.contract import Action, has, identity_of, name_of
+from refinevla_kit.policies.contract import Action, check_acts, has, identity_of, name_of, naming
 from refinevla_kit.policies.conversion import check_conventions
 from refinevla_kit.rollouts.engine import Engine, Masks, PlannedEpisode, Scene
 from refinevla_kit.rollouts.players import PolicyPlayer, PolicyTake, batches
@@ -118,10 +118,9 @@ def evaluate(
         output /= "records.parquet"
     batch = checked_integer(batch, "batch", 1)
     check_choice("executor", executor, EXECUTORS)
-    workers = len(os.sched_getaffinity(0)) if workers is None else checked_integer(workers, "workers", 0)
-    if not any(has(policy, verb) for verb in ("act_states", "act_batch", "act", "step")):
-        remedy = "give it `act(image)`, `act_batch(images, instructions)` or `step(image, instruction)`"
-        raise KitError(f"policy {name_of(policy)!r} has nothing to act with", remedy)
+    workers = processes(workers)
+    with naming(f"policy {name_of(policy)!r}"):
+        check_acts(policy)
     wanted = plan(policy, tasks, episodes, n, **where)
     folder = _video_folder(videos)
     check_journal(journal_path(output))
@@ -160,6 +159,11 @@ def evaluate(
         save_parquet(sorted(records.values(), key=lambda record: record.key), output)
         journal.remove()  # its rows are in the parquet file now
     return output
+
+
+def processes(workers: int | None) -> int:
+    """How many simulator processes `workers` asks for."""
+    return len(os.sched_getaffinity(0)) if workers is None else checked_integer(workers, "workers", 0)
 
 
 def line_up(policies: Sequence[Any], tasks: Tasks) -> list[tuple[Any, list[Task]]]:

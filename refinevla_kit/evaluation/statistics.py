@@ -354,7 +354,8 @@ def succeeded(record: EpisodeRecord, rule: Rule) -> bool:
     right object is enough for "named".
 
     Raises:
-        KitError: an unknown rule; "named" for a task that the sentence does not decide.
+        KitError: an unknown rule; "named" for a task that the sentence does not decide, or where the record
+            does not tell (`EpisodeRecord.tells`).
     """
     check_choice("rule", rule, get_args(Rule))
     if rule == "named":
@@ -362,6 +363,9 @@ def succeeded(record: EpisodeRecord, rule: Rule) -> bool:
         if not decided_by_the_sentence(task):
             what = f"rule 'named' is for tasks that the sentence decides, which {task.name} is not"
             raise KitError(what, "give it records of find_tasks('language')")
+        if not record.tells:
+            what = f"a record of {task.name} ({record.backend}) does not say what was moved"
+            raise KitError(what, "evaluate again on the backend maniskill, or choose another rule")
         return record.right_object and (record.right_target or not task.target)
     return record.success_last if rule == "last" else record.success_any
 

@@ -25,6 +25,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from refinevla_kit.conventions import Conventions
 from refinevla_kit.errors import KitError
 from refinevla_kit.simulator.contract import Array as Array
 
@@ -75,7 +76,7 @@ class Policy(Protocol):
             when the policy repeats it without an error.
         needs_proprioception: True when `act(image, proprioception)` and `act_batch(images, instructions,
             proprioception)` have to be given the robot's own state too: `Observation.proprioception`, float32
-            (15,) a picture.
+            (15,) a picture. `step` is not given it.
         action_range: (lowest, highest) action the encoding can say, float (7,) each.
     """
 
@@ -105,6 +106,25 @@ def identity_of(policy: Any) -> str:
 def has(policy: Any, verb: str) -> bool:
     """Whether a policy has this method."""
     return callable(getattr(policy, verb, None))
+
+
+def check_acts(policy: Any) -> None:
+    """Raises `KitError` for a policy that cannot be asked, or only without the state that it needs."""
+    verbs = [verb for verb in ("act_states", "act_batch", "act", "step") if has(policy, verb)]
+    if not verbs or (verbs == ["step"] and getattr(policy, "needs_proprioception", False)):
+        raise KitError(
+            "needs_proprioception, which `step` is not given" if verbs else "has nothing to act with",
+            "give it `act(image)`, `act_batch(images, instructions)` or `step(image, instruction)`",
+        )
+
+
+def conventions_of(policy: Any) -> Conventions:
+    """What it declares, all None where it has none; raises `KitError` for something else."""
+    said = getattr(policy, "conventions", None) or Conventions()
+    if not isinstance(said, Conventions):
+        what = f"policy {name_of(policy)!r} has conventions that are a {type(said).__name__}"
+        raise KitError(what, "give it `refinevla_kit.conventions.Conventions`, or none")
+    return said
 
 
 @contextmanager
@@ -234,14 +254,9 @@ def numeric(value: Any) -> Array:
 
 
 def _ask_one(policy: Any, image: Array, instruction: str, further: Sequence[Array]) -> Any:
+    check_acts(policy)
     with _blamed():
-        if has(policy, "act"):
-            return policy.act(image, *further)
-        if has(policy, "step"):
-            return policy.step(image, instruction)
-    raise KitError(
-        "cannot act", "give it `act(image)`, `act_batch(images, instructions)` or `step(image, instruction)`"
-    )
+        return policy.act(image, *further) if has(policy, "act") else policy.step(image, instruction)
 
 
 def _of_pair(first: Any, second: Any) -> Any:

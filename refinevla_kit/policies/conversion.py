@@ -15,7 +15,16 @@ import numpy as np
 
 from refinevla_kit.conventions import ROBOT_CONVENTIONS, Conventions, robot_of
 from refinevla_kit.errors import KitError
-from refinevla_kit.policies.contract import Array, ask, begin, has, identity_of, name_of, read_answer
+from refinevla_kit.policies.contract import (
+    Array,
+    ask,
+    begin,
+    conventions_of,
+    has,
+    identity_of,
+    name_of,
+    read_answer,
+)
 from refinevla_kit.tasks import Task, find_task
 
 _ENDS = {  # open, closed
@@ -63,7 +72,7 @@ def mismatches(policy: Any, task: str | Task) -> list[Mismatch]:
     mismatch.
     """
     task = find_task(task)
-    ours, robots = _declared(policy), ROBOT_CONVENTIONS[task.robot]
+    ours, robots = conventions_of(policy), ROBOT_CONVENTIONS[task.robot]
     found = []
     for name in (field.name for field in fields(Conventions) if field.name not in PRIVATE):
         policy_says, task_says = getattr(ours, name), getattr(robots, name)
@@ -85,7 +94,7 @@ def check_conventions(policy: Any, task: str | Task) -> None:
         KitError: one line with every mismatch and its remedy.
     """
     task = find_task(task)
-    name, ours = name_of(policy), _declared(policy)
+    name, ours = name_of(policy), conventions_of(policy)
     names = [field.name for field in fields(ours) if field.name not in ("resize", *PRIVATE)]
     silent = [field for field in names if getattr(ours, field) is None]
     if silent:
@@ -108,7 +117,7 @@ def converted(policy: Any, to: str | Task) -> Converted:
             ...).
     """
     task = find_task(to)
-    ours, robots = _declared(policy), ROBOT_CONVENTIONS[task.robot]
+    ours, robots = conventions_of(policy), ROBOT_CONVENTIONS[task.robot]
     lost = [each for each in mismatches(policy, task) if not _convertible(each.field, ours, robots)]
     if lost:
         what = f"cannot convert to {task.name}: {'; '.join(map(str, lost))}"
@@ -126,7 +135,7 @@ class ActionConversion:
     def __init__(self, ours: Conventions, robots: Conventions) -> None:
         self._ours, self._robots = ours, robots
         sticks = (ours.sticky_gripper or 1) > 1
-        carried = _relative(robots.gripper) and (not _relative(ours.gripper) or sticks)
+        carried = motion_as_place(ours, robots) or (_relative(robots.gripper) and sticks)
         self.remembers = bool(ours.gripper and carried)
         self.forget()
 
@@ -250,12 +259,11 @@ class Converted:
         return {"actions": rows, "rationale": actions[0].rationale, "terminate": actions[-1].terminate}
 
 
-def _declared(policy: Any) -> Conventions:
-    said = getattr(policy, "conventions", None) or Conventions()
-    if not isinstance(said, Conventions):
-        what = f"policy {name_of(policy)!r} has conventions that are a {type(said).__name__}"
-        raise KitError(what, "give it `refinevla_kit.conventions.Conventions`, or none")
-    return said
+def motion_as_place(ours: Conventions, robots: Conventions) -> bool:
+    """Whether the robot's gripper is told how to move and the policy says where it is: to stay is then what
+    was told before.
+    """
+    return _relative(robots.gripper) and not _relative(ours.gripper or robots.gripper)
 
 
 def _relative(gripper: str | None) -> bool:

@@ -56,6 +56,7 @@ from refinevla_kit.policies.contract import (
     Array,
     ask,
     begin,
+    conventions_of,
     has,
     identity_of,
     name_of,
@@ -343,7 +344,7 @@ def serve(
         ready: called once with the address, "ws://127.0.0.1:40123".
 
     Raises:
-        KitError: the address is taken or not this machine's.
+        KitError: the address is taken or not this machine's; a policy that cannot be served.
     """
     session = _Session(policy)
     with as_kit_error(
@@ -379,14 +380,13 @@ class _Session:
         self._policy, self._turn = policy, threading.Lock()
         self._instruction: str | None = None
         self._stateless = has(policy, "act_batch")
-        conventions = getattr(policy, "conventions", None)
         if getattr(policy, "needs_state", False):
             what = f"{name_of(policy)} reads the simulator's state, which no message carries"
             raise KitError(what, "serve a policy that acts on pictures")
         self._metadata = {
             "name": name_of(policy),
             "checkpoint_hash": identity_of(policy),
-            "conventions": conventions.to_dict() if conventions else None,
+            "conventions": conventions_of(policy).to_dict(),
             "stateless": self._stateless,
             "reset": True,
             "needs_proprioception": bool(getattr(policy, "needs_proprioception", False)),

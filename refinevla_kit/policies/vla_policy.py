@@ -38,6 +38,7 @@ from refinevla_kit.vlas.action_tokens import UniformBins
 from refinevla_kit.vlas.checkpoint import files_hash, locate
 from refinevla_kit.vlas.contract import VLA
 from refinevla_kit.vlas.decoder import Edit, embed, in_turn, kinds_of, logits_of, masks_of, run_layers
+from refinevla_kit.vlas.released import QuantileWords
 from refinevla_kit.vlas.sequence import ORDERS, answer_ids
 
 LONGEST_RATIONALE = 160  # tokens
@@ -143,6 +144,8 @@ class VLAPolicy:
         """See `Policy`."""
         # of a spherical grid: what it says without loss of direction or distance
         limits = np.asarray(self.vla.bins.limits)
+        if isinstance(self.vla.bins, QuantileWords):
+            return self.vla.bins.quantiles.bounds
         return -limits, limits
 
     def round_trip(self, actions: Array) -> Array:

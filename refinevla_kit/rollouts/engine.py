@@ -67,7 +67,7 @@ class PlannedEpisode:
 
     Attributes:
         start, number, seed: as `start_pose` takes them; the reset has the same seed.
-        crashes: how often the simulator's process has died of it.
+        crashes: how often the simulator's process has died of it in this `play`.
     """
 
     scene: Scene
@@ -182,6 +182,7 @@ class Engine:
         """
         self._in_order, self._player = in_order, player
         for episode in episodes:
+            episode.crashes = 0
             self._queues.setdefault(self._queue_of(episode), deque()).append(episode)
         while len(self._stations) < max(self._workers, 1):
             number = len(self._stations)
@@ -194,7 +195,7 @@ class Engine:
                 self._begin(lane, self._next(lane))
             while any(lane.take for lane in self._lanes):
                 for table in tables:
-                    yield from self._turn([lane for lane in table if lane.take])
+                    yield from self._turn(table)
         finally:
             self._leave()
 
@@ -209,11 +210,17 @@ class Engine:
             self._stations.pop().close()
 
     def _leave(self) -> None:
-        """Leave what is being played; also where whoever takes what `play` yields has failed."""
+        """Leave what is being played; also where whoever takes what `play` yields has failed.
+
+        A process that is left at work goes: what it still says would be taken for replies to the next `play`.
+        """
         for lane in self._lanes:
             if lane.take:
                 lane.take.drop()
                 lane.take = None
+                if self._workers and lane.station in self._stations:
+                    self._stations.remove(lane.station)
+                    lane.station.close()
         self._queues.clear()
 
     def __enter__(self) -> Engine:
@@ -226,9 +233,13 @@ class Engine:
         """Take what the simulators of a table have to say, and answer."""
         for lane in table:
             take: Take = lane.take
+            if not take:  # nothing is left to play
+                continue
             try:
                 result, masks = lane.station.receive(lane.number)
             except KitError as error:
+                assert isinstance(lane.station, ProcessStation)  # any other refuses what it is asked at once
+                take = self._lanes[lane.station.asked[0]].take
                 raise KitError(f"{take.episode}, step {take.steps}: {error.what}", error.remedy) from error
             except StationDied as death:
                 yield from self._recover(death)
@@ -279,8 +290,7 @@ class Engine:
         crash.
         """
         lanes = [lane for lane in self._lanes if lane.station is death.station and lane.take]
-        culprit = self._lanes[death.station.asked[0]]
-        take: Take = culprit.take
+        take: Take = self._lanes[death.station.asked[0]].take
         why = str(death).strip().splitlines()[-1]
         if not death.station.answered:
             raise KitError(
@@ -295,13 +305,11 @@ class Engine:
             RuntimeWarning,
             stacklevel=2,
         )
-        again = {lane.number: lane.take.episode for lane in lanes}
-        if take.episode.crashes == CRASHES:
+        if take.episode.crashes >= CRASHES:
             take.over, take.reason, take.success, take.success_any = True, "crash", False, False
             yield take
-            again[culprit.number] = self._next(culprit)
         for lane in lanes:
-            self._begin(lane, again[lane.number])
+            self._begin(lane, self._next(lane) if lane.take.over else lane.take.episode)
 
 
 class StationDied(Exception):

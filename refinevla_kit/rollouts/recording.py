@@ -97,7 +97,7 @@ def record(
         episodes_per_task: how many of each; with start="grid", the grid configurations 0 .. n - 1.
         assets: as `simulator.make` takes them.
         start: "random" (continuous poses around the grid; a failed episode is drawn again) or "grid" (a
-            failed one is left out).
+            failed one is left out; where chance decides, after 20 attempts).
         workers: simulator processes; with 1 there is none but this one.
         width: of the pictures in pixels, even; their aspect is the camera's.
         progress: show a bar.
@@ -112,7 +112,7 @@ def record(
 
     Raises:
         KitError: unknown task or start, a number out of bounds, `path` exists, whatever the simulator raises,
-            or the demonstrator failing 20 times in a row.
+            or the demonstrator failing 20 times in a row on a random start.
     """
     from tqdm.auto import tqdm
 
@@ -212,7 +212,7 @@ def demonstrations(
 
     Raises:
         KitError: whatever the simulator raises, a process that died twice of one episode, or 20 failures in a
-            row.
+            row on a random start.
     """
     keep = manner.drive is not None
     chance = manner.random_moves > 0 or manner.disturb > 0 or manner.noise > 0
@@ -228,15 +228,16 @@ def demonstrations(
                 what = f"{episode}: its simulator process died twice"
                 raise KitError(what, "record with fewer workers: most likely memory ran out")
             if not take.success and not keep and (chance or episode.start == "random"):
-                if failed + 1 == ATTEMPTS:
+                if failed + 1 < ATTEMPTS:
+                    again = plan_attempt(episode.scene, episode.start, episode.number, manner, failed + 1)
+                    attempts[again] = place, failed + 1
+                    engine.insert(again)
+                    continue
+                if episode.start != "grid":
                     what = f"the demonstrator failed {ATTEMPTS} times in a row on {episode.scene.task}"
                     raise KitError(what, "check the assets with `refinevla doctor`")
-                again = plan_attempt(episode.scene, episode.start, episode.number, manner, failed + 1)
-                attempts[again] = place, failed + 1
-                engine.insert(again)
-                continue
             kept = take.recorded() if take.success or keep else None
-            finished[place] = kept, failed if take.success else 1
+            finished[place] = kept, failed + (not take.success)
             while due in finished:
                 yield finished.pop(due)
                 due += 1

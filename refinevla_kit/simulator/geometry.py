@@ -54,7 +54,7 @@ RADII = {  # m, bounding circles
 # Of the language tasks' scenes. Where things are drawn: centre and half the sides of the rectangle (m);
 # the least radius that is kept free, so that the open gripper comes between; what is left between two.
 SPREAD_CENTRE, SPREAD = np.array([-0.16, 0.02]), np.array([0.11, 0.13])
-LEAST_ROOM, GAP, DRAWS = 0.048, 0.008, 4096
+LEAST_ROOM, GAP, DRAWS, BATCHES = 0.048, 0.008, 4096, 200
 # m, world: where they are let go, just above the table
 LAID_AT = {
     "carrot": 0.8875,
@@ -90,7 +90,8 @@ def start_pose(task: Task, start: str, number: int, seed: int, setting: str = VI
     Language tasks: `arrangement`.
 
     Raises:
-        KitError: dense starts of a drawer in visual matching, which has nine photographs.
+        KitError: dense starts of a drawer in visual matching, which has nine photographs; things that do not
+            fit on the table.
     """
     if start == "grid":
         return number
@@ -159,7 +160,7 @@ def _free_places(task: Task, radii: Array, rng: np.random.Generator) -> Array:
     apart = room[:, None] + room + GAP
     np.fill_diagonal(apart, 0)
     around = np.array([(1, 0), (-1, 0), (0, 1), (0, -1)])
-    while True:
+    for _ in range(BATCHES):
         draws = SPREAD_CENTRE + rng.uniform(-1, 1, (DRAWS, len(radii), 2)) * SPREAD
         distances = np.linalg.norm(draws[:, :, None] - draws[:, None], axis=3)
         for places in draws[(distances >= apart).all(axis=(1, 2))]:
@@ -167,6 +168,7 @@ def _free_places(task: Task, radii: Array, rng: np.random.Generator) -> Array:
             seen = project(task, np.column_stack([rims, np.full(len(rims), 0.87)]), 1, 1)
             if (np.abs(seen - 0.5) < 0.49).all():
                 return places
+    raise KitError(f"these things do not fit on the table: {task.name}", "ask for fewer of them")
 
 
 def _google_robot_start(task: Task, setting: str, dense: bool, rng: np.random.Generator) -> Start:

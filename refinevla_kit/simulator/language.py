@@ -16,15 +16,15 @@ from refinevla_kit.tasks import THINGS, Start, put
 class LanguageSimulator(ManiSkillSimulator):
     """`Simulator` over one scene of several things.
 
-    A task of several goals has one sentence after the other: `advance` goes on to the next, and so does half
-    the step budget.
+    A task of several goals has one sentence after the other: `advance` goes on to the next, and so does,
+    at the latest, the end of the goal's share of the step budget.
     """
 
     scenes = "refinevla_kit.simulator.language_scenes"
 
     def step(self, action: Array) -> StepResult:
         """See `Simulator.step`."""
-        if self._steps == self.task.max_steps // len(self.task.goals):
+        if self._env.goal < self._steps * len(self.task.goals) // self.task.max_steps:
             self.advance()
         return super().step(action)
 

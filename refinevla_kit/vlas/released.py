@@ -56,8 +56,12 @@ class Quantiles:
     @property
     def limits(self) -> tuple[float, ...]:
         """Largest size of each dimension between the quantiles; 1 where it is not scaled."""
-        bounds = zip(self.low, self.high, self.scaled, strict=True)
-        return tuple(max(abs(low), abs(high), 1e-6) if scaled else 1.0 for low, high, scaled in bounds)
+        return tuple(np.abs(self.bounds).max(0).clip(1e-6).tolist())
+
+    @property
+    def bounds(self) -> tuple[Array, Array]:
+        """Lowest and highest of what can be said; -1 and 1 where it is not scaled."""
+        return np.where(self.scaled, self.low, -1.0), np.where(self.scaled, self.high, 1.0)
 
     def normalise(self, actions: Array) -> Array:
         """float (..., A) in the dataset's units -> float64 (..., A), [-1, 1] between the quantiles."""

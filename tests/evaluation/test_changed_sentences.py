@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from refinevla_kit.errors import KitError
+from refinevla_kit.evaluation import changed_sentences
 from refinevla_kit.evaluation.changed_sentences import tell_otherwise
 from refinevla_kit.policies.vla_policy import load_policy
 from refinevla_kit.rollouts.players import DemonstratorPolicy
@@ -20,6 +23,25 @@ def test_one_that_does_not_hear_the_sentence_does_what_it_did() -> None:
     assert not table.other.eq("spoon").any()
     assert table.touched_first.eq("spoon").all()
     assert table.obeyed.tolist() == (~table.told).tolist()
+    assert table.reason.tolist() == ["budget", "budget"]
+
+
+@pytest.mark.parametrize("workers", [None, 3])
+def test_without_a_number_of_workers_there_is_one_a_core(
+    workers: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Made(Exception):
+        pass
+
+    def engine(workers: int, lanes: int) -> None:
+        raise Made(workers)
+
+    monkeypatch.setattr(changed_sentences, "Engine", engine)
+    with pytest.raises(Made) as made:
+        tell_otherwise(DemonstratorPolicy(), PAIR, 1, workers=workers, progress=False)
+    assert made.value.args == (workers or len(os.sched_getaffinity(0)),)
+    with pytest.raises(KitError, match="workers is -1"):
+        tell_otherwise(DemonstratorPolicy(), PAIR, 1, workers=-1, progress=False)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation.language import following
 from refinevla_kit.evaluation.records import COLUMNS, EpisodeRecord, load_records, parse_record
 from refinevla_kit.evaluation.run import evaluate
-from refinevla_kit.evaluation.statistics import compare, summarise
+from refinevla_kit.evaluation.statistics import compare, succeeded, summarise
 from refinevla_kit.rollouts.players import DemonstratorPolicy
 
 from .rows import row
@@ -106,3 +106,36 @@ def test_following_counts_what_a_summary_counts() -> None:
     assert rates.right_object.episodes == 6
     with pytest.raises(KitError, match="mix checkpoint_hash"):
         following([*scored, replace(scored[0], episode_id=9, checkpoint_hash="1" * 16)])
+
+
+def test_what_is_not_known_is_no_rate_of_zero() -> None:
+    """Neither of the original SimplerEnv nor of an earlier version, whose failures say as little."""
+    near = "google_robot_move_near"
+    known = [ended(CARROT, number, "carrot", "plate", True) for number in range(5)]
+    idle = ended(CARROT, 5, "", "")
+    old = [ended(HELD_OUT, number, "", "", number < 2) for number in range(4)]
+    original = [
+        replace(ended(near, number, "", "", number < 2), backend="simpler_env") for number in range(4)
+    ]
+    assert [record.tells for record in (known[0], idle, old[0], original[0], original[3])] == [
+        *(True, True),
+        *(False, False, False),
+    ]
+    for records in (old, original):
+        assert following(records) == []
+        with pytest.raises(KitError, match=rf"a record of {records[0].task} .* does not say what was moved"):
+            summarise(records, "named")
+    (rates,) = following([*known, idle, *old])
+    assert (rates.kind, rates.right_object.successes, rates.right_object.episodes) == ("trained", 5, 6)
+    (rates,) = following([*known, idle, replace(idle, episode_id=6, grasped=True)])
+    assert rates.right_object.episodes == 5, "nothing tells the idle one from an old one"
+
+
+@pytest.mark.parametrize("reason", ["crash", "physics"])
+def test_what_broke_is_no_success_whatever_it_had_moved(reason: str) -> None:
+    broken = replace(ended(CARROT, 0, "carrot", "plate"), reason=reason)
+    assert not succeeded(broken, "named")
+    (rates,) = following([broken], "named")
+    assert rates.right_target is not None and rates.both is not None
+    every = (rates.success, rates.right_object, rates.right_target, rates.both)
+    assert [(rate.successes, rate.episodes) for rate in every] == [(0, 1)] * 4

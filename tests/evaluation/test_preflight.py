@@ -139,11 +139,19 @@ def test_without_an_encoding_only_conventions_are_checked_which_is_said() -> Non
 
 @pytest.mark.slow
 def test_another_robots_policy_is_told_so_and_replayed_all_the_same() -> None:
-    report = preflight(Tokens(*FINE), CAN, episodes=[12])
-    assert "robot is widowx, here google_robot -> robot: evaluate it on tasks of its own robot" in str(report)
-    assert report.clipped is not None and report.clipped.any()
+    policy = Tokens(*FINE)
+    policy.conventions = GOOGLE_ROBOT
+    report = preflight(policy, CARROT, episodes=[0])
+    assert "robot is google_robot, here widowx -> robot: evaluate it on tasks of its own robot" in str(report)
+    assert report.ceiling is not None and report.ceiling.successes == 1
     with pytest.raises(KitError, match="does not fit"):
-        check_conventions(Tokens(*FINE), find_task(CAN))
+        check_conventions(policy, find_task(CARROT))
+
+
+def test_fingers_that_are_told_a_motion_are_not_replayed_as_places() -> None:
+    """What the fingers are to do, and where they are to be: no single action translates "stay"."""
+    report = preflight(Tokens(*FINE), CAN, episodes=[12])
+    assert report.ceiling is None and "is no place in which the policy says they are" in report.note
 
 
 def test_an_encoding_that_returns_something_else_says_so() -> None:
@@ -169,6 +177,8 @@ def test_where_nothing_can_or_shall_be_replayed_the_conventions_are_checked(
 def test_a_task_with_fewer_starts_is_replayed_from_all(monkeypatch: pytest.MonkeyPatch) -> None:
     drawer, played = find_task("google_robot_open_top_drawer"), []
     monkeypatch.setattr("refinevla_kit.evaluation.preflight._replays", lambda *given: played.extend(given[2]))
+    policy = Tokens(*FINE)
+    policy.conventions = GOOGLE_ROBOT
     with pytest.raises(TypeError):
-        preflight(Tokens(*FINE), drawer)
+        preflight(policy, drawer)
     assert len(played) == 9

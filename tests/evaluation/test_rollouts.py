@@ -624,6 +624,12 @@ def test_the_end_is_said_for_the_answer_or_for_each_row() -> None:
         assert action.terminate == ends
 
 
+def test_a_step_that_is_not_given_the_state_it_needs_is_not_asked() -> None:
+    numb = SimpleNamespace(step=lambda image, instruction: A, needs_proprioception=True)
+    with pytest.raises(KitError, match=r"^needs_proprioception, which `step` is not given"):
+        ask(numb, [np.zeros((36, 48, 3), np.uint8)], ["go"], [np.zeros(15, np.float32)])
+
+
 class Unspeakable(Exception):
     def __str__(self) -> str:
         raise RuntimeError("no words")
@@ -721,6 +727,10 @@ def test_a_policy_that_fails_is_told_in_one_line_with_its_episode_and_step(
         ({"tasks": []}, "no tasks"),
         ({"variants": []}, "no episodes"),
         ({"policy": SimpleNamespace(name="mute")}, "'mute' has nothing"),
+        (
+            {"policy": SimpleNamespace(name="numb", step=len, needs_proprioception=True)},
+            "'numb' needs_proprioception, which `step` is not given",
+        ),
         (
             {"policy": SimpleNamespace(name="own", act=len, conventions={"image_size": 4})},
             "'own' has conventions that are a dict",

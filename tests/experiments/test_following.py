@@ -182,7 +182,7 @@ def test_the_verdict_is_about_following_and_four_points() -> None:
                 row(policy, number, True, task=HELD_OUT[0], variant="lighting_darker"),
                 seed=seed,
                 start="dense",
-                lifted_first=source if number < followed else "",
+                lifted_first=source if number < followed else "spoon",
                 ended_on=target if number < followed else "",
             )
             for number in range(40)

@@ -178,3 +178,22 @@ def test_datasets_tell_their_robot_by_name() -> None:
     }
     assert {name: robot_of(name) for name in names} == names
     assert robot_of(str(WIDOWX.normalisation)) == "widowx"
+
+
+def test_what_can_be_said_lies_between_the_quantiles(model: str) -> None:
+    """Their datasets move further one way than the other."""
+    policy = load_policy(FOLDER / model)
+    low, high = policy.action_range
+    assert (np.abs(low + high)[:6] > 1e-3).any()
+    assert (low[6], high[6]) == (-1, 1)
+    far = np.where(np.arange(7) == np.arange(3)[:, None], 10.0, 0.0).astype(np.float32)  # one way each
+    if model == "openvla":  # SpatialVLA says directions, which all three make together
+        np.testing.assert_allclose(np.diagonal(policy.round_trip(far)), high[:3], rtol=0.01)
+        np.testing.assert_allclose(np.diagonal(policy.round_trip(-far)), low[:3], rtol=0.01)
+
+
+def test_fingers_that_are_told_a_motion_are_not_replayed_as_places(model: str) -> None:
+    """ "Stay" would become "open" or "close": a ceiling that is none."""
+    policy = load_policy(FOLDER / model, dataset=facts(model)["statistics_keys"][1])
+    found = preflight(policy, "google_robot_open_top_drawer", episodes=1)
+    assert found.ceiling is None and "a motion of the robot's fingers is no place" in found.note

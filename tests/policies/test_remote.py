@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgpack
@@ -479,6 +480,12 @@ def test_of_an_answer_with_several_actions_is_said_how_many_are_executed() -> No
 def test_what_reads_the_simulators_state_is_not_served() -> None:
     with pytest.raises(KitError, match="demonstrator reads the simulator's state"):
         remote.serve(DemonstratorPolicy())
+
+
+def test_a_policy_whose_conventions_cannot_be_read_is_not_served() -> None:
+    policy = SimpleNamespace(name="own", act=len, conventions={"image_size": 4})
+    with pytest.raises(KitError, match="'own' has conventions that are a dict"):
+        remote.serve(policy)
 
 
 def test_a_prompt_of_bytes_is_text_and_what_has_no_name_or_hash_is_served() -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import multiprocessing
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,10 +14,12 @@ import pytest
 from refinevla_kit.episodes import open_dataset
 from refinevla_kit.errors import KitError
 from refinevla_kit.files import sha256
+from refinevla_kit.rollouts import recording
 from refinevla_kit.rollouts.engine import PlannedEpisode, Scene
 from refinevla_kit.rollouts.recording import Manner, demonstrations, episode_seed, plan_attempt, record
 from refinevla_kit.simulator.contract import PHASES
 from refinevla_kit.simulator.maniskill import resolve_assets
+from tests.evaluation.test_rollouts import Room
 
 CARROT, STACK, SPOON = "widowx_carrot_on_plate", "widowx_stack_cube", "widowx_spoon_on_towel"
 CALM = Manner()
@@ -202,6 +205,41 @@ def test_grid_starts_and_random_moves():
     np.testing.assert_allclose(still.states[0].source, moved.states[0].source, atol=2e-3)
     assert np.linalg.norm(still.states[0].tcp[:3] - moved.states[0].tcp[:3]) > 0.005
     assert np.linalg.norm(still.states[0].target[:3] - other.states[0].target[:3]) > 0.02
+
+
+class Missing:
+    """A demonstrator that says at once that it has finished."""
+
+    def __init__(self, task):
+        pass
+
+    def act(self, state):
+        return np.zeros(7, np.float32)
+
+    def finished(self, state):
+        return True
+
+
+class Shown(Room):
+    """Has a state, of which nothing is asked."""
+
+    def observe(self):
+        return replace(super().observe(), state=object())
+
+    def masks(self):
+        return {}
+
+
+def test_a_grid_start_that_fails_is_left_out_also_where_chance_decides(tmp_path, monkeypatch):
+    """A random one is not: it could be drawn again for ever."""
+    monkeypatch.setattr(Scene, "make", lambda scene: Shown(scene))
+    monkeypatch.setattr(recording, "Demonstrator", Missing)
+    monkeypatch.setattr(recording, "ATTEMPTS", 2)
+    for manner, attempts in ((CALM, 1), (Manner(noise=0.5), 2), (Manner(random_moves=1), 2)):
+        starts = [planned(CARROT, "grid", number, manner) for number in (0, 5)]
+        assert list(demonstrations(starts, manner, workers=1)) == [(None, attempts)] * 2
+    with pytest.raises(KitError, match="failed 2 times in a row on widowx_carrot_on_plate"):
+        list(demonstrations([planned(CARROT, "random", 0)], CALM, workers=1))
 
 
 def test_seeds_depend_on_seed_task_number_and_attempt_alone():

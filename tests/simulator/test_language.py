@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,12 @@ import torch
 from mani_skill.utils.structs.pose import Pose as Place
 
 from refinevla_kit.errors import KitError
-from refinevla_kit.simulator import make
+from refinevla_kit.simulator import geometry, make
 from refinevla_kit.simulator.contract import Arrangement, Array, Pose, SceneState, StepResult
 from refinevla_kit.simulator.demonstrator import Demonstrator
 from refinevla_kit.simulator.geometry import RADII, grid_arrangement, project, start_pose
+from refinevla_kit.simulator.language import LanguageSimulator
+from refinevla_kit.simulator.maniskill import ManiSkillSimulator
 from refinevla_kit.tasks import SOURCES, TARGETS, THINGS, VARIANT_AGGREGATION, Task, find_task, find_tasks
 
 PAIRS = [task for task in find_tasks("widowx_language") if len(task.goals) == 1]
@@ -112,6 +115,13 @@ def test_starts_are_drawn_from_seed_and_number_alone() -> None:
     assert start_pose(CARROT, "grid", 5, 0) == 5
 
 
+def test_things_that_do_not_fit_on_the_table_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(geometry, "BATCHES", 2)
+    monkeypatch.setattr(geometry, "SPREAD", np.array([0.05, 0.05]))
+    with pytest.raises(KitError, match=f"these things do not fit on the table: {CARROT.name}"):
+        dense(CARROT, 0)
+
+
 # The scene
 
 
@@ -204,6 +214,27 @@ def test_two_goals_are_asked_for_one_after_the_other_and_must_hold_both(task: Ta
             break
     assert result.success and not simulator.advance()
     assert list(dict.fromkeys(said)) == [f"put the {one} on the {other}" for one, other in task.goals]
+
+
+def test_each_of_three_goals_has_its_share_of_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Counting(LanguageSimulator):
+        def __init__(self) -> None:
+            goals = (*LONG.goals, ("eggplant", "towel"))
+            self.task, self._steps = replace(LONG, goals=goals, max_steps=9), 0
+            self._env = SimpleNamespace(goal=0, ask_for=lambda goal: setattr(self._env, "goal", goal))
+
+        def _bind(self) -> None:
+            pass
+
+    def count(self: Any, action: Array) -> int:
+        self._steps += 1
+        return int(self._env.goal)
+
+    monkeypatch.setattr(ManiSkillSimulator, "step", count)
+    still, early = Counting(), Counting()
+    assert [still.step(np.zeros(7)) for _ in range(9)] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert early.advance()
+    assert [early.step(np.zeros(7)) for _ in range(9)] == [1, 1, 1, 1, 1, 1, 2, 2, 2]
 
 
 @pytest.mark.slow
