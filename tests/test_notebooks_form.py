@@ -7,12 +7,20 @@ from __future__ import annotations
 import ast
 import re
 import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import nbformat
+import pandas as pd
 import papermill
 import pytest
 
+from refinevla_kit.attention import grounding
+from refinevla_kit.attention.interventions import OWNER
+from refinevla_kit.evaluation import intervals, summarise
 from refinevla_kit.settings import NOTEBOOKS, REPOSITORY, Reading, Settings
+from tests.evaluation.rows import row
 
 MOST_CELLS, MOST_LINES, MOST_PARAMETERS = 12, 8, 12
 MOST_IMPORTS, WIDEST = 8, 110  # lines that import from the kit; columns
@@ -141,3 +149,56 @@ def test_parameters_keep_their_values(notebook: str) -> None:
             names = [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Name)]
             stored = {node.id for node in names if isinstance(node.ctx, ast.Store)}
             assert not stored & held, cell.source
+
+
+def run_cell(notebook: str, word: str, **known: Any) -> dict[str, Any]:
+    """What is known after the cell that holds `word`."""
+    [source] = [cell.source for cell in code(notebook) if word in cell.source]
+    exec(source, known)
+    return known
+
+
+@pytest.mark.parametrize(
+    ("robot", "setting", "tables"),
+    [("widowx", "visual_matching", 1), ("widowx", "variant_aggregation", 0)],
+)
+def test_results_stand_beside_published_ones_of_their_setting(
+    robot: str, setting: str, tables: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown: list[pd.DataFrame] = []
+    settings = SimpleNamespace(robot=robot, setting=setting)
+    scores = summarise([row("action_only", 0, True, variant="base" if tables else "dark")])
+    run_cell(
+        "03_simpler_evaluation", "published_scores", settings=settings, scores=scores, display=shown.append
+    )
+    said = "" if tables else f"nothing is published for {robot} in {setting}\n"
+    assert (len(shown), capsys.readouterr().out) == (tables, said)
+
+
+def test_what_was_played_under_another_sentence_is_kept(tmp_path: Path) -> None:
+    played = {"a": pd.DataFrame({"task": ["t"] * 2, "told": [False, True], "obeyed": [True, False]})}
+    settings = SimpleNamespace(folder=tmp_path)
+    run_cell("06_interventions", "obeyed =", pd=pd, played=played, settings=settings, intervals=intervals)
+    assert pd.read_csv(tmp_path / "obeyed.csv")["obeyed"].tolist() == [True, False]
+
+
+def test_where_no_policy_writes_a_text_the_interventions_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    nothing = pd.DataFrame([], columns=[*OWNER, "edit", "control", "words", "divergence"])
+    names = dict.fromkeys(("paths", "made_from", "style", "by_layer"))
+    known = run_cell(
+        "06_interventions",
+        "edit_rationales",
+        **names,
+        load_policies=lambda *_: [None, None],
+        interventions=SimpleNamespace(edit_rationales=lambda *_: nothing),
+        settings=SimpleNamespace(weights=None),
+        chosen=[SimpleNamespace(robot="widowx")],
+        shown=[],
+        others=[],
+        few=slice(None),
+        tqdm=iter,
+        pd=pd,
+        grounding=grounding,
+    )
+    assert capsys.readouterr().out == "no policy wrote a text that an edit changes\n"
+    assert known["texts"].to_json(orient="records") == "[]"  # in the summary

@@ -77,6 +77,7 @@ def test_hand_over_files(run: dict[str, Any]) -> None:
     for policy in ("action_only", "with_reasoning"):
         assert list((folder / "02_fine_tuning" / policy).rglob("*.safetensors")), policy
     assert (folder / "03_simpler_evaluation" / "records.parquet").is_file()
+    assert (folder / "06_interventions" / "obeyed.csv").is_file()
     assert len(list((folder / "00_quickstart" / "film").rglob("*.mp4"))) == 1
     assert not list(folder.rglob("*.part-*")) and not list(folder.rglob("*.pkl"))
 

@@ -421,7 +421,7 @@ def share_bars(summary: pd.DataFrame, title: str = "") -> Figure:
         title: above the bars.
     """
     rest, summary = summary[summary["thing"] == REST], summary[summary["thing"] != REST]
-    things = [thing for thing in THINGS if thing in set(summary["thing"])]
+    things = sorted(set(summary["thing"]), key=[*THINGS, *summary["thing"]].index)  # others after these
     colour = colours(summary["policy"])
     places, thick = beside_each_other(colour), 0.8 / len(colour) * 0.86
     with canvas(7.2, 3.4) as (figure, (axes,)):

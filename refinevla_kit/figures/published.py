@@ -94,11 +94,11 @@ def published_results(published: Sequence[Score], own: Sequence[Score] = ()) -> 
     Args:
         published: from `published.published_scores`; ordered here by their average, best on top.
         own: from `statistics.summarise`, one rule and setting; shown below a rule, because base models, data
-            and assets differ. Their average is the one with the published weights.
+            and assets differ. Their average is the one with the published weights, of all published rows.
     """
     theirs, ours = _best_first(published), colours(score.policy for score in own)
     tasks = shown_tasks(published)
-    rates = {(score.policy, _column(score)): score.rate for score in [*published, *own]}
+    rates = {(score.policy, _column(score)): score.rate for score in [*published, *_whole(own, tasks)]}
     names = [*theirs, *(f"{label(model)}, this kit" for model in ours)]
     colour = {model: VERMILION if model == "ReFineVLA" else GREY for model in theirs} | ours
     with canvas(11.0, 1.0 + 0.27 * len(names), columns=len(tasks), sharey=True) as (figure, panels):
@@ -122,7 +122,8 @@ def published_results(published: Sequence[Score], own: Sequence[Score] = ()) -> 
 def results_table(published: Sequence[Score], own: Sequence[Score] = ()) -> pd.DataFrame:
     """The same as a table: per cent, 95 % interval, episodes and mark. Arguments of `published_results`."""
     order, rows = _best_first(published), dict[tuple[str, str], dict[str, str]]()
-    for score in [*sorted(published, key=lambda score: order.index(score.policy)), *own]:
+    tasks = shown_tasks(published)
+    for score in [*sorted(published, key=lambda score: order.index(score.policy)), *_whole(own, tasks)]:
         group = "published" if score.mark else OWN
         row = rows.setdefault((group, label(score.policy)), {MARK: score.mark})
         if score.mark == SECONDARY:
@@ -130,7 +131,7 @@ def results_table(published: Sequence[Score], own: Sequence[Score] = ()) -> pd.D
         row[_column(score)] = _cell(score.rate)
         if _column(score) == AVERAGE:
             row["episodes"] = f"{score.rate.episodes:,}"
-    return text_table(rows, [*shown_tasks(published), "episodes", MARK], ["", "success (95 % interval)"])
+    return text_table(rows, [*tasks, "episodes", MARK], ["", "success (95 % interval)"])
 
 
 def all_results(
@@ -140,17 +141,27 @@ def all_results(
 
     Args:
         numbers: the printed ones.
-        own: the kit's on the WidowX, from `statistics.summarise`.
+        own: the kit's on the WidowX, from `statistics.summarise`; shown beside its own setting.
     """
     for name, (robot, setting) in RESULTS.items():
-        both = published_scores(numbers, robot, setting), own if robot == "widowx" else ()
-        yield name, published_results(*both), results_table(*both)
+        theirs = published_scores(numbers, robot, setting)
+        ours = [score for score in own if robot == "widowx" and score.setting == setting]
+        yield name, published_results(theirs, ours), results_table(theirs, ours)
 
 
 def _best_first(published: Sequence[Score]) -> list[str]:
     """The models by their average; those without one are last."""
     best = {score.policy: -score.rate.rate for score in published if score.task == AVERAGE}
     return sorted(dict.fromkeys(score.policy for score in published), key=lambda model: best.get(model, 1))
+
+
+def _whole(own: Sequence[Score], rows: Sequence[str]) -> list[Score]:
+    """The kit's scores, of averages only those of all the published `rows`."""
+    return [
+        score
+        for score in own
+        if _column(score) != AVERAGE or {*rows} <= {each.task for each in own if each.policy == score.policy}
+    ]
 
 
 def _column(score: Score) -> str:
@@ -391,12 +402,10 @@ def table_1(published: Sequence[Published], own: Sequence[EpisodeRecord]) -> pd.
         return record.setting == VISUAL_MATCHING and record.task in tasks
 
     for policy, played in _by_policy(own, counts).items():
-        rates = {(score.task, "success"): score.rate for score in summarise(played)}
+        rates = {(score.task, "success"): score.rate for score in _whole(summarise(played), tasks)}
         for task in tasks:
             if grasped := [record.grasped for record in played if record.task == task]:
                 rates[task, "grasp"] = rate(sum(grasped), len(grasped))
-        if not all((task, "success") in rates for task in tasks):
-            rates.pop((AVERAGE, "success"), None)
         rows[label(policy)] = _own_row(rates, played)
     return text_table(rows, [*columns, MARK])
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -357,6 +358,13 @@ def _ending(path: str | Path, suffix: str) -> Path:
     path = Path(path)
     known = path.suffix[1:].lower() in (*FORMATS, "md", "json", "gif", "jpg")
     return path.with_name(f"{path.stem if known else path.name}.{suffix}")
+
+
+def as_png(figure: Figure, dpi: int = 90) -> bytes:
+    """What a PNG file of it holds."""
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=dpi)
+    return png.getvalue()
 
 
 def show_figure(figure: Figure, path: str | Path, made_from: dict[str, Any], width: int = 900) -> None:

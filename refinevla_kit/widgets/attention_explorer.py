@@ -199,7 +199,7 @@ class AttentionExplorer(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget
         """The same picture for paper, drawn by the pure function; for a run without a browser too."""
         return comparison(self.view())
 
-    def export(self, path: str | Path, heads: bool | None = None, every: int = 1) -> Path:
+    def export(self, path: str | Path, heads: bool | None = None, every: int | None = None) -> Path:
         """Write the page that shows all of this without a kernel; see `write_page`."""
         return write_page(path, self.exploration, self.choice, heads, every)
 
@@ -212,7 +212,7 @@ class AttentionExplorer(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget
         commentary, frame = self.exploration.commentary, self.exploration.frames[self._index(self.choice)]
         name = f"{commentary.name if commentary else 'explorer'}-{frame.episode}-{frame.step}"
         if query := str(self.choice["query"]).replace(":", "_"):
-            name += f"-{query}-layer{self.choice['layer']}"
+            name += "-{}-{method}-layer{layer}-head_{head}".format(query, **self.choice)
         hashes = {
             policy: captures[0].checkpoint_hash for policy, captures in self.exploration.captures.items()
         }

@@ -21,7 +21,7 @@ from PIL import Image
 
 from refinevla_kit import __version__
 from refinevla_kit.attention.grounding import REST, areas, to_patches
-from refinevla_kit.errors import KitError
+from refinevla_kit.errors import KitError, checked_integer
 from refinevla_kit.figures.overlays import (
     ENDS,
     EVEN,
@@ -55,7 +55,7 @@ def write_page(
     exploration: Exploration,
     choice: Mapping[str, Any],
     heads: bool | None = None,
-    every: int = 1,
+    every: int | None = None,
 ) -> Path:
     """Write the page. Returns its path.
 
@@ -63,26 +63,28 @@ def write_page(
         choice: shown first, see `AttentionExplorer`.
         heads: keep each head; False keeps their mean alone, a fraction of the size; None keeps them where
             that is less than `EASY_PAGE`.
-        every: keep each n-th frame.
+        every: keep each n-th frame; None keeps as many as `LARGEST_PAGE` holds.
 
     Raises:
         KitError: `every` is less than 1, or the page would be larger than `LARGEST_PAGE`.
     """
-    if every < 1:
-        raise KitError(f"every is {every}", "give 1 for all frames, 2 for each second one")
-    kept = range(0, len(exploration.frames), every)
-    size = head_bytes(exploration, kept)
-    if heads is None:
-        heads = exploration.heads * size <= EASY_PAGE
-    size *= exploration.heads if heads else 1
-    if size > LARGEST_PAGE:
+    frames = len(exploration.frames)
+    for nth in range(1, frames + 1) if every is None else [checked_integer(every, "every", 1)]:
+        kept = range(0, frames, nth)
+        size = head_bytes(exploration, kept)
+        if heads is None:
+            heads = exploration.heads * size <= EASY_PAGE
+        size *= exploration.heads if heads else 1
+        if size <= LARGEST_PAGE:
+            break
+    else:
         what = f"the page would hold {size / 1e6:.0f} MB of attention, at most {LARGEST_PAGE / 1e6:.0f} MB is"
         remedy = "give heads=False, a larger every=, fewer frames or fewer kinds of queries"
         raise KitError(f"{what} written", remedy)
     shown = {**choice, "method": ATTENTION}  # a page can compute no other
     if not heads:
         shown["head"] = MEAN
-    if every > 1:
+    if nth > 1:
         shown["step"] = 0
     page = page_html(page_state(exploration, EACH_HEAD if heads else MEAN, kept), shown)
     with replacing(Path(path)) as part:

@@ -7,7 +7,6 @@ Without a notebook nothing is shown; `figure` gives the picture all the same.
 
 from __future__ import annotations
 
-import io
 import time
 from typing import Any
 
@@ -16,6 +15,7 @@ from IPython.display import DisplayHandle, Image
 from matplotlib.figure import Figure
 
 from refinevla_kit.errors import KitError
+from refinevla_kit.figures.style import as_png
 from refinevla_kit.figures.training_curves import PANELS, training_curves
 
 LOSSES = {name: title for name, title in PANELS.items() if name.startswith("loss_")}
@@ -62,9 +62,7 @@ class LiveCurves:
 
     def draw(self) -> None:
         """Show the curves so far, in the place of the last picture."""
-        packed = io.BytesIO()
-        self.figure().savefig(packed, format="png", dpi=90)
-        picture = Image(data=packed.getvalue(), width=760)
+        picture = Image(data=as_png(self.figure()), width=760)
         if self._handle is None:
             self._handle = DisplayHandle()
             self._handle.display(picture)

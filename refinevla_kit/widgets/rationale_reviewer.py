@@ -9,7 +9,6 @@ anywidget listens for them in the browser.
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from html import escape
 from pathlib import Path
@@ -22,6 +21,7 @@ from matplotlib.figure import Figure
 from refinevla_kit.episodes import EpisodeDataset, open_dataset
 from refinevla_kit.errors import KitError
 from refinevla_kit.figures.reviews import action_paths, review_card
+from refinevla_kit.figures.style import as_png
 from refinevla_kit.teacher.answers import StoredRationale, load_rationales
 from refinevla_kit.teacher.audit import audit, audit_dataset
 from refinevla_kit.teacher.requests import requests
@@ -207,6 +207,10 @@ class RationaleReviewer:
             self._decide("reject", reason=self.reason.value)
         elif self._mode != READING:
             return
+        elif key in ("ArrowLeft", "ArrowRight"):
+            self.place.value += 1 if key == "ArrowRight" else -1  # held within its bounds
+        elif not self.picture.value:
+            raise KitError("this answer is not on show: nothing is decided", "go on to another one")
         elif key == "a":
             edits = self.decision.edits if self.decision else {}  # accepted again, an edit stays
             self._decide("edit" if edits else "accept", edits)
@@ -214,8 +218,6 @@ class RationaleReviewer:
             self._enter(EDITING)
         elif key == "r":
             self._enter(REJECTING)
-        elif key in ("ArrowLeft", "ArrowRight"):
-            self.place.value += 1 if key == "ArrowRight" else -1  # held within its bounds
 
     def _decide(self, verdict: str, edits: dict[str, Any] | None = None, reason: str = "") -> None:
         decide(self._path, self.answer, verdict, edits, reason, self._reviewer)
@@ -262,11 +264,9 @@ class RationaleReviewer:
             self._show()
 
     def _show(self) -> None:
-        png = io.BytesIO()
-        self._mode = READING
-        self.figure().savefig(png, format="png", dpi=90)
-        self.picture.value = png.getvalue()
+        self._mode, self.picture.value = READING, b""
         self._arrange()
+        self.picture.value = as_png(self.figure())
 
     def _arrange(self) -> None:
         """Show the controls of the mode, and how far the review has come."""

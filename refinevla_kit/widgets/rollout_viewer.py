@@ -7,7 +7,6 @@ where the policy writes one. Where attention can be read, it shows where the pol
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -23,7 +22,7 @@ from refinevla_kit.evaluation.records import EpisodeRecord
 from refinevla_kit.evaluation.replay import Replayer, Rollout
 from refinevla_kit.figures.episodes import action_plots, episode_title, outcome
 from refinevla_kit.figures.overlays import token_grid
-from refinevla_kit.figures.style import label
+from refinevla_kit.figures.style import as_png, label
 from refinevla_kit.tasks import find_task, roles_of
 from refinevla_kit.widgets.attention_explorer import AttentionExplorer
 from refinevla_kit.widgets.exploration import Commentary
@@ -207,9 +206,7 @@ class FrameSlider:
         return token_grid(frame.image, maps, ["where it looks"], frame.masks, note, size=4.0)
 
     def _show(self) -> None:
-        png = io.BytesIO()
-        self.figure().savefig(png, format="png", dpi=120)
-        self._picture.value = png.getvalue()
+        self._picture.value = as_png(self.figure(), 120)
 
 
 def frames_of(rollout: Rollout) -> list[Frame]:
@@ -247,7 +244,7 @@ def comment(rollout: Rollout, policy: Any) -> Commentary:
         return str(policy.explain(observation.image, observation.instruction, observation.proprioception))
 
     return Commentary(
-        name=f"rollout-{record.policy}-{record.task}-{record.variant}-{record.start}",
+        name=f"rollout-{record.policy}-{record.task}-{record.variant}-{record.start}-seed{record.seed}",
         made_from={"record": vars(record)},
         policy=record.policy,
         title=episode_title(record),

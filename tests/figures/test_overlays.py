@@ -118,6 +118,14 @@ def test_share_bars_are_as_high_as_the_shares() -> None:
     assert drawn(share_bars(single)).any()
 
 
+def test_share_bars_of_a_scene_with_other_things_name_them() -> None:
+    columns = ["policy", "thing", "share", "low", "high", "area", "ratio"]
+    rows = [("a", thing, 0.1, 0.05, 0.2, 0.1, 1.0) for thing in ("green block", "target", "source", "rest")]
+    axes = share_bars(pd.DataFrame(rows, columns=columns)).axes[0]
+    names = [text.get_text() for text in axes.get_xticklabels()]
+    assert names == ["object to move", "where it goes", "green block"] and len(axes.patches) == 3
+
+
 def test_a_video_frame_glows_where_attention_is_and_nowhere_else() -> None:
     patches = np.zeros((6, 8))
     patches[1, 2] = 1.0

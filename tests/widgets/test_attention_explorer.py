@@ -152,10 +152,20 @@ def test_what_is_on_show_is_saved(
     (path,) = tmp_path.glob(f"*.{form}")
     assert replies == [{"id": "7", "answer": str(path)}]
     if form != "html":
-        assert path.stem == "explorer-0-0-action_x-layer2"
+        assert path.stem == "explorer-0-0-action_x-attention-layer2-head_mean"
         assert json.loads(path.with_suffix(".json").read_text())["made_from"]["policies"] == {
             name: f"hash-{name}" for name in NAMES
         }
+
+
+def test_pictures_of_other_heads_and_methods_are_kept_beside_each_other(tmp_path: Path) -> None:
+    methods = {"grad_cam": lambda *_: np.ones((6, 8))}
+    explorer = AttentionExplorer(FRAMES, CAPTURES, methods=methods, folder=tmp_path)
+    saved = {explorer.save()}
+    for choice in ({"head": 1}, {"head": 2}, {"method": "grad_cam"}):
+        explorer.choose(**choice)
+        saved.add(explorer.save())
+    assert len(saved) == 4 and all(path.is_file() for path in saved)
 
 
 def test_a_frame_that_cannot_be_shown_says_so_and_the_others_are() -> None:

@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
+from refinevla_kit.errors import KitError
+from refinevla_kit.widgets import explorer_page
 from refinevla_kit.widgets.exploration import Exploration
-from refinevla_kit.widgets.explorer_page import data_uri, edge_path, packed, write_page
+from refinevla_kit.widgets.explorer_page import data_uri, edge_path, head_bytes, packed, write_page
 from tests.widgets.explored import CAPTURES, CHOICE, FRAMES
 
 
@@ -69,3 +71,15 @@ def test_a_policys_name_stays_a_name_in_the_exported_page(tmp_path: Path, name: 
         "the same code, whatever the policy is called"
     )
     assert page.count("<script") == 2
+
+
+def test_a_page_keeps_as_many_frames_as_it_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exploration, path = Exploration(FRAMES, CAPTURES), tmp_path / "page.html"
+    monkeypatch.setattr(explorer_page, "EASY_PAGE", 0)
+    monkeypatch.setattr(explorer_page, "LARGEST_PAGE", head_bytes(exploration, range(0, 5, 2)))
+    text = write_page(path, exploration, CHOICE | {"step": 2}).read_text()
+    state, choice = json.loads(text.split('id="store">')[1].split("</script>")[0])
+    assert [frame["index"] for frame in state["frames"]] == [0, 2, 4]
+    assert state["held"] == "mean" and choice["step"] == 0
+    with pytest.raises(KitError, match="larger every="):
+        write_page(path, exploration, CHOICE, every=1)

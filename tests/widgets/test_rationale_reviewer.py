@@ -22,7 +22,7 @@ from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.teacher.answers import load_rationales
 from refinevla_kit.teacher.requests import requests
 from refinevla_kit.teacher.reviews import load_decisions, reviews_path
-from refinevla_kit.teacher.schema import PARTS
+from refinevla_kit.teacher.schema import PARTS, Request
 from refinevla_kit.training.examples import load_examples
 from refinevla_kit.widgets.rationale_reviewer import RationaleReviewer
 
@@ -186,6 +186,31 @@ def test_mistakes_are_said_and_nothing_is_recorded(reviewer: RationaleReviewer, 
     reviews_path(table).write_text("not JSON\n")
     with pytest.raises(KitError, match="line 1 is no decision"):
         RationaleReviewer(DEMO, table)
+
+
+def test_an_answer_that_cannot_be_shown_is_not_decided(
+    reviewer: RationaleReviewer, table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = reviewer._request
+
+    def lost() -> Request:
+        if reviewer.place.value == 2:
+            raise KitError("a picture is lost", "copy it")
+        return request()
+
+    monkeypatch.setattr(reviewer, "_request", lost)
+    press(reviewer, "a")
+    assert reviewer.place.value == 2 and bytes(reviewer.picture.value) == b""
+    assert "a picture is lost" in reviewer.message.value and reviewer.progress.value.startswith("1 of 6")
+    for key in ("a", "e", "r"):
+        press(reviewer, key)
+        assert "nothing is decided" in reviewer.message.value
+        assert visible(*reviewer._fields.values()) == [False, False]
+    assert len(load_decisions(reviews_path(table))) == 1
+    press(reviewer, "ArrowRight")
+    assert reviewer.place.value == 3 and reviewer.picture.value and reviewer.message.value == ""
+    press(reviewer, "a")
+    assert len(load_decisions(reviews_path(table))) == 2
 
 
 def test_another_reviewers_decisions_are_taken_in(reviewer: RationaleReviewer, table: Path) -> None:

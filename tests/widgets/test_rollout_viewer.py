@@ -5,7 +5,9 @@ gone through.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +16,8 @@ from refinevla_kit.errors import KitError
 from refinevla_kit.evaluation import EpisodeRecord, evaluate, load_records
 from refinevla_kit.figures.episodes import outcome
 from refinevla_kit.rollouts.players import DemonstratorPolicy
-from refinevla_kit.widgets.rollout_viewer import FrameSlider, RolloutViewer
+from refinevla_kit.widgets import rollout_viewer
+from refinevla_kit.widgets.rollout_viewer import FrameSlider, RolloutViewer, comment
 from tests.attention.conftest import small_policy
 from tests.evaluation.rows import row
 from tests.evaluation.test_rollouts import CARROT
@@ -86,6 +89,15 @@ def test_what_is_not_here_is_said_in_the_widget() -> None:
     assert "no episode is chosen" in viewer.message.value
     with pytest.raises(KitError, match="no episodes to view"):
         RolloutViewer([])
+
+
+def test_pictures_of_two_seeds_have_two_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rollout_viewer, "action_plots", lambda _: ())
+    rollouts = [
+        SimpleNamespace(record=replace(ROWS[0], seed=seed), actions=[], observations=[], answers=[])
+        for seed in (0, 1)
+    ]
+    assert [comment(rollout, None).name[-5:] for rollout in rollouts] == ["seed0", "seed1"]
 
 
 @pytest.mark.slow
