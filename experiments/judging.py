@@ -153,11 +153,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         judged = [judge(policy, dataset, given.each, SEED) for dataset in datasets]
         for name, parts in zip(("answers", "statements"), zip(*judged, strict=True), strict=True):
             with replacing(folder / f"{name}.parquet") as part:
-                pd.concat(parts).to_parquet(part, index=False)
+                table = pd.concat(parts).assign(checkpoint_hash=policy.checkpoint_hash)
+                table.to_parquet(part, index=False)
     except KitError as error:
         raise SystemExit(f"judging: {error}") from None
-    table, stated = (pd.concat(parts) for parts in zip(*judged, strict=True))
-    print(answered(table).to_string(), true_statements(stated).to_string(), sep="\n\n")
+    asked, stated = (pd.concat(parts) for parts in zip(*judged, strict=True))
+    print(answered(asked).to_string(), true_statements(stated).to_string(), sep="\n\n")
 
 
 if __name__ == "__main__":

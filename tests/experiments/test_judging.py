@@ -63,7 +63,7 @@ def test_a_base_is_judged(
     assert "point" in capsys.readouterr().out
     folder = next(tmp_path.glob("widowx-*"))
     table = pd.read_parquet(folder / "answers.parquet")
-    assert table.columns.tolist() == ANSWERS and table.right.mean() > 0.5
+    assert table.columns.tolist() == [*ANSWERS, "checkpoint_hash"] and table.right.mean() > 0.5
     stated = pd.read_parquet(folder / "statements.parquet")
     assert (stated.verdict == "true").mean() > 0.5
     with pytest.raises(SystemExit, match=r"judging: .*robot"):
