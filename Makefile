@@ -34,7 +34,7 @@ test-quick: setup  ## the tests that take less than about five seconds each
 	@$(VENV)/bin/python -m pytest -n $(TESTS) --dist loadgroup --no-loadscope-reorder -m "not slow"
 
 check: setup  ## ruff, mypy, and that the package stays small
-	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy && $(VENV)/bin/python scripts/count_tokens.py --limit 216300
+	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy && $(VENV)/bin/python scripts/count_tokens.py --limit 216350
 
 docs: setup  ## the documentation as a site, in site/ (fails on a broken link)
 	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict

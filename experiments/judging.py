@@ -1,7 +1,8 @@
 """How well a base reads and writes: whether it answers questions about frames that it has never seen, and how
 much of what it writes of itself is true.
 
-    python -m experiments.judging widowx [--base FOLDER] [--official FOLDER]
+    python -m experiments.judging widowx --official FOLDER [--base FOLDER]
+    python -m experiments.judging google_robot [--base FOLDER]
 
 The demonstrator plays anew, from a seed that no recipe has, and also what the language suite holds out of
 them. Of each episode are drawn a few questions of each kind and one frame to write about. What is recorded is
@@ -148,6 +149,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         base = given.base or BASES[given.robot]
         policy = load_policy(base, order="rationale_first")
         check_conventions(policy, find_tasks(given.robot)[0])
+        if given.official is None and (out := [one.name for one in FRESH[given.robot] if one.official]):
+            print(f"without {', '.join(out)}, which want --official")
         datasets = drive(None, FRESH[given.robot], given.output / given.robot, given.official, SEED)
         folder = given.output / f"{given.robot}-{policy.checkpoint_hash}"
         judged = [judge(policy, dataset, given.each, SEED) for dataset in datasets]

@@ -249,8 +249,8 @@ def as_examples(examples: Examples, questions: Sequence[Question]) -> Examples:
 
 
 def right(question: Question, answer: str) -> bool:
-    """Whether a policy's answer is the right one, word for word; places within `POINTED`, lengths as the
-    truth audit reads them.
+    """Whether a policy's answer is the right one, word for word; places within `POINTED`, lengths as
+    near to the rounded one as the truth audit asks for.
     """
     wanted = located(question.answer)
     if question.kind == "distance":

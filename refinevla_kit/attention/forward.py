@@ -197,7 +197,7 @@ def token_sequence(
     policy: VLAPolicy,
     instruction: str,
     action_tokens: Sequence[int],
-    rationale: str = "",
+    rationale: str | None = "",
     kinds: Sequence[str] = (ACTION_QUERY,),
 ) -> TokenSequence:
     """The policy's sequence with this answer, as far as the queries need it.
@@ -207,7 +207,8 @@ def token_sequence(
         instruction: the task in words.
         action_tokens: vocabulary ids, one a word of the answer.
         rationale: the text; tokenized here. A policy that writes before it acts has it in front of its action
-            whether or not it is asked about; of none its mark is left out, as in training.
+            whether or not it is asked about: its mark alone where it wrote nothing; for None no mark either,
+            as where it is told an empty text.
         kinds: of queries.
 
     Raises:
@@ -224,7 +225,7 @@ def token_sequence(
     text = vla.tokenizer.encode(rationale, add_special_tokens=False) if rationale else []
     tokens = [int(token) for token in action_tokens]
     act = [mark for mark in (vla.marks.action,) if mark is not None] + tokens
-    think = [mark for mark in (vla.marks.rationale,) if mark is not None and text] + text
+    think = [mark for mark in (vla.marks.rationale,) if mark is not None and rationale is not None] + text
     if policy.order == "rationale_first":
         ids = [*prefix, *think, *act]
         act_end, thought_end = len(ids), len(prefix) + len(think)
@@ -241,7 +242,9 @@ def token_sequence(
         queries += _words(vla.tokenizer, text, RATIONALE_QUERY, thought_at)
     if INSTRUCTION_QUERY in kinds:
         queries += _words(vla.tokenizer, prefix[vla.image_end :], INSTRUCTION_QUERY, vla.image_end)
-    return TokenSequence(tuple(ids[:-1]), len(prefix), tuple(queries), rationale if text else "")
+    return TokenSequence(
+        tuple(ids[:-1]), len(prefix), tuple(queries), rationale if rationale and text else ""
+    )
 
 
 def query_rows(policy: VLAPolicy, words: Tensor, sequences: Sequence[TokenSequence]) -> list[Array]:

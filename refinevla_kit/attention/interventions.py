@@ -281,7 +281,7 @@ def edit_rationales(
             if edit != "empty":
                 texts.append((True, _scrambled(text, words, rng)))
             for control, said in texts:
-                told = replace(run, action=replace(run.action, rationale=said))
+                told = replace(run, said=said or None)
                 distance = divergence(plain, told.chances())
                 rows.append((*_owner(policy, frame), edit, control, words, distance))
     return pd.DataFrame(rows, columns=[*OWNER, "edit", "control", "words", "divergence"])
@@ -416,6 +416,7 @@ class _Run:
     instruction: str
     words: Tensor  # 1, image_tokens, d
     action: Action
+    said: str | None  # the text that is acted on; see `token_sequence`
 
     @classmethod
     def of(cls, policy: VLAPolicy, frame: Moment) -> _Run:
@@ -423,13 +424,12 @@ class _Run:
         image, own, vla = np.asarray(frame.image)[None], state_batch(frame), policy.vla
         (action,) = policy.decide(image, [frame.instruction], own)
         words = vla.see(vla.pixel_values(image), vla.states(own))
-        return cls(policy, frame.instruction, words, action)
+        return cls(policy, frame.instruction, words, action, action.rationale)
 
     @cached_property
     def sequence(self) -> TokenSequence:
         """What is fed."""
-        action = self.action
-        return token_sequence(self.policy, self.instruction, action.tokens.tolist(), action.rationale)
+        return token_sequence(self.policy, self.instruction, self.action.tokens.tolist(), self.said)
 
     @property
     def ids(self) -> Tensor:

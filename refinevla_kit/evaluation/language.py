@@ -43,8 +43,9 @@ def following(records: Iterable[EpisodeRecord], rule: Rule = RULES[0]) -> list[F
     """Rates of each policy's episodes of the language suite, in the order in which they first appear; other
     records, and variants that are not scored, are passed over.
 
-    So is what does not say what was moved (`EpisodeRecord.tells`). Where there is any among episodes of one
-    kind, an earlier version may have played them, and all that name no thing are passed over.
+    What was moved is counted where the record says it (`EpisodeRecord.tells`). Where one of a kind does not,
+    an earlier version may have played them, and none that names no thing is counted; a kind of which nothing
+    is known is passed over.
 
     Raises:
         KitError: as `summarise`.
@@ -59,13 +60,14 @@ def following(records: Iterable[EpisodeRecord], rule: Rule = RULES[0]) -> list[F
         groups.setdefault((record.policy, record.setting, task.robot, kind), []).append(record)
     rows = []
     for place, played in groups.items():
+        known = played
         if not all(record.tells for record in played):
-            played = [record for record in played if record.touched_first or record.lifted_first]
-        if not played:
+            known = [record for record in played if record.touched_first or record.lifted_first]
+        if not known:
             continue
-        aimed = [record for record in played if find_task(record.task).target]
+        aimed = [record for record in known if find_task(record.task).target]
         success = rate(sum(succeeded(record, rule) for record in played), len(played))
-        right_object = rate(sum(record.right_object for record in played), len(played))
+        right_object = rate(sum(record.right_object for record in known), len(known))
         right_target = both = None
         if aimed:
             right_target = rate(sum(record.right_target for record in aimed), len(aimed))

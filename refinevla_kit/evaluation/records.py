@@ -120,11 +120,11 @@ class EpisodeRecord:
     @property
     def tells(self) -> bool:
         """Whether `touched_first`, `lifted_first` and `ended_on` can be believed where they are "". Not of
-        the original SimplerEnv, which does not say them, and not where something was held or solved and
-        nothing touched: that is of an earlier version.
+        the original SimplerEnv, which does not say them, and not where something was held and nothing
+        touched: that is of an earlier version.
         """
         silent = not (self.touched_first or self.lifted_first)
-        return not (silent and (self.backend == SIMPLER_ENV or self.grasped or self.success_any))
+        return not (silent and (self.backend == SIMPLER_ENV or self.grasped))
 
     @property
     def key(self) -> Key:

@@ -110,7 +110,8 @@ def has(policy: Any, verb: str) -> bool:
 
 def check_acts(policy: Any) -> None:
     """Raises `KitError` for a policy that cannot be asked, or only without the state that it needs."""
-    verbs = [verb for verb in ("act_states", "act_batch", "act", "step") if has(policy, verb)]
+    states = ["act_states"] * bool(getattr(policy, "needs_state", False))
+    verbs = [verb for verb in (*states, "act_batch", "act", "step") if has(policy, verb)]
     if not verbs or (verbs == ["step"] and getattr(policy, "needs_proprioception", False)):
         raise KitError(
             "needs_proprioception, which `step` is not given" if verbs else "has nothing to act with",

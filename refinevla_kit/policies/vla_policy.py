@@ -145,7 +145,8 @@ class VLAPolicy:
         # of a spherical grid: what it says without loss of direction or distance
         limits = np.asarray(self.vla.bins.limits)
         if isinstance(self.vla.bins, QuantileWords):
-            return self.vla.bins.quantiles.bounds
+            low, high = map(self.vla.kit_actions, self.vla.bins.quantiles.bounds)
+            return low, high
         return -limits, limits
 
     def round_trip(self, actions: Array) -> Array:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from refinevla_kit.attention.attribution import ask
 from refinevla_kit.attention.captured import Frame
 from refinevla_kit.attention.forward import forward_pass, query_score, token_sequence
 from refinevla_kit.attention.grounding import over_episodes
@@ -31,7 +30,16 @@ from refinevla_kit.policies.vla_policy import VLAPolicy, load_policy
 from refinevla_kit.settings import REPOSITORY
 from refinevla_kit.simulator.contract import Array
 from refinevla_kit.vlas.random_start import random_openvla, random_spatialvla, small_openvla, small_spatialvla
-from refinevla_kit.vlas.sequence import ACTION, IMAGE, INSTRUCTION, RATIONALE, ROLES, STATE, roles_of
+from refinevla_kit.vlas.sequence import (
+    ACTION,
+    IMAGE,
+    INSTRUCTION,
+    RATIONALE,
+    ROLES,
+    STATE,
+    answer_ids,
+    roles_of,
+)
 from tests.training.launched import noise
 
 from .conftest import INSTRUCTION as CARROT
@@ -301,11 +309,20 @@ def test_a_text_left_out_is_what_a_policy_acts_on_that_is_told_none() -> None:
     policy = load_policy(COMPACT_BASE, order="rationale_first")
     (frame,) = recorded(1)
     given = frame.image[None], [frame.instruction], frame.proprioception[None]
+    (own,) = policy.decide(*given)
     (silent,) = policy.decide(*given, rationales=[""])
-    asked = ask(policy, frame, policy.vla.word_names[0], silent)
-    with torch.no_grad():
-        scored = float(asked.score(asked.pixels())[0])
-    assert scored == pytest.approx(float(silent.log_probability[0]), abs=1e-4)
+    laid = [token_sequence(policy, frame.instruction, silent.tokens.tolist(), said) for said in (None, "")]
+    ids, _ = answer_ids(policy.vla, silent.tokens.tolist(), "", policy.order)
+    assert list(laid[0].ids) == [*policy.vla.prefix_ids(frame.instruction), *ids][: len(laid[0].ids)]
+    assert len(laid[1].ids) == len(laid[0].ids) + 1, "a policy that wrote nothing had the mark before it"
+    scores = []
+    for one in laid:
+        words = policy.vla.see(policy.vla.pixel_values(given[0]), policy.vla.states(given[2]))
+        with torch.no_grad():
+            hidden = forward_pass(policy, words, [one])
+            scores.append(float(query_score(policy, hidden, one.queries[0])[0]))
+    assert scores[0] == pytest.approx(float(silent.log_probability[0]), abs=1e-4)
+    assert own.rationale and abs(scores[1] - scores[0]) > 1e-3
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def test_what_is_not_known_is_no_rate_of_zero() -> None:
     near = "google_robot_move_near"
     known = [ended(CARROT, number, "carrot", "plate", True) for number in range(5)]
     idle = ended(CARROT, 5, "", "")
-    old = [ended(HELD_OUT, number, "", "", number < 2) for number in range(4)]
+    old = [replace(ended(HELD_OUT, number, "", "", number < 2), grasped=True) for number in range(4)]
     original = [
         replace(ended(near, number, "", "", number < 2), backend="simpler_env") for number in range(4)
     ]
@@ -129,6 +129,9 @@ def test_what_is_not_known_is_no_rate_of_zero() -> None:
     assert (rates.kind, rates.right_object.successes, rates.right_object.episodes) == ("trained", 5, 6)
     (rates,) = following([*known, idle, replace(idle, episode_id=6, grasped=True)])
     assert rates.right_object.episodes == 5, "nothing tells the idle one from an old one"
+    assert rates.success.episodes == 7, "success is known of all"
+    pushed = replace(idle, success_last=True, success_any=True)
+    assert pushed.tells and not succeeded(pushed, "named"), "solved with the back of the hand"
 
 
 @pytest.mark.parametrize("reason", ["crash", "physics"])

@@ -186,6 +186,10 @@ def test_what_can_be_said_lies_between_the_quantiles(model: str) -> None:
     low, high = policy.action_range
     assert (np.abs(low + high)[:6] > 1e-3).any()
     assert (low[6], high[6]) == (-1, 1)
+    quantiles = policy.vla.bins.quantiles  # statistics without a mask scale the fingers too
+    scaled = replace(quantiles, low=(*low[:6], 0.0), high=(*high[:6], 1.0), scaled=(True,) * 7)
+    policy.vla = replace(policy.vla, bins=replace(policy.vla.bins, quantiles=scaled))
+    assert (policy.action_range[0][6], policy.action_range[1][6]) == (-1, 1)
     far = np.where(np.arange(7) == np.arange(3)[:, None], 10.0, 0.0).astype(np.float32)  # one way each
     if model == "openvla":  # SpatialVLA says directions, which all three make together
         np.testing.assert_allclose(np.diagonal(policy.round_trip(far)), high[:3], rtol=0.01)
