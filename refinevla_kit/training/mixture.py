@@ -65,7 +65,7 @@ def rows_of_step(examples: Examples, training: Array, seed: int, step: int, batc
     """Frames of a step, int64: known from the seed and the step alone.
 
     Each dataset is a succession of epochs, each a permutation of its own; a step takes the next slice. Up to
-    any step each has given what its share is of all frames, to within two.
+    any step each has given what its share is of all frames, to within one frame for each other dataset.
 
     Args:
         examples: what is trained on.

