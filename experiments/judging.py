@@ -154,13 +154,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         datasets = drive(None, FRESH[given.robot], given.output / given.robot, given.official, SEED)
         folder = given.output / f"{given.robot}-{policy.checkpoint_hash}"
         judged = [judge(policy, dataset, given.each, SEED) for dataset in datasets]
-        for name, parts in zip(("answers", "statements"), zip(*judged, strict=True), strict=True):
+        asked, stated = map(pd.concat, zip(*judged, strict=True))
+        for name, table in {"answers": asked, "statements": stated}.items():
             with replacing(folder / f"{name}.parquet") as part:
-                table = pd.concat(parts).assign(checkpoint_hash=policy.checkpoint_hash)
-                table.to_parquet(part, index=False)
+                table.assign(checkpoint_hash=policy.checkpoint_hash).to_parquet(part, index=False)
     except KitError as error:
         raise SystemExit(f"judging: {error}") from None
-    asked, stated = (pd.concat(parts) for parts in zip(*judged, strict=True))
     print(answered(asked).to_string(), true_statements(stated).to_string(), sep="\n\n")
 
 
